@@ -1,0 +1,56 @@
+//! An agent: a kind of chat agent, how to start it, and what it may take.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::AgentName;
+
+/// A chat agent as the config describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Its name in the config.
+    pub name: AgentName,
+    /// How it is reached.
+    pub driver: Driver,
+    /// Limit for a whole turn, from its claim.
+    pub turn_timeout: Duration,
+    /// Limit for no progress (no text, reasoning or tool event); stands still while a tool runs.
+    pub idle_timeout: Duration,
+    /// Time between SIGTERM and SIGKILL.
+    pub kill_grace: Duration,
+    /// Running turns of this agent over all processes on the file.
+    pub max_concurrent: u32,
+}
+
+/// How an agent is reached. A variant holds what only it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Driver {
+    /// Built in; answers without any key, network or process.
+    Demo,
+    /// A process a turn that writes OpenClaw agent events as JSON lines.
+    Openclaw(ProcessSpec),
+}
+
+impl Driver {
+    /// The word in the config.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Demo => "demo",
+            Self::Openclaw(_) => "openclaw",
+        }
+    }
+}
+
+/// A process that is started for a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessSpec {
+    /// The program and its arguments, with placeholders. Without `{message}` the message goes to stdin.
+    pub command: Vec<String>,
+    /// Environment beside our own, with placeholders in the values.
+    pub env: BTreeMap<String, String>,
+    /// A longer line of output is counted and skipped.
+    pub max_line_bytes: usize,
+}
+
+/// 16 MiB: agents were seen to write single lines of 570 KB, and of several MB with an image in a tool result.
+pub const DEFAULT_MAX_LINE_BYTES: usize = 16 * 1024 * 1024;

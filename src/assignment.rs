@@ -1,0 +1,62 @@
+//! An assignment: which session sits in which slot, and until when it may idle there.
+//!
+//! Always: one live assignment per session and per slot, and nothing busy ever expires (`migrations/`:
+//! `one_live_assignment_per_session`, `one_live_session_per_slot`, `busy_never_expires`). Enqueue, claim and settle move
+//! it by triggers of the same transaction; no caller has a duty.
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+
+/// active ⇄ idle → expired or deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AssignmentState {
+    /// A run of the session is queued or running.
+    Active,
+    /// Nothing to do; the slot is kept until the idle TTL has passed.
+    Idle,
+    /// Idle for too long: the slot is free.
+    Expired,
+    /// Closed: the slot is free.
+    Deleted,
+}
+
+impl AssignmentState {
+    /// Every state.
+    pub const ALL: [AssignmentState; 4] = [Self::Active, Self::Idle, Self::Expired, Self::Deleted];
+
+    /// The word in the database and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Idle => "idle",
+            Self::Expired => "expired",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// A session's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Assignment {
+    /// The slot; none when it shares the workspace's resident agent.
+    pub slot: Option<String>,
+    /// Where it is in its life.
+    pub state: AssignmentState,
+    /// When it was last of use.
+    pub last_active_at: Timestamp,
+    /// Another slot than the session had before: an agent that keys its context by slot has lost it.
+    pub slot_changed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_knows_the_same_states() {
+        let list = AssignmentState::ALL.map(|s| format!("'{}'", s.as_str())).join(", ");
+        assert!(include_str!("../migrations/V1__engine.sql").contains(&format!("({list})")), "{list}");
+    }
+}

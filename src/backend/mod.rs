@@ -1,0 +1,132 @@
+//! Agents: child processes and outbound calls. A [`Backend`] is prompted and gives a [`Reply`]: what the agent says, as
+//! [`Record`]s with the position in its output, and at the end how it ended.
+//!
+//! Deliberately absent: the store. A driver does not know that what it reads is kept.
+
+pub mod demo;
+pub mod openclaw;
+pub mod process;
+pub mod reap;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Driver};
+use crate::id::{RunId, SessionId, WorkspaceName};
+use crate::run::ExitReport;
+use crate::worker::ProcessIdentity;
+
+/// What an agent says, whatever protocol it speaks.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEvent {
+    /// It says what it is busy with.
+    Status(String),
+    /// It thinks.
+    Reasoning(String),
+    /// It writes to the person.
+    Text(String),
+    /// It starts a tool.
+    ToolStarted {
+        /// Unique in the turn; empty when the agent gave none.
+        id: String,
+        /// The tool.
+        name: String,
+        /// Its input.
+        input: Value,
+    },
+    /// A tool reports progress.
+    ToolProgress {
+        /// The id it was started with.
+        id: String,
+        /// The output so far.
+        output: Value,
+    },
+    /// A tool is done.
+    ToolFinished {
+        /// The id it was started with.
+        id: String,
+        /// The tool, when the agent says it again.
+        name: Option<String>,
+        /// Its output, or what went wrong.
+        result: Result<Value, String>,
+    },
+    /// It reports an error of its own.
+    Error(String),
+    /// It says that the turn is over; its process may take a moment to end.
+    Ended,
+}
+
+/// A piece of an agent's output: what was read between the last record's offset and this one's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Position in the agent's output just behind this piece; grows from record to record.
+    pub offset: u64,
+    /// What it means; empty for a line that only counts as read.
+    pub events: Vec<AgentEvent>,
+}
+
+/// Reads one line of an agent's output; `None` when it is not a line of the agent's protocol (it is counted, and reading
+/// goes on). Made anew for every turn, so it may remember what it has seen.
+pub type LineParser = Box<dyn FnMut(&str) -> Option<Vec<AgentEvent>> + Send>;
+
+/// What a backend is asked in one turn.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// The run; also the marker in the environment of everything that it starts.
+    pub run: RunId,
+    /// The conversation.
+    pub session: SessionId,
+    /// The slot's id, or the workspace's when the session shares the resident agent.
+    pub slot: String,
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// Where to work; absolute.
+    pub dir: PathBuf,
+    /// The agent's own id of this conversation, when it told us one.
+    pub agent_session: Option<String>,
+    /// What the person said.
+    pub message: String,
+}
+
+/// The agent could not be started: nothing of it ran.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to start agent: {0}")]
+pub struct StartError(pub String);
+
+/// An agent that answers a prompt.
+#[derive(Debug)]
+pub struct Reply {
+    /// The process that was started for it, if one was.
+    pub process: Option<ProcessIdentity>,
+    /// What it says. The channel is bounded: an agent waits for us, not the other way round. Closed when all is read.
+    pub records: mpsc::Receiver<Record>,
+    /// Asks it to stop: in its own protocol, then SIGTERM, then after the agent's grace SIGKILL. Goes on by itself.
+    pub cancel: CancellationToken,
+    /// Ends it at once, without grace: the lease is lost, or the process is going down.
+    pub kill: CancellationToken,
+    /// Settled when the agent and everything that it started are gone.
+    pub exit: JoinHandle<ExitReport>,
+}
+
+/// A way to reach an agent.
+pub trait Backend: Send + Sync {
+    /// Starts one turn.
+    ///
+    /// # Errors
+    /// [`StartError`] when the agent could not be started; then nothing of it is left.
+    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>>;
+}
+
+/// The backend of an agent: the one line that a new driver adds.
+pub fn open(agent: &Agent) -> Arc<dyn Backend> {
+    match &agent.driver {
+        Driver::Demo => Arc::new(demo::Demo),
+        Driver::Openclaw(spec) => Arc::new(process::PerTurn::new(spec.clone(), agent.kill_grace, openclaw::parser)),
+    }
+}

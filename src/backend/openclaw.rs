@@ -1,0 +1,6 @@
+//! openclaw
+use super::*;
+/// parser
+pub fn parser() -> LineParser {
+    Box::new(|_| None)
+}

@@ -1,0 +1,147 @@
+//! The AI SDK v6 UI message stream: what a reader gets, chunk by chunk.
+//!
+//! Always: only chunks and fields that the strictest v6 client takes (clients before 6.0.231 end the whole stream on an
+//! unknown field or an explicit `null`). What an agent does not report is left out.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::id::{MessageId, RunId, SessionId};
+
+/// One chunk of a UI message stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[expect(missing_docs, reason = "the names and fields are the AI SDK's")]
+pub enum Chunk {
+    Start {
+        message_id: String,
+        message_metadata: Value,
+    },
+    StartStep,
+    FinishStep,
+    TextStart {
+        id: String,
+    },
+    TextDelta {
+        id: String,
+        delta: String,
+    },
+    TextEnd {
+        id: String,
+    },
+    ReasoningStart {
+        id: String,
+    },
+    ReasoningDelta {
+        id: String,
+        delta: String,
+    },
+    ReasoningEnd {
+        id: String,
+    },
+    ToolInputStart {
+        tool_call_id: String,
+        tool_name: String,
+        provider_executed: bool,
+        dynamic: bool,
+    },
+    ToolInputAvailable {
+        tool_call_id: String,
+        tool_name: String,
+        input: Value,
+        provider_executed: bool,
+        dynamic: bool,
+    },
+    ToolOutputAvailable {
+        tool_call_id: String,
+        output: Value,
+        provider_executed: bool,
+        dynamic: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preliminary: Option<bool>,
+    },
+    ToolOutputError {
+        tool_call_id: String,
+        error_text: String,
+        provider_executed: bool,
+        dynamic: bool,
+    },
+    DataStatus {
+        data: StatusLabel,
+        transient: bool,
+    },
+    Error {
+        error_text: String,
+    },
+    Abort,
+    Finish {
+        finish_reason: FinishReason,
+    },
+}
+
+/// What the agent is busy with, for a person to look at; not part of the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusLabel {
+    /// A short sentence.
+    pub label: String,
+}
+
+/// Why a stream is over, in the AI SDK's words (which have none for "cancelled").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are the AI SDK's")]
+pub enum FinishReason {
+    Stop,
+    Error,
+    Other,
+}
+
+impl Chunk {
+    /// The chunk that opens every run's stream. The store writes the same text when a run is claimed
+    /// (`run_span_grows` in `migrations/`).
+    pub fn start(run: RunId, session: &SessionId, response: &MessageId) -> Self {
+        Self::Start {
+            message_id: response.to_string(),
+            message_metadata: serde_json::json!({"run_id": run, "session_id": session}),
+        }
+    }
+
+    /// Whether the agent has spoken with this: any chunk that is neither `start` nor transient.
+    pub fn is_said(&self) -> bool {
+        !matches!(self, Self::Start { .. } | Self::DataStatus { transient: true, .. })
+    }
+
+    /// The chunk as the JSON text that is stored and sent.
+    pub fn to_json(&self) -> String {
+        // A chunk is strings, booleans and JSON values: none of them can fail to serialise.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_written_in_the_words_of_the_ai_sdk() {
+        let status = Chunk::DataStatus { data: StatusLabel { label: "Thinking".into() }, transient: true };
+        assert_eq!(status.to_json(), r#"{"type":"data-status","data":{"label":"Thinking"},"transient":true}"#);
+        let text = Chunk::TextDelta { id: "text-1".into(), delta: "é\n".into() };
+        assert_eq!(text.to_json(), r#"{"type":"text-delta","id":"text-1","delta":"é\n"}"#);
+        let output = Chunk::ToolOutputAvailable {
+            tool_call_id: "t".into(),
+            output: serde_json::json!({"a": 1}),
+            provider_executed: true,
+            dynamic: true,
+            preliminary: None,
+        };
+        assert_eq!(
+            output.to_json(),
+            r#"{"type":"tool-output-available","toolCallId":"t","output":{"a":1},"providerExecuted":true,"dynamic":true}"#
+        );
+        assert_eq!(
+            Chunk::Finish { finish_reason: FinishReason::Stop }.to_json(),
+            r#"{"type":"finish","finishReason":"stop"}"#
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! A run: queued ─claim→ running ─settle→ settled; a run that has said nothing may go back to queued.
+//!
+//! Always: a run is running exactly while one live lease names it, and settled is final. The schema says the same
+//! (`migrations/`: the CHECKs of `runs`, `settled_is_final`); `the_schema_knows_the_same_statuses` compares the lists.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::event::Seq;
+use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
+
+/// Where a run is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Waits for its turn in the session, for a slot, or for a worker.
+    Queued,
+    /// A worker holds its lease.
+    Running,
+    /// The agent came to a normal end.
+    Completed,
+    /// The agent failed, or could not be started.
+    Failed,
+    /// Somebody asked for it to stop.
+    Cancelled,
+    /// It took longer than it may, or made no progress for too long.
+    TimedOut,
+    /// The process that executed it died or was shut down after the agent had spoken.
+    Interrupted,
+}
+
+impl Status {
+    /// Every status, in the order of a run's life.
+    pub const ALL: [Status; 7] = [
+        Self::Queued,
+        Self::Running,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::TimedOut,
+        Self::Interrupted,
+    ];
+
+    /// The word in the database, in JSON and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// Whether nothing can change any more.
+    pub fn is_settled(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Status {
+    type Err = UnknownStatus;
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| UnknownStatus(text.chars().take(40).collect()))
+    }
+}
+
+/// The word names no status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a status: use queued, running, completed, failed, cancelled, timed_out or interrupted")]
+pub struct UnknownStatus(String);
+
+/// Why a run ended. The first cause wins; the cause decides the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The agent ended normally: exit code 0, nothing reported against it.
+    Finished,
+    /// The agent reported an error.
+    AgentError,
+    /// The agent's process ended with a code other than 0.
+    ExitCode,
+    /// The agent's process was ended by a signal that we did not send.
+    Signal,
+    /// The agent ended normally but gave no output of any kind.
+    NoOutput,
+    /// The agent wrote more than a run may.
+    OutputLimit,
+    /// The agent could not be started.
+    SpawnFailed,
+    /// The config of this process has no such agent or workspace any more.
+    Unconfigured,
+    /// Something inside Mainstay failed: a bug.
+    Internal,
+    /// Somebody asked for it to stop.
+    Cancelled,
+    /// The whole turn took longer than it may.
+    TurnTimeout,
+    /// The agent made no progress for longer than it may.
+    IdleTimeout,
+    /// The worker died or lost its lease after the agent had spoken.
+    WorkerLost,
+    /// The process was shut down before the turn was over.
+    Shutdown,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Cause; 14] = [
+        Self::Finished,
+        Self::AgentError,
+        Self::ExitCode,
+        Self::Signal,
+        Self::NoOutput,
+        Self::OutputLimit,
+        Self::SpawnFailed,
+        Self::Unconfigured,
+        Self::Internal,
+        Self::Cancelled,
+        Self::TurnTimeout,
+        Self::IdleTimeout,
+        Self::WorkerLost,
+        Self::Shutdown,
+    ];
+
+    /// The word in the database, in JSON and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::AgentError => "agent_error",
+            Self::ExitCode => "exit_code",
+            Self::Signal => "signal",
+            Self::NoOutput => "no_output",
+            Self::OutputLimit => "output_limit",
+            Self::SpawnFailed => "spawn_failed",
+            Self::Unconfigured => "unconfigured",
+            Self::Internal => "internal",
+            Self::Cancelled => "cancelled",
+            Self::TurnTimeout => "turn_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::WorkerLost => "worker_lost",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    /// The status that a run with this cause ends in.
+    pub fn status(self) -> Status {
+        match self {
+            Self::Finished => Status::Completed,
+            Self::Cancelled => Status::Cancelled,
+            Self::TurnTimeout | Self::IdleTimeout => Status::TimedOut,
+            Self::WorkerLost | Self::Shutdown => Status::Interrupted,
+            Self::AgentError
+            | Self::ExitCode
+            | Self::Signal
+            | Self::NoOutput
+            | Self::OutputLimit
+            | Self::SpawnFailed
+            | Self::Unconfigured
+            | Self::Internal => Status::Failed,
+        }
+    }
+}
+
+/// How a run ended: what the settling transaction stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why.
+    pub cause: Cause,
+    /// The cause in a sentence for people; none when the run was completed.
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    /// The agent came to a normal end.
+    pub fn completed() -> Self {
+        Self { cause: Cause::Finished, error: None }
+    }
+
+    /// The run was cancelled.
+    pub fn cancelled() -> Self {
+        Self { cause: Cause::Cancelled, error: None }
+    }
+
+    /// Any other end, with a sentence for people.
+    pub fn because(cause: Cause, error: impl Into<String>) -> Self {
+        Self { cause, error: Some(error.into()) }
+    }
+
+    /// The status it leaves the run in.
+    pub fn status(&self) -> Status {
+        self.cause.status()
+    }
+}
+
+/// What is known of the agent's process after it ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExitReport {
+    /// Exit code, when it ended by itself.
+    pub code: Option<i32>,
+    /// Signal, when one ended it.
+    pub signal: Option<i32>,
+    /// Head and tail of what it wrote to stderr; bounded.
+    pub stderr: Option<String>,
+    /// Lines of output that were no event: too long, or not in the agent's protocol.
+    pub malformed_lines: i64,
+    /// The beginning of the first of them; bounded.
+    pub malformed_sample: Option<String>,
+}
+
+/// A run, as readers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// The session that it is a turn of.
+    pub session_id: SessionId,
+    /// The message that it answers.
+    pub message_id: MessageId,
+    /// The id of the message that it answers with.
+    pub response_id: MessageId,
+    /// The workspace that it runs in.
+    pub workspace: WorkspaceName,
+    /// The agent that it is for.
+    pub agent: AgentName,
+    /// The slot that it ran in; none before it began and while it shares the workspace's resident agent.
+    pub slot: Option<String>,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Why it ended, one word.
+    pub cause: Option<String>,
+    /// Why it ended, for people.
+    pub error: Option<String>,
+    /// Higher goes first in the queue; −1000 to 1000.
+    pub priority: i64,
+    /// How often it was claimed.
+    pub attempts: i64,
+    /// Its own limit for the whole turn.
+    pub timeout_ms: Option<i64>,
+    /// Exit code of the agent's process.
+    pub exit_code: Option<i64>,
+    /// Signal that ended the agent's process.
+    pub exit_signal: Option<i64>,
+    /// Its first event in the session's log; none before it began.
+    pub first_seq: Option<Seq>,
+    /// Its newest event in the session's log.
+    pub last_seq: Option<Seq>,
+    /// Lines of the agent's output that were no event.
+    pub malformed_lines: i64,
+    /// When it was enqueued.
+    pub queued_at: Timestamp,
+    /// It is not claimed before this.
+    pub not_before: Option<Timestamp>,
+    /// When a worker claimed it last.
+    pub claimed_at: Option<Timestamp>,
+    /// When somebody asked for it to stop.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// When it ended.
+    pub settled_at: Option<Timestamp>,
+}
+
+/// What to do with a message for a session that has a queued or running run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenBusy {
+    /// Wait behind them.
+    #[default]
+    Enqueue,
+    /// Refuse the message.
+    Reject,
+    /// Cancel the running one, then go on with this.
+    Interrupt,
+}
+
+impl std::str::FromStr for WhenBusy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "enqueue" => Ok(Self::Enqueue),
+            "reject" => Ok(Self::Reject),
+            "interrupt" => Ok(Self::Interrupt),
+            other => Err(format!("{other:?} is not one of enqueue, reject, interrupt")),
+        }
+    }
+}
+
+/// How a run is to be enqueued.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// What to do when the session is busy.
+    pub when_busy: WhenBusy,
+    /// Limit for the whole turn, from its claim; the agent's own limit when none.
+    pub timeout: Option<Duration>,
+    /// Higher goes first in the session's queue and in the claim; −1000 to 1000.
+    pub priority: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEMA: &str = include_str!("../migrations/V1__engine.sql");
+
+    #[test]
+    fn the_schema_knows_the_same_statuses() {
+        let list = Status::ALL.map(|s| format!("'{s}'")).join(", ");
+        assert!(SCHEMA.contains(&format!("({list})")), "{list}");
+    }
+
+    #[test]
+    fn every_cause_ends_a_run() {
+        for cause in Cause::ALL {
+            assert!(cause.status().is_settled(), "{cause:?}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! A workspace: a directory with its resident agent (the fallback) and its pool of slots.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::id::{AgentName, WorkspaceName};
+
+/// A workspace as the config describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workspace {
+    /// Its name in the config.
+    pub name: WorkspaceName,
+    /// Where its agents work; absolute.
+    pub dir: PathBuf,
+    /// The resident agent, and the agent of its slots.
+    pub agent: AgentName,
+    /// How many slots its pool has.
+    pub slots: u32,
+    /// What a session gets when no slot is free.
+    pub when_full: WhenFull,
+}
+
+impl Workspace {
+    /// The public id of one of its slots.
+    pub fn slot_id(&self, number: u32) -> String {
+        format!("chat-slot-{}-{number}", self.name)
+    }
+}
+
+/// What a session gets when no slot is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// The workspace's resident agent, one run at a time.
+    #[default]
+    Share,
+    /// The next slot that becomes free; until then its run stays queued.
+    Wait,
+    /// A refusal.
+    Reject,
+}
