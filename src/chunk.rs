@@ -106,6 +106,11 @@ impl Chunk {
         }
     }
 
+    /// What follows `start` when a run is cancelled before it began.
+    pub fn end_of_a_run_cancelled_in_the_queue() -> [Self; 2] {
+        [Self::Abort, Self::Finish { finish_reason: FinishReason::Other }]
+    }
+
     /// Whether the agent has spoken with this: any chunk that is neither `start` nor transient.
     pub fn is_said(&self) -> bool {
         !matches!(self, Self::Start { .. } | Self::DataStatus { transient: true, .. })

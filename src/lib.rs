@@ -17,3 +17,6 @@ pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.
 pub mod backend;
+pub mod store;
+// Decisions.
+pub mod engine;

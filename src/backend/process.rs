@@ -13,3 +13,5 @@ impl Backend for PerTurn {
         Box::pin(async { Err(StartError("stub".into())) })
     }
 }
+/// stub
+pub fn remove_temp_dir(_: crate::id::RunId) {}

@@ -1,0 +1,55 @@
+//! What the engine refuses or fails to do, told apart by kind; surfaces map the kinds, never the texts.
+
+use crate::event::Seq;
+use crate::id::{InvalidId, RunId};
+use crate::message::InvalidMessage;
+use crate::store::StoreError;
+use crate::store::run::Refusal;
+
+/// An engine operation that did not happen. Nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There is no such session, run, agent or workspace.
+    #[error("there is no {what} {id:?}")]
+    NotFound {
+        /// Kind of thing.
+        what: &'static str,
+        /// What was asked for.
+        id: String,
+    },
+    /// An id is malformed.
+    #[error(transparent)]
+    InvalidId(#[from] InvalidId),
+    /// The message cannot be sent.
+    #[error(transparent)]
+    InvalidMessage(#[from] InvalidMessage),
+    /// A value is outside what is allowed.
+    #[error("{0}")]
+    InvalidValue(String),
+    /// The message was not taken.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The session exists with other values.
+    #[error("session {0} exists with other values")]
+    SessionDiffers(String),
+    /// The session has unfinished runs.
+    #[error("the session is busy with run {0}: cancel it first, or close with cancel")]
+    SessionBusy(RunId),
+    /// The cursor is beyond the newest event.
+    #[error("cursor {after} is beyond the newest event, {last_seq}")]
+    CursorAhead {
+        /// The cursor.
+        after: Seq,
+        /// The newest event.
+        last_seq: Seq,
+    },
+    /// The engine is going down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// This process could not be identified, which recovery needs.
+    #[error("failed to read this process's identity from /proc: {0}")]
+    Identity(std::io::Error),
+}

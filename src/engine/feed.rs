@@ -1,0 +1,406 @@
+//! The feed: committed events to live readers. A [`Follower`] subscribes first, then pages rows from the store up to the
+//! newest, then goes on with what is committed; when it lags, or another process wrote, it goes back to the store.
+//!
+//! Always: nothing is shown before it is committed, and memory per session is a bounded ring of shared rows, whatever the
+//! number and speed of the readers. A signal only makes a follower look sooner; it also looks by itself.
+//!
+//! Proof: `tests/it/feed.rs`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, broadcast};
+
+use crate::chunk::Chunk;
+use crate::clock::Timestamp;
+use crate::event::{Event, Seq};
+use crate::id::RunId;
+use crate::lease::{RunKey, SessionKey};
+use crate::store::event::Range;
+use crate::store::{Committed, Notice, Store, StoreError};
+
+/// Commits that a reader may be behind before it goes back to the store.
+const RING: usize = 64;
+/// Events in one read of the store: one page takes well under a millisecond.
+const PAGE: i64 = 1000;
+/// A follower looks into the store by itself this often, in case a signal was lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone)]
+enum Signal {
+    Events(Arc<Committed>),
+    Look,
+}
+
+struct Channel {
+    signals: broadcast::Sender<Signal>,
+    /// The newest event that the readers were given or told of.
+    published: Seq,
+}
+
+/// The live readers of this process, by session.
+#[derive(Default)]
+pub struct Feed {
+    channels: Mutex<HashMap<SessionKey, Channel>>,
+    /// Woken when somebody begins to follow.
+    pub(super) followed: Notify,
+}
+
+impl Feed {
+    fn channels(&self) -> MutexGuard<'_, HashMap<SessionKey, Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn subscribe(&self, session: SessionKey) -> broadcast::Receiver<Signal> {
+        let receiver = {
+            let mut channels = self.channels();
+            let channel = channels
+                .entry(session)
+                .or_insert_with(|| Channel { signals: broadcast::channel(RING).0, published: 0 });
+            channel.signals.subscribe()
+        };
+        self.followed.notify_one();
+        receiver
+    }
+
+    /// Gives a commit to the readers of its session. Called by the writer, in the order of the commits.
+    pub(super) fn publish(&self, notice: &Notice) {
+        let (session, signal, last_seq) = match notice {
+            Notice::Events(committed) => {
+                (committed.session, Signal::Events(committed.clone()), Some(committed.last_seq()))
+            }
+            Notice::Grown(session) => (*session, Signal::Look, None),
+            Notice::Ready | Notice::CancelRequested(_) => return,
+        };
+        let mut channels = self.channels();
+        let Some(channel) = channels.get_mut(&session) else { return };
+        if let Some(last_seq) = last_seq {
+            channel.published = channel.published.max(last_seq);
+        }
+        if channel.signals.send(signal).is_err() {
+            // The last reader has gone.
+            channels.remove(&session);
+        }
+    }
+
+    /// The sessions that are being followed.
+    fn followed_sessions(&self) -> Vec<SessionKey> {
+        let mut channels = self.channels();
+        channels.retain(|_, channel| channel.signals.receiver_count() > 0);
+        channels.keys().copied().collect()
+    }
+
+    /// Whether anybody follows anything.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.followed_sessions().is_empty()
+    }
+
+    /// Gives the readers what other processes committed. Called when the database has changed.
+    pub(super) async fn look(&self, store: &Store) -> Result<(), StoreError> {
+        let sessions = self.followed_sessions();
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        for (session, last_seq) in store.last_seqs(&sessions).await? {
+            let published = match self.channels().get_mut(&session) {
+                Some(channel) if channel.published < last_seq => {
+                    let first = channel.published == 0;
+                    let published = channel.published;
+                    channel.published = last_seq;
+                    // A session that was just subscribed to: its readers are still reading from the store.
+                    if first || last_seq - published > PAGE { None } else { Some(published) }
+                }
+                _ => continue,
+            };
+            let signals = match published {
+                // Read once for all readers of this process.
+                Some(after) => {
+                    let range = Range { session, run: None, after, limit: last_seq - after };
+                    regroup(session, store.events(range).await?).into_iter().map(Signal::Events).collect()
+                }
+                None => vec![Signal::Look],
+            };
+            if let Some(channel) = self.channels().get(&session) {
+                for signal in signals {
+                    // No reader any more: the channel goes at the next commit.
+                    let _ = channel.signals.send(signal);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows of the store as the commits that they could have been: one a run.
+fn regroup(session: SessionKey, events: Vec<Event>) -> Vec<Arc<Committed>> {
+    let mut groups: Vec<Committed> = Vec::new();
+    for event in events {
+        let json = event.event.get();
+        let ends_run = is_finish(json);
+        match groups.last_mut().filter(|group| group.run_id == event.run_id) {
+            Some(group) => {
+                group.events.push(json.to_owned());
+                group.ends_run |= ends_run;
+            }
+            None => {
+                let events = vec![json.to_owned()];
+                groups.push(Committed::new(session, event.run_id, event.at, event.seq, events, ends_run));
+            }
+        }
+    }
+    groups.into_iter().map(Arc::new).collect()
+}
+
+fn is_finish(json: &str) -> bool {
+    json.starts_with(r#"{"type":"finish","#)
+}
+
+impl Committed {
+    /// The place of the last one.
+    fn last_seq(&self) -> Seq {
+        self.first_seq + Seq::try_from(self.events.len()).unwrap_or(Seq::MAX) - 1
+    }
+}
+
+/// What is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// One run, to its end.
+    Run {
+        /// Its row.
+        key: RunKey,
+        /// Its id.
+        id: RunId,
+    },
+    /// A session, across its runs, for ever.
+    Session,
+}
+
+/// Follows a run or a session from a cursor: replay, then live.
+pub struct Follower {
+    store: Store,
+    session: SessionKey,
+    scope: Scope,
+    cursor: Seq,
+    signals: broadcast::Receiver<Signal>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// There may be more in the store.
+    CatchingUp,
+    /// All that was committed is given out; the feed brings the rest.
+    Live,
+    /// The run was cancelled in the queue, and its span has to wait for the run before it.
+    NeverBegun,
+    /// The run is over, and all of it is given out.
+    Finished,
+}
+
+enum Step {
+    /// There may be more in the store.
+    Stored(Range),
+    /// The tail of what was just committed, from this index on.
+    Live(Arc<Committed>, usize),
+    /// The end of a run that never began.
+    NeverBegun(RunId),
+}
+
+/// An event as a follower gets it.
+#[derive(Debug, Clone)]
+pub struct Followed {
+    /// Its place in the session's log; none for the end of a run that never began, which is written later.
+    pub seq: Option<Seq>,
+    /// When it was committed.
+    pub at: Timestamp,
+    /// The run that it belongs to.
+    pub run_id: RunId,
+    /// The chunk, as JSON.
+    pub event: String,
+}
+
+impl Follower {
+    pub(super) fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
+        let signals = feed.subscribe(session);
+        Self { store, session, scope, cursor: after, signals, state: State::CatchingUp }
+    }
+
+    /// The newest event that was given out, or the cursor that it began with.
+    pub fn cursor(&self) -> Seq {
+        self.cursor
+    }
+
+    /// The next piece of the stream as SSE text (`id:` and `data:` lines). `None` after the end of a run.
+    ///
+    /// Cancel safe: a dropped call loses nothing.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn next_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
+        loop {
+            match self.step().await? {
+                None => return Ok(None),
+                Some(Step::Stored(range)) => {
+                    let frames = self.store.frames(range).await?;
+                    if let Some(frames) = self.advance(frames.map(|frames| (frames.last_seq, frames.text))).await? {
+                        return Ok(Some(frames.into()));
+                    }
+                }
+                Some(Step::Live(committed, from)) => return Ok(Some(committed.frames(from))),
+                Some(Step::NeverBegun(id)) => {
+                    let events = self.never_begun(id).await?;
+                    let frames: String = events.iter().map(|event| format!("data: {}\n\n", event.event)).collect();
+                    return Ok(Some(frames.into()));
+                }
+            }
+        }
+    }
+
+    /// The next events of the stream. `None` after the end of a run.
+    ///
+    /// Cancel safe: a dropped call loses nothing.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn next_events(&mut self) -> Result<Option<Vec<Followed>>, StoreError> {
+        loop {
+            match self.step().await? {
+                None => return Ok(None),
+                Some(Step::Stored(range)) => {
+                    let events = self.store.events(range).await?;
+                    let events = events.last().map(|last| last.seq).map(|last_seq| (last_seq, events));
+                    if let Some(events) = self.advance(events).await? {
+                        let followed = events.into_iter().map(|event| Followed {
+                            seq: Some(event.seq),
+                            at: event.at,
+                            run_id: event.run_id,
+                            event: event.event.get().to_owned(),
+                        });
+                        return Ok(Some(followed.collect()));
+                    }
+                }
+                Some(Step::Live(committed, from)) => return Ok(Some(committed.followed(from))),
+                Some(Step::NeverBegun(id)) => return Ok(Some(self.never_begun(id).await?)),
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Step>, StoreError> {
+        loop {
+            match self.state {
+                State::Finished => return Ok(None),
+                State::CatchingUp => {
+                    let run = match self.scope {
+                        Scope::Run { key, .. } => Some(key),
+                        Scope::Session => None,
+                    };
+                    return Ok(Some(Step::Stored(Range {
+                        session: self.session,
+                        run,
+                        after: self.cursor,
+                        limit: PAGE,
+                    })));
+                }
+                State::NeverBegun => {
+                    self.state = State::Finished;
+                    if let Scope::Run { id, .. } = self.scope {
+                        return Ok(Some(Step::NeverBegun(id)));
+                    }
+                }
+                State::Live => match tokio::time::timeout(LOOK_AGAIN, self.signals.recv()).await {
+                    Ok(Ok(Signal::Events(committed))) => {
+                        if let Some(step) = self.take_live(committed) {
+                            return Ok(Some(step));
+                        }
+                    }
+                    Err(_) | Ok(Ok(Signal::Look) | Err(broadcast::error::RecvError::Lagged(_))) => {
+                        self.state = State::CatchingUp;
+                    }
+                    Ok(Err(broadcast::error::RecvError::Closed)) => {
+                        // Only while the process goes down; until then the store is asked at the usual pace.
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                        self.state = State::CatchingUp;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Rows that were just committed, unless they are known, another run's, or not the next ones.
+    fn take_live(&mut self, committed: Arc<Committed>) -> Option<Step> {
+        if let Scope::Run { id, .. } = self.scope
+            && committed.run_id != id
+        {
+            return None;
+        }
+        let last_seq = committed.last_seq();
+        if last_seq <= self.cursor {
+            return None;
+        }
+        if committed.first_seq > self.cursor + 1 {
+            self.state = State::CatchingUp;
+            return None;
+        }
+        let from = usize::try_from(self.cursor + 1 - committed.first_seq).unwrap_or_default();
+        self.cursor = last_seq;
+        if committed.ends_run && self.scope != Scope::Session {
+            self.state = State::Finished;
+        }
+        Some(Step::Live(committed, from))
+    }
+
+    /// Moves the cursor behind a page; an empty one means that all is read, or that the run is over.
+    async fn advance<T>(&mut self, page: Option<(Seq, T)>) -> Result<Option<T>, StoreError> {
+        if let Some((last_seq, content)) = page {
+            self.cursor = last_seq;
+            return Ok(Some(content));
+        }
+        self.state = State::Live;
+        if let Scope::Run { id, .. } = self.scope
+            && let Some(run) = self.store.find_run(id).await?
+            && run.run.status.is_settled()
+        {
+            self.state = match run.run.last_seq {
+                Some(last_seq) if last_seq > self.cursor => State::CatchingUp,
+                Some(_) => State::Finished,
+                None => State::NeverBegun,
+            };
+        }
+        Ok(None)
+    }
+
+    /// What will be written of a run that was cancelled in the queue, without waiting for the run before it.
+    async fn never_begun(&self, id: RunId) -> Result<Vec<Followed>, StoreError> {
+        let Some(run) = self.store.find_run(id).await? else { return Ok(Vec::new()) };
+        let at = run.run.settled_at.unwrap_or(run.run.queued_at);
+        let start = Chunk::start(id, &run.run.session_id, &run.run.response_id);
+        let end = Chunk::end_of_a_run_cancelled_in_the_queue();
+        let chunks = std::iter::once(start).chain(end);
+        Ok(chunks.map(|chunk| Followed { seq: None, at, run_id: id, event: chunk.to_json() }).collect())
+    }
+}
+
+impl Committed {
+    fn followed(&self, from: usize) -> Vec<Followed> {
+        let numbered = (self.first_seq..).zip(&self.events).skip(from);
+        let followed = numbered.map(|(seq, event)| Followed {
+            seq: Some(seq),
+            at: self.at,
+            run_id: self.run_id,
+            event: event.clone(),
+        });
+        followed.collect()
+    }
+
+    /// As SSE text. Formatted once and shared by all readers that follow closely.
+    fn frames(&self, from: usize) -> Bytes {
+        let format = |from: usize| {
+            let numbered = (self.first_seq..).zip(&self.events).skip(from);
+            Bytes::from(numbered.map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect::<String>())
+        };
+        if from == 0 { self.shared_frames.get_or_init(|| format(0)).clone() } else { format(from) }
+    }
+}

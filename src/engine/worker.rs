@@ -1,0 +1,289 @@
+//! The worker: claims ready runs while it has room, drives each in a task of its own, and renews all their leases
+//! together. A wake-up only makes it look sooner; it also looks by itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{EngineError, Shared, drive};
+use crate::agent::Agent;
+use crate::backend::reap;
+use crate::clock::Timestamp;
+use crate::id::WorkerId;
+use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
+use crate::run::{Cause, ExitReport, Outcome};
+use crate::store::run::{ClaimRequest, Claimed, Settle};
+use crate::store::{Notice, StoreError};
+
+/// The worker looks for ready runs this often by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How this process is known in the table of workers.
+#[derive(Debug)]
+pub(super) struct Identity {
+    /// Its row.
+    pub key: WorkerKey,
+}
+
+/// What the outside can say to a run that this process executes.
+#[derive(Debug, Clone)]
+pub(super) struct Signals {
+    /// Somebody asked for it to stop.
+    pub cancel: CancellationToken,
+    /// The lease is lost: end the agent, write nothing.
+    pub lost: CancellationToken,
+}
+
+struct Execution {
+    lease: Lease,
+    signals: Signals,
+}
+
+/// The runs that this process executes.
+#[derive(Default)]
+pub(super) struct Executing {
+    runs: Mutex<HashMap<RunKey, Execution>>,
+    count: watch::Sender<usize>,
+    /// Woken when there may be something to claim.
+    pub ready: Notify,
+}
+
+impl Executing {
+    fn runs(&self) -> MutexGuard<'_, HashMap<RunKey, Execution>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, lease: Lease) -> Signals {
+        let signals = Signals { cancel: CancellationToken::new(), lost: CancellationToken::new() };
+        self.runs().insert(lease.run, Execution { lease, signals: signals.clone() });
+        self.count.send_modify(|count| *count += 1);
+        signals
+    }
+
+    fn remove(&self, lease: Lease) {
+        let mut runs = self.runs();
+        // After a lost lease the same run may have come back to this process under a newer one.
+        if runs.get(&lease.run).is_some_and(|execution| execution.lease == lease) {
+            runs.remove(&lease.run);
+        }
+        drop(runs);
+        self.count.send_modify(|count| *count -= 1);
+        self.ready.notify_one();
+    }
+
+    /// The runs in execution.
+    pub fn keys(&self) -> Vec<RunKey> {
+        self.runs().keys().copied().collect()
+    }
+
+    /// Whether anything is in execution.
+    pub fn is_busy(&self) -> bool {
+        *self.count.borrow() > 0
+    }
+
+    /// Waits until nothing is.
+    pub async fn idle(&self) {
+        // The sender lives as long as we do.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Passes a commit on to whom it concerns.
+    pub fn notice(&self, notice: &Notice) {
+        match notice {
+            Notice::Ready => self.ready.notify_one(),
+            Notice::CancelRequested(run) => self.cancel(*run),
+            Notice::Events(_) | Notice::Grown(_) => {}
+        }
+    }
+
+    /// Tells a run that somebody asked for it to stop.
+    pub fn cancel(&self, run: RunKey) {
+        if let Some(execution) = self.runs().get(&run) {
+            execution.signals.cancel.cancel();
+        }
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        self.runs().values().map(|execution| execution.lease).collect()
+    }
+
+    /// Tells the runs whose lease is not among those that were renewed.
+    fn keep_only(&self, asked: &[Lease], renewed: &[Lease]) {
+        for lease in asked.iter().filter(|lease| !renewed.contains(lease)) {
+            if let Some(execution) = self.runs().get(&lease.run).filter(|execution| execution.lease == *lease) {
+                execution.signals.lost.cancel();
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The row of this process in the table of workers; registers it when it is first needed.
+    pub(super) async fn worker(&self, capacity: u32) -> Result<&Identity, EngineError> {
+        self.worker
+            .get_or_try_init(|| async {
+                let registration = crate::store::worker::Registration {
+                    id: WorkerId::generate(),
+                    process: reap::own_identity().map_err(EngineError::Identity)?,
+                    hostname: hostname(),
+                    capacity,
+                };
+                let id = registration.id;
+                let key = self.store.register_worker(registration).await?;
+                tracing::debug!(worker.id = %id, capacity, "worker registered");
+                Ok(Identity { key })
+            })
+            .await
+    }
+
+    pub(super) fn lease_end(&self) -> Timestamp {
+        self.store.clock().now() + self.config.engine.lease
+    }
+
+    pub(super) fn agent(&self, claimed: &Claimed) -> Option<&Agent> {
+        self.config.agents.get(&claimed.agent)
+    }
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
+
+/// Claims and drives runs until the engine drains, and renews leases until the last of them is settled.
+pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<SessionKey>) {
+    let Some(worker) = shared.worker.get().map(|worker| worker.key) else {
+        return;
+    };
+    let mut runs = JoinSet::new();
+    let mut owners = HashMap::new();
+    let mut renewal = tokio::time::interval(shared.config.engine.lease / 3);
+    renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        while let Some(ended) = runs.try_join_next_with_id() {
+            tidy_up(&shared, &mut owners, ended).await;
+        }
+        let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
+        let mut looked = false;
+        if room > 0 && !shared.draining.is_cancelled() {
+            match claim(&shared, worker, room, session).await {
+                Ok(claimed) => {
+                    looked = claimed.is_empty();
+                    for (claimed, signals) in claimed {
+                        let lease = (claimed.lease, claimed.clone());
+                        let id = runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id();
+                        owners.insert(id, lease);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "failed to claim runs; trying again");
+                    looked = true;
+                }
+            }
+        }
+        if !looked && room > 0 && !shared.draining.is_cancelled() {
+            // There may be more than one claim takes at once.
+            continue;
+        }
+        tokio::select! {
+            () = shared.executing.ready.notified(), if room > 0 => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = shared.draining.cancelled(), if !shared.draining.is_cancelled() => {}
+            () = shared.closed.cancelled() => break,
+            _ = renewal.tick() => renew(&shared, worker).await,
+            Some(ended) = runs.join_next_with_id() => tidy_up(&shared, &mut owners, ended).await,
+        }
+    }
+}
+
+type Ended = Result<(tokio::task::Id, ()), tokio::task::JoinError>;
+
+/// A task that panicked leaves a run behind that nobody would settle.
+async fn tidy_up(shared: &Shared, owners: &mut HashMap<tokio::task::Id, (Lease, Claimed)>, ended: Ended) {
+    let (id, failure) = match ended {
+        Ok((id, ())) => (id, None),
+        Err(error) => (error.id(), Some(error)),
+    };
+    let Some((lease, claimed)) = owners.remove(&id) else { return };
+    if let Some(error) = failure {
+        let (run, session) = (claimed.run, &claimed.session_id);
+        tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
+        reap::end(claimed.run, None, Duration::ZERO).await;
+        let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
+        if let Err(error) = super::sweep::settle_from_log(shared, lease, &claimed.into(), outcome).await {
+            tracing::error!(run.id = %run, %error, "failed to settle the run; the sweep will");
+        }
+    }
+    shared.executing.remove(lease);
+}
+
+async fn claim(
+    shared: &Shared,
+    worker: WorkerKey,
+    room: usize,
+    session: Option<SessionKey>,
+) -> Result<Vec<(Claimed, Signals)>, StoreError> {
+    let request = ClaimRequest {
+        worker,
+        limit: i64::try_from(room).unwrap_or(i64::MAX),
+        agents: shared.config.agents.values().map(|agent| (agent.name.clone(), agent.max_concurrent)).collect(),
+        session,
+        lease_expires_at: shared.lease_end(),
+    };
+    let claimed = shared.store.claim(request).await?;
+    let claimed: Vec<_> = claimed.into_iter().map(|claimed| (claimed.lease, claimed)).collect();
+    let claimed: Vec<_> = claimed.into_iter().map(|(lease, claimed)| (claimed, shared.executing.add(lease))).collect();
+    if !claimed.is_empty() {
+        // A cancel that was stored between the claim and this line found nobody to tell.
+        for run in shared.store.cancel_requests(worker).await? {
+            shared.executing.cancel(run);
+        }
+    }
+    Ok(claimed)
+}
+
+async fn renew(shared: &Shared, worker: WorkerKey) {
+    let leases = shared.executing.leases();
+    match shared.store.renew(worker, leases.clone(), shared.lease_end()).await {
+        Ok(renewed) => shared.executing.keep_only(&leases, &renewed),
+        // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
+        Err(error) => tracing::warn!(%error, "failed to renew leases; trying again"),
+    }
+    match shared.store.cancel_requests(worker).await {
+        Ok(requests) => requests.into_iter().for_each(|run| shared.executing.cancel(run)),
+        Err(error) => tracing::warn!(%error, "failed to look for cancel requests; trying again"),
+    }
+}
+
+/// What a settle needs to know of a run.
+pub(super) struct Subject {
+    pub run: crate::id::RunId,
+    pub session: SessionKey,
+    pub session_id: crate::id::SessionId,
+}
+
+impl From<Claimed> for Subject {
+    fn from(claimed: Claimed) -> Self {
+        Self { run: claimed.run, session: claimed.session, session_id: claimed.session_id }
+    }
+}
+
+impl Subject {
+    /// The end of this run, without anything to say of a process.
+    pub fn settle(&self, lease: Lease, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
+        Settle {
+            lease,
+            session: self.session,
+            run_id: self.run,
+            events,
+            source_offset: 0,
+            outcome,
+            exit: ExitReport::default(),
+            parts,
+        }
+    }
+}

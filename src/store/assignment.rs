@@ -1,0 +1,122 @@
+//! The table `assignments`: giving a session its place, and taking it away. What enqueue, claim and settle do to a live
+//! assignment is done by triggers (`migrations/`).
+
+use sqlx::SqliteConnection;
+
+use super::writer::{Notice, Tx};
+use super::{Store, StoreError};
+use crate::clock::Timestamp;
+use crate::lease::SessionKey;
+use crate::workspace::WhenFull;
+
+/// The slot that a session would get: the one it had last if that is free, else the first free one by number.
+pub async fn free_slot(
+    conn: &mut SqliteConnection,
+    session: SessionKey,
+    workspace: &str,
+) -> Result<Option<i64>, StoreError> {
+    let slot = sqlx::query_scalar!(
+        r#"SELECT p.key AS "key!" FROM slots p WHERE p.workspace = ?2 AND p.enabled = 1
+             AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.slot_key = p.key AND a.state IN ('active', 'idle'))
+           ORDER BY p.key = (SELECT slot_key FROM assignments WHERE session_key = ?1 AND slot_key IS NOT NULL
+                             ORDER BY key DESC LIMIT 1) DESC, p.number LIMIT 1"#,
+        session,
+        workspace
+    );
+    Ok(slot.fetch_optional(conn).await?)
+}
+
+/// Gives a session without a place one: a slot, or per `when_full` a share of the workspace's resident agent. False when
+/// it has to wait.
+pub async fn allocate(
+    tx: &mut Tx<'_>,
+    session: SessionKey,
+    workspace: &str,
+    idle_ttl_ms: i64,
+    when_full: WhenFull,
+) -> Result<bool, StoreError> {
+    let slot = free_slot(tx.conn, session, workspace).await?;
+    if slot.is_none() && when_full != WhenFull::Share {
+        return Ok(false);
+    }
+    let now = tx.now.as_millis();
+    sqlx::query!(
+        "INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
+         VALUES (?1, ?2, ?3, 'active', ?4, ?5, ?5)",
+        session,
+        workspace,
+        slot,
+        idle_ttl_ms,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(true)
+}
+
+/// Ends the place of a session that has nothing queued or running.
+pub async fn end_if_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    sqlx::query!(
+        "UPDATE assignments SET state = 'deleted', ended_at = ?2 WHERE session_key = ?1 AND state IN ('active', 'idle')
+           AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status IN ('queued', 'running'))",
+        session,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Expires places that have been idle for longer than their TTL, oldest first, at most `limit` of them: a clock that
+    /// jumps cannot empty all pools at once. Answers with their number.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn expire_idle(&self, limit: i64) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let now = tx.now.as_millis();
+                let expired = sqlx::query!(
+                    "UPDATE assignments SET state = 'expired', ended_at = ?1 WHERE key IN (
+                         SELECT a.key FROM assignments a WHERE a.state = 'idle' AND a.last_active_at + a.idle_ttl_ms < ?1
+                           AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.session_key = a.session_key
+                                           AND r.status IN ('queued', 'running'))
+                         ORDER BY a.last_active_at LIMIT ?2)",
+                    now,
+                    limit
+                )
+                .execute(&mut *tx.conn)
+                .await?
+                .rows_affected();
+                if expired > 0 {
+                    tx.notices.push(Notice::Ready);
+                }
+                Ok(expired)
+            })
+        })
+        .await
+    }
+
+    /// Deletes rows of places that ended before `before`. At
+    /// most `limit` of them; answers with their number.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn purge_assignments(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            let before = before.as_millis();
+            Box::pin(async move {
+                let purged = sqlx::query!(
+                    "DELETE FROM assignments WHERE key IN (
+                         SELECT key FROM assignments WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2)",
+                    before,
+                    limit
+                );
+                Ok(purged.execute(&mut *tx.conn).await?.rows_affected())
+            })
+        })
+        .await
+    }
+}

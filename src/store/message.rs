@@ -1,0 +1,193 @@
+//! The table `messages`: what people sent, as it came, and what agents answered, folded from the events.
+
+use sqlx::SqliteConnection;
+
+use super::writer::Tx;
+use super::{Store, StoreError, event};
+use crate::id::MessageId;
+use crate::lease::{RunKey, SessionKey};
+use crate::message::{Message, Role, UserMessage};
+
+/// A message that was sent before.
+pub struct Sent {
+    /// Its parts, as JSON.
+    pub parts: String,
+    /// Its newest run, and whether that is settled; none for a message that nobody sent.
+    pub latest_run: Option<(RunKey, bool)>,
+}
+
+/// A message of a session by its id.
+pub async fn find_sent(
+    conn: &mut SqliteConnection,
+    session: SessionKey,
+    id: &MessageId,
+) -> Result<Option<Sent>, StoreError> {
+    let id = id.as_str();
+    let row = sqlx::query!(
+        r#"SELECT m.parts, r.key AS "run?", r.settled_at IS NOT NULL AS "settled!: bool"
+           FROM messages m LEFT JOIN runs r ON r.key =
+               (SELECT key FROM runs WHERE message_key = m.key ORDER BY key DESC LIMIT 1)
+           WHERE m.session_key = ?1 AND m.id = ?2"#,
+        session,
+        id
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| Sent { parts: row.parts, latest_run: row.run.map(|run| (run, row.settled)) }))
+}
+
+/// Stores what a person sent.
+pub async fn insert_user(tx: &mut Tx<'_>, session: SessionKey, message: &UserMessage) -> Result<i64, StoreError> {
+    let (id, role) = (message.id.as_str(), Role::User.as_str());
+    let (parts, metadata, now) = (message.parts_json(), message.metadata_json(), tx.now.as_millis());
+    let inserted = sqlx::query!(
+        "INSERT INTO messages (session_key, id, role, parts, metadata, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
+        session,
+        id,
+        role,
+        parts,
+        metadata,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(inserted.last_insert_rowid())
+}
+
+/// Makes room for a new answer to a message: what came after it is kept, but no longer shown. With `replacement` the
+/// message itself says that from now on.
+pub async fn supersede_answers(
+    tx: &mut Tx<'_>,
+    session: SessionKey,
+    id: &MessageId,
+    replacement: Option<&UserMessage>,
+) -> Result<i64, StoreError> {
+    let (id, now) = (id.as_str(), tx.now.as_millis());
+    let message =
+        sqlx::query!(r#"SELECT key AS "key!", position FROM messages WHERE session_key = ?1 AND id = ?2"#, session, id)
+            .fetch_one(&mut *tx.conn)
+            .await?;
+    sqlx::query!(
+        "UPDATE messages SET superseded_at = ?3 WHERE session_key = ?1 AND superseded_at IS NULL AND key <> ?2
+             AND (position >= ?4 OR (position IS NULL AND key > ?2))",
+        session,
+        message.key,
+        now,
+        message.position
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    if let Some(replacement) = replacement {
+        let (parts, metadata) = (replacement.parts_json(), replacement.metadata_json());
+        sqlx::query!(
+            "UPDATE messages SET parts = ?2, metadata = ?3, updated_at = ?4, superseded_at = NULL WHERE key = ?1",
+            message.key,
+            parts,
+            metadata,
+            now
+        )
+        .execute(&mut *tx.conn)
+        .await?;
+    }
+    Ok(message.key)
+}
+
+/// Stores the answers of runs as far as they have got: one statement, whatever their number. The caller holds their leases.
+pub async fn store_responses<'a>(
+    tx: &mut Tx<'_>,
+    responses: impl Iterator<Item = (RunKey, &'a str)>,
+) -> Result<(), StoreError> {
+    let items: Vec<_> = responses.map(|(run, parts)| format!("[{run},{parts}]")).collect();
+    if items.is_empty() {
+        return Ok(());
+    }
+    let (items, now) = (format!("[{}]", items.join(",")), tx.now.as_millis());
+    sqlx::query!(
+        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, created_at, updated_at)
+         SELECT r.session_key, r.response_id, 'assistant', r.key, i.value -> 1,
+                json_object('run_id', r.id, 'session_id', s.id), r.first_seq, ?2, ?2
+         FROM json_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
+         WHERE true
+         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, updated_at = excluded.updated_at",
+        items,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
+}
+
+/// A page of messages and the cursor behind it.
+#[derive(Debug)]
+pub struct MessagePage {
+    /// The messages, in order.
+    pub messages: Vec<Message>,
+    /// Where the next page begins; none when this is the last.
+    pub next: Option<MessageCursor>,
+}
+
+/// A place in a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageCursor {
+    /// Seq of the turn; `i64::MAX` for turns that have not begun.
+    pub position: i64,
+    /// Row of the message.
+    pub key: i64,
+}
+
+impl MessageCursor {
+    /// Before the first message.
+    pub const START: Self = Self { position: 0, key: 0 };
+}
+
+impl Store {
+    /// The messages of a session, in the order of the conversation. Without `partial`, the answer of an unfinished run
+    /// is left out.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_messages(
+        &self,
+        session: SessionKey,
+        after: MessageCursor,
+        limit: i64,
+        partial: bool,
+    ) -> Result<MessagePage, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64", m.id, m.role,
+                   m.metadata, m.parts
+               FROM messages m LEFT JOIN runs r ON r.key = m.run_key
+               WHERE m.session_key = ?1 AND m.superseded_at IS NULL
+                 AND (coalesce(m.position, 9223372036854775807), m.key) > (?2, ?3)
+                 AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
+               ORDER BY 2, 1 LIMIT ?4 + 1"#,
+            session,
+            after.position,
+            after.key,
+            limit,
+            partial
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let wanted = usize::try_from(limit).unwrap_or_default();
+        let next = (rows.len() > wanted)
+            .then(|| {
+                rows.get(wanted.saturating_sub(1)).map(|last| MessageCursor { position: last.position, key: last.key })
+            })
+            .flatten();
+        let messages = rows.into_iter().take(wanted).map(|row| {
+            Ok(Message {
+                id: row.id.parse()?,
+                role: match row.role.as_str() {
+                    "user" => Role::User,
+                    "system" => Role::System,
+                    _ => Role::Assistant,
+                },
+                metadata: row.metadata.map(event::raw).transpose()?,
+                parts: event::raw(row.parts)?,
+            })
+        });
+        Ok(MessagePage { messages: messages.collect::<Result<_, StoreError>>()?, next })
+    }
+}

@@ -1,0 +1,105 @@
+//! Migrations: refinery's runner over an sqlx connection.
+//!
+//! Always: the check and all migrations share one `BEGIN IMMEDIATE`, so that two processes starting at once are
+//! serialised by SQLite's write lock and a failed migration leaves the file as it was. Used by `xtask` too, which has to
+//! work while query data is stale: no checked queries in here.
+
+use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
+use refinery_core::{Migration, Runner, error::Kind};
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// "MSTN": marks a database as ours in its header.
+pub const APPLICATION_ID: i32 = 0x4D53_544E;
+
+/// A database could not be brought to the schema of this build.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A newer build has written to it.
+    #[error("its schema is version {found}, this build knows up to {known}: use a newer build of mainstay")]
+    TooNew {
+        /// Version in the file.
+        found: i64,
+        /// Newest version of this build.
+        known: i64,
+    },
+    /// An applied migration is not the one that this build has.
+    #[error("migration {0} is not the one that was applied to it: it was written by another build")]
+    Divergent(String),
+    /// A migration left rows that point nowhere.
+    #[error("{0} rows point to rows that do not exist")]
+    ForeignKeys(usize),
+    /// Any other failure of the runner.
+    #[error(transparent)]
+    Refinery(#[from] Box<refinery_core::Error>),
+    /// Any other failure of the database.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+/// The connection is inside an open transaction: refinery's checks and every migration share it.
+struct InTransaction<'a>(&'a mut SqliteConnection);
+
+fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}
+
+impl AsyncTransaction for InTransaction<'_> {
+    type Error = sqlx::Error;
+
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(&mut self, queries: T) -> sqlx::Result<usize> {
+        let mut count = 0;
+        for query in queries {
+            sqlx::raw_sql(AssertSqlSafe(query.to_owned())).execute(&mut *self.0).await?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl AsyncQuery<Vec<Migration>> for InTransaction<'_> {
+    async fn query(&mut self, query: &str) -> sqlx::Result<Vec<Migration>> {
+        let rows = sqlx::query(AssertSqlSafe(query.to_owned())).fetch_all(&mut *self.0).await?;
+        rows.into_iter()
+            .map(|row| {
+                let applied_on = OffsetDateTime::parse(row.try_get(2)?, &Rfc3339).map_err(undecodable)?;
+                let checksum: u64 = row.try_get::<&str, _>(3)?.parse().map_err(undecodable)?;
+                Ok(Migration::applied(row.try_get(0)?, row.try_get(1)?, applied_on, checksum))
+            })
+            .collect()
+    }
+}
+
+impl AsyncMigrate for InTransaction<'_> {}
+
+fn explain(runner: &Runner, error: refinery_core::Error) -> MigrateError {
+    let known = runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
+    match error.kind() {
+        Kind::MissingVersion(m) if i64::from(m.version()) > known => {
+            MigrateError::TooNew { found: i64::from(m.version()), known }
+        }
+        Kind::DivergentVersion(applied, _) => MigrateError::Divergent(applied.to_string()),
+        _ => MigrateError::Refinery(Box::new(error)),
+    }
+}
+
+/// Brings the database to the newest schema of `runner` and marks it as ours.
+///
+/// # Errors
+/// [`MigrateError`]; the file is then as it was before.
+pub async fn migrate(conn: &mut SqliteConnection, runner: &Runner) -> Result<(), MigrateError> {
+    // A no-op inside a transaction, so it has to come before it.
+    sqlx::raw_sql("PRAGMA foreign_keys = OFF").execute(&mut *conn).await?;
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    runner.run_async(&mut InTransaction(&mut tx)).await.map_err(|error| explain(runner, error))?;
+    let broken = sqlx::raw_sql("PRAGMA foreign_key_check").fetch_all(&mut *tx).await?.len();
+    if broken > 0 {
+        return Err(MigrateError::ForeignKeys(broken));
+    }
+    let version = runner.get_migrations().iter().map(|m| m.version()).max().unwrap_or(0);
+    let mark = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}");
+    sqlx::raw_sql(AssertSqlSafe(mark)).execute(&mut *tx).await?;
+    tx.commit().await?;
+    sqlx::raw_sql("PRAGMA foreign_keys = ON").execute(&mut *conn).await?;
+    Ok(())
+}

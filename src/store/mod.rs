@@ -1,0 +1,258 @@
+//! The store: SQLite, and all SQL. One file per table; `writer.rs` owns the one connection that writes.
+//!
+//! Always: no write outside an explicit `BEGIN IMMEDIATE` (sqlx reports a failed commit only there); every write runs in
+//! the writer's own task, where a cancelled caller cannot abort it; no read keeps a transaction open across an await of
+//! anything but SQLite. What was acknowledged was committed.
+
+pub mod assignment;
+mod error;
+pub mod event;
+pub mod message;
+pub mod migrate;
+pub mod run;
+pub mod session;
+pub mod slot;
+pub mod worker;
+mod writer;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use tokio::sync::Mutex;
+
+use crate::clock::Clock;
+use crate::config::Durability;
+
+pub use error::StoreError;
+pub use writer::{Committed, Notice, OnCommit, Tx};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// A statement waits this long for another process's write lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Read connections: a page of events takes under a millisecond, so a few serve thousands of readers.
+const READERS: u32 = 4;
+/// The WAL file is cut back to this after a checkpoint.
+const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
+/// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
+const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
+/// The first SQLite without the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
+const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
+
+/// The migrations of this build.
+pub fn migrations() -> refinery::Runner {
+    embedded::migrations::runner()
+}
+
+/// An open database.
+#[derive(Clone)]
+pub struct Store {
+    path: Arc<Path>,
+    writer: writer::Handle,
+    readers: SqlitePool,
+    /// For `PRAGMA data_version`, which only means something on one and the same connection.
+    watcher: Arc<Mutex<SqliteConnection>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database at `path`, creating and migrating it as needed. `on_commit` is called after each commit, in
+    /// the order of the commits; it must not block.
+    ///
+    /// # Errors
+    /// A file that is not ours, damaged, of a newer build, or cannot be written: see [`StoreError`]. An existing file is
+    /// then left as it was.
+    pub async fn open(
+        path: &Path,
+        durability: Durability,
+        clock: Arc<dyn Clock>,
+        on_commit: OnCommit,
+    ) -> Result<Self, StoreError> {
+        let path = std::path::absolute(path).map_err(|error| not_writable(path, &error))?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .pragma("trusted_schema", "OFF")
+            .disable_statement_logging();
+        let write = {
+            let options =
+                options.clone().pragma("journal_size_limit", WAL_SIZE_LIMIT_BYTES).optimize_on_close(true, 400);
+            let options = options.synchronous(match durability {
+                Durability::Full => SqliteSynchronous::Full,
+                Durability::Process => SqliteSynchronous::Normal,
+            });
+            open_for_writing(&path, options).await?
+        };
+        let read = options.read_only(true);
+        let failed = |error| StoreError::at_open(&path, error);
+        let watcher = read.connect().await.map_err(failed)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(read)
+            .await
+            .map_err(failed)?;
+        Ok(Self {
+            path: path.into(),
+            writer: writer::spawn(write, clock.clone(), on_commit),
+            readers,
+            watcher: Arc::new(Mutex::new(watcher)),
+            clock,
+        })
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The clock whose time the rows carry.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// A number that changes when any connection, of this or another process, has committed since the last call.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn data_version(&self) -> Result<i64, StoreError> {
+        let mut watcher = self.watcher.lock().await;
+        Ok(sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *watcher).await?)
+    }
+
+    /// Commits a transaction that changes nothing that matters, to see that a write would be taken.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub async fn check_writable(&self) -> Result<(), StoreError> {
+        self.write(|tx| {
+            Box::pin(async move {
+                // Rewrites a page of the header, so that a full disk or a read-only file shows.
+                let mark = sqlx::AssertSqlSafe(format!("PRAGMA application_id = {}", migrate::APPLICATION_ID));
+                sqlx::raw_sql(mark).execute(&mut *tx.conn).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Stops taking writes, waits for those under way, and closes the file.
+    pub async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close().await;
+    }
+}
+
+fn not_writable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
+}
+
+/// Creates, checks and migrates the file under a lock of its own: switching a fresh file to WAL needs a moment alone
+/// that SQLite's busy timeout does not wait for.
+async fn open_for_writing(path: &Path, options: SqliteConnectOptions) -> Result<SqliteConnection, StoreError> {
+    let (lock, fresh) = {
+        let path = path.to_owned();
+        let prepared = tokio::task::spawn_blocking(move || prepare_files(&path)).await;
+        prepared.map_err(|error| StoreError::Invalid(error.to_string()))??
+    };
+    let failed = |error| StoreError::at_open(path, error);
+    if !fresh {
+        // Nothing is changed in a file, not even its journal mode, before it is known to be ours.
+        let mut conn = options.clone().connect().await.map_err(failed)?;
+        check_ours(path, &mut conn).await?;
+        conn.close().await.map_err(failed)?;
+    }
+    let mut conn = options.journal_mode(SqliteJournalMode::Wal).connect().await.map_err(failed)?;
+    check_sqlite(&mut conn).await?;
+    migrate::migrate(&mut conn, &migrations()).await.map_err(|source| match source {
+        migrate::MigrateError::Sql(error) => failed(error),
+        source => StoreError::Schema { path: path.to_owned(), source },
+    })?;
+    drop(lock);
+    Ok(conn)
+}
+
+/// Takes the lock and creates a missing database, readable by its owner only; SQLite gives its companions the same mode.
+/// Answers whether the database is new.
+fn prepare_files(path: &Path) -> Result<(fs::File, bool), StoreError> {
+    let beside = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let lock = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(beside("-lock"));
+    let lock = lock.map_err(|error| not_writable(path, &error))?;
+    lock.lock().map_err(|error| not_writable(path, &error))?;
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(not_writable(path, &io::Error::from(io::ErrorKind::IsADirectory))),
+        Ok(meta) if meta.len() == 0 && fs::metadata(beside("-wal")).is_ok_and(|wal| wal.len() > 0) => {
+            Err(StoreError::Damaged { path: path.to_owned(), detail: "it is empty but its WAL is not".into() })
+        }
+        Ok(meta) => {
+            if meta.permissions().mode() & 0o077 != 0 {
+                for file in [path.to_owned(), beside("-wal"), beside("-shm")] {
+                    // The conversation is nobody else's; a file of another owner stays as its owner wants it.
+                    let _ = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
+                }
+            }
+            Ok((lock, meta.len() == 0))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let created = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+            created.map_err(|error| not_writable(path, &error))?;
+            Ok((lock, true))
+        }
+        Err(error) => Err(not_writable(path, &error)),
+    }
+}
+
+async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    let failed = |error| StoreError::at_open(path, error);
+    let (id, tables): (i32, i64) = sqlx::query_as(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_schema)",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(failed)?;
+    if id != migrate::APPLICATION_ID && (id != 0 || tables > 0) {
+        return Err(StoreError::NotOurs(path.to_owned()));
+    }
+    if fs::metadata(path).is_ok_and(|meta| meta.len() <= QUICK_CHECK_BYTES) {
+        let found: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(conn).await.map_err(failed)?;
+        if found != "ok" {
+            return Err(StoreError::Damaged { path: path.to_owned(), detail: found });
+        }
+    }
+    Ok(())
+}
+
+async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *conn).await?;
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    if (next(), next(), next()) < MIN_SQLITE {
+        return Err(StoreError::OldSqlite(version));
+    }
+    // A misspelt or refused pragma is silent in SQLite.
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *conn).await?;
+    if mode != "wal" {
+        return Err(StoreError::Invalid(format!("a journal in mode {mode:?} where \"wal\" is needed")));
+    }
+    Ok(())
+}

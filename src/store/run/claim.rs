@@ -1,0 +1,353 @@
+//! Claim: one statement makes ready runs running, under a lease of this worker. And what follows from leases: renew,
+//! take over from a dead worker, put back.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+
+use crate::clock::Timestamp;
+use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
+use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
+use crate::store::writer::{Notice, Tx};
+use crate::store::{Store, StoreError};
+use crate::worker::ProcessIdentity;
+
+/// What a worker asks for.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub worker: WorkerKey,
+    /// At most so many runs.
+    pub limit: i64,
+    /// The agents that this process knows, with the most runs of each over all processes.
+    pub agents: BTreeMap<AgentName, u32>,
+    /// Only runs of this session.
+    pub session: Option<SessionKey>,
+    /// When the leases run out unless they are renewed.
+    pub lease_expires_at: Timestamp,
+}
+
+/// A run that this worker may execute now.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The right to write to it.
+    pub lease: Lease,
+    /// Its id.
+    pub run: RunId,
+    /// Its session's row.
+    pub session: SessionKey,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The id of the message that it answers with.
+    pub response_id: MessageId,
+    /// Its workspace.
+    pub workspace: WorkspaceName,
+    /// Its agent.
+    pub agent: AgentName,
+    /// The slot it runs in; none when it shares the workspace's resident agent.
+    pub slot: Option<String>,
+    /// The parts of the message that it answers, as JSON.
+    pub message_parts: String,
+    /// The agent's own id of the conversation.
+    pub agent_session: Option<String>,
+    /// Its own limit for the whole turn.
+    pub timeout_ms: Option<i64>,
+    /// When it was enqueued.
+    pub queued_at: Timestamp,
+}
+
+/// A running run whose worker is dead or silent; now under a lease of whoever recovers it.
+#[derive(Debug, Clone)]
+pub struct Orphan {
+    /// The right to settle it or to put it back.
+    pub lease: Lease,
+    /// Its id.
+    pub run: RunId,
+    /// Its session's row.
+    pub session: SessionKey,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The worker that lost it.
+    pub worker: String,
+    /// Whether that is proven dead, and did not just fall silent.
+    pub worker_dead: bool,
+    /// The process of its agent.
+    pub process: Option<ProcessIdentity>,
+    /// Whether the agent had spoken.
+    pub said: bool,
+    /// Whether somebody had asked for it to stop.
+    pub cancel_requested: bool,
+    /// How often it was claimed or recovered.
+    pub attempts: i64,
+}
+
+impl Store {
+    /// Claims ready runs, best first.
+    ///
+    /// # Errors
+    /// Why nothing was claimed.
+    pub async fn claim(&self, request: ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
+        self.write(move |tx| {
+            let request = request.clone();
+            Box::pin(async move { claim(tx, &request).await })
+        })
+        .await
+    }
+
+    /// Renews the leases of these runs of a worker, and its heartbeat, in one statement each. Answers with the leases
+    /// that are still its own.
+    ///
+    /// # Errors
+    /// Why nothing was renewed.
+    pub async fn renew(
+        &self,
+        worker: WorkerKey,
+        leases: Vec<Lease>,
+        expires_at: Timestamp,
+    ) -> Result<Vec<Lease>, StoreError> {
+        self.write(move |tx| {
+            let leases = leases.clone();
+            Box::pin(async move { renew(tx, worker, &leases, expires_at).await })
+        })
+        .await
+    }
+
+    /// The running runs of a worker that somebody asked to stop.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn cancel_requests(&self, worker: WorkerKey) -> Result<Vec<RunKey>, StoreError> {
+        let keys = sqlx::query_scalar!(
+            r#"SELECT key AS "key!" FROM runs WHERE lease_worker = ?1 AND cancel_requested_at IS NOT NULL"#,
+            worker
+        );
+        Ok(keys.fetch_all(&self.readers).await?)
+    }
+
+    /// Stores which process works on a run, before anything that it says.
+    ///
+    /// # Errors
+    /// Outside: why it was not stored. Inside: false when the lease is lost.
+    pub async fn record_process(&self, lease: Lease, process: ProcessIdentity) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            let (pid, started_at) = (process.pid, process.started_at_ticks);
+            Box::pin(async move {
+                let done = sqlx::query!(
+                    "UPDATE runs SET pid = ?3, pid_started_at = ?4 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+                    lease.run,
+                    lease.token,
+                    pid,
+                    started_at
+                );
+                Ok(done.execute(&mut *tx.conn).await?.rows_affected() == 1)
+            })
+        })
+        .await
+    }
+
+    /// Takes over running runs whose lease ran out, or whose worker is one of `dead`; except those in `own`, which this
+    /// process is executing.
+    ///
+    /// # Errors
+    /// Why nothing was taken over.
+    pub async fn take_over(
+        &self,
+        worker: WorkerKey,
+        dead: Vec<WorkerKey>,
+        own: Vec<RunKey>,
+        expires_at: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Orphan>, StoreError> {
+        self.write(move |tx| {
+            let (dead, own) = (dead.clone(), own.clone());
+            Box::pin(async move { take_over(tx, worker, &dead, &own, expires_at, limit).await })
+        })
+        .await
+    }
+
+    /// Puts a run that has said nothing back to the head of its session's queue.
+    ///
+    /// # Errors
+    /// Outside: why nothing was stored. Inside: false when the lease is lost, or when it has spoken or is to be cancelled.
+    pub async fn put_back(&self, lease: Lease) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let done = sqlx::query!(
+                    "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
+                         slot_key = NULL, pid = NULL, pid_started_at = NULL, source_offset = 0
+                     WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
+                       AND cancel_requested_at IS NULL",
+                    lease.run,
+                    lease.token
+                );
+                let done = done.execute(&mut *tx.conn).await?.rows_affected() == 1;
+                tx.notices.push(Notice::Ready);
+                Ok(done)
+            })
+        })
+        .await
+    }
+}
+
+async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
+    let agents = serde_json::to_string(&request.agents).map_err(|e| StoreError::Invalid(e.to_string()))?;
+    let (now, expires_at) = (tx.now.as_millis(), request.lease_expires_at.as_millis());
+    // `ready` holds at most one run a session, so that neither history nor a long queue of one session is looked at.
+    // Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
+    let rows = sqlx::query!(
+        r#"UPDATE runs SET status = 'running', ready = 0, slot_key = c.slot_key, claimed_at = ?1,
+               lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3,
+               first_seq = coalesce(first_seq, c.next_seq), last_seq = coalesce(last_seq, c.next_seq)
+           FROM (
+               WITH busy AS (SELECT agent, count(*) AS n FROM runs WHERE status = 'running' GROUP BY agent),
+               candidates AS (
+                   SELECT r.key, r.priority, r.workspace, r.agent, a.slot_key, s.last_seq + 1 AS next_seq,
+                          g.value - coalesce(b.n, 0) AS places
+                   FROM runs r
+                   JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
+                   JOIN sessions s ON s.key = r.session_key
+                   JOIN json_each(?4) g ON g.key = r.agent
+                   LEFT JOIN busy b ON b.agent = r.agent
+                   WHERE r.ready = 1 AND (r.not_before IS NULL OR r.not_before <= ?1)
+                     AND (?5 IS NULL OR r.session_key = ?5) AND coalesce(b.n, 0) < g.value
+                     AND NOT EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key)
+                     AND NOT (a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running'
+                              AND x.slot_key IS NULL AND x.workspace = r.workspace))
+                   ORDER BY r.priority DESC, r.key LIMIT ?6)
+               SELECT key AS run, slot_key, next_seq, places,
+                   row_number() OVER (PARTITION BY agent ORDER BY priority DESC, key) AS agent_rank,
+                   row_number() OVER (PARTITION BY slot_key, iif(slot_key IS NULL, workspace, NULL)
+                                      ORDER BY priority DESC, key) AS place_rank
+               FROM candidates) c
+           WHERE runs.key = c.run AND c.place_rank = 1 AND c.agent_rank <= c.places
+           RETURNING key AS "key!", id AS "id!", lease_token AS "token!", session_key AS "session_key!",
+               response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!", timeout_ms AS "timeout_ms?",
+               queued_at AS "queued_at!",
+               (SELECT id FROM slots WHERE slots.key = slot_key) AS "slot?: String",
+               (SELECT parts FROM messages WHERE messages.key = message_key) AS "message_parts!: String",
+               (SELECT id FROM sessions WHERE sessions.key = session_key) AS "session_id!: String",
+               (SELECT agent_session FROM sessions WHERE sessions.key = session_key) AS "agent_session?: String""#,
+        now,
+        request.worker,
+        expires_at,
+        agents,
+        request.session,
+        request.limit
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in rows {
+        tx.notices.push(Notice::Grown(row.session_key));
+        claimed.push(Claimed {
+            lease: Lease { run: row.key, token: row.token },
+            run: row.id.parse()?,
+            session: row.session_key,
+            session_id: row.session_id.parse()?,
+            response_id: row.response_id.parse()?,
+            workspace: row.workspace.parse()?,
+            agent: row.agent.parse()?,
+            slot: row.slot,
+            message_parts: row.message_parts,
+            agent_session: row.agent_session,
+            timeout_ms: row.timeout_ms,
+            queued_at: Timestamp::from_millis(row.queued_at),
+        });
+    }
+    Ok(claimed)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
+}
+
+async fn renew(
+    tx: &mut Tx<'_>,
+    worker: WorkerKey,
+    leases: &[Lease],
+    expires_at: Timestamp,
+) -> Result<Vec<Lease>, StoreError> {
+    let now = tx.now.as_millis();
+    let beat = sqlx::query!("UPDATE workers SET heartbeat_at = ?2 WHERE key = ?1", worker, now);
+    beat.execute(&mut *tx.conn).await?;
+    if leases.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wanted = to_json(&leases.iter().map(|l| (l.run, l.token)).collect::<Vec<_>>())?;
+    let expires_at = expires_at.as_millis();
+    let rows = sqlx::query!(
+        r#"UPDATE runs SET lease_expires_at = ?2
+           FROM (SELECT value ->> 0 AS run, value ->> 1 AS token FROM json_each(?3)) l
+           WHERE runs.key = l.run AND runs.lease_token = l.token AND runs.lease_worker = ?1
+           RETURNING key AS "run!", lease_token AS "token!""#,
+        worker,
+        expires_at,
+        wanted
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| Lease { run: row.run, token: row.token }).collect())
+}
+
+async fn take_over(
+    tx: &mut Tx<'_>,
+    worker: WorkerKey,
+    dead: &[WorkerKey],
+    own: &[RunKey],
+    expires_at: Timestamp,
+    limit: i64,
+) -> Result<Vec<Orphan>, StoreError> {
+    let (dead_json, own) = (to_json(&dead)?, to_json(&own)?);
+    let (now, expires_at) = (tx.now.as_millis(), expires_at.as_millis());
+    let rows = sqlx::query!(
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.pid, r.pid_started_at, r.said,
+               r.cancel_requested_at, w.key AS worker_key, w.id AS worker, w.host
+           FROM runs r JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
+           WHERE r.status = 'running' AND (r.lease_expires_at < ?1 OR w.key IN (SELECT value FROM json_each(?2)))
+             AND r.key NOT IN (SELECT value FROM json_each(?3))
+           ORDER BY r.key LIMIT ?4"#,
+        now,
+        dead_json,
+        own,
+        limit
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    let keys = to_json(&rows.iter().map(|row| row.key).collect::<Vec<_>>())?;
+    sqlx::query!(
+        "UPDATE runs SET lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3
+         WHERE key IN (SELECT value FROM json_each(?1))",
+        keys,
+        worker,
+        expires_at
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let process = row.pid.zip(row.pid_started_at).map(|(pid, started_at_ticks)| ProcessIdentity {
+                host: row.host.clone(),
+                pid: i32::try_from(pid).unwrap_or_default(),
+                started_at_ticks,
+            });
+            Ok(Orphan {
+                lease: Lease { run: row.key, token: row.lease_token + 1 },
+                run: row.id.parse()?,
+                session: row.session_key,
+                session_id: row.session_id.parse()?,
+                worker_dead: dead.contains(&row.worker_key),
+                worker: row.worker,
+                process,
+                said: row.said == 1,
+                cancel_requested: row.cancel_requested_at.is_some(),
+                attempts: row.lease_token,
+            })
+        })
+        .collect()
+}
+
+/// Gives up the leases that a process still holds when it goes: its runs are taken over at the next sweep.
+pub async fn expire_leases(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE runs SET lease_expires_at = 0 WHERE lease_worker = ?1", worker).execute(conn).await?;
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`.
+
+mod claim;
+mod enqueue;
+mod settle;
+
+use super::{Store, StoreError};
+use crate::clock::Timestamp;
+use crate::id::{RunId, SessionId};
+use crate::lease::{RunKey, SessionKey};
+use crate::run::{Run, Status};
+
+pub(super) use claim::expire_leases;
+pub use claim::{ClaimRequest, Claimed, Orphan};
+pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
+pub use settle::{CancelRequest, Settle};
+pub(super) use settle::{request_cancel, settle_all};
+
+struct Row {
+    id: String,
+    session_id: String,
+    message_id: String,
+    response_id: String,
+    workspace: String,
+    agent: String,
+    slot: Option<String>,
+    status: String,
+    cause: Option<String>,
+    error: Option<String>,
+    priority: i64,
+    attempts: i64,
+    timeout_ms: Option<i64>,
+    exit_code: Option<i64>,
+    exit_signal: Option<i64>,
+    first_seq: Option<i64>,
+    last_seq: Option<i64>,
+    malformed_lines: i64,
+    queued_at: i64,
+    not_before: Option<i64>,
+    claimed_at: Option<i64>,
+    cancel_requested_at: Option<i64>,
+    settled_at: Option<i64>,
+}
+
+impl TryFrom<Row> for Run {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Run {
+            id: row.id.parse()?,
+            session_id: row.session_id.parse()?,
+            message_id: row.message_id.parse()?,
+            response_id: row.response_id.parse()?,
+            workspace: row.workspace.parse()?,
+            agent: row.agent.parse()?,
+            slot: row.slot,
+            status: row.status.parse().map_err(|e: crate::run::UnknownStatus| StoreError::Invalid(e.to_string()))?,
+            cause: row.cause,
+            error: row.error,
+            priority: row.priority,
+            attempts: row.attempts,
+            timeout_ms: row.timeout_ms,
+            exit_code: row.exit_code,
+            exit_signal: row.exit_signal,
+            first_seq: row.first_seq,
+            last_seq: row.last_seq,
+            malformed_lines: row.malformed_lines,
+            queued_at: Timestamp::from_millis(row.queued_at),
+            not_before: row.not_before.map(Timestamp::from_millis),
+            claimed_at: row.claimed_at.map(Timestamp::from_millis),
+            cancel_requested_at: row.cancel_requested_at.map(Timestamp::from_millis),
+            settled_at: row.settled_at.map(Timestamp::from_millis),
+        })
+    }
+}
+
+/// Where a run is: its row, its session's row, and what it has said.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// Its row.
+    pub key: RunKey,
+    /// Its session's row.
+    pub session: SessionKey,
+    /// The run.
+    pub run: Run,
+}
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default)]
+pub struct RunFilter {
+    /// Only those of this session.
+    pub session: Option<SessionId>,
+    /// Only those in this status.
+    pub status: Option<Status>,
+    /// Only those enqueued before this one (a cursor from the page before).
+    pub before: Option<RunKey>,
+}
+
+/// Runs by their keys, newest first. The one place that knows the columns of [`Run`].
+async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result<Vec<Located>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
+               p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.lease_token AS attempts, r.timeout_ms,
+               r.exit_code, r.exit_signal, r.first_seq, r.last_seq, r.malformed_lines, r.queued_at, r.not_before,
+               r.claimed_at, r.cancel_requested_at, r.settled_at
+           FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key
+           LEFT JOIN slots p ON p.key = r.slot_key
+           WHERE r.key IN (SELECT value FROM json_each(?1)) ORDER BY r.key DESC"#,
+        keys
+    )
+    .fetch_all(executor)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let run = Row {
+                id: row.id,
+                session_id: row.session_id,
+                message_id: row.message_id,
+                response_id: row.response_id,
+                workspace: row.workspace,
+                agent: row.agent,
+                slot: row.slot,
+                status: row.status,
+                cause: row.cause,
+                error: row.error,
+                priority: row.priority,
+                attempts: row.attempts,
+                timeout_ms: row.timeout_ms,
+                exit_code: row.exit_code,
+                exit_signal: row.exit_signal,
+                first_seq: row.first_seq,
+                last_seq: row.last_seq,
+                malformed_lines: row.malformed_lines,
+                queued_at: row.queued_at,
+                not_before: row.not_before,
+                claimed_at: row.claimed_at,
+                cancel_requested_at: row.cancel_requested_at,
+                settled_at: row.settled_at,
+            };
+            Ok(Located { key: row.key, session: row.session_key, run: run.try_into()? })
+        })
+        .collect()
+}
+
+async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> Result<Option<Located>, StoreError> {
+    Ok(load(executor, &format!("[{key}]")).await?.pop())
+}
+
+impl Store {
+    /// A run by its id.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn find_run(&self, id: RunId) -> Result<Option<Located>, StoreError> {
+        let id = id.to_string();
+        let key = sqlx::query_scalar!("SELECT key FROM runs WHERE id = ?1", id).fetch_optional(&self.readers).await?;
+        match key {
+            Some(key) => load_one(&self.readers, key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What a session is at: its running run, else the newest of those whose span is in the log or that wait.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn find_current_run(&self, session: SessionKey) -> Result<Option<Located>, StoreError> {
+        let key = sqlx::query_scalar!(
+            r#"SELECT coalesce(
+                   (SELECT key FROM runs WHERE session_key = ?1 AND status = 'running'),
+                   (SELECT key FROM runs WHERE session_key = ?1 AND status = 'queued'
+                    ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)) AS "key: i64""#,
+            session
+        )
+        .fetch_one(&self.readers)
+        .await?;
+        match key {
+            Some(key) => load_one(&self.readers, key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// A page of runs, newest first.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_runs(&self, filter: &RunFilter, limit: i64) -> Result<Vec<Located>, StoreError> {
+        let status = filter.status.map(Status::as_str);
+        let keys = match &filter.session {
+            Some(session) => {
+                let session = session.as_str();
+                sqlx::query_scalar!(
+                    r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT r.key FROM runs r
+                     WHERE r.session_key = (SELECT key FROM sessions WHERE id = ?1)
+                       AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.key < ?3) ORDER BY r.key DESC LIMIT ?4)"#,
+                    session,
+                    status,
+                    filter.before,
+                    limit
+                )
+                .fetch_one(&self.readers)
+                .await?
+            }
+            None => {
+                sqlx::query_scalar!(
+                    r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT r.key FROM runs r
+                     WHERE (?1 IS NULL OR r.status = ?1) AND (?2 IS NULL OR r.key < ?2) ORDER BY r.key DESC LIMIT ?3)"#,
+                    status,
+                    filter.before,
+                    limit
+                )
+                .fetch_one(&self.readers)
+                .await?
+            }
+        };
+        load(&self.readers, &keys).await
+    }
+
+    /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were no event.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn run_diagnostics(&self, run: RunKey) -> Result<(Option<String>, Option<String>), StoreError> {
+        let row = sqlx::query!("SELECT stderr, malformed_sample FROM runs WHERE key = ?1", run);
+        let row = row.fetch_one(&self.readers).await?;
+        Ok((row.stderr, row.malformed_sample))
+    }
+}

@@ -1,0 +1,235 @@
+//! Settle: the one place where a run ends, and the requests that lead to it.
+
+use serde_json::json;
+
+use crate::chunk::Chunk;
+use crate::event::Seq;
+use crate::id::RunId;
+use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
+use crate::run::{Cause, ExitReport, Outcome, Status};
+use crate::store::event::{Appended, Guarded, batch_json, insert_guarded};
+use crate::store::writer::{Committed, Notice, Tx};
+use crate::store::{Store, StoreError, message};
+
+use super::{Located, load_one};
+
+/// How a run ends.
+#[derive(Debug, Clone)]
+pub struct Settle {
+    /// The right to end it.
+    pub lease: Lease,
+    /// The session that it belongs to.
+    pub session: SessionKey,
+    /// The run, as readers know it.
+    pub run_id: RunId,
+    /// Its last chunks, as JSON; `finish` is the last.
+    pub events: Vec<String>,
+    /// Position in the agent's output up to which events were made.
+    pub source_offset: i64,
+    /// Why it ends.
+    pub outcome: Outcome,
+    /// What is known of the agent's process.
+    pub exit: ExitReport,
+    /// The whole message, as JSON parts; none when the agent said nothing.
+    pub parts: Option<String>,
+}
+
+/// What a request to cancel came to.
+#[derive(Debug, Clone)]
+pub struct CancelRequest {
+    /// The run after it.
+    pub run: Located,
+    /// Whether the run was settled before.
+    pub was_settled: bool,
+}
+
+/// All settles of a transaction.
+pub(in crate::store) async fn settle_all(
+    tx: &mut Tx<'_>,
+    settles: &[Settle],
+) -> Result<Vec<Result<Appended, LeaseLost>>, StoreError> {
+    if settles.is_empty() {
+        return Ok(Vec::new());
+    }
+    let guarded = settles.iter().map(|s| Guarded {
+        lease: s.lease,
+        // A cancel that was stored decides the outcome, also when it came a moment before another end.
+        unless_cancelled: s.outcome.cause != Cause::Cancelled,
+        events: &s.events,
+    });
+    insert_guarded(tx, &batch_json(guarded)).await?;
+    let ends: Vec<_> = settles
+        .iter()
+        .map(|s| {
+            json!([
+                s.lease.run,
+                s.lease.token,
+                s.events.len(),
+                s.source_offset,
+                s.outcome.status(),
+                s.outcome.cause.as_str(),
+                s.outcome.error,
+                s.exit.code,
+                s.exit.signal,
+                s.exit.stderr,
+                s.exit.malformed_lines,
+                s.exit.malformed_sample,
+            ])
+        })
+        .collect();
+    let (ends, now) = (serde_json::Value::from(ends).to_string(), tx.now.as_millis());
+    let rows = sqlx::query!(
+        r#"UPDATE runs SET status = e.value ->> 4, cause = e.value ->> 5, error = e.value ->> 6, settled_at = ?2,
+               exit_code = e.value ->> 7, exit_signal = e.value ->> 8, stderr = e.value ->> 9,
+               malformed_lines = e.value ->> 10, malformed_sample = e.value ->> 11,
+               last_seq = last_seq + (e.value ->> 2), source_offset = max(source_offset, e.value ->> 3),
+               lease_worker = NULL, lease_expires_at = NULL
+           FROM json_each(?1) e
+           WHERE runs.key = e.value ->> 0 AND runs.lease_token = e.value ->> 1 AND runs.status = 'running'
+             AND (runs.cancel_requested_at IS NULL OR e.value ->> 5 = 'cancelled')
+           RETURNING key AS "key!", last_seq AS "last_seq!", session_key AS "session_key!",
+               EXISTS (SELECT 1 FROM runs o WHERE o.session_key = runs.session_key
+                       AND o.settled_at IS NOT NULL AND o.first_seq IS NULL) AS "unwritten!: bool""#,
+        ends,
+        now
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    let row_of = |run: RunKey| rows.iter().find(|row| row.key == run);
+    let messages = settles.iter().filter(|s| row_of(s.lease.run).is_some());
+    let messages = messages.filter_map(|s| s.parts.as_deref().map(|parts| (s.lease.run, parts)));
+    message::store_responses(tx, messages).await?;
+    let mut results = Vec::with_capacity(settles.len());
+    for settle in settles {
+        let Some(row) = row_of(settle.lease.run) else {
+            results.push(Err(LeaseLost));
+            continue;
+        };
+        let count = Seq::try_from(settle.events.len()).unwrap_or(Seq::MAX);
+        let (first_seq, events) = (row.last_seq - count + 1, settle.events.clone());
+        let committed = Committed::new(settle.session, settle.run_id, tx.now, first_seq, events, true);
+        tx.notices.push(Notice::Events(committed.into()));
+        tx.notices.push(Notice::Ready);
+        results.push(Ok(Appended { last_seq: row.last_seq }));
+        if row.unwritten {
+            write_spans(tx, row.session_key).await?;
+        }
+    }
+    Ok(results)
+}
+
+/// The spans of runs that were cancelled in the queue while another one was running: they come behind it, so that each
+/// run's events stay in one piece.
+async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
+    let runs = sqlx::query_scalar!(
+        r#"SELECT key AS "key!" FROM runs WHERE session_key = ?1 AND settled_at IS NOT NULL AND first_seq IS NULL
+           ORDER BY settled_at, key"#,
+        session
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    for run in runs {
+        write_span(tx, run).await?;
+    }
+    Ok(())
+}
+
+/// The span of a run that ended in the queue: `start` (unless it was claimed once), then its end.
+async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
+    let events = Chunk::end_of_a_run_cancelled_in_the_queue().map(|chunk| chunk.to_json());
+    let (events, now) = (format!("[{}]", events.join(",")), tx.now.as_millis());
+    sqlx::query!(
+        "INSERT INTO events (session_key, seq, run_key, at, event)
+         SELECT r.session_key, coalesce(r.last_seq, s.last_seq + 1) + 1 + e.key, r.key, ?2, e.value
+         FROM runs r JOIN sessions s ON s.key = r.session_key JOIN json_each(?3) e WHERE r.key = ?1",
+        run,
+        now,
+        events
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    let session = sqlx::query_scalar!(
+        r#"UPDATE runs SET first_seq = coalesce(first_seq, s.last_seq + 1),
+               last_seq = coalesce(runs.last_seq, s.last_seq + 1) + json_array_length(?2)
+           FROM sessions s WHERE s.key = runs.session_key AND runs.key = ?1
+           RETURNING session_key AS "session_key!""#,
+        run,
+        events
+    )
+    .fetch_all(&mut *tx.conn)
+    .await?;
+    tx.notices.extend(session.into_iter().map(Notice::Grown));
+    Ok(())
+}
+
+/// Asks for a run to stop, in whatever state it is. A queued one is cancelled at once.
+pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    let running = sqlx::query!(
+        "UPDATE runs SET cancel_requested_at = ?2 WHERE key = ?1 AND status = 'running' AND cancel_requested_at IS NULL",
+        run,
+        now
+    );
+    if running.execute(&mut *tx.conn).await?.rows_affected() == 1 {
+        tx.notices.push(Notice::CancelRequested(run));
+        return Ok(());
+    }
+    let (status, cause) = (Status::Cancelled.as_str(), Cause::Cancelled.as_str());
+    // A run that was claimed once and put back has its `start` already: its span grows in the statement that ends it.
+    let begun = sqlx::query_scalar!(
+        r#"SELECT first_seq IS NOT NULL AS "begun!: bool" FROM runs WHERE key = ?1 AND status = 'queued'"#,
+        run
+    );
+    let Some(begun) = begun.fetch_optional(&mut *tx.conn).await? else {
+        return Ok(());
+    };
+    if begun {
+        write_span(tx, run).await?;
+    }
+    let session = sqlx::query_scalar!(
+        r#"UPDATE runs SET status = ?2, cause = ?3, cancel_requested_at = ?4, settled_at = ?4, ready = 0
+           WHERE key = ?1 AND status = 'queued' RETURNING session_key AS "session_key!""#,
+        run,
+        status,
+        cause,
+        now
+    )
+    .fetch_one(&mut *tx.conn)
+    .await?;
+    let in_midst_of_a_span = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1
+           AND (status = 'running' OR (status = 'queued' AND first_seq IS NOT NULL))) AS "busy!: bool""#,
+        session
+    );
+    if !in_midst_of_a_span.fetch_one(&mut *tx.conn).await? {
+        write_spans(tx, session).await?;
+    }
+    tx.notices.push(Notice::Grown(session));
+    tx.notices.push(Notice::Ready);
+    Ok(())
+}
+
+impl Store {
+    /// Asks for a run to stop: stored before anything is sent, in whatever state the run is; asking again changes nothing.
+    ///
+    /// # Errors
+    /// Why nothing was stored. `None` when there is no such run.
+    pub async fn cancel_run(&self, id: RunId) -> Result<Option<CancelRequest>, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let text = id.to_string();
+                let key = sqlx::query_scalar!("SELECT key FROM runs WHERE id = ?1", text);
+                let Some(key) = key.fetch_optional(&mut *tx.conn).await? else {
+                    return Ok(None);
+                };
+                let was_settled = match load_one(&mut *tx.conn, key).await? {
+                    Some(before) => before.run.status.is_settled(),
+                    None => return Ok(None),
+                };
+                request_cancel(tx, key).await?;
+                Ok(load_one(&mut *tx.conn, key).await?.map(|run| CancelRequest { run, was_settled }))
+            })
+        })
+        .await
+    }
+}

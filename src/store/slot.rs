@@ -1,0 +1,90 @@
+//! The table `slots`: the pools, made from the config.
+
+use super::writer::Notice;
+use super::{Store, StoreError};
+use crate::clock::Timestamp;
+use crate::slot::Slot;
+use crate::workspace::Workspace;
+
+impl Store {
+    /// Makes the pool of a workspace what the config says: missing slots are made, surplus ones are given to nobody any
+    /// more. New slots go to the sessions that have waited longest.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn sync_slots(&self, workspace: Workspace) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let workspace = workspace.clone();
+            Box::pin(async move {
+                let (name, now) = (workspace.name.as_str(), tx.now.as_millis());
+                for number in 1..=workspace.slots {
+                    let id = workspace.slot_id(number);
+                    sqlx::query!(
+                        "INSERT INTO slots (id, workspace, number) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                        id,
+                        name,
+                        number
+                    )
+                    .execute(&mut *tx.conn)
+                    .await?;
+                }
+                sqlx::query!(
+                    "UPDATE slots SET enabled = (number <= ?2) WHERE workspace = ?1 AND enabled <> (number <= ?2)",
+                    name,
+                    workspace.slots
+                )
+                .execute(&mut *tx.conn)
+                .await?;
+                // Sessions that wait get the free slots, longest wait first.
+                sqlx::query!(
+                    "INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
+                     SELECT w.key, w.workspace, f.key, 'active', w.idle_ttl_ms, ?2, ?2
+                     FROM (SELECT key, workspace, idle_ttl_ms, row_number() OVER (ORDER BY waiting_since, key) AS n
+                           FROM sessions WHERE workspace = ?1 AND waiting_since IS NOT NULL) w
+                     JOIN (SELECT p.key, row_number() OVER (ORDER BY p.number) AS n FROM slots p
+                           WHERE p.workspace = ?1 AND p.enabled = 1 AND NOT EXISTS (SELECT 1 FROM assignments a
+                               WHERE a.slot_key = p.key AND a.state IN ('active', 'idle'))) f ON f.n = w.n",
+                    name,
+                    now
+                )
+                .execute(&mut *tx.conn)
+                .await?;
+                tx.notices.push(Notice::Ready);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// The slots of all pools.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_slots(&self) -> Result<Vec<Slot>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT p.id, p.workspace, p.number, p.enabled AS "enabled!: bool", coalesce(a.state, 'free') AS "state!: String",
+                   s.id AS "session_id?", r.id AS "run_id?", a.last_active_at AS "last_active_at?"
+               FROM slots p
+               LEFT JOIN assignments a ON a.slot_key = p.key AND a.state IN ('active', 'idle')
+               LEFT JOIN sessions s ON s.key = a.session_key
+               LEFT JOIN runs r ON r.slot_key = p.key AND r.status = 'running'
+               ORDER BY p.workspace, p.number"#
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(Slot {
+                    id: row.id,
+                    workspace: row.workspace.parse()?,
+                    number: row.number,
+                    enabled: row.enabled,
+                    state: row.state,
+                    session_id: row.session_id.map(|id| id.parse()).transpose()?,
+                    run_id: row.run_id.map(|id| id.parse()).transpose()?,
+                    last_active_at: row.last_active_at.map(Timestamp::from_millis),
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,154 @@
+//! The table `workers`: the processes that may execute runs, and what proves that one is dead.
+
+use super::{Store, StoreError};
+use crate::clock::Timestamp;
+use crate::id::WorkerId;
+use crate::lease::WorkerKey;
+use crate::worker::{ProcessIdentity, Worker};
+
+/// A process that wants to execute runs.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// Its id.
+    pub id: WorkerId,
+    /// Which process it is.
+    pub process: ProcessIdentity,
+    /// The machine's name, for people.
+    pub hostname: String,
+    /// Runs it executes at once.
+    pub capacity: u32,
+}
+
+/// A registered worker, as a sweep sees it.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    /// Its row.
+    pub key: WorkerKey,
+    /// Its id.
+    pub id: String,
+    /// Which process it is.
+    pub process: ProcessIdentity,
+    /// When it last renewed its leases.
+    pub heartbeat_at: Timestamp,
+}
+
+impl Store {
+    /// Registers a worker.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn register_worker(&self, registration: Registration) -> Result<WorkerKey, StoreError> {
+        self.write(move |tx| {
+            let (registration, now) = (registration.clone(), tx.now.as_millis());
+            Box::pin(async move {
+                let (id, process) = (registration.id.to_string(), &registration.process);
+                let version = env!("CARGO_PKG_VERSION");
+                let inserted = sqlx::query!(
+                    "INSERT INTO workers (id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
+                    id,
+                    process.host,
+                    registration.hostname,
+                    process.pid,
+                    process.started_at_ticks,
+                    registration.capacity,
+                    version,
+                    now
+                );
+                Ok(inserted.execute(&mut *tx.conn).await?.last_insert_rowid())
+            })
+        })
+        .await
+    }
+
+    /// Removes a worker that goes; leases that it still holds run out at once.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn deregister_worker(&self, worker: WorkerKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                super::run::expire_leases(tx.conn, worker).await?;
+                remove(tx.conn, worker).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Removes workers that hold no lease any more. Answers with their number.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn remove_workers(&self, workers: Vec<WorkerKey>) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            let workers = workers.clone();
+            Box::pin(async move {
+                let mut removed = 0;
+                for worker in workers {
+                    removed += remove(tx.conn, worker).await?;
+                }
+                Ok(removed)
+            })
+        })
+        .await
+    }
+
+    /// All registered workers.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn registered_workers(&self) -> Result<Vec<Registered>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT key AS "key!", id, host, pid, pid_started_at, heartbeat_at FROM workers ORDER BY key"#
+        );
+        let rows = rows.fetch_all(&self.readers).await?;
+        let registered = rows.into_iter().map(|row| Registered {
+            key: row.key,
+            id: row.id,
+            process: ProcessIdentity {
+                host: row.host,
+                pid: i32::try_from(row.pid).unwrap_or_default(),
+                started_at_ticks: row.pid_started_at,
+            },
+            heartbeat_at: Timestamp::from_millis(row.heartbeat_at),
+        });
+        Ok(registered.collect())
+    }
+
+    /// All registered workers, for people.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_workers(&self) -> Result<Vec<Worker>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, hostname, pid, capacity, version, started_at, heartbeat_at,
+                   (SELECT count(*) FROM runs WHERE lease_worker = workers.key) AS "running!: i64"
+               FROM workers ORDER BY key"#
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(Worker {
+                    id: row.id.parse()?,
+                    hostname: row.hostname,
+                    pid: row.pid,
+                    capacity: row.capacity,
+                    running: row.running,
+                    version: row.version,
+                    started_at: Timestamp::from_millis(row.started_at),
+                    heartbeat_at: Timestamp::from_millis(row.heartbeat_at),
+                })
+            })
+            .collect()
+    }
+}
+
+async fn remove(conn: &mut sqlx::SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM workers WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = ?1)",
+        worker
+    );
+    Ok(removed.execute(conn).await?.rows_affected())
+}

@@ -1,0 +1,403 @@
+//! The writer: one task owns the one write connection of this process.
+//!
+//! It takes everything that waits, runs it in one `BEGIN IMMEDIATE` (all appends and settles as one statement of each
+//! kind), commits once, tells the process what was committed, and then answers each caller. So durability costs one sync
+//! a batch, and a caller that goes away cannot abort a write. When a batch fails, its commands are tried one by one, so
+//! that one bad command does not fail its neighbours.
+//!
+//! Proof: `tests/store.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
+
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::StoreError;
+use super::event::{Append, Appended};
+use super::run::Settle;
+use crate::clock::{Clock, Timestamp};
+use crate::event::Seq;
+use crate::id::RunId;
+use crate::lease::{LeaseLost, RunKey, SessionKey};
+
+/// Commands that may wait; a caller beyond that waits to hand in.
+const QUEUE: usize = 1024;
+/// Most commands in one transaction.
+const BATCH_COMMANDS: usize = 512;
+/// A transaction is closed when it holds this much event text: larger ones only make everybody wait longer.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Rows of one run that were committed together, as their readers get them.
+#[derive(Debug)]
+pub struct Committed {
+    /// The session.
+    pub session: SessionKey,
+    /// The run.
+    pub run_id: RunId,
+    /// When.
+    pub at: Timestamp,
+    /// The place of the first one.
+    pub first_seq: Seq,
+    /// The chunks, as JSON; at least one.
+    pub events: Vec<String>,
+    /// Whether these are the run's last.
+    pub ends_run: bool,
+    /// The rows as the text that most readers want; made by the first of them.
+    pub shared_frames: OnceLock<bytes::Bytes>,
+}
+
+impl Committed {
+    /// Rows that were committed.
+    pub fn new(
+        session: SessionKey,
+        run_id: RunId,
+        at: Timestamp,
+        first_seq: Seq,
+        events: Vec<String>,
+        ends_run: bool,
+    ) -> Self {
+        Self { session, run_id, at, first_seq, events, ends_run, shared_frames: OnceLock::new() }
+    }
+}
+
+/// What a commit changed that somebody in this process may wait for.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// Events, in full.
+    Events(Arc<Committed>),
+    /// Events that are to be read from the store.
+    Grown(SessionKey),
+    /// A run may have become ready to be claimed.
+    Ready,
+    /// A running run is to be cancelled.
+    CancelRequested(RunKey),
+}
+
+/// Called after each commit, in the order of the commits.
+pub type OnCommit = Box<dyn Fn(Vec<Notice>) + Send>;
+
+/// An open write transaction.
+pub struct Tx<'c> {
+    /// The connection; inside `BEGIN IMMEDIATE`.
+    pub(super) conn: &'c mut SqliteConnection,
+    /// One time for the whole transaction.
+    pub now: Timestamp,
+    /// Told after the commit, forgotten when there is none.
+    pub(super) notices: Vec<Notice>,
+}
+
+/// A write of any kind. It may be run more than once, but is committed at most once.
+trait Job: Send {
+    fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn committed(self: Box<Self>);
+    fn failed(self: Box<Self>, error: StoreError);
+}
+
+struct Write<F, T> {
+    run: F,
+    result: Option<T>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> Job for Write<F, T>
+where
+    F: for<'a> FnMut(&'a mut Tx<'_>) -> BoxFuture<'a, Result<T, StoreError>> + Send,
+    T: Send,
+{
+    fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async {
+            self.result = Some((self.run)(tx).await?);
+            Ok(())
+        })
+    }
+
+    // The caller may have gone away in the meantime: then nobody wants the answer.
+    fn committed(self: Box<Self>) {
+        let _ = self.reply.send(self.result.ok_or(StoreError::Closed));
+    }
+
+    fn failed(self: Box<Self>, error: StoreError) {
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<Result<T, LeaseLost>, StoreError>>;
+
+enum Command {
+    Append(Append, Reply<Appended>),
+    Settle(Box<Settle>, Reply<Appended>),
+    Write(Box<dyn Job>),
+}
+
+impl Command {
+    fn leased_run(&self) -> Option<RunKey> {
+        match self {
+            Self::Append(append, _) => Some(append.lease.run),
+            Self::Settle(settle, _) => Some(settle.lease.run),
+            Self::Write(_) => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Append(append, _) => append.events.iter().map(String::len).sum(),
+            Self::Settle(settle, _) => settle.events.iter().map(String::len).sum(),
+            Self::Write(_) => 0,
+        }
+    }
+
+    fn fail(self, error: StoreError) {
+        // As above: nobody may be waiting.
+        match self {
+            Self::Append(_, reply) | Self::Settle(_, reply) => drop(reply.send(Err(error))),
+            Self::Write(job) => job.failed(error),
+        }
+    }
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(super) struct Handle {
+    commands: mpsc::Sender<Command>,
+    task: Arc<tokio::sync::Mutex<Option<JoinHandle<()>>>>,
+    closed: tokio_util::sync::CancellationToken,
+}
+
+impl Handle {
+    async fn ask<T>(&self, command: Command, reply: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+        self.commands.send(command).await.map_err(|_| StoreError::Closed)?;
+        reply.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Refuses further writes and waits until those that wait are done.
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        if let Some(task) = self.task.lock().await.take() {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the writer ended abnormally");
+            }
+        }
+    }
+}
+
+impl super::Store {
+    /// Runs `write` in a transaction and answers after the commit. It may be run again when a neighbour in the same
+    /// transaction failed; only one run of it is committed.
+    ///
+    /// # Errors
+    /// What `write` returned, or why the commit failed; nothing is stored then.
+    pub async fn write<T, F>(&self, write: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'a> FnMut(&'a mut Tx<'_>) -> BoxFuture<'a, Result<T, StoreError>> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.writer.ask(Command::Write(Box::new(Write { run: write, result: None, reply })), answer).await
+    }
+
+    /// Appends what an agent said to its run; answers after the commit.
+    ///
+    /// # Errors
+    /// Outside: why nothing was stored. Inside: the lease is lost.
+    pub async fn append(&self, append: Append) -> Result<Result<Appended, LeaseLost>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.writer.ask(Command::Append(append, reply), answer).await
+    }
+
+    /// Settles a run: last events, status and folded message in one transaction; answers after the commit.
+    ///
+    /// # Errors
+    /// Outside: why nothing was stored. Inside: the lease is lost.
+    pub async fn settle(&self, settle: Settle) -> Result<Result<Appended, LeaseLost>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.writer.ask(Command::Settle(Box::new(settle), reply), answer).await
+    }
+}
+
+pub(super) fn spawn(conn: SqliteConnection, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let closed = tokio_util::sync::CancellationToken::new();
+    let writer = Writer { conn, clock, on_commit };
+    let task = tokio::spawn(writer.run(queue, closed.clone()));
+    Handle { commands, task: Arc::new(tokio::sync::Mutex::new(Some(task))), closed }
+}
+
+struct Writer {
+    conn: SqliteConnection,
+    clock: Arc<dyn Clock>,
+    on_commit: OnCommit,
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>, closed: tokio_util::sync::CancellationToken) {
+        let mut waiting = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                let next = tokio::select! {
+                    biased;
+                    next = queue.recv() => next,
+                    () = closed.cancelled(), if !queue.is_closed() => {
+                        queue.close();
+                        continue;
+                    }
+                };
+                match next {
+                    Some(command) => waiting.push_back(command),
+                    None => break,
+                }
+            }
+            while waiting.len() < BATCH_COMMANDS
+                && let Ok(command) = queue.try_recv()
+            {
+                waiting.push_back(command);
+            }
+            let batch = take_batch(&mut waiting);
+            self.commit(batch).await;
+        }
+        if let Err(error) = self.conn.close().await {
+            tracing::error!(%error, "failed to close the database");
+        }
+    }
+
+    async fn commit(&mut self, batch: Vec<Command>) {
+        let mut batch = Batch::from(batch);
+        match batch.attempt(&mut self.conn, self.clock.now()).await {
+            Ok(notices) => {
+                (self.on_commit)(notices);
+                batch.answer();
+            }
+            Err(error) if batch.len() > 1 && !error.is_transient() => {
+                tracing::warn!(%error, commands = batch.len(), "a batch of writes failed; trying them one by one");
+                for command in batch.into_commands() {
+                    let mut alone = Batch::from(vec![command]);
+                    match alone.attempt(&mut self.conn, self.clock.now()).await {
+                        Ok(notices) => {
+                            (self.on_commit)(notices);
+                            alone.answer();
+                        }
+                        Err(error) => alone.fail(error),
+                    }
+                }
+            }
+            Err(error) => batch.fail(error),
+        }
+    }
+}
+
+/// The longest prefix that fits one transaction and names each run at most once.
+fn take_batch(waiting: &mut VecDeque<Command>) -> Vec<Command> {
+    let mut runs = HashSet::new();
+    let mut bytes = 0;
+    let mut batch = Vec::with_capacity(waiting.len());
+    while let Some(next) = waiting.front() {
+        if next.leased_run().is_some_and(|run| !runs.insert(run)) || (bytes > 0 && bytes + next.bytes() > BATCH_BYTES) {
+            break;
+        }
+        bytes += next.bytes();
+        batch.extend(waiting.pop_front());
+    }
+    batch
+}
+
+/// The commands of one transaction, by kind, and what became of them.
+#[derive(Default)]
+struct Batch {
+    appends: Vec<Append>,
+    append_replies: Vec<Reply<Appended>>,
+    appended: Vec<Result<Appended, LeaseLost>>,
+    settles: Vec<Settle>,
+    settle_replies: Vec<Reply<Appended>>,
+    settled: Vec<Result<Appended, LeaseLost>>,
+    jobs: Vec<Box<dyn Job>>,
+}
+
+impl From<Vec<Command>> for Batch {
+    fn from(commands: Vec<Command>) -> Self {
+        let mut batch = Self::default();
+        for command in commands {
+            match command {
+                Command::Append(append, reply) => {
+                    batch.appends.push(append);
+                    batch.append_replies.push(reply);
+                }
+                Command::Settle(settle, reply) => {
+                    batch.settles.push(*settle);
+                    batch.settle_replies.push(reply);
+                }
+                Command::Write(job) => batch.jobs.push(job),
+            }
+        }
+        batch
+    }
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.appends.len() + self.settles.len() + self.jobs.len()
+    }
+
+    async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
+        let mut transaction = conn.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = Tx { conn: &mut transaction, now, notices: Vec::new() };
+        let done = async {
+            // Settles come before the jobs, so that a claim in the same batch finds their sessions free.
+            self.appended = super::event::append_all(&mut tx, &self.appends).await?;
+            self.settled = super::run::settle_all(&mut tx, &self.settles).await?;
+            for job in &mut self.jobs {
+                job.run(&mut tx).await?;
+            }
+            Ok(())
+        }
+        .await;
+        let notices = std::mem::take(&mut tx.notices);
+        match done {
+            Ok(()) => {
+                transaction.commit().await?;
+                Ok(notices)
+            }
+            Err(error) => {
+                // The transaction may be gone already (a full disk ends it): what counts is the first error.
+                let _ = transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn answer(self) {
+        // A caller that has gone away does not want its answer.
+        for (reply, result) in self.append_replies.into_iter().zip(self.appended) {
+            let _ = reply.send(Ok(result));
+        }
+        for (reply, result) in self.settle_replies.into_iter().zip(self.settled) {
+            let _ = reply.send(Ok(result));
+        }
+        for job in self.jobs {
+            job.committed();
+        }
+    }
+
+    fn into_commands(self) -> impl Iterator<Item = Command> {
+        let appends = self.appends.into_iter().zip(self.append_replies).map(|(a, r)| Command::Append(a, r));
+        let settles = self.settles.into_iter().zip(self.settle_replies).map(|(s, r)| Command::Settle(Box::new(s), r));
+        appends.chain(settles).chain(self.jobs.into_iter().map(Command::Write))
+    }
+
+    fn fail(self, error: StoreError) {
+        let again = |error: &StoreError| match error {
+            StoreError::DiskFull => StoreError::DiskFull,
+            StoreError::Busy => StoreError::Busy,
+            other => StoreError::Invalid(other.to_string()),
+        };
+        let mut commands = self.into_commands().peekable();
+        while let Some(command) = commands.next() {
+            if commands.peek().is_none() {
+                return command.fail(error);
+            }
+            command.fail(again(&error));
+        }
+    }
+}
