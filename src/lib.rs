@@ -17,3 +17,5 @@ pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.
 pub mod backend;
+// Decisions.
+pub mod engine;
