@@ -10,10 +10,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::Shared;
-use super::turn::{self, Turn};
+use super::decide::{decide, not_started};
+use super::turn::Turn;
 use super::worker::Signals;
 use crate::agent::Agent;
-use crate::backend::{Prompt, Record, Reply};
+use crate::backend::{AgentEvent, Prompt, Record, Reply};
 use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::run::{Cause, ExitReport, Outcome};
@@ -108,10 +109,7 @@ impl Drive<'_> {
         };
         let mut reply = match backend.prompt(prompt).await {
             Ok(reply) => reply,
-            Err(error) => {
-                let outcome = Outcome::because(Cause::SpawnFailed, capitalised(&error.to_string()));
-                return self.settle(outcome, ExitReport::default()).await;
-            }
+            Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
         };
         let heard = self.listen(agent, &mut reply).await;
         if heard.is_err() {
@@ -130,7 +128,7 @@ impl Drive<'_> {
                 Err(error) => return Err(Left::Store(error)),
             }
         }
-        self.settle(turn::decide(asked, &self.turn, &exit), exit).await
+        self.settle(decide(asked, &self.turn, &exit), exit).await
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
@@ -182,7 +180,7 @@ impl Drive<'_> {
             if records.is_empty() {
                 continue;
             }
-            let events = self.hear(&mut records);
+            let events = self.hear(&mut records, asked);
             if events.iter().any(Chunk::is_said) {
                 progress_at = Instant::now();
             }
@@ -201,11 +199,15 @@ impl Drive<'_> {
         }
     }
 
-    fn hear(&mut self, records: &mut Vec<Record>) -> Vec<Chunk> {
+    fn hear(&mut self, records: &mut Vec<Record>, asked: Option<Cause>) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         for record in records.drain(..) {
             self.offset = self.offset.max(record.offset);
             for event in record.events {
+                // What an agent says against being stopped is not an error of the turn.
+                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
+                    continue;
+                }
                 chunks.extend(self.turn.hear(event));
             }
         }
@@ -286,9 +288,4 @@ async fn until(instant: Option<Instant>) {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
     }
-}
-
-fn capitalised(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

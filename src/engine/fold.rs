@@ -1,14 +1,386 @@
-//! stub
-#[derive(Clone, Default)]
-pub struct Fold;
+//! The message that a client of the AI SDK (6.0.326) has after the chunks of a run, part for part and field for field.
+//!
+//! Always: a function of the chunks alone, so that a message can be built again from what is stored; a delta costs its
+//! own length. A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
+//!
+//! Deliberately absent: tools that are not dynamic and data that is not transient. No turn makes them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::chunk::Chunk;
+
+/// A message while it grows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fold {
+    parts: Vec<Part>,
+    /// Text and reasoning parts that take deltas; a turn keeps one open at most.
+    open: Vec<OpenBlock>,
+    /// The newest part of each tool call.
+    tools: HashMap<String, usize>,
+    /// The parts of the tools that gave no result yet.
+    unfinished: BTreeSet<usize>,
+    /// Where the parts of the newest step begin.
+    step_parts: usize,
+    step_open: bool,
+    finished: bool,
+    bytes: usize,
+}
+
+/// The two kinds of part that grow by deltas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    /// What the agent says.
+    Text,
+    /// What it thinks.
+    Reasoning,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct OpenBlock {
+    block: Block,
+    id: String,
+    part: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum Part {
+    StepStart,
+    Text { text: String, state: BlockState },
+    Reasoning { id: String, text: String, state: BlockState },
+    DynamicTool(Tool),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum BlockState {
+    Streaming,
+    Done,
+}
+
+/// A tool call in the message.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tool {
+    /// The tool.
+    pub tool_name: String,
+    /// The call.
+    pub tool_call_id: String,
+    state: ToolState,
+    /// What it was given; none while that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preliminary: Option<bool>,
+    provider_executed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum ToolState {
+    InputStreaming,
+    InputAvailable,
+    OutputAvailable,
+    OutputError,
+}
+
+impl Tool {
+    /// Whether it gave its last result.
+    pub fn is_finished(&self) -> bool {
+        match self.state {
+            ToolState::InputStreaming | ToolState::InputAvailable => false,
+            ToolState::OutputAvailable => self.preliminary != Some(true),
+            ToolState::OutputError => true,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let values = self.input.as_ref().map_or(0, bytes_of) + self.output.as_ref().map_or(0, bytes_of);
+        self.tool_name.len() + self.tool_call_id.len() + self.error_text.as_ref().map_or(0, String::len) + values
+    }
+}
+
+/// What a part costs beside its texts.
+const PART_BYTES: usize = 64;
+
 impl Fold {
-    pub fn is_empty(&self) -> bool {
-        true
+    /// Takes the next chunk.
+    pub fn apply(&mut self, chunk: &Chunk) {
+        match chunk {
+            Chunk::StartStep => {
+                self.push(Part::StepStart);
+                self.step_parts = self.parts.len();
+                self.step_open = true;
+            }
+            Chunk::FinishStep => {
+                self.step_open = false;
+                self.open.clear();
+            }
+            Chunk::TextStart { id } => self.start(Block::Text, id),
+            Chunk::TextDelta { id, delta } => self.extend(Block::Text, id, delta),
+            Chunk::TextEnd { id } => self.end(Block::Text, id),
+            Chunk::ReasoningStart { id } => self.start(Block::Reasoning, id),
+            Chunk::ReasoningDelta { id, delta } => self.extend(Block::Reasoning, id, delta),
+            Chunk::ReasoningEnd { id } => self.end(Block::Reasoning, id),
+            Chunk::ToolInputStart { tool_call_id, tool_name, provider_executed, .. } => {
+                self.announce(tool_call_id, tool_name, None, *provider_executed);
+            }
+            Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed, .. } => {
+                self.announce(tool_call_id, tool_name, Some(input), *provider_executed);
+            }
+            Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
+                self.update(tool_call_id, |tool| {
+                    tool.state = ToolState::OutputAvailable;
+                    tool.output = Some(output.clone());
+                    tool.error_text = None;
+                    tool.preliminary = *preliminary;
+                    tool.provider_executed = *provider_executed;
+                });
+            }
+            Chunk::ToolOutputError { tool_call_id, error_text, provider_executed, .. } => {
+                self.update(tool_call_id, |tool| {
+                    tool.state = ToolState::OutputError;
+                    tool.output = None;
+                    tool.error_text = Some(error_text.clone());
+                    tool.preliminary = None;
+                    tool.provider_executed = *provider_executed;
+                });
+            }
+            Chunk::Finish { .. } => self.finished = true,
+            Chunk::Start { .. } | Chunk::DataStatus { .. } | Chunk::Error { .. } | Chunk::Abort => {}
+        }
     }
-    pub fn bytes(&self) -> usize {
-        0
-    }
+
+    /// The parts as the JSON that is stored and sent.
     pub fn parts_json(&self) -> String {
-        String::new()
+        // Parts are strings, booleans and JSON values: none of them can fail to serialise.
+        serde_json::to_string(&self.parts).unwrap_or_default()
+    }
+
+    /// Whether the message has no parts.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// How many parts the message has.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// About how much the message is, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The part that takes deltas, the newest when there are several.
+    pub fn open_block(&self) -> Option<(Block, &str)> {
+        self.open.last().map(|open| (open.block, open.id.as_str()))
+    }
+
+    /// Whether a step is open.
+    pub fn is_step_open(&self) -> bool {
+        self.step_open
+    }
+
+    /// Whether the stream is over.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// A tool call.
+    pub fn tool(&self, id: &str) -> Option<&Tool> {
+        self.tool_at(*self.tools.get(id)?)
+    }
+
+    /// The tools that gave no result yet, oldest first, each with its position in the message.
+    pub fn unfinished_tools(&self) -> impl DoubleEndedIterator<Item = (usize, &Tool)> {
+        self.unfinished.iter().filter_map(|part| Some((*part, self.tool_at(*part)?)))
+    }
+
+    fn tool_at(&self, part: usize) -> Option<&Tool> {
+        match self.parts.get(part) {
+            Some(Part::DynamicTool(tool)) => Some(tool),
+            _ => None,
+        }
+    }
+
+    fn push(&mut self, part: Part) {
+        self.bytes += PART_BYTES;
+        self.parts.push(part);
+    }
+
+    fn start(&mut self, block: Block, id: &str) {
+        // The client knows an open part by its id alone: a second start takes the deltas away from the first.
+        self.open.retain(|open| (open.block, open.id.as_str()) != (block, id));
+        self.open.push(OpenBlock { block, id: id.to_owned(), part: self.parts.len() });
+        let (text, state) = (String::new(), BlockState::Streaming);
+        self.push(match block {
+            Block::Text => Part::Text { text, state },
+            Block::Reasoning => Part::Reasoning { id: id.to_owned(), text, state },
+        });
+    }
+
+    fn extend(&mut self, block: Block, id: &str, delta: &str) {
+        let Some(open) = self.open.iter().find(|open| (open.block, open.id.as_str()) == (block, id)) else { return };
+        if let Some(Part::Text { text, .. } | Part::Reasoning { text, .. }) = self.parts.get_mut(open.part) {
+            text.push_str(delta);
+            self.bytes += delta.len();
+        }
+    }
+
+    fn end(&mut self, block: Block, id: &str) {
+        let ended = self.open.iter().position(|open| (open.block, open.id.as_str()) == (block, id));
+        let Some(open) = ended.map(|index| self.open.remove(index)) else { return };
+        if let Some(Part::Text { state, .. } | Part::Reasoning { state, .. }) = self.parts.get_mut(open.part) {
+            *state = BlockState::Done;
+        }
+    }
+
+    /// A tool call begins, or its input becomes known. A call that this step knows already starts over.
+    fn announce(&mut self, id: &str, name: &str, input: Option<&Value>, provider_executed: bool) {
+        let announced = Tool {
+            tool_name: name.to_owned(),
+            tool_call_id: id.to_owned(),
+            state: if input.is_some() { ToolState::InputAvailable } else { ToolState::InputStreaming },
+            input: input.cloned(),
+            output: None,
+            error_text: None,
+            preliminary: None,
+            provider_executed,
+        };
+        if self.tools.get(id).is_some_and(|part| *part >= self.step_parts) {
+            self.update(id, |tool| *tool = announced);
+        } else {
+            let part = self.parts.len();
+            self.tools.insert(id.to_owned(), part);
+            self.unfinished.insert(part);
+            self.bytes += announced.bytes();
+            self.push(Part::DynamicTool(announced));
+        }
+    }
+
+    fn update(&mut self, id: &str, change: impl FnOnce(&mut Tool)) {
+        let Some(part) = self.tools.get(id).copied() else { return };
+        let Some(Part::DynamicTool(tool)) = self.parts.get_mut(part) else { return };
+        let before = tool.bytes();
+        change(tool);
+        self.bytes = self.bytes + tool.bytes() - before;
+        if tool.is_finished() {
+            self.unfinished.remove(&part);
+        } else {
+            self.unfinished.insert(part);
+        }
+    }
+}
+
+fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| 1 + bytes_of(item)).sum(),
+        Value::Object(map) => map.iter().map(|(key, item)| key.len() + 4 + bytes_of(item)).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The parts after some chunks, which are given as stored events are.
+    fn fold(chunks: &[Value]) -> Fold {
+        let mut fold = Fold::default();
+        for chunk in chunks {
+            fold.apply(&serde_json::from_value(chunk.clone()).unwrap());
+        }
+        fold
+    }
+
+    fn parts(fold: &Fold) -> Value {
+        serde_json::from_str(&fold.parts_json()).unwrap()
+    }
+
+    #[test]
+    fn blocks_grow_by_deltas_until_they_end() {
+        let fold = fold(&[
+            json!({"type": "start-step"}),
+            json!({"type": "reasoning-start", "id": "reasoning-1"}),
+            json!({"type": "reasoning-delta", "id": "reasoning-1", "delta": "hm"}),
+            json!({"type": "reasoning-end", "id": "reasoning-1"}),
+            json!({"type": "text-start", "id": "text-2"}),
+            json!({"type": "text-delta", "id": "text-2", "delta": "He"}),
+            json!({"type": "data-status", "data": {"label": "Thinking"}, "transient": true}),
+            json!({"type": "text-delta", "id": "text-2", "delta": "llo"}),
+            json!({"type": "text-delta", "id": "text-9", "delta": "refused"}),
+        ]);
+        let expected = json!([
+            {"type": "step-start"},
+            {"type": "reasoning", "id": "reasoning-1", "text": "hm", "state": "done"},
+            {"type": "text", "text": "Hello", "state": "streaming"},
+        ]);
+        assert_eq!(parts(&fold), expected);
+        assert_eq!((fold.len(), fold.open_block()), (3, Some((Block::Text, "text-2"))));
+        assert_eq!(fold.bytes(), 3 * PART_BYTES + "hmHello".len());
+        assert!(fold.is_step_open() && !fold.is_finished());
+    }
+
+    #[test]
+    fn a_tool_is_one_part_whatever_becomes_of_it() {
+        let tool = json!({"toolCallId": "t", "toolName": "bash", "providerExecuted": true, "dynamic": true});
+        let chunk = |kind: &str, more: Value| {
+            let mut chunk = tool.clone();
+            chunk["type"] = kind.into();
+            for (key, value) in more.as_object().unwrap() {
+                chunk[key] = value.clone();
+            }
+            chunk
+        };
+        let part = |state: &str, more: Value| {
+            let mut part = json!({"type": "dynamic-tool", "toolCallId": "t", "toolName": "bash",
+                "providerExecuted": true, "state": state});
+            for (key, value) in more.as_object().unwrap() {
+                part[key] = value.clone();
+            }
+            json!([part])
+        };
+        let input = json!({"cmd": "ls"});
+        let mut chunks = Vec::new();
+        for (next, expected, finished) in [
+            (chunk("tool-input-start", json!({})), part("input-streaming", json!({})), false),
+            (
+                chunk("tool-input-available", json!({"input": input})),
+                part("input-available", json!({"input": input})),
+                false,
+            ),
+            (
+                chunk("tool-output-available", json!({"output": 1, "preliminary": true})),
+                part("output-available", json!({"input": input, "output": 1, "preliminary": true})),
+                false,
+            ),
+            (
+                chunk("tool-output-error", json!({"errorText": "e"})),
+                part("output-error", json!({"input": input, "errorText": "e"})),
+                true,
+            ),
+            (
+                chunk("tool-output-available", json!({"output": null})),
+                part("output-available", json!({"input": input, "output": null})),
+                true,
+            ),
+            (chunk("tool-input-available", json!({"input": []})), part("input-available", json!({"input": []})), false),
+        ] {
+            chunks.push(next);
+            let fold = fold(&chunks);
+            assert_eq!(parts(&fold), expected);
+            assert_eq!(fold.unfinished_tools().count(), usize::from(!finished));
+            assert_eq!(fold.tool("t").unwrap().is_finished(), finished);
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed us) talk
 //! to [`Engine`] and the nouns, and to nothing below.
 
+pub mod decide;
 mod drive;
 mod error;
 pub mod feed;
 pub mod fold;
-pub mod stderr_cause;
+mod stderr;
 mod sweep;
 pub mod turn;
 mod watch;

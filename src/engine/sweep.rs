@@ -143,7 +143,7 @@ async fn recover(shared: &Shared, orphan: Orphan) -> Result<Recovered, StoreErro
     } else {
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
-    let subject = Subject { run: orphan.run, session: orphan.session, session_id: orphan.session_id.clone() };
+    let subject = Subject { run: orphan.run, session: orphan.session };
     let settled = settle_from_log(shared, orphan.lease, &subject, outcome).await?;
     tracing::warn!(run.id = %run, session.id = %session, worker.id = worker, proven, processes_ended,
         status = settled.map_or("unknown", |outcome| outcome.status().as_str()), "run of a lost worker settled");

@@ -263,12 +263,11 @@ async fn renew(shared: &Shared, worker: WorkerKey) {
 pub(super) struct Subject {
     pub run: crate::id::RunId,
     pub session: SessionKey,
-    pub session_id: crate::id::SessionId,
 }
 
 impl From<Claimed> for Subject {
     fn from(claimed: Claimed) -> Self {
-        Self { run: claimed.run, session: claimed.session, session_id: claimed.session_id }
+        Self { run: claimed.run, session: claimed.session }
     }
 }
 

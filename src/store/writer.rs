@@ -90,6 +90,20 @@ pub struct Tx<'c> {
     pub(super) notices: Vec<Notice>,
 }
 
+impl Tx<'_> {
+    /// Lets the file grow by at most `pages` pages from now on, or without limit; answers with the limit. A way to see
+    /// what a full disk does.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn limit_pages(&mut self, pages: Option<u32>) -> Result<i64, StoreError> {
+        let count: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *self.conn).await?;
+        let limit = pages.map_or(i64::from(u32::MAX - 1), |pages| count + i64::from(pages));
+        let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {limit}"));
+        Ok(sqlx::query_scalar(pragma).fetch_one(&mut *self.conn).await?)
+    }
+}
+
 /// A write of any kind. It may be run more than once, but is committed at most once.
 trait Job: Send {
     fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<(), StoreError>>;
@@ -176,10 +190,10 @@ impl Handle {
     /// Refuses further writes and waits until those that wait are done.
     pub(super) async fn close(&self) {
         self.closed.cancel();
-        if let Some(task) = self.task.lock().await.take() {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "the writer ended abnormally");
-            }
+        if let Some(task) = self.task.lock().await.take()
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the writer ended abnormally");
         }
     }
 }

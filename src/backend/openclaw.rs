@@ -1,6 +1,0 @@
-//! openclaw
-use super::*;
-/// parser
-pub fn parser() -> LineParser {
-    Box::new(|_| None)
-}

@@ -1,0 +1,185 @@
+//! JSON and truth as JavaScript has them: OpenClaw and its first clients are written in it, and their rules show in
+//! texts that people read.
+//!
+//! Always: total. Nothing here fails on any JSON, and what is nested deeper than `serde_json` reads (128) is no JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Number, Value};
+
+/// White space as `String.prototype.trim` takes it away: with the byte order mark, without U+0085.
+pub fn trim(text: &str) -> &str {
+    text.trim_matches(|c: char| c == '\u{feff}' || (c.is_whitespace() && c != '\u{85}'))
+}
+
+/// Reads a JSON text. JavaScript cuts strings between the halves of a surrogate pair and writes the halves as escapes,
+/// which no Rust string can hold: each becomes U+FFFD, and the rest of the text is kept.
+pub fn parse(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok().or_else(|| serde_json::from_str(&without_lone_surrogates(text)?).ok())
+}
+
+/// The text with every escape of half a surrogate pair replaced; none when there is none.
+fn without_lone_surrogates(text: &str) -> Option<String> {
+    let mut mended = String::new();
+    let mut rest = text;
+    let mut found = false;
+    while let Some(at) = rest.find('\\') {
+        mended.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let taken = match escaped_unit(rest) {
+            Some(0xD800..=0xDBFF) if matches!(escaped_unit(&rest[6..]), Some(0xDC00..=0xDFFF)) => 12,
+            Some(0xD800..=0xDFFF) => {
+                mended.push_str("\\ufffd");
+                found = true;
+                rest = &rest[6..];
+                continue;
+            }
+            Some(_) => 6,
+            // The backslash and what it escapes, so that an escaped backslash starts no escape.
+            None => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+        };
+        mended.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    mended.push_str(rest);
+    found.then_some(mended)
+}
+
+/// The UTF-16 unit of a `\uXXXX` that the text begins with.
+fn escaped_unit(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    // `from_str_radix` would take a sign.
+    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+}
+
+/// Whether `if (value)` would go on.
+pub fn is_truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(truth) => *truth,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(_) | Value::Object(_) => true,
+    }
+}
+
+/// What `JSON.stringify` gives.
+pub fn stringify(value: &Value) -> String {
+    let mut out = String::new();
+    write(value, &mut out);
+    out
+}
+
+fn write(value: &Value, out: &mut String) {
+    match value {
+        Value::Null | Value::Bool(_) | Value::String(_) => {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{value}");
+        }
+        Value::Number(number) => write_number(number, out),
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            out.push('{');
+            for (index, (key, item)) in in_order(map).into_iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                let _ = write!(out, "{}:", Value::from(key));
+                write(item, out);
+            }
+            out.push('}');
+        }
+    }
+}
+
+/// The members of an object: array indices first and ascending, then the rest as they came.
+fn in_order(map: &Map<String, Value>) -> Vec<(&str, &Value)> {
+    let mut members: Vec<_> = map.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    // The sort is stable.
+    members.sort_by_key(|(key, _)| array_index(key).map_or((1, 0), |index| (0, index)));
+    members
+}
+
+fn array_index(key: &str) -> Option<u32> {
+    let index: u32 = key.parse().ok()?;
+    (index != u32::MAX && index.to_string() == key).then_some(index)
+}
+
+/// `Number.prototype.toString` for finite numbers.
+fn write_number(number: &Number, out: &mut String) {
+    let value = number.as_f64().unwrap_or_default();
+    if value == 0.0 {
+        return out.push('0');
+    }
+    let scientific = format!("{:e}", value.abs());
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    // Where the decimal point stands, counted from the first digit.
+    let point = 1 + exponent.parse::<i32>().unwrap_or_default();
+    let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
+    if value < 0.0 {
+        out.push('-');
+    }
+    let zeros = |n: i32| "0".repeat(usize::try_from(n).unwrap_or_default());
+    let (before, after) = digits.split_at(usize::try_from(point).unwrap_or_default().clamp(1, digits.len()));
+    let _ = match point {
+        _ if (count..=21).contains(&point) => write!(out, "{digits}{}", zeros(point - count)),
+        1..=21 => write!(out, "{before}.{after}"),
+        -5..=0 => write!(out, "0.{}{digits}", zeros(-point)),
+        _ => write!(out, "{mantissa}e{:+}", point - 1),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_keys_are_written_as_in_javascript() {
+        for (json, written) in [
+            ("1.0", "1"),
+            ("-0.0", "0"),
+            ("1e21", "1e+21"),
+            ("123456789012345678901", "123456789012345680000"),
+            ("9007199254740993", "9007199254740992"),
+            ("-12.5", "-12.5"),
+            ("0.000001", "0.000001"),
+            ("0.0000001", "1e-7"),
+            ("1.25e-7", "1.25e-7"),
+            ("1.5e300", "1.5e+300"),
+            ("120", "120"),
+            (r#"{"b":1,"10":2,"2":3,"02":4,"a":[true,null]}"#, r#"{"2":3,"10":2,"b":1,"02":4,"a":[true,null]}"#),
+            ("\"\u{2028}\\u0001\"", "\"\u{2028}\\u0001\""),
+        ] {
+            assert_eq!(stringify(&parse(json).unwrap()), written, "{json}");
+        }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_does_not_spoil_a_line() {
+        for (json, text) in [
+            (r#""a\ud83d""#, "a\u{fffd}"),
+            (r#""\ud83d\ud83e\udd9e\udd9e""#, "\u{fffd}🦞\u{fffd}"),
+            (r#""\\ud83d \ud83d\n""#, "\\ud83d \u{fffd}\n"),
+        ] {
+            assert_eq!(parse(json), Some(Value::from(text)), "{json}");
+        }
+        for broken in [r#""\ud83d"#, r#""\u+123\ud83d""#, r"\", r"\é", r"\ud8é9"] {
+            assert_eq!(parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn white_space_is_javascripts() {
+        assert_eq!(trim("\u{feff}\u{a0}\t x \u{85}\r\n"), "x \u{85}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Which events of the output are ours and new, and what is new in them.
+//!
+//! Always: bounded, but for the text of the turn itself.
+
+use std::collections::{HashSet, VecDeque};
+
+use serde_json::Value;
+
+use super::{Fields, text};
+
+/// How many events are remembered. A repeat comes from a reconnect of what relays the events, which sends the last few
+/// again: a thousand are ample.
+const REMEMBERED: usize = 1024;
+
+/// The run and session that the output is of, and the events of it that were seen.
+#[derive(Debug, Default)]
+pub struct Source {
+    run: Option<String>,
+    session: Option<String>,
+    /// By whether the event names the run, which makes it another source, and by its number there.
+    seen: HashSet<(bool, u64)>,
+    order: VecDeque<(bool, u64)>,
+}
+
+impl Source {
+    /// Whether an event belongs to this run and was not seen before. The first run and session that are named are ours:
+    /// what a sub-agent does is not said in its parent's name. Numbers may come in any order.
+    pub fn is_news(&mut self, event: &Fields) -> bool {
+        let run = text(event, "runId");
+        if !is_ours(&mut self.run, run) || !is_ours(&mut self.session, text(event, "sessionKey")) {
+            return false;
+        }
+        let Some(seq) = event.get("seq").and_then(Value::as_u64) else { return true };
+        let key = (run.is_some(), seq);
+        if !self.seen.insert(key) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        true
+    }
+
+    /// OpenClaw counts from 1 again after the end or failure of a run: what follows has old numbers and is new.
+    pub fn restart(&mut self) {
+        self.seen.clear();
+        self.order.clear();
+    }
+}
+
+fn is_ours(ours: &mut Option<String>, named: Option<&str>) -> bool {
+    match (ours.as_deref(), named) {
+        (_, None) => true,
+        (Some(ours), Some(named)) => ours == named,
+        (None, Some(named)) => {
+            *ours = Some(named.to_owned());
+            true
+        }
+    }
+}
+
+/// What was said on one stream. Events carry what is new (`delta`), all of the message so far (`text`), or both.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Of this item, when the agent tells its messages apart; else of the turn.
+    all: String,
+    /// Where in it the current message begins.
+    message: usize,
+    item: Option<String>,
+}
+
+impl Said {
+    /// What an event adds; none when it adds nothing.
+    pub fn news<'a>(&mut self, data: &'a Fields) -> Option<&'a str> {
+        if let Some(item) = text(data, "itemId")
+            && self.item.as_deref() != Some(item)
+        {
+            *self = Self { item: Some(item.to_owned()), ..Self::default() };
+        }
+        let news = match (text(data, "delta"), text(data, "text")) {
+            (Some(delta), _) => delta,
+            (None, Some(so_far)) => self.beyond(so_far),
+            (None, None) => "",
+        };
+        self.all.push_str(news);
+        (!news.is_empty()).then_some(news)
+    }
+
+    /// The part of a message that was not said yet. Agents differ in where a message begins: with the turn, or anew
+    /// after every tool. Some trim it, so that it is shorter than what was said. Any other text is a new message.
+    fn beyond<'a>(&mut self, so_far: &'a str) -> &'a str {
+        let message = &self.all[self.message..];
+        if let Some(news) = so_far.strip_prefix(&self.all).or_else(|| so_far.strip_prefix(message)) {
+            news
+        } else if message.starts_with(so_far) {
+            ""
+        } else {
+            self.next_message();
+            so_far
+        }
+    }
+
+    /// What follows is a new message.
+    pub fn next_message(&mut self) {
+        self.message = self.all.len();
+    }
+}

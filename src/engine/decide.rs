@@ -1,0 +1,141 @@
+//! How a run ended, from what was asked, what the agent said and how its process ended.
+//!
+//! Always: the first that applies wins, and what was asked for wins over all. Text never decides: stderr only words the
+//! failure of a process that failed.
+
+use super::stderr;
+use super::turn::Turn;
+use crate::backend::StartError;
+use crate::run::{Cause, ExitReport, Outcome};
+
+/// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything.
+pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport) -> Outcome {
+    if let Some(cause) = asked {
+        return asked_for(cause);
+    }
+    if let Some(error) = turn.agent_error() {
+        return Outcome::because(Cause::AgentError, error);
+    }
+    match (exit.code, exit.signal) {
+        (Some(0), _) if !turn.heard_anything() => Outcome::because(Cause::NoOutput, "No response from agent."),
+        (Some(0), _) => Outcome::completed(),
+        (Some(code), _) => {
+            let sentence = exit.stderr.as_deref().and_then(stderr::cause);
+            let sentence =
+                sentence.unwrap_or_else(|| format!("Agent exited with code {code}. Check server logs for details."));
+            Outcome::because(Cause::ExitCode, sentence)
+        }
+        // It had said all; a process that lingers is ended by us after its grace.
+        (None, _) if turn.has_ended() => Outcome::completed(),
+        (None, Some(signal)) => {
+            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
+            Outcome::because(Cause::Signal, format!("Agent was ended by signal {signal}{name}."))
+        }
+        // Whoever watched the process lost its end, and only a known good end completes a run.
+        (None, None) => Outcome::because(Cause::Internal, "It is not known how the agent ended."),
+    }
+}
+
+/// The outcome of a run whose agent could not be started.
+pub fn not_started(error: &StartError) -> Outcome {
+    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.0))
+}
+
+fn asked_for(cause: Cause) -> Outcome {
+    let sentence = match cause {
+        Cause::Finished => return Outcome::completed(),
+        Cause::Cancelled => return Outcome::cancelled(),
+        Cause::TurnTimeout => "The turn took longer than it may.",
+        Cause::IdleTimeout => "The agent made no progress for longer than it may.",
+        Cause::Shutdown => "The server was shut down before the turn was over.",
+        Cause::WorkerLost => "The worker was lost before the turn was over.",
+        Cause::OutputLimit => "The agent wrote more than a run may.",
+        Cause::Unconfigured => "The agent or the workspace is not configured any more.",
+        Cause::NoOutput => "No response from agent.",
+        Cause::AgentError | Cause::ExitCode | Cause::Signal => "The agent failed.",
+        Cause::SpawnFailed => "Failed to start agent.",
+        Cause::Internal => "An internal error ended the run.",
+    };
+    Outcome::because(cause, sentence)
+}
+
+/// The names of the signals that end a process, with their numbers on Linux.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::AgentEvent;
+
+    #[test]
+    fn the_first_cause_decides() {
+        let nothing: &[AgentEvent] = &[];
+        let busy = &[AgentEvent::Status("s".into())][..];
+        let spoke = &[AgentEvent::Text("a".into())][..];
+        let ended = &[AgentEvent::Ended][..];
+        let erred = &[AgentEvent::Error("first".into()), AgentEvent::Error("second".into()), AgentEvent::Ended][..];
+        let code = |code| ExitReport { code: Some(code), ..ExitReport::default() };
+        let signal = |signal| ExitReport { signal: Some(signal), ..ExitReport::default() };
+        let wordy = |code| ExitReport { stderr: Some("Error: no route".into()), ..ExitReport { code, ..signal(9) } };
+        for (asked, heard, exit, cause, error) in [
+            (Some(Cause::Cancelled), erred, code(1), Cause::Cancelled, None),
+            (Some(Cause::Cancelled), ended, code(0), Cause::Cancelled, None),
+            (Some(Cause::IdleTimeout), spoke, signal(15), Cause::IdleTimeout, {
+                Some("The agent made no progress for longer than it may.")
+            }),
+            (None, erred, code(0), Cause::AgentError, Some("first")),
+            (None, erred, signal(9), Cause::AgentError, Some("first")),
+            (None, ended, signal(15), Cause::Finished, None),
+            (None, ended, ExitReport::default(), Cause::Finished, None),
+            (None, ended, code(0), Cause::Finished, None),
+            (None, ended, code(3), Cause::ExitCode, {
+                Some("Agent exited with code 3. Check server logs for details.")
+            }),
+            (None, spoke, signal(9), Cause::Signal, Some("Agent was ended by signal 9 (SIGKILL).")),
+            (None, spoke, signal(40), Cause::Signal, Some("Agent was ended by signal 40.")),
+            (None, spoke, code(0), Cause::Finished, None),
+            (None, spoke, wordy(Some(0)), Cause::Finished, None),
+            (None, spoke, wordy(Some(1)), Cause::ExitCode, Some("no route")),
+            (None, spoke, wordy(None), Cause::Signal, Some("Agent was ended by signal 9 (SIGKILL).")),
+            (None, nothing, code(0), Cause::NoOutput, Some("No response from agent.")),
+            (None, busy, code(0), Cause::NoOutput, Some("No response from agent.")),
+            (None, spoke, ExitReport::default(), Cause::Internal, Some("It is not known how the agent ended.")),
+        ] {
+            let mut turn = Turn::default();
+            for event in heard {
+                turn.hear(event.clone());
+            }
+            let expected = Outcome { cause, error: error.map(str::to_owned) };
+            assert_eq!(decide(asked, &turn, &exit), expected, "{asked:?} {heard:?} {exit:?}");
+        }
+    }
+
+    #[test]
+    fn every_cause_that_is_asked_for_is_kept_and_failures_have_words() {
+        for cause in Cause::ALL {
+            let outcome = decide(Some(cause), &Turn::default(), &ExitReport::default());
+            let needs_words = !matches!(cause, Cause::Finished | Cause::Cancelled);
+            assert_eq!((outcome.cause, outcome.error.is_some()), (cause, needs_words));
+        }
+    }
+}

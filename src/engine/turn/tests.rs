@@ -1,0 +1,180 @@
+//! Tables of events and what readers hear of them.
+
+use super::*;
+use crate::run::Cause;
+
+fn text(text: &str) -> AgentEvent {
+    AgentEvent::Text(text.into())
+}
+
+fn reasoning(text: &str) -> AgentEvent {
+    AgentEvent::Reasoning(text.into())
+}
+
+fn status(label: &str) -> AgentEvent {
+    AgentEvent::Status(label.into())
+}
+
+fn error(message: &str) -> AgentEvent {
+    AgentEvent::Error(message.into())
+}
+
+fn started(id: &str, name: &str) -> AgentEvent {
+    AgentEvent::ToolStarted { id: id.into(), name: name.into(), input: json!({}) }
+}
+
+fn given(id: &str, input: Value) -> AgentEvent {
+    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input }
+}
+
+fn progress(id: &str) -> AgentEvent {
+    AgentEvent::ToolProgress { id: id.into(), output: json!("half") }
+}
+
+fn finished(id: &str, name: &str) -> AgentEvent {
+    let name = (!name.is_empty()).then(|| name.to_owned());
+    AgentEvent::ToolFinished { id: id.into(), name, result: Ok(json!("out")) }
+}
+
+fn failed(id: &str) -> AgentEvent {
+    AgentEvent::ToolFinished { id: id.into(), name: None, result: Err("bad".into()) }
+}
+
+/// A chunk in a word or three: `text-1+Hello` is a delta, `!` an error, `~` a preliminary output.
+fn short(chunk: &Chunk) -> String {
+    match chunk {
+        Chunk::TextDelta { id, delta } | Chunk::ReasoningDelta { id, delta } => format!("{id}+{delta}"),
+        Chunk::TextStart { id } | Chunk::ReasoningStart { id } => format!("({id}"),
+        Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => format!("{id})"),
+        Chunk::ToolInputStart { tool_call_id, tool_name, .. } => format!("{tool_name}:{tool_call_id}"),
+        Chunk::ToolInputAvailable { tool_call_id, input, .. } => format!("{tool_call_id}<{input}"),
+        Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
+        Chunk::ToolOutputAvailable { tool_call_id, .. } => format!("{tool_call_id}~"),
+        Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
+        Chunk::DataStatus { data, .. } => format!("status={}", data.label),
+        Chunk::Error { error_text } => format!("error={error_text}"),
+        Chunk::Finish { finish_reason } => format!("finish={finish_reason:?}"),
+        Chunk::Start { .. } => "start".into(),
+        Chunk::StartStep => "[".into(),
+        Chunk::FinishStep => "]".into(),
+        Chunk::Abort => "abort".into(),
+    }
+}
+
+fn shorts(chunks: &[Chunk]) -> String {
+    chunks.iter().map(short).collect::<Vec<_>>().join(" ")
+}
+
+/// What is said of some events after an open text `a`.
+fn after_text(events: Vec<AgentEvent>) -> String {
+    let mut turn = Turn::default();
+    assert_eq!(shorts(&turn.hear(text("a"))), "[ (text-1 text-1+a");
+    shorts(&events.into_iter().flat_map(|event| turn.hear(event)).collect::<Vec<_>>())
+}
+
+#[test]
+fn what_is_said_of_an_event() {
+    for (events, expected) in [
+        (vec![text("b"), text(""), text("c")], "text-1+b text-1+c"),
+        (vec![reasoning("b"), text("c")], "text-1) (reasoning-2 reasoning-2+b reasoning-2) (text-3 text-3+c"),
+        (vec![status("s"), status("s"), status(""), text("b"), status("s")], "status=s text-1+b status=s"),
+        (vec![error("e"), error("e"), error("f"), text("b")], {
+            "text-1) (error-2 error-2+[error] e error-2) (error-3 error-3+[error] f error-3) (text-4 text-4+b"
+        }),
+        // A result closes nothing.
+        (vec![started("t", "n"), text("b"), finished("t", ""), text("c")], {
+            "text-1) n:t t<{} (text-3 text-3+b t> text-3+c"
+        }),
+        // The first result counts, and progress ends with it.
+        (vec![started("t", "n"), progress("t"), failed("t"), finished("t", ""), progress("t")], {
+            "text-1) n:t t<{} t~ t!bad"
+        }),
+        // A result without a start gets one.
+        (vec![finished("t", ""), progress("u")], "text-1) tool:t t<{} t>"),
+        // A repeated start says what is new in it.
+        (vec![started("t", "n"), given("t", json!({})), given("t", json!([1])), finished("t", "")], {
+            "text-1) n:t t<{} t<[1] t>"
+        }),
+        (vec![finished("t", "n"), given("t", json!([1]))], "text-1) n:t t<{} t>"),
+        // Tools without an id: the newest of the name, else of any name, else a new one.
+        (
+            vec![started("", "a"), started("", "b"), progress(""), finished("", "a"), finished("", "")],
+            "text-1) a:tool-2 tool-2<{} b:tool-3 tool-3<{} tool-3~ tool-2> tool-3>",
+        ),
+        (vec![started("t", "a"), finished("", "a")], "text-1) a:t t<{} a:tool-3 tool-3<{} tool-3>"),
+        (vec![started("tool-3", "a"), started("", "b"), finished("", "")], {
+            "text-1) a:tool-3 tool-3<{} b:tool-3_ tool-3_<{} tool-3_>"
+        }),
+    ] {
+        assert_eq!(after_text(events.clone()), expected, "{events:?}");
+    }
+}
+
+#[test]
+fn the_end_says_what_became_of_the_run() {
+    let because = |cause| Outcome::because(cause, "why");
+    for (events, outcome, expected) in [
+        (vec![], Outcome::completed(), "finish=Stop"),
+        (vec![], Outcome::cancelled(), "abort finish=Other"),
+        (vec![status("s")], because(Cause::SpawnFailed), {
+            "[ (text-1 text-1+[error] why text-1) ] error=why finish=Error"
+        }),
+        (vec![text("a")], Outcome::completed(), "text-1) ] finish=Stop"),
+        (vec![text("a")], because(Cause::Signal), {
+            "text-1) (text-2 text-2+[error] why text-2) ] error=why finish=Error"
+        }),
+        (vec![error("e")], because(Cause::AgentError), "] error=why finish=Error"),
+        (vec![text("a")], because(Cause::IdleTimeout), "text-1) ] error=why finish=Error"),
+        (vec![started("t", "n")], Outcome::completed(), "t!The tool reported no result. ] finish=Stop"),
+        (vec![started("t", "n"), progress("t")], Outcome::cancelled(), {
+            "t!The run was cancelled. ] abort finish=Other"
+        }),
+        (vec![started("t", "n"), started("u", "n"), finished("t", "")], because(Cause::WorkerLost), {
+            "u!The run was interrupted. ] error=why finish=Error"
+        }),
+    ] {
+        let mut turn = Turn::default();
+        for event in events {
+            turn.hear(event);
+        }
+        assert_eq!(shorts(&turn.close(&outcome)), expected);
+        assert_eq!(turn.close(&Outcome::completed()), []);
+        assert_eq!(turn.hear(text("late")), []);
+    }
+}
+
+#[test]
+fn a_run_that_never_began_only_ends() {
+    let end = Turn::default().close(&Outcome::cancelled());
+    assert_eq!(shorts(&end), "abort finish=Other");
+    assert_eq!(end, Chunk::end_of_a_run_cancelled_in_the_queue());
+}
+
+#[test]
+fn the_turn_knows_what_the_engine_asks() {
+    let mut turn = Turn::default();
+    turn.hear(status("s"));
+    assert!(!turn.has_said() && !turn.heard_anything());
+    turn.hear(started("t", "n"));
+    assert!(turn.has_said() && turn.heard_anything() && turn.is_tool_running());
+    turn.hear(finished("t", ""));
+    turn.hear(error("first"));
+    turn.hear(error("second"));
+    assert!(!turn.is_tool_running() && !turn.has_ended());
+    assert_eq!(turn.agent_error(), Some("first"));
+    turn.hear(AgentEvent::Ended);
+    assert!(turn.has_ended());
+}
+
+#[test]
+fn a_turn_goes_on_from_what_is_stored() {
+    let mut turn = Turn::default();
+    let events = [error("e"), started("", "n"), text("a"), status("s")];
+    let said: Vec<_> = events.into_iter().flat_map(|event| turn.hear(event)).collect();
+    let mut again = Turn::replay(said.into_iter());
+    assert_eq!(again, turn);
+    let more = [status("s"), error("e"), text("b"), finished("", "n"), reasoning("c")];
+    let more: Vec<_> = more.into_iter().flat_map(|event| again.hear(event)).collect();
+    assert_eq!(shorts(&more), "text-3+b tool-2> text-3) (reasoning-4 reasoning-4+c");
+    assert_eq!(again.agent_error(), Some("e"));
+}

@@ -1,0 +1,98 @@
+//! The rules that a client of the AI SDK v6 has for a stream, and ours beyond them: what follows `start`.
+
+use std::collections::{HashMap, HashSet};
+
+use mainstay::chunk::Chunk;
+
+/// What is known of a stream while it is read.
+#[derive(Default)]
+struct Rules {
+    in_step: bool,
+    open: Option<String>,
+    used: HashSet<String>,
+    /// Each announced tool, and whether it gave its last result.
+    tools: HashMap<String, bool>,
+    over: bool,
+    finished: bool,
+}
+
+/// Checks a whole stream.
+///
+/// # Errors
+/// The first chunk that breaks a rule, and which.
+pub fn check(chunks: &[Chunk]) -> Result<(), String> {
+    let mut rules = Rules::default();
+    for (index, chunk) in chunks.iter().enumerate() {
+        rules.next(chunk).map_err(|rule| format!("{rule}: chunk {index}, {}", chunk.to_json()))?;
+    }
+    rule(rules.finished, "a stream is finished")
+}
+
+fn rule(holds: bool, text: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(text.to_owned()) }
+}
+
+impl Rules {
+    fn next(&mut self, chunk: &Chunk) -> Result<(), String> {
+        rule(!self.finished, "nothing after finish")?;
+        let again: Chunk = serde_json::from_str(&chunk.to_json()).map_err(|error| error.to_string())?;
+        rule(again == *chunk, "a chunk is what its JSON is")?;
+        if !matches!(chunk, Chunk::StartStep | Chunk::DataStatus { .. } | Chunk::Finish { .. })
+            && !matches!(chunk, Chunk::Error { .. } | Chunk::Abort)
+        {
+            rule(self.in_step, "parts are in a step")?;
+        }
+        match chunk {
+            Chunk::Start { .. } => return Err("a stream starts once".to_owned()),
+            Chunk::StartStep => {
+                rule(!self.in_step && self.used.is_empty() && self.tools.is_empty(), "one step")?;
+                self.in_step = true;
+            }
+            Chunk::FinishStep => {
+                rule(self.open.is_none(), "no block is open at the end")?;
+                rule(self.tools.values().all(|finished| *finished), "every tool has a result at the end")?;
+                self.in_step = false;
+            }
+            Chunk::TextStart { id } | Chunk::ReasoningStart { id } => {
+                rule(self.open.is_none(), "one block at a time")?;
+                rule(self.used.insert(id.clone()), "ids are new")?;
+                self.open = Some(id.clone());
+            }
+            Chunk::TextDelta { id, delta } | Chunk::ReasoningDelta { id, delta } => {
+                rule(self.open.as_ref() == Some(id), "deltas go to the open block")?;
+                rule(!delta.is_empty(), "deltas are not empty")?;
+            }
+            Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => {
+                rule(self.open.take().as_ref() == Some(id), "the open block ends")?;
+            }
+            Chunk::ToolInputStart { tool_call_id: id, tool_name, .. } => {
+                rule(self.open.is_none(), "a tool closes what is open")?;
+                rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
+                rule(self.tools.insert(id.clone(), false).is_none(), "a tool starts once")?;
+            }
+            Chunk::ToolInputAvailable { tool_call_id: id, .. } => {
+                rule(self.tools.get(id) == Some(&false), "input is for a tool at work")?;
+            }
+            Chunk::ToolOutputAvailable { tool_call_id: id, preliminary, .. } => {
+                rule(preliminary.is_none_or(|preliminary| preliminary), "preliminary is true or absent")?;
+                let before = self.tools.insert(id.clone(), preliminary.is_none());
+                rule(before == Some(false), "output is of a tool at work")?;
+            }
+            Chunk::ToolOutputError { tool_call_id: id, .. } => {
+                rule(self.tools.insert(id.clone(), true) == Some(false), "failures are of a tool at work")?;
+            }
+            Chunk::DataStatus { data, transient } => {
+                rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;
+            }
+            Chunk::Error { .. } | Chunk::Abort => {
+                rule(!self.in_step && !self.over, "one end, after the step")?;
+                self.over = true;
+            }
+            Chunk::Finish { .. } => {
+                rule(!self.in_step, "the step is finished")?;
+                self.finished = true;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,572 @@
+//! The store by itself: what was acknowledged is there, what is illegal is refused, and each kind of unusable file is a
+//! clear error that leaves the file as it was.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mainstay::clock::{Clock, ManualClock, Timestamp};
+use mainstay::config::Durability;
+use mainstay::id::{MessageId, RunId, SessionId};
+use mainstay::lease::{LeaseLost, WorkerKey};
+use mainstay::message::UserMessage;
+use mainstay::run::{ExitReport, Outcome, RunOptions, Status};
+use mainstay::store::event::{Append, Range};
+use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Purpose, Refusal, Settle};
+use mainstay::store::session::NewSession;
+use mainstay::store::worker::Registration;
+use mainstay::store::{Notice, Store, StoreError};
+use mainstay::worker::ProcessIdentity;
+use mainstay::workspace::{WhenFull, Workspace};
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    path: std::path::PathBuf,
+    clock: Arc<ManualClock>,
+    store: Store,
+    worker: WorkerKey,
+    notices: Arc<Mutex<Vec<Notice>>>,
+}
+
+async fn open(path: &Path, clock: Arc<ManualClock>, notices: Arc<Mutex<Vec<Notice>>>) -> Result<Store, StoreError> {
+    let on_commit = Box::new(move |new: Vec<Notice>| notices.lock().unwrap().extend(new));
+    Store::open(path, Durability::Full, clock, on_commit).await
+}
+
+fn workspace(slots: u32, when_full: WhenFull) -> Workspace {
+    Workspace { name: "default".parse().unwrap(), dir: "/".into(), agent: "demo".parse().unwrap(), slots, when_full }
+}
+
+impl Scene {
+    async fn new(slots: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)));
+        let notices = Arc::default();
+        let store = open(&path, clock.clone(), Arc::clone(&notices)).await.unwrap();
+        store.sync_slots(workspace(slots, WhenFull::Share)).await.unwrap();
+        let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
+        let id = mainstay::id::WorkerId::generate();
+        let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
+        let worker = store.register_worker(registration).await.unwrap();
+        Self { _dir: dir, path, clock, store, worker, notices }
+    }
+
+    fn enqueue_request(&self, session: &str, message: &str) -> Enqueue {
+        Enqueue {
+            session: session.parse().unwrap(),
+            new: NewSession::of("default".parse().unwrap(), "demo".parse().unwrap(), 1_800_000),
+            workspace_named: false,
+            agent_named: false,
+            message: UserMessage::text(message.parse().unwrap(), format!("text of {message}")).unwrap(),
+            purpose: Purpose::Send,
+            options: RunOptions::default(),
+            when_full: WhenFull::Share,
+        }
+    }
+
+    async fn send(&self, session: &str, message: &str) -> Enqueued {
+        self.store.enqueue(self.enqueue_request(session, message)).await.unwrap().unwrap()
+    }
+
+    async fn claim(&self, limit: i64) -> Vec<Claimed> {
+        let request = ClaimRequest {
+            worker: self.worker,
+            limit,
+            agents: BTreeMap::from([("demo".parse().unwrap(), 100)]),
+            session: None,
+            lease_expires_at: self.clock.now() + Duration::from_secs(30),
+        };
+        self.store.claim(request).await.unwrap()
+    }
+
+    fn text(&self, claimed: &Claimed, text: &str) -> Append {
+        Append {
+            lease: claimed.lease,
+            session: claimed.session,
+            run_id: claimed.run,
+            events: vec![format!(r#"{{"type":"text-delta","id":"text-1","delta":{}}}"#, serde_json::json!(text))],
+            said: true,
+            source_offset: 10,
+            parts: None,
+        }
+    }
+
+    async fn settle(&self, claimed: &Claimed, outcome: Outcome) -> Result<(), LeaseLost> {
+        let settle = Settle {
+            lease: claimed.lease,
+            session: claimed.session,
+            run_id: claimed.run,
+            events: vec![r#"{"type":"finish","finishReason":"stop"}"#.into()],
+            source_offset: 0,
+            outcome,
+            exit: ExitReport::default(),
+            parts: Some(r#"[{"type":"text","text":"hi","state":"done"}]"#.into()),
+        };
+        self.store.settle(settle).await.unwrap().map(|_| ())
+    }
+
+    async fn status(&self, run: RunId) -> Status {
+        self.store.find_run(run).await.unwrap().unwrap().run.status
+    }
+
+    async fn log(&self, session: &str) -> Vec<(i64, String)> {
+        let id: SessionId = session.parse().unwrap();
+        let session = self.store.find_session_key(&id).await.unwrap().unwrap();
+        let events = self.store.events(Range { session, run: None, after: 0, limit: 10_000 }).await.unwrap();
+        let kind =
+            |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap()["type"].as_str().unwrap().to_owned();
+        events.into_iter().map(|event| (event.seq, kind(event.event.get()))).collect()
+    }
+}
+
+fn numbered(kinds: &[&str]) -> Vec<(i64, String)> {
+    (1..).zip(kinds.iter().map(|kind| (*kind).to_owned())).collect()
+}
+
+#[tokio::test]
+async fn a_run_goes_from_message_to_settled() {
+    let scene = Scene::new(2).await;
+    let sent = scene.send("s", "m1").await;
+    assert!(sent.created);
+    assert_eq!(sent.run.run.status, Status::Queued);
+    let claimed = scene.claim(8).await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].slot.as_deref(), Some("chat-slot-default-1"));
+    scene.store.append(scene.text(&claimed[0], "a\"é\u{1}\\n")).await.unwrap().unwrap();
+    scene.settle(&claimed[0], Outcome::completed()).await.unwrap();
+    assert_eq!(scene.log("s").await, numbered(&["start", "text-delta", "finish"]));
+    let run = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap();
+    assert_eq!((run.run.first_seq, run.run.last_seq), (Some(1), Some(3)));
+    assert_eq!(run.run.status, Status::Completed);
+    let page = scene
+        .store
+        .list_messages(run.session, mainstay::store::message::MessageCursor::START, 10, false)
+        .await
+        .unwrap();
+    let roles: Vec<_> = page.messages.iter().map(|message| message.role.as_str()).collect();
+    assert_eq!(roles, ["user", "assistant"]);
+}
+
+#[tokio::test]
+async fn what_is_stored_is_byte_for_byte_what_was_appended() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let mut append = scene.text(&claimed, "");
+    append.events = vec![
+        r#"{"type":"text-delta","id":"text-1","delta":"\u0000\u0001\ud83d\ude00 é \" \\ / <>"}"#.into(),
+        r#"{"type":"tool-output-available","toolCallId":"t","output":{"a":1.0,"b":1e400,"c":123456789012345678901234567890,"a":null}}"#.into(),
+        r#"{"type":"text-delta","id":"text-1","delta":"id: 7\n\ndata: x"}"#.into(),
+    ];
+    let wanted = append.events.clone();
+    scene.store.append(append).await.unwrap().unwrap();
+    let range = Range { session: claimed.session, run: None, after: 1, limit: 10 };
+    let events = scene.store.events(range).await.unwrap();
+    assert_eq!(events.iter().map(|event| event.event.get()).collect::<Vec<_>>(), wanted);
+    let frames = scene.store.frames(range).await.unwrap().unwrap();
+    let expected: String = (2..).zip(&wanted).map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect();
+    assert_eq!(frames.text, expected);
+}
+
+#[tokio::test]
+async fn the_same_message_is_enqueued_once() {
+    let scene = Scene::new(1).await;
+    let first = scene.send("s", "m1").await;
+    let again = scene.send("s", "m1").await;
+    assert_eq!((first.run.run.id, again.created), (again.run.run.id, false));
+}
+
+#[tokio::test]
+async fn one_run_at_a_time_in_a_session_and_in_the_shared_agent() {
+    let scene = Scene::new(1).await;
+    for (session, message) in [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4")] {
+        scene.send(session, message).await;
+    }
+    let claimed = scene.claim(8).await;
+    let who: Vec<_> = claimed.iter().map(|c| (c.session_id.as_str(), c.slot.is_some())).collect();
+    assert_eq!(who, [("a", true), ("b", false)], "c shares the resident agent with b");
+    assert!(scene.claim(8).await.is_empty());
+    scene.settle(&claimed[1], Outcome::completed()).await.unwrap();
+    let next = scene.claim(8).await;
+    assert_eq!(next.iter().map(|c| c.session_id.as_str()).collect::<Vec<_>>(), ["c"]);
+    scene.settle(&claimed[0], Outcome::completed()).await.unwrap();
+    assert_eq!(scene.claim(8).await[0].session_id.as_str(), "a");
+}
+
+#[tokio::test]
+async fn a_higher_priority_goes_first_in_its_session() {
+    let scene = Scene::new(1).await;
+    for (message, priority) in [("low", 0), ("high", 5), ("lower", -1), ("high2", 5)] {
+        let mut request = scene.enqueue_request("s", message);
+        request.options.priority = priority;
+        scene.store.enqueue(request).await.unwrap().unwrap();
+    }
+    let mut order = Vec::new();
+    while let Some(claimed) = scene.claim(8).await.pop() {
+        order.push(claimed.message_parts.clone());
+        scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    }
+    let order: Vec<_> =
+        order.iter().map(|parts| parts.split("text of ").nth(1).unwrap().split('"').next().unwrap()).collect();
+    assert_eq!(order, ["high", "high2", "low", "lower"]);
+}
+
+#[tokio::test]
+async fn an_old_lease_changes_nothing() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let old = scene.claim(1).await.remove(0);
+    scene.clock.advance(Duration::from_secs(31));
+    let expires_at = scene.clock.now() + Duration::from_secs(30);
+    let orphans = scene.store.take_over(scene.worker, vec![], vec![], expires_at, 10).await.unwrap();
+    assert_eq!(orphans.len(), 1);
+    assert_eq!(scene.store.append(scene.text(&old, "late")).await.unwrap(), Err(LeaseLost));
+    assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
+    assert!(!scene.store.put_back(old.lease).await.unwrap());
+    assert!(scene.store.put_back(orphans[0].lease).await.unwrap());
+    let again = scene.claim(1).await.remove(0);
+    assert_eq!(again.run, old.run);
+    scene.settle(&again, Outcome::completed()).await.unwrap();
+    assert_eq!(scene.log("s").await, numbered(&["start", "finish"]), "one start, though it was claimed twice");
+}
+
+#[tokio::test]
+async fn a_cancel_decides_the_outcome() {
+    let scene = Scene::new(1).await;
+    let sent = scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    scene.store.cancel_run(sent.run.run.id).await.unwrap().unwrap();
+    assert_eq!(scene.settle(&claimed, Outcome::completed()).await, Err(LeaseLost));
+    assert_eq!(scene.store.cancel_requests(scene.worker).await.unwrap(), [claimed.lease.run]);
+    scene.settle(&claimed, Outcome::cancelled()).await.unwrap();
+    assert_eq!(scene.status(sent.run.run.id).await, Status::Cancelled);
+    assert_eq!(scene.log("s").await, numbered(&["start", "finish"]));
+}
+
+#[tokio::test]
+async fn a_run_cancelled_in_the_queue_gets_its_span_behind_the_running_one() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let second = scene.send("s", "m2").await;
+    let claimed = scene.claim(1).await.remove(0);
+    scene.store.cancel_run(second.run.run.id).await.unwrap().unwrap();
+    assert_eq!(scene.status(second.run.run.id).await, Status::Cancelled);
+    assert_eq!(scene.log("s").await, numbered(&["start"]), "not in the midst of another span");
+    scene.store.append(scene.text(&claimed, "x")).await.unwrap().unwrap();
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    assert_eq!(scene.log("s").await, numbered(&["start", "text-delta", "finish", "start", "abort", "finish"]));
+    let third = scene.send("s", "m3").await;
+    scene.store.cancel_run(third.run.run.id).await.unwrap().unwrap();
+    assert_eq!(scene.log("s").await.len(), 9, "at once when nothing is running");
+}
+
+#[tokio::test]
+async fn a_begun_run_that_is_cancelled_in_the_queue_ends_its_own_span() {
+    let scene = Scene::new(1).await;
+    let sent = scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    assert!(scene.store.put_back(claimed.lease).await.unwrap());
+    scene.store.cancel_run(sent.run.run.id).await.unwrap().unwrap();
+    assert_eq!(scene.log("s").await, numbered(&["start", "abort", "finish"]));
+}
+
+#[tokio::test]
+async fn a_waiting_session_gets_the_slot_that_is_freed() {
+    let scene = Scene::new(1).await;
+    scene.send("a", "1").await;
+    let mut waiting = scene.enqueue_request("b", "2");
+    waiting.when_full = WhenFull::Wait;
+    scene.store.enqueue(waiting).await.unwrap().unwrap();
+    let claimed = scene.claim(8).await;
+    assert_eq!(claimed.len(), 1);
+    scene.settle(&claimed[0], Outcome::completed()).await.unwrap();
+    assert!(scene.claim(8).await.is_empty(), "an idle session keeps its slot until its TTL has passed");
+    scene.clock.advance(Duration::from_secs(1801));
+    assert_eq!(scene.store.expire_idle(10).await.unwrap(), 1);
+    let next = scene.claim(8).await;
+    assert_eq!((next[0].session_id.as_str(), next[0].slot.as_deref()), ("b", Some("chat-slot-default-1")));
+    scene.clock.advance(Duration::from_secs(100_000));
+    assert_eq!(scene.store.expire_idle(10).await.unwrap(), 0, "nothing busy ever expires");
+}
+
+#[tokio::test]
+async fn a_full_pool_may_refuse() {
+    let scene = Scene::new(1).await;
+    scene.send("a", "1").await;
+    let mut request = scene.enqueue_request("b", "2");
+    request.when_full = WhenFull::Reject;
+    let refused = scene.store.enqueue(request).await.unwrap();
+    assert!(matches!(refused, Err(Refusal::PoolFull(_))));
+    assert!(scene.store.find_session(&"b".parse().unwrap()).await.unwrap().is_none(), "a refusal stores nothing");
+}
+
+#[tokio::test]
+async fn a_cancelled_caller_does_not_cancel_the_write() {
+    let scene = Scene::new(1).await;
+    for number in 0..50 {
+        let store = scene.store.clone();
+        let request = scene.enqueue_request("s", &format!("m{number}"));
+        let task = tokio::spawn(async move { store.enqueue(request).await });
+        tokio::task::yield_now().await;
+        task.abort();
+        let _ = task.await;
+    }
+    let last = scene.send("s", "last").await;
+    let runs = scene.store.list_runs(&Default::default(), 500).await.unwrap();
+    let messages: Vec<_> = runs.iter().map(|located| located.run.message_id.clone()).collect();
+    assert_eq!(messages[0], last.run.run.message_id);
+    let distinct: std::collections::HashSet<_> = messages.iter().collect();
+    assert_eq!(distinct.len(), messages.len());
+}
+
+#[tokio::test]
+async fn one_bad_write_does_not_fail_its_neighbours() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let mut bad = scene.text(&claimed, "x");
+    bad.events = vec!["{not json".into()];
+    let (bad, good) = tokio::join!(scene.store.append(bad), scene.store.enqueue(scene.enqueue_request("t", "m2")));
+    assert!(bad.is_err());
+    assert!(good.unwrap().unwrap().created);
+    assert_eq!(scene.log("s").await, numbered(&["start"]));
+}
+
+#[tokio::test]
+async fn a_commit_is_told_in_order_with_its_rows() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    for word in ["a", "b", "c"] {
+        scene.store.append(scene.text(&claimed, word)).await.unwrap().unwrap();
+    }
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    let notices = scene.notices.lock().unwrap();
+    let told: Vec<_> = notices
+        .iter()
+        .filter_map(|notice| match notice {
+            Notice::Events(committed) => Some((committed.first_seq, committed.events.len(), committed.ends_run)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(2, 1, false), (3, 1, false), (4, 1, false), (5, 1, true)]);
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening() {
+    let scene = Scene::new(1).await;
+    let sent = scene.send("s", "m1").await;
+    scene.store.close().await;
+    assert!(matches!(scene.store.enqueue(scene.enqueue_request("s", "m2")).await, Err(StoreError::Closed)));
+    let store = open(&scene.path, scene.clock.clone(), Arc::default()).await.unwrap();
+    assert_eq!(store.find_run(sent.run.run.id).await.unwrap().unwrap().run.status, Status::Queued);
+}
+
+#[tokio::test]
+async fn eight_openers_at_once_make_one_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.db");
+    let clock = Arc::new(ManualClock::new(Timestamp::from_millis(0)));
+    let opened = (0..8).map(|_| {
+        let (path, clock) = (path.clone(), clock.clone());
+        tokio::spawn(async move { open(&path, clock, Arc::default()).await.map(|_| ()) })
+    });
+    for opener in futures_util::future::join_all(opened).await {
+        opener.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_files_are_readable_by_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    for entry in std::fs::read_dir(scene.path.parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+    }
+}
+
+async fn opening(path: &Path) -> StoreError {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_millis(0)));
+    open(path, clock, Arc::default()).await.err().expect("it must not open")
+}
+
+#[tokio::test]
+async fn another_programs_file_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.txt");
+    std::fs::write(&path, "my notes, which are long enough to be no empty database at all; ".repeat(20)).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(opening(&path).await, StoreError::NotOurs(_)));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+
+    let path = dir.path().join("other.db");
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+    drop(other);
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(opening(&path).await, StoreError::NotOurs(_)));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_newer_database_is_refused() {
+    let scene = Scene::new(1).await;
+    scene.store.close().await;
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    conn.execute_batch(
+        "INSERT INTO refinery_schema_history SELECT 99, 'future', applied_on, checksum FROM refinery_schema_history LIMIT 1",
+    )
+    .unwrap();
+    drop(conn);
+    let error = opening(&scene.path).await.to_string();
+    assert!(error.contains("version 99") && error.contains("newer build"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_refused() {
+    use std::os::unix::fs::FileExt;
+    let scene = Scene::new(1).await;
+    for number in 0..200 {
+        scene.send("s", &format!("m{number}")).await;
+    }
+    scene.store.close().await;
+    let file = std::fs::OpenOptions::new().write(true).open(&scene.path).unwrap();
+    for page in 3..20 {
+        file.write_all_at(&[0xAA; 512], page * 4096).unwrap();
+    }
+    let error = opening(&scene.path).await;
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+    file.set_len(5000).unwrap();
+    let error = opening(&scene.path).await;
+    assert!(matches!(error, StoreError::Damaged { .. } | StoreError::NotOurs(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_missing_directory_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = opening(&dir.path().join("missing/m.db")).await;
+    assert!(matches!(&error, StoreError::NotWritable { .. }), "{error:?}");
+    let error = opening(dir.path()).await;
+    assert!(matches!(&error, StoreError::NotWritable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_and_goes_on_when_there_is_room() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let limit = scene.store.write(|tx| Box::pin(async move { tx.limit_pages(Some(0)).await })).await.unwrap();
+    assert!(limit > 0);
+    let big = "x".repeat(100_000);
+    let error = scene.store.append(scene.text(&claimed, &big)).await.unwrap_err();
+    assert!(matches!(error, StoreError::DiskFull), "{error:?}");
+    scene.store.write(|tx| Box::pin(async move { tx.limit_pages(None).await })).await.unwrap();
+    scene.store.append(scene.text(&claimed, &big)).await.unwrap().unwrap();
+    assert_eq!(scene.log("s").await, numbered(&["start", "text-delta"]));
+}
+
+#[tokio::test]
+async fn the_schema_refuses_illegal_states() {
+    let scene = Scene::new(2).await;
+    for (session, message) in [("a", "1"), ("a", "2"), ("b", "3")] {
+        scene.send(session, message).await;
+    }
+    let claimed = scene.claim(8).await;
+    scene.settle(&claimed[1], Outcome::completed()).await.unwrap();
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    conn.execute_batch("PRAGMA foreign_keys = ON").unwrap();
+    let illegal = [
+        (
+            "two running runs in a session",
+            "UPDATE runs SET status = 'running', ready = 0, lease_worker = 1, lease_expires_at = 1, claimed_at = 1, first_seq = 9, last_seq = 9 WHERE status = 'queued'",
+        ),
+        ("a word that is no status", "UPDATE runs SET status = 'stuck' WHERE status = 'queued'"),
+        ("running without a lease", "UPDATE runs SET lease_worker = NULL WHERE status = 'running'"),
+        ("a settled run that changes", "UPDATE runs SET status = 'failed' WHERE status = 'completed'"),
+        ("a settled run that grows", "UPDATE runs SET last_seq = last_seq + 1 WHERE status = 'completed'"),
+        (
+            "a settled run that is queued again",
+            "UPDATE runs SET status = 'queued', settled_at = NULL WHERE status = 'completed'",
+        ),
+        ("an event that changes", "UPDATE events SET event = '{}'"),
+        ("a gap in seq", "UPDATE sessions SET last_seq = last_seq + 1"),
+        ("seq that goes back", "UPDATE sessions SET last_seq = 0 WHERE last_seq > 0"),
+        ("two sessions in a slot", "UPDATE assignments SET slot_key = 1 WHERE slot_key IS NOT NULL"),
+        (
+            "a busy session that expires",
+            "UPDATE assignments SET state = 'expired', ended_at = 1 WHERE state = 'active'",
+        ),
+        ("a live assignment that has ended", "UPDATE assignments SET ended_at = 1"),
+        ("a worker that leaves its runs", "DELETE FROM workers"),
+        (
+            "a cancel that is withdrawn",
+            "UPDATE runs SET cancel_requested_at = 1 WHERE status = 'queued'; UPDATE runs SET cancel_requested_at = NULL WHERE status = 'queued'",
+        ),
+        ("a run that has spoken and waits", "UPDATE runs SET said = 1 WHERE status = 'queued'"),
+        (
+            "an id that could be a path",
+            "INSERT INTO sessions (id, workspace, agent, idle_ttl_ms, created_at, updated_at) VALUES ('a/b', 'w', 'a', 1, 1, 1)",
+        ),
+        ("parts that are no array", "UPDATE messages SET parts = '{}'"),
+    ];
+    for (what, sql) in illegal {
+        assert!(conn.execute_batch(sql).is_err(), "{what} was stored");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_place_ends_when_its_session_is_closed_and_is_preferred_when_it_comes_back() {
+    let scene = Scene::new(3).await;
+    for (session, message) in [("a", "1"), ("b", "2")] {
+        scene.send(session, message).await;
+    }
+    for claimed in scene.claim(8).await {
+        scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    }
+    for session in ["a", "b"] {
+        scene.store.close_session(session.parse().unwrap(), false).await.unwrap().unwrap();
+    }
+    assert!(scene.store.list_slots().await.unwrap().iter().all(|slot| slot.state == "free"));
+    scene.send("b", "3").await;
+    let claimed = scene.claim(8).await;
+    assert_eq!(claimed[0].slot.as_deref(), Some("chat-slot-default-2"), "the slot it had before");
+}
+
+#[tokio::test]
+async fn regenerating_replaces_the_answer_and_editing_replaces_what_follows() {
+    let scene = Scene::new(1).await;
+    let shown = async || {
+        let key = scene.store.find_session_key(&"s".parse().unwrap()).await.unwrap().unwrap();
+        let start = mainstay::store::message::MessageCursor::START;
+        let page = scene.store.list_messages(key, start, 100, false).await.unwrap();
+        page.messages.into_iter().map(|message| message.id).collect::<Vec<MessageId>>()
+    };
+    let mut answers = Vec::new();
+    for message in ["m1", "m2"] {
+        answers.push(scene.send("s", message).await.run.run.response_id);
+        scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    }
+    let (m1, m2): (MessageId, MessageId) = ("m1".parse().unwrap(), "m2".parse().unwrap());
+    assert_eq!(shown().await, [m1.clone(), answers[0].clone(), m2.clone(), answers[1].clone()]);
+
+    let mut again = scene.enqueue_request("s", "m2");
+    again.purpose = Purpose::Regenerate;
+    let third = scene.store.enqueue(again.clone()).await.unwrap().unwrap();
+    let same = scene.store.enqueue(again).await.unwrap().unwrap();
+    assert_eq!((third.created, same.created, third.run.run.id), (true, false, same.run.run.id));
+    scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    assert_eq!(shown().await, [m1.clone(), answers[0].clone(), m2, third.run.run.response_id]);
+
+    let mut edit = scene.enqueue_request("s", "m1");
+    edit.purpose = Purpose::Edit;
+    edit.message = UserMessage::text(m1.clone(), "another text").unwrap();
+    let fourth = scene.store.enqueue(edit).await.unwrap().unwrap();
+    assert_eq!(shown().await, std::slice::from_ref(&m1));
+    scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    assert_eq!(shown().await, [m1, fourth.run.run.response_id]);
+}

@@ -1,0 +1,100 @@
+//! Whatever an agent does and whenever the process dies: readers get one well-formed stream, and its message can be
+//! built again from what is stored.
+
+#![allow(clippy::expect_used, reason = "what cannot be read again is a failed test")]
+
+mod rules;
+
+use mainstay::backend::AgentEvent;
+use mainstay::chunk::Chunk;
+use mainstay::engine::fold::Fold;
+use mainstay::engine::turn::Turn;
+use mainstay::run::{Cause, Outcome, Status};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Few ids and words, so that they meet.
+fn event() -> impl Strategy<Value = AgentEvent> {
+    let id = || prop::sample::select(vec!["", "a", "b", "tool-2", "tool-3", "text-1"]).prop_map(str::to_owned);
+    let name = || prop::sample::select(vec!["", "x", "y"]).prop_map(str::to_owned);
+    let text = || prop::sample::select(vec!["", "one", "two", "[error] one", "é\n\u{0}"]).prop_map(str::to_owned);
+    let value = || prop::sample::select(vec![json!(null), json!({}), json!({"b": [1.5, "x"], "a": null}), json!("s")]);
+    let result = prop_oneof![value().prop_map(Ok), text().prop_map(Err)];
+    prop_oneof![
+        text().prop_map(AgentEvent::Status),
+        text().prop_map(AgentEvent::Reasoning),
+        text().prop_map(AgentEvent::Text),
+        (id(), name(), value()).prop_map(|(id, name, input)| AgentEvent::ToolStarted { id, name, input }),
+        (id(), value()).prop_map(|(id, output)| AgentEvent::ToolProgress { id, output }),
+        (id(), prop::option::of(name()), result).prop_map(|(id, name, result)| AgentEvent::ToolFinished {
+            id,
+            name,
+            result
+        }),
+        text().prop_map(AgentEvent::Error),
+        Just(AgentEvent::Ended),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let cause = prop::sample::select(Cause::ALL.to_vec());
+    (cause, prop::option::of(Just("why".to_owned()))).prop_map(|(cause, error)| Outcome { cause, error })
+}
+
+fn hear(turn: &mut Turn, events: &[AgentEvent]) -> Vec<Chunk> {
+    events.iter().flat_map(|event| turn.hear(event.clone())).collect()
+}
+
+/// The chunks as they are read from the store.
+fn stored(chunks: &[Chunk]) -> impl Iterator<Item = Chunk> {
+    chunks.iter().map(|chunk| serde_json::from_str(&chunk.to_json()).expect("a stored chunk is a chunk"))
+}
+
+proptest! {
+    #[test]
+    fn every_stream_is_well_formed(events in prop::collection::vec(event(), 0..40), outcome in outcome()) {
+        let mut turn = Turn::default();
+        let mut chunks = hear(&mut turn, &events);
+        chunks.extend(turn.close(&outcome));
+        prop_assert_eq!(rules::check(&chunks), Ok(()), "{:#?}", chunks);
+        prop_assert_eq!(turn.close(&Outcome::completed()), vec![]);
+        prop_assert_eq!(hear(&mut turn, &events), vec![]);
+        // A reader who comes later sees in the message that the run failed.
+        let parts = turn.fold().parts_json();
+        prop_assert!(outcome.status() != Status::Failed || parts.contains("[error] "));
+    }
+
+    #[test]
+    fn a_message_is_folded_again_from_what_is_stored(
+        events in prop::collection::vec(event(), 0..40),
+        outcome in prop::option::of(outcome()),
+    ) {
+        let mut turn = Turn::default();
+        let mut chunks = hear(&mut turn, &events);
+        chunks.extend(outcome.iter().flat_map(|outcome| turn.close(outcome)));
+        let mut fold = Fold::default();
+        stored(&chunks).for_each(|chunk| fold.apply(&chunk));
+        prop_assert_eq!(&fold, turn.fold());
+        let parts: Value = serde_json::from_str(&fold.parts_json()).expect("parts are JSON");
+        prop_assert_eq!(parts.as_array().map(Vec::len), Some(fold.len()));
+    }
+
+    /// Wherever the process dies, its successor says what it would have said.
+    #[test]
+    fn a_turn_goes_on_as_if_nothing_had_happened(
+        before in prop::collection::vec(event(), 0..20),
+        after in prop::collection::vec(event(), 0..20),
+        outcome in outcome(),
+    ) {
+        let mut whole = Turn::default();
+        let first = hear(&mut whole, &before);
+        let mut successor = Turn::replay(stored(&first));
+        let mut second = hear(&mut whole, &after);
+        second.extend(whole.close(&outcome));
+        let mut again = hear(&mut successor, &after);
+        again.extend(successor.close(&outcome));
+        prop_assert_eq!(again, second);
+        prop_assert_eq!(successor.fold(), whole.fold());
+        prop_assert_eq!(successor.agent_error(), whole.agent_error());
+    }
+}
