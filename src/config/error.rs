@@ -23,8 +23,8 @@ pub enum ConfigError {
     Value { file: String, line: usize, key: String, problem: String },
     /// Open to other machines without a token.
     #[error(
-        "{listen} can be reached from other machines, which needs a token: set one (--token, MAINSTAY_TOKEN, or token in \
-         [server]), or listen on this machine only (such as 127.0.0.1:{port})", port = listen.port()
+        "{listen} can be reached from other machines, which needs a token: set one (--token, MAINSTAY_TOKEN, or token \
+         in [server]), or listen on this machine only (such as 127.0.0.1:{port})", port = listen.port()
     )]
     Exposed { listen: SocketAddr },
 }

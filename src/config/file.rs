@@ -1,7 +1,8 @@
 //! What `mainstay.toml` may say: its keys, and from what they say to a checked [`Config`].
 //!
-//! Always: an error names the file, the line and the key, whatever the text (`never_panics_and_names_a_line_of_the_file`).
-//! The known keys are the fields of the structs below and are written nowhere else; a test holds `docs/config.md` to them.
+//! Always: an error names the file, the line and the key, whatever the text
+//! (`never_panics_and_names_a_line_of_the_file`). The known keys are the fields of the structs below and are written
+//! nowhere else; a test holds `docs/config.md` to them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -251,7 +252,7 @@ fn workspace(
         if dir.is_empty() || dir.contains('\0') {
             return Err(section.error(&["dir"], format!("{dir:?} is not a directory")));
         }
-        // Without the dots of "./x", so that a path reads the same wherever it is shown; ".." may pass a link and stays.
+        // Without the dots of "./x", so that a path reads the same wherever it is shown; ".." may pass a link: it stays.
         workspace.dir = base_dir.join(dir).components().filter(|part| *part != Component::CurDir).collect();
     }
     if let Some(name) = given.agent {

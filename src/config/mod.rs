@@ -1,8 +1,8 @@
 //! The configuration: what `mainstay.toml` and the flags may say, as checked values.
 //!
-//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agent `demo`
-//! and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from the
-//! caller, and whether a directory or a program exists is found out when it is needed.
+//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agent
+//! `demo` and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
+//! the caller, and whether a directory or a program exists is found out when it is needed.
 
 mod document;
 mod duration;

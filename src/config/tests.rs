@@ -124,7 +124,8 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[server]\nlisten = 80", "2: server.listen: invalid type: integer `80`, expected a string"),
         (
             "[server]\nlisten = \"localhost\"",
-            "2: server.listen: \"localhost\": an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is needed",
+            "2: server.listen: \"localhost\": an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is \
+             needed",
         ),
         ("server.token = \"\"", "1: server.token: a token is 1 to 512 printable ASCII characters without spaces"),
         (
@@ -134,7 +135,8 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ),
         (
             "[server]\nallowed_hosts = [\"x:80\"]",
-            "2: server.allowed_hosts: \"x:80\": a host name without scheme and port is needed, such as chat.example.com",
+            "2: server.allowed_hosts: \"x:80\": a host name without scheme and port is needed, such as \
+             chat.example.com",
         ),
         ("[engine]\nworkers = 1025", "2: engine.workers: 1025 is not allowed: use 0 to 1024"),
         ("[engine]\nworkers = -1", "2: engine.workers: -1 is not allowed: use 0 to 1024"),
@@ -150,7 +152,8 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("agents.x.driver = \"claud\"", "1: agents.x.driver: \"claud\" is not a driver: use one of demo, openclaw"),
         (
             "agents.x.driver = \"openclaw\"",
-            "1: agents.x.command: is missing: this driver needs the program and its arguments, such as [\"openclaw\", …]",
+            "1: agents.x.command: is missing: this driver needs the program and its arguments, such as [\"openclaw\", \
+             …]",
         ),
         ("[agents.x]\ndriver = \"openclaw\"\ncommand = []", "3: agents.x.command: begins with no program"),
         ("[agents.x]\ndriver = \"openclaw\"\ncommand = [\"\"]", "3: agents.x.command: begins with no program"),
@@ -326,7 +329,9 @@ fn mutated() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
-    fn never_panics_and_names_a_line_of_the_file(text in prop_oneof!["(?s).{0,200}", "[\\[\\]{}=.,\"'a-z0-9\n ]{0,80}", mutated()]) {
+    fn never_panics_and_names_a_line_of_the_file(
+        text in prop_oneof!["(?s).{0,200}", "[\\[\\]{}=.,\"'a-z0-9\n ]{0,80}", mutated()]
+    ) {
         match load(&text) {
             Ok(config) => prop_assert!(config.workspaces.values().all(|w| config.agents.contains_key(&w.agent))),
             Err(error) => {
