@@ -17,3 +17,6 @@ pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.
 pub mod backend;
+// Surfaces.
+pub mod cli;
+pub mod telemetry;
