@@ -93,6 +93,20 @@ text_id!(
     "agent name"
 );
 
+impl WorkspaceName {
+    /// The workspace that is there without any config.
+    pub fn builtin() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl AgentName {
+    /// The agent that is there without any config.
+    pub fn builtin() -> Self {
+        Self("demo".to_owned())
+    }
+}
+
 impl SessionId {
     /// A new id, for a session that the client did not name.
     pub fn generate() -> Self {

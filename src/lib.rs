@@ -20,3 +20,6 @@ pub mod backend;
 pub mod store;
 // Decisions.
 pub mod engine;
+// Surfaces.
+pub mod cli;
+pub mod telemetry;

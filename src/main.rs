@@ -1,1 +1,35 @@
-fn main() {}
+//! The binary: flags → config → telemetry → command → exit code.
+//!
+//! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
+//! reader of our output goes away.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use mainstay::cli::Cli;
+use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
+use mainstay::cli::plain::plain;
+use mainstay::telemetry;
+
+fn main() -> ExitCode {
+    let exit = match run(&Cli::parse()) {
+        Ok(exit) => exit,
+        Err(error) if reader_is_gone(&error) => Exit::Done,
+        Err(error) => {
+            // Nobody is left to tell when stderr is gone too.
+            let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
+            Exit::of(&error)
+        }
+    };
+    exit.into()
+}
+
+fn run(cli: &Cli) -> anyhow::Result<Exit> {
+    let config = cli.load_config()?;
+    let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
+    telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
+    // Names only: what agents are started with may hold their keys.
+    tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
+    Err(anyhow::anyhow!("this build has no commands yet"))
+}

@@ -21,6 +21,18 @@ pub enum Execution {
     Parked,
 }
 
+impl Execution {
+    /// The word in JSON and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Streaming => "streaming",
+            Self::Queued => "queued",
+            Self::Parked => "parked",
+        }
+    }
+}
+
 /// A session, as readers see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Session {

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
-
 use crate::id::{AgentName, WorkspaceName};
 
 /// A workspace as the config describes it.
@@ -29,8 +27,7 @@ impl Workspace {
 }
 
 /// What a session gets when no slot is free.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WhenFull {
     /// The workspace's resident agent, one run at a time.
     #[default]

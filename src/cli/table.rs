@@ -1,0 +1,321 @@
+//! Results on stdout: tables that fit the terminal for people, JSON for programs.
+//!
+//! Always: an id is shown whole, because people copy it; with `--json` a list is one object a line and nothing else.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, ColumnConstraint, ContentArrangement, Row, Table};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::plain::one_line;
+use crate::clock::Timestamp;
+use crate::message::{Message, prompt};
+use crate::run::Run;
+use crate::session::Session;
+use crate::slot::Slot;
+use crate::worker::Worker;
+
+/// Longer cells are cut even where there is no terminal to fit.
+const CELL_CHARS: usize = 200;
+
+/// A column of a table, by its title.
+#[derive(Debug, Clone, Copy)]
+pub enum Column {
+    /// Shown whole, however narrow the terminal is.
+    Whole(&'static str),
+    /// Gives way to the others.
+    Narrow(&'static str),
+}
+
+/// What can be listed in a table.
+pub trait Listed: Serialize {
+    /// The columns.
+    const COLUMNS: &'static [Column];
+    /// The cells of its row.
+    fn cells(&self, now: Timestamp) -> Vec<String>;
+}
+
+/// Prints a list: a table for people, one JSON object a line for programs.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn list<T: Listed>(out: &mut impl Write, items: &[T], json_lines: bool, now: Timestamp) -> io::Result<()> {
+    if json_lines {
+        return items.iter().try_for_each(|item| json(out, item));
+    }
+    writeln!(out, "{}", table(items, now, None))
+}
+
+/// Prints one thing: a line a field for people, one JSON object for programs.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn record(out: &mut impl Write, item: &impl Serialize, as_json: bool) -> io::Result<()> {
+    if as_json {
+        return json(out, item);
+    }
+    let Value::Object(fields) = serde_json::to_value(item)? else { return json(out, item) };
+    let width = fields.keys().map(String::len).max().unwrap_or_default();
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        writeln!(out, "{name:width$}  {}", one_line(&value, CELL_CHARS))?;
+    }
+    Ok(())
+}
+
+/// Prints one JSON object on a line.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn json(out: &mut impl Write, item: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, item)?;
+    out.write_all(b"\n")
+}
+
+/// The table as text; as wide as the terminal that stdout is, unless a width is given.
+fn table<T: Listed>(items: &[T], now: Timestamp, width: Option<u16>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_truncation_indicator("…");
+    if let Some(width) = width {
+        table.set_width(width);
+    }
+    table.set_header(T::COLUMNS.iter().map(|(Column::Whole(title) | Column::Narrow(title))| *title));
+    for item in items {
+        let mut row = Row::from(item.cells(now).iter().map(|text| Cell::new(one_line(text, CELL_CHARS))));
+        row.max_height(1);
+        table.add_row(row);
+    }
+    for (column, kind) in table.column_iter_mut().zip(T::COLUMNS) {
+        // Two spaces between columns, none at the edge.
+        column.set_padding((0, 2));
+        if let Column::Whole(_) = kind {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    table.trim_fmt()
+}
+
+impl Listed for Session {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("SESSION"),
+        Column::Whole("DOING"),
+        Column::Narrow("WORKSPACE"),
+        Column::Narrow("AGENT"),
+        Column::Narrow("SLOT"),
+        Column::Whole("SEQ"),
+        Column::Whole("UPDATED"),
+        Column::Narrow("TITLE"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let slot = self.assignment.as_ref().map(|place| place.slot.clone().unwrap_or_else(|| "shared".to_owned()));
+        vec![
+            self.id.to_string(),
+            self.execution.as_str().to_owned(),
+            self.workspace.to_string(),
+            self.agent.to_string(),
+            or_dash(slot),
+            self.last_seq.to_string(),
+            relative(self.updated_at, now),
+            or_dash(self.title.clone()),
+        ]
+    }
+}
+
+impl Listed for Run {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("RUN"),
+        Column::Whole("SESSION"),
+        Column::Whole("STATUS"),
+        Column::Narrow("AGENT"),
+        Column::Whole("QUEUED"),
+        Column::Whole("TOOK"),
+        Column::Narrow("ERROR"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let took = self.claimed_at.map(|claimed_at| span(self.settled_at.unwrap_or(now).since(claimed_at)));
+        vec![
+            self.id.to_string(),
+            self.session_id.to_string(),
+            self.status.to_string(),
+            self.agent.to_string(),
+            relative(self.queued_at, now),
+            or_dash(took),
+            or_dash(self.error.clone()),
+        ]
+    }
+}
+
+impl Listed for Slot {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("SLOT"),
+        Column::Whole("STATE"),
+        Column::Whole("SESSION"),
+        Column::Whole("RUN"),
+        Column::Whole("LAST ACTIVE"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let state = if self.enabled { self.state.clone() } else { format!("{}, removed", self.state) };
+        vec![
+            self.id.clone(),
+            state,
+            or_dash(self.session_id.as_ref()),
+            or_dash(self.run_id),
+            or_dash(self.last_active_at.map(|at| relative(at, now))),
+        ]
+    }
+}
+
+impl Listed for Worker {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("WORKER"),
+        Column::Narrow("HOST"),
+        Column::Whole("PID"),
+        Column::Whole("RUNS"),
+        Column::Narrow("VERSION"),
+        Column::Whole("STARTED"),
+        Column::Whole("SEEN"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        vec![
+            self.id.to_string(),
+            self.hostname.clone(),
+            self.pid.to_string(),
+            format!("{} of {}", self.running, self.capacity),
+            self.version.clone(),
+            relative(self.started_at, now),
+            relative(self.heartbeat_at, now),
+        ]
+    }
+}
+
+impl Listed for Message {
+    const COLUMNS: &'static [Column] = &[Column::Whole("ROLE"), Column::Narrow("TEXT"), Column::Whole("MESSAGE")];
+
+    fn cells(&self, _: Timestamp) -> Vec<String> {
+        let parts: Vec<Value> = serde_json::from_str(self.parts.get()).unwrap_or_default();
+        vec![self.role.as_str().to_owned(), prompt(&parts), self.id.to_string()]
+    }
+}
+
+fn or_dash(text: Option<impl ToString>) -> String {
+    text.map_or_else(|| "-".to_owned(), |text| text.to_string())
+}
+
+/// How far away an instant is, in one unit.
+fn relative(at: Timestamp, now: Timestamp) -> String {
+    let (past, future) = (now.since(at), at.since(now));
+    if future >= Duration::from_secs(1) {
+        format!("in {}", span(future))
+    } else if past < Duration::from_secs(1) {
+        "now".to_owned()
+    } else {
+        format!("{} ago", span(past))
+    }
+}
+
+/// A duration in its greatest unit, rounded down.
+fn span(duration: Duration) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds @ ..MINUTE => format!("{seconds} s"),
+        seconds @ ..HOUR => format!("{} min", seconds / MINUTE),
+        seconds @ ..DAY => format!("{} h", seconds / HOUR),
+        seconds => format!("{} d", seconds / DAY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Execution;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    fn session(id: &str, title: &str) -> Session {
+        Session {
+            id: id.parse().unwrap(),
+            workspace: "default".parse().unwrap(),
+            agent: "demo".parse().unwrap(),
+            title: Some(title.to_owned()),
+            idle_ttl_ms: 1000,
+            assignment: None,
+            execution: Execution::Streaming,
+            last_seq: 12,
+            created_at: NOW,
+            updated_at: NOW - Duration::from_secs(200),
+        }
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_a_line_a_row() {
+        let items = [session("a", "Hello"), session("web:2", "Two\nlines \u{1b}[2J")];
+        let expected = "\
+SESSION  DOING      WORKSPACE  AGENT  SLOT  SEQ  UPDATED    TITLE
+a        streaming  default    demo   -     12   3 min ago  Hello
+web:2    streaming  default    demo   -     12   3 min ago  Two lines ␛[2J";
+        assert_eq!(table(&items, NOW, None), expected);
+    }
+
+    #[test]
+    fn a_narrow_terminal_costs_titles_and_no_ids() {
+        let id = "0192f0c1-2345-7000-8000-0123456789ab";
+        let text = table(&[session(id, &"long title ".repeat(20))], NOW, Some(100));
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(id) && text.contains('…'), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        // Narrower than the ids alone: they are still whole, and the terminal wraps.
+        assert!(table(&[session(id, "x")], NOW, Some(20)).contains(id));
+    }
+
+    #[test]
+    fn programs_get_an_object_a_line() {
+        let mut out = Vec::new();
+        list(&mut out, &[session("a", "x\ny"), session("b", "z")], true, NOW).unwrap();
+        let lines: Vec<Value> =
+            String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.iter().map(|line| line["id"].as_str().unwrap()).collect::<Vec<_>>(), ["a", "b"]);
+
+        let mut none = Vec::new();
+        list::<Session>(&mut none, &[], true, NOW).unwrap();
+        assert!(none.is_empty());
+    }
+
+    #[test]
+    fn one_thing_is_a_line_a_field() {
+        let mut out = Vec::new();
+        record(&mut out, &serde_json::json!({"id": "a", "title": "x\n\u{1b}", "slot": null, "exit_code": 3}), false)
+            .unwrap();
+        let mut lines: Vec<_> = str::from_utf8(&out).unwrap().lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["exit_code  3", "id         a", "title      x ␛"]);
+    }
+
+    #[test]
+    fn times_are_relative_in_one_unit() {
+        for (seconds, expected) in [
+            (0, "now"),
+            (1, "1 s ago"),
+            (59, "59 s ago"),
+            (60, "1 min ago"),
+            (3599, "59 min ago"),
+            (3600, "1 h ago"),
+            (86_399, "23 h ago"),
+            (86_400, "1 d ago"),
+            (86_400 * 400, "400 d ago"),
+        ] {
+            assert_eq!(relative(NOW - Duration::from_secs(seconds), NOW), expected);
+        }
+        assert_eq!(relative(NOW + Duration::from_secs(90), NOW), "in 1 min");
+        assert_eq!(span(Duration::from_millis(250)), "250 ms");
+    }
+}

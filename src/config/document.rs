@@ -1,0 +1,123 @@
+//! The parsed text of a config: on which line a key stands, which key stands at a position, and which keys are unknown.
+
+use std::ops::Range;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::excerpt;
+use super::file::known_keys;
+use super::{ConfigError, limits};
+
+/// The parsed text, for finding the line of a key and the key of a position.
+pub(super) struct Document<'a> {
+    origin: &'a Path,
+    text: &'a str,
+    table: DeTable<'a>,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn parse(text: &'a str, origin: &'a Path) -> Result<Self, ConfigError> {
+        let file = || excerpt(&origin.to_string_lossy());
+        if text.len() > limits::MAX_FILE_BYTES {
+            return Err(ConfigError::TooLarge { file: file(), bytes: text.len() });
+        }
+        match DeTable::parse(text) {
+            Ok(table) => Ok(Self { origin, text, table: table.into_inner() }),
+            Err(error) => {
+                let line = line_of(text, error.span().unwrap_or_default().start);
+                Err(ConfigError::Syntax { file: file(), line, problem: excerpt(error.message()) })
+            }
+        }
+    }
+
+    fn file(&self) -> String {
+        excerpt(&self.origin.to_string_lossy())
+    }
+
+    /// An error at the key of the path, or at the table that should have it.
+    pub(super) fn error(&self, path: &[&str], problem: &str) -> ConfigError {
+        let mut table = Some(&self.table);
+        let mut position = 0;
+        for key in path {
+            let Some((key, value)) = table.and_then(|table| table.get_key_value(*key)) else { break };
+            position = key.span().start;
+            table = value.get_ref().as_table();
+        }
+        let line = line_of(self.text, position);
+        ConfigError::Value { file: self.file(), line, key: dotted(path), problem: excerpt(problem) }
+    }
+
+    /// An error that serde found.
+    pub(super) fn invalid(&self, error: &toml::de::Error) -> ConfigError {
+        let position = error.span().unwrap_or_default().start;
+        let path = path_at(&self.table, position).unwrap_or_default();
+        let (file, line) = (self.file(), line_of(self.text, position));
+        ConfigError::Value { file, line, key: dotted(&path), problem: excerpt(error.message()) }
+    }
+
+    /// Checks that every key is known.
+    pub(super) fn check_keys(&self) -> Result<(), ConfigError> {
+        self.check_table(&self.table, &mut Vec::new())
+    }
+
+    fn check_table<'t>(&self, table: &'t DeTable<'a>, path: &mut Vec<&'t str>) -> Result<(), ConfigError> {
+        let known = known_keys(path);
+        for (key, value) in table {
+            if known.is_some_and(|known| !known.contains(&key.get_ref().as_ref())) {
+                return Err(self.unknown(path, key.get_ref(), key.span()));
+            }
+            path.push(key.get_ref());
+            match value.get_ref() {
+                DeValue::Table(table) => self.check_table(table, path)?,
+                // serde would fill a struct from a list, by position.
+                _ if known_keys(path).is_some() => return Err(self.error(path, "a table is needed here")),
+                _ => {}
+            }
+            path.pop();
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, path: &[&str], key: &str, span: Range<usize>) -> ConfigError {
+        const SECTIONS: [&[&str]; 4] = [&["server"], &["engine"], &["agents", "NAME"], &["workspaces", "NAME"]];
+        let home = SECTIONS.into_iter().find(|path| known_keys(path).is_some_and(|known| known.contains(&key)));
+        let hint = match home {
+            Some(home) => format!("it belongs in [{}]", home.join(".")),
+            None => format!("the nearest known one is {}", nearest(key, known_keys(path).unwrap_or_default())),
+        };
+        let key = dotted(&[path, &[key]].concat());
+        ConfigError::UnknownKey { file: self.file(), line: line_of(self.text, span.start), key, hint }
+    }
+}
+
+/// The line of a position, from 1.
+fn line_of(text: &str, position: usize) -> usize {
+    1 + text.bytes().take(position).filter(|byte| *byte == b'\n').count()
+}
+
+/// The keys that lead to what is written at a position.
+fn path_at<'t>(table: &'t DeTable<'_>, position: usize) -> Option<Vec<&'t str>> {
+    table.iter().find_map(|(key, value)| {
+        let below = value.get_ref().as_table().and_then(|table| path_at(table, position));
+        let here = || (key.span().contains(&position) || value.span().contains(&position)).then(Vec::new);
+        let mut path = below.or_else(here)?;
+        path.insert(0, key.get_ref().as_ref());
+        Some(path)
+    })
+}
+
+/// A path as TOML would write it; parts that are no bare keys are quoted, so that nothing in them reaches a terminal.
+fn dotted(path: &[&str]) -> String {
+    let bare = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    let show = |part: &&str| if bare(part) { (*part).to_owned() } else { format!("{part:?}") };
+    excerpt(&path.iter().map(show).collect::<Vec<_>>().join("."))
+}
+
+/// The known word that is most like the given one.
+pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> &'k str {
+    // Jaro–Winkler is quadratic in the length; nobody misspells a key at this length.
+    let word: String = word.chars().take(64).collect();
+    let likeness = |key: &&&str| strsim::jaro_winkler(&word, key);
+    known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied().unwrap_or_default()
+}

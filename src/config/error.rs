@@ -1,0 +1,41 @@
+//! What can be wrong with a config, in words that lead to the line.
+//!
+//! Always: text from the file is escaped and shortened before it gets into an error, so that an error can be printed as
+//! it is.
+
+use std::net::SocketAddr;
+
+/// A config that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what the fields are")]
+pub enum ConfigError {
+    /// Larger than any config.
+    #[error("{file} has {bytes} bytes: a config has {max} at most", max = super::limits::MAX_FILE_BYTES)]
+    TooLarge { file: String, bytes: usize },
+    /// Not TOML.
+    #[error("{file}:{line}: {problem}")]
+    Syntax { file: String, line: usize, problem: String },
+    /// A key that means nothing here.
+    #[error("{file}:{line}: unknown key {key}: {hint}")]
+    UnknownKey { file: String, line: usize, key: String, hint: String },
+    /// A value of another type, out of its limits, or one that does not fit the others.
+    #[error("{file}:{line}: {key}: {problem}")]
+    Value { file: String, line: usize, key: String, problem: String },
+    /// Open to other machines without a token.
+    #[error(
+        "{listen} can be reached from other machines, which needs a token: set one (--token, MAINSTAY_TOKEN, or token \
+         in [server]), or listen on this machine only (such as 127.0.0.1:{port})", port = listen.port()
+    )]
+    Exposed { listen: SocketAddr },
+}
+
+/// Text from the file as an error may carry it: one line without control characters, not too long.
+pub(super) fn excerpt(text: &str) -> String {
+    const MAX_CHARS: usize = 300;
+    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
+    let mut short: String = text.trim_end().chars().take(MAX_CHARS).map(escape).collect();
+    if text.chars().nth(MAX_CHARS).is_some() {
+        short.push('…');
+    }
+    short
+}

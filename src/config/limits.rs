@@ -1,0 +1,47 @@
+//! The limits of configured values, each with its reason. `docs/config.md` tells them to users.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A config of this size is a mistake (a log, a database) and not read further.
+pub const MAX_FILE_BYTES: usize = 1024 * 1024;
+
+/// 0 serves without executing; above a thousand agents at once a machine needs more processes, not more workers.
+pub const WORKERS: RangeInclusive<u32> = 0..=1024;
+/// Below a second an ordinary pause of the process would cost it its runs; after an hour nobody waits any more.
+pub const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=HOUR;
+/// A sweep costs a write transaction; without one a day long, slots stay taken and dead workers unnoticed.
+pub const SWEEP_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+/// Zero settles at once; whoever asked for a stop has used a stronger means within the hour.
+pub const SHUTDOWN_GRACE: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
+/// Below a tenth of a second a slot would be gone between two messages.
+pub const IDLE_TTL: RangeInclusive<Duration> = Duration::from_millis(100)..=YEAR;
+/// Zero forgets them at the next sweep.
+pub const ASSIGNMENT_RETENTION: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * YEAR.as_secs());
+/// Each is a process or a server of some 100 MB.
+pub const MAX_BACKENDS: RangeInclusive<u32> = 0..=1000;
+
+/// Below a KiB not even a short message fits; a body is held in memory.
+pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=1024 * 1024 * 1024;
+/// A process has no more file descriptors than this in common set-ups.
+pub const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=65_535;
+/// Entries of `allowed_origins` and `allowed_hosts`: every request is compared with all of them.
+pub const MAX_ALLOWED: usize = 100;
+
+/// Below a tenth of a second no process gets a word out.
+pub const TURN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(30 * DAY.as_secs());
+/// As the limit of the whole turn.
+pub const IDLE_TIMEOUT: RangeInclusive<Duration> = TURN_TIMEOUT;
+/// Zero kills at once; a person who cancels waits for it.
+pub const KILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * 60);
+/// An agent that may never run is one to leave out of the config.
+pub const MAX_CONCURRENT: RangeInclusive<u32> = 1..=10_000;
+/// Below 4 KiB ordinary events are lost; a line is held in memory.
+pub const MAX_LINE_BYTES: RangeInclusive<usize> = 4096..=1024 * 1024 * 1024;
+
+/// 0 leaves only the resident agent; every slot is a row.
+pub const SLOTS: RangeInclusive<u32> = 0..=1000;

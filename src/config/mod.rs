@@ -1,0 +1,193 @@
+//! The configuration: what `mainstay.toml` and the flags may say, as checked values.
+//!
+//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agent
+//! `demo` and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
+//! the caller, and whether a directory or a program exists is found out when it is needed.
+
+mod document;
+mod duration;
+mod error;
+mod fields;
+mod file;
+pub mod limits;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::agent::{Agent, Driver};
+use crate::id::{AgentName, WorkspaceName};
+use crate::workspace::{WhenFull, Workspace};
+
+pub use error::ConfigError;
+
+/// Everything that can be configured, with every value checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The HTTP surface.
+    pub server: ServerConfig,
+    /// The engine.
+    pub engine: EngineConfig,
+    /// The agents, by name; `demo` is always there.
+    pub agents: BTreeMap<AgentName, Agent>,
+    /// The workspaces, by name; `default` is always there.
+    pub workspaces: BTreeMap<WorkspaceName, Workspace>,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerConfig {
+    /// Where to listen. Beyond loopback a token is required: [`ServerConfig::check_exposure`].
+    pub listen: SocketAddr,
+    /// Needed on every request when set.
+    pub token: Option<Token>,
+    /// Web origins, beside our own, whose pages may drive the daemon (`https://chat.example.com`).
+    pub allowed_origins: Vec<String>,
+    /// Host names, beside loopback and the listen address, that requests may name.
+    pub allowed_hosts: Vec<String>,
+    /// Longest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Most connections at once; a further one waits.
+    pub max_connections: usize,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Runs executed at once by this process; 0 serves without executing any.
+    pub workers: u32,
+    /// A worker silent for this long has lost its runs.
+    pub lease: Duration,
+    /// Time between two sweeps.
+    pub sweep_interval: Duration,
+    /// How long running turns may go on after the process was asked to stop.
+    pub shutdown_grace: Duration,
+    /// What an acknowledged write survives.
+    pub durability: Durability,
+    /// How long a session keeps its slot while nothing happens.
+    pub idle_ttl: Duration,
+    /// How long rows of closed and expired assignments are kept.
+    pub assignment_retention: Duration,
+    /// Warm backends kept before the least recently used idle one is closed. Nobody asks yet: it comes with the first
+    /// driver that keeps a backend warm; until then files may already say it.
+    pub max_backends: u32,
+}
+
+/// What an acknowledged write survives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Loss of power.
+    #[default]
+    Full,
+    /// The death of the process.
+    Process,
+}
+
+/// The secret that requests must show. Never printed, not even by `{:?}`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// The text cannot be sent as a bearer token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a token is 1 to 512 printable ASCII characters without spaces")]
+pub struct InvalidToken;
+
+impl Token {
+    /// The secret, for comparing it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Token {
+    type Err = InvalidToken;
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        const MAX_TOKEN_BYTES: usize = 512;
+        let legal = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        if legal { Ok(Self(text.to_owned())) } else { Err(InvalidToken) }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Config {
+    /// What holds without a config file. `base_dir` is the directory that relative paths start from, and where the
+    /// workspace `default` works.
+    pub fn builtin(base_dir: &Path) -> Self {
+        let agent = Agent::with_defaults(AgentName::builtin());
+        let workspace = Workspace::with_defaults(WorkspaceName::builtin(), base_dir);
+        Self {
+            server: ServerConfig {
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7717)),
+                token: None,
+                allowed_origins: Vec::new(),
+                allowed_hosts: Vec::new(),
+                max_body_bytes: 4 * 1024 * 1024,
+                max_connections: 4096,
+            },
+            engine: EngineConfig {
+                workers: 8,
+                lease: Duration::from_secs(30),
+                sweep_interval: Duration::from_secs(60),
+                shutdown_grace: Duration::from_secs(30),
+                durability: Durability::Full,
+                idle_ttl: Duration::from_secs(30 * 60),
+                assignment_retention: Duration::from_secs(7 * 24 * 60 * 60),
+                max_backends: 10,
+            },
+            agents: BTreeMap::from([(agent.name.clone(), agent)]),
+            workspaces: BTreeMap::from([(workspace.name.clone(), workspace)]),
+        }
+    }
+
+    /// Reads the text of a config file. `origin` is the file as errors name it; `base_dir` is the absolute directory
+    /// that the file's relative paths start from. What the file does not say stays as in [`Config::builtin`].
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names file, line and key of the first thing that is wrong.
+    pub fn load(text: &str, origin: &Path, base_dir: &Path) -> Result<Self, ConfigError> {
+        file::read(text, origin, base_dir)
+    }
+}
+
+impl ServerConfig {
+    /// Whoever can connect can start agents here, so other machines need a token. Asked when the daemon starts and not
+    /// when the file is read, because flag and environment may still change both.
+    ///
+    /// # Errors
+    /// [`ConfigError::Exposed`] when listening beyond loopback without a token.
+    pub fn check_exposure(&self) -> Result<(), ConfigError> {
+        let loopback = self.listen.ip().to_canonical().is_loopback();
+        if loopback || self.token.is_some() { Ok(()) } else { Err(ConfigError::Exposed { listen: self.listen }) }
+    }
+}
+
+impl Agent {
+    /// An agent of which the config says nothing but the name.
+    fn with_defaults(name: AgentName) -> Self {
+        Self {
+            name,
+            driver: Driver::Demo,
+            turn_timeout: Duration::from_secs(30 * 60),
+            idle_timeout: Duration::from_secs(10 * 60),
+            kill_grace: Duration::from_secs(5),
+            max_concurrent: 5,
+        }
+    }
+}
+
+impl Workspace {
+    /// A workspace of which the config says nothing but the name.
+    fn with_defaults(name: WorkspaceName, base_dir: &Path) -> Self {
+        Self { name, dir: base_dir.to_owned(), agent: AgentName::builtin(), slots: 5, when_full: WhenFull::Share }
+    }
+}

@@ -1,0 +1,354 @@
+//! What a config file may and may not say, and that hostile text gets an error and nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::file::known_keys;
+use super::*;
+
+const DOCS: &str = include_str!("../../docs/config.md");
+
+/// The example block of the documentation.
+fn example() -> &'static str {
+    DOCS.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap()
+}
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    Config::load(text, Path::new("mainstay.toml"), Path::new("/srv/chat"))
+}
+
+#[track_caller]
+fn good(text: &str) -> Config {
+    load(text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn an_empty_file_changes_nothing() {
+    assert_eq!(good(""), Config::builtin(Path::new("/srv/chat")));
+}
+
+#[test]
+fn the_documented_example_is_the_default_and_names_every_key() {
+    let mut config = good(example());
+    assert_eq!(config.agents.remove(&"openclaw".parse().unwrap()).unwrap().driver.as_str(), "openclaw");
+    assert_eq!(config, Config::builtin(Path::new("/srv/chat")));
+
+    for path in [&["server"] as &[&str], &["engine"], &["agents", "x"], &["workspaces", "x"]] {
+        for key in known_keys(path).unwrap() {
+            let written = example().lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            assert!(written, "the example does not show {key} of {path:?}");
+            let section = path[0];
+            let explained = DOCS.contains(&format!("`{section}.{key}`"))
+                || DOCS.contains(&format!("`{section}.NAME.{key}`"))
+                || DOCS.contains(&format!(", `{key}` |"));
+            assert!(explained, "the table of limits does not have {key} of {path:?}");
+        }
+    }
+}
+
+#[test]
+fn says_what_the_file_says() {
+    let config = good(
+        r#"
+        [server]
+        listen = "[::1]:0"
+        token = "s3cret"
+        allowed_origins = ["https://chat.example.com", "http://localhost:3000", "http://[::1]:80"]
+        allowed_hosts = ["chat.example.com", "[::1]"]
+        [engine]
+        workers = 0
+        lease = "1m30s"
+        durability = "process"
+        [agents.claw]
+        driver = "openclaw"
+        command = ["claw", "", "{message}"]
+        env = { A = "", B = "{slot}=x" }
+        kill_grace = "0s"
+        [workspaces.docs]
+        dir = "./a/./b/../c"
+        agent = "claw"
+        slots = 0
+        when_full = "reject"
+        [workspaces.elsewhere]
+        dir = "/data"
+        "#,
+    );
+    assert_eq!(config.server.listen, "[::1]:0".parse().unwrap());
+    assert_eq!(config.server.token.unwrap().reveal(), "s3cret");
+    assert_eq!((config.server.allowed_origins.len(), config.server.allowed_hosts.len()), (3, 2));
+    assert_eq!(config.engine.workers, 0);
+    assert_eq!(config.engine.lease, Duration::from_secs(90));
+    assert_eq!(config.engine.durability, Durability::Process);
+    assert_eq!(config.agents.len(), 2, "demo is still there");
+    assert_eq!(config.workspaces.len(), 3, "default is still there");
+    let claw = &config.agents[&"claw".parse().unwrap()];
+    assert_eq!(claw.kill_grace, Duration::ZERO);
+    let Driver::Openclaw(spec) = &claw.driver else { panic!("{claw:?}") };
+    assert_eq!(spec.command, ["claw", "", "{message}"]);
+    assert_eq!(spec.env["B"], "{slot}=x");
+    let docs = &config.workspaces[&"docs".parse().unwrap()];
+    assert_eq!(docs.dir, PathBuf::from("/srv/chat/a/b/../c"));
+    assert_eq!((docs.agent.as_str(), docs.slots, docs.when_full), ("claw", 0, WhenFull::Reject));
+    let elsewhere = &config.workspaces[&"elsewhere".parse().unwrap()];
+    assert_eq!((elsewhere.dir.as_path(), elsewhere.agent.as_str()), (Path::new("/data"), "demo"));
+}
+
+#[test]
+fn the_built_in_ones_change_only_where_they_are_named() {
+    let config = good("[workspaces.default]\nslots = 2\n[agents.demo]\nmax_concurrent = 1");
+    let builtin = Config::builtin(Path::new("/srv/chat"));
+    let mut workspace = builtin.workspaces[&WorkspaceName::builtin()].clone();
+    workspace.slots = 2;
+    assert_eq!(config.workspaces[&WorkspaceName::builtin()], workspace);
+    let mut agent = builtin.agents[&AgentName::builtin()].clone();
+    agent.max_concurrent = 1;
+    assert_eq!(config.agents[&AgentName::builtin()], agent);
+}
+
+/// The whole text of the error, so that a change of it is seen here.
+#[test]
+fn errors_name_file_line_key_and_what_is_allowed() {
+    let duration = r#"expected a duration such as "500ms", "30s", "1m30s", "2h" or "7d""#;
+    let table = [
+        ("[engine]\n\nleese = 1", "3: unknown key engine.leese: the nearest known one is lease"),
+        ("[engines]", "1: unknown key engines: the nearest known one is engine"),
+        ("[server]\nworkers = 3", "2: unknown key server.workers: it belongs in [engine]"),
+        ("listen = \"x\"", "1: unknown key listen: it belongs in [server]"),
+        ("[agents.x]\ncomand = []", "2: unknown key agents.x.comand: the nearest known one is command"),
+        (
+            "[workspaces.\"ö\\u001b\"]\ndirr = 1",
+            "2: unknown key workspaces.\"ö\\u{1b}\".dirr: the nearest known one is dir",
+        ),
+        ("[server]\nlisten = 80", "2: server.listen: invalid type: integer `80`, expected a string"),
+        (
+            "[server]\nlisten = \"localhost\"",
+            "2: server.listen: \"localhost\": an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is \
+             needed",
+        ),
+        ("server.token = \"\"", "1: server.token: a token is 1 to 512 printable ASCII characters without spaces"),
+        (
+            "[server]\nallowed_origins = [\"https://x/\"]",
+            "2: server.allowed_origins: \"https://x/\": a web origin as browsers send it is needed, such as \
+             https://chat.example.com",
+        ),
+        (
+            "[server]\nallowed_hosts = [\"x:80\"]",
+            "2: server.allowed_hosts: \"x:80\": a host name without scheme and port is needed, such as \
+             chat.example.com",
+        ),
+        ("[engine]\nworkers = 1025", "2: engine.workers: 1025 is not allowed: use 0 to 1024"),
+        ("[engine]\nworkers = -1", "2: engine.workers: -1 is not allowed: use 0 to 1024"),
+        ("[engine]\nworkers = 1.5", "2: engine.workers: invalid type: floating point `1.5`, expected a whole number"),
+        ("[engine]\nlease = 30", &format!("2: engine.lease: invalid type: integer `30`, {duration}")),
+        ("[engine]\nlease = \"30\"", &format!("2: engine.lease: invalid value: string \"30\", {duration}")),
+        ("[engine]\nlease = \"500ms\"", "2: engine.lease: 500ms is not allowed: use 1s to 1h"),
+        ("[engine]\ndurability = \"none\"", "2: engine.durability: \"none\" is not allowed: use one of full, process"),
+        ("engine = [8]", "1: engine: a table is needed here"),
+        ("[[agents.x]]", "1: agents.x: a table is needed here"),
+        ("agents = 1", "1: agents: invalid type: integer `1`, expected a map"),
+        ("\n[agents.x]\nmax_concurrent = 1", "2: agents.x.driver: is missing: use one of demo, openclaw"),
+        ("agents.x.driver = \"claud\"", "1: agents.x.driver: \"claud\" is not a driver: use one of demo, openclaw"),
+        (
+            "agents.x.driver = \"openclaw\"",
+            "1: agents.x.command: is missing: this driver needs the program and its arguments, such as [\"openclaw\", \
+             …]",
+        ),
+        ("[agents.x]\ndriver = \"openclaw\"\ncommand = []", "3: agents.x.command: begins with no program"),
+        ("[agents.x]\ndriver = \"openclaw\"\ncommand = [\"\"]", "3: agents.x.command: begins with no program"),
+        (
+            "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"a\", \"\\u0000\"]",
+            "3: agents.x.command: has a NUL character in it",
+        ),
+        (
+            "[agents.demo]\ncommand = [\"x\"]",
+            "2: agents.demo.command: does not fit the driver demo, which starts no process",
+        ),
+        (
+            "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\"]\n[agents.x.env]\n\"A=B\" = \"\"",
+            "5: agents.x.env.\"A=B\": is not a name that a variable can have: no =, no NUL, not empty",
+        ),
+        (
+            "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\"]\nenv.MAINSTAY_RUN = \"\"",
+            "4: agents.x.env.MAINSTAY_RUN: is reserved: names that begin with MAINSTAY_ are set by Mainstay",
+        ),
+        (
+            "[agents.\"a b\"]",
+            "1: agents.\"a b\": agent name \"a b\" is not valid: use 1–200 characters of A–Z a–z 0–9 . _ : -",
+        ),
+        (
+            "[workspaces.x]\nagent = \"demmo\"",
+            "2: workspaces.x.agent: no agent \"demmo\": the nearest is [agents.demo]",
+        ),
+        ("[workspaces.x]\nslots = 1001", "2: workspaces.x.slots: 1001 is not allowed: use 0 to 1000"),
+        ("[workspaces.x]\ndir = \"\"", "2: workspaces.x.dir: \"\" is not a directory"),
+        (
+            "[workspaces.x]\nwhen_full = \"queue\"",
+            "2: workspaces.x.when_full: \"queue\" is not allowed: use one of share, wait, reject",
+        ),
+        ("[engine]\nlease = \"1s\"\nlease = \"2s\"", "3: duplicate key"),
+        ("a = = 1", "1: "),
+    ];
+    for (text, expected) in table {
+        let error = load(text).expect_err(text).to_string();
+        let expected = format!("mainstay.toml:{expected}");
+        if expected.ends_with(": ") {
+            assert!(error.starts_with(&expected), "{text}\n{error}");
+        } else {
+            assert_eq!(error, expected, "{text}");
+        }
+    }
+}
+
+#[test]
+fn every_key_is_checked_under_its_own_name() {
+    for path in [&["server"] as &[&str], &["engine"], &["agents", "demo"], &["workspaces", "default"]] {
+        for key in known_keys(path).unwrap() {
+            let name = format!("{}.{key}", path.join("."));
+            let error = load(&format!("\n[{}]\n{key} = false", path.join("."))).expect_err(&name).to_string();
+            assert!(error.starts_with(&format!("mainstay.toml:3: {name}: invalid type: boolean")), "{error}");
+            // Numbers and durations out of their limits pass serde and are refused later, under a name given by hand.
+            for illegal in ["-1", "\"99999d\""] {
+                let Err(error) = load(&format!("\n[{}]\n{key} = {illegal}", path.join("."))) else { continue };
+                assert!(error.to_string().starts_with(&format!("mainstay.toml:3: {name}: ")), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_escaped() {
+    for text in ["[\"\\u001b[2J\"]", "[engine]\ndurability = \"\\u001b[2J\\u009b\"", "\u{1b}", "[agents.\"\\r\"]\nx=1"]
+    {
+        let error = load(text).expect_err(text).to_string();
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn a_huge_file_is_not_read() {
+    let text = "#".repeat(limits::MAX_FILE_BYTES + 1);
+    assert!(matches!(load(&text), Err(ConfigError::TooLarge { .. })));
+}
+
+#[test]
+fn only_loopback_goes_without_a_token() {
+    let mut server = Config::builtin(Path::new("/")).server;
+    for (listen, free) in [
+        ("127.0.0.1:7717", true),
+        ("127.9.9.9:0", true),
+        ("[::1]:7717", true),
+        ("[::ffff:127.0.0.1]:1", true),
+        ("0.0.0.0:7717", false),
+        ("[::]:7717", false),
+        ("192.168.1.5:80", false),
+    ] {
+        server.listen = listen.parse().unwrap();
+        server.token = None;
+        assert_eq!(server.check_exposure().is_ok(), free, "{listen}");
+        server.token = Some("s3cret".parse().unwrap());
+        assert_eq!(server.check_exposure(), Ok(()), "{listen}");
+    }
+    server.token = None;
+    let text = server.check_exposure().unwrap_err().to_string();
+    assert!(text.contains("token") && text.contains("127.0.0.1"), "both ways out: {text}");
+}
+
+#[test]
+fn a_token_is_not_printed() {
+    let mut config = Config::builtin(Path::new("/"));
+    config.server.token = Some("hunter2".parse().unwrap());
+    assert!(!format!("{config:?}").contains("hunter2"));
+    for bad in ["", "two words", "ü", "a\n", &"x".repeat(513)] {
+        assert_eq!(bad.parse::<Token>(), Err(InvalidToken), "{bad:?}");
+    }
+}
+
+/// The line that an error points at.
+fn line(error: &ConfigError) -> usize {
+    match error {
+        ConfigError::Syntax { line, .. } | ConfigError::UnknownKey { line, .. } | ConfigError::Value { line, .. } => {
+            *line
+        }
+        ConfigError::TooLarge { .. } | ConfigError::Exposed { .. } => 1,
+    }
+}
+
+/// The documented example with a few things put in, taken out and exchanged.
+fn mutated() -> impl Strategy<Value = String> {
+    let pieces = [
+        "\"",
+        "'''",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        ".",
+        ",",
+        "\n",
+        "\r",
+        "#",
+        "\0",
+        "\u{1b}",
+        "\u{feff}",
+        "é",
+        "-1",
+        "9223372036854775808",
+        "1e400",
+        "nan",
+        "true",
+        "\"1s\"",
+        "\"\"",
+        "[]",
+        "{}",
+        "1979-05-27T07:32:00Z",
+        "\\u0000",
+        "[agents]",
+        "[workspaces.default]",
+        "x = 1",
+        "0x",
+        "engine.lease",
+        "\"99999999999999999999d\"",
+    ];
+    let change = (any::<prop::sample::Index>(), 0..12_usize, prop::sample::select(pieces.to_vec()));
+    prop::collection::vec(change, 1..6).prop_map(|changes| {
+        let mut chars: Vec<char> = example().chars().collect();
+        for (at, removed, inserted) in changes {
+            let at = at.index(chars.len() + 1);
+            let end = chars.len().min(at + removed);
+            chars.splice(at..end, inserted.chars());
+        }
+        chars.into_iter().collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    #[test]
+    fn never_panics_and_names_a_line_of_the_file(
+        text in prop_oneof!["(?s).{0,200}", "[\\[\\]{}=.,\"'a-z0-9\n ]{0,80}", mutated()]
+    ) {
+        match load(&text) {
+            Ok(config) => prop_assert!(config.workspaces.values().all(|w| config.agents.contains_key(&w.agent))),
+            Err(error) => {
+                prop_assert!((1..=1 + text.matches('\n').count()).contains(&line(&error)), "{error}");
+                prop_assert!(!error.to_string().contains(char::is_control), "{error:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn deep_nesting_is_an_error_and_no_overflow() {
+    for text in [
+        "a = ".to_owned() + &"[".repeat(300_000),
+        "[".to_owned() + &"a.".repeat(300_000) + "a]",
+        "a=".to_owned() + &"{a=".repeat(200_000),
+    ] {
+        assert!(load(&text).is_err());
+    }
+}
