@@ -22,4 +22,5 @@ pub mod store;
 pub mod engine;
 // Surfaces.
 pub mod cli;
+pub mod http;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 use crate::id::RunId;
 use crate::worker::ProcessIdentity;
 use std::time::Duration;
+#[derive(PartialEq)]
 pub enum Liveness {
     Alive,
     Dead,

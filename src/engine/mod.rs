@@ -19,8 +19,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{self, Backend};
-use crate::clock::{Clock, SystemClock, millis};
+use crate::backend::{self, Backend, reap};
+use crate::clock::{Clock, SystemClock, Timestamp, millis};
 use crate::config::Config;
 use crate::event::{Event, Seq};
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
@@ -157,7 +157,8 @@ impl Engine {
         };
         let store = Store::open(path, config.engine.durability, clock, on_commit).await?;
         for workspace in config.workspaces.values() {
-            store.sync_slots(workspace.clone()).await?;
+            // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
+            store.make_pool(workspace.clone()).await?;
         }
         let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent))).collect();
         let shared = Arc::new(Shared {
@@ -176,6 +177,11 @@ impl Engine {
         Ok(Self { shared })
     }
 
+    /// The time, as the rows carry it.
+    pub fn now(&self) -> Timestamp {
+        self.shared.store.clock().now()
+    }
+
     /// The configuration that it was opened with.
     pub fn config(&self) -> &Config {
         &self.shared.config
@@ -186,6 +192,9 @@ impl Engine {
     /// # Errors
     /// When this process cannot be registered as a worker.
     pub async fn start(&self) -> Result<(), EngineError> {
+        for workspace in self.shared.config.workspaces.values() {
+            self.shared.store.sync_slots(workspace.clone()).await?;
+        }
         self.shared.worker(self.shared.config.engine.workers).await?;
         self.shared.tasks.spawn(sweep::run(self.shared.clone()));
         self.shared.tasks.spawn(worker::run(self.shared.clone(), self.shared.config.engine.workers, None));
@@ -204,19 +213,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether some process on this file executes runs now, as far as its heartbeat tells.
+    /// Whether some process on this file executes runs now: its heartbeat is fresh, and it is not proven dead.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn is_executed_elsewhere(&self) -> Result<bool, EngineError> {
-        let silent_since = self.shared.store.clock().now() - self.shared.config.engine.lease;
-        let workers = self.shared.store.list_workers().await?;
-        Ok(workers.iter().any(|worker| worker.capacity > 0 && worker.heartbeat_at > silent_since))
+        let silent_since = self.now() - self.shared.config.engine.lease;
+        let workers = self.shared.store.registered_workers().await?;
+        Ok(workers.iter().any(|worker| {
+            let alive = reap::is_alive(&worker.process);
+            worker.capacity > 0 && worker.heartbeat_at > silent_since && alive != reap::Liveness::Dead
+        }))
     }
 
     /// Stops claiming, lets running turns go on for `grace`, then ends them: those that have said nothing go back to the
-    /// queue, the others end as interrupted. Then closes the file. [`Engine::end_now`] cuts the grace short.
-    pub async fn shutdown(&self, grace: Duration) {
+    /// queue, the others end as interrupted. [`Engine::end_now`] cuts the grace short. Readers are served on.
+    pub async fn drain(&self, grace: Duration) {
         self.shared.draining.cancel();
         let drained = self.shared.executing.idle();
         tokio::select! {
@@ -226,6 +238,11 @@ impl Engine {
         }
         self.shared.ending.cancel();
         self.shared.executing.idle().await;
+    }
+
+    /// Stops everything and closes the file. What is still executed is left to the next sweep: [`Engine::drain`] first.
+    pub async fn close(&self) {
+        self.shared.draining.cancel();
         self.shared.closed.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
@@ -237,7 +254,7 @@ impl Engine {
         self.shared.store.close().await;
     }
 
-    /// Ends the grace of a shutdown that is under way.
+    /// Ends the grace of a drain that is under way.
     pub fn end_now(&self) {
         self.shared.ending.cancel();
     }
