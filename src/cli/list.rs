@@ -9,9 +9,8 @@ use super::attach::{Found, find};
 use super::exit::Exit;
 use super::{Command, RunsArgs, ShowArgs, table};
 use crate::clock::Timestamp;
-use crate::engine::{Engine, RunFilter};
+use crate::engine::{Engine, MessageCursor, RunFilter};
 use crate::id::SessionId;
-use crate::store::message::MessageCursor;
 
 /// Rows that are asked for at once.
 const PAGE: i64 = 500;

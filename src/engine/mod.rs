@@ -31,13 +31,15 @@ use crate::session::Session;
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::store::event::Range;
-use crate::store::message::{MessageCursor, MessagePage};
 use crate::store::run::{Enqueue, Located};
-use crate::store::session::{Closed, Created, NewSession, SessionCursor};
+use crate::store::session::{Closed, Created, NewSession};
 use crate::worker::Worker;
 use crate::workspace::Workspace;
 
+pub use crate::store::StoreError;
+pub use crate::store::message::{MessageCursor, MessagePage};
 pub use crate::store::run::{Purpose, Refusal, RunFilter};
+pub use crate::store::session::SessionCursor;
 pub use error::EngineError;
 pub use feed::{Followed, Follower};
 pub use sweep::SweepReport;
