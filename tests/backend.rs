@@ -401,7 +401,7 @@ async fn output_written_before_the_end_is_read_however_slow_the_reader() {
     let mut turn = Turn::script("seq 200000").await;
     let first = in_time(turn.reply.records.recv()).await.unwrap();
     turn.records.push(first);
-    until(|| turn.reply.records.len() == 64).await;
+    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().len(), 200_000);
 }
@@ -421,7 +421,7 @@ async fn an_agent_nobody_listens_to_is_killed() {
 #[tokio::test]
 async fn a_cancelled_agent_ends_also_while_nobody_reads() {
     let mut turn = Turn::script("exec yes").await;
-    until(|| turn.reply.records.len() == 64).await;
+    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
     turn.reply.cancel.cancel();
     assert_eq!(turn.end_unread().await.signal, Some(15));
 }
@@ -538,7 +538,7 @@ async fn the_demo_stops_when_it_is_told_to() {
         let mut cancelled = Turn::start(&Demo, prompt(message)).await;
         in_time(cancelled.reply.records.recv()).await.unwrap();
         if message == long {
-            until(|| cancelled.reply.records.len() == 64).await;
+            until(|| cancelled.reply.records.len() == cancelled.reply.records.max_capacity()).await;
         }
         cancelled.reply.cancel.cancel();
         assert_eq!(cancelled.end_unread().await.signal, Some(15));

@@ -29,8 +29,8 @@ use crate::id::RunId;
 use crate::run::ExitReport;
 use crate::worker::ProcessIdentity;
 
-/// Records that may wait for the engine before the agent has to.
-const RECORDS_WAITING: usize = 64;
+/// Records that wait for the engine; a record may be as large as the longest line, so they are few.
+const RECORDS_WAITING: usize = 8;
 
 /// What an agent left running when it ended gets no more time than this, however patient the agent's own grace is: its
 /// turn is over, and somebody waits for the answer. It is also the time for which the last words of a cancelled agent

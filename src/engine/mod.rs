@@ -65,6 +65,8 @@ struct Shared {
     feed: Arc<Feed>,
     executing: Arc<Executing>,
     tasks: TaskTracker,
+    /// Held from a claim until its runs are known as executing, so that a drain sees them.
+    claiming: tokio::sync::Mutex<()>,
     /// Stop claiming; running turns go on.
     draining: CancellationToken,
     /// Running turns are to end now.
@@ -114,6 +116,7 @@ impl Engine {
             feed,
             executing,
             tasks: TaskTracker::new(),
+            claiming: tokio::sync::Mutex::new(()),
             draining: CancellationToken::new(),
             ending: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -176,6 +179,7 @@ impl Engine {
     /// queue, the others end as interrupted. [`Engine::end_now`] cuts the grace short. Readers are served on.
     pub async fn drain(&self, grace: Duration) {
         self.shared.draining.cancel();
+        drop(self.shared.claiming.lock().await);
         let drained = self.shared.executing.idle();
         tokio::select! {
             () = drained => {}

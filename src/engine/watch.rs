@@ -22,12 +22,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let wait = async {
             match pace {
                 Some(pace) => tokio::time::sleep(pace).await,
-                None => shared.feed.followed.notified().await,
+                None => shared.feed.wanted.notified().await,
             }
         };
         tokio::select! {
             () = wait => {}
-            () = shared.feed.followed.notified(), if pace == Some(WHILE_WORKING) => {}
+            () = shared.feed.wanted.notified(), if pace == Some(WHILE_WORKING) => {}
             () = shared.closed.cancelled() => return,
         }
         if let Err(error) = look(&shared, &mut version).await {

@@ -135,6 +135,7 @@ impl Shared {
                 let id = registration.id;
                 let key = self.store.register_worker(registration).await?;
                 tracing::debug!(worker.id = %id, capacity, "worker registered");
+                self.feed.wanted.notify_one();
                 Ok(Identity { key })
             })
             .await
@@ -227,6 +228,11 @@ async fn claim(
     room: usize,
     session: Option<SessionKey>,
 ) -> Result<Vec<(Claimed, Signals)>, StoreError> {
+    let _claiming = shared.claiming.lock().await;
+    // Asked on a reading connection first: looking around takes nobody's write lock.
+    if shared.draining.is_cancelled() || !shared.store.has_ready_run().await? {
+        return Ok(Vec::new());
+    }
     let request = ClaimRequest {
         worker,
         limit: i64::try_from(room).unwrap_or(i64::MAX),
@@ -235,8 +241,11 @@ async fn claim(
         lease_expires_at: shared.lease_end(),
     };
     let claimed = shared.store.claim(request).await?;
-    let claimed: Vec<_> = claimed.into_iter().map(|claimed| (claimed.lease, claimed)).collect();
-    let claimed: Vec<_> = claimed.into_iter().map(|(lease, claimed)| (claimed, shared.executing.add(lease))).collect();
+    let with_signals = |claimed: Claimed| {
+        let signals = shared.executing.add(claimed.lease);
+        (claimed, signals)
+    };
+    let claimed: Vec<_> = claimed.into_iter().map(with_signals).collect();
     if !claimed.is_empty() {
         // A cancel that was stored between the claim and this line found nobody to tell.
         for run in shared.store.cancel_requests(worker).await? {
