@@ -46,9 +46,7 @@ async fn look(shared: &Shared, version: &mut Option<i64>) -> Result<(), crate::s
     if let Some(worker) = shared.worker.get() {
         shared.executing.ready.notify_one();
         if shared.executing.is_busy() {
-            for run in shared.store.cancel_requests(worker.key).await? {
-                shared.executing.cancel(run);
-            }
+            super::worker::heed_cancel_requests(shared, worker.key).await;
         }
     }
     Ok(())
