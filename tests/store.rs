@@ -392,7 +392,7 @@ async fn the_files_are_readable_by_their_owner_only() {
 
 async fn opening(path: &Path) -> StoreError {
     let clock = Arc::new(ManualClock::new(Timestamp::from_millis(0)));
-    open(path, clock, Arc::default()).await.err().expect("it must not open")
+    open(path, clock, Arc::default()).await.expect_err("it must not open")
 }
 
 #[tokio::test]

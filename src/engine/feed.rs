@@ -44,8 +44,8 @@ struct Channel {
 #[derive(Default)]
 pub struct Feed {
     channels: Mutex<HashMap<SessionKey, Channel>>,
-    /// Woken when somebody begins to follow.
-    pub(super) followed: Notify,
+    /// Woken when somebody here begins to care for what other processes commit.
+    pub(super) wanted: Notify,
 }
 
 impl Feed {
@@ -61,7 +61,7 @@ impl Feed {
                 .or_insert_with(|| Channel { signals: broadcast::channel(RING).0, published: 0 });
             channel.signals.subscribe()
         };
-        self.followed.notify_one();
+        self.wanted.notify_one();
         receiver
     }
 

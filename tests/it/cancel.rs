@@ -5,7 +5,7 @@ use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 use mainstay::run::{Status, WhenBusy};
 
-use crate::scene::{Scene, NOTHING, marked, read_all, says, tell};
+use crate::scene::{NOTHING, Scene, marked, read_all, says, tell};
 
 #[tokio::test]
 async fn a_queued_run_is_cancelled_at_once() {

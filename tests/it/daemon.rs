@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::run::Status;
 
-use crate::scene::{Camp, counts, NOTHING, marked, read_all, says, settled, tell};
+use crate::scene::{Camp, NOTHING, counts, marked, read_all, says, settled, tell};
 
 fn streaming() -> String {
     "i=0; while :; do i=$((i+1)); \
@@ -115,7 +115,7 @@ async fn a_daemon_that_is_asked_to_stop_lets_turns_finish() {
     camp.grown(run.id, 4).await;
     daemon.signal("TERM");
     std::fs::write(camp.dir.path().join("go"), "").unwrap();
-    assert!(daemon.stop().success());
+    assert!(daemon.wait().success());
     assert_eq!(camp.watcher.run(run.id).await.unwrap().status, Status::Completed);
     assert!(camp.watcher.list_workers().await.unwrap().is_empty());
 }

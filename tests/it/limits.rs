@@ -2,10 +2,11 @@
 
 use mainstay::run::Status;
 
-use crate::scene::{Scene, NOTHING, marked, says};
+use crate::scene::{NOTHING, Scene, marked, says};
 
 fn with_limits(script: &str, limits: &str) -> String {
-    let script = toml::Value::String(script.to_owned());
+    // A JSON string is a TOML string.
+    let script = serde_json::Value::from(script);
     format!(
         "[agents.limited]\ndriver = \"openclaw\"\nkill_grace = \"500ms\"\n{limits}\n\
          command = [\"sh\", \"-c\", {script}, \"agent\", \"{{message}}\"]\n[workspaces.limited]\nagent = \"limited\"\n"

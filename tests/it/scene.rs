@@ -33,8 +33,9 @@ pub fn says(text: &str) -> String {
 pub fn config(dir: &Path, agents: &[(&str, &str)], more: &str) -> String {
     let mut text = format!("{more}\n");
     for (name, script) in agents {
-        let script = toml::Value::String((*script).to_owned());
-        let home = toml::Value::String(dir.display().to_string());
+        // A JSON string is a TOML string.
+        let script = Value::from(*script);
+        let home = Value::from(dir.display().to_string());
         text.push_str(&format!(
             "[agents.{name}]\ndriver = \"openclaw\"\nkill_grace = \"500ms\"\nmax_concurrent = 100\n\
              command = [\"sh\", \"-c\", {script}, \"agent\", \"{{message}}\"]\n\
@@ -204,8 +205,12 @@ impl Daemon {
     }
 
     /// Asks it to stop, and waits.
-    pub fn stop(mut self) -> std::process::ExitStatus {
+    pub fn stop(self) -> std::process::ExitStatus {
         self.signal("TERM");
+        self.wait()
+    }
+
+    pub fn wait(mut self) -> std::process::ExitStatus {
         self.child.wait().unwrap()
     }
 }

@@ -7,7 +7,7 @@ use mainstay::clock::{ManualClock, Timestamp};
 use mainstay::engine::Engine;
 use mainstay::run::Status;
 
-use crate::scene::{Scene, NOTHING, marked, says};
+use crate::scene::{NOTHING, Scene, marked, says};
 
 fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)))
@@ -76,7 +76,9 @@ async fn a_run_that_had_said_nothing_is_tried_again() {
 async fn idle_slots_expire_and_busy_ones_do_not() {
     let clock = clock();
     let script = format!("{}; [ \"$1\" = hang ] && exec tail -f /dev/null; true", says("ok"));
-    let scene = Scene::with_clock(&[("agent", &script)], "[engine]\nlease = \"365d\"", clock.clone()).await;
+    let scene =
+        Scene::with_clock(&[("agent", &script)], "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"", clock.clone())
+            .await;
     scene.engine.start().await.unwrap();
     scene.turn("agent", "idle", "hi").await;
     let busy = scene.send("agent", "busy", "hang").await;
