@@ -173,7 +173,6 @@ fn is_zombie(pid: i32) -> bool {
 /// A daemon as a process of its own.
 pub struct Daemon {
     child: Child,
-    pub url: String,
 }
 
 impl Daemon {
@@ -190,8 +189,8 @@ impl Daemon {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("it said {line:?}")).to_owned();
-        Self { child, url }
+        assert!(line.starts_with("listening on http://127.0.0.1:"), "it said {line:?}");
+        Self { child }
     }
 
     pub fn signal(&self, signal: &str) {
