@@ -6,7 +6,7 @@ use super::{Engine, EngineError, MessageCursor, MessagePage, SessionCursor, chec
 use crate::clock::millis;
 use crate::id::{AgentName, SessionId, WorkspaceName};
 use crate::session::Session;
-use crate::store::session::{Closed, Created, NewSession};
+use crate::store::session::{Closed, Created, NamedValues, NewSession};
 
 /// A session to be made.
 #[derive(Debug, Clone, Default)]
@@ -43,8 +43,14 @@ impl Engine {
         check_title(create.title.as_deref())?;
         let id = create.id.unwrap_or_else(SessionId::generate);
         let mut new = NewSession::of(workspace.name.clone(), agent, millis(idle_ttl));
-        new.title = create.title;
-        match self.shared.store.create_session(id.clone(), new).await? {
+        new.title = create.title.clone();
+        let named = NamedValues {
+            workspace: create.workspace,
+            agent: create.agent,
+            title: create.title,
+            idle_ttl_ms: create.idle_ttl.map(millis),
+        };
+        match self.shared.store.create_session(id.clone(), new, named).await? {
             Created::Different => Err(EngineError::SessionDiffers(id.to_string())),
             created => Ok((self.session(&id).await?, created == Created::New)),
         }
