@@ -646,3 +646,22 @@ async fn a_hidden_message_that_is_answered_anew_is_shown_with_its_answer() {
     }
     assert_eq!(scene.shown("s").await, ["m1", answers[0].as_str(), "m2", answers[1].as_str()]);
 }
+
+#[tokio::test]
+async fn a_removed_worker_does_not_come_back_as_another_one() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    assert_eq!(scene.store.remove_workers(vec![scene.worker]).await.unwrap(), 1);
+    let process = ProcessIdentity { host: "test".into(), pid: 2, started_at_ticks: 2 };
+    let id = mainstay::id::WorkerId::generate();
+    let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
+    assert_ne!(scene.store.register_worker(registration).await.unwrap(), scene.worker);
+    let request = ClaimRequest {
+        worker: scene.worker,
+        limit: 1,
+        agents: BTreeMap::from([("demo".parse().unwrap(), 1)]),
+        session: None,
+        lease_expires_at: scene.clock.now() + Duration::from_secs(30),
+    };
+    assert!(scene.store.claim(request).await.is_err(), "it claims under nobody's name");
+}
