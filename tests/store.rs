@@ -665,3 +665,14 @@ async fn a_removed_worker_does_not_come_back_as_another_one() {
     };
     assert!(scene.store.claim(request).await.is_err(), "it claims under nobody's name");
 }
+
+#[tokio::test]
+async fn closing_leaves_no_statistics_that_would_slow_down_a_file_that_grows() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    scene.store.close().await;
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    let count = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'";
+    assert_eq!(conn.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
