@@ -480,7 +480,7 @@ async fn a_full_database_refuses_and_goes_on_when_there_is_room() {
 #[tokio::test]
 async fn the_schema_refuses_illegal_states() {
     let scene = Scene::new(2).await;
-    for (session, message) in [("a", "1"), ("a", "2"), ("b", "3")] {
+    for (session, message) in [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4")] {
         scene.send(session, message).await;
     }
     let claimed = scene.claim(8).await;
@@ -490,39 +490,72 @@ async fn the_schema_refuses_illegal_states() {
     let illegal = [
         (
             "two running runs in a session",
-            "UPDATE runs SET status = 'running', ready = 0, lease_worker = 1, lease_expires_at = 1, claimed_at = 1, first_seq = 9, last_seq = 9 WHERE status = 'queued'",
+            "UPDATE runs SET status = 'running', slot_key = 2, ready = 0, lease_worker = 1, lease_expires_at = 1, claimed_at = 1, first_seq = s.last_seq + 1, last_seq = s.last_seq + 1 FROM sessions s WHERE s.key = session_key AND status = 'queued'",
+            "runs.session_key",
         ),
-        ("a word that is no status", "UPDATE runs SET status = 'stuck' WHERE status = 'queued'"),
-        ("running without a lease", "UPDATE runs SET lease_worker = NULL WHERE status = 'running'"),
-        ("a settled run that changes", "UPDATE runs SET status = 'failed' WHERE status = 'completed'"),
-        ("a settled run that grows", "UPDATE runs SET last_seq = last_seq + 1 WHERE status = 'completed'"),
+        (
+            "two running runs in a slot",
+            "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, slot_key, status, queued_at, claimed_at, lease_worker, lease_expires_at, first_seq, last_seq) VALUES ('123456789012345678901234567890123456', 2, 3, 'r', 'default', 'demo', 1, 'running', 1, 1, 1, 1, 4, 4)",
+            "runs.slot_key",
+        ),
+        (
+            "two running runs in a shared agent",
+            "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, slot_key, status, queued_at, claimed_at, lease_worker, lease_expires_at, first_seq, last_seq) VALUES ('123456789012345678901234567890123456', 2, 3, 'r', 'default', 'demo', NULL, 'running', 1, 1, 1, 1, 4, 4)",
+            "runs.workspace",
+        ),
+        ("a word that is no status", "UPDATE runs SET status = 'stuck' WHERE status = 'queued'", "status IN"),
+        ("running without a lease", "UPDATE runs SET lease_worker = NULL WHERE status = 'running'", "lease_worker"),
+        (
+            "a settled run that changes",
+            "UPDATE runs SET status = 'failed' WHERE status = 'completed'",
+            "a settled run does not change",
+        ),
+        (
+            "a settled run that grows",
+            "UPDATE runs SET last_seq = last_seq + 1 WHERE status = 'completed'",
+            "a settled run does not change",
+        ),
         (
             "a settled run that is queued again",
             "UPDATE runs SET status = 'queued', settled_at = NULL WHERE status = 'completed'",
+            "a settled run does not change",
         ),
-        ("an event that changes", "UPDATE events SET event = '{}'"),
-        ("a gap in seq", "UPDATE sessions SET last_seq = last_seq + 1"),
-        ("seq that goes back", "UPDATE sessions SET last_seq = 0 WHERE last_seq > 0"),
-        ("two sessions in a slot", "UPDATE assignments SET slot_key = 1 WHERE slot_key IS NOT NULL"),
+        ("an event that changes", "UPDATE events SET event = '{}'", "append-only"),
+        ("a gap in seq", "UPDATE sessions SET last_seq = last_seq + 1", "gap"),
+        ("seq that goes back", "UPDATE sessions SET last_seq = 0 WHERE last_seq > 0", "gap"),
+        (
+            "two sessions in a slot",
+            "UPDATE assignments SET slot_key = 1 WHERE slot_key IS NOT NULL",
+            "assignments.slot_key",
+        ),
+        (
+            "two places of a session",
+            "UPDATE assignments SET session_key = 1 WHERE slot_key IS NOT NULL",
+            "assignments.session_key",
+        ),
         (
             "a busy session that expires",
             "UPDATE assignments SET state = 'expired', ended_at = 1 WHERE state = 'active'",
+            "the session is busy",
         ),
-        ("a live assignment that has ended", "UPDATE assignments SET ended_at = 1"),
-        ("a worker that leaves its runs", "DELETE FROM workers"),
+        ("a live assignment that has ended", "UPDATE assignments SET ended_at = 1", "ended_at"),
+        ("a worker that leaves its runs", "DELETE FROM workers", "FOREIGN KEY"),
         (
             "a cancel that is withdrawn",
             "UPDATE runs SET cancel_requested_at = 1 WHERE status = 'queued'; UPDATE runs SET cancel_requested_at = NULL WHERE status = 'queued'",
+            "not withdrawn",
         ),
-        ("a run that has spoken and waits", "UPDATE runs SET said = 1 WHERE status = 'queued'"),
+        ("a run that has spoken and waits", "UPDATE runs SET said = 1 WHERE status = 'queued'", "said"),
         (
             "an id that could be a path",
             "INSERT INTO sessions (id, workspace, agent, idle_ttl_ms, created_at, updated_at) VALUES ('a/b', 'w', 'a', 1, 1, 1)",
+            "id NOT GLOB",
         ),
-        ("parts that are no array", "UPDATE messages SET parts = '{}'"),
+        ("parts that are no array", "UPDATE messages SET parts = '{}'", "json_type(parts)"),
     ];
-    for (what, sql) in illegal {
-        assert!(conn.execute_batch(sql).is_err(), "{what} was stored");
+    for (what, sql, guard) in illegal {
+        let refused = conn.execute_batch(sql).expect_err(what).to_string();
+        assert!(refused.contains(guard), "{what} was refused for another reason: {refused}");
     }
 }
 
