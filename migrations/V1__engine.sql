@@ -106,6 +106,7 @@ CREATE TABLE runs (
     lease_worker        INTEGER REFERENCES workers (key),
     lease_token         INTEGER NOT NULL DEFAULT 0,      -- fencing: counts the grants; a writer must name the newest
     lease_expires_at    INTEGER,
+    attempts            INTEGER NOT NULL DEFAULT 0,      -- how often it was claimed
     pid                 INTEGER,                         -- the agent process, on the host of the worker
     pid_started_at      INTEGER,
     source_offset       INTEGER NOT NULL DEFAULT 0,      -- bytes of the agent's output that have become events
@@ -250,6 +251,18 @@ CREATE TRIGGER hand_over_slot AFTER UPDATE OF state ON assignments
         ORDER BY s.waiting_since, s.key LIMIT 1;
 END;
 
+-- What a worker may claim now, apart from what it asks for itself: the heads of queues whose place nobody is using.
+CREATE VIEW claimable_runs AS
+    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, a.slot_key, s.last_seq + 1 AS next_seq,
+        (SELECT count(*) FROM runs b WHERE b.status = 'running' AND b.agent = r.agent) AS agent_running
+    FROM runs r
+    JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
+    JOIN sessions s ON s.key = r.session_key
+    WHERE r.ready = 1
+      AND NOT EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key)
+      AND NOT (a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key IS NULL
+                                              AND x.workspace = r.workspace));
+
 -- ── the public face: names instead of keys, RFC 3339 times ──────────────────────────────────────────────────────────
 
 CREATE VIEW v_sessions AS
@@ -270,7 +283,7 @@ CREATE VIEW v_sessions AS
 
 CREATE VIEW v_runs AS
     SELECT r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent, p.id AS slot, r.status,
-        r.cause, r.error, r.priority, r.lease_token AS attempts, w.id AS worker, r.pid, r.exit_code, r.exit_signal,
+        r.cause, r.error, r.priority, r.attempts, w.id AS worker, r.pid, r.exit_code, r.exit_signal,
         r.first_seq, r.last_seq, r.malformed_lines, r.malformed_sample, r.stderr,
         r.claimed_at - r.queued_at AS waited_ms, r.settled_at - r.claimed_at AS ran_ms,
         strftime('%Y-%m-%dT%H:%M:%fZ', r.queued_at / 1000.0, 'unixepoch') AS queued_at,

@@ -202,6 +202,21 @@ impl Outcome {
     }
 }
 
+/// One try at a run: what a worker does under one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    /// The run.
+    pub run: RunId,
+    /// The fencing token of the lease: a later try has a higher one.
+    pub number: i64,
+}
+
+impl std::fmt::Display for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.run, self.number)
+    }
+}
+
 /// What is known of the agent's process after it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExitReport {
@@ -242,7 +257,7 @@ pub struct Run {
     pub error: Option<String>,
     /// Higher goes first in the queue; −1000 to 1000.
     pub priority: i64,
-    /// How many leases of it were granted: by claims, and by the recovery of a lost worker's run.
+    /// How often it was claimed.
     pub attempts: i64,
     /// Its own limit for the whole turn.
     pub timeout_ms: Option<i64>,

@@ -16,7 +16,7 @@ use mainstay::backend::process::{PerTurn, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
 use mainstay::backend::{AgentEvent, Backend, LineParser, Prompt, Record, Reply};
 use mainstay::id::RunId;
-use mainstay::run::ExitReport;
+use mainstay::run::{Attempt, ExitReport};
 use mainstay::worker::ProcessIdentity;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ fn spec(command: &[&str]) -> ProcessSpec {
 
 fn prompt(message: &str) -> Prompt {
     Prompt {
-        run: RunId::generate(),
+        attempt: attempt(),
         session: "s-1".parse().unwrap(),
         slot: "chat-slot-w-1".to_owned(),
         workspace: "w".parse().unwrap(),
@@ -51,8 +51,12 @@ fn prompt(message: &str) -> Prompt {
     }
 }
 
-fn temp_dir(run: RunId) -> PathBuf {
-    std::env::temp_dir().join(format!("mainstay-{run}"))
+fn attempt() -> Attempt {
+    Attempt { run: RunId::generate(), number: 2 }
+}
+
+fn temp_dir(attempt: Attempt) -> PathBuf {
+    std::env::temp_dir().join(format!("mainstay-{}-{}", attempt.run, attempt.number))
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
@@ -70,15 +74,15 @@ async fn until(condition: impl Fn() -> bool) {
 
 /// A turn of an agent, and what it said so far.
 struct Turn {
-    run: RunId,
+    attempt: Attempt,
     reply: Reply,
     records: Vec<Record>,
 }
 
 impl Turn {
     async fn start(backend: &dyn Backend, prompt: Prompt) -> Self {
-        let run = prompt.run;
-        Self { run, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() }
+        let attempt = prompt.attempt;
+        Self { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() }
     }
 
     /// A shell script that is not patient when it is cancelled.
@@ -128,8 +132,8 @@ impl Turn {
     async fn end_unread(&mut self) -> ExitReport {
         let report = in_time(&mut self.reply.exit).await.unwrap();
         assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
-        assert_eq!(reap::survivors(self.run, self.reply.process.as_ref()), []);
-        assert!(!temp_dir(self.run).exists());
+        assert_eq!(reap::survivors(self.attempt.into(), self.reply.process.as_ref()), []);
+        assert!(!temp_dir(self.attempt).exists());
         if let Some(process) = &self.reply.process {
             assert_eq!(reap::is_alive(process), Liveness::Dead);
         }
@@ -158,7 +162,7 @@ async fn the_process_is_identified_before_it_says_anything() {
     let said = turn.hear_of_process().await;
     assert_eq!(turn.reply.process, Some(said.clone()));
     assert_eq!(reap::is_alive(&said), Liveness::Alive);
-    assert_eq!(reap::survivors(turn.run, None), [said]);
+    assert_eq!(reap::survivors(turn.attempt.into(), None), [said]);
     turn.reply.kill.cancel();
     assert_eq!(turn.end().await.signal, Some(9));
 }
@@ -181,10 +185,10 @@ async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
     ];
     for (command, dir, message, advice) in cases {
         let prompt = Prompt { dir: dir.to_owned(), ..prompt(message) };
-        let run = prompt.run;
+        let attempt = prompt.attempt;
         let error = PerTurn::new(spec(command), NEVER, lines).prompt(prompt).await.unwrap_err().to_string();
         assert!(error.starts_with("failed to start agent: ") && error.contains(advice), "{error}");
-        assert!(!temp_dir(run).exists());
+        assert!(!temp_dir(attempt).exists());
     }
 }
 
@@ -230,25 +234,28 @@ async fn the_environment_fits_the_directory_and_names_the_run() {
     }
     spec.env.insert("OWN".to_owned(), "{workspace} {dir} $HOME".to_owned());
     let prompt = Prompt { dir: dir.clone(), ..prompt("hello") };
-    let run = prompt.run;
+    let attempt = prompt.attempt;
     let mut turn = Turn::start(&PerTurn::new(spec, NEVER, lines), prompt).await;
     assert_eq!(turn.end().await.code, Some(0));
-    let (dir, temp_dir) = (dir.display().to_string(), temp_dir(run).display().to_string());
+    let (dir, temp_dir) = (dir.display().to_string(), temp_dir(attempt).display().to_string());
     let own = format!("w {dir} $HOME");
-    assert_eq!(turn.texts(), [dir, temp_dir, "s-1".to_owned(), run.to_string(), "chat-slot-w-1".to_owned(), own]);
+    assert_eq!(
+        turn.texts(),
+        [dir, temp_dir, "s-1".to_owned(), attempt.run.to_string(), "chat-slot-w-1".to_owned(), own]
+    );
 }
 
 #[tokio::test]
 async fn the_temporary_directory_is_private_fresh_and_goes_with_the_run() {
     let prompt = prompt("");
-    let former = temp_dir(prompt.run);
+    let former = temp_dir(prompt.attempt);
     std::fs::create_dir(&former).unwrap();
     std::fs::write(former.join("left"), "by a former attempt").unwrap();
     let script = "stat -c %a \"$TMPDIR\"; ls -A \"$TMPDIR\"; mkdir -p \"$TMPDIR/deep\"; echo x >\"$TMPDIR/deep/file\"";
     let mut turn = Turn::start(&PerTurn::new(spec(&["sh", "-c", script]), NEVER, lines), prompt).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts(), ["700"]);
-    remove_temp_dir(turn.run);
+    remove_temp_dir(turn.attempt);
 }
 
 #[tokio::test]
@@ -313,7 +320,7 @@ async fn an_agent_that_ignores_sigterm_is_killed_with_its_tools() {
         Turn::script("trap '' TERM; setsid sleep 1000 & echo $!; echo ready; while :; do sleep 0.02; done").await;
     let tool = turn.hear_of_process().await;
     turn.hear(2).await;
-    assert!(reap::survivors(turn.run, None).contains(&tool));
+    assert!(reap::survivors(turn.attempt.into(), None).contains(&tool));
     turn.reply.cancel.cancel();
     assert_eq!(turn.end().await.signal, Some(9));
     assert_eq!(reap::is_alive(&tool), Liveness::Dead);
@@ -374,10 +381,10 @@ async fn a_tool_that_starts_in_the_last_moment_is_found() {
         // It may be on its way to another program, with no environment at all, while its parent is already gone.
         let mut turn = Turn::script("setsid sleep 1000 & exit 0").await;
         assert_eq!(turn.end().await.code, Some(0));
-        runs.push(turn.run);
+        runs.push(turn.attempt);
     }
     for run in runs {
-        assert_eq!(reap::survivors(run, None), []);
+        assert_eq!(reap::survivors(run.into(), None), []);
     }
 }
 
@@ -435,24 +442,28 @@ async fn an_aborted_turn_leaves_nothing() {
     assert!(in_time(&mut turn.reply.exit).await.unwrap_err().is_cancelled());
     let leader = turn.reply.process.clone().unwrap();
     until(|| [&tool, &leader].iter().all(|process| reap::is_alive(process) == Liveness::Dead)).await;
-    assert!(!temp_dir(turn.run).exists());
+    assert!(!temp_dir(turn.attempt).exists());
 }
 
 #[tokio::test]
 async fn what_a_dead_engine_left_is_found_and_ended_by_another() {
-    let run = RunId::generate();
+    let lost = attempt();
+    let next = Attempt { number: lost.number + 1, ..lost };
     let mut left = std::process::Command::new("sh")
         .args(["-c", "trap '' TERM; setsid sleep 1000 & while :; do sleep 0.02; done"])
-        .env(reap::MARKER, run.to_string())
+        .env(reap::MARKER, lost.run.to_string())
+        .env(reap::ATTEMPT_MARKER, lost.number.to_string())
         .spawn()
         .unwrap();
     let identity = reap::identity_of(i32::try_from(left.id()).unwrap()).unwrap();
-    until(|| reap::survivors(run, None).len() >= 2).await;
-    let ended = in_time(reap::end(run, None, Duration::from_millis(50))).await;
-    assert!(ended.ended >= 2 && ended.remaining == 0, "{ended:?}");
+    until(|| reap::survivors(lost.into(), None).len() >= 2).await;
+    assert_eq!(reap::survivors(next.into(), None), [], "the next try does not own them");
+    assert_eq!(reap::survivors(reap::Mark::before(lost), None), [], "nor did one before");
+    let ended = in_time(reap::end(reap::Mark::before(next), None, Duration::from_millis(50))).await;
+    assert!(ended.ended >= 2 && ended.is_certain, "{ended:?}");
     assert_eq!(reap::is_alive(&identity), Liveness::Dead, "a zombie is gone");
     left.wait().unwrap();
-    assert_eq!(in_time(reap::end(run, None, NEVER)).await, reap::Ended::default());
+    assert_eq!(in_time(reap::end(lost.into(), None, NEVER)).await.ended, 0);
 }
 
 #[tokio::test]
@@ -462,12 +473,12 @@ async fn a_group_whose_pid_was_given_to_another_process_is_left_alone() {
     let now = reap::identity_of(i32::try_from(other.id()).unwrap()).unwrap();
     let before = ProcessIdentity { started_at_ticks: now.started_at_ticks - 1, ..now.clone() };
     let elsewhere = ProcessIdentity { host: "another".to_owned(), ..now.clone() };
-    let run = RunId::generate();
+    let mark = reap::Mark::from(attempt());
     for stranger in [before, elsewhere] {
-        assert_eq!(reap::survivors(run, Some(&stranger)), []);
+        assert_eq!(reap::survivors(mark, Some(&stranger)), []);
         assert_ne!(reap::is_alive(&stranger), Liveness::Alive);
     }
-    assert_eq!(reap::survivors(run, Some(&now)), [now]);
+    assert_eq!(reap::survivors(mark, Some(&now)), [now]);
     other.kill().unwrap();
     other.wait().unwrap();
 }

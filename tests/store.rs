@@ -7,19 +7,21 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay::clock::{Clock, ManualClock, Timestamp};
+use mainstay::clock::{ManualClock, Timestamp};
 use mainstay::config::Durability;
 use mainstay::id::{MessageId, RunId, SessionId};
 use mainstay::lease::{LeaseLost, WorkerKey};
 use mainstay::message::UserMessage;
 use mainstay::run::{ExitReport, Outcome, RunOptions, Status};
 use mainstay::store::event::{Append, Range};
-use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Purpose, Refusal, Settle};
+use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Only, Purpose, Refusal, Settle};
 use mainstay::store::session::NewSession;
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{WhenFull, Workspace};
+
+const LEASE: Duration = Duration::from_secs(30);
 
 struct Scene {
     _dir: tempfile::TempDir,
@@ -27,6 +29,7 @@ struct Scene {
     clock: Arc<ManualClock>,
     store: Store,
     worker: WorkerKey,
+    registration: Registration,
     notices: Arc<Mutex<Vec<Notice>>>,
 }
 
@@ -50,8 +53,8 @@ impl Scene {
         let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
         let id = mainstay::id::WorkerId::generate();
         let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
-        let worker = store.register_worker(registration).await.unwrap();
-        Self { _dir: dir, path, clock, store, worker, notices }
+        let worker = store.register_worker(registration.clone()).await.unwrap();
+        Self { _dir: dir, path, clock, store, worker, registration, notices }
     }
 
     fn enqueue_request(&self, session: &str, message: &str) -> Enqueue {
@@ -76,8 +79,9 @@ impl Scene {
             worker: self.worker,
             limit,
             agents: BTreeMap::from([("demo".parse().unwrap(), 100)]),
-            session: None,
-            lease_expires_at: self.clock.now() + Duration::from_secs(30),
+            workspaces: vec!["default".parse().unwrap()],
+            only: None,
+            lease: LEASE,
         };
         self.store.claim(request).await.unwrap()
     }
@@ -227,8 +231,7 @@ async fn an_old_lease_changes_nothing() {
     scene.send("s", "m1").await;
     let old = scene.claim(1).await.remove(0);
     scene.clock.advance(Duration::from_secs(31));
-    let expires_at = scene.clock.now() + Duration::from_secs(30);
-    let orphans = scene.store.take_over(scene.worker, vec![], vec![], expires_at, 10).await.unwrap();
+    let orphans = scene.store.take_over(scene.worker, vec![], vec![], LEASE, 10).await.unwrap();
     assert_eq!(orphans.len(), 1);
     assert_eq!(scene.store.append(scene.text(&old, "late")).await.unwrap(), Err(LeaseLost));
     assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
@@ -693,8 +696,9 @@ async fn a_removed_worker_does_not_come_back_as_another_one() {
         worker: scene.worker,
         limit: 1,
         agents: BTreeMap::from([("demo".parse().unwrap(), 1)]),
-        session: None,
-        lease_expires_at: scene.clock.now() + Duration::from_secs(30),
+        workspaces: vec!["default".parse().unwrap()],
+        only: None,
+        lease: LEASE,
     };
     assert!(scene.store.claim(request).await.is_err(), "it claims under nobody's name");
 }
@@ -708,4 +712,62 @@ async fn closing_leaves_no_statistics_that_would_slow_down_a_file_that_grows() {
     let conn = rusqlite::Connection::open(&scene.path).unwrap();
     let count = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'";
     assert_eq!(conn.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_forgotten_is_there_again_with_its_next_heartbeat() {
+    let scene = Scene::new(1).await;
+    assert_eq!(scene.store.remove_workers(vec![scene.worker]).await.unwrap(), 1);
+    scene.store.renew(scene.worker, scene.registration.clone(), vec![], LEASE).await.unwrap();
+    scene.send("s", "m1").await;
+    assert_eq!(scene.claim(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_that_ends_the_transaction_does_not_end_the_writer() {
+    let scene = Scene::new(1).await;
+    scene.store.write(|tx| Box::pin(async move { tx.limit_pages(Some(0)).await })).await.unwrap();
+    let mut refused = 0;
+    for number in 0..200 {
+        let mut new = NewSession::of("default".parse().unwrap(), "demo".parse().unwrap(), 1000);
+        new.title = Some("t".repeat(400));
+        let id = format!("many{number}").parse().unwrap();
+        match scene.store.create_session(id, new, Default::default()).await {
+            Ok(_) => {}
+            Err(StoreError::DiskFull) => refused += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(refused > 1);
+    scene.store.write(|tx| Box::pin(async move { tx.limit_pages(None).await })).await.unwrap();
+    assert!(scene.send("s", "m1").await.created);
+}
+
+#[tokio::test]
+async fn runs_of_a_workspace_that_is_not_known_here_are_left_alone() {
+    let scene = Scene::new(1).await;
+    let mut request = scene.enqueue_request("s", "m1");
+    request.new.workspace = "theirs".parse().unwrap();
+    scene.store.enqueue(request).await.unwrap().unwrap();
+    assert!(scene.claim(8).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_for_one_run_claims_nothing_behind_it() {
+    let scene = Scene::new(2).await;
+    let awaited = scene.send("s", "m1").await.run;
+    scene.send("s", "m2").await;
+    scene.send("t", "m3").await;
+    let request = ClaimRequest {
+        worker: scene.worker,
+        limit: 8,
+        agents: BTreeMap::from([("demo".parse().unwrap(), 100)]),
+        workspaces: vec!["default".parse().unwrap()],
+        only: Some(Only { session: awaited.session, until: awaited.key }),
+        lease: LEASE,
+    };
+    let claimed = scene.store.claim(request.clone()).await.unwrap();
+    assert_eq!(claimed.iter().map(|one| one.run).collect::<Vec<_>>(), [awaited.run.id]);
+    scene.settle(&claimed[0], Outcome::completed()).await.unwrap();
+    assert!(scene.store.claim(request).await.unwrap().is_empty());
 }

@@ -51,7 +51,7 @@ fn run(case: &Path) -> (Vec<Chunk>, Outcome, Turn) {
         }
     }
     let end = End::of(case);
-    let outcome = decide(end.asked, &turn, &end.exit);
+    let outcome = decide(end.asked, &turn, &end.exit, false);
     chunks.extend(turn.close(&outcome));
     (chunks, outcome, turn)
 }

@@ -45,7 +45,8 @@ pub(super) fn command(spec: &ProcessSpec, prompt: &Prompt, temp_dir: &Path) -> R
     command.env("PWD", &prompt.dir);
     command.env("MAINSTAY_SESSION", prompt.session.as_str());
     command.env("MAINSTAY_SLOT", &prompt.slot);
-    command.env(reap::MARKER, prompt.run.to_string());
+    command.env(reap::MARKER, prompt.attempt.run.to_string());
+    command.env(reap::ATTEMPT_MARKER, prompt.attempt.number.to_string());
     command.current_dir(&prompt.dir);
     command.process_group(0);
     // An open stdin that nobody writes to makes several agents wait for ever.
@@ -105,6 +106,7 @@ fn has_file(program: &OsStr, dir: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::id::RunId;
+    use crate::run::Attempt;
 
     fn spec(command: &[&str], env: &[(&str, &str)]) -> ProcessSpec {
         ProcessSpec {
@@ -116,7 +118,7 @@ mod tests {
 
     fn prompt(message: &str) -> Prompt {
         Prompt {
-            run: RunId::generate(),
+            attempt: Attempt { run: RunId::generate(), number: 3 },
             session: "s".parse().unwrap(),
             slot: "slot".to_owned(),
             workspace: "w".parse().unwrap(),
@@ -136,7 +138,8 @@ mod tests {
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
         };
         assert_eq!(variable("MAINSTAY_TOKEN"), Some(None));
-        assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.run.to_string())));
+        assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
+        assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/".to_owned())));
         assert_eq!(variable("KEY"), Some(Some("slot".to_owned())));
         assert_eq!(variable("TMPDIR"), Some(Some("/tmp/t".to_owned())));

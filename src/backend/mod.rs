@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Driver};
-use crate::id::{RunId, SessionId, WorkspaceName};
-use crate::run::ExitReport;
+use crate::id::{SessionId, WorkspaceName};
+use crate::run::{Attempt, ExitReport};
 use crate::worker::ProcessIdentity;
 
 /// What an agent says, whatever protocol it speaks.
@@ -85,8 +85,8 @@ pub type LineParser = Box<dyn FnMut(&str) -> Option<Vec<AgentEvent>> + Send>;
 /// What a backend is asked in one turn.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// The run; also the marker in the environment of everything that it starts.
-    pub run: RunId,
+    /// The run and the try at it; also the marker in the environment of everything that it starts.
+    pub attempt: Attempt,
     /// The conversation.
     pub session: SessionId,
     /// The slot's id, or the workspace's when the session shares the resident agent.

@@ -25,8 +25,7 @@ use super::temp_dir::TempDir;
 pub use super::temp_dir::remove_temp_dir;
 use super::{Backend, LineParser, Prompt, Record, Reply, StartError, launch, output, reap, stderr};
 use crate::agent::ProcessSpec;
-use crate::id::RunId;
-use crate::run::ExitReport;
+use crate::run::{Attempt, ExitReport};
 use crate::worker::ProcessIdentity;
 
 /// Records that wait for the engine; a record may be as large as the longest line, so they are few.
@@ -53,15 +52,15 @@ impl PerTurn {
     }
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
-        let run = prompt.run;
-        let temp_dir = match tokio::task::spawn_blocking(move || TempDir::create(run)).await {
+        let attempt = prompt.attempt;
+        let temp_dir = match tokio::task::spawn_blocking(move || TempDir::create(attempt)).await {
             Ok(Ok(dir)) => dir,
             Ok(Err(error)) => return Err(StartError(format!("no temporary directory could be made: {error}"))),
             Err(_) => return Err(StartError("the engine is going down".to_owned())),
         };
         let mut command = launch::command(&self.spec, &prompt, temp_dir.path())?;
         let child = command.spawn().map_err(|error| launch::explain(&error, &command, &prompt))?;
-        let mut leader = Leader::new(run, child)?;
+        let mut leader = Leader::new(attempt, child)?;
 
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let (cancel, kill) = (CancellationToken::new(), CancellationToken::new());
@@ -141,7 +140,7 @@ async fn write_message(stdin: Option<ChildStdin>, message: String, over: &Cancel
 /// The process at the head of a turn, and with it everything that it starts.
 #[derive(Debug)]
 struct Leader {
-    run: RunId,
+    attempt: Attempt,
     child: Child,
     identity: ProcessIdentity,
     /// Readable once the process has exited; it tells without reaping.
@@ -151,15 +150,15 @@ struct Leader {
 }
 
 impl Leader {
-    fn new(run: RunId, child: Child) -> Result<Self, StartError> {
+    fn new(attempt: Attempt, child: Child) -> Result<Self, StartError> {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let identity = pid.and_then(reap::identity_of);
         let exited =
             pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).and_then(watch);
         match (identity, exited) {
-            (Some(identity), Some(exited)) => Ok(Self { run, child, identity, exited, gone: false }),
+            (Some(identity), Some(exited)) => Ok(Self { attempt, child, identity, exited, gone: false }),
             _ => {
-                reap::kill_at_once(run, None);
+                reap::kill_at_once(attempt.into(), None);
                 Err(StartError("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".to_owned()))
             }
         }
@@ -171,13 +170,13 @@ impl Leader {
         let group = || Some(self.identity.clone());
         let ended = tokio::select! {
             biased;
-            ended = reap::end_known(self.run, group(), known.clone(), grace) => ended,
-            () = stop.kill.cancelled() => reap::end_known(self.run, group(), known, Duration::ZERO).await,
+            ended = reap::end_known(self.attempt.into(), group(), known.clone(), grace) => ended,
+            () = stop.kill.cancelled() => reap::end_known(self.attempt.into(), group(), known, Duration::ZERO).await,
         };
         if ended.remaining > 0 {
-            tracing::warn!(run.id = %self.run, remaining = ended.remaining, "processes of a run survive SIGKILL");
+            tracing::warn!(run.id = %self.attempt.run, remaining = ended.remaining, "processes of a run survive SIGKILL");
         } else if ended.ended > 0 {
-            tracing::debug!(run.id = %self.run, ended = ended.ended, "ended what an agent left running");
+            tracing::debug!(run.id = %self.attempt.run, ended = ended.ended, "ended what an agent left running");
         }
         self.gone = true;
     }
@@ -207,9 +206,9 @@ impl Leader {
     }
 
     async fn survivors(&self) -> Vec<ProcessIdentity> {
-        let (run, leader) = (self.run, self.identity.clone());
+        let (mark, leader) = (self.attempt.into(), self.identity.clone());
         // It fails only when the runtime goes down.
-        tokio::task::spawn_blocking(move || reap::survivors(run, Some(&leader))).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || reap::survivors(mark, Some(&leader))).await.unwrap_or_default()
     }
 
     async fn exit(&self) {
@@ -241,7 +240,7 @@ impl Drop for Leader {
     fn drop(&mut self) {
         if !self.gone {
             self.signal_group(Signal::KILL);
-            reap::kill_at_once(self.run, Some(&self.identity));
+            reap::kill_at_once(self.attempt.into(), Some(&self.identity));
         }
     }
 }

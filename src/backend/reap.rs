@@ -18,10 +18,49 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::Instant;
 
 use crate::id::RunId;
+use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
 /// The variable that holds the run's id in everything that the run starts.
 pub const MARKER: &str = "MAINSTAY_RUN";
+
+/// The variable that holds the number of the try at the run. A process without it counts as one of the earliest.
+pub const ATTEMPT_MARKER: &str = "MAINSTAY_ATTEMPT";
+
+/// Which processes are meant: those of a run, from some tries at it. A worker that lost its lease must not end what the
+/// next one started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    run: RunId,
+    first: i64,
+    last: i64,
+}
+
+impl Mark {
+    /// Everything that tries before this one started.
+    pub fn before(attempt: Attempt) -> Self {
+        Self { run: attempt.run, first: 0, last: attempt.number - 1 }
+    }
+
+    /// Whether an environment carries it.
+    fn is_in(self, environ: &[u8]) -> bool {
+        let value = |name: &str| {
+            environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        };
+        let attempt = || {
+            let number = std::str::from_utf8(value(ATTEMPT_MARKER)?).ok()?;
+            number.parse::<i64>().ok()
+        };
+        value(MARKER) == Some(self.run.to_string().as_bytes())
+            && (self.first..=self.last).contains(&attempt().unwrap_or_default())
+    }
+}
+
+impl From<Attempt> for Mark {
+    fn from(attempt: Attempt) -> Self {
+        Self { run: attempt.run, first: attempt.number, last: attempt.number }
+    }
+}
 
 /// After SIGKILL a process goes at once, unless it sleeps in the kernel, and then for any length of time.
 const CONFIRM: Duration = Duration::from_secs(5);
@@ -48,12 +87,14 @@ pub enum Liveness {
 }
 
 /// What came of ending a run's processes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     /// Processes that were found and are gone.
     pub ended: usize,
     /// Processes that are there in spite of SIGKILL.
     pub remaining: usize,
+    /// Nothing is left, as far as this host can tell.
+    pub is_certain: bool,
 }
 
 /// The identity of this process.
@@ -90,26 +131,26 @@ pub fn is_alive(process: &ProcessIdentity) -> Liveness {
 }
 
 /// What of a run still lives. `group` is the process that led it. Reads all of `/proc`: blocking work.
-pub fn survivors(run: RunId, group: Option<&ProcessIdentity>) -> Vec<ProcessIdentity> {
-    scan(run, group).found
+pub fn survivors(mark: Mark, group: Option<&ProcessIdentity>) -> Vec<ProcessIdentity> {
+    scan(mark, group).unwrap_or_default().found
 }
 
 /// Sends SIGKILL to all that a run left, once, without waiting: for when there is no time. Blocking work.
-pub(super) fn kill_at_once(run: RunId, group: Option<&ProcessIdentity>) {
-    for process in survivors(run, group) {
+pub(super) fn kill_at_once(mark: Mark, group: Option<&ProcessIdentity>) {
+    for process in survivors(mark, group) {
         send(&process, Signal::KILL);
     }
 }
 
 /// Ends all that a run left: SIGTERM, after `grace` SIGKILL, until nothing is found any more. `group` is the process that
 /// led the run. Bounded: what survives SIGKILL for long is counted as remaining.
-pub async fn end(run: RunId, group: Option<ProcessIdentity>, grace: Duration) -> Ended {
-    end_known(run, group, Vec::new(), grace).await
+pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) -> Ended {
+    end_known(mark, group, Vec::new(), grace).await
 }
 
 /// [`end`], and with it processes that were known to belong to the run before.
 pub(super) async fn end_known(
-    run: RunId,
+    mark: Mark,
     group: Option<ProcessIdentity>,
     known: Vec<ProcessIdentity>,
     grace: Duration,
@@ -121,14 +162,23 @@ pub(super) async fn end_known(
     loop {
         let signal = if begun.elapsed() < grace { Signal::TERM } else { Signal::KILL };
         let group = group.clone();
-        let pass = move || pass(run, group.as_ref(), living, signal);
-        // It fails only when the runtime goes down; the sweep of the next one looks again.
-        let Ok(scan) = tokio::task::spawn_blocking(pass).await else { return Ended::default() };
+        let pass = move || pass(mark, group.as_ref(), living, signal);
+        // The task fails only when the runtime goes down; the sweep of the next one looks again.
+        let scan = match tokio::task::spawn_blocking(pass).await {
+            Ok(Ok(scan)) => scan,
+            Ok(Err(error)) => {
+                let run = mark.run;
+                tracing::error!(run.id = %run, %error, "failed to look for the processes of a run: /proc cannot be read");
+                return Ended { ended: seen.len(), remaining: 0, is_certain: false };
+            }
+            Err(_) => return Ended { ended: seen.len(), remaining: 0, is_certain: false },
+        };
         let unclear = scan.unclear && begun.elapsed() < EXEC_LASTS;
         living = scan.found;
         seen.extend(living.iter().cloned());
         if (living.is_empty() && !unclear) || begun.elapsed() >= give_up {
-            return Ended { ended: seen.len() - living.len(), remaining: living.len() };
+            let (ended, remaining) = (seen.len() - living.len(), living.len());
+            return Ended { ended, remaining, is_certain: remaining == 0 };
         }
         let next_look = if signal == Signal::TERM { grace } else { begun.elapsed() + KILL_AGAIN };
         until_gone(&living, next_look.saturating_sub(begun.elapsed())).await;
@@ -136,8 +186,8 @@ pub(super) async fn end_known(
 }
 
 /// Looks once and signals all that it finds, also those that were found before and can be told only by their identity now.
-fn pass(run: RunId, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>, signal: Signal) -> Scan {
-    let mut scan = scan(run, group);
+fn pass(mark: Mark, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>, signal: Signal) -> io::Result<Scan> {
+    let mut scan = scan(mark, group)?;
     for process in known {
         if !scan.found.contains(&process) && is_alive(&process) == Liveness::Alive {
             scan.found.push(process);
@@ -146,7 +196,7 @@ fn pass(run: RunId, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>
     for process in &scan.found {
         send(process, signal);
     }
-    scan
+    Ok(scan)
 }
 
 /// Waits until none of the processes lives; at least for a moment, and at most for `limit`.
@@ -170,17 +220,11 @@ struct Scan {
     unclear: bool,
 }
 
-fn scan(run: RunId, leader: Option<&ProcessIdentity>) -> Scan {
-    let (host, processes) = match (host(), procfs::process::all_processes().map_err(io::Error::other)) {
-        (Ok(host), Ok(processes)) => (host, processes),
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(run.id = %run, %error, "failed to look for the processes of a run: /proc cannot be read");
-            return Scan::default();
-        }
-    };
+fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
+    let host = host()?;
+    let processes = procfs::process::all_processes().map_err(io::Error::other)?;
     let own = i64::from(std::process::id());
     let leader = leader.filter(|leader| leader.host == host);
-    let marker = format!("{MARKER}={run}").into_bytes();
     let mut environ = Vec::new();
     let mut unclear = false;
     let mut leaders_pid_is_reused = false;
@@ -198,7 +242,7 @@ fn scan(run: RunId, leader: Option<&ProcessIdentity>) -> Scan {
         if is_gone(&stat) {
             continue;
         }
-        let marked = match marked(&process, &marker, &mut environ) {
+        let marked = match marked(&process, mark, &mut environ) {
             Marked::Yes => true,
             Marked::No => false,
             Marked::Unclear => {
@@ -228,7 +272,7 @@ fn scan(run: RunId, leader: Option<&ProcessIdentity>) -> Scan {
     }
     let found =
         candidates.iter().filter(|(stat, _)| pids.contains(&stat.pid)).map(|(stat, _)| identity(host, stat)).collect();
-    Scan { found, unclear }
+    Ok(Scan { found, unclear })
 }
 
 enum Marked {
@@ -238,7 +282,7 @@ enum Marked {
 }
 
 /// Whether a process carries the marker. One whose environment we may not read is not ours to end.
-fn marked(process: &Process, marker: &[u8], environ: &mut Vec<u8>) -> Marked {
+fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> Marked {
     for _ in 0..2 {
         environ.clear();
         let Ok(file) = process.open_relative("environ") else { return Marked::No };
@@ -246,11 +290,7 @@ fn marked(process: &Process, marker: &[u8], environ: &mut Vec<u8>) -> Marked {
             return Marked::No;
         }
         if !environ.is_empty() {
-            return if environ.split(|byte| *byte == 0).any(|entry| entry == marker) {
-                Marked::Yes
-            } else {
-                Marked::No
-            };
+            return if mark.is_in(environ) { Marked::Yes } else { Marked::No };
         }
         // Empty by choice, or not there yet because another program is just put in place: then its end is unset.
         match process.stat() {

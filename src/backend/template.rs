@@ -47,7 +47,7 @@ fn value<'a>(name: &str, prompt: &'a Prompt) -> Option<Cow<'a, OsStr>> {
         "slot" => prompt.slot.as_str(),
         "workspace" => prompt.workspace.as_str(),
         "agent_session" => prompt.agent_session.as_deref().unwrap_or_default(),
-        "run" => return Some(OsString::from(prompt.run.to_string()).into()),
+        "run" => return Some(OsString::from(prompt.attempt.run.to_string()).into()),
         "dir" => return Some(prompt.dir.as_os_str().into()),
         _ => return None,
     };
@@ -58,11 +58,12 @@ fn value<'a>(name: &str, prompt: &'a Prompt) -> Option<Cow<'a, OsStr>> {
 mod tests {
     use super::*;
     use crate::id::RunId;
+    use crate::run::Attempt;
 
     #[test]
     fn fills_each_placeholder_once_and_leaves_other_braces() {
         let prompt = Prompt {
-            run: RunId::generate(),
+            attempt: Attempt { run: RunId::generate(), number: 1 },
             session: "s-1".parse().unwrap(),
             slot: "chat-slot-w-1".to_owned(),
             workspace: "w".parse().unwrap(),
@@ -70,7 +71,7 @@ mod tests {
             agent_session: None,
             message: "look at {run} {session} $(id) \"'\n".to_owned(),
         };
-        let run = prompt.run.to_string();
+        let run = prompt.attempt.run.to_string();
         for (template, filled) in [
             ("", ""),
             ("plain", "plain"),

@@ -19,6 +19,10 @@ pub(super) async fn cancel(
         Found::Run(run) => Some(engine.cancel_run(run).await.context("failed to cancel")?.0),
         Found::Session(session) => engine.cancel_session(&session).await.context("failed to cancel")?,
     };
+    if run.as_ref().is_some_and(|run| !run.status.is_settled()) && !engine.is_executed_elsewhere().await? {
+        // Nobody is there to heed it: what a dead daemon left is ended here.
+        engine.sweep().await.context("failed to sweep")?;
+    }
     let run = match run {
         Some(run) if args.wait => Some(engine.wait_settled(run.id).await?),
         run => run,

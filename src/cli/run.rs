@@ -13,7 +13,7 @@ use crate::id::{MessageId, SessionId};
 use crate::message::UserMessage;
 use crate::run::{Run, Status};
 
-/// How often a run that nobody has claimed yet is looked at: the daemon that would take it may have gone.
+/// How often it is looked whether somebody executes the run: the daemon that would may have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(engine: &Engine, args: &RunArgs, json: bool) -> anyhow::Result<Exit> {
@@ -40,16 +40,15 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, json: bool) -> anyhow::
             () = signals.next() => {
                 if interrupted {
                     // A second time: whoever asks does not want to wait for the agent to stop by itself.
-                    engine.end_now();
+                    engine.kill_now();
                 }
                 interrupted = true;
                 engine.cancel_run(run.id).await.context("failed to cancel")?;
             }
             _ = look.tick(), if !executing => {
-                if engine.run(run.id).await?.status == Status::Queued && !engine.is_executed_elsewhere().await? {
-                    // What a daemon that died has left in this session would be in the way.
-                    engine.sweep().await?;
-                    engine.execute_session(&session).await?;
+                // The daemon that had it may die at any time. The sweep that comes with executing settles what it left.
+                if !engine.run(run.id).await?.status.is_settled() && !engine.is_executed_elsewhere().await? {
+                    engine.execute_until(run.id).await?;
                     executing = true;
                 }
             }

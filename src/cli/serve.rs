@@ -34,10 +34,17 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
         // Readers are served until the last turn has ended: they get its last events.
         let drain = engine.drain(config.engine.shutdown_grace);
         tokio::pin!(drain);
+        let mut asked_again = false;
         loop {
             tokio::select! {
                 () = &mut drain => break,
-                () = signals.next() => engine.end_now(),
+                () = signals.next() => {
+                    if asked_again {
+                        engine.kill_now();
+                    }
+                    engine.end_now();
+                    asked_again = true;
+                }
             }
         }
     }

@@ -9,12 +9,17 @@ use crate::backend::StartError;
 use crate::run::{Cause, ExitReport, Outcome};
 
 /// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything.
-pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport) -> Outcome {
+///
+/// `was_let_go`: it had said that its turn is over, stayed, and was ended by us. How it takes that is not held against it.
+pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: bool) -> Outcome {
     if let Some(cause) = asked {
         return asked_for(cause);
     }
     if let Some(error) = turn.agent_error() {
         return Outcome::because(Cause::AgentError, error);
+    }
+    if was_let_go {
+        return Outcome::completed();
     }
     match (exit.code, exit.signal) {
         (Some(0), _) if !turn.heard_anything() => Outcome::because(Cause::NoOutput, "No response from agent."),
@@ -25,7 +30,7 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport) -> Outcome {
                 sentence.unwrap_or_else(|| format!("Agent exited with code {code}. Check server logs for details."));
             Outcome::because(Cause::ExitCode, sentence)
         }
-        // It had said all; a process that lingers is ended by us after its grace.
+        // It had said all, and somebody ended what was left of it.
         (None, _) if turn.has_ended() => Outcome::completed(),
         (None, Some(signal)) => {
             let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
@@ -126,14 +131,25 @@ mod tests {
                 turn.hear(event.clone());
             }
             let expected = Outcome { cause, error: error.map(str::to_owned) };
-            assert_eq!(decide(asked, &turn, &exit), expected, "{asked:?} {heard:?} {exit:?}");
+            assert_eq!(decide(asked, &turn, &exit, false), expected, "{asked:?} {heard:?} {exit:?}");
         }
+    }
+
+    #[test]
+    fn how_an_agent_takes_its_end_after_its_turn_is_not_held_against_it() {
+        let mut turn = Turn::default();
+        turn.hear(AgentEvent::Ended);
+        let exit = ExitReport { code: Some(143), ..ExitReport::default() };
+        assert_eq!(decide(None, &turn, &exit, true), Outcome::completed());
+        assert_eq!(decide(Some(Cause::Cancelled), &turn, &exit, true), Outcome::cancelled());
+        turn.hear(AgentEvent::Error("late".into()));
+        assert_eq!(decide(None, &turn, &exit, true).cause, Cause::AgentError);
     }
 
     #[test]
     fn every_cause_that_is_asked_for_is_kept_and_failures_have_words() {
         for cause in Cause::ALL {
-            let outcome = decide(Some(cause), &Turn::default(), &ExitReport::default());
+            let outcome = decide(Some(cause), &Turn::default(), &ExitReport::default(), false);
             let needs_words = !matches!(cause, Cause::Finished | Cause::Cancelled);
             assert_eq!((outcome.cause, outcome.error.is_some()), (cause, needs_words));
         }

@@ -28,6 +28,8 @@ const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 /// Between two tries of a write that failed for a passing reason (a full disk, a lock).
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
+/// How long writes are tried again once the process is to end: its runs are then left to the next sweep.
+const LAST_TRIES: Duration = Duration::from_secs(10);
 /// Records taken in one append.
 const RECORDS_AT_ONCE: usize = 64;
 /// The most that a run may say: its message is held in memory and shown as one.
@@ -53,7 +55,15 @@ pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claim
     async {
         tracing::info!(agent = %claimed.agent, slot = claimed.slot, attempt = claimed.lease.token, "run started");
         let began = Instant::now();
-        let drive = Drive { shared: &shared, worker, claimed: &claimed, signals, turn: Turn::default(), offset: 0 };
+        let drive = Drive {
+            shared: &shared,
+            worker,
+            claimed: &claimed,
+            signals,
+            turn: Turn::default(),
+            offset: 0,
+            was_let_go: false,
+        };
         match drive.run().await {
             Ok(Some(outcome)) => {
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -76,6 +86,8 @@ struct Drive<'a> {
     signals: Signals,
     turn: Turn,
     offset: u64,
+    /// It had said that its turn is over, stayed, and was ended by us.
+    was_let_go: bool,
 }
 
 impl Drive<'_> {
@@ -94,7 +106,7 @@ impl Drive<'_> {
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&self.claimed.message_parts).unwrap_or_default();
         let prompt = Prompt {
-            run: self.claimed.run,
+            attempt: self.claimed.attempt(),
             session: self.claimed.session_id.clone(),
             slot: self.claimed.slot.clone().unwrap_or_else(|| self.claimed.workspace.to_string()),
             workspace: self.claimed.workspace.clone(),
@@ -128,7 +140,7 @@ impl Drive<'_> {
                 Err(error) => return Err(Left::Store(error)),
             }
         }
-        self.settle(decide(asked, &self.turn, &exit), exit).await
+        self.settle(decide(asked, &self.turn, &exit, self.was_let_go), exit).await
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
@@ -154,13 +166,17 @@ impl Drive<'_> {
             let wish = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                () = self.shared.killing.cancelled(), if !reply.kill.is_cancelled() => {
+                    reply.kill.cancel();
+                    Some(Cause::Shutdown).filter(|_| asked.is_none())
+                }
                 () = self.signals.cancel.cancelled(), if asked.is_none() => Some(Cause::Cancelled),
                 () = self.shared.ending.cancelled(), if asked.is_none() => Some(Cause::Shutdown),
                 () = sleep_until(turn_ends_at), if asked.is_none() => Some(Cause::TurnTimeout),
                 () = until(idle_from), if asked.is_none() && idle_from.is_some() => Some(Cause::IdleTimeout),
                 () = until(exit_by), if exit_by.is_some() => {
-                    // It said that it is done: ending a process that stays is not held against it.
                     reply.cancel.cancel();
+                    self.was_let_go = true;
                     exit_by = None;
                     None
                 }
@@ -270,14 +286,20 @@ impl Drive<'_> {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
+        let mut last_try = None;
         loop {
             match write().await {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, "failed to write; trying again");
+                    let give_up = async {
+                        self.shared.ending.cancelled().await;
+                        tokio::time::sleep_until(*last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES)).await;
+                    };
                     tokio::select! {
                         () = tokio::time::sleep(WRITE_AGAIN) => {}
                         () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                        () = give_up => return Err(Left::Store(error)),
                     }
                 }
                 Err(error) => return Err(Left::Store(error)),

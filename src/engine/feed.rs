@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
@@ -104,25 +105,18 @@ impl Feed {
             return Ok(());
         }
         for (session, last_seq) in store.last_seqs(&sessions).await? {
-            let published = match self.channels().get_mut(&session) {
-                Some(channel) if channel.published < last_seq => {
-                    let first = channel.published == 0;
-                    let published = channel.published;
-                    channel.published = last_seq;
-                    // A session that was just subscribed to: its readers are still reading from the store.
-                    if first || last_seq - published > PAGE { None } else { Some(published) }
-                }
-                _ => continue,
+            let published = self.channels().get(&session).map(|channel| channel.published);
+            let Some(published) = published.filter(|published| *published < last_seq) else { continue };
+            // Readers of a session that was just subscribed to are still reading from the store, and so is better off
+            // who is far behind. Otherwise the rows are read once for all readers of this process.
+            let signals = if published == 0 || last_seq - published > PAGE {
+                vec![Signal::Look]
+            } else {
+                let range = Range { session, run: None, after: published, limit: last_seq - published };
+                regroup(session, store.events(range).await?).into_iter().map(Signal::Events).collect()
             };
-            let signals = match published {
-                // Read once for all readers of this process.
-                Some(after) => {
-                    let range = Range { session, run: None, after, limit: last_seq - after };
-                    regroup(session, store.events(range).await?).into_iter().map(Signal::Events).collect()
-                }
-                None => vec![Signal::Look],
-            };
-            if let Some(channel) = self.channels().get(&session) {
+            if let Some(channel) = self.channels().get_mut(&session) {
+                channel.published = channel.published.max(last_seq);
                 for signal in signals {
                     // No reader any more: the channel goes at the next commit.
                     let _ = channel.signals.send(signal);
@@ -186,6 +180,8 @@ pub struct Follower {
     cursor: Seq,
     signals: broadcast::Receiver<Signal>,
     state: State,
+    /// When to look into the store by itself. Kept between calls: a caller may drop them more often than that.
+    look_at: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,7 +221,7 @@ pub struct Followed {
 impl Follower {
     pub(super) fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
         let signals = feed.subscribe(session);
-        Self { store, session, scope, cursor: after, signals, state: State::CatchingUp }
+        Self { store, session, scope, cursor: after, signals, state: State::CatchingUp, look_at: Instant::now() }
     }
 
     /// The newest event that was given out, or the cursor that it began with.
@@ -308,7 +304,7 @@ impl Follower {
                     Scope::Run { id, .. } => return Ok(Some(Step::NeverBegun(id))),
                     Scope::Session => self.state = State::Live,
                 },
-                State::Live => match tokio::time::timeout(LOOK_AGAIN, self.signals.recv()).await {
+                State::Live => match tokio::time::timeout_at(self.look_at, self.signals.recv()).await {
                     Ok(Ok(Signal::Events(committed))) => {
                         if let Some(step) = self.take_live(committed) {
                             return Ok(Some(step));
@@ -356,17 +352,20 @@ impl Follower {
             self.cursor = last_seq;
             return Ok(Some(content));
         }
-        self.state = State::Live;
-        if let Scope::Run { id, .. } = self.scope
-            && let Some(run) = self.store.find_run(id).await?
-            && run.run.status.is_settled()
-        {
-            self.state = match run.run.last_seq {
+        let run = match self.scope {
+            Scope::Run { id, .. } => self.store.find_run(id).await?,
+            Scope::Session => None,
+        };
+        // Nothing is awaited from here on: a call that is dropped has either asked or will ask again.
+        self.state = match run {
+            Some(run) if run.run.status.is_settled() => match run.run.last_seq {
                 Some(last_seq) if last_seq > self.cursor => State::CatchingUp,
                 Some(_) => State::Finished,
                 None => State::NeverBegun,
-            };
-        }
+            },
+            _ => State::Live,
+        };
+        self.look_at = Instant::now() + LOOK_AGAIN;
         Ok(None)
     }
 

@@ -29,7 +29,7 @@ use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::slot::Slot;
 use crate::store::Store;
-use crate::store::run::Located;
+use crate::store::run::{Located, Only};
 use crate::worker::Worker;
 
 pub use crate::store::StoreError;
@@ -71,6 +71,8 @@ struct Shared {
     draining: CancellationToken,
     /// Running turns are to end now.
     ending: CancellationToken,
+    /// Their agents get no grace.
+    killing: CancellationToken,
     /// Everything is over: the watcher stops.
     closed: CancellationToken,
     /// How this process is known in the table of workers; made when it is first needed.
@@ -79,7 +81,7 @@ struct Shared {
 
 impl Engine {
     /// Opens the database at `path`, creating it as needed, and the pools of the config. Executes nothing until
-    /// [`Engine::start`] or [`Engine::execute_session`].
+    /// [`Engine::start`] or [`Engine::execute_until`].
     ///
     /// # Errors
     /// [`EngineError::Store`] when the file cannot be used.
@@ -119,6 +121,7 @@ impl Engine {
             claiming: tokio::sync::Mutex::new(()),
             draining: CancellationToken::new(),
             ending: CancellationToken::new(),
+            killing: CancellationToken::new(),
             closed: CancellationToken::new(),
             worker: tokio::sync::OnceCell::new(),
         });
@@ -150,15 +153,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Executes the runs of one session in this process, one after the other, until the engine is shut down: for a
-    /// program that wants an answer and cannot count on a daemon.
+    /// Executes the runs of a run's session in this process, one after the other, until that run is settled, and sweeps:
+    /// for a program that wants an answer and cannot count on a daemon.
     ///
     /// # Errors
-    /// When this process cannot be registered as a worker, or there is no such session.
-    pub async fn execute_session(&self, session: &SessionId) -> Result<(), EngineError> {
-        let key = self.session_key(session).await?;
-        self.shared.worker(1).await?;
-        self.shared.tasks.spawn(worker::run(self.shared.clone(), 1, Some(key)));
+    /// When this process cannot be registered as a worker, or there is no such run.
+    pub async fn execute_until(&self, run: RunId) -> Result<(), EngineError> {
+        let located = self.locate(run).await?;
+        // With room for nobody else's runs: others do not count on it.
+        self.shared.worker(0).await?;
+        let only = Only { session: located.session, until: located.key };
+        self.shared.tasks.spawn(sweep::run(self.shared.clone()));
+        self.shared.tasks.spawn(worker::run(self.shared.clone(), 1, Some(only)));
         Ok(())
     }
 
@@ -204,9 +210,15 @@ impl Engine {
         self.shared.store.close().await;
     }
 
-    /// Ends the grace of a drain that is under way.
+    /// Ends the grace of a drain that is under way: running turns are asked to end.
     pub fn end_now(&self) {
         self.shared.ending.cancel();
+    }
+
+    /// Ends running turns without any grace for their agents.
+    pub fn kill_now(&self) {
+        self.shared.ending.cancel();
+        self.shared.killing.cancel();
     }
 
     /// One sweep now.

@@ -72,7 +72,11 @@ impl Engine {
     pub async fn follow_run(&self, id: RunId, after: Seq) -> Result<Follower, EngineError> {
         let located = self.locate(id).await?;
         self.check_cursor(located.session, after).await?;
-        let after = after.max(located.run.first_seq.unwrap_or(0) - 1).max(0);
+        // The span of a run that has not begun comes behind what the session holds: nothing before is looked at. Asked in
+        // this order, because it may begin in between.
+        let newest = self.last_seq(located.session).await?;
+        let begins_behind = self.locate(id).await?.run.first_seq.map_or(newest, |first_seq| first_seq - 1);
+        let after = after.max(begins_behind);
         let scope = Scope::Run { key: located.key, id };
         Ok(Follower::new(&self.shared.feed, self.shared.store.clone(), located.session, scope, after))
     }
@@ -88,7 +92,11 @@ impl Engine {
     }
 
     async fn check_cursor(&self, session: SessionKey, after: Seq) -> Result<(), EngineError> {
-        let last_seq = self.shared.store.last_seqs(&[session]).await?.first().map_or(0, |(_, last_seq)| *last_seq);
+        let last_seq = self.last_seq(session).await?;
         if (0..=last_seq).contains(&after) { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq }) }
+    }
+
+    async fn last_seq(&self, session: SessionKey) -> Result<Seq, EngineError> {
+        Ok(self.shared.store.last_seqs(&[session]).await?.first().map_or(0, |(_, last_seq)| *last_seq))
     }
 }

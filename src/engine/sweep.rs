@@ -10,15 +10,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::turn::Turn;
 use super::worker::Subject;
 use super::{EngineError, Shared};
-use crate::backend::{process, reap};
+use crate::backend::process::remove_temp_dir;
+use crate::backend::reap;
 use crate::chunk::Chunk;
 use crate::lease::{Lease, LeaseLost, WorkerKey};
-use crate::run::{Cause, Outcome};
+use crate::run::{Attempt, Cause, Outcome};
 use crate::store::StoreError;
 use crate::store::run::Orphan;
 
@@ -28,8 +30,12 @@ const ORPHANS_AT_ONCE: i64 = 256;
 const ROWS_AT_ONCE: i64 = 1000;
 /// What a dead worker's agent gets between SIGTERM and SIGKILL: nobody listens to it any more.
 const ORPHAN_GRACE: Duration = Duration::from_millis(300);
+/// Recoveries under way at once: each reads all of `/proc` and perhaps a whole run.
+const RECOVERIES_AT_ONCE: usize = 16;
 /// A run that takes its worker down each time before it says anything is not tried for ever.
-const MAX_ATTEMPTS: i64 = 5;
+const MAX_ATTEMPTS: i64 = 3;
+/// After so many recoveries a run is settled although something of its agent cannot be ended.
+const MAX_RECOVERIES: i64 = 10;
 /// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
 const SILENT_LEASES: u32 = 10;
 
@@ -40,6 +46,8 @@ pub struct SweepReport {
     pub runs_settled: u64,
     /// Runs of lost workers that had said nothing and went back to the queue.
     pub runs_put_back: u64,
+    /// Runs of lost workers that the next sweep has to look at again: their agent may still live.
+    pub runs_postponed: u64,
     /// Processes of lost workers' agents that were ended.
     pub processes_ended: u64,
     /// Idle places that expired.
@@ -69,20 +77,16 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (dead, silent) = lost_workers(shared, worker).await?;
-    let own = shared.executing.keys();
-    let (lease_end, limit) = (shared.lease_end(), ORPHANS_AT_ONCE);
-    let orphans = shared.store.take_over(worker, dead.clone(), own, lease_end, limit).await?;
-    let recoveries = orphans.into_iter().map(|orphan| recover(shared, orphan));
-    for recovered in futures_util::future::join_all(recoveries).await {
-        match recovered {
-            Ok(recovered) => {
-                report.processes_ended += recovered.processes_ended;
-                match recovered.put_back {
-                    true => report.runs_put_back += 1,
-                    false => report.runs_settled += 1,
-                }
-            }
-            Err(error) => tracing::warn!(%error, "failed to recover a run; the next sweep tries again"),
+    let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
+    let orphans = shared.store.take_over(worker, dead.clone(), own, lease, ORPHANS_AT_ONCE).await?;
+    let recoveries = stream::iter(orphans).map(|orphan| recover(shared, orphan));
+    let mut recoveries = recoveries.buffer_unordered(RECOVERIES_AT_ONCE);
+    while let Some(recovered) = recoveries.next().await {
+        report.processes_ended += recovered.processes_ended;
+        match recovered.end {
+            RecoveryEnd::PutBack => report.runs_put_back += 1,
+            RecoveryEnd::Settled => report.runs_settled += 1,
+            RecoveryEnd::Postponed => report.runs_postponed += 1,
         }
     }
     let store = &shared.store;
@@ -94,6 +98,7 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
         tracing::info!(
             runs_settled = report.runs_settled,
             runs_put_back = report.runs_put_back,
+            runs_postponed = report.runs_postponed,
             processes_ended = report.processes_ended,
             assignments_expired = report.assignments_expired,
             assignments_purged = report.assignments_purged,
@@ -122,21 +127,54 @@ async fn lost_workers(shared: &Shared, own: WorkerKey) -> Result<(Vec<WorkerKey>
 }
 
 struct Recovered {
-    put_back: bool,
+    end: RecoveryEnd,
     processes_ended: u64,
 }
 
-async fn recover(shared: &Shared, orphan: Orphan) -> Result<Recovered, StoreError> {
-    let ended = reap::end(orphan.run, orphan.process.clone(), ORPHAN_GRACE).await;
-    process::remove_temp_dir(orphan.run);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RecoveryEnd {
+    PutBack,
+    Settled,
+    Postponed,
+}
+
+async fn recover(shared: &Shared, orphan: Orphan) -> Recovered {
+    let attempt = orphan.attempt();
+    let ended = reap::end(reap::Mark::before(attempt), orphan.process.clone(), ORPHAN_GRACE).await;
+    let temp_dirs = move || (1..attempt.number).map(|number| Attempt { number, ..attempt }).for_each(remove_temp_dir);
+    // It fails only when the runtime goes down.
+    let _ = tokio::task::spawn_blocking(temp_dirs).await;
     let processes_ended = u64::try_from(ended.ended).unwrap_or(u64::MAX);
-    let (run, session) = (orphan.run, &orphan.session_id);
-    let (worker, proven) = (&orphan.worker, orphan.worker_dead);
-    let may_run_again = !orphan.said && !orphan.cancel_requested && orphan.attempts < MAX_ATTEMPTS;
+    let (run, session) = (orphan.run, orphan.session_id.clone());
+    let (worker, proven) = (orphan.worker.clone(), orphan.worker_dead);
+    let end = match conclude(shared, &orphan, ended.is_certain).await {
+        Ok(end) => end,
+        Err(error) => {
+            tracing::warn!(run.id = %run, session.id = %session, %error, "failed to recover a run; the next sweep tries again");
+            RecoveryEnd::Postponed
+        }
+    };
+    if end == RecoveryEnd::Postponed
+        && let Err(error) = shared.store.let_expire(orphan.lease).await
+    {
+        tracing::warn!(run.id = %run, session.id = %session, %error, "failed to give a lease back; it has to run out");
+    }
+    tracing::warn!(run.id = %run, session.id = %session, worker.id = worker, proven, processes_ended, end = ?end,
+        "run of a lost worker recovered");
+    Recovered { end, processes_ended }
+}
+
+/// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.
+async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<RecoveryEnd, StoreError> {
+    let here = orphan.process.as_ref().is_none_or(|process| reap::is_alive(process) != reap::Liveness::Unknown);
+    if here && !is_certain && orphan.recoveries < MAX_RECOVERIES {
+        return Ok(RecoveryEnd::Postponed);
+    }
+    // On another host nothing can be ended and nothing confirmed: the run ends, but is not tried again.
+    let may_run_again =
+        here && is_certain && !orphan.said && !orphan.cancel_requested && orphan.attempts < MAX_ATTEMPTS;
     if may_run_again && shared.store.put_back(orphan.lease).await? {
-        tracing::warn!(run.id = %run, session.id = %session, worker.id = worker, proven, processes_ended,
-            "run of a lost worker put back to the queue");
-        return Ok(Recovered { put_back: true, processes_ended });
+        return Ok(RecoveryEnd::PutBack);
     }
     let outcome = if orphan.cancel_requested {
         Outcome::cancelled()
@@ -144,10 +182,9 @@ async fn recover(shared: &Shared, orphan: Orphan) -> Result<Recovered, StoreErro
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
     let subject = Subject { run: orphan.run, session: orphan.session };
+    // Refused when yet another sweep has taken it over: then that one settles it.
     let settled = settle_from_log(shared, orphan.lease, &subject, outcome).await?;
-    tracing::warn!(run.id = %run, session.id = %session, worker.id = worker, proven, processes_ended,
-        status = settled.map_or("unknown", |outcome| outcome.status().as_str()), "run of a lost worker settled");
-    Ok(Recovered { put_back: false, processes_ended })
+    Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
 }
 
 /// Settles a run whose turn nobody holds in memory: its state is read back from its events.

@@ -39,10 +39,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 async fn look(shared: &Shared, version: &mut Option<i64>) -> Result<(), crate::store::StoreError> {
     let newest = shared.store.data_version().await?;
-    if version.replace(newest) == Some(newest) {
+    if *version == Some(newest) {
         return Ok(());
     }
     shared.feed.look(&shared.store).await?;
+    *version = Some(newest);
     if let Some(worker) = shared.worker.get() {
         shared.executing.ready.notify_one();
         if shared.executing.is_busy() {

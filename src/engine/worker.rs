@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{EngineError, Shared, drive};
 use crate::agent::Agent;
 use crate::backend::reap;
-use crate::clock::Timestamp;
 use crate::id::WorkerId;
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
 use crate::run::{Cause, ExitReport, Outcome};
-use crate::store::run::{ClaimRequest, Claimed, Settle};
+use crate::store::run::{ClaimRequest, Claimed, Only, Settle};
+use crate::store::worker::Registration;
 use crate::store::{Notice, StoreError};
 
 /// The worker looks for ready runs this often by itself.
@@ -27,6 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Identity {
     /// Its row.
     pub key: WorkerKey,
+    /// What the row says.
+    registration: Registration,
 }
 
 /// What the outside can say to a run that this process executes.
@@ -126,23 +128,19 @@ impl Shared {
     pub(super) async fn worker(&self, capacity: u32) -> Result<&Identity, EngineError> {
         self.worker
             .get_or_try_init(|| async {
-                let registration = crate::store::worker::Registration {
+                let registration = Registration {
                     id: WorkerId::generate(),
                     process: reap::own_identity().map_err(EngineError::Identity)?,
                     hostname: hostname(),
                     capacity,
                 };
                 let id = registration.id;
-                let key = self.store.register_worker(registration).await?;
+                let key = self.store.register_worker(registration.clone()).await?;
                 tracing::debug!(worker.id = %id, capacity, "worker registered");
                 self.feed.wanted.notify_one();
-                Ok(Identity { key })
+                Ok(Identity { key, registration })
             })
             .await
-    }
-
-    pub(super) fn lease_end(&self) -> Timestamp {
-        self.store.clock().now() + self.config.engine.lease
     }
 
     pub(super) fn agent(&self, claimed: &Claimed) -> Option<&Agent> {
@@ -156,10 +154,9 @@ fn hostname() -> String {
 }
 
 /// Claims and drives runs until the engine drains, and renews leases until the last of them is settled.
-pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<SessionKey>) {
-    let Some(worker) = shared.worker.get().map(|worker| worker.key) else {
-        return;
-    };
+pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) {
+    let Some(identity) = shared.worker.get() else { return };
+    let worker = identity.key;
     let mut runs = JoinSet::new();
     let mut driven = HashMap::new();
     let mut renewal = tokio::time::interval(shared.config.engine.lease / 3);
@@ -171,7 +168,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
         if room > 0 && !shared.draining.is_cancelled() {
-            match claim(&shared, worker, room, session).await {
+            match claim(&shared, worker, room, only).await {
                 Ok(claimed) => {
                     looked = claimed.is_empty();
                     for (claimed, signals) in claimed {
@@ -194,7 +191,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = shared.draining.cancelled(), if !shared.draining.is_cancelled() => {}
             () = shared.closed.cancelled() => break,
-            _ = renewal.tick() => renew(&shared, worker).await,
+            _ = renewal.tick() => renew(&shared, identity).await,
             Some(ended) = runs.join_next_with_id() => tidy_up(&shared, &mut driven, ended).await,
         }
     }
@@ -213,7 +210,7 @@ async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Claimed>
     if let Some(error) = failure {
         let (run, session) = (claimed.run, &claimed.session_id);
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
-        reap::end(claimed.run, None, Duration::ZERO).await;
+        reap::end(claimed.attempt().into(), None, Duration::ZERO).await;
         let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
         if let Err(error) = super::sweep::settle_from_log(shared, lease, &claimed.into(), outcome).await {
             tracing::error!(run.id = %run, %error, "failed to settle the run; the sweep will");
@@ -226,20 +223,20 @@ async fn claim(
     shared: &Shared,
     worker: WorkerKey,
     room: usize,
-    session: Option<SessionKey>,
+    only: Option<Only>,
 ) -> Result<Vec<(Claimed, Signals)>, StoreError> {
     let _claiming = shared.claiming.lock().await;
-    // Asked on a reading connection first: looking around takes nobody's write lock.
-    if shared.draining.is_cancelled() || !shared.store.has_ready_run().await? {
-        return Ok(Vec::new());
-    }
     let request = ClaimRequest {
         worker,
         limit: i64::try_from(room).unwrap_or(i64::MAX),
         agents: shared.config.agents.values().map(|agent| (agent.name.clone(), agent.max_concurrent)).collect(),
-        session,
-        lease_expires_at: shared.lease_end(),
+        workspaces: shared.config.workspaces.keys().cloned().collect(),
+        only,
+        lease: shared.config.engine.lease,
     };
+    if shared.draining.is_cancelled() || !shared.store.has_claimable_run(&request).await? {
+        return Ok(Vec::new());
+    }
     let claimed = shared.store.claim(request).await?;
     let with_signals = |claimed: Claimed| {
         let signals = shared.executing.add(claimed.lease);
@@ -253,14 +250,15 @@ async fn claim(
     Ok(claimed)
 }
 
-async fn renew(shared: &Shared, worker: WorkerKey) {
+async fn renew(shared: &Shared, worker: &Identity) {
     let leases = shared.executing.leases();
-    match shared.store.renew(worker, leases.clone(), shared.lease_end()).await {
+    let (registration, lease) = (worker.registration.clone(), shared.config.engine.lease);
+    match shared.store.renew(worker.key, registration, leases.clone(), lease).await {
         Ok(renewed) => shared.executing.keep_only(&leases, &renewed),
         // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
         Err(error) => tracing::warn!(%error, "failed to renew leases; trying again"),
     }
-    heed_cancel_requests(shared, worker).await;
+    heed_cancel_requests(shared, worker.key).await;
 }
 
 /// Tells the runs that somebody asked to stop. When the database cannot be asked, the next renewal asks again.

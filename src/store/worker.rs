@@ -1,5 +1,6 @@
 //! The table `workers`: the processes that may execute runs, and what proves that one is dead.
 
+use super::writer::Tx;
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::id::WorkerId;
@@ -41,24 +42,8 @@ impl Store {
     /// Why nothing was stored.
     pub async fn register_worker(&self, registration: Registration) -> Result<WorkerKey, StoreError> {
         self.write(move |tx| {
-            let (registration, now) = (registration.clone(), tx.now.as_millis());
-            Box::pin(async move {
-                let (id, process) = (registration.id.to_string(), &registration.process);
-                let version = env!("CARGO_PKG_VERSION");
-                let inserted = sqlx::query!(
-                    "INSERT INTO workers (id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
-                    id,
-                    process.host,
-                    registration.hostname,
-                    process.pid,
-                    process.started_at_ticks,
-                    registration.capacity,
-                    version,
-                    now
-                );
-                Ok(inserted.execute(&mut *tx.conn).await?.last_insert_rowid())
-            })
+            let registration = registration.clone();
+            Box::pin(async move { insert(tx, None, &registration).await })
         })
         .await
     }
@@ -154,4 +139,33 @@ async fn remove(conn: &mut sqlx::SqliteConnection, worker: WorkerKey) -> Result<
         worker
     );
     Ok(removed.execute(conn).await?.rows_affected())
+}
+
+/// A sign of life; a worker that was removed is there again afterwards, under the key that its leases name.
+pub async fn beat(tx: &mut Tx<'_>, worker: WorkerKey, registration: &Registration) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    let beat = sqlx::query!("UPDATE workers SET heartbeat_at = ?2 WHERE key = ?1", worker, now);
+    if beat.execute(&mut *tx.conn).await?.rows_affected() == 0 {
+        insert(tx, Some(worker), registration).await?;
+    }
+    Ok(())
+}
+
+async fn insert(tx: &mut Tx<'_>, key: Option<WorkerKey>, registration: &Registration) -> Result<WorkerKey, StoreError> {
+    let (id, process, now) = (registration.id.to_string(), &registration.process, tx.now.as_millis());
+    let version = env!("CARGO_PKG_VERSION");
+    let inserted = sqlx::query!(
+        "INSERT INTO workers (key, id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
+        key,
+        id,
+        process.host,
+        registration.hostname,
+        process.pid,
+        process.started_at_ticks,
+        registration.capacity,
+        version,
+        now
+    );
+    Ok(inserted.execute(&mut *tx.conn).await?.last_insert_rowid())
 }

@@ -354,31 +354,31 @@ impl Batch {
         self.appends.len() + self.settles.len() + self.jobs.len()
     }
 
+    /// The statements are said by hand: after a failure SQLite may have ended the transaction itself (a full disk does), and
+    /// sqlx's own count of open transactions would then be off for good, so that no other could begin.
     async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
-        let mut transaction = conn.begin_with("BEGIN IMMEDIATE").await?;
-        let mut tx = Tx { conn: &mut transaction, now, notices: Vec::new() };
-        let done = async {
-            // Settles come before the jobs, so that a claim in the same batch finds their sessions free.
-            self.appended = super::event::append_all(&mut tx, &self.appends).await?;
-            self.settled = super::run::settle_all(&mut tx, &self.settles).await?;
-            for job in &mut self.jobs {
-                job.run(&mut tx).await?;
-            }
-            Ok(())
-        }
-        .await;
-        let notices = std::mem::take(&mut tx.notices);
-        match done {
-            Ok(()) => {
-                transaction.commit().await?;
-                Ok(notices)
-            }
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *conn).await?;
+        match self.run(conn, now).await {
+            Ok(notices) => Ok(notices),
             Err(error) => {
-                // The transaction may be gone already (a full disk ends it): what counts is the first error.
-                let _ = transaction.rollback().await;
+                // There may be nothing left to roll back: what counts is the first error.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *conn).await;
                 Err(error)
             }
         }
+    }
+
+    async fn run(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
+        let mut tx = Tx { conn: &mut *conn, now, notices: Vec::new() };
+        // Settles come before the jobs, so that a claim in the same batch finds their sessions free.
+        self.appended = super::event::append_all(&mut tx, &self.appends).await?;
+        self.settled = super::run::settle_all(&mut tx, &self.settles).await?;
+        for job in &mut self.jobs {
+            job.run(&mut tx).await?;
+        }
+        let notices = tx.notices;
+        sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;
+        Ok(notices)
     }
 
     fn answer(self) {

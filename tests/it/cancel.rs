@@ -133,3 +133,19 @@ async fn closing_with_cancel_frees_the_slot_when_the_run_has_ended() {
     scene.engine.cancel_run(again.id).await.unwrap();
     scene.settled(again.id).await;
 }
+
+#[tokio::test]
+async fn whoever_cannot_wait_for_the_grace_of_an_agent_kills_it() {
+    let script = serde_json::Value::from(format!("trap '' TERM; {}; while :; do sleep 1000; done", says("working")));
+    let more = format!(
+        "[agents.deaf]\ndriver = \"openclaw\"\nkill_grace = \"10m\"\n\
+         command = [\"sh\", \"-c\", {script}, \"agent\", \"{{message}}\"]\n[workspaces.deaf]\nagent = \"deaf\"\n"
+    );
+    let scene = Scene::new(&[], &more).await;
+    let run = scene.send("deaf", "s", "hi").await;
+    scene.said(run.id, "working").await;
+    scene.engine.cancel_run(run.id).await.unwrap();
+    scene.engine.kill_now();
+    assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
+    assert_eq!(marked(run.id), NOTHING);
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::run::Status;
 
-use crate::scene::{Camp, NOTHING, counts, marked, read_all, says, settled, tell};
+use crate::scene::{Camp, NOTHING, counts, marked, read_all, says, settled, tell, until, within};
 
 fn streaming() -> String {
     "i=0; while :; do i=$((i+1)); \
@@ -118,4 +118,60 @@ async fn a_daemon_that_is_asked_to_stop_lets_turns_finish() {
     assert!(daemon.wait().success());
     assert_eq!(camp.watcher.run(run.id).await.unwrap().status, Status::Completed);
     assert!(camp.watcher.list_workers().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lost_its_lease_leaves_the_next_attempt_alone() {
+    let script = format!(
+        "if [ -e tried ]; then {}; while [ ! -e go ]; do sleep 0.05; done; {}; else touch tried; exec tail -f /dev/null; fi",
+        says("second"),
+        says("done")
+    );
+    let camp = Camp::new(&[("agent", &script)], "[engine]\nlease = \"1s\"\nsweep_interval = \"1s\"").await;
+    let paused = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await;
+    until(|| camp.dir.path().join("tried").exists()).await;
+    paused.signal("STOP");
+    let other = camp.daemon();
+    camp.grown(run.id, 4).await;
+    paused.signal("CONT");
+    until(|| camp.log().contains("lease lost")).await;
+    std::fs::write(camp.dir.path().join("go"), "").unwrap();
+    let run = settled(&camp.watcher, run.id).await;
+    assert_eq!((run.status, run.error), (Status::Completed, None));
+    assert!(paused.stop().success());
+    assert!(other.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_ends_when_the_daemon_that_executed_it_dies() {
+    let script = format!("{}; exec tail -f /dev/null", says("working"));
+    let camp = Camp::new(&[("agent", &script)], "").await;
+    let daemon = camp.daemon();
+    let mut cli = std::process::Command::new(env!("CARGO_BIN_EXE_mainstay"))
+        .args(["run", "--workspace", "agent", "--session", "s", "--db"])
+        .arg(&camp.db)
+        .arg("--config")
+        .arg(&camp.config)
+        .arg("hi")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = within(async {
+        loop {
+            if let Ok(Some(run)) = camp.watcher.current_run(&"s".parse().unwrap()).await {
+                break run;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    camp.grown(run.id, 4).await;
+    daemon.kill();
+    let status = within(tokio::task::spawn_blocking(move || cli.wait().unwrap())).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(camp.watcher.run(run.id).await.unwrap().status, Status::Interrupted);
+    assert_eq!(marked(run.id), NOTHING);
 }

@@ -143,3 +143,35 @@ async fn a_cancel_from_another_process_reaches_the_agent() {
     other.cancel_run(run.id).await.unwrap();
     assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
 }
+
+#[tokio::test]
+async fn a_dropped_call_loses_nothing() {
+    let scene = Scene::new(&[("hang", &format!("{}; exec tail -f /dev/null", says("w")))], "").await;
+    let first = scene.send("hang", "s", "1").await;
+    let second = scene.send("hang", "s", "2").await;
+    scene.said(first.id, "w").await;
+    scene.engine.cancel_run(second.id).await.unwrap();
+    for polls in 0..40 {
+        // The end of a run that never began, asked for by a caller that drops its call after so many polls.
+        let mut follower = scene.engine.follow_run(second.id, 0).await.unwrap();
+        let mut early = None;
+        {
+            let mut call = Box::pin(follower.next_events());
+            for _ in 0..polls {
+                if let std::task::Poll::Ready(ready) = futures_util::poll!(&mut call) {
+                    early = Some(ready.unwrap());
+                    break;
+                }
+                tokio::time::sleep(Duration::from_micros(100)).await;
+            }
+        }
+        let got = match early {
+            Some(got) => got,
+            None => within(follower.next_events()).await.unwrap(),
+        };
+        assert_eq!(got.map(|events| events.len()), Some(3), "dropped after {polls} polls");
+        assert!(within(follower.next_events()).await.unwrap().is_none());
+    }
+    scene.engine.cancel_run(first.id).await.unwrap();
+    scene.settled(first.id).await;
+}

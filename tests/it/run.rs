@@ -123,3 +123,27 @@ async fn what_the_agent_finds_in_its_environment() {
     assert_eq!(seen, format!("web:1|{}|chat-slot-env-1|{dir}|it's \"$(touch pwned)\" `x`\n", run.id));
     assert!(!scene.dir.path().join("pwned").exists());
 }
+
+#[tokio::test]
+async fn an_agent_that_takes_its_end_with_a_code_is_completed() {
+    let script = format!(
+        "trap 'exit 143' TERM; {}; echo '{{\"event\":\"agent\",\"stream\":\"lifecycle\",\"data\":{{\"phase\":\"end\"}}}}'; \
+         while :; do sleep 0.1; done",
+        says("done")
+    );
+    let scene = Scene::new(&[("lingers", &script)], "").await;
+    let run = scene.turn("lingers", "s", "hi").await;
+    assert_eq!((run.status, run.error, run.exit_code), (Status::Completed, None, Some(143)));
+}
+
+#[tokio::test]
+async fn who_waits_for_one_run_leaves_the_next_alone() {
+    let scene = Scene::idle(&[("echo", &says("x"))], "").await;
+    let first = scene.send("echo", "s", "1").await;
+    let second = scene.send("echo", "s", "2").await;
+    scene.engine.execute_until(first.id).await.unwrap();
+    assert_eq!(scene.settled(first.id).await.status, Status::Completed);
+    scene.engine.drain(std::time::Duration::ZERO).await;
+    let second = scene.engine.run(second.id).await.unwrap();
+    assert_eq!((second.status, second.attempts), (Status::Queued, 0));
+}

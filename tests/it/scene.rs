@@ -120,6 +120,16 @@ pub async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
 }
 
+/// Waits for what only shows from outside: a file, a process, a line in a log.
+pub async fn until(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 pub async fn settled(engine: &Engine, run: RunId) -> Run {
     within(engine.wait_settled(run)).await.unwrap()
 }
@@ -239,6 +249,11 @@ impl Camp {
         let config = Config::load(&text, &path, dir.path()).unwrap();
         let watcher = Engine::open(&db, config).await.unwrap();
         Self { dir, db, config: path, watcher }
+    }
+
+    /// What the daemons have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.db.with_extension("log")).unwrap_or_default()
     }
 
     pub fn daemon(&self) -> Daemon {

@@ -24,7 +24,7 @@ use mainstay::lease::{Lease, LeaseLost, RunKey, WorkerKey};
 use mainstay::message::UserMessage;
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions};
 use mainstay::store::event::Appended;
-use mainstay::store::run::{ClaimRequest, Enqueue, Refusal, Settle};
+use mainstay::store::run::{ClaimRequest, Enqueue, Only, Refusal, Settle};
 use mainstay::store::session::{Closed, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Store, StoreError, event};
@@ -70,10 +70,15 @@ async fn open(path: &std::path::Path, clock: Arc<ManualClock>) -> Store {
     Store::open(path, Durability::Process, clock, Box::new(|_| {})).await.unwrap()
 }
 
-async fn register(store: &Store) -> WorkerKey {
+const LEASE: Duration = Duration::from_millis(LEASE_MS.unsigned_abs());
+
+fn registration() -> Registration {
     let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
-    let registration = Registration { id: WorkerId::generate(), process, hostname: "test".into(), capacity: 8 };
-    store.register_worker(registration).await.unwrap()
+    Registration { id: WorkerId::generate(), process, hostname: "test".into(), capacity: 8 }
+}
+
+async fn register(store: &Store) -> WorkerKey {
+    store.register_worker(registration()).await.unwrap()
 }
 
 fn workspace(number: usize, slots: u32) -> Workspace {
@@ -165,8 +170,7 @@ impl System {
         let (store, now) = (self.store(), self.store().clock().now());
         match op {
             Op::Renew { worker, leases } => {
-                let end = now + Duration::from_millis(LEASE_MS.unsigned_abs());
-                let renewed = store.renew(self.workers[*worker], leases.clone(), end).await.unwrap();
+                let renewed = store.renew(self.workers[*worker], registration(), leases.clone(), LEASE).await.unwrap();
                 Answer::Leases(renewed.into_iter().map(|lease| (lease.run, lease.token)).collect())
             }
             Op::PutBack { lease } => Answer::Is(store.put_back(*lease).await.unwrap()),
@@ -238,12 +242,21 @@ impl System {
 
     async fn claim(&self, claim: &Claim) -> Answer {
         let agents = AGENTS.iter().zip(claim.places).filter_map(|(name, most)| Some((name.parse().unwrap(), most?)));
+        let only = match claim.session {
+            Some(session) => {
+                // Whoever waits for a run of the session; when none is left, nothing in it can be claimed anyway.
+                let awaited = self.store().find_current_run(session).await.unwrap();
+                Some(Only { session, until: awaited.map_or(0, |awaited| awaited.key) })
+            }
+            None => None,
+        };
         let request = ClaimRequest {
             worker: self.workers[claim.worker],
             limit: claim.limit,
             agents: agents.collect(),
-            session: claim.session,
-            lease_expires_at: self.store().clock().now() + Duration::from_millis(LEASE_MS.unsigned_abs()),
+            workspaces: WORKSPACES.iter().map(|name| name.parse().unwrap()).collect(),
+            only,
+            lease: LEASE,
         };
         let Ok(claimed) = self.store().claim(request).await else { return Answer::Failed };
         Answer::Claimed(claimed.into_iter().map(|one| (one.lease.run, (one.lease.token, one.slot))).collect())
@@ -304,9 +317,8 @@ impl System {
 
     async fn take_over(&self, worker: usize, dead: &[usize], own: Vec<RunKey>, limit: usize) -> Answer {
         let dead = dead.iter().map(|worker| self.workers[*worker]).collect();
-        let end = self.store().clock().now() + Duration::from_millis(LEASE_MS.unsigned_abs());
         let limit = i64::try_from(limit).unwrap();
-        match self.store().take_over(self.workers[worker], dead, own, end, limit).await {
+        match self.store().take_over(self.workers[worker], dead, own, LEASE, limit).await {
             Ok(orphans) => Answer::Orphans(
                 orphans
                     .into_iter()

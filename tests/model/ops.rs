@@ -225,6 +225,16 @@ fn claim() -> BoxedStrategy<Op> {
         .boxed()
 }
 
+/// Who claims for one run knows that run: its claim is not handed in together with the send of it.
+fn together(mut ops: Vec<Op>) -> Op {
+    for op in &mut ops {
+        if let Op::Claim(claim) = op {
+            claim.session = None;
+        }
+    }
+    Op::Together(ops)
+}
+
 /// Mostly the newest lease of a running run; now and then one that is lost, not granted yet, or of no run at all.
 fn lease(model: &Model) -> BoxedStrategy<Lease> {
     let all = (1..).zip(&model.runs).map(|(run, row)| (Lease { run, token: row.token }, row.status));
@@ -318,7 +328,7 @@ impl ReferenceStateMachine for Model {
         let workers = prop::sample::subsequence(vec![0, 1], 0..=2);
         Union::new_weighted(vec![
             (90, write(model)),
-            (8, prop::collection::vec(write(model), 2..6).prop_map(Op::Together).boxed()),
+            (8, prop::collection::vec(write(model), 2..6).prop_map(together).boxed()),
             (6, tick.prop_map(Op::Tick).boxed()),
             (2, (run(model), select(vec![0, 1000, 50_000])).prop_map(|(run, until)| Op::Park { run, until }).boxed()),
             (1, any::<bool>().prop_map(|close| Op::Reopen { close }).boxed()),

@@ -2,12 +2,15 @@
 //! take over from a dead worker, put back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sqlx::SqliteConnection;
 
 use crate::clock::Timestamp;
 use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
+use crate::run::Attempt;
+use crate::store::worker::{self, Registration};
 use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::worker::ProcessIdentity;
@@ -21,10 +24,21 @@ pub struct ClaimRequest {
     pub limit: i64,
     /// The agents that this process knows, with the most runs of each over all processes.
     pub agents: BTreeMap<AgentName, u32>,
-    /// Only runs of this session.
-    pub session: Option<SessionKey>,
-    /// When the leases run out unless they are renewed.
-    pub lease_expires_at: Timestamp,
+    /// The workspaces that this process knows.
+    pub workspaces: Vec<WorkspaceName>,
+    /// Not just any run.
+    pub only: Option<Only>,
+    /// How long the leases last unless they are renewed.
+    pub lease: Duration,
+}
+
+/// The runs of one session, as long as one of them is not settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Only {
+    /// The session.
+    pub session: SessionKey,
+    /// The run that somebody waits for.
+    pub until: RunKey,
 }
 
 /// A run that this worker may execute now.
@@ -56,6 +70,20 @@ pub struct Claimed {
     pub queued_at: Timestamp,
 }
 
+impl Claimed {
+    /// The try at the run that its lease allows.
+    pub fn attempt(&self) -> Attempt {
+        Attempt { run: self.run, number: self.lease.token }
+    }
+}
+
+impl Orphan {
+    /// The try at the run that its lease allows; all before it are over.
+    pub fn attempt(&self) -> Attempt {
+        Attempt { run: self.run, number: self.lease.token }
+    }
+}
+
 /// A running run whose worker is dead or silent; now under a lease of whoever recovers it.
 #[derive(Debug, Clone)]
 pub struct Orphan {
@@ -77,8 +105,10 @@ pub struct Orphan {
     pub said: bool,
     /// Whether somebody had asked for it to stop.
     pub cancel_requested: bool,
-    /// How often it was claimed or recovered.
+    /// How often it was claimed.
     pub attempts: i64,
+    /// How often it was taken over, by this recovery too.
+    pub recoveries: i64,
 }
 
 impl Store {
@@ -94,29 +124,47 @@ impl Store {
         .await
     }
 
-    /// Whether any run is ready to be claimed.
+    /// Whether a claim would find anything, asked on a reading connection: looking around takes nobody's write lock.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn has_ready_run(&self) -> Result<bool, StoreError> {
-        let ready = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT 1 FROM runs WHERE ready = 1) AS "ready!: bool""#);
-        Ok(ready.fetch_one(&self.readers).await?)
+    pub async fn has_claimable_run(&self, request: &ClaimRequest) -> Result<bool, StoreError> {
+        let (agents, workspaces) = (to_json(&request.agents)?, to_json(&request.workspaces)?);
+        let now = self.clock.now().as_millis();
+        let session = request.only.map(|only| only.session);
+        let found = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM claimable_runs c
+                WHERE (c.not_before IS NULL OR c.not_before <= ?1)
+                  AND c.agent_running < coalesce((SELECT value FROM json_each(?2) WHERE key = c.agent), 0)
+                  AND c.workspace IN (SELECT value FROM json_each(?3))
+                  AND (?4 IS NULL OR c.session_key = ?4)) AS "found!: bool""#,
+            now,
+            agents,
+            workspaces,
+            session
+        );
+        Ok(found.fetch_one(&self.readers).await?)
     }
 
     /// Renews the leases of these runs of a worker, and its heartbeat, in one statement each. Answers with the leases
-    /// that are still its own.
+    /// that are still its own. A worker that was forgotten in the meantime (a sweep on another host found it silent) is
+    /// there again afterwards.
     ///
     /// # Errors
     /// Why nothing was renewed.
     pub async fn renew(
         &self,
         worker: WorkerKey,
+        registration: Registration,
         leases: Vec<Lease>,
-        expires_at: Timestamp,
+        lease: Duration,
     ) -> Result<Vec<Lease>, StoreError> {
         self.write(move |tx| {
-            let leases = leases.clone();
-            Box::pin(async move { renew(tx, worker, &leases, expires_at).await })
+            let (registration, leases) = (registration.clone(), leases.clone());
+            Box::pin(async move {
+                worker::beat(tx, worker, &registration).await?;
+                renew(tx, worker, &leases, lease).await
+            })
         })
         .await
     }
@@ -164,12 +212,31 @@ impl Store {
         worker: WorkerKey,
         dead: Vec<WorkerKey>,
         own: Vec<RunKey>,
-        expires_at: Timestamp,
+        lease: Duration,
         limit: i64,
     ) -> Result<Vec<Orphan>, StoreError> {
         self.write(move |tx| {
             let (dead, own) = (dead.clone(), own.clone());
-            Box::pin(async move { take_over(tx, worker, &dead, &own, expires_at, limit).await })
+            Box::pin(async move { take_over(tx, worker, &dead, &own, lease, limit).await })
+        })
+        .await
+    }
+
+    /// Lets a lease run out now, so that the next sweep takes the run over.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn let_expire(&self, lease: Lease) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let expire = sqlx::query!(
+                    "UPDATE runs SET lease_expires_at = 0 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+                    lease.run,
+                    lease.token
+                );
+                expire.execute(&mut *tx.conn).await?;
+                Ok(())
+            })
         })
         .await
     }
@@ -199,30 +266,25 @@ impl Store {
 }
 
 async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
-    let agents = serde_json::to_string(&request.agents).map_err(|e| StoreError::Invalid(e.to_string()))?;
-    let (now, expires_at) = (tx.now.as_millis(), request.lease_expires_at.as_millis());
-    // `ready` holds at most one run a session, so that neither history nor a long queue of one session is looked at.
+    let (agents, workspaces) = (to_json(&request.agents)?, to_json(&request.workspaces)?);
+    let (now, expires_at) = (tx.now.as_millis(), (tx.now + request.lease).as_millis());
+    let (session, until) = request.only.map(|only| (only.session, only.until)).unzip();
+    // A session has at most one ready run, so that neither history nor a long queue of one session is looked at.
     // Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
     let rows = sqlx::query!(
-        r#"UPDATE runs SET status = 'running', ready = 0, slot_key = c.slot_key, claimed_at = ?1,
+        r#"UPDATE runs SET status = 'running', ready = 0, slot_key = c.slot_key, claimed_at = ?1, attempts = attempts + 1,
                lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3,
                first_seq = coalesce(first_seq, c.next_seq), last_seq = coalesce(last_seq, c.next_seq)
            FROM (
-               WITH busy AS (SELECT agent, count(*) AS n FROM runs WHERE status = 'running' GROUP BY agent),
-               candidates AS (
-                   SELECT r.key, r.priority, r.workspace, r.agent, a.slot_key, s.last_seq + 1 AS next_seq,
-                          g.value - coalesce(b.n, 0) AS places
-                   FROM runs r
-                   JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
-                   JOIN sessions s ON s.key = r.session_key
-                   JOIN json_each(?4) g ON g.key = r.agent
-                   LEFT JOIN busy b ON b.agent = r.agent
-                   WHERE r.ready = 1 AND (r.not_before IS NULL OR r.not_before <= ?1)
-                     AND (?5 IS NULL OR r.session_key = ?5) AND coalesce(b.n, 0) < g.value
-                     AND NOT EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key)
-                     AND NOT (a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running'
-                              AND x.slot_key IS NULL AND x.workspace = r.workspace))
-                   ORDER BY r.priority DESC, r.key LIMIT ?6)
+               WITH candidates AS (
+                   SELECT c.*, coalesce((SELECT value FROM json_each(?4) WHERE key = c.agent), 0) - c.agent_running AS places
+                   FROM claimable_runs c
+                   WHERE (c.not_before IS NULL OR c.not_before <= ?1)
+                     AND c.agent_running < coalesce((SELECT value FROM json_each(?4) WHERE key = c.agent), 0)
+                     AND c.workspace IN (SELECT value FROM json_each(?5))
+                     AND (?6 IS NULL OR (c.session_key = ?6
+                          AND EXISTS (SELECT 1 FROM runs u WHERE u.key = ?7 AND u.settled_at IS NULL)))
+                   ORDER BY c.priority DESC, c.key LIMIT ?8)
                SELECT key AS run, slot_key, next_seq, places,
                    row_number() OVER (PARTITION BY agent ORDER BY priority DESC, key) AS agent_rank,
                    row_number() OVER (PARTITION BY slot_key, iif(slot_key IS NULL, workspace, NULL)
@@ -240,7 +302,9 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
         request.worker,
         expires_at,
         agents,
-        request.session,
+        workspaces,
+        session,
+        until,
         request.limit
     )
     .fetch_all(&mut *tx.conn)
@@ -274,16 +338,13 @@ async fn renew(
     tx: &mut Tx<'_>,
     worker: WorkerKey,
     leases: &[Lease],
-    expires_at: Timestamp,
+    lease: Duration,
 ) -> Result<Vec<Lease>, StoreError> {
-    let now = tx.now.as_millis();
-    let beat = sqlx::query!("UPDATE workers SET heartbeat_at = ?2 WHERE key = ?1", worker, now);
-    beat.execute(&mut *tx.conn).await?;
     if leases.is_empty() {
         return Ok(Vec::new());
     }
     let wanted = to_json(&leases.iter().map(|l| (l.run, l.token)).collect::<Vec<_>>())?;
-    let expires_at = expires_at.as_millis();
+    let expires_at = (tx.now + lease).as_millis();
     let rows = sqlx::query!(
         r#"UPDATE runs SET lease_expires_at = ?2
            FROM (SELECT value ->> 0 AS run, value ->> 1 AS token FROM json_each(?3)) l
@@ -303,13 +364,13 @@ async fn take_over(
     worker: WorkerKey,
     dead: &[WorkerKey],
     own: &[RunKey],
-    expires_at: Timestamp,
+    lease: Duration,
     limit: i64,
 ) -> Result<Vec<Orphan>, StoreError> {
     let (dead_json, own) = (to_json(&dead)?, to_json(&own)?);
-    let (now, expires_at) = (tx.now.as_millis(), expires_at.as_millis());
+    let (now, expires_at) = (tx.now.as_millis(), (tx.now + lease).as_millis());
     let rows = sqlx::query!(
-        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.pid, r.pid_started_at, r.said,
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.pid, r.pid_started_at, r.said,
                r.cancel_requested_at, w.key AS worker_key, w.id AS worker, w.host
            FROM runs r JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
            WHERE r.status = 'running' AND (r.lease_expires_at < ?1 OR w.key IN (SELECT value FROM json_each(?2)))
@@ -349,7 +410,8 @@ async fn take_over(
                 process,
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),
-                attempts: row.lease_token,
+                attempts: row.attempts,
+                recoveries: row.lease_token + 1 - row.attempts,
             })
         })
         .collect()

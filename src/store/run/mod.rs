@@ -11,7 +11,7 @@ use crate::lease::{RunKey, SessionKey};
 use crate::run::{Run, Status};
 
 pub(super) use claim::expire_leases;
-pub use claim::{ClaimRequest, Claimed, Orphan};
+pub use claim::{ClaimRequest, Claimed, Only, Orphan};
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use settle::{CancelRequest, Settle};
 pub(super) use settle::{request_cancel, settle_all};
@@ -104,7 +104,7 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
-               p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.lease_token AS attempts, r.timeout_ms,
+               p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.attempts, r.timeout_ms,
                r.exit_code, r.exit_signal, r.first_seq, r.last_seq, r.malformed_lines, r.queued_at, r.not_before,
                r.claimed_at, r.cancel_requested_at, r.settled_at
            FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key

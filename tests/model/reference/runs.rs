@@ -127,6 +127,7 @@ impl Model {
     }
 
     pub(super) fn renew(&mut self, worker: WorkerKey, leases: &[Lease]) -> Answer {
+        self.workers.insert(worker);
         let end = self.now + LEASE_MS;
         let mut renewed = BTreeSet::new();
         for lease in leases.iter().filter(|lease| self.holds(**lease)).copied().collect::<Vec<_>>() {
