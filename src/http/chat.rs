@@ -21,6 +21,7 @@ use crate::message::{Role, UserMessage};
 
 /// Other fields are the application's own and are left alone.
 #[derive(Deserialize)]
+#[serde(expecting = "an object with id and messages")]
 pub(super) struct Chat {
     id: String,
     messages: Vec<Box<RawValue>>,
@@ -41,6 +42,7 @@ enum Trigger {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with role and parts")]
 struct UiMessage {
     id: Option<String>,
     role: Role,

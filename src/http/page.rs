@@ -64,9 +64,12 @@ pub(super) struct Items<T> {
 }
 
 impl<T> Items<T> {
-    /// A list that comes whole.
-    pub(super) fn all(items: Vec<T>) -> Self {
-        Self { items, next_cursor: None }
+    /// A page of a list that the engine gives whole, because it is short: its cursor is a position.
+    pub(super) fn of(all: Vec<T>, page: &Page) -> Result<Self, Error> {
+        let (limit, skip) = (page.limit()?, page.cursor()?.unwrap_or_default());
+        let next = skip.saturating_add(limit);
+        let rows = all.into_iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)).collect();
+        Ok(Self::first(rows, limit, |_| next.to_string()))
     }
 
     /// The first `limit` of rows of which one more was read, if there is one.

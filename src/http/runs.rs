@@ -21,7 +21,7 @@ use crate::message::UserMessage;
 use crate::run::{Run, RunOptions, Status, WhenBusy};
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with a message")]
 pub(super) struct NewRun {
     message: NewMessage,
     #[serde(default)]
@@ -32,7 +32,7 @@ pub(super) struct NewRun {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with text or parts")]
 struct NewMessage {
     id: Option<String>,
     text: Option<String>,

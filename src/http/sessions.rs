@@ -19,7 +19,7 @@ use crate::message::Message;
 use crate::session::Session;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct Create {
     id: Option<String>,
     workspace: Option<String>,
@@ -58,7 +58,7 @@ pub(super) async fn show(State(app): State<App>, Id(id): Id<SessionId>) -> Resul
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct Update {
     title: Option<String>,
     idle_ttl_ms: Option<u64>,
@@ -74,7 +74,7 @@ pub(super) async fn update(
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "an object")]
 pub(super) struct Close {
     cancel: bool,
 }

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::Error;
-use super::page::Items;
+use super::extract::Params;
+use super::page::{Items, Page};
 use crate::engine::EngineError;
 use crate::slot::Slot;
 use crate::worker::Worker;
@@ -14,12 +15,12 @@ use crate::worker::Worker;
 /// The one route that needs no token.
 pub(super) const HEALTH: &str = "/healthz";
 
-pub(super) async fn slots(State(app): State<App>) -> Result<Json<Items<Slot>>, Error> {
-    Ok(Json(Items::all(app.engine.list_slots().await?)))
+pub(super) async fn slots(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Slot>>, Error> {
+    Ok(Json(Items::of(app.engine.list_slots().await?, &page)?))
 }
 
-pub(super) async fn workers(State(app): State<App>) -> Result<Json<Items<Worker>>, Error> {
-    Ok(Json(Items::all(app.engine.list_workers().await?)))
+pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Worker>>, Error> {
+    Ok(Json(Items::of(app.engine.list_workers().await?, &page)?))
 }
 
 /// The process is up and answers.

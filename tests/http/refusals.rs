@@ -104,6 +104,21 @@ async fn the_state_of_the_engine_is_told() {
     assert_eq!(scene.get("/v1/workers").await.body, json!({"items": [], "next_cursor": null}));
     let slots = scene.get("/v1/slots").await;
     assert_eq!((slots.each("id").len(), slots.each("id")[0].as_str()), (5, "chat-slot-default-1"));
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = scene.get(&format!("/v1/slots?limit=2{cursor}")).await;
+        seen.extend(page.each("id"));
+        let Some(next) = page.body["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen, slots.each("id"));
+    for path in ["/v1/slots", "/v1/workers"] {
+        assert_eq!(scene.get(&format!("{path}?limit=0")).await.refused(), (400, "invalid_query"));
+        assert_eq!(scene.get(&format!("{path}?cursor=-1")).await.refused(), (400, "invalid_cursor"));
+        let beyond = scene.get(&format!("{path}?cursor={}", i64::MAX)).await;
+        assert_eq!(beyond.body, json!({"items": [], "next_cursor": null}));
+    }
     let head = scene.ask(Method::HEAD, "/v1/slots").send().await.unwrap();
     assert_eq!((head.status().as_u16(), head.headers()["content-type"].to_str().unwrap()), (200, "application/json"));
     assert_eq!(head.text().await.unwrap(), "");

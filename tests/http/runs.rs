@@ -42,6 +42,8 @@ async fn what_cannot_be_sent_is_said_and_leaves_nothing() {
     for (body, refused) in cases {
         assert_eq!(scene.post("/v1/sessions/s/runs", body.clone()).await.refused(), refused, "{body}");
     }
+    let text = scene.post("/v1/sessions/s/runs", json!({"message": "hello"})).await;
+    assert!(text.body["error"]["message"].as_str().unwrap().contains("expected an object with text or parts"));
     assert_eq!(scene.get("/v1/sessions/s").await.refused(), (404, "not_found"));
 }
 
