@@ -183,11 +183,16 @@ impl Listed for Worker {
     ];
 
     fn cells(&self, now: Timestamp) -> Vec<String> {
+        // A process that takes no runs from the queue may still execute one of its own, as `run` does.
+        let runs = match self.capacity {
+            0 => self.running.to_string(),
+            capacity => format!("{} of {capacity}", self.running),
+        };
         vec![
             self.id.to_string(),
             self.hostname.clone(),
             self.pid.to_string(),
-            format!("{} of {}", self.running, self.capacity),
+            runs,
             self.version.clone(),
             relative(self.started_at, now),
             relative(self.heartbeat_at, now),
