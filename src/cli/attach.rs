@@ -4,11 +4,13 @@ use anyhow::Context;
 
 use super::exit::Exit;
 use super::run::exit_of;
+use super::send::warn_if_nobody_executes;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::{AttachArgs, Target};
 use crate::engine::{Engine, EngineError, Follower};
 use crate::id::{RunId, SessionId};
+use crate::run::Status;
 use crate::session::Execution;
 
 /// What a target turned out to be.
@@ -37,6 +39,13 @@ pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyho
     let mut output = StreamOutput::new(args.format(json));
     let mut signals = StopSignals::new()?;
     let found = find(engine, &args.target).await?;
+    let waits = match &found {
+        Found::Run(run) => engine.run(*run).await?.status == Status::Queued,
+        Found::Session(session) => engine.session(session).await?.execution == Execution::Queued,
+    };
+    if waits {
+        warn_if_nobody_executes(engine).await?;
+    }
     let mut follower = match &found {
         Found::Run(run) => engine.follow_run(*run, args.after).await?,
         Found::Session(session) => engine.follow_session(session, args.after).await?,

@@ -77,13 +77,18 @@ impl SendArgs {
 fn message_text(given: Option<&str>, stdin: impl Read, stdin_is_terminal: bool) -> anyhow::Result<String> {
     // As much as the daemon takes in a request by default.
     const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
-    match given {
-        Some(text) if text != "-" => Ok(text.to_owned()),
+    let text = match given {
+        Some(text) if text != "-" => text.to_owned(),
         None if stdin_is_terminal => {
-            Err(Usage("no message: give it as TEXT, or `-` to write it on stdin".into()).into())
+            return Err(Usage("no message: give it as TEXT, or `-` to write it on stdin".into()).into());
         }
-        _ => read_text(stdin, MAX_MESSAGE_BYTES).context("failed to read the message from stdin"),
+        _ => read_text(stdin, MAX_MESSAGE_BYTES).context("failed to read the message from stdin")?,
+    };
+    // The engine refuses it too, in words for those who send JSON.
+    if text.trim().is_empty() {
+        return Err(Usage("the message is empty".into()).into());
     }
+    Ok(text)
 }
 
 /// Reads no further than what shows that it is too much.
@@ -154,6 +159,10 @@ mod tests {
         assert_eq!(message_text(Some("-"), stdin(), true).unwrap(), "from stdin");
         assert_eq!(message_text(None, stdin(), false).unwrap(), "from stdin");
         assert_eq!(Exit::of(&message_text(None, stdin(), true).unwrap_err()), Exit::Usage);
+        for (given, stdin) in [(Some(""), "x"), (Some(" \n"), "x"), (Some("-"), ""), (None, "\n")] {
+            let error = message_text(given, stdin.as_bytes(), false).unwrap_err();
+            assert_eq!((Exit::of(&error), error.to_string().as_str()), (Exit::Usage, "the message is empty"));
+        }
         assert!(message_text(Some("-"), &b"\xff"[..], false).is_err());
         assert!(message_text(Some("-"), io::repeat(b'x'), false).is_err(), "an endless message is not read to its end");
     }

@@ -107,7 +107,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Where to listen; port 0 picks a free one [default: 127.0.0.1:7717, or as the config says]
-    #[arg(long, env = "MAINSTAY_LISTEN", value_name = "ADDR")]
+    #[arg(long, env = "MAINSTAY_LISTEN", value_name = "ADDR", value_parser = listen)]
     pub listen: Option<SocketAddr>,
 
     /// The token that every request must carry; other users of this machine can read it here: better use the variable
@@ -164,7 +164,7 @@ pub struct SendArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Ctrl-C only detaches; the run goes on.")]
 pub struct AttachArgs {
-    /// A run, or a session: then its current run, or its newest
+    /// A run, or a session: then all its runs, one after the other
     #[arg(value_name = "RUN-or-SESSION")]
     pub target: Target,
 
@@ -172,7 +172,7 @@ pub struct AttachArgs {
     #[arg(long, value_name = "SEQ", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
     pub after: Seq,
 
-    /// Go on into later runs of the session
+    /// Go on into later runs of the session, instead of ending when it is idle
     #[arg(long)]
     pub follow: bool,
 
@@ -271,6 +271,11 @@ impl FromStr for Target {
     }
 }
 
+/// The words of the config file for the same mistake; those of the standard library do not say what is needed.
+fn listen(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is needed")
+}
+
 fn workers() -> impl TypedValueParser<Value = u32> {
     let (least, most) = limits::WORKERS.into_inner();
     clap::value_parser!(u32).range(i64::from(least)..=i64::from(most))
@@ -303,12 +308,18 @@ impl Cli {
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
+        // Before the database is made: a command without a message leaves nothing behind.
+        let message = match &self.command {
+            Command::Run(args) => args.message()?,
+            Command::Send(args) => args.message()?,
+            _ => String::new(),
+        };
         let engine = Engine::open(&self.db, config).await.context("failed to open the database")?;
         let mut out = std::io::stdout();
         let done = match &self.command {
             Command::Serve(_) => return serve::run(engine).await,
-            Command::Run(args) => run::run(&engine, args, self.json).await,
-            Command::Send(args) => send::run(&engine, args, self.json, &mut out).await,
+            Command::Run(args) => run::run(&engine, args, message, self.json).await,
+            Command::Send(args) => send::run(&engine, args, message, self.json, &mut out).await,
             Command::Attach(args) => attach::run(&engine, args, self.json).await,
             Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
             Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,

@@ -16,8 +16,8 @@ use crate::run::{Run, Status};
 /// How often it is looked whether somebody executes the run: the daemon that would may have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(engine: &Engine, args: &RunArgs, json: bool) -> anyhow::Result<Exit> {
-    let message = UserMessage::text(MessageId::generate(), args.message()?)?;
+pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: bool) -> anyhow::Result<Exit> {
+    let message = UserMessage::text(MessageId::generate(), message)?;
     let session = args.session.clone().unwrap_or_else(SessionId::generate);
     let mut signals = StopSignals::new()?;
     let mut send = Send::new(session.clone(), message);

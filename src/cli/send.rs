@@ -9,10 +9,16 @@ use super::{SendArgs, table};
 use crate::engine::{Engine, Send};
 use crate::id::MessageId;
 use crate::message::UserMessage;
-use crate::run::RunOptions;
+use crate::run::{RunOptions, Status};
 
-pub(super) async fn run(engine: &Engine, args: &SendArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let message = UserMessage::text(MessageId::generate(), args.message()?)?;
+pub(super) async fn run(
+    engine: &Engine,
+    args: &SendArgs,
+    message: String,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let message = UserMessage::text(MessageId::generate(), message)?;
     let mut send = Send::new(args.session.clone(), message);
     send.options = RunOptions { when_busy: args.when_busy, priority: args.priority, timeout: None };
     let run = engine.send(send).await.context("failed to send")?.run;
@@ -21,5 +27,16 @@ pub(super) async fn run(engine: &Engine, args: &SendArgs, json: bool, out: &mut 
     } else {
         writeln!(out, "{}", run.id)?;
     }
+    if run.status == Status::Queued {
+        warn_if_nobody_executes(engine).await?;
+    }
     Ok(Exit::Done)
+}
+
+/// Says so when what is queued waits for a daemon that is not there: a wait without a word looks like a fault.
+pub(super) async fn warn_if_nobody_executes(engine: &Engine) -> anyhow::Result<()> {
+    if !engine.is_executed_elsewhere().await? {
+        tracing::warn!("the run waits: no process executes runs on this file now (`mainstay serve` does)");
+    }
+    Ok(())
 }

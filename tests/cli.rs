@@ -1,0 +1,385 @@
+//! What scripts and people rely on of the command line: exit codes, what goes to stdout and what to stderr, and JSON that
+//! parses. Real processes on a database of their own.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// The longest that anything may take on a loaded machine before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<F: Future>(future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("it took longer than anything may take"),
+    }
+}
+
+/// A working directory, which is also where the database comes to be.
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// What it printed, when it succeeded without a word on stderr.
+    #[track_caller]
+    fn printed(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
+        self.stdout
+    }
+
+    /// What it said on stderr, when it ended with this code and nothing on stdout.
+    #[track_caller]
+    fn refused(self, code: i32) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{}", self.stderr);
+        assert!(!self.stderr.is_empty(), "it failed without a word");
+        self.stderr
+    }
+
+    /// One JSON value a line, when it succeeded.
+    #[track_caller]
+    fn json(self) -> Vec<Value> {
+        json_lines(&self.printed())
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
+            command.env_remove(name);
+        }
+        command.args(args).current_dir(self.dir.path()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    async fn mainstay(&self, args: &[&str]) -> Ended {
+        ended(self.command(args).spawn().unwrap()).await
+    }
+
+    async fn mainstay_reading(&self, stdin: &str, args: &[&str]) -> Ended {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).await.unwrap();
+        ended(child).await
+    }
+
+    /// A command that goes on, and the lines that it prints.
+    fn begin(&self, args: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let mut child = self.command(args).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        (child, BufReader::new(stdout).lines())
+    }
+
+    /// A daemon that serves, and its address.
+    async fn serve(&self, args: &[&str]) -> (Child, String) {
+        let (mut child, mut lines) = self.begin(&[&["serve", "--listen", "127.0.0.1:0"], args].concat());
+        let Some(line) = within(lines.next_line()).await.unwrap() else {
+            panic!("no daemon: {}", ended(child).await.stderr)
+        };
+        let address = line.strip_prefix("listening on http://127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
+        let address = format!("127.0.0.1:{address}");
+        child.stdout = Some(lines.into_inner().into_inner());
+        (child, address)
+    }
+
+    /// One column of one row of the database.
+    fn ask(&self, sql: &str) -> String {
+        let db = rusqlite::Connection::open(self.dir.path().join("mainstay.db")).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{error}: {sql}"))
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+}
+
+async fn ended(child: Child) -> Ended {
+    let output = within(child.wait_with_output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Reads until a line contains this.
+async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str) {
+    loop {
+        match within(lines.next_line()).await.unwrap() {
+            Some(line) if line.contains(what) => return,
+            Some(_) => {}
+            None => panic!("it ended without {what}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn help_and_version_are_results() {
+    let scene = Scene::new();
+    let help = scene.mainstay(&["--help"]).await.printed();
+    let commands = "serve run send attach cancel close sessions runs messages slots workers show sweep";
+    for command in commands.split(' ') {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} is not in the help");
+        assert!(scene.mainstay(&[command, "--help"]).await.printed().contains(&format!("Usage: mainstay {command}")));
+    }
+    assert_eq!(scene.mainstay(&["--version"]).await.printed(), format!("mainstay {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn wrong_usage_and_config_is_two_and_does_nothing() {
+    let scene = Scene::new();
+    scene.write("typo.toml", "[engine]\nleese = \"30s\"");
+    for (args, said) in [
+        (&[] as &[&str], "Usage"),
+        (&["serv"], "serve"),
+        (&["send", "a"], "<TEXT>"),
+        (&["send", "a/b", "hi"], "A–Z"),
+        (&["send", "a", " "], "the message is empty"),
+        (&["run"], "the message is empty"),
+        (&["attach", "a", "--after", "-1"], "-1"),
+        (&["runs", "--status", "done"], "timed_out"),
+        (&["--config", "typo.toml", "runs"], "typo.toml:2: unknown key engine.leese: the nearest known one is lease"),
+        (&["--config", "none.toml", "runs"], "none.toml"),
+        (&["serve", "--listen", "localhost:1"], "such as 127.0.0.1:7717"),
+        (&["serve", "--listen", "0.0.0.0:0"], "token"),
+        (&["serve", "--token", ""], "token"),
+    ] {
+        let stderr = scene.mainstay(args).await.refused(2);
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    let stderr = ended(scene.command(&["runs"]).env("MAINSTAY_CONFIG", "none.toml").spawn().unwrap()).await.refused(2);
+    assert!(stderr.contains("none.toml"), "{stderr}");
+    assert!(!scene.dir.path().join("mainstay.db").exists());
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_one() {
+    let scene = Scene::new();
+    let stderr = scene.mainstay(&["runs"]).await.refused(1);
+    assert!(stderr.contains("mainstay.db") && stderr.contains("--db"), "{stderr}");
+    assert!(!scene.dir.path().join("mainstay.db").exists(), "looking makes nothing");
+
+    scene.mainstay(&["run", "hi"]).await.printed();
+    for command in ["attach", "show", "messages", "cancel", "close"] {
+        let stderr = scene.mainstay(&[command, "nope"]).await.refused(1);
+        assert!(stderr.contains("nope"), "{command}: {stderr}");
+    }
+    for args in [&["run", "--agent", "nope", "hi"], &["run", "--workspace", "nope", "hi"]] {
+        assert!(scene.mainstay(args).await.refused(1).contains("nope"));
+    }
+    scene.write("notes.txt", "not a database, but long enough to be taken for the header of one, or so one may think");
+    let before = std::fs::read(scene.dir.path().join("notes.txt")).unwrap();
+    scene.mainstay(&["--db", "notes.txt", "run", "hi"]).await.refused(1);
+    assert_eq!(std::fs::read(scene.dir.path().join("notes.txt")).unwrap(), before);
+}
+
+#[tokio::test]
+async fn run_answers_without_a_daemon() {
+    let scene = Scene::new();
+    let text = scene.mainstay(&["run", "What can you do?"]).await.printed();
+    assert!(text.contains("You said: “What can you do?”") && text.ends_with('\n'), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");
+    for args in [&["run", "-"] as &[&str], &["run"]] {
+        assert!(scene.mainstay_reading("by pipe", args).await.printed().contains("“by pipe”"));
+    }
+
+    let failed = scene.mainstay(&["run", "/fail no luck"]).await;
+    assert_eq!(failed.code, Some(1));
+    assert!(failed.stdout.contains("error: no luck"), "{failed:?}");
+
+    let events = scene.mainstay(&["--json", "run", "--session", "s", "/tool"]).await.json();
+    let seqs: Vec<_> = events.iter().map(|event| event["seq"].as_i64().unwrap()).collect();
+    assert_eq!(seqs, (1..=seqs.len() as i64).collect::<Vec<_>>());
+    let kinds: Vec<_> = events.iter().map(|event| event["event"]["type"].as_str().unwrap()).collect();
+    assert_eq!((kinds[0], kinds[kinds.len() - 1]), ("start", "finish"));
+    assert!(events.iter().all(|event| event["run_id"] == events[0]["run_id"] && event["at"].is_string()));
+}
+
+#[tokio::test]
+async fn one_who_runs_does_not_wait_for_another() {
+    let scene = Scene::new();
+    let (first, mut lines) = scene.begin(&["--json", "run", "/hang"]);
+    until(&mut lines, "text-delta").await;
+    scene.mainstay(&["run", "hi"]).await.printed();
+    assert_eq!(scene.ask("SELECT status FROM v_runs ORDER BY queued_at"), "running");
+    signal(&first, Signal::INT);
+    assert_eq!(ended(first).await.code, Some(130));
+}
+
+#[tokio::test]
+async fn lists_are_tables_or_json() {
+    let scene = Scene::new();
+    scene.mainstay(&["run", "--session", "s", "hi"]).await.printed();
+    let run = scene.mainstay(&["runs", "--json"]).await.json()[0]["id"].as_str().unwrap().to_owned();
+    let lists: [(&[&str], usize, &str); 7] = [
+        (&["sessions"], 1, "id workspace agent title idle_ttl_ms assignment execution last_seq created_at updated_at"),
+        (&["runs", "--session", "s"], 1, "id session_id status cause error queued_at claimed_at settled_at last_seq"),
+        (&["runs", "--status", "failed"], 0, ""),
+        (&["messages", "s"], 2, "id role parts"),
+        (&["slots"], 5, "id workspace number state session_id run_id"),
+        (&["show", &run], 1, "id status stderr"),
+        (&["show", "s"], 1, "id last_seq current_run"),
+    ];
+    for (args, count, keys) in lists {
+        let items = scene.mainstay(&[&["--json"], args].concat()).await.json();
+        assert_eq!(items.len(), count, "{args:?}");
+        for key in keys.split_whitespace() {
+            assert!(items.iter().all(|item| item.get(key).is_some()), "{args:?} without {key}");
+        }
+        assert!(!scene.mainstay(args).await.printed().is_empty());
+    }
+    assert!(scene.mainstay(&["workers", "--json"]).await.json().is_empty());
+    let swept = scene.mainstay(&["sweep", "--json"]).await.json();
+    assert_eq!((swept.len(), &swept[0]["runs_settled"]), (1, &Value::from(0)));
+    assert!(scene.mainstay(&["sweep"]).await.printed().contains("runs_settled"));
+
+    let mut child = scene.command(&["runs", "--json"]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(ended(child).await.printed(), "", "a reader that has gone is no failure");
+}
+
+#[tokio::test]
+async fn a_daemon_serves_and_the_commands_work_with_it() {
+    let scene = Scene::new();
+    let (daemon, address) = scene.serve(&["--log-format", "json"]).await;
+    let health = reqwest::get(format!("http://{address}/healthz")).await.unwrap();
+    assert_eq!(health.status(), 200);
+    assert_eq!(scene.mainstay(&["workers", "--json"]).await.json()[0]["capacity"], 8);
+    let stderr = scene.mainstay(&["serve", "--listen", &address]).await.refused(1);
+    assert!(stderr.contains(&address), "{stderr}");
+
+    // `send` prints the id of the run and nothing else.
+    let sent = scene.mainstay(&["send", "s", "/slow 5"]).await.printed();
+    let run = sent.trim_end();
+    assert_eq!(sent, format!("{run}\n"));
+    let answer = scene.mainstay(&["attach", run]).await.printed();
+    assert!(answer.starts_with("1 2 3 4 5"), "{answer}");
+    assert_eq!(
+        scene.mainstay(&["attach", "s"]).await.printed(),
+        answer,
+        "a session's runs, and its end when it is idle"
+    );
+    let run_stream = scene.mainstay(&["attach", run, "--format", "sse"]).await.printed();
+    assert!(run_stream.starts_with("id: 1\ndata: {") && run_stream.ends_with("data: [DONE]\n\n"), "{run_stream}");
+    let session_stream = scene.mainstay(&["attach", "s", "--format", "sse"]).await.printed();
+    assert_eq!(session_stream, run_stream.trim_end_matches("data: [DONE]\n\n"));
+    let all = scene.mainstay(&["attach", "s", "--json"]).await.json();
+    let rest = scene.mainstay(&["attach", "s", "--after", "3", "--format", "ndjson"]).await.json();
+    assert_eq!((rest.len(), &rest[0]), (all.len() - 3, &all[3]));
+    scene.mainstay(&["attach", "s", "--after", "999"]).await.refused(1);
+
+    // `run` leaves it to the daemon.
+    scene.mainstay(&["run", "--session", "s", "hi"]).await.printed();
+    let failed = scene.mainstay(&["--json", "send", "s", "/exit 3"]).await.json();
+    assert_eq!((failed[0]["status"].as_str(), failed[0]["session_id"].as_str()), (Some("queued"), Some("s")));
+    assert_eq!(scene.mainstay(&["attach", failed[0]["id"].as_str().unwrap()]).await.code, Some(1));
+
+    // Busy, cancelled, closed.
+    let hanging = scene.mainstay(&["send", "s", "/hang"]).await.printed();
+    let (watching, mut lines) = scene.begin(&["attach", hanging.trim_end(), "--json"]);
+    until(&mut lines, "text-delta").await;
+    assert!(scene.mainstay(&["send", "s", "hi", "--when-busy", "reject"]).await.refused(1).contains("busy"));
+    assert!(scene.mainstay(&["close", "s"]).await.refused(1).contains("busy"));
+    let cancelled = scene.mainstay(&["cancel", "s", "--wait"]).await.printed();
+    assert_eq!(cancelled, format!("{} cancelled\n", hanging.trim_end()));
+    until(&mut lines, r#""abort""#).await;
+    assert_eq!(ended(watching).await.code, Some(1), "whoever watched learns how it ended");
+    assert_eq!(scene.mainstay(&["cancel", hanging.trim_end()]).await.printed(), cancelled, "again changes nothing");
+    assert_eq!(scene.mainstay(&["cancel", "s"]).await.printed(), "nothing to cancel\n");
+    assert_eq!(scene.mainstay(&["close", "s"]).await.printed(), "s closed\n");
+    assert_eq!(scene.ask("SELECT group_concat(DISTINCT state) FROM v_slots"), "free");
+
+    signal(&daemon, Signal::TERM);
+    let stopped = ended(daemon).await;
+    assert_eq!((stopped.code, stopped.stdout.as_str()), (Some(0), ""), "the ready line is all on stdout");
+    let log = json_lines(&stopped.stderr);
+    assert_eq!(log.iter().filter(|line| line["message"] == "run started").count(), 4, "the daemon executed them all");
+}
+
+#[tokio::test]
+async fn what_waits_for_a_daemon_says_so() {
+    let scene = Scene::new();
+    let sent = scene.mainstay(&["send", "s", "hi"]).await;
+    assert_eq!(sent.code, Some(0));
+    assert!(sent.stderr.contains("mainstay serve"), "{}", sent.stderr);
+    scene.mainstay(&["send", "s", "hi", "-q"]).await.printed();
+    // Only the next command executes what was sent before, in its turn.
+    scene.mainstay(&["run", "--session", "s", "hi"]).await.printed();
+    assert_eq!(scene.ask("SELECT group_concat(DISTINCT status) FROM v_runs"), "completed");
+}
+
+#[tokio::test]
+async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
+    let scene = Scene::new();
+    let (running, mut lines) = scene.begin(&["--json", "run", "--session", "mine", "/hang"]);
+    until(&mut lines, "text-delta").await;
+    signal(&running, Signal::INT);
+    assert_eq!(ended(running).await.code, Some(130));
+    assert_eq!(scene.ask("SELECT status FROM v_runs"), "cancelled");
+
+    let (mut daemon, _) = scene.serve(&[]).await;
+    scene.mainstay(&["send", "theirs", "/hang"]).await.printed();
+    for args in [&["attach", "theirs", "--json"] as &[&str], &["attach", "theirs", "--json", "--follow"]] {
+        let (attached, mut lines) = scene.begin(args);
+        until(&mut lines, "text-delta").await;
+        signal(&attached, Signal::INT);
+        assert_eq!(ended(attached).await.code, Some(130));
+    }
+    let status = "SELECT status FROM v_runs WHERE session_id = 'theirs'";
+    assert_eq!(scene.ask(status), "running");
+
+    // The default grace is half a minute: the first signal lets the turn go on, the second ends it.
+    signal(&daemon, Signal::TERM);
+    let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines();
+    until(&mut log, "a second signal").await;
+    daemon.stderr = Some(log.into_inner().into_inner());
+    signal(&daemon, Signal::TERM);
+    assert_eq!(ended(daemon).await.code, Some(0));
+    assert_eq!(scene.ask(status), "interrupted");
+}
+
+#[tokio::test]
+async fn a_flag_goes_before_a_variable_before_the_file() {
+    let scene = Scene::new();
+    scene.write("mainstay.toml", "[engine]\nworkers = 3");
+    let capacity = async |with: &[&str], variable: Option<&str>| {
+        let mut command = scene.command(&[&["serve", "--listen", "127.0.0.1:0"], with].concat());
+        if let Some(workers) = variable {
+            command.env("MAINSTAY_WORKERS", workers);
+        }
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        until(&mut lines, "listening on").await;
+        let capacity = scene.mainstay(&["workers", "--json"]).await.json()[0]["capacity"].as_i64();
+        signal(&child, Signal::TERM);
+        assert_eq!(ended(child).await.code, Some(0));
+        capacity.unwrap()
+    };
+    assert_eq!(capacity(&[], None).await, 3);
+    assert_eq!(capacity(&[], Some("4")).await, 4);
+    assert_eq!(capacity(&["--workers", "5"], Some("4")).await, 5);
+}
