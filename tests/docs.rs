@@ -1,0 +1,174 @@
+//! The documentation against the product: its SQL is run on a database that the engine filled, its names are those of the
+//! code, its examples are read, its links lead somewhere.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mainstay::config::Config;
+use mainstay::engine::{Engine, Send};
+use mainstay::id::{MessageId, RunId};
+use mainstay::message::UserMessage;
+use mainstay::run::{Cause, Status};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags};
+
+const README: &str = include_str!("../README.md");
+const SQL: &str = include_str!("../docs/sql.md");
+const PAGES: [(&str, &str); 6] = [
+    ("README.md", README),
+    ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
+    ("docs/architecture.md", include_str!("../docs/architecture.md")),
+    ("docs/config.md", include_str!("../docs/config.md")),
+    ("docs/http.md", include_str!("../docs/http.md")),
+    ("docs/sql.md", SQL),
+];
+
+/// The blocks of code in a language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let open = format!("```{language}\n");
+    page.split(&open).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+/// What stands between a pair of these, on one line.
+fn between<'a>(page: &'a str, open: &str, close: &str) -> Vec<&'a str> {
+    let lines = page.lines().flat_map(|line| line.split(open).skip(1));
+    lines.filter_map(|rest| rest.split_once(close).map(|(inside, _)| inside)).collect()
+}
+
+/// A database with something of everything that the questions ask about, and the run that called a tool.
+async fn filled(dir: &Path) -> (Engine, RunId) {
+    let config = Config::load("[workspaces.default]\nslots = 3", Path::new("test.toml"), dir).unwrap();
+    let engine = Engine::open(&dir.join("m.db"), config).await.unwrap();
+    engine.start().await.unwrap();
+    let send = async |session: &str, text: &str| {
+        let message = UserMessage::text(MessageId::generate(), text).unwrap();
+        engine.send(Send::new(session.parse().unwrap(), message)).await.unwrap().run.id
+    };
+    let tool = send("hello", "/tool").await;
+    let last = send("hello", "hi").await;
+    let failing = send("unlucky", "/fail no luck").await;
+    for run in [tool, last, failing] {
+        tokio::time::timeout(Duration::from_secs(60), engine.wait_settled(run)).await.unwrap().unwrap();
+    }
+    let hanging = send("busy", "/hang").await;
+    let mut follower = engine.follow_run(hanging, 0).await.unwrap();
+    follower.next_events().await.unwrap();
+    send("busy", "behind it").await;
+    (engine, tool)
+}
+
+fn ask(db: &Connection, sql: &str) -> (Vec<String>, Vec<Vec<Value>>) {
+    let mut statement = db.prepare(sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
+    let columns: Vec<_> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let rows = statement.query_map([], |row| (0..columns.len()).map(|column| row.get(column)).collect());
+    let rows = rows.and_then(Iterator::collect).unwrap_or_else(|error| panic!("{error}: {sql}"));
+    (columns, rows)
+}
+
+#[tokio::test]
+async fn the_questions_have_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, tool) = filled(dir.path()).await;
+    let db = Connection::open_with_flags(dir.path().join("m.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+
+    let questions = blocks(SQL, "sql");
+    assert!(questions.len() >= 9, "the questions were not found");
+    for question in questions {
+        let (_, rows) = ask(&db, &question.replace('…', &tool.to_string()));
+        if question.contains("HAVING max(seq)") {
+            assert_eq!(rows, Vec::<Vec<Value>>::new(), "no log has a gap");
+        } else {
+            assert!(!rows.is_empty(), "no answer to: {question}");
+        }
+        if question.starts_with("SELECT role, text") {
+            let said: Vec<_> = rows.iter().map(|row| row.iter().map(text).collect::<Vec<_>>()).collect();
+            assert_eq!(said.iter().map(|row| row[0]).collect::<Vec<_>>(), ["user", "assistant", "user", "assistant"]);
+            assert_eq!((said[0][1], said[1][1], said[2][1]), ("/tool", "The tool counted to 3.", "hi"));
+        }
+        if question.contains("'$.delta'") {
+            let words: String = rows.iter().map(|row| text(&row[2])).collect();
+            assert_eq!(words, "The tool counted to 3.");
+        }
+    }
+    let quoted = blocks(README, "sh").into_iter().find(|block| block.contains("sqlite3")).unwrap();
+    assert!(!ask(&db, quoted.split('"').nth(1).unwrap()).1.is_empty());
+    let (version, id) = (ask(&db, "PRAGMA user_version").1, ask(&db, "PRAGMA application_id").1);
+    assert_ne!(version[0][0], Value::Integer(0));
+    assert_eq!(id[0][0], Value::Integer(0x4D53_544E));
+    assert!(SQL.contains("0x4D53544E"));
+    drop(db);
+    engine.drain(Duration::ZERO).await;
+    engine.close().await;
+}
+
+fn text(value: &Value) -> &str {
+    match value {
+        Value::Text(text) => text,
+        other => panic!("{other:?} is no text"),
+    }
+}
+
+#[tokio::test]
+async fn the_views_have_the_columns_that_are_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(&dir.path().join("m.db"), Config::builtin(dir.path())).await.unwrap();
+    let db = Connection::open_with_flags(dir.path().join("m.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mut written: Vec<(&str, Vec<&str>)> = Vec::new();
+    for word in blocks(SQL, "text").into_iter().flat_map(str::split_whitespace) {
+        match written.last_mut() {
+            Some((_, columns)) if !word.starts_with("v_") => columns.push(word),
+            _ => written.push((word, Vec::new())),
+        }
+    }
+    let (_, views) = ask(&db, "SELECT name FROM sqlite_schema WHERE type = 'view' AND name LIKE 'v\\_%' ESCAPE '\\'");
+    let names: Vec<_> = views.iter().map(|row| text(&row[0])).collect();
+    assert_eq!(written.iter().map(|(view, _)| *view).collect::<Vec<_>>(), names);
+    for (view, columns) in written {
+        assert_eq!(ask(&db, &format!("SELECT * FROM {view}")).0, columns, "{view}");
+        assert!(SQL.contains(&format!("| `{view}` |")), "{view} is not explained");
+    }
+    drop(db);
+    engine.close().await;
+}
+
+#[test]
+fn every_status_and_cause_is_explained() {
+    for status in Status::ALL {
+        assert!(SQL.contains(&format!("`{}`", status.as_str())), "{}", status.as_str());
+    }
+    let row =
+        |status: Status| SQL.lines().find(|line| line.starts_with(&format!("| `{}` |", status.as_str()))).unwrap();
+    for cause in Cause::ALL {
+        assert!(row(cause.status()).contains(&format!("`{}`", cause.as_str())), "{}", cause.as_str());
+    }
+}
+
+#[test]
+fn the_example_of_a_config_is_one() {
+    let examples = blocks(README, "toml");
+    assert!(!examples.is_empty());
+    for example in examples {
+        Config::load(example, Path::new("README.md"), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn links_and_paths_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let is_there = |from: &Path, path: &str| from.join(path.trim_end_matches('/')).exists();
+    for (name, page) in PAGES {
+        let here: PathBuf = root.join(name).parent().unwrap().to_owned();
+        for link in between(page, "](", ")").into_iter().filter(|link| !link.contains("://")) {
+            assert!(is_there(&here, link.split('#').next().unwrap()), "{name} links to {link}");
+        }
+        let paths = page.split('`').skip(1).step_by(2).filter(|word| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
+            word.chars().all(plain) && (word.ends_with(".rs") || word.ends_with(".sql") || word.starts_with("src/"))
+        });
+        for path in paths {
+            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend"];
+            assert!(anywhere.iter().any(|dir| is_there(&root.join(dir), path)), "{name} names {path}");
+        }
+    }
+}
