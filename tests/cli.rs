@@ -335,11 +335,14 @@ async fn what_waits_for_a_daemon_says_so() {
 #[tokio::test]
 async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
     let scene = Scene::new();
-    let (running, mut lines) = scene.begin(&["--json", "run", "--session", "mine", "/hang"]);
-    until(&mut lines, "text-delta").await;
-    signal(&running, Signal::INT);
-    assert_eq!(ended(running).await.code, Some(130));
-    assert_eq!(scene.ask("SELECT status FROM v_runs"), "cancelled");
+    // A terminal that is closed is as good as Ctrl-C: the agent is not left behind.
+    for stop in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let (running, mut lines) = scene.begin(&["--json", "run", "--session", "mine", "/hang"]);
+        until(&mut lines, "text-delta").await;
+        signal(&running, stop);
+        assert_eq!(ended(running).await.code, Some(130));
+        assert_eq!(scene.ask("SELECT group_concat(DISTINCT status) FROM v_runs"), "cancelled");
+    }
 
     let (mut daemon, _) = scene.serve(&[]).await;
     scene.mainstay(&["send", "theirs", "/hang"]).await.printed();
