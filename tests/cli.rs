@@ -263,6 +263,23 @@ async fn lists_are_tables_or_json() {
 }
 
 #[tokio::test]
+async fn what_an_agent_wrote_to_stderr_is_shown_whole() {
+    let scene = Scene::new();
+    let script = r"printf 'first\n\033[31msecond\n' >&2; exit 3";
+    scene.write(
+        "mainstay.toml",
+        &format!("[agents.x]\ndriver = \"openclaw\"\ncommand = [\"sh\", \"-c\", {}]", Value::from(script)),
+    );
+    let failed = scene.mainstay(&["--json", "run", "--agent", "x", "hi"]).await;
+    assert_eq!(failed.code, Some(1));
+    let run = json_lines(&failed.stdout)[0]["run_id"].as_str().unwrap().to_owned();
+    let shown = scene.mainstay(&["show", &run]).await.printed();
+    assert!(shown.contains("\nexit_code") && shown.ends_with("\nstderr:\nfirst\n␛[31msecond\n"), "{shown}");
+    let shown = scene.mainstay(&["show", &run, "--json"]).await.json();
+    assert_eq!(shown[0]["stderr"].as_str().map(str::trim_end), Some("first\n\u{1b}[31msecond"));
+}
+
+#[tokio::test]
 async fn a_daemon_serves_and_the_commands_work_with_it() {
     let scene = Scene::new();
     let (daemon, address) = scene.serve(&["--log-format", "json"]).await;

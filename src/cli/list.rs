@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::attach::{Found, find};
 use super::exit::Exit;
+use super::plain::plain;
 use super::{Command, RunsArgs, ShowArgs, table};
 use crate::clock::Timestamp;
 use crate::engine::{Engine, MessageCursor, RunFilter};
@@ -71,9 +72,17 @@ async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Wr
         Found::Run(id) => {
             let (stderr, malformed_sample) = engine.run_diagnostics(id).await?;
             let mut run = serde_json::to_value(engine.run(id).await?)?;
-            run["stderr"] = json!(stderr);
             run["malformed_sample"] = json!(malformed_sample);
-            table::record(out, &run, as_json)?;
+            if as_json {
+                run["stderr"] = json!(stderr);
+                table::record(out, &run, true)?;
+            } else {
+                table::record(out, &run, false)?;
+                // Whole, and on its own lines: this is where people look for why a run failed.
+                if let Some(stderr) = stderr {
+                    writeln!(out, "stderr:\n{}", plain(stderr.trim_end()))?;
+                }
+            }
         }
         Found::Session(id) => {
             let mut session = serde_json::to_value(engine.session(&id).await?)?;
