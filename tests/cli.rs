@@ -383,6 +383,18 @@ async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
 }
 
 #[tokio::test]
+async fn run_does_not_wait_for_a_daemon_that_was_killed() {
+    let scene = Scene::new();
+    let (daemon, _) = scene.serve(&[]).await;
+    let (running, mut lines) = scene.begin(&["--json", "run", "/hang"]);
+    until(&mut lines, "text-delta").await;
+    signal(&daemon, Signal::KILL);
+    until(&mut lines, r#""finish""#).await;
+    assert_eq!(ended(running).await.code, Some(1));
+    assert_eq!(scene.ask("SELECT status FROM v_runs"), "interrupted");
+}
+
+#[tokio::test]
 async fn a_flag_goes_before_a_variable_before_the_file() {
     let scene = Scene::new();
     scene.write("mainstay.toml", "[engine]\nworkers = 3");
