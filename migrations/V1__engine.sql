@@ -269,7 +269,7 @@ CREATE VIEW v_sessions AS
     SELECT s.id, s.workspace, s.agent, s.title,
         CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') THEN 'streaming'
              WHEN q.key IS NULL THEN 'idle'
-             WHEN q.not_before > unixepoch('subsec') * 1000 THEN 'parked' ELSE 'queued' END AS execution,
+             WHEN q.not_before > (julianday('now') - 2440587.5) * 86400000 THEN 'parked' ELSE 'queued' END AS execution,
         a.state AS assignment, p.id AS slot, s.last_seq, s.idle_ttl_ms, s.agent_session,
         (SELECT count(*) FROM messages m WHERE m.session_key = s.key AND m.superseded_at IS NULL) AS messages,
         (SELECT count(*) FROM runs r WHERE r.session_key = s.key) AS runs,

@@ -31,7 +31,7 @@ pub(super) async fn cancel(
         Some(run) if json => table::json(out, &run)?,
         Some(run) if run.status.is_settled() => writeln!(out, "{} {}", run.id, run.status)?,
         Some(run) => writeln!(out, "{} is being cancelled", run.id)?,
-        None if json => table::json(out, &())?,
+        None if json => table::json(out, &serde_json::json!({"run": null}))?,
         None => writeln!(out, "nothing to cancel")?,
     }
     Ok(Exit::Done)

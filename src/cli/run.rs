@@ -1,5 +1,6 @@
 //! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does.
 
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -56,8 +57,9 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: 
     }
     output.end()?;
     let run = engine.run(run.id).await?;
-    if args.session.is_none() && !json {
-        tracing::info!(session.id = %session, "go on with --session");
+    if args.session.is_none() && !json && std::io::stderr().is_terminal() {
+        // A hint for whoever sits there; nobody is left to tell when stderr is gone.
+        let _ = writeln!(std::io::stderr(), "(go on with: --session {session})");
     }
     Ok(if interrupted { Exit::Interrupted } else { exit_of(&run) })
 }

@@ -52,7 +52,7 @@ fn asked_for(cause: Cause) -> Outcome {
         Cause::Cancelled => return Outcome::cancelled(),
         Cause::TurnTimeout => "The turn took longer than it may.",
         Cause::IdleTimeout => "The agent made no progress for longer than it may.",
-        Cause::Shutdown => "The server was shut down before the turn was over.",
+        Cause::Shutdown => "The process that executed the run was shut down before the turn was over.",
         Cause::WorkerLost => "The worker was lost before the turn was over.",
         Cause::OutputLimit => "The agent wrote more than a run may.",
         Cause::Unconfigured => "The agent or the workspace is not configured any more.",
