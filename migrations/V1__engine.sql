@@ -51,9 +51,10 @@ CREATE INDEX assignments_by_session ON assignments (session_key, key);
 CREATE INDEX assignments_idle ON assignments (last_active_at) WHERE state = 'idle';
 CREATE INDEX assignments_ended ON assignments (ended_at) WHERE ended_at IS NOT NULL;
 
--- One row for every process that may execute runs.
+-- One row for every process that may execute runs. A key is never given twice: a process that was removed while it slept
+-- must not come back as another one.
 CREATE TABLE workers (
-    key            INTEGER NOT NULL PRIMARY KEY,
+    key            INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     id             TEXT    NOT NULL UNIQUE,
     host           TEXT    NOT NULL,                    -- boot id and pid namespace: where `pid` means something
     hostname       TEXT    NOT NULL,

@@ -1,4 +1,42 @@
-//! Mainstay: a durable run engine for chat agents.
+//! Mainstay: a durable run engine for chat agents, on one SQLite file.
+//!
+//! A run is one turn of a session. Everything here exists to take it from queued to settled exactly once, to keep what it
+//! said, and to show it live.
+//!
+//! ```
+//! use mainstay::config::Config;
+//! use mainstay::engine::{Engine, Send};
+//! use mainstay::id::{MessageId, SessionId};
+//! use mainstay::message::UserMessage;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! let engine = Engine::open(&dir.path().join("mainstay.db"), Config::builtin(dir.path())).await?;
+//! engine.start().await?;
+//!
+//! let message = UserMessage::text(MessageId::generate(), "What can you do?")?;
+//! let sent = engine.send(Send::new("hello".parse::<SessionId>()?, message)).await?;
+//!
+//! // Replays from the beginning, then follows live, to the end of the run.
+//! let mut follower = engine.follow_run(sent.run.id, 0).await?;
+//! while let Some(events) = follower.next_events().await? {
+//!     for event in events {
+//!         println!("{}", event.event); // AI SDK v6 UI message chunks, as JSON
+//!     }
+//! }
+//! assert_eq!(engine.run(sent.run.id).await?.status.as_str(), "completed");
+//!
+//! engine.drain(std::time::Duration::from_secs(5)).await;
+//! engine.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Five sentences carry the design: the database is the truth; a session is a log and a run is a span of it; a write needs
+//! a lease; terminal is final and always written; invariants live in the schema. `docs/architecture.md` tells the story.
+//!
+//! The modules below stand in reading order, floor by floor; imports go down only (`tests/tidy.rs`).
 
 // Nouns: values and pure functions.
 pub mod agent;
@@ -22,4 +60,5 @@ pub mod store;
 pub mod engine;
 // Surfaces.
 pub mod cli;
+pub mod http;
 pub mod telemetry;

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
@@ -31,5 +32,6 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
     telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
-    Err(anyhow::anyhow!("this build has no commands yet"))
+    let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
+    runtime.block_on(cli.execute(config))
 }

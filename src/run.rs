@@ -242,7 +242,7 @@ pub struct Run {
     pub error: Option<String>,
     /// Higher goes first in the queue; −1000 to 1000.
     pub priority: i64,
-    /// How often it was claimed.
+    /// How many leases of it were granted: by claims, and by the recovery of a lost worker's run.
     pub attempts: i64,
     /// Its own limit for the whole turn.
     pub timeout_ms: Option<i64>,

@@ -37,7 +37,9 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), ParseError> {
     // The only way to fail is that a subscriber is there already, which then stays.
     let _ = match format {
         LogFormat::Human => tracing::subscriber::set_global_default(lines.compact().finish()),
-        LogFormat::Json => tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish()),
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(lines.json().flatten_event(true).with_span_list(false).finish())
+        }
     };
     Ok(())
 }

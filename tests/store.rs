@@ -112,6 +112,13 @@ impl Scene {
         self.store.find_run(run).await.unwrap().unwrap().run.status
     }
 
+    async fn shown(&self, session: &str) -> Vec<String> {
+        let key = self.store.find_session_key(&session.parse().unwrap()).await.unwrap().unwrap();
+        let start = mainstay::store::message::MessageCursor::START;
+        let page = self.store.list_messages(key, start, 100, false).await.unwrap();
+        page.messages.into_iter().map(|message| message.id.to_string()).collect()
+    }
+
     async fn log(&self, session: &str) -> Vec<(i64, String)> {
         let id: SessionId = session.parse().unwrap();
         let session = self.store.find_session_key(&id).await.unwrap().unwrap();
@@ -392,7 +399,7 @@ async fn the_files_are_readable_by_their_owner_only() {
 
 async fn opening(path: &Path) -> StoreError {
     let clock = Arc::new(ManualClock::new(Timestamp::from_millis(0)));
-    open(path, clock, Arc::default()).await.err().expect("it must not open")
+    open(path, clock, Arc::default()).await.expect_err("it must not open")
 }
 
 #[tokio::test]
@@ -569,4 +576,103 @@ async fn regenerating_replaces_the_answer_and_editing_replaces_what_follows() {
     assert_eq!(shown().await, std::slice::from_ref(&m1));
     scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
     assert_eq!(shown().await, [m1, fourth.run.run.response_id]);
+}
+
+#[tokio::test]
+async fn a_queued_run_whose_message_is_replaced_is_cancelled() {
+    let scene = Scene::new(1).await;
+    for message in ["m1", "m2", "m3"] {
+        scene.send("s", message).await;
+    }
+    let running = scene.claim(1).await.remove(0);
+    let mut edit = scene.enqueue_request("s", "m2");
+    edit.purpose = Purpose::Edit;
+    edit.message = UserMessage::text("m2".parse().unwrap(), "another text").unwrap();
+    let edited = scene.store.enqueue(edit).await.unwrap().unwrap();
+    let runs = scene.store.list_runs(&Default::default(), 10).await.unwrap();
+    let runs: Vec<_> = runs.iter().rev().map(|located| (located.run.message_id.as_str(), located.run.status)).collect();
+    let (queued, cancelled) = (Status::Queued, Status::Cancelled);
+    assert_eq!(runs, [("m1", Status::Running), ("m2", cancelled), ("m3", cancelled), ("m2", queued)]);
+    scene.settle(&running, Outcome::completed()).await.unwrap();
+    assert_eq!(scene.claim(1).await[0].run, edited.run.run.id, "the message is answered once, as it reads now");
+}
+
+#[tokio::test]
+async fn a_session_that_waits_keeps_its_place_in_the_line_when_its_message_is_replaced() {
+    let scene = Scene::new(1).await;
+    scene.send("a", "m1").await;
+    let mut request = scene.enqueue_request("b", "m1");
+    request.when_full = WhenFull::Wait;
+    scene.store.enqueue(request.clone()).await.unwrap().unwrap();
+    scene.clock.advance(Duration::from_secs(1));
+    let mut behind = scene.enqueue_request("c", "m1");
+    behind.when_full = WhenFull::Wait;
+    scene.store.enqueue(behind).await.unwrap().unwrap();
+    scene.clock.advance(Duration::from_secs(1));
+    request.purpose = Purpose::Edit;
+    request.message = UserMessage::text("m1".parse().unwrap(), "another text").unwrap();
+    scene.store.enqueue(request).await.unwrap().unwrap();
+    scene.store.close_session("a".parse().unwrap(), true).await.unwrap().unwrap();
+    assert_eq!(scene.claim(8).await[0].session_id.as_str(), "b");
+}
+
+#[tokio::test]
+async fn an_answer_to_what_was_replaced_while_it_ran_is_not_shown() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let old = scene.claim(1).await.remove(0);
+    let mut edit = scene.enqueue_request("s", "m1");
+    edit.purpose = Purpose::Edit;
+    edit.message = UserMessage::text("m1".parse().unwrap(), "another text").unwrap();
+    let new = scene.store.enqueue(edit).await.unwrap().unwrap();
+    scene.settle(&old, Outcome::completed()).await.unwrap();
+    scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    assert_eq!(scene.shown("s").await, ["m1", new.run.run.response_id.as_str()]);
+}
+
+#[tokio::test]
+async fn a_hidden_message_that_is_answered_anew_is_shown_with_its_answer() {
+    let scene = Scene::new(1).await;
+    for message in ["m1", "m2"] {
+        scene.send("s", message).await;
+        scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    }
+    let mut answers = Vec::new();
+    for message in ["m1", "m2"] {
+        let mut again = scene.enqueue_request("s", message);
+        again.purpose = Purpose::Regenerate;
+        answers.push(scene.store.enqueue(again).await.unwrap().unwrap().run.run.response_id);
+        scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    }
+    assert_eq!(scene.shown("s").await, ["m1", answers[0].as_str(), "m2", answers[1].as_str()]);
+}
+
+#[tokio::test]
+async fn a_removed_worker_does_not_come_back_as_another_one() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    assert_eq!(scene.store.remove_workers(vec![scene.worker]).await.unwrap(), 1);
+    let process = ProcessIdentity { host: "test".into(), pid: 2, started_at_ticks: 2 };
+    let id = mainstay::id::WorkerId::generate();
+    let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
+    assert_ne!(scene.store.register_worker(registration).await.unwrap(), scene.worker);
+    let request = ClaimRequest {
+        worker: scene.worker,
+        limit: 1,
+        agents: BTreeMap::from([("demo".parse().unwrap(), 1)]),
+        session: None,
+        lease_expires_at: scene.clock.now() + Duration::from_secs(30),
+    };
+    assert!(scene.store.claim(request).await.is_err(), "it claims under nobody's name");
+}
+
+#[tokio::test]
+async fn closing_leaves_no_statistics_that_would_slow_down_a_file_that_grows() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    scene.settle(&scene.claim(1).await[0], Outcome::completed()).await.unwrap();
+    scene.store.close().await;
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    let count = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'";
+    assert_eq!(conn.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
 }

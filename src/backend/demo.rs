@@ -1,9 +1,278 @@
-//! demo
-use super::*;
-/// demo
+//! The demo agent: answers without any key, network or process, in token-sized deltas with a reasoning part and a tool
+//! call. A directive at the beginning of the message makes it slow, silent or failing, for demos and for tests.
+//!
+//! Always: it stops at once when it is cancelled or killed, also while nobody reads what it says.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{AgentEvent, Backend, Prompt, Record, Reply, StartError};
+use crate::run::ExitReport;
+
+/// Records that may wait for the reader before the agent has to.
+const RECORDS_WAITING: usize = 64;
+
+/// A `/slow` beyond this would run for more than half an hour, the default limit of a turn.
+const MAX_SLOW_DELTAS: u32 = 100_000;
+
+/// Time between the deltas of `/slow`.
+const SLOW_PACE: Duration = Duration::from_millis(20);
+
+/// So much of a message is repeated in the answer.
+const QUOTED_CHARS: usize = 1000;
+
+/// A longer word is cut, as a model's tokens do.
+const TOKEN_CHARS: usize = 16;
+
+const SIGTERM: i32 = 15;
+const SIGKILL: i32 = 9;
+
+const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call with progress), /fail TEXT (reports an error), \
+    /exit N (ends with exit code N), /hang (says nothing more until it is cancelled)";
+
+/// The backend of the demo agent.
+#[derive(Debug, Clone, Copy)]
 pub struct Demo;
+
 impl Backend for Demo {
-    fn prompt(&self, _: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
-        Box::pin(async { Err(StartError("stub".into())) })
+    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
+        let (records, receiver) = mpsc::channel(RECORDS_WAITING);
+        let cancel = CancellationToken::new();
+        let kill = CancellationToken::new();
+        let mut voice = Voice { records, cancel: cancel.clone(), kill: kill.clone(), said: 0 };
+        let exit = tokio::spawn(async move {
+            let (code, signal) = match answer(&mut voice, &prompt.message).await {
+                Ok(code) => (Some(code), None),
+                Err(Stopped { signal }) => (None, Some(signal)),
+            };
+            ExitReport { code, signal, ..ExitReport::default() }
+        });
+        Box::pin(async { Ok(Reply { process: None, records: receiver, cancel, kill, exit }) })
+    }
+}
+
+/// What a message asks the demo agent to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Directive {
+    Slow(u32),
+    Tool,
+    Fail(String),
+    Exit(i32),
+    Hang,
+    /// A directive that it does not know, or not with this argument; the answer for it.
+    Unknown(String),
+}
+
+impl Directive {
+    /// The directive at the beginning of a message. A path such as `/usr/bin` is none.
+    fn of(message: &str) -> Option<Self> {
+        let rest = message.trim_start().strip_prefix('/')?;
+        let (word, argument) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        if word.is_empty() || !word.chars().all(|c| c.is_ascii_lowercase()) {
+            return None;
+        }
+        let argument = argument.trim();
+        Some(match word {
+            "slow" => match argument.parse() {
+                Ok(deltas @ 1..=MAX_SLOW_DELTAS) => Self::Slow(deltas),
+                _ => Self::Unknown(format!("/slow takes a number from 1 to {MAX_SLOW_DELTAS}.")),
+            },
+            "exit" => match argument.parse() {
+                Ok(code @ 0..=255) => Self::Exit(code),
+                _ => Self::Unknown("/exit takes a number from 0 to 255.".to_owned()),
+            },
+            "fail" if argument.is_empty() => Self::Fail("the demo agent was asked to fail".to_owned()),
+            "fail" => Self::Fail(argument.to_owned()),
+            "tool" => Self::Tool,
+            "hang" => Self::Hang,
+            _ => {
+                let word = quote(word);
+                Self::Unknown(format!("The demo agent does not know /{word}. It knows: {DIRECTIVES}."))
+            }
+        })
+    }
+}
+
+/// Answers one message; gives the exit code.
+async fn answer(voice: &mut Voice, message: &str) -> Result<i32, Stopped> {
+    match Directive::of(message) {
+        None => converse(voice, message).await?,
+        Some(Directive::Slow(deltas)) => count_slowly(voice, deltas).await?,
+        Some(Directive::Tool) => show_a_tool(voice).await?,
+        Some(Directive::Fail(text)) => {
+            voice.say(AgentEvent::Error(text)).await?;
+            return Ok(1);
+        }
+        Some(Directive::Exit(code)) => {
+            voice.write(&format!("Going to end with exit code {code}.")).await?;
+            return Ok(code);
+        }
+        Some(Directive::Hang) => {
+            voice.write("Saying nothing more until I am cancelled.").await?;
+            return Err(voice.stopped().await);
+        }
+        Some(Directive::Unknown(text)) => voice.write(&text).await?,
+    }
+    voice.say(AgentEvent::Ended).await?;
+    Ok(0)
+}
+
+async fn converse(voice: &mut Voice, message: &str) -> Result<(), Stopped> {
+    let quoted = quote(message.trim());
+    let words = message.split_whitespace().count();
+    let characters = message.trim().chars().count();
+    for token in tokens("A message came in. I will count its words.") {
+        voice.say(AgentEvent::Reasoning(token)).await?;
+    }
+    let id = "call-1".to_owned();
+    let name = "word_count".to_owned();
+    voice.say(AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: json!({ "text": quoted }) }).await?;
+    let result = Ok(json!({ "words": words, "characters": characters }));
+    voice.say(AgentEvent::ToolFinished { id, name: Some(name), result }).await?;
+    let words_of = if words == 1 { "word" } else { "words" };
+    voice.write(&format!("You said: “{quoted}”. That is {words} {words_of}, {characters} characters.")).await
+}
+
+async fn count_slowly(voice: &mut Voice, deltas: u32) -> Result<(), Stopped> {
+    let mut pace = tokio::time::interval(SLOW_PACE);
+    // Whoever was not read for a while does not hurry afterwards.
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for delta in 1..=deltas {
+        tokio::select! {
+            biased;
+            stopped = voice.stopped() => return Err(stopped),
+            _ = pace.tick() => {}
+        }
+        voice.say(AgentEvent::Text(format!("{delta} "))).await?;
+    }
+    Ok(())
+}
+
+async fn show_a_tool(voice: &mut Voice) -> Result<(), Stopped> {
+    const STEPS: u32 = 3;
+    let id = "call-1".to_owned();
+    let name = "count_to".to_owned();
+    voice
+        .say(AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: json!({ "number": STEPS }) })
+        .await?;
+    for step in 1..=STEPS {
+        voice.say(AgentEvent::ToolProgress { id: id.clone(), output: json!({ "counted": step }) }).await?;
+    }
+    voice.say(AgentEvent::ToolFinished { id, name: Some(name), result: Ok(json!({ "counted": STEPS })) }).await?;
+    voice.write(&format!("The tool counted to {STEPS}.")).await
+}
+
+/// The agent was stopped; what its end looks like, as if it were a process.
+#[derive(Debug)]
+struct Stopped {
+    signal: i32,
+}
+
+/// Says things to the reader, one record each; the offset is the number of records.
+struct Voice {
+    records: mpsc::Sender<Record>,
+    cancel: CancellationToken,
+    kill: CancellationToken,
+    said: u64,
+}
+
+impl Voice {
+    async fn say(&mut self, event: AgentEvent) -> Result<(), Stopped> {
+        let record = Record { offset: self.said + 1, events: vec![event] };
+        tokio::select! {
+            biased;
+            stopped = self.stopped() => Err(stopped),
+            sent = self.records.send(record) => {
+                self.said += 1;
+                sent.map_err(|_| Stopped { signal: SIGKILL })
+            }
+        }
+    }
+
+    async fn write(&mut self, text: &str) -> Result<(), Stopped> {
+        for token in tokens(text) {
+            self.say(AgentEvent::Text(token)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until somebody wants it to stop: by asking, or by not listening any more.
+    async fn stopped(&self) -> Stopped {
+        tokio::select! {
+            biased;
+            () = self.kill.cancelled() => Stopped { signal: SIGKILL },
+            () = self.cancel.cancelled() => Stopped { signal: SIGTERM },
+            () = self.records.closed() => Stopped { signal: SIGKILL },
+        }
+    }
+}
+
+/// The beginning of a text.
+fn quote(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARS) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+/// A text in pieces as a model would give them: words with the space behind them, long ones cut.
+fn tokens(text: &str) -> impl Iterator<Item = String> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut end = rest.len();
+        for (count, (at, c)) in rest.char_indices().enumerate() {
+            if count == TOKEN_CHARS {
+                end = at;
+                break;
+            }
+            if c.is_whitespace() {
+                end = at + c.len_utf8();
+                break;
+            }
+        }
+        let (token, behind) = rest.split_at(end);
+        rest = behind;
+        (!token.is_empty()).then(|| token.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_directives_only_at_the_beginning_and_only_as_words() {
+        for (message, directive) in [
+            ("hello", None),
+            ("say /hang", None),
+            ("/usr/bin/env", None),
+            ("/", None),
+            ("/2", None),
+            ("/hang", Some(Directive::Hang)),
+            ("  /tool\nplease", Some(Directive::Tool)),
+            ("/slow 3", Some(Directive::Slow(3))),
+            ("/slow 100000", Some(Directive::Slow(100_000))),
+            ("/exit 7", Some(Directive::Exit(7))),
+            ("/fail the disk is full", Some(Directive::Fail("the disk is full".to_owned()))),
+        ] {
+            assert_eq!(Directive::of(message), directive, "{message}");
+        }
+        for message in ["/slow", "/slow 0", "/slow 100001", "/slow many", "/exit 256", "/exit -1", "/dance"] {
+            assert!(matches!(Directive::of(message), Some(Directive::Unknown(_))), "{message}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_short_and_lose_nothing() {
+        for text in ["", "a", "two words", "  lead", "Donaudampfschifffahrtsgesellschaft ü", "line\nbreak\n"] {
+            let pieces: Vec<String> = tokens(text).collect();
+            assert_eq!(pieces.concat(), text);
+            assert!(pieces.iter().all(|p| p.chars().count() <= TOKEN_CHARS), "{pieces:?}");
+        }
     }
 }

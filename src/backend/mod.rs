@@ -4,9 +4,16 @@
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
 pub mod demo;
+mod launch;
+mod lines;
 pub mod openclaw;
+mod output;
+mod pipe;
 pub mod process;
 pub mod reap;
+mod stderr;
+mod temp_dir;
+mod template;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,22 +1,303 @@
-//! stub
+//! What a run left running, found and ended: everything that carries the run's marker in its environment or is in its
+//! process group, and what descends from those. A process group alone is not enough, because agents start their tools in
+//! sessions of their own.
+//!
+//! Always: a signal goes through a pidfd to the very process that was found (its start time is compared once the pidfd
+//! holds it), so a pid that was given to another process is never hit. Our own process is never found.
+//!
+//! Linux 5.3 or newer only: `/proc` and pidfds. Not found is what left the group, cleared its environment and lost its
+//! parent before anybody looked; a cgroup would find that too.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use procfs::process::{Process, Stat, StatFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::time::Instant;
+
 use crate::id::RunId;
 use crate::worker::ProcessIdentity;
-use std::time::Duration;
+
+/// The variable that holds the run's id in everything that the run starts.
+pub const MARKER: &str = "MAINSTAY_RUN";
+
+/// After SIGKILL a process goes at once, unless it sleeps in the kernel, and then for any length of time.
+const CONFIRM: Duration = Duration::from_secs(5);
+
+/// A fork that escaped one pass of SIGKILL is looked for again so soon.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
+
+/// A program is put in place of another within a millisecond or so; one that seems to take longer just hides its
+/// environment.
+const EXEC_LASTS: Duration = Duration::from_millis(100);
+
+/// The kernel allows 6 MiB for arguments and environment together.
+const MAX_ENVIRON_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Whether a process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
+    /// It runs.
     Alive,
+    /// It is gone, or only its exit status is left.
     Dead,
+    /// It belongs to another host, or `/proc` does not tell.
     Unknown,
 }
+
+/// What came of ending a run's processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended {
+    /// Processes that were found and are gone.
     pub ended: usize,
+    /// Processes that are there in spite of SIGKILL.
     pub remaining: usize,
 }
-pub fn own_identity() -> std::io::Result<ProcessIdentity> {
-    Err(std::io::ErrorKind::Other.into())
+
+/// The identity of this process.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn own_identity() -> io::Result<ProcessIdentity> {
+    let stat = Process::myself().and_then(|process| process.stat()).map_err(io::Error::other)?;
+    Ok(identity(host()?, &stat))
 }
-pub fn is_alive(_: &ProcessIdentity) -> Liveness {
-    Liveness::Unknown
+
+/// The identity of the process that has this pid now.
+pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
+    let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+    Some(identity(host().ok()?, &stat))
 }
-pub async fn end(_: RunId, _: Option<ProcessIdentity>, _: Duration) -> Ended {
-    Ended { ended: 0, remaining: 0 }
+
+/// Whether a process lives, as far as this host can tell.
+pub fn is_alive(process: &ProcessIdentity) -> Liveness {
+    if host().ok() != Some(process.host.as_str()) {
+        return Liveness::Unknown;
+    }
+    match Process::new(process.pid).and_then(|found| found.stat()) {
+        Ok(stat) if is_gone(&stat) || started_at(&stat) != process.started_at_ticks => Liveness::Dead,
+        Ok(_) => Liveness::Alive,
+        Err(procfs::ProcError::NotFound(_)) => Liveness::Dead,
+        Err(procfs::ProcError::Io(error, _))
+            if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
+            Liveness::Dead
+        }
+        Err(_) => Liveness::Unknown,
+    }
+}
+
+/// What of a run still lives. `group` is the process that led it. Reads all of `/proc`: blocking work.
+pub fn survivors(run: RunId, group: Option<&ProcessIdentity>) -> Vec<ProcessIdentity> {
+    scan(run, group).found
+}
+
+/// Sends SIGKILL to all that a run left, once, without waiting: for when there is no time. Blocking work.
+pub(super) fn kill_at_once(run: RunId, group: Option<&ProcessIdentity>) {
+    for process in survivors(run, group) {
+        send(&process, Signal::KILL);
+    }
+}
+
+/// Ends all that a run left: SIGTERM, after `grace` SIGKILL, until nothing is found any more. `group` is the process that
+/// led the run. Bounded: what survives SIGKILL for long is counted as remaining.
+pub async fn end(run: RunId, group: Option<ProcessIdentity>, grace: Duration) -> Ended {
+    end_known(run, group, Vec::new(), grace).await
+}
+
+/// [`end`], and with it processes that were known to belong to the run before.
+pub(super) async fn end_known(
+    run: RunId,
+    group: Option<ProcessIdentity>,
+    known: Vec<ProcessIdentity>,
+    grace: Duration,
+) -> Ended {
+    let begun = Instant::now();
+    let give_up = grace.saturating_add(CONFIRM);
+    let mut seen = HashSet::new();
+    let mut living = known;
+    loop {
+        let signal = if begun.elapsed() < grace { Signal::TERM } else { Signal::KILL };
+        let group = group.clone();
+        let pass = move || pass(run, group.as_ref(), living, signal);
+        // It fails only when the runtime goes down; the sweep of the next one looks again.
+        let Ok(scan) = tokio::task::spawn_blocking(pass).await else { return Ended::default() };
+        let unclear = scan.unclear && begun.elapsed() < EXEC_LASTS;
+        living = scan.found;
+        seen.extend(living.iter().cloned());
+        if (living.is_empty() && !unclear) || begun.elapsed() >= give_up {
+            return Ended { ended: seen.len() - living.len(), remaining: living.len() };
+        }
+        let next_look = if signal == Signal::TERM { grace } else { begun.elapsed() + KILL_AGAIN };
+        until_gone(&living, next_look.saturating_sub(begun.elapsed())).await;
+    }
+}
+
+/// Looks once and signals all that it finds, also those that were found before and can be told only by their identity now.
+fn pass(run: RunId, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>, signal: Signal) -> Scan {
+    let mut scan = scan(run, group);
+    for process in known {
+        if !scan.found.contains(&process) && is_alive(&process) == Liveness::Alive {
+            scan.found.push(process);
+        }
+    }
+    for process in &scan.found {
+        send(process, signal);
+    }
+    scan
+}
+
+/// Waits until none of the processes lives; at least for a moment, and at most for `limit`.
+async fn until_gone(processes: &[ProcessIdentity], limit: Duration) {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        tokio::time::sleep(pause.min(limit)).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+        if begun.elapsed() >= limit || processes.iter().all(|process| is_alive(process) == Liveness::Dead) {
+            return;
+        }
+    }
+}
+
+/// What one look at `/proc` found.
+#[derive(Debug, Default)]
+struct Scan {
+    found: Vec<ProcessIdentity>,
+    /// A process was just about to become another program, with no environment to look at.
+    unclear: bool,
+}
+
+fn scan(run: RunId, leader: Option<&ProcessIdentity>) -> Scan {
+    let (host, processes) = match (host(), procfs::process::all_processes().map_err(io::Error::other)) {
+        (Ok(host), Ok(processes)) => (host, processes),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(run.id = %run, %error, "failed to look for the processes of a run: /proc cannot be read");
+            return Scan::default();
+        }
+    };
+    let own = i64::from(std::process::id());
+    let leader = leader.filter(|leader| leader.host == host);
+    let marker = format!("{MARKER}={run}").into_bytes();
+    let mut environ = Vec::new();
+    let mut unclear = false;
+    let mut leaders_pid_is_reused = false;
+    let mut candidates = Vec::new();
+    for process in processes.flatten() {
+        // Processes come and go while we look.
+        let Ok(stat) = process.stat() else { continue };
+        // Nothing is older than what it descends from.
+        let too_old = leader.is_some_and(|leader| started_at(&stat) < leader.started_at_ticks);
+        if too_old || i64::from(stat.pid) == own {
+            continue;
+        }
+        leaders_pid_is_reused |=
+            leader.is_some_and(|leader| leader.pid == stat.pid && leader.started_at_ticks != started_at(&stat));
+        if is_gone(&stat) {
+            continue;
+        }
+        let marked = match marked(&process, &marker, &mut environ) {
+            Marked::Yes => true,
+            Marked::No => false,
+            Marked::Unclear => {
+                unclear = true;
+                false
+            }
+        };
+        candidates.push((stat, marked));
+    }
+    // A group keeps its id from being given out as a pid: if it was, the group is gone and this is another.
+    let group = leader.filter(|_| !leaders_pid_is_reused).map(|leader| leader.pid);
+    let mut pids: HashSet<i32> = candidates
+        .iter()
+        .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group)
+        .map(|(stat, _)| stat.pid)
+        .collect();
+    loop {
+        let known = pids.len();
+        for (stat, _) in &candidates {
+            if pids.contains(&stat.ppid) {
+                pids.insert(stat.pid);
+            }
+        }
+        if pids.len() == known {
+            break;
+        }
+    }
+    let found =
+        candidates.iter().filter(|(stat, _)| pids.contains(&stat.pid)).map(|(stat, _)| identity(host, stat)).collect();
+    Scan { found, unclear }
+}
+
+enum Marked {
+    Yes,
+    No,
+    Unclear,
+}
+
+/// Whether a process carries the marker. One whose environment we may not read is not ours to end.
+fn marked(process: &Process, marker: &[u8], environ: &mut Vec<u8>) -> Marked {
+    for _ in 0..2 {
+        environ.clear();
+        let Ok(file) = process.open_relative("environ") else { return Marked::No };
+        if file.take(MAX_ENVIRON_BYTES).read_to_end(environ).is_err() {
+            return Marked::No;
+        }
+        if !environ.is_empty() {
+            return if environ.split(|byte| *byte == 0).any(|entry| entry == marker) {
+                Marked::Yes
+            } else {
+                Marked::No
+            };
+        }
+        // Empty by choice, or not there yet because another program is just put in place: then its end is unset.
+        match process.stat() {
+            Ok(stat) if is_gone(&stat) || is_kernels(&stat) => return Marked::No,
+            Ok(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
+                return Marked::No;
+            }
+            Ok(_) => {}
+            Err(_) => return Marked::No,
+        }
+    }
+    Marked::Unclear
+}
+
+fn send(process: &ProcessIdentity, signal: Signal) {
+    let Some(pid) = Pid::from_raw(process.pid) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    if is_alive(process) == Liveness::Alive {
+        // It is gone by now, or not ours to end; whatever is left is looked for again.
+        let _ = pidfd_send_signal(&pidfd, signal);
+    }
+}
+
+/// Only the exit status is left of it. The first thread of a process may be gone before the others.
+fn is_gone(stat: &Stat) -> bool {
+    matches!(stat.state, 'Z' | 'X' | 'x') && stat.num_threads <= 1
+}
+
+fn is_kernels(stat: &Stat) -> bool {
+    StatFlags::from_bits_truncate(stat.flags).contains(StatFlags::PF_KTHREAD)
+}
+
+fn identity(host: &str, stat: &Stat) -> ProcessIdentity {
+    ProcessIdentity { host: host.to_owned(), pid: stat.pid, started_at_ticks: started_at(stat) }
+}
+
+fn started_at(stat: &Stat) -> i64 {
+    i64::try_from(stat.starttime).unwrap_or(i64::MAX)
+}
+
+/// Boot id and pid namespace: where our pids mean something.
+fn host() -> io::Result<&'static str> {
+    static HOST: OnceLock<String> = OnceLock::new();
+    if let Some(host) = HOST.get() {
+        return Ok(host);
+    }
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid")?;
+    Ok(HOST.get_or_init(|| format!("{} {}", boot.trim(), namespace.display())))
 }

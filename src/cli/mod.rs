@@ -3,9 +3,17 @@
 //! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
+mod attach;
+mod cancel;
 pub mod exit;
 mod input;
+mod list;
 pub mod plain;
+mod run;
+mod send;
+mod serve;
+mod signals;
+mod stream;
 pub mod table;
 pub mod terminal;
 
@@ -13,10 +21,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::limits;
+use crate::config::{Config, limits};
+use crate::engine::Engine;
 use crate::event::Seq;
 use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
 use crate::run::{Status, WhenBusy};
@@ -280,6 +290,33 @@ impl Cli {
         let wanted = i16::from(self.verbose) - i16::from(self.quiet);
         let quieter = if matches!(self.command, Command::Serve(_)) { 0 } else { 1 };
         i8::try_from(wanted - quieter).unwrap_or(if wanted < 0 { i8::MIN } else { i8::MAX })
+    }
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// Why it could not be done, for the person who asked.
+    pub async fn execute(&self, config: Config) -> anyhow::Result<exit::Exit> {
+        let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
+        if !makes_a_database && !self.db.exists() {
+            anyhow::bail!("there is no database {}: name one with --db", self.db.display());
+        }
+        let engine = Engine::open(&self.db, config).await.context("failed to open the database")?;
+        let mut out = std::io::stdout();
+        let done = match &self.command {
+            Command::Serve(_) => return serve::run(engine).await,
+            Command::Run(args) => run::run(&engine, args, self.json).await,
+            Command::Send(args) => send::run(&engine, args, self.json, &mut out).await,
+            Command::Attach(args) => attach::run(&engine, args, self.json).await,
+            Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
+            Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
+            listing => list::run(&engine, listing, self.json, &mut out).await,
+        };
+        engine.drain(std::time::Duration::ZERO).await;
+        engine.close().await;
+        done
     }
 }
 

@@ -177,6 +177,9 @@ impl Drive<'_> {
                 reply.cancel.cancel();
                 continue;
             }
+            if asked == Some(Cause::OutputLimit) {
+                records.clear();
+            }
             if records.is_empty() {
                 continue;
             }

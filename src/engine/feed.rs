@@ -44,8 +44,8 @@ struct Channel {
 #[derive(Default)]
 pub struct Feed {
     channels: Mutex<HashMap<SessionKey, Channel>>,
-    /// Woken when somebody begins to follow.
-    pub(super) followed: Notify,
+    /// Woken when somebody here begins to care for what other processes commit.
+    pub(super) wanted: Notify,
 }
 
 impl Feed {
@@ -61,7 +61,7 @@ impl Feed {
                 .or_insert_with(|| Channel { signals: broadcast::channel(RING).0, published: 0 });
             channel.signals.subscribe()
         };
-        self.followed.notify_one();
+        self.wanted.notify_one();
         receiver
     }
 
@@ -306,12 +306,10 @@ impl Follower {
                         limit: PAGE,
                     })));
                 }
-                State::NeverBegun => {
-                    self.state = State::Finished;
-                    if let Scope::Run { id, .. } = self.scope {
-                        return Ok(Some(Step::NeverBegun(id)));
-                    }
-                }
+                State::NeverBegun => match self.scope {
+                    Scope::Run { id, .. } => return Ok(Some(Step::NeverBegun(id))),
+                    Scope::Session => self.state = State::Live,
+                },
                 State::Live => match tokio::time::timeout(LOOK_AGAIN, self.signals.recv()).await {
                     Ok(Ok(Signal::Events(committed))) => {
                         if let Some(step) = self.take_live(committed) {
@@ -375,8 +373,10 @@ impl Follower {
     }
 
     /// What will be written of a run that was cancelled in the queue, without waiting for the run before it.
-    async fn never_begun(&self, id: RunId) -> Result<Vec<Followed>, StoreError> {
-        let Some(run) = self.store.find_run(id).await? else { return Ok(Vec::new()) };
+    async fn never_begun(&mut self, id: RunId) -> Result<Vec<Followed>, StoreError> {
+        let run = self.store.find_run(id).await?;
+        self.state = State::Finished;
+        let Some(run) = run else { return Ok(Vec::new()) };
         let at = run.run.settled_at.unwrap_or(run.run.queued_at);
         let start = Chunk::start(id, &run.run.session_id, &run.run.response_id);
         let end = Chunk::end_of_a_run_cancelled_in_the_queue();

@@ -22,12 +22,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let wait = async {
             match pace {
                 Some(pace) => tokio::time::sleep(pace).await,
-                None => shared.feed.followed.notified().await,
+                None => shared.feed.wanted.notified().await,
             }
         };
         tokio::select! {
             () = wait => {}
-            () = shared.feed.followed.notified(), if pace == Some(WHILE_WORKING) => {}
+            () = shared.feed.wanted.notified(), if pace == Some(WHILE_WORKING) => {}
             () = shared.closed.cancelled() => return,
         }
         if let Err(error) = look(&shared, &mut version).await {
@@ -46,9 +46,7 @@ async fn look(shared: &Shared, version: &mut Option<i64>) -> Result<(), crate::s
     if let Some(worker) = shared.worker.get() {
         shared.executing.ready.notify_one();
         if shared.executing.is_busy() {
-            for run in shared.store.cancel_requests(worker.key).await? {
-                shared.executing.cancel(run);
-            }
+            super::worker::heed_cancel_requests(shared, worker.key).await;
         }
     }
     Ok(())

@@ -135,6 +135,7 @@ impl Shared {
                 let id = registration.id;
                 let key = self.store.register_worker(registration).await?;
                 tracing::debug!(worker.id = %id, capacity, "worker registered");
+                self.feed.wanted.notify_one();
                 Ok(Identity { key })
             })
             .await
@@ -160,12 +161,12 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
         return;
     };
     let mut runs = JoinSet::new();
-    let mut owners = HashMap::new();
+    let mut driven = HashMap::new();
     let mut renewal = tokio::time::interval(shared.config.engine.lease / 3);
     renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         while let Some(ended) = runs.try_join_next_with_id() {
-            tidy_up(&shared, &mut owners, ended).await;
+            tidy_up(&shared, &mut driven, ended).await;
         }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
@@ -174,9 +175,8 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
                 Ok(claimed) => {
                     looked = claimed.is_empty();
                     for (claimed, signals) in claimed {
-                        let lease = (claimed.lease, claimed.clone());
-                        let id = runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id();
-                        owners.insert(id, lease);
+                        let id = runs.spawn(drive::drive(shared.clone(), worker, claimed.clone(), signals)).id();
+                        driven.insert(id, claimed);
                     }
                 }
                 Err(error) => {
@@ -195,7 +195,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
             () = shared.draining.cancelled(), if !shared.draining.is_cancelled() => {}
             () = shared.closed.cancelled() => break,
             _ = renewal.tick() => renew(&shared, worker).await,
-            Some(ended) = runs.join_next_with_id() => tidy_up(&shared, &mut owners, ended).await,
+            Some(ended) = runs.join_next_with_id() => tidy_up(&shared, &mut driven, ended).await,
         }
     }
 }
@@ -203,12 +203,13 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, session: Option<Sess
 type Ended = Result<(tokio::task::Id, ()), tokio::task::JoinError>;
 
 /// A task that panicked leaves a run behind that nobody would settle.
-async fn tidy_up(shared: &Shared, owners: &mut HashMap<tokio::task::Id, (Lease, Claimed)>, ended: Ended) {
+async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Claimed>, ended: Ended) {
     let (id, failure) = match ended {
         Ok((id, ())) => (id, None),
         Err(error) => (error.id(), Some(error)),
     };
-    let Some((lease, claimed)) = owners.remove(&id) else { return };
+    let Some(claimed) = driven.remove(&id) else { return };
+    let lease = claimed.lease;
     if let Some(error) = failure {
         let (run, session) = (claimed.run, &claimed.session_id);
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
@@ -227,6 +228,11 @@ async fn claim(
     room: usize,
     session: Option<SessionKey>,
 ) -> Result<Vec<(Claimed, Signals)>, StoreError> {
+    let _claiming = shared.claiming.lock().await;
+    // Asked on a reading connection first: looking around takes nobody's write lock.
+    if shared.draining.is_cancelled() || !shared.store.has_ready_run().await? {
+        return Ok(Vec::new());
+    }
     let request = ClaimRequest {
         worker,
         limit: i64::try_from(room).unwrap_or(i64::MAX),
@@ -235,13 +241,14 @@ async fn claim(
         lease_expires_at: shared.lease_end(),
     };
     let claimed = shared.store.claim(request).await?;
-    let claimed: Vec<_> = claimed.into_iter().map(|claimed| (claimed.lease, claimed)).collect();
-    let claimed: Vec<_> = claimed.into_iter().map(|(lease, claimed)| (claimed, shared.executing.add(lease))).collect();
+    let with_signals = |claimed: Claimed| {
+        let signals = shared.executing.add(claimed.lease);
+        (claimed, signals)
+    };
+    let claimed: Vec<_> = claimed.into_iter().map(with_signals).collect();
     if !claimed.is_empty() {
         // A cancel that was stored between the claim and this line found nobody to tell.
-        for run in shared.store.cancel_requests(worker).await? {
-            shared.executing.cancel(run);
-        }
+        heed_cancel_requests(shared, worker).await;
     }
     Ok(claimed)
 }
@@ -253,6 +260,11 @@ async fn renew(shared: &Shared, worker: WorkerKey) {
         // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
         Err(error) => tracing::warn!(%error, "failed to renew leases; trying again"),
     }
+    heed_cancel_requests(shared, worker).await;
+}
+
+/// Tells the runs that somebody asked to stop. When the database cannot be asked, the next renewal asks again.
+pub(super) async fn heed_cancel_requests(shared: &Shared, worker: WorkerKey) {
     match shared.store.cancel_requests(worker).await {
         Ok(requests) => requests.into_iter().for_each(|run| shared.executing.cancel(run)),
         Err(error) => tracing::warn!(%error, "failed to look for cancel requests; trying again"),

@@ -56,7 +56,7 @@ pub async fn insert_user(tx: &mut Tx<'_>, session: SessionKey, message: &UserMes
 }
 
 /// Makes room for a new answer to a message: what came after it is kept, but no longer shown. With `replacement` the
-/// message itself says that from now on.
+/// message itself says that from now on. It is shown again if it was hidden itself.
 pub async fn supersede_answers(
     tx: &mut Tx<'_>,
     session: SessionKey,
@@ -64,36 +64,46 @@ pub async fn supersede_answers(
     replacement: Option<&UserMessage>,
 ) -> Result<i64, StoreError> {
     let (id, now) = (id.as_str(), tx.now.as_millis());
-    let message =
-        sqlx::query!(r#"SELECT key AS "key!", position FROM messages WHERE session_key = ?1 AND id = ?2"#, session, id)
-            .fetch_one(&mut *tx.conn)
-            .await?;
-    sqlx::query!(
-        "UPDATE messages SET superseded_at = ?3 WHERE session_key = ?1 AND superseded_at IS NULL AND key <> ?2
-             AND (position >= ?4 OR (position IS NULL AND key > ?2))",
+    let message = sqlx::query!(
+        r#"SELECT key AS "key!", position, superseded_at FROM messages WHERE session_key = ?1 AND id = ?2"#,
         session,
-        message.key,
-        now,
-        message.position
+        id
     )
-    .execute(&mut *tx.conn)
+    .fetch_one(&mut *tx.conn)
     .await?;
-    if let Some(replacement) = replacement {
-        let (parts, metadata) = (replacement.parts_json(), replacement.metadata_json());
+    // What followed a hidden message was hidden with it: what is shown now is not behind it.
+    if message.superseded_at.is_none() {
         sqlx::query!(
-            "UPDATE messages SET parts = ?2, metadata = ?3, updated_at = ?4, superseded_at = NULL WHERE key = ?1",
+            "UPDATE messages SET superseded_at = ?3 WHERE session_key = ?1 AND superseded_at IS NULL AND key <> ?2
+                 AND (position >= ?4 OR (position IS NULL AND key > ?2))",
+            session,
             message.key,
-            parts,
-            metadata,
-            now
+            now,
+            message.position
         )
         .execute(&mut *tx.conn)
         .await?;
     }
+    let parts = replacement.map(UserMessage::parts_json);
+    let metadata = replacement.and_then(UserMessage::metadata_json);
+    let replaced = replacement.is_some();
+    sqlx::query!(
+        "UPDATE messages SET superseded_at = NULL, parts = coalesce(?2, parts), metadata = iif(?3, ?4, metadata),
+             updated_at = iif(?3, ?5, updated_at)
+         WHERE key = ?1",
+        message.key,
+        parts,
+        replaced,
+        metadata,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
     Ok(message.key)
 }
 
 /// Stores the answers of runs as far as they have got: one statement, whatever their number. The caller holds their leases.
+/// An answer to what was replaced while its run went on is kept, but not shown.
 pub async fn store_responses<'a>(
     tx: &mut Tx<'_>,
     responses: impl Iterator<Item = (RunKey, &'a str)>,
@@ -104,10 +114,13 @@ pub async fn store_responses<'a>(
     }
     let (items, now) = (format!("[{}]", items.join(",")), tx.now.as_millis());
     sqlx::query!(
-        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, created_at, updated_at)
+        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, superseded_at, created_at, updated_at)
          SELECT r.session_key, r.response_id, 'assistant', r.key, i.value -> 1,
-                json_object('run_id', r.id, 'session_id', s.id), r.first_seq, ?2, ?2
+                json_object('run_id', r.id, 'session_id', s.id), r.first_seq,
+                iif(m.superseded_at IS NOT NULL OR EXISTS
+                    (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key), ?2, NULL), ?2, ?2
          FROM json_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
+         JOIN messages m ON m.key = r.message_key
          WHERE true
          ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, updated_at = excluded.updated_at",
         items,

@@ -23,6 +23,19 @@ pub struct NewSession {
     pub idle_ttl_ms: i64,
 }
 
+/// What a caller said that a session is to have; the rest may be as it is.
+#[derive(Debug, Clone, Default)]
+pub struct NamedValues {
+    /// Its workspace.
+    pub workspace: Option<WorkspaceName>,
+    /// Its agent.
+    pub agent: Option<AgentName>,
+    /// Its title.
+    pub title: Option<String>,
+    /// Its idle TTL.
+    pub idle_ttl_ms: Option<i64>,
+}
+
 /// What a write needs to know of a session.
 pub struct Known {
     /// Its row.
@@ -121,24 +134,31 @@ pub enum Closed {
 }
 
 impl Store {
-    /// Creates a session, or finds it.
+    /// Creates a session with `new`, or finds it: then it must have the values that were `named`.
     ///
     /// # Errors
     /// Why nothing was stored.
-    pub async fn create_session(&self, id: SessionId, new: NewSession) -> Result<Created, StoreError> {
+    pub async fn create_session(
+        &self,
+        id: SessionId,
+        new: NewSession,
+        named: NamedValues,
+    ) -> Result<Created, StoreError> {
         self.write(move |tx| {
-            let (id, new) = (id.clone(), new.clone());
+            let (id, new, named) = (id.clone(), new.clone(), named.clone());
             Box::pin(async move {
                 let text = id.as_str();
-                let (workspace, agent) = (new.workspace.as_str(), new.agent.as_str());
+                let workspace = named.workspace.as_ref().map(WorkspaceName::as_str);
+                let agent = named.agent.as_ref().map(AgentName::as_str);
                 let same = sqlx::query_scalar!(
-                    r#"SELECT (workspace = ?2 AND agent = ?3 AND idle_ttl_ms = ?4 AND (?5 IS NULL OR title IS ?5))
-                       AS "same!: bool" FROM sessions WHERE id = ?1"#,
+                    r#"SELECT (coalesce(?2, workspace) = workspace AND coalesce(?3, agent) = agent
+                           AND coalesce(?4, idle_ttl_ms) = idle_ttl_ms AND (?5 IS NULL OR title IS ?5)) AS "same!: bool"
+                       FROM sessions WHERE id = ?1"#,
                     text,
                     workspace,
                     agent,
-                    new.idle_ttl_ms,
-                    new.title
+                    named.idle_ttl_ms,
+                    named.title
                 );
                 match same.fetch_optional(&mut *tx.conn).await? {
                     Some(true) => return Ok(Created::Same),

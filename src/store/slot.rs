@@ -7,6 +7,20 @@ use crate::slot::Slot;
 use crate::workspace::Workspace;
 
 impl Store {
+    /// Makes the pool of a workspace that has none yet.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn make_pool(&self, workspace: Workspace) -> Result<(), StoreError> {
+        let name = workspace.name.as_str();
+        let exists =
+            sqlx::query_scalar!(r#"SELECT EXISTS (SELECT 1 FROM slots WHERE workspace = ?1) AS "exists!: bool""#, name);
+        if workspace.slots == 0 || exists.fetch_one(&self.readers).await? {
+            return Ok(());
+        }
+        self.sync_slots(workspace).await
+    }
+
     /// Makes the pool of a workspace what the config says: missing slots are made, surplus ones are given to nobody any
     /// more. New slots go to the sessions that have waited longest.
     ///

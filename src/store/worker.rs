@@ -28,6 +28,8 @@ pub struct Registered {
     pub id: String,
     /// Which process it is.
     pub process: ProcessIdentity,
+    /// Runs it executes at once.
+    pub capacity: i64,
     /// When it last renewed its leases.
     pub heartbeat_at: Timestamp,
 }
@@ -100,7 +102,7 @@ impl Store {
     /// Any failure of the database.
     pub async fn registered_workers(&self) -> Result<Vec<Registered>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT key AS "key!", id, host, pid, pid_started_at, heartbeat_at FROM workers ORDER BY key"#
+            r#"SELECT key AS "key!", id, host, pid, pid_started_at, capacity, heartbeat_at FROM workers ORDER BY key"#
         );
         let rows = rows.fetch_all(&self.readers).await?;
         let registered = rows.into_iter().map(|row| Registered {
@@ -111,6 +113,7 @@ impl Store {
                 pid: i32::try_from(row.pid).unwrap_or_default(),
                 started_at_ticks: row.pid_started_at,
             },
+            capacity: row.capacity,
             heartbeat_at: Timestamp::from_millis(row.heartbeat_at),
         });
         Ok(registered.collect())

@@ -94,6 +94,15 @@ impl Store {
         .await
     }
 
+    /// Whether any run is ready to be claimed.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn has_ready_run(&self) -> Result<bool, StoreError> {
+        let ready = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT 1 FROM runs WHERE ready = 1) AS "ready!: bool""#);
+        Ok(ready.fetch_one(&self.readers).await?)
+    }
+
     /// Renews the leases of these runs of a worker, and its heartbeat, in one statement each. Answers with the leases
     /// that are still its own.
     ///

@@ -144,6 +144,9 @@ impl Enqueue {
         let placed = session.has_place
             || assignment::allocate(tx, session.key, &session.workspace, session.idle_ttl_ms, self.when_full).await?;
         let run = insert(tx, &session, message_key, &options).await?;
+        if self.purpose != Purpose::Send {
+            cancel_replaced(tx, session.key, message_key, run).await?;
+        }
         if !placed {
             session::wait_for_slot(tx, session.key).await?;
         }
@@ -218,6 +221,28 @@ async fn interrupt(tx: &mut Tx<'_>, session: SessionKey, priority: i64) -> Resul
     .fetch_one(&mut *tx.conn)
     .await?;
     Ok(highest.map_or(priority, |highest| priority.max((highest + 1).min(1000))))
+}
+
+/// Cancels the queued runs whose message is replaced: nobody would see what they answer. Comes after the new run is in the
+/// queue, so that the session keeps its place, or its place in the line for one.
+async fn cancel_replaced(
+    tx: &mut Tx<'_>,
+    session: SessionKey,
+    message: i64,
+    replacement: RunKey,
+) -> Result<(), StoreError> {
+    let replaced = sqlx::query_scalar!(
+        r#"SELECT r.key AS "key!" FROM runs r JOIN messages m ON m.key = r.message_key
+           WHERE r.session_key = ?1 AND r.status = 'queued' AND r.key <> ?3
+             AND (m.key = ?2 OR m.superseded_at IS NOT NULL) ORDER BY r.key"#,
+        session,
+        message,
+        replacement
+    );
+    for run in replaced.fetch_all(&mut *tx.conn).await? {
+        request_cancel(tx, run).await?;
+    }
+    Ok(())
 }
 
 async fn insert(

@@ -17,6 +17,8 @@ pub use settle::{CancelRequest, Settle};
 pub(super) use settle::{request_cancel, settle_all};
 
 struct Row {
+    key: RunKey,
+    session_key: SessionKey,
     id: String,
     session_id: String,
     message_id: String,
@@ -42,11 +44,11 @@ struct Row {
     settled_at: Option<i64>,
 }
 
-impl TryFrom<Row> for Run {
+impl TryFrom<Row> for Located {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        Ok(Run {
+        let run = Run {
             id: row.id.parse()?,
             session_id: row.session_id.parse()?,
             message_id: row.message_id.parse()?,
@@ -70,7 +72,8 @@ impl TryFrom<Row> for Run {
             claimed_at: row.claimed_at.map(Timestamp::from_millis),
             cancel_requested_at: row.cancel_requested_at.map(Timestamp::from_millis),
             settled_at: row.settled_at.map(Timestamp::from_millis),
-        })
+        };
+        Ok(Located { key: row.key, session: row.session_key, run })
     }
 }
 
@@ -98,7 +101,8 @@ pub struct RunFilter {
 
 /// Runs by their keys, newest first. The one place that knows the columns of [`Run`].
 async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result<Vec<Located>, StoreError> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
                p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.lease_token AS attempts, r.timeout_ms,
                r.exit_code, r.exit_signal, r.first_seq, r.last_seq, r.malformed_lines, r.queued_at, r.not_before,
@@ -110,36 +114,7 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
     )
     .fetch_all(executor)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let run = Row {
-                id: row.id,
-                session_id: row.session_id,
-                message_id: row.message_id,
-                response_id: row.response_id,
-                workspace: row.workspace,
-                agent: row.agent,
-                slot: row.slot,
-                status: row.status,
-                cause: row.cause,
-                error: row.error,
-                priority: row.priority,
-                attempts: row.attempts,
-                timeout_ms: row.timeout_ms,
-                exit_code: row.exit_code,
-                exit_signal: row.exit_signal,
-                first_seq: row.first_seq,
-                last_seq: row.last_seq,
-                malformed_lines: row.malformed_lines,
-                queued_at: row.queued_at,
-                not_before: row.not_before,
-                claimed_at: row.claimed_at,
-                cancel_requested_at: row.cancel_requested_at,
-                settled_at: row.settled_at,
-            };
-            Ok(Located { key: row.key, session: row.session_key, run: run.try_into()? })
-        })
-        .collect()
+    rows.into_iter().map(Located::try_from).collect()
 }
 
 async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> Result<Option<Located>, StoreError> {

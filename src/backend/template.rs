@@ -1,0 +1,93 @@
+//! Placeholders in a command and its environment: `{message}` `{session}` `{run}` `{slot}` `{workspace}`
+//! `{agent_session}` `{dir}`.
+//!
+//! Always: a text is filled in one pass, so that what stands in a message is never taken for a placeholder; what a
+//! placeholder stands for stays within its argument, because nothing splits or quotes it afterwards.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+
+use super::Prompt;
+
+/// Fills the placeholders of one argument or value. An unknown `{…}` stays as it is: JSON and shell text have braces too.
+pub(super) fn fill(template: &str, prompt: &Prompt) -> OsString {
+    let mut filled = OsString::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, name, behind)) = next_placeholder(rest) {
+        filled.push(before);
+        match value(name, prompt) {
+            Some(value) => filled.push(value),
+            None => filled.push(format!("{{{name}}}")),
+        }
+        rest = behind;
+    }
+    filled.push(rest);
+    filled
+}
+
+/// Whether a template asks for the message.
+pub(super) fn asks_for_message(template: &str) -> bool {
+    template.contains("{message}")
+}
+
+/// The text before the first `{name}`, the name, and the text behind it.
+fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
+    text.match_indices('{').find_map(|(open, _)| {
+        let inside = &text[open + 1..];
+        let length = inside.find(|c: char| !c.is_ascii_lowercase() && c != '_')?;
+        let behind = inside[length..].strip_prefix('}')?;
+        Some((&text[..open], &inside[..length], behind))
+    })
+}
+
+fn value<'a>(name: &str, prompt: &'a Prompt) -> Option<Cow<'a, OsStr>> {
+    let text = match name {
+        "message" => prompt.message.as_str(),
+        "session" => prompt.session.as_str(),
+        "slot" => prompt.slot.as_str(),
+        "workspace" => prompt.workspace.as_str(),
+        "agent_session" => prompt.agent_session.as_deref().unwrap_or_default(),
+        "run" => return Some(OsString::from(prompt.run.to_string()).into()),
+        "dir" => return Some(prompt.dir.as_os_str().into()),
+        _ => return None,
+    };
+    Some(OsStr::new(text).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RunId;
+
+    #[test]
+    fn fills_each_placeholder_once_and_leaves_other_braces() {
+        let prompt = Prompt {
+            run: RunId::generate(),
+            session: "s-1".parse().unwrap(),
+            slot: "chat-slot-w-1".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: "/srv/w".into(),
+            agent_session: None,
+            message: "look at {run} {session} $(id) \"'\n".to_owned(),
+        };
+        let run = prompt.run.to_string();
+        for (template, filled) in [
+            ("", ""),
+            ("plain", "plain"),
+            ("{session}", "s-1"),
+            ("agent:{slot}:web:{session}", "agent:chat-slot-w-1:web:s-1"),
+            ("{workspace}{dir}", "w/srv/w"),
+            ("{agent_session}", ""),
+            ("{run}", run.as_str()),
+            ("{message}", prompt.message.as_str()),
+            ("{nobody} {Session} {} { session }", "{nobody} {Session} {} { session }"),
+            ("{\"s\":\"{session}\"}", "{\"s\":\"s-1\"}"),
+            ("{{session}}", "{s-1}"),
+            ("{nobody{session}", "{nobodys-1"),
+            ("open {session", "open {session"),
+            ("{", "{"),
+        ] {
+            assert_eq!(fill(template, &prompt), OsString::from(filled), "{template}");
+        }
+    }
+}

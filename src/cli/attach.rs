@@ -1,0 +1,70 @@
+//! `attach`: a run or a session from any point on, replayed and followed. Only looks: Ctrl-C detaches, the run goes on.
+
+use anyhow::Context;
+
+use super::exit::Exit;
+use super::run::exit_of;
+use super::signals::StopSignals;
+use super::stream::StreamOutput;
+use super::{AttachArgs, Target};
+use crate::engine::{Engine, EngineError, Follower};
+use crate::id::{RunId, SessionId};
+use crate::session::Execution;
+
+/// What a target turned out to be.
+pub(super) enum Found {
+    Run(RunId),
+    Session(SessionId),
+}
+
+/// Looks a target up: as a run, then as a session.
+pub(super) async fn find(engine: &Engine, target: &Target) -> anyhow::Result<Found> {
+    if let Some(run) = target.run {
+        match engine.run(run).await {
+            Ok(run) => return Ok(Found::Run(run.id)),
+            Err(EngineError::NotFound { .. }) => {}
+            Err(error) => return Err(error).context("failed to look the run up"),
+        }
+    }
+    match engine.session(&target.session).await {
+        Ok(session) => Ok(Found::Session(session.id)),
+        Err(EngineError::NotFound { .. }) => Err(anyhow::anyhow!("there is no run and no session {}", target.session)),
+        Err(error) => Err(error).context("failed to look the session up"),
+    }
+}
+
+pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyhow::Result<Exit> {
+    let mut output = StreamOutput::new(args.format(json));
+    let mut signals = StopSignals::new()?;
+    let found = find(engine, &args.target).await?;
+    let mut follower = match &found {
+        Found::Run(run) => engine.follow_run(*run, args.after).await?,
+        Found::Session(session) => engine.follow_session(session, args.after).await?,
+    };
+    loop {
+        if let Found::Session(session) = &found
+            && !args.follow
+            && is_at_rest(engine, session, &follower).await?
+        {
+            return Ok(Exit::Done);
+        }
+        tokio::select! {
+            events = follower.next_events() => match events? {
+                Some(events) => output.write(&events)?,
+                None => break,
+            },
+            () = signals.next() => return Ok(Exit::Interrupted),
+        }
+    }
+    output.end()?;
+    match found {
+        Found::Run(run) => Ok(exit_of(&engine.run(run).await?)),
+        Found::Session(_) => Ok(Exit::Done),
+    }
+}
+
+/// Whether all of a session has been shown and nothing more is to come by itself.
+async fn is_at_rest(engine: &Engine, session: &SessionId, follower: &Follower) -> anyhow::Result<bool> {
+    let session = engine.session(session).await?;
+    Ok(session.execution == Execution::Idle && follower.cursor() >= session.last_seq)
+}

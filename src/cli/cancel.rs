@@ -1,0 +1,44 @@
+//! `cancel` and `close`: ending what a session does, and giving its slot back.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use super::attach::{Found, find};
+use super::exit::Exit;
+use super::{CancelArgs, CloseArgs, table};
+use crate::engine::Engine;
+
+pub(super) async fn cancel(
+    engine: &Engine,
+    args: &CancelArgs,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let run = match find(engine, &args.target).await? {
+        Found::Run(run) => Some(engine.cancel_run(run).await.context("failed to cancel")?.0),
+        Found::Session(session) => engine.cancel_session(&session).await.context("failed to cancel")?,
+    };
+    let run = match run {
+        Some(run) if args.wait => Some(engine.wait_settled(run.id).await?),
+        run => run,
+    };
+    match run {
+        Some(run) if json => table::json(out, &run)?,
+        Some(run) if run.status.is_settled() => writeln!(out, "{} {}", run.id, run.status)?,
+        Some(run) => writeln!(out, "{} is being cancelled", run.id)?,
+        None if json => table::json(out, &())?,
+        None => writeln!(out, "nothing to cancel")?,
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn close(engine: &Engine, args: &CloseArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
+    let session = engine.close_session(&args.session, args.cancel).await.context("failed to close")?;
+    match (json, &session.assignment) {
+        (true, _) => table::json(out, &session)?,
+        (false, None) => writeln!(out, "{} closed", session.id)?,
+        (false, Some(_)) => writeln!(out, "{} closes when its run has ended", session.id)?,
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,85 @@
+//! `sessions`, `runs`, `messages`, `slots`, `workers`, `show`, `sweep`: what there is, as a table or as JSON.
+
+use std::io::Write;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::attach::{Found, find};
+use super::exit::Exit;
+use super::{Command, RunsArgs, ShowArgs, table};
+use crate::clock::Timestamp;
+use crate::engine::{Engine, MessageCursor, RunFilter};
+use crate::id::SessionId;
+
+/// Rows that are asked for at once.
+const PAGE: i64 = 500;
+
+pub(super) async fn run(engine: &Engine, command: &Command, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
+    let now = engine.now();
+    match command {
+        Command::Sessions(args) => {
+            let sessions = engine.list_sessions(None, i64::from(args.limit)).await?;
+            let sessions: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
+            table::list(out, &sessions, json, now)?;
+        }
+        Command::Runs(args) => runs(engine, args, json, now, out).await?,
+        Command::Messages(args) => messages(engine, &args.session, json, now, out).await?,
+        Command::Slots => table::list(out, &engine.list_slots().await?, json, now)?,
+        Command::Workers => table::list(out, &engine.list_workers().await?, json, now)?,
+        Command::Show(args) => show(engine, args, json, out).await?,
+        _ => table::record(out, &engine.sweep().await.context("failed to sweep")?, json)?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn runs(
+    engine: &Engine,
+    args: &RunsArgs,
+    json: bool,
+    now: Timestamp,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    if let Some(session) = &args.session {
+        engine.session(session).await?;
+    }
+    let filter = RunFilter { session: args.session.clone(), status: args.status, before: None };
+    let runs = engine.list_runs(&filter, i64::from(args.list.limit)).await?;
+    let runs: Vec<_> = runs.into_iter().map(|(_, run)| run).collect();
+    Ok(table::list(out, &runs, json, now)?)
+}
+
+async fn messages(
+    engine: &Engine,
+    session: &SessionId,
+    json: bool,
+    now: Timestamp,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let mut messages = Vec::new();
+    let mut after = Some(MessageCursor::START);
+    while let Some(cursor) = after {
+        let page = engine.list_messages(session, cursor, PAGE, true).await?;
+        messages.extend(page.messages);
+        after = page.next;
+    }
+    Ok(table::list(out, &messages, json, now)?)
+}
+
+async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    match find(engine, &args.target).await? {
+        Found::Run(id) => {
+            let (stderr, malformed_sample) = engine.run_diagnostics(id).await?;
+            let mut run = serde_json::to_value(engine.run(id).await?)?;
+            run["stderr"] = json!(stderr);
+            run["malformed_sample"] = json!(malformed_sample);
+            table::record(out, &run, as_json)?;
+        }
+        Found::Session(id) => {
+            let mut session = serde_json::to_value(engine.session(&id).await?)?;
+            session["current_run"] = json!(engine.current_run(&id).await?);
+            table::record(out, &session, as_json)?;
+        }
+    }
+    Ok(())
+}

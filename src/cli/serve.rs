@@ -1,0 +1,49 @@
+//! `serve`: the daemon. HTTP, workers and the sweep in one process, until it is asked to stop.
+
+use std::io::Write;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::Exit;
+use super::signals::StopSignals;
+use crate::engine::Engine;
+use crate::http;
+
+pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
+    let config = engine.config().clone();
+    let listen = config.server.listen;
+    let mut signals = StopSignals::new()?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen}"))?;
+    let address = listener.local_addr().context("failed to learn the address that we listen on")?;
+    engine.start().await.context("failed to start executing runs")?;
+    let stop = CancellationToken::new();
+    let server = {
+        let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());
+        tokio::spawn(async move { http::serve(engine, &server, listener, stop).await })
+    };
+    let mut out = std::io::stdout();
+    // Whoever started us may have gone: that is no reason to stop serving.
+    let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+    tracing::info!(%address, workers = config.engine.workers, "serving");
+
+    signals.next().await;
+    tracing::info!(grace = ?config.engine.shutdown_grace, "stopping; a second signal ends running turns at once");
+    {
+        // Readers are served until the last turn has ended: they get its last events.
+        let drain = engine.drain(config.engine.shutdown_grace);
+        tokio::pin!(drain);
+        loop {
+            tokio::select! {
+                () = &mut drain => break,
+                () = signals.next() => engine.end_now(),
+            }
+        }
+    }
+    stop.cancel();
+    server.await.context("the server ended abnormally")?.context("failed to serve")?;
+    engine.close().await;
+    tracing::info!("stopped");
+    Ok(Exit::Done)
+}

@@ -1,0 +1,157 @@
+//! Sending: a message becomes a run, and a run is asked to stop.
+
+use super::{Engine, EngineError, Purpose, check_duration, not_found};
+use crate::clock::millis;
+use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
+use crate::message::UserMessage;
+use crate::run::{Run, RunOptions};
+use crate::store::run::Enqueue;
+use crate::store::session::NewSession;
+use crate::workspace::Workspace;
+
+/// What is to be sent.
+#[derive(Debug, Clone)]
+pub struct Send {
+    /// The session; created when it does not exist.
+    pub session: SessionId,
+    /// What the person said.
+    pub message: UserMessage,
+    /// Why it is sent.
+    pub purpose: Purpose,
+    /// For a new session: its workspace, when not `default`.
+    pub workspace: Option<WorkspaceName>,
+    /// For a new session: its agent, when not the workspace's.
+    pub agent: Option<AgentName>,
+    /// How it is to be run.
+    pub options: RunOptions,
+}
+
+impl Send {
+    /// A message for a session, with the usual options.
+    pub fn new(session: SessionId, message: UserMessage) -> Self {
+        let (purpose, options) = (Purpose::Send, RunOptions::default());
+        Self { session, message, purpose, workspace: None, agent: None, options }
+    }
+}
+
+/// A message that was taken: its run.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The run.
+    pub run: Run,
+    /// False when the same message had been sent before: nothing was started.
+    pub created: bool,
+}
+
+impl Engine {
+    /// Enqueues a message: message, run and the session's place in one transaction; answers after the commit. The same
+    /// message id again answers with the run that it has.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::Refused`], [`EngineError::InvalidValue`]
+    /// for options out of range, [`EngineError::ShuttingDown`], [`EngineError::Store`].
+    pub async fn send(&self, send: Send) -> Result<Sent, EngineError> {
+        if self.shared.draining.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
+        if !(-1000..=1000).contains(&send.options.priority) {
+            return Err(EngineError::InvalidValue("priority must be between -1000 and 1000".into()));
+        }
+        if let Some(timeout) = send.options.timeout {
+            check_duration("timeout_ms", timeout)?;
+        }
+        let known = self.shared.store.find_session(&send.session).await?;
+        let workspace = match (&send.workspace, known) {
+            (Some(name), _) => self.workspace(name)?,
+            // A session of a workspace that is not configured here waits for a process that knows it.
+            (None, Some(session)) => match self.shared.config.workspaces.get(&session.workspace) {
+                Some(workspace) => workspace,
+                None => self.default_workspace()?,
+            },
+            (None, None) => self.default_workspace()?,
+        };
+        let agent = self.agent_or_resident(send.agent.as_ref(), workspace)?;
+        let enqueue = Enqueue {
+            session: send.session,
+            new: NewSession::of(workspace.name.clone(), agent, millis(self.shared.config.engine.idle_ttl)),
+            workspace_named: send.workspace.is_some(),
+            agent_named: send.agent.is_some(),
+            message: send.message,
+            purpose: send.purpose,
+            options: send.options,
+            when_full: workspace.when_full,
+        };
+        let enqueued = self.shared.store.enqueue(enqueue).await??;
+        if enqueued.created {
+            let run = &enqueued.run.run;
+            tracing::info!(run.id = %run.id, session.id = %run.session_id, agent = %run.agent, "run enqueued");
+        }
+        Ok(Sent { run: enqueued.run.run, created: enqueued.created })
+    }
+
+    /// Asks for a run to stop, in whatever state it is; asking again changes nothing. Answers with the run as it is then,
+    /// and whether it was settled before.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn cancel_run(&self, id: RunId) -> Result<(Run, bool), EngineError> {
+        let cancelled = self.shared.store.cancel_run(id).await?.ok_or_else(|| not_found("run", id))?;
+        let run = cancelled.run.run;
+        if !cancelled.was_settled {
+            tracing::info!(run.id = %run.id, session.id = %run.session_id, "cancel requested");
+        }
+        Ok((run, cancelled.was_settled))
+    }
+
+    /// Cancels what a session is at: its running run, else the next in its queue. `None` when it is at nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn cancel_session(&self, id: &SessionId) -> Result<Option<Run>, EngineError> {
+        let key = self.session_key(id).await?;
+        match self.shared.store.find_current_run(key).await? {
+            Some(current) => Ok(Some(self.cancel_run(current.run.id).await?.0)),
+            None => Ok(None),
+        }
+    }
+
+    /// Waits until a run is settled.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn wait_settled(&self, id: RunId) -> Result<Run, EngineError> {
+        loop {
+            let run = self.run(id).await?;
+            if run.status.is_settled() {
+                return Ok(run);
+            }
+            let mut follower = self.follow_run(id, run.last_seq.unwrap_or(0)).await?;
+            while follower.next_frames().await?.is_some() {}
+        }
+    }
+
+    pub(super) fn workspace(&self, name: &WorkspaceName) -> Result<&Workspace, EngineError> {
+        self.shared.config.workspaces.get(name).ok_or_else(|| not_found("workspace", name))
+    }
+
+    pub(super) fn default_workspace(&self) -> Result<&Workspace, EngineError> {
+        self.shared
+            .config
+            .workspaces
+            .iter()
+            .find(|(name, _)| name.as_str() == "default")
+            .map_or_else(|| Err(not_found("workspace", "default")), |(_, workspace)| Ok(workspace))
+    }
+
+    pub(super) fn agent_or_resident(
+        &self,
+        name: Option<&AgentName>,
+        workspace: &Workspace,
+    ) -> Result<AgentName, EngineError> {
+        let name = name.unwrap_or(&workspace.agent);
+        match self.shared.config.agents.contains_key(name) {
+            true => Ok(name.clone()),
+            false => Err(not_found("agent", name)),
+        }
+    }
+}

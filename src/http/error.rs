@@ -1,0 +1,124 @@
+//! The one table from what went wrong to status, code and text.
+//!
+//! Always: a client gets `{"error":{"code","message"}}`; what only concerns whoever runs the daemon goes to its log.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::engine::{EngineError, Refusal, StoreError};
+use crate::id::InvalidId;
+use crate::message::InvalidMessage;
+
+/// A request that was not fulfilled.
+#[derive(Debug)]
+pub(super) struct Error {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    /// For the log, when the client is told less.
+    detail: Option<String>,
+}
+
+/// Goes with the response to the line that logs the request.
+#[derive(Clone)]
+pub(super) struct Detail(pub(super) String);
+
+impl Error {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), detail: None }
+    }
+
+    /// 400: it cannot be read.
+    pub(super) fn malformed(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 422: it can be read, but does not make sense.
+    pub(super) fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+    }
+
+    /// 503: the same request may succeed later.
+    pub(super) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+    }
+
+    /// 500: nothing that the client could do about it.
+    pub(super) fn internal(detail: impl Into<String>) -> Self {
+        let message = "something went wrong here: the log of the daemon says what";
+        let detail = Some(detail.into());
+        Self { detail, ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message) }
+    }
+
+    /// Seconds after which it is worth asking again.
+    fn retry_after(&self) -> Option<&'static str> {
+        match self.status {
+            // A slot becomes free when a session is closed or has been idle for long.
+            StatusCode::TOO_MANY_REQUESTS => Some("10"),
+            StatusCode::SERVICE_UNAVAILABLE => Some("2"),
+            _ => None,
+        }
+    }
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        let text = error.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, text.clone());
+        match error {
+            // These two are only ever named in a body: the resource is there, the value is not.
+            EngineError::NotFound { what: "workspace", .. } => Self::invalid("unknown_workspace", text),
+            EngineError::NotFound { what: "agent", .. } => Self::invalid("unknown_agent", text),
+            EngineError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
+            EngineError::InvalidId(error) => error.into(),
+            EngineError::InvalidMessage(error) => error.into(),
+            EngineError::InvalidValue(_) => Self::invalid("invalid_value", text),
+            EngineError::Refused(refusal) => match refusal {
+                Refusal::Busy(_) => conflict("busy"),
+                Refusal::PoolFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "pool_full", text),
+                Refusal::Differs { .. } => conflict("session_differs"),
+                Refusal::IdTaken(_) => conflict("message_id_taken"),
+                Refusal::NoSuchMessage(_) => Self::new(StatusCode::NOT_FOUND, "no_such_message", text),
+            },
+            EngineError::SessionDiffers(_) => conflict("session_differs"),
+            EngineError::SessionBusy(_) => conflict("busy"),
+            EngineError::CursorAhead { .. } => Self::malformed("cursor_ahead", text),
+            EngineError::ShuttingDown => Self::unavailable("shutting_down", text),
+            EngineError::Store(StoreError::Closed) => Self::unavailable("shutting_down", text),
+            EngineError::Store(StoreError::DiskFull) => Self::unavailable("disk_full", text),
+            EngineError::Store(error) if error.is_transient() => Self::unavailable("database_busy", text),
+            EngineError::Store(_) | EngineError::Identity(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<InvalidId> for Error {
+    fn from(error: InvalidId) -> Self {
+        Self::malformed("invalid_id", error.to_string())
+    }
+}
+
+impl From<InvalidMessage> for Error {
+    fn from(error: InvalidMessage) -> Self {
+        Self::invalid("invalid_message", error.to_string())
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let body = Json(json!({"error": {"code": self.code, "message": self.message}}));
+        let mut response = (self.status, body).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(detail) = self.detail {
+            response.extensions_mut().insert(Detail(detail));
+        }
+        response
+    }
+}

@@ -1,0 +1,185 @@
+//! What handlers take from a request, and how it is refused: [`Id`] from the path, [`Params`] from the query, [`Body`],
+//! and [`Cursor`].
+
+use std::str::FromStr;
+
+use axum::RequestPartsExt;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::App;
+use super::error::Error;
+use crate::event::Seq;
+use crate::id::InvalidId;
+
+/// The `{id}` of the path.
+pub(super) struct Id<T>(pub(super) T);
+
+impl<T: FromStr<Err = InvalidId>, S: Send + Sync> FromRequestParts<S> for Id<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(id) = path.map_err(|rejection| Error::malformed("invalid_id", rejection.body_text()))?;
+        Ok(Self(id.parse()?))
+    }
+}
+
+/// Parameters of the query; others are left alone.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let query = Query::<T>::try_from_uri(&parts.uri);
+        let Query(params) = query.map_err(|rejection| Error::malformed("invalid_query", rejection.body_text()))?;
+        Ok(Self(params))
+    }
+}
+
+/// A body of JSON.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        if !is_json(request.headers()) {
+            let message = "the body must be JSON, with \"Content-Type: application/json\"";
+            return Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+        }
+        Ok(Self(parse(&read(request, app).await?)?))
+    }
+}
+
+/// A body of JSON that may be left out.
+pub(super) struct OptionalBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalBody<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        if axum::body::HttpBody::is_end_stream(request.body()) {
+            return Ok(Self(T::default()));
+        }
+        let Body(body) = Body::from_request(request, app).await?;
+        Ok(Self(body))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn read(request: Request, app: &App) -> Result<Bytes, Error> {
+    let too_large = || {
+        let message = format!("the body may have at most {} bytes", app.max_body_bytes);
+        Error::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    let announced = axum::body::HttpBody::size_hint(request.body()).lower();
+    // Said before it is sent: a client that waits for "100 Continue" need not send it.
+    if usize::try_from(announced).unwrap_or(usize::MAX) > app.max_body_bytes {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(app.timeouts.body, Bytes::from_request(request, app)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+        Ok(Err(rejection)) => Err(Error::malformed("unreadable_body", rejection.body_text())),
+        Err(_) => Err(Error::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")),
+    }
+}
+
+/// JSON as a `T`: 400 where it is no JSON, 422 where it is no `T`.
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(json).map_err(|error| {
+        let malformed = |error: serde_json::Error| Error::malformed("malformed_json", error.to_string());
+        if !error.is_data() {
+            return malformed(error);
+        }
+        // A wrong shape may be met in front of a syntax error, but only what is JSON to its end has a shape.
+        match serde_json::from_slice::<IgnoredAny>(json) {
+            Ok(_) => Error::invalid("invalid_body", error.to_string()),
+            Err(error) => malformed(error),
+        }
+    })
+}
+
+/// Where in a log the client wants to go on: `Last-Event-ID`, else the query.
+pub(super) struct Cursor(pub(super) Seq);
+
+#[derive(Deserialize)]
+struct CursorParams {
+    after: Option<String>,
+    /// As the answer of the page before calls it.
+    cursor: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Cursor {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let Params(query) = parts.extract::<Params<CursorParams>>().await?;
+        let header = parts.headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?").to_owned());
+        let Some(given) = header.or(query.cursor).or(query.after) else { return Ok(Self(0)) };
+        let digits = !given.is_empty() && given.bytes().all(|b| b.is_ascii_digit());
+        let seq = given.parse().ok().filter(|_| digits);
+        seq.map(Self).ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
+    }
+}
+
+/// Whether the client wants a stream rather than a page.
+pub(super) struct WantsStream(pub(super) bool);
+
+impl<S: Send + Sync> FromRequestParts<S> for WantsStream {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let accepted = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let mut kinds = accepted.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
+        Ok(Self(kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse;
+    use serde_json::Value;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Named {
+        #[expect(dead_code, reason = "only its shape is tested")]
+        name: String,
+    }
+
+    async fn refused<T>(result: Result<T, Error>) -> (u16, String) {
+        let response = result.err().map(IntoResponse::into_response).unwrap();
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        (status, body["error"]["message"].as_str().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_is_no_json_is_told_from_what_is_the_wrong_json() {
+        for malformed in ["", "{", r#"{"name":"#, r#"{"other":1,"#, r#"{"name":"\ud800"}"#, r#"{"name":"a"} x"#] {
+            let (status, message) = refused(parse::<Named>(malformed.as_bytes())).await;
+            assert_eq!(status, 400, "{malformed}: {message}");
+            assert!(message.contains("column"), "{message}");
+        }
+        for (wrong, word) in [("[]", "expected"), (r#"{"other":1}"#, "`other`"), (r#"{"name":1}"#, "string")] {
+            let (status, message) = refused(parse::<Named>(wrong.as_bytes())).await;
+            assert_eq!(status, 422, "{wrong}: {message}");
+            assert!(message.contains(word), "{message}");
+        }
+        assert!(parse::<Named>(br#"{"name":"a"}"#).is_ok());
+    }
+}

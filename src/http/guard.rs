@@ -1,0 +1,194 @@
+//! Host and Origin: a page of another site, opened in a browser on this machine, cannot drive the daemon.
+//!
+//! The Host must be a name of ours, or a foreign name could be pointed at this machine (DNS rebinding) and its pages
+//! would count as our own. The Origin, which browsers send with everything that can do harm, must be ours or allowed.
+
+use std::net::IpAddr;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::App;
+use super::error::Error;
+use crate::config::ServerConfig;
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PATCH");
+const HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, last-event-id, x-request-id");
+const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id, x-vercel-ai-ui-message-stream");
+/// How long a browser may remember that it may ask.
+const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("600");
+
+/// By what names this server may be called, and whose pages may call it.
+pub(super) struct Guard {
+    /// Reachable under every address of the machine and protected by a token: its names are not known here.
+    any_host: bool,
+    listen: IpAddr,
+    allowed_hosts: Vec<String>,
+    allowed_origins: Vec<String>,
+}
+
+/// Lets a request in, or says why not.
+pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
+    let origin = match app.guard.check(&request) {
+        Ok(origin) => origin.cloned(),
+        Err(error) => return error.into_response(),
+    };
+    let Some(origin) = origin else { return authorized(&app, request, next).await };
+    let mut response = match is_preflight(&request) {
+        // It never carries a token; the request that it asks for will.
+        true => allow(&request),
+        false => authorized(&app, request, next).await,
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    response
+}
+
+async fn authorized(app: &App, request: Request, next: Next) -> Response {
+    match app.auth.check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn allow(request: &Request) -> Response {
+    // A page that is allowed to ask may add headers of its own: they mean nothing here.
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, METHODS),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HEADERS)),
+        (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE_SECONDS),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+impl Guard {
+    pub(super) fn new(config: &ServerConfig, listen: IpAddr) -> Self {
+        let origins = config.allowed_origins.iter().map(|origin| origin.trim_end_matches('/').to_owned());
+        Self {
+            any_host: listen.is_unspecified() && config.token.is_some(),
+            listen,
+            allowed_hosts: config.allowed_hosts.clone(),
+            allowed_origins: origins.collect(),
+        }
+    }
+
+    /// The request's origin, if it has one. An error when its Host or Origin is none that may ask.
+    fn check<'a>(&self, request: &'a Request) -> Result<Option<&'a HeaderValue>, Error> {
+        let host = host(request)?;
+        if !self.knows_host(&host) {
+            let message = "this host name is none of ours: add it to allowed_hosts";
+            return Err(Error::new(StatusCode::FORBIDDEN, "forbidden_host", message));
+        }
+        let mut origins = request.headers().get_all(header::ORIGIN).iter();
+        match (origins.next(), origins.next()) {
+            (None, _) => Ok(None),
+            (Some(origin), None) if self.knows_origin(origin, &host) => Ok(Some(origin)),
+            _ => {
+                let message = "pages of this origin may not drive the daemon: add it to allowed_origins";
+                Err(Error::new(StatusCode::FORBIDDEN, "forbidden_origin", message))
+            }
+        }
+    }
+
+    fn knows_host(&self, host: &Authority) -> bool {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        let ours = match name.parse::<IpAddr>() {
+            Ok(ip) => ip.is_loopback() || ip == self.listen,
+            Err(_) => name.eq_ignore_ascii_case("localhost"),
+        };
+        // With a port it allows just that, without one any.
+        let allowed = |allowed: &String| [host.as_str(), host.host()].iter().any(|h| h.eq_ignore_ascii_case(allowed));
+        ours || self.any_host || self.allowed_hosts.iter().any(allowed)
+    }
+
+    fn knows_origin(&self, origin: &HeaderValue, host: &Authority) -> bool {
+        let Ok(origin) = origin.to_str() else { return false };
+        // Whether it came by TLS is known to the proxy in front of us, not to us.
+        let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_str()))
+            || self.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    }
+}
+
+/// Whom the request means: the target's host where the target names one (then Host is to be ignored), else Host.
+fn host(request: &Request) -> Result<Authority, Error> {
+    let missing = || Error::malformed("invalid_host", "one header Host, with a host name, is needed");
+    let host = match request.uri().authority() {
+        Some(authority) => authority.clone(),
+        None => only_host(request.headers()).ok_or_else(missing)?,
+    };
+    if host.as_str().contains('@') || host.host().is_empty() { Err(missing()) } else { Ok(host) }
+}
+
+fn only_host(headers: &HeaderMap) -> Option<Authority> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Authority::try_from(host.as_bytes()).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(listen: &str, token: bool) -> Guard {
+        let config = ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            token: token.then(|| "secret".parse().unwrap()),
+            allowed_origins: vec!["https://chat.example.com/".into()],
+            allowed_hosts: vec!["engine.lan".into(), "proxy.lan:8443".into()],
+            max_body_bytes: 1,
+            max_connections: 1,
+        };
+        Guard::new(&config, listen.parse().unwrap())
+    }
+
+    fn check(guard: &Guard, host: &str, origin: Option<&str>) -> Result<bool, u16> {
+        let mut request = Request::get("/").header("host", host);
+        if let Some(origin) = origin {
+            request = request.header("origin", origin);
+        }
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        guard.check(&request).map(|origin| origin.is_some()).map_err(|e| e.into_response().status().as_u16())
+    }
+
+    #[test]
+    fn only_our_own_names_are_answered() {
+        let local = guard("127.0.0.1", false);
+        for host in ["localhost", "LOCALHOST:7717", "127.0.0.1", "127.9.9.9:1", "[::1]:7717", "engine.lan:99"] {
+            assert_eq!(check(&local, host, None), Ok(false), "{host}");
+        }
+        assert_eq!(check(&local, "proxy.lan:8443", None), Ok(false));
+        for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "proxy.lan:80", "127.0.0.1.nip.io"] {
+            assert_eq!(check(&local, host, None), Err(403), "{host}");
+        }
+        for host in ["", "a b", "user@localhost"] {
+            assert_eq!(check(&local, host, None), Err(400), "{host}");
+        }
+        assert_eq!(check(&guard("10.0.0.1", true), "10.0.0.1:80", None), Ok(false));
+        assert_eq!(check(&guard("0.0.0.0", true), "anything.example", None), Ok(false));
+        assert_eq!(check(&guard("0.0.0.0", false), "anything.example", None), Err(403));
+    }
+
+    #[test]
+    fn only_our_own_and_allowed_pages_are_answered() {
+        let local = guard("127.0.0.1", false);
+        for origin in ["http://localhost:7717", "https://LOCALHOST:7717", "https://chat.example.com"] {
+            assert_eq!(check(&local, "localhost:7717", Some(origin)), Ok(true), "{origin}");
+        }
+        for origin in ["null", "", "http://localhost", "http://localhost:7718", "http://chat.example.com", "file://"] {
+            assert_eq!(check(&local, "localhost:7717", Some(origin)), Err(403), "{origin}");
+        }
+    }
+}

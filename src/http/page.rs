@@ -1,0 +1,84 @@
+//! Lists: `?limit=&cursor=` in, `{"items","next_cursor"}` out. A cursor is opaque to clients; here it is one or two numbers.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+
+const DEFAULT_LIMIT: i64 = 50;
+/// Most items of a page. Also what a list of messages begins with, so that a usual conversation comes at once.
+pub(super) const MAX_LIMIT: i64 = 500;
+
+/// Which page is wanted.
+#[derive(Deserialize)]
+pub(super) struct Page {
+    limit: Option<i64>,
+    cursor: Option<String>,
+}
+
+impl Page {
+    pub(super) fn limit(&self) -> Result<i64, Error> {
+        self.limit_or(DEFAULT_LIMIT)
+    }
+
+    pub(super) fn limit_or(&self, default: i64) -> Result<i64, Error> {
+        let limit = self.limit.unwrap_or(default);
+        let legal = (1..=MAX_LIMIT).contains(&limit);
+        let message = format!("limit must be between 1 and {MAX_LIMIT}");
+        if legal { Ok(limit) } else { Err(Error::malformed("invalid_query", message)) }
+    }
+
+    /// The cursor of a list that is ordered by one number.
+    pub(super) fn cursor(&self) -> Result<Option<i64>, Error> {
+        self.cursor.as_deref().map(number).transpose()
+    }
+
+    /// The cursor of a list that is ordered by two.
+    pub(super) fn cursor_pair(&self) -> Result<Option<(i64, i64)>, Error> {
+        let pair = |cursor: &str| {
+            let (a, b) = cursor.split_once('-').ok_or_else(invalid)?;
+            Ok((number(a)?, number(b)?))
+        };
+        self.cursor.as_deref().map(pair).transpose()
+    }
+}
+
+fn number(text: &str) -> Result<i64, Error> {
+    text.parse().ok().filter(|number| *number >= 0).ok_or_else(invalid)
+}
+
+fn invalid() -> Error {
+    Error::malformed("invalid_cursor", "this cursor is not one that a list here gave out")
+}
+
+/// Two numbers as a cursor.
+pub(super) fn pair(a: i64, b: i64) -> String {
+    format!("{a}-{b}")
+}
+
+/// A page of a list.
+#[derive(Serialize)]
+pub(super) struct Items<T> {
+    pub(super) items: Vec<T>,
+    /// Where the next page begins; none when this is the last.
+    pub(super) next_cursor: Option<String>,
+}
+
+impl<T> Items<T> {
+    /// A list that comes whole.
+    pub(super) fn all(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+
+    /// The first `limit` of rows of which one more was read, if there is one.
+    pub(super) fn first(mut rows: Vec<T>, limit: i64, cursor_behind: impl Fn(&T) -> String) -> Self {
+        let limit = usize::try_from(limit).unwrap_or_default();
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next_cursor = rows.last().filter(|_| more).map(cursor_behind);
+        Self { items: rows, next_cursor }
+    }
+
+    pub(super) fn map<U>(self, to: impl FnMut(T) -> U) -> Items<U> {
+        Items { items: self.items.into_iter().map(to).collect(), next_cursor: self.next_cursor }
+    }
+}

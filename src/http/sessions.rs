@@ -1,0 +1,119 @@
+//! `/v1/sessions`: conversations, and what was said in them.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::App;
+use super::error::Error;
+use super::extract::{Body, Id, OptionalBody, Params};
+use super::page::{self, Items, MAX_LIMIT, Page};
+use super::runs::{Wait, cancel_current};
+use crate::engine::{CreateSession, MessageCursor, SessionCursor};
+use crate::id::SessionId;
+use crate::message::Message;
+use crate::session::Session;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Create {
+    id: Option<String>,
+    workspace: Option<String>,
+    agent: Option<String>,
+    title: Option<String>,
+    idle_ttl_ms: Option<u64>,
+}
+
+pub(super) async fn create(State(app): State<App>, Body(body): Body<Create>) -> Result<Response, Error> {
+    let create = CreateSession {
+        id: body.id.map(|id| id.parse()).transpose()?,
+        workspace: body.workspace.map(|name| name.parse()).transpose()?,
+        agent: body.agent.map(|name| name.parse()).transpose()?,
+        title: body.title,
+        idle_ttl: body.idle_ttl_ms.map(Duration::from_millis),
+    };
+    let (session, new) = app.engine.create_session(create).await?;
+    if !new {
+        return Ok(Json(session).into_response());
+    }
+    // The characters of an id need no escaping in a path.
+    let location = [(header::LOCATION, format!("/v1/sessions/{}", session.id))];
+    Ok((StatusCode::CREATED, location, Json(session)).into_response())
+}
+
+pub(super) async fn list(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Session>>, Error> {
+    let limit = page.limit()?;
+    let after = page.cursor_pair()?.map(|(updated_at, key)| SessionCursor { updated_at, key });
+    let rows = app.engine.list_sessions(after, limit + 1).await?;
+    let items = Items::first(rows, limit, |(cursor, _)| page::pair(cursor.updated_at, cursor.key));
+    Ok(Json(items.map(|(_, session)| session)))
+}
+
+pub(super) async fn show(State(app): State<App>, Id(id): Id<SessionId>) -> Result<Json<Session>, Error> {
+    Ok(Json(app.engine.session(&id).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Update {
+    title: Option<String>,
+    idle_ttl_ms: Option<u64>,
+}
+
+pub(super) async fn update(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    Body(body): Body<Update>,
+) -> Result<Json<Session>, Error> {
+    let idle_ttl = body.idle_ttl_ms.map(Duration::from_millis);
+    Ok(Json(app.engine.update_session(&id, body.title, idle_ttl).await?))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Close {
+    cancel: bool,
+}
+
+pub(super) async fn close(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    OptionalBody(body): OptionalBody<Close>,
+) -> Result<Json<Session>, Error> {
+    Ok(Json(app.engine.close_session(&id, body.cancel).await?))
+}
+
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    Params(wait): Params<Wait>,
+) -> Result<Response, Error> {
+    Ok(cancel_current(&app, &id, wait.duration()?).await?)
+}
+
+#[derive(Deserialize)]
+pub(super) struct MessageParams {
+    partial: Option<String>,
+}
+
+pub(super) async fn messages(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    Params(page): Params<Page>,
+    Params(params): Params<MessageParams>,
+) -> Result<Json<Items<Message>>, Error> {
+    let partial = match params.partial.as_deref() {
+        Some("1" | "true") => true,
+        None | Some("0" | "false") => false,
+        Some(_) => return Err(Error::malformed("invalid_query", "partial is 1 or 0")),
+    };
+    let limit = page.limit_or(MAX_LIMIT)?;
+    let after = page.cursor_pair()?.map_or(MessageCursor::START, |(position, key)| MessageCursor { position, key });
+    let page = app.engine.list_messages(&id, after, limit, partial).await?;
+    let next_cursor = page.next.map(|next| page::pair(next.position, next.key));
+    Ok(Json(Items { items: page.messages, next_cursor }))
+}

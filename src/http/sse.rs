@@ -1,0 +1,74 @@
+//! Streams: what a [`Follower`] gives out, as server-sent events.
+//!
+//! Always: the body of a stream ends cleanly only behind the end of its run; whatever else ends it is an error of the
+//! body, which resets the connection. The AI SDK takes a clean end for a complete answer. Nothing is read ahead: the
+//! next piece is asked for when the client has taken the one before.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream, StreamExt};
+
+use super::{App, Shared};
+use crate::engine::{Follower, StoreError};
+
+/// How long a browser waits before it connects again.
+const RETRY: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+
+const HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    (HeaderName::from_static("x-vercel-ai-ui-message-stream"), HeaderValue::from_static("v1")),
+    // Asks nginx not to collect the stream before it passes it on.
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+];
+
+/// Why a stream ended before its run.
+#[derive(Debug, thiserror::Error)]
+enum Interrupted {
+    #[error("the server is shutting down")]
+    Shutdown,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The stream of a run, to its end, or of a session, for ever.
+pub(super) fn respond(app: &App, follower: Follower) -> Response {
+    let opening = stream::once(async { Ok(RETRY) });
+    (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), follower)))).into_response()
+}
+
+fn pieces(app: Arc<Shared>, follower: Follower) -> impl Stream<Item = Result<Bytes, Interrupted>> {
+    // A stream of its own: what it is reading when a comment is due is not begun anew.
+    let frames = stream::try_unfold(follower, |mut follower| async move {
+        Ok(follower.next_frames().await?.map(|frames| (frames, follower)))
+    });
+    stream::unfold(Some(Box::pin(frames)), move |frames| {
+        let app = app.clone();
+        async move {
+            let mut frames = frames?;
+            tokio::select! {
+                // What is there already goes out, also when the server stops: it may be the end of the run.
+                biased;
+                next = frames.next() => Some(match next {
+                    Some(Ok(piece)) => (Ok(piece), Some(frames)),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "failed to read on for a stream; its client has to come back");
+                        (Err(Interrupted::Store(error)), None)
+                    }
+                    None => (Ok(DONE), None),
+                }),
+                () = app.shutdown.cancelled() => {
+                    // Lets the connection send what it holds, before the error ends it.
+                    tokio::task::yield_now().await;
+                    Some((Err(Interrupted::Shutdown), None))
+                }
+                () = tokio::time::sleep(app.timeouts.keep_alive) => Some((Ok(KEEP_ALIVE), Some(frames))),
+            }
+        }
+    })
+}

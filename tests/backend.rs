@@ -1,0 +1,554 @@
+//! Backends with real children: what an agent's process is given, what is read of it, and that nothing of it is left.
+//!
+//! Always: waiting is done on what the agent says or on its end. Where `/proc` is the only witness, it is looked at until
+//! the condition holds or a generous deadline has passed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::future::Future;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mainstay::agent::ProcessSpec;
+use mainstay::backend::demo::Demo;
+use mainstay::backend::process::{PerTurn, remove_temp_dir};
+use mainstay::backend::reap::{self, Liveness};
+use mainstay::backend::{AgentEvent, Backend, LineParser, Prompt, Record, Reply};
+use mainstay::id::RunId;
+use mainstay::run::ExitReport;
+use mainstay::worker::ProcessIdentity;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longer than any test may take: nothing waits for it to pass.
+const NEVER: Duration = Duration::from_secs(3600);
+
+const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// A line is a text, one that begins with `?` means nothing.
+fn lines() -> LineParser {
+    Box::new(|line| (!line.starts_with('?')).then(|| vec![AgentEvent::Text(line.to_owned())]))
+}
+
+fn spec(command: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        env: Default::default(),
+        max_line_bytes: MAX_LINE_BYTES,
+    }
+}
+
+fn prompt(message: &str) -> Prompt {
+    Prompt {
+        run: RunId::generate(),
+        session: "s-1".parse().unwrap(),
+        slot: "chat-slot-w-1".to_owned(),
+        workspace: "w".parse().unwrap(),
+        dir: std::env::temp_dir(),
+        agent_session: None,
+        message: message.to_owned(),
+    }
+}
+
+fn temp_dir(run: RunId) -> PathBuf {
+    std::env::temp_dir().join(format!("mainstay-{run}"))
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("the deadline passed")
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    in_time(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// A turn of an agent, and what it said so far.
+struct Turn {
+    run: RunId,
+    reply: Reply,
+    records: Vec<Record>,
+}
+
+impl Turn {
+    async fn start(backend: &dyn Backend, prompt: Prompt) -> Self {
+        let run = prompt.run;
+        Self { run, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() }
+    }
+
+    /// A shell script that is not patient when it is cancelled.
+    async fn script(script: &str) -> Self {
+        Self::script_with_grace(script, Duration::from_millis(200)).await
+    }
+
+    async fn script_with_grace(script: &str, grace: Duration) -> Self {
+        Self::start(&PerTurn::new(spec(&["sh", "-c", script]), grace, lines), prompt("")).await
+    }
+
+    fn events(&self) -> Vec<AgentEvent> {
+        self.records.iter().flat_map(|record| record.events.clone()).collect()
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let text = |event| match event {
+            AgentEvent::Text(text) => Some(text),
+            _ => None,
+        };
+        self.events().into_iter().filter_map(text).collect()
+    }
+
+    /// Reads until the agent has said this many lines.
+    async fn hear(&mut self, lines: usize) -> Vec<String> {
+        while self.texts().len() < lines {
+            let record = in_time(self.reply.records.recv()).await.expect("it ended before it said so much");
+            self.records.push(record);
+        }
+        self.texts()
+    }
+
+    /// Reads the first line, which is a pid.
+    async fn hear_of_process(&mut self) -> ProcessIdentity {
+        let pid = self.hear(1).await[0].parse().unwrap();
+        reap::identity_of(pid).unwrap()
+    }
+
+    /// Reads everything, waits for the end, and checks what holds at every end.
+    async fn end(&mut self) -> ExitReport {
+        while let Some(record) = in_time(self.reply.records.recv()).await {
+            self.records.push(record);
+        }
+        self.end_unread().await
+    }
+
+    async fn end_unread(&mut self) -> ExitReport {
+        let report = in_time(&mut self.reply.exit).await.unwrap();
+        assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
+        assert_eq!(reap::survivors(self.run, self.reply.process.as_ref()), []);
+        assert!(!temp_dir(self.run).exists());
+        if let Some(process) = &self.reply.process {
+            assert_eq!(reap::is_alive(process), Liveness::Dead);
+        }
+        report
+    }
+}
+
+#[tokio::test]
+async fn a_process_is_read_to_its_end() {
+    let mut turn = Turn::script("echo one; echo two; printf three; exit 3").await;
+    let report = turn.end().await;
+    assert_eq!(report, ExitReport { code: Some(3), ..ExitReport::default() });
+    assert_eq!(turn.texts(), ["one", "two", "three"]);
+    assert_eq!(turn.records.last().unwrap().offset, 13);
+}
+
+#[tokio::test]
+async fn an_end_by_a_signal_is_told_from_an_end_with_a_code() {
+    let report = Turn::script("kill -SEGV $$").await.end().await;
+    assert_eq!((report.code, report.signal), (None, Some(11)));
+}
+
+#[tokio::test]
+async fn the_process_is_identified_before_it_says_anything() {
+    let mut turn = Turn::script("echo $$; read forever </dev/zero").await;
+    let said = turn.hear_of_process().await;
+    assert_eq!(turn.reply.process, Some(said.clone()));
+    assert_eq!(reap::is_alive(&said), Liveness::Alive);
+    assert_eq!(reap::survivors(turn.run, None), [said]);
+    turn.reply.kill.cancel();
+    assert_eq!(turn.end().await.signal, Some(9));
+}
+
+#[tokio::test]
+async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
+    let here = std::env::temp_dir();
+    let plain = tempfile::NamedTempFile::new().unwrap();
+    let no_interpreter = tempfile::tempdir().unwrap();
+    let script = no_interpreter.path().join("agent");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let cases: [(&[&str], &Path, &str, &str); 6] = [
+        (&["no-such-agent"], &here, "", "the program no-such-agent was not found"),
+        (&["/no/such/agent"], &here, "", "the program /no/such/agent was not found"),
+        (&[script.to_str().unwrap()], &here, "", "the interpreter in its first line"),
+        (&[plain.path().to_str().unwrap()], &here, "", "must not be executed"),
+        (&["true"], Path::new("/no/such/dir"), "", "the directory /no/such/dir is not there"),
+        (&["true", "{message}"], &here, &"x".repeat(3_000_000), "leave `{message}` out"),
+    ];
+    for (command, dir, message, advice) in cases {
+        let prompt = Prompt { dir: dir.to_owned(), ..prompt(message) };
+        let run = prompt.run;
+        let error = PerTurn::new(spec(command), NEVER, lines).prompt(prompt).await.unwrap_err().to_string();
+        assert!(error.starts_with("failed to start agent: ") && error.contains(advice), "{error}");
+        assert!(!temp_dir(run).exists());
+    }
+}
+
+#[tokio::test]
+async fn a_message_without_a_placeholder_goes_to_stdin_whatever_its_size() {
+    // More than two pipes hold: writing and reading have to go on side by side.
+    let message = "a line of some length, with a nul \0 in it\n".repeat(100_000);
+    let mut turn = Turn::start(&PerTurn::new(spec(&["cat"]), NEVER, lines), prompt(&message)).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(turn.texts().join("\n") + "\n", message);
+    assert_eq!(turn.records.last().unwrap().offset, message.len() as u64);
+}
+
+#[tokio::test]
+async fn an_agent_may_leave_its_stdin_unread() {
+    let message = "x".repeat(1_000_000);
+    for script in ["echo done", "exec <&-; echo done"] {
+        let mut turn = Turn::start(&PerTurn::new(spec(&["sh", "-c", script]), NEVER, lines), prompt(&message)).await;
+        assert_eq!(turn.end().await.code, Some(0));
+        assert_eq!(turn.texts(), ["done"]);
+    }
+}
+
+#[tokio::test]
+async fn a_placeholder_stays_one_argument_and_stdin_is_empty_then() {
+    let message = "it's \"$(echo bad)\" `id` {run} {session}\nsecond\\ line; rm *";
+    let command = ["sh", "-c", "cat; echo $#; printf '%s\\n' \"$@\"", "agent", "{message}", "-s", "a:{slot}:{session}"];
+    let mut turn = Turn::start(&PerTurn::new(spec(&command), NEVER, lines), prompt(message)).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    let expected = format!("3\n{message}\n-s\na:chat-slot-w-1:s-1");
+    assert_eq!(turn.texts().join("\n"), expected);
+}
+
+#[tokio::test]
+async fn the_environment_fits_the_directory_and_names_the_run() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("link");
+    symlink(base.path(), &dir).unwrap();
+    let names = ["PWD", "TMPDIR", "MAINSTAY_SESSION", "MAINSTAY_RUN", "MAINSTAY_SLOT", "OWN"];
+    let mut spec = spec(&[&["printenv"], &names[..]].concat());
+    for name in ["MAINSTAY_SESSION", "MAINSTAY_RUN", "MAINSTAY_SLOT"] {
+        spec.env.insert(name.to_owned(), "overridden".to_owned());
+    }
+    spec.env.insert("OWN".to_owned(), "{workspace} {dir} $HOME".to_owned());
+    let prompt = Prompt { dir: dir.clone(), ..prompt("hello") };
+    let run = prompt.run;
+    let mut turn = Turn::start(&PerTurn::new(spec, NEVER, lines), prompt).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    let (dir, temp_dir) = (dir.display().to_string(), temp_dir(run).display().to_string());
+    let own = format!("w {dir} $HOME");
+    assert_eq!(turn.texts(), [dir, temp_dir, "s-1".to_owned(), run.to_string(), "chat-slot-w-1".to_owned(), own]);
+}
+
+#[tokio::test]
+async fn the_temporary_directory_is_private_fresh_and_goes_with_the_run() {
+    let prompt = prompt("");
+    let former = temp_dir(prompt.run);
+    std::fs::create_dir(&former).unwrap();
+    std::fs::write(former.join("left"), "by a former attempt").unwrap();
+    let script = "stat -c %a \"$TMPDIR\"; ls -A \"$TMPDIR\"; mkdir -p \"$TMPDIR/deep\"; echo x >\"$TMPDIR/deep/file\"";
+    let mut turn = Turn::start(&PerTurn::new(spec(&["sh", "-c", script]), NEVER, lines), prompt).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(turn.texts(), ["700"]);
+    remove_temp_dir(turn.run);
+}
+
+#[tokio::test]
+async fn a_huge_line_is_counted_and_skipped_in_little_memory() {
+    let most = || procfs::process::Process::myself().unwrap().status().unwrap().vmhwm.unwrap();
+    let before = most();
+    let mut turn = Turn::script("head -c 100000000 /dev/zero | tr '\\0' x; echo; echo after").await;
+    let report = turn.end().await;
+    assert_eq!((report.code, report.malformed_lines), (Some(0), 1));
+    assert_eq!(report.malformed_sample, Some("x".repeat(200)));
+    assert_eq!(turn.texts(), ["after"]);
+    assert_eq!(turn.records.last().unwrap().offset, 100_000_007);
+    let grown = most() - before;
+    assert!(grown < 64 * 1024, "{grown} KiB");
+}
+
+#[tokio::test]
+async fn lines_that_mean_nothing_never_end_anything() {
+    let script = r"printf '\357\273\277first\r\n\n  \302\240\357\273\277\n?bad\nin\377valid\r?worse\n'";
+    let mut turn = Turn::script(script).await;
+    let report = turn.end().await;
+    assert_eq!((report.malformed_lines, report.malformed_sample.as_deref()), (2, Some("?bad")));
+    assert_eq!(turn.texts(), ["first", "in\u{fffd}valid"]);
+    // The last line meant nothing; that it was read is told all the same.
+    assert_eq!(turn.records.last().unwrap().offset, 40);
+}
+
+#[tokio::test]
+async fn lines_that_come_together_go_together() {
+    let mut turn = Turn::script("seq 10000").await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(turn.texts(), (1..=10_000).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert!(turn.records.iter().all(|record| record.events.len() <= 64));
+    assert!(turn.records.len() < 2_000, "{} records", turn.records.len());
+}
+
+#[tokio::test]
+async fn stderr_is_always_read_and_kept_at_both_ends() {
+    let script = "echo beginning >&2; head -c 10000000 /dev/zero | tr '\\0' x >&2; echo ending >&2; echo done";
+    let mut turn = Turn::script(script).await;
+    let report = turn.end().await;
+    let stderr = report.stderr.unwrap();
+    assert!(stderr.starts_with("beginning\nxxx") && stderr.ends_with("xxxending\n"));
+    assert!(stderr.contains(&format!("\n… {} bytes left out …\n", 10_000_017 - 16 * 1024)));
+    assert!(stderr.len() < 17 * 1024);
+    assert_eq!(turn.texts(), ["done"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_agent_may_end_in_its_own_way() {
+    let mut turn =
+        Turn::script_with_grace("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.02; done", NEVER).await;
+    turn.hear(1).await;
+    turn.reply.cancel.cancel();
+    assert_eq!(turn.end().await.code, Some(7));
+    assert_eq!(turn.texts(), ["ready", "bye"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_ignores_sigterm_is_killed_with_its_tools() {
+    let mut turn =
+        Turn::script("trap '' TERM; setsid sleep 1000 & echo $!; echo ready; while :; do sleep 0.02; done").await;
+    let tool = turn.hear_of_process().await;
+    turn.hear(2).await;
+    assert!(reap::survivors(turn.run, None).contains(&tool));
+    turn.reply.cancel.cancel();
+    assert_eq!(turn.end().await.signal, Some(9));
+    assert_eq!(reap::is_alive(&tool), Liveness::Dead);
+}
+
+#[tokio::test]
+async fn a_tool_that_hides_from_the_marker_and_the_group_ends_with_a_cancelled_agent() {
+    let script = "setsid env -i sleep 1000 & echo $!
+        until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done; echo ready; wait";
+    let mut turn = Turn::script_with_grace(script, NEVER).await;
+    let tool = turn.hear_of_process().await;
+    turn.hear(2).await;
+    turn.reply.cancel.cancel();
+    assert_eq!(turn.end().await.signal, Some(15));
+    assert_eq!(reap::is_alive(&tool), Liveness::Dead);
+}
+
+#[tokio::test]
+async fn a_killed_agent_gets_no_grace() {
+    for when in ["before it was cancelled", "after it was cancelled"] {
+        let mut turn = Turn::script_with_grace("trap '' TERM; echo ready; while :; do sleep 0.02; done", NEVER).await;
+        turn.hear(1).await;
+        if when == "after it was cancelled" {
+            turn.reply.cancel.cancel();
+        }
+        turn.reply.kill.cancel();
+        assert_eq!(turn.end().await.signal, Some(9), "{when}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_finished_agent_left_running_is_asked_before_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "
+        (trap 'echo cleaned up >result; exit' TERM; : >ready; while :; do sleep 0.02; done) >/dev/null 2>&1 &
+        (trap '' TERM; : >deaf; while :; do sleep 0.02; done) >/dev/null 2>&1 &
+        until [ -e ready ] && [ -e deaf ]; do :; done
+        echo done";
+    let backend = PerTurn::new(spec(&["sh", "-c", script]), Duration::from_millis(500), lines);
+    let mut turn = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(std::fs::read_to_string(dir.path().join("result")).unwrap(), "cleaned up\n");
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_stdout_does_not_hold_the_end() {
+    let mut turn = Turn::script("setsid sleep 1000 & echo $!; echo last").await;
+    let tool = turn.hear_of_process().await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(turn.texts().last().unwrap(), "last");
+    assert_eq!(reap::is_alive(&tool), Liveness::Dead);
+}
+
+#[tokio::test]
+async fn a_tool_that_starts_in_the_last_moment_is_found() {
+    let mut runs = Vec::new();
+    for _ in 0..20 {
+        // It may be on its way to another program, with no environment at all, while its parent is already gone.
+        let mut turn = Turn::script("setsid sleep 1000 & exit 0").await;
+        assert_eq!(turn.end().await.code, Some(0));
+        runs.push(turn.run);
+    }
+    for run in runs {
+        assert_eq!(reap::survivors(run, None), []);
+    }
+}
+
+#[tokio::test]
+async fn not_even_a_process_that_cannot_be_found_holds_the_end() {
+    let script = "setsid env -i sleep 1000 & echo $!
+        until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done; echo last";
+    let mut turn = Turn::script(script).await;
+    let hidden = turn.hear_of_process().await;
+    let report = turn.end().await;
+    assert_eq!(report.code, Some(0));
+    assert_eq!(turn.texts().last().unwrap(), "last");
+    // The agent was gone before anybody looked, so nothing led to this one; here it is ours to clean up.
+    assert_eq!(reap::is_alive(&hidden), Liveness::Alive);
+    let pid = rustix::process::Pid::from_raw(hidden.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn output_written_before_the_end_is_read_however_slow_the_reader() {
+    let mut turn = Turn::script("seq 200000").await;
+    let first = in_time(turn.reply.records.recv()).await.unwrap();
+    turn.records.push(first);
+    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
+    assert_eq!(turn.end().await.code, Some(0));
+    assert_eq!(turn.texts().len(), 200_000);
+}
+
+#[tokio::test]
+async fn an_agent_nobody_listens_to_is_killed() {
+    for script in
+        ["trap '' TERM; echo ready; exec sleep 1000", "echo ready; exec yes", "echo ready; exec >&-; sleep 1000"]
+    {
+        let mut turn = Turn::script_with_grace(script, NEVER).await;
+        turn.hear(1).await;
+        turn.reply.records.close();
+        assert_eq!(turn.end_unread().await.signal, Some(9), "{script}");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_agent_ends_also_while_nobody_reads() {
+    let mut turn = Turn::script("exec yes").await;
+    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
+    turn.reply.cancel.cancel();
+    assert_eq!(turn.end_unread().await.signal, Some(15));
+}
+
+#[tokio::test]
+async fn an_aborted_turn_leaves_nothing() {
+    let mut turn = Turn::script("setsid sleep 1000 & echo $!; echo ready; wait").await;
+    let tool = turn.hear_of_process().await;
+    turn.hear(2).await;
+    turn.reply.exit.abort();
+    assert!(in_time(&mut turn.reply.exit).await.unwrap_err().is_cancelled());
+    let leader = turn.reply.process.clone().unwrap();
+    until(|| [&tool, &leader].iter().all(|process| reap::is_alive(process) == Liveness::Dead)).await;
+    assert!(!temp_dir(turn.run).exists());
+}
+
+#[tokio::test]
+async fn what_a_dead_engine_left_is_found_and_ended_by_another() {
+    let run = RunId::generate();
+    let mut left = std::process::Command::new("sh")
+        .args(["-c", "trap '' TERM; setsid sleep 1000 & while :; do sleep 0.02; done"])
+        .env(reap::MARKER, run.to_string())
+        .spawn()
+        .unwrap();
+    let identity = reap::identity_of(i32::try_from(left.id()).unwrap()).unwrap();
+    until(|| reap::survivors(run, None).len() >= 2).await;
+    let ended = in_time(reap::end(run, None, Duration::from_millis(50))).await;
+    assert!(ended.ended >= 2 && ended.remaining == 0, "{ended:?}");
+    assert_eq!(reap::is_alive(&identity), Liveness::Dead, "a zombie is gone");
+    left.wait().unwrap();
+    assert_eq!(in_time(reap::end(run, None, NEVER)).await, reap::Ended::default());
+}
+
+#[tokio::test]
+async fn a_group_whose_pid_was_given_to_another_process_is_left_alone() {
+    use std::os::unix::process::CommandExt;
+    let mut other = std::process::Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+    let now = reap::identity_of(i32::try_from(other.id()).unwrap()).unwrap();
+    let before = ProcessIdentity { started_at_ticks: now.started_at_ticks - 1, ..now.clone() };
+    let elsewhere = ProcessIdentity { host: "another".to_owned(), ..now.clone() };
+    let run = RunId::generate();
+    for stranger in [before, elsewhere] {
+        assert_eq!(reap::survivors(run, Some(&stranger)), []);
+        assert_ne!(reap::is_alive(&stranger), Liveness::Alive);
+    }
+    assert_eq!(reap::survivors(run, Some(&now)), [now]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_process_knows_itself_and_not_those_of_other_hosts() {
+    let own = reap::own_identity().unwrap();
+    assert_eq!(reap::identity_of(own.pid), Some(own.clone()));
+    assert_eq!(reap::is_alive(&own), Liveness::Alive);
+    let former = ProcessIdentity { started_at_ticks: own.started_at_ticks - 1, ..own.clone() };
+    assert_eq!(reap::is_alive(&former), Liveness::Dead);
+    assert_eq!(reap::is_alive(&ProcessIdentity { host: "another boot".to_owned(), ..own }), Liveness::Unknown);
+}
+
+#[tokio::test]
+async fn the_demo_thinks_uses_a_tool_and_answers() {
+    let mut turn = Turn::start(&Demo, prompt("how are you today")).await;
+    assert_eq!(turn.end().await, ExitReport { code: Some(0), ..ExitReport::default() });
+    let events = turn.events();
+    let kind = |event: &AgentEvent| match event {
+        AgentEvent::Reasoning(_) => "reasoning",
+        AgentEvent::Text(_) => "text",
+        AgentEvent::ToolStarted { .. } => "tool started",
+        AgentEvent::ToolFinished { .. } => "tool finished",
+        AgentEvent::Ended => "ended",
+        other => panic!("{other:?}"),
+    };
+    let mut kinds: Vec<&str> = events.iter().map(kind).collect();
+    kinds.dedup();
+    assert_eq!(kinds, ["reasoning", "tool started", "tool finished", "text", "ended"]);
+    assert!(turn.texts().len() > 5 && turn.texts().concat().contains("how are you today"));
+    let counted = events.iter().find_map(|event| match event {
+        AgentEvent::ToolFinished { result, .. } => result.clone().ok(),
+        _ => None,
+    });
+    assert_eq!(counted.unwrap()["words"], 4);
+}
+
+#[tokio::test]
+async fn the_demo_follows_directives() {
+    let mut slow = Turn::start(&Demo, prompt("/slow 5")).await;
+    let began = std::time::Instant::now();
+    assert_eq!(slow.end().await.code, Some(0));
+    assert_eq!(slow.texts().len(), 5);
+    assert!(began.elapsed() >= Duration::from_millis(80));
+
+    let mut tool = Turn::start(&Demo, prompt("/tool")).await;
+    assert_eq!(tool.end().await.code, Some(0));
+    assert!(tool.events().iter().any(|event| matches!(event, AgentEvent::ToolProgress { .. })));
+
+    let mut fail = Turn::start(&Demo, prompt("/fail the disk is full")).await;
+    assert_eq!(fail.end().await.code, Some(1));
+    assert_eq!(fail.events(), [AgentEvent::Error("the disk is full".to_owned())]);
+
+    let mut exit = Turn::start(&Demo, prompt("/exit 3")).await;
+    assert_eq!(exit.end().await.code, Some(3));
+    assert!(!exit.texts().is_empty());
+
+    let mut unknown = Turn::start(&Demo, prompt("/dance")).await;
+    assert_eq!(unknown.end().await.code, Some(0));
+    assert!(unknown.texts().concat().contains("/slow N"));
+}
+
+#[tokio::test]
+async fn the_demo_stops_when_it_is_told_to() {
+    let long = "word ".repeat(1000);
+    for message in ["/hang", "/slow 100000", long.as_str()] {
+        let mut cancelled = Turn::start(&Demo, prompt(message)).await;
+        in_time(cancelled.reply.records.recv()).await.unwrap();
+        if message == long {
+            until(|| cancelled.reply.records.len() == cancelled.reply.records.max_capacity()).await;
+        }
+        cancelled.reply.cancel.cancel();
+        assert_eq!(cancelled.end_unread().await.signal, Some(15));
+
+        let mut killed = Turn::start(&Demo, prompt(message)).await;
+        killed.reply.kill.cancel();
+        assert_eq!(killed.end_unread().await.signal, Some(9));
+
+        let mut left = Turn::start(&Demo, prompt(message)).await;
+        left.reply.records.close();
+        assert_eq!(left.end_unread().await.signal, Some(9));
+    }
+}

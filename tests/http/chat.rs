@@ -1,0 +1,137 @@
+//! `/api/chat`, as `useChat` speaks it.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::scene::{Answer, Scene, Streaming, read, tell};
+
+fn user(id: &str, text: &str) -> Value {
+    json!({"id": id, "role": "user", "parts": [{"type": "text", "text": text}]})
+}
+
+fn chat(messages: &[Value], more: Value) -> Value {
+    let mut body = json!({"id": "s", "messages": messages});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+impl Scene {
+    /// Sends, cancels the run that this made, and tells its stream.
+    async fn turn(&self, body: &Value) -> String {
+        let mut stream = Streaming::open(self.ask(Method::POST, "/api/chat").json(body)).await;
+        assert_eq!(stream.status, 200);
+        stream.until("retry", 1).await;
+        self.post_nothing("/api/chat/s/stop").await;
+        tell(&stream.rest().await.unwrap())
+    }
+
+    async fn refused_chat(&self, body: &Value) -> Answer {
+        read(self.ask(Method::POST, "/api/chat").json(body)).await
+    }
+
+    async fn said(&self) -> String {
+        let messages = self.get("/v1/sessions/s/messages").await.body;
+        let texts = messages["items"].as_array().unwrap().iter().map(|message| message["parts"][0]["text"].clone());
+        texts.map(|text| text.as_str().unwrap_or("-").to_owned()).collect::<Vec<_>>().join(" ")
+    }
+
+    async fn count_runs(&self) -> usize {
+        self.get("/v1/sessions/s/runs").await.each("id").len()
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_sent_and_sent_again() {
+    let scene = Scene::new().await;
+    // The history that comes along, and what the application adds, do not matter.
+    let history = json!({"id": "?", "role": "assistant", "parts": "anything"});
+    let body = chat(&[history, user("m1", "hello")], json!({"trigger": "submit-message", "model": "x"}));
+    assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
+    assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (1, "hello"));
+    let without_id = json!({"role": "user", "parts": [{"type": "text", "text": "two"}]});
+    assert_eq!(scene.turn(&chat(&[without_id], json!({}))).await, "retry 4:start 5:abort 6:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (2, "hello two"));
+}
+
+#[tokio::test]
+async fn a_message_is_edited_and_answered_anew() {
+    let scene = Scene::new().await;
+    scene.turn(&chat(&[user("m1", "one")], json!({"messageId": "m1"}))).await;
+    scene.turn(&chat(&[user("m1", "one"), user("m2", "two")], json!({}))).await;
+    assert_eq!(scene.said().await, "one two");
+    let edit = json!({"trigger": "submit-message", "messageId": "m1"});
+    assert_eq!(scene.turn(&chat(&[user("m1", "better")], edit)).await, "retry 7:start 8:abort 9:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (3, "better"));
+    let anew = json!({"trigger": "regenerate-message", "messageId": "an-answer"});
+    let told = scene.turn(&chat(&[user("m1", "better")], anew.clone())).await;
+    assert_eq!(told, "retry 10:start 11:abort 12:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (4, "better"));
+
+    let unknown = scene.refused_chat(&chat(&[user("m9", "what?")], anew.clone())).await;
+    assert_eq!(unknown.refused(), (404, "no_such_message"));
+    let mut elsewhere = chat(&[user("m1", "better")], anew);
+    elsewhere["id"] = "t".into();
+    assert_eq!(scene.refused_chat(&elsewhere).await.refused(), (404, "no_such_message"));
+    assert_eq!(scene.get("/v1/sessions/t").await.status, 404);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_said() {
+    let scene = Scene::new().await;
+    let answered = json!({"id": "a", "role": "assistant", "parts": []});
+    let with = |more: Value| chat(&[user("m", "hello")], more);
+    let cases = [
+        (chat(&[], json!({})), (422, "invalid_message")),
+        (chat(&[user("m", "hello"), answered], json!({})), (422, "invalid_message")),
+        (chat(&[json!({"role": "system", "parts": []})], json!({})), (422, "invalid_message")),
+        (chat(&[json!({"role": "user"})], json!({})), (422, "invalid_message")),
+        (chat(&[user("m", " ")], json!({})), (422, "invalid_message")),
+        (chat(&[user("a b", "hello")], json!({})), (400, "invalid_id")),
+        (chat(&[user("", "hello")], json!({"trigger": "regenerate-message"})), (422, "invalid_message")),
+        (with(json!({"trigger": "resume"})), (422, "invalid_body")),
+        (with(json!({"id": "a/b"})), (400, "invalid_id")),
+        (with(json!({"workspace": "nowhere"})), (422, "unknown_workspace")),
+        (with(json!({"workspace": "no/where"})), (422, "unknown_workspace")),
+        (with(json!({"agent": "nobody"})), (422, "unknown_agent")),
+        (json!({"id": "s"}), (422, "invalid_body")),
+    ];
+    for (body, refused) in cases {
+        assert_eq!(scene.refused_chat(&body).await.refused(), refused, "{body}");
+    }
+    assert_eq!(scene.get("/v1/sessions/s").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_page_that_is_opened_finds_what_is_under_way() {
+    let scene = Scene::new().await;
+    for session in ["s", "unknown"] {
+        if session == "s" {
+            scene.post("/v1/sessions", json!({"id": "s"})).await;
+        }
+        let nothing = scene.get(&format!("/api/chat/{session}/stream")).await;
+        assert_eq!((nothing.status, nothing.body), (204, json!("")));
+        let stopped = scene.post_nothing(&format!("/api/chat/{session}/stop")).await;
+        assert_eq!((stopped.status, stopped.body), (200, json!({"run": null})));
+    }
+    let earlier = scene.send("s", "one").await;
+    scene.cancel(&earlier).await;
+    let run = scene.send("s", "two").await;
+    let mut pages = Vec::new();
+    for cursor in [None, Some("2")] {
+        let request = scene.ask(Method::GET, "/api/chat/s/stream").header("accept", "*/*");
+        let request = cursor.into_iter().fold(request, |request, id| request.header("last-event-id", id));
+        let mut page = Streaming::open(request).await;
+        page.until("retry", 1).await;
+        pages.push(page);
+    }
+    // A reader that goes away changes nothing.
+    drop(scene.stream("/api/chat/s/stream").await);
+    let stopped = scene.post_nothing("/api/chat/s/stop?wait=10").await;
+    assert_eq!((stopped.status, stopped.body["run"]["id"].as_str()), (200, Some(run.as_str())));
+    for page in pages {
+        assert_eq!(tell(&page.rest().await.unwrap()), "retry 4:start 5:abort 6:finish [DONE]");
+    }
+    assert_eq!(scene.get("/api/chat/s/stream").await.status, 204);
+    assert_eq!(scene.get("/api/chat/a%20b/stream").await.refused(), (400, "invalid_id"));
+}

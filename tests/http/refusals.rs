@@ -1,0 +1,110 @@
+//! What is malformed, unknown or too large, and how that is said.
+
+use mainstay::http::Timeouts;
+use reqwest::{Body, Method};
+use serde_json::json;
+
+use crate::scene::{Scene, read};
+
+#[tokio::test]
+async fn a_body_is_json() {
+    let scene = Scene::new().await;
+    for path in ["/v1/sessions", "/v1/sessions/s/runs", "/v1/sessions/s/close", "/api/chat"] {
+        let post = |kind: &'static str, body: &'static str| {
+            let request = scene.ask(Method::POST, path);
+            let request = if kind.is_empty() { request } else { request.header("content-type", kind) };
+            read(request.body(body))
+        };
+        for kind in ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"] {
+            assert_eq!(post(kind, "{}").await.refused(), (415, "unsupported_media_type"), "{path} {kind}");
+        }
+        for body in ["{", "{}}", "\u{1}", "{\"id\": \"a\",}", "{\"unknown\": 1, "] {
+            let answer = post("application/json; charset=utf-8", body).await;
+            assert_eq!(answer.refused(), (400, "malformed_json"), "{path} {body}");
+            let message = answer.body["error"]["message"].as_str().unwrap();
+            assert!(message.contains("line 1 column"), "{message}");
+        }
+        assert_eq!(post("application/json", "[1]").await.refused(), (422, "invalid_body"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_told_so() {
+    let scene = Scene::new().await;
+    let large = "x".repeat(5 * 1024 * 1024);
+    let body = json!({"message": {"text": large}}).to_string();
+    let post = || scene.ask(Method::POST, "/v1/sessions/s/runs").header("content-type", "application/json");
+    assert_eq!(read(post().body(body.clone())).await.refused(), (413, "body_too_large"));
+    // The same without a length that says it beforehand.
+    let pieces = body.as_bytes().chunks(64 * 1024).map(|piece| std::io::Result::Ok(piece.to_vec())).collect::<Vec<_>>();
+    let pieces = Body::wrap_stream(futures_util::stream::iter(pieces));
+    assert_eq!(read(post().body(pieces)).await.refused(), (413, "body_too_large"));
+    // A refusal for another reason reaches a client that is still sending, too.
+    let wrong = scene.ask(Method::POST, "/v1/nothing").body(large);
+    assert_eq!(read(wrong).await.refused(), (404, "unknown_route"));
+    let just_right = json!({"message": {"text": "x".repeat(4 * 1024 * 1024 - 100)}});
+    assert_eq!(scene.post("/v1/sessions/s/runs", just_right).await.status, 202);
+
+    let scene = Scene::with("[server]\nmax_body_bytes = 1024", Timeouts::default()).await;
+    let answer = scene.post("/v1/sessions", json!({"title": "x".repeat(1024)})).await;
+    assert_eq!(answer.refused(), (413, "body_too_large"));
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_said_in_the_same_shape() {
+    let scene = Scene::new().await;
+    for path in ["/", "/v1", "/v1/sessions/", "/v1/sessions/s/", "/V1/sessions", "/healthz/"] {
+        assert_eq!(scene.get(path).await.refused(), (404, "unknown_route"), "{path}");
+    }
+    for (method, path, allowed) in [
+        (Method::DELETE, "/v1/sessions", "GET,HEAD,POST"),
+        (Method::GET, "/api/chat", "POST"),
+        (Method::PUT, "/v1/sessions/s", "GET,HEAD,PATCH"),
+        (Method::OPTIONS, "/healthz", "GET,HEAD"),
+    ] {
+        let answer = read(scene.ask(method, path)).await;
+        assert_eq!((answer.refused(), answer.header("allow")), ((405, "method_not_allowed"), allowed), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_id_is_never_a_path() {
+    let scene = Scene::new().await;
+    for id in ["..", ".", "a:b", "-"] {
+        assert_eq!(scene.post("/v1/sessions", json!({"id": id})).await.status, 201, "{id}");
+        assert_eq!(scene.raw_status(&format!("/v1/sessions/{id}")).await, 200, "{id}");
+    }
+    assert_eq!(scene.raw_status("/v1/sessions/%2e%2E").await, 200);
+    for bad in ["a%2Fb", "%2e%2e%2f", "a%20b", "a%00", "%ff", "%C3%BC", "a%5Cb", &"x".repeat(201)] {
+        for suffix in ["", "/messages", "/events", "/runs"] {
+            let answer = scene.get(&format!("/v1/sessions/{bad}{suffix}")).await;
+            assert_eq!(answer.refused(), (400, "invalid_id"), "{bad}{suffix}");
+        }
+    }
+    assert_eq!(scene.raw_status("/v1/sessions//runs").await, 400);
+    assert_eq!(scene.raw_status("/v1/sessions/../../etc/passwd").await, 404);
+}
+
+#[tokio::test]
+async fn every_answer_names_its_request() {
+    let scene = Scene::new().await;
+    let ask = |id: &str| read(scene.ask(Method::GET, "/v1/nothing").header("x-request-id", id));
+    assert_eq!(ask("mine-1").await.header("x-request-id"), "mine-1");
+    for unusable in ["", "two words", &"x".repeat(129)] {
+        assert_eq!(ask(unusable).await.header("x-request-id").len(), 36);
+    }
+    assert_ne!(scene.get("/healthz").await.header("x-request-id"), scene.get("/healthz").await.header("x-request-id"));
+}
+
+#[tokio::test]
+async fn the_state_of_the_engine_is_told() {
+    let scene = Scene::new().await;
+    assert_eq!(scene.get("/healthz").await.body, json!({"status": "ok"}));
+    assert_eq!(scene.get("/readyz").await.body, json!({"status": "ready"}));
+    assert_eq!(scene.get("/v1/workers").await.body, json!({"items": [], "next_cursor": null}));
+    let slots = scene.get("/v1/slots").await;
+    assert_eq!((slots.each("id").len(), slots.each("id")[0].as_str()), (5, "chat-slot-default-1"));
+    let head = scene.ask(Method::HEAD, "/v1/slots").send().await.unwrap();
+    assert_eq!((head.status().as_u16(), head.headers()["content-type"].to_str().unwrap()), (200, "application/json"));
+    assert_eq!(head.text().await.unwrap(), "");
+}

@@ -1,0 +1,203 @@
+//! What the tests stand on: a server on a free port with a database of its own, and a client.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use mainstay::config::Config;
+use mainstay::engine::Engine;
+use mainstay::http::{Timeouts, serve_with};
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The longest that anything may take on a loaded machine before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
+}
+
+pub struct Scene {
+    pub address: SocketAddr,
+    pub stop: CancellationToken,
+    pub server: JoinHandle<std::io::Result<()>>,
+    client: Client,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer that was read.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The code of a refusal, which has the one shape that refusals have.
+    pub fn code(&self) -> &str {
+        let error = &self.body["error"];
+        assert!(!error["message"].as_str().unwrap().is_empty());
+        assert_eq!(self.body.as_object().unwrap().len(), 1);
+        assert!(self.headers["content-type"].to_str().unwrap().starts_with("application/json"));
+        error["code"].as_str().unwrap()
+    }
+
+    /// Status and code of a refusal.
+    pub fn refused(&self) -> (u16, &str) {
+        (self.status, self.code())
+    }
+
+    pub fn text(&self, key: &str) -> &str {
+        self.body[key].as_str().unwrap_or_else(|| panic!("no {key} in {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// One field of each item of a list.
+    pub fn each(&self, key: &str) -> Vec<String> {
+        let items = self.body["items"].as_array().unwrap_or_else(|| panic!("no list: {}", self.body));
+        items.iter().map(|item| item[key].as_str().map_or_else(|| item[key].to_string(), str::to_owned)).collect()
+    }
+}
+
+impl Scene {
+    pub async fn new() -> Self {
+        Self::with("", Timeouts::default()).await
+    }
+
+    /// With this text in the config file.
+    pub async fn with(config: &str, timeouts: Timeouts) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::load(config, Path::new("test.toml"), dir.path()).unwrap();
+        let server = config.server.clone();
+        let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = {
+            let stop = stop.clone();
+            tokio::spawn(async move { serve_with(engine, &server, listener, stop, timeouts).await })
+        };
+        Self { address, stop, server: serving, client: Client::new(), _dir: dir }
+    }
+
+    pub fn ask(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.address)).timeout(PATIENCE)
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        read(self.ask(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        read(self.ask(Method::POST, path).json(&body)).await
+    }
+
+    /// With neither body nor content type.
+    pub async fn post_nothing(&self, path: &str) -> Answer {
+        read(self.ask(Method::POST, path)).await
+    }
+
+    /// The id of a new run in this session.
+    pub async fn send(&self, session: &str, text: &str) -> String {
+        let answer = self.post(&format!("/v1/sessions/{session}/runs"), json!({"message": {"text": text}})).await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        answer.text("id").to_owned()
+    }
+
+    pub async fn cancel(&self, run: &str) {
+        assert_eq!(self.post_nothing(&format!("/v1/runs/{run}/cancel")).await.status, 202);
+    }
+
+    pub async fn stream(&self, path: &str) -> Streaming {
+        Streaming::open(self.ask(Method::GET, path).header("accept", "text/event-stream")).await
+    }
+
+    /// Sends bytes as they are, and reads until the server closes.
+    pub async fn raw(&self, request: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        within(stream.read_to_end(&mut answer)).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// The status of a GET of a path as it is, which clients would tidy up.
+    pub async fn raw_status(&self, path: &str) -> u16 {
+        let answer = self.raw(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        status_of(&answer.unwrap())
+    }
+}
+
+pub fn status_of(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"))
+}
+
+pub async fn read(request: RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.unwrap();
+    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+}
+
+/// A stream that is being read.
+pub struct Streaming {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+    bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+}
+
+impl Streaming {
+    pub async fn open(request: RequestBuilder) -> Self {
+        let response: Response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Self { status, headers, text: String::new(), bytes: response.bytes_stream().boxed() }
+    }
+
+    /// Reads until this has come, and how often.
+    pub async fn until(&mut self, what: &str, times: usize) {
+        while self.text.matches(what).count() < times {
+            let piece =
+                within(self.bytes.next()).await.unwrap_or_else(|| panic!("ended without {what}: {}", self.text));
+            self.text.push_str(std::str::from_utf8(&piece.unwrap()).unwrap());
+        }
+    }
+
+    /// Reads to the end: all that came, or an error when the end was no clean one.
+    pub async fn rest(mut self) -> Result<String, String> {
+        while let Some(piece) = within(self.bytes.next()).await {
+            self.text.push_str(std::str::from_utf8(&piece.map_err(|_| self.text.clone())?).unwrap());
+        }
+        Ok(self.text)
+    }
+}
+
+/// A stream in a line: the ids and types of its chunks.
+pub fn tell(stream: &str) -> String {
+    let told = stream.split_terminator("\n\n").map(|block| {
+        let mut words = Vec::new();
+        for line in block.lines() {
+            match line.split_once(": ").unwrap() {
+                ("data", "[DONE]") => words.push("[DONE]".to_owned()),
+                ("data", json) => {
+                    let chunk: Value = serde_json::from_str(json).unwrap();
+                    words.push(chunk["type"].as_str().unwrap().to_owned());
+                }
+                ("id", id) => words.push(format!("{id}:")),
+                (other, _) => words.push(other.to_owned()),
+            }
+        }
+        words.concat()
+    });
+    told.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,124 @@
+//! `/v1/sessions`
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::scene::{Scene, read};
+
+#[tokio::test]
+async fn a_session_is_made_once() {
+    let scene = Scene::new().await;
+    let made = scene.post("/v1/sessions", json!({"id": "a.b:c-d", "title": "one"})).await;
+    assert_eq!((made.status, made.header("location")), (201, "/v1/sessions/a.b:c-d"));
+    assert_eq!(made.body["execution"], "idle");
+    assert_eq!(made.body["last_seq"], 0);
+    assert_eq!((made.text("workspace"), made.text("agent"), made.text("title")), ("default", "demo", "one"));
+    let again = scene.post("/v1/sessions", json!({"id": "a.b:c-d", "title": "one"})).await;
+    assert_eq!((again.status, &again.body), (200, &made.body));
+    let other = scene.post("/v1/sessions", json!({"id": "a.b:c-d", "title": "two"})).await;
+    assert_eq!(other.refused(), (409, "session_differs"));
+    assert_eq!(scene.get("/v1/sessions/a.b:c-d").await.body, made.body);
+
+    let named_by_us = scene.post("/v1/sessions", json!({})).await;
+    assert_eq!(named_by_us.status, 201);
+    assert_eq!(scene.get(&format!("/v1/sessions/{}", named_by_us.text("id"))).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_makes_no_session_is_said() {
+    let scene = Scene::new().await;
+    let cases = [
+        (json!({"id": "a/b"}), (400, "invalid_id")),
+        (json!({"id": ""}), (400, "invalid_id")),
+        (json!({"id": "x".repeat(201)}), (400, "invalid_id")),
+        (json!({"workspace": "nowhere"}), (422, "unknown_workspace")),
+        (json!({"agent": "nobody"}), (422, "unknown_agent")),
+        (json!({"idle_ttl_ms": 0}), (422, "invalid_value")),
+        (json!({"idle_ttl_ms": -1}), (422, "invalid_body")),
+        (json!({"title": "x".repeat(501)}), (422, "invalid_value")),
+        (json!({"tilte": "x"}), (422, "invalid_body")),
+        (json!([]), (422, "invalid_body")),
+    ];
+    for (body, refused) in cases {
+        let answer = scene.post("/v1/sessions", body.clone()).await;
+        assert_eq!(answer.refused(), refused, "{body}");
+        if body.get("tilte").is_some() {
+            assert!(answer.body["error"]["message"].as_str().unwrap().contains("`tilte`"));
+        }
+    }
+    assert_eq!(scene.get("/v1/sessions").await.body, json!({"items": [], "next_cursor": null}));
+}
+
+#[tokio::test]
+async fn a_session_is_changed() {
+    let scene = Scene::new().await;
+    scene.post("/v1/sessions", json!({"id": "s"})).await;
+    let patch = |path: &str, body| scene.ask(Method::PATCH, path).json(&body);
+    let changed = read(patch("/v1/sessions/s", json!({"title": "new", "idle_ttl_ms": 5000}))).await;
+    assert_eq!((changed.status, changed.text("title")), (200, "new"));
+    assert_eq!(changed.body["idle_ttl_ms"], 5000);
+    assert_eq!(read(patch("/v1/sessions/s", json!({"agent": "demo"}))).await.refused(), (422, "invalid_body"));
+    assert_eq!(read(patch("/v1/sessions/t", json!({"title": "new"}))).await.refused(), (404, "not_found"));
+}
+
+#[tokio::test]
+async fn lists_are_read_page_by_page() {
+    let scene = Scene::new().await;
+    for number in 0..5 {
+        scene.post("/v1/sessions", json!({"id": format!("s{number}")})).await;
+    }
+    let (mut ids, mut path) = (Vec::new(), "/v1/sessions?limit=2".to_owned());
+    let mut pages = 0;
+    loop {
+        let page = scene.get(&path).await;
+        ids.extend(page.each("id"));
+        pages += 1;
+        match page.body["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/sessions?limit=2&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!((ids.join(" ").as_str(), pages), ("s4 s3 s2 s1 s0", 3));
+    assert_eq!(scene.get("/v1/sessions?limit=5").await.body["next_cursor"], json!(null));
+
+    for query in ["limit=0", "limit=501", "limit=x", "limit=", "limit=1&limit=2"] {
+        assert_eq!(scene.get(&format!("/v1/sessions?{query}")).await.refused(), (400, "invalid_query"), "{query}");
+    }
+    for cursor in ["", "x", "1", "1-", "-1-2", "1-2-3"] {
+        let answer = scene.get(&format!("/v1/sessions?cursor={cursor}")).await;
+        assert_eq!(answer.refused(), (400, "invalid_cursor"), "{cursor}");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_session_is_closed_only_when_that_is_meant() {
+    let scene = Scene::new().await;
+    let run = scene.send("s", "hello").await;
+    assert_eq!(scene.get("/v1/sessions/s").await.body["execution"], "queued");
+    assert_eq!(scene.get("/v1/slots").await.each("session_id")[0], "s");
+    assert_eq!(scene.post_nothing("/v1/sessions/s/close").await.refused(), (409, "busy"));
+    assert_eq!(scene.post("/v1/sessions/s/close", json!({"cancel": "yes"})).await.refused(), (422, "invalid_body"));
+    let closed = scene.post("/v1/sessions/s/close", json!({"cancel": true})).await;
+    assert_eq!((closed.status, &closed.body["assignment"]), (200, &json!(null)));
+    assert_eq!(scene.get(&format!("/v1/runs/{run}")).await.text("status"), "cancelled");
+    assert_eq!(scene.post_nothing("/v1/sessions/s/close").await.status, 200);
+    assert_eq!(scene.post_nothing("/v1/sessions/t/close").await.refused(), (404, "not_found"));
+}
+
+#[tokio::test]
+async fn messages_come_as_a_chat_wants_them() {
+    let scene = Scene::new().await;
+    for number in 0..3 {
+        let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
+        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+    }
+    let all = scene.get("/v1/sessions/s/messages").await;
+    let first = json!({"id": "m0", "role": "user", "parts": [{"type": "text", "text": "hello"}]});
+    assert_eq!((all.each("id").join(" ").as_str(), &all.body["items"][0]), ("m0 m1 m2", &first));
+    assert_eq!(all.body["next_cursor"], json!(null));
+    let page = scene.get("/v1/sessions/s/messages?limit=2&partial=1").await;
+    let rest = format!("/v1/sessions/s/messages?limit=2&cursor={}", page.text("next_cursor"));
+    assert_eq!((page.each("id").join(" ").as_str(), scene.get(&rest).await.each("id")), ("m0 m1", vec!["m2".into()]));
+    assert_eq!(scene.get("/v1/sessions/s/messages?partial=maybe").await.refused(), (400, "invalid_query"));
+    assert_eq!(scene.get("/v1/sessions/t/messages").await.refused(), (404, "not_found"));
+}

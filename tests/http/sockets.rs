@@ -1,0 +1,108 @@
+//! Connections: many, slow, silent, and at the end.
+
+use std::time::{Duration, Instant};
+
+use mainstay::http::Timeouts;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::scene::{Scene, status_of, within};
+
+/// Short enough to wait for, and long enough for a machine under load.
+const SHORT: Duration = Duration::from_millis(200);
+
+async fn read_to_end(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    within(stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_idle_connections_leave_room_for_work() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Both ends of each connection are in this process.
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    let scene = Scene::with("", Timeouts { header: Duration::from_secs(60), ..Timeouts::default() }).await;
+    let mut idle = Vec::new();
+    for _ in 0..2000 {
+        idle.push(TcpStream::connect(scene.address).await.unwrap());
+    }
+    let asked = Instant::now();
+    assert_eq!(scene.post("/v1/sessions", json!({"id": "s"})).await.status, 201);
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    scene.stop.cancel();
+    within(scene.server).await.unwrap().unwrap();
+    for stream in idle {
+        assert_eq!(read_to_end(stream).await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_its_connection() {
+    let scene = Scene::with("", Timeouts { header: SHORT, ..Timeouts::default() }).await;
+    for begun in ["", "GET /healthz HTTP/1.1\r\nhost: loc"] {
+        let mut stream = TcpStream::connect(scene.address).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        let answer = read_to_end(stream).await;
+        assert!(answer.is_empty() || status_of(&answer) == 408, "{answer}");
+    }
+    assert_eq!(scene.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_ends_its_request() {
+    let scene = Scene::with("", Timeouts { body: SHORT, ..Timeouts::default() }).await;
+    let head =
+        "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n";
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream.write_all(format!("{head}\r\n{{\"id\"").as_bytes()).await.unwrap();
+    let answer = read_to_end(stream).await;
+    assert_eq!(status_of(&answer), 408);
+    assert!(answer.contains("body_timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_waits_for_its_turn() {
+    let config = "[server]\nmax_connections = 1";
+    let scene = Scene::with(config, Timeouts { header: SHORT, ..Timeouts::default() }).await;
+    let first = TcpStream::connect(scene.address).await.unwrap();
+    // Answered when the first one, which says nothing, has been given up.
+    assert_eq!(scene.get("/healthz").await.status, 200);
+    assert_eq!(read_to_end(first).await, "");
+}
+
+#[tokio::test]
+async fn a_large_body_is_asked_for_only_when_it_is_wanted() {
+    let scene = Scene::new().await;
+    let head =
+        "POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
+    let stream = scene.raw(&format!("{head}content-length: 5242880\r\n\r\n")).await.unwrap();
+    assert_eq!(status_of(&stream), 413);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_end_is_dropped() {
+    let scene = Scene::with("", Timeouts { shutdown: SHORT, ..Timeouts::default() }).await;
+    let head = "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream.write_all(format!("{head}content-length: 9\r\nexpect: 100-continue\r\n\r\n").as_bytes()).await.unwrap();
+    let mut asked_for = [0; 25];
+    within(stream.read_exact(&mut asked_for)).await.unwrap();
+    assert_eq!(&asked_for, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // Its request is under way, and the body never comes.
+    scene.stop.cancel();
+    within(scene.server).await.unwrap().unwrap();
+    assert_eq!(read_to_end(stream).await, "");
+}
+
+#[tokio::test]
+async fn requests_on_one_connection_are_answered_in_turn() {
+    let scene = Scene::new().await;
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
+    let requests = [get("/healthz", ""), get("/v1/nothing", ""), get("/v1/slots", "connection: close\r\n")].concat();
+    let answers = scene.raw(&requests).await.unwrap();
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].to_owned()).collect();
+    assert_eq!(statuses, ["200", "404", "200"]);
+}

@@ -1,0 +1,12 @@
+//! The whole engine: a real database, real agent processes (small scripts), real daemons that are killed. Waiting is done on
+//! the product's own stream of events.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+mod cancel;
+mod daemon;
+mod feed;
+mod hostile;
+mod limits;
+mod run;
+mod scene;
+mod sweep;

@@ -1,0 +1,115 @@
+//! The sweep: what a worker that is gone leaves behind, and what time makes stale.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay::clock::{ManualClock, Timestamp};
+use mainstay::engine::Engine;
+use mainstay::run::Status;
+
+use crate::scene::{NOTHING, Scene, marked, says};
+
+fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)))
+}
+
+async fn second_engine(scene: &Scene, clock: Arc<ManualClock>) -> Engine {
+    let config = scene.engine.config().clone();
+    Engine::open_with_clock(&scene.dir.path().join("m.db"), config, clock).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_silent_workers_run_is_fenced_ended_and_settled() {
+    let clock = clock();
+    let script = format!("{}; exec tail -f /dev/null", says("said"));
+    let scene =
+        Scene::with_clock(&[("hang", &script)], "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"", clock.clone())
+            .await;
+    scene.engine.start().await.unwrap();
+    let run = scene.send("hang", "s", "hi").await;
+    let next = scene.send("hang", "s", "next").await;
+    scene.said(run.id, "said").await;
+    let other = second_engine(&scene, clock.clone()).await;
+    assert_eq!(other.sweep().await.unwrap().runs_settled, 0, "a live lease is nobody else's");
+    clock.advance(Duration::from_secs(3601));
+    let report = other.sweep().await.unwrap();
+    assert_eq!((report.runs_settled, report.runs_put_back), (1, 0));
+    let run = other.run(run.id).await.unwrap();
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("worker_lost")));
+    assert_eq!(marked(run.id), NOTHING);
+    let story = scene.story(run.id).await;
+    assert!(story.starts_with("start start-step text-start text-delta=said text-end finish-step error="), "{story}");
+    assert!(story.ends_with("finish=error"), "{story}");
+    assert_eq!(scene.messages("s").await[1].1[1]["text"], "said");
+    scene.said(next.id, "said").await;
+    scene.engine.cancel_run(next.id).await.unwrap();
+    scene.settled(next.id).await;
+}
+
+#[tokio::test]
+async fn a_run_that_had_said_nothing_is_tried_again() {
+    let clock = clock();
+    let script = format!("if [ -e tried ]; then {}; else touch tried; exec tail -f /dev/null; fi", says("second try"));
+    let more = "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"";
+    let scene = Scene::with_clock(&[("moody", &script)], more, clock.clone()).await;
+    scene.engine.start().await.unwrap();
+    let run = scene.send("moody", "s", "hi").await;
+    crate::scene::within(async {
+        while !scene.dir.path().join("tried").exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let other = second_engine(&scene, clock.clone()).await;
+    clock.advance(Duration::from_secs(3601));
+    assert_eq!(other.sweep().await.unwrap().runs_put_back, 1);
+    let run = scene.settled(run.id).await;
+    assert_eq!((run.status, run.attempts), (Status::Completed, 3), "claimed, taken over, claimed again");
+    assert_eq!(
+        scene.story(run.id).await,
+        "start start-step text-start text-delta=second try text-end finish-step finish=stop",
+        "one start"
+    );
+}
+
+#[tokio::test]
+async fn idle_slots_expire_and_busy_ones_do_not() {
+    let clock = clock();
+    let script = format!("{}; [ \"$1\" = hang ] && exec tail -f /dev/null; true", says("ok"));
+    let scene =
+        Scene::with_clock(&[("agent", &script)], "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"", clock.clone())
+            .await;
+    scene.engine.start().await.unwrap();
+    scene.turn("agent", "idle", "hi").await;
+    let busy = scene.send("agent", "busy", "hang").await;
+    scene.said(busy.id, "ok").await;
+    clock.advance(Duration::from_secs(1801));
+    assert_eq!(scene.engine.sweep().await.unwrap().assignments_expired, 1);
+    assert!(scene.engine.session(&"idle".parse().unwrap()).await.unwrap().assignment.is_none());
+    assert!(scene.engine.session(&"busy".parse().unwrap()).await.unwrap().assignment.is_some());
+    clock.advance(Duration::from_secs(8 * 24 * 3600));
+    assert_eq!(scene.engine.sweep().await.unwrap().assignments_purged, 1);
+    scene.engine.cancel_run(busy.id).await.unwrap();
+    scene.settled(busy.id).await;
+}
+
+#[tokio::test]
+async fn a_drained_engine_leaves_nothing_running() {
+    let script = format!("{}; exec tail -f /dev/null", says("said"));
+    let scene = Scene::new(&[("hang", &script), ("mute", "exec tail -f /dev/null")], "").await;
+    let (said, mute) = (scene.send("hang", "a", "hi").await, scene.send("mute", "b", "hi").await);
+    scene.said(said.id, "said").await;
+    crate::scene::within(async {
+        while marked(mute.id).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    scene.engine.drain(Duration::ZERO).await;
+    let said = scene.engine.run(said.id).await.unwrap();
+    assert_eq!((said.status, said.cause.as_deref()), (Status::Interrupted, Some("shutdown")));
+    assert_eq!(scene.engine.run(mute.id).await.unwrap().status, Status::Queued, "it had said nothing");
+    assert!(marked(said.id).is_empty() && marked(mute.id).is_empty());
+    assert!(scene.engine.list_workers().await.unwrap().len() == 1);
+    scene.engine.close().await;
+}

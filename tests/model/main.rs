@@ -1,0 +1,403 @@
+//! The real store against a model of it: random sequences of everything that the engine may ask of it, in any order, by
+//! two workers, with a clock that also runs backwards and with a file that is closed and opened again. After each
+//! operation its answer and every row are what the model says, and what must always be true of the file is.
+//!
+//! `PROPTEST_CASES=3000 cargo test --release --test model` looks further.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+mod invariants;
+mod ops;
+mod reference;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{LocalBoxFuture, join_all};
+use mainstay::clock::{ManualClock, Timestamp};
+use mainstay::config::Durability;
+use mainstay::id::{RunId, WorkerId};
+use mainstay::lease::{Lease, LeaseLost, RunKey, WorkerKey};
+use mainstay::message::UserMessage;
+use mainstay::run::{Cause, ExitReport, Outcome, RunOptions};
+use mainstay::store::event::Appended;
+use mainstay::store::run::{ClaimRequest, Enqueue, Refusal, Settle};
+use mainstay::store::session::{Closed, NewSession};
+use mainstay::store::worker::Registration;
+use mainstay::store::{Store, StoreError, event};
+use mainstay::worker::ProcessIdentity;
+use mainstay::workspace::{WhenFull, Workspace};
+use proptest::prelude::*;
+use proptest_state_machine::{StateMachineTest, prop_state_machine};
+
+use invariants::Observer;
+use ops::{AGENTS, Answer, Claim, LEASE_MS, Op, START_MS, TTL_MS, WORKSPACES};
+use reference::{Model, key};
+
+/// Enough for every push, in a few seconds.
+const CASES: u32 = 64;
+/// No operation takes this long, unless somebody waits for an answer that never comes.
+const STUCK: Duration = Duration::from_secs(20);
+
+fn config() -> ProptestConfig {
+    let given = ProptestConfig { failure_persistence: None, max_shrink_iters: 5000, ..ProptestConfig::default() };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { CASES };
+    ProptestConfig { cases, ..given }
+}
+
+prop_state_machine! {
+    #![proptest_config(config())]
+    #[test]
+    fn the_store_does_what_the_model_says(sequential 40..=60 => System);
+}
+
+/// The store under test, and what its users remember.
+struct System {
+    runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    clock: Arc<ManualClock>,
+    store: Option<Store>,
+    workers: [WorkerKey; 2],
+    ids: RefCell<BTreeMap<RunKey, RunId>>,
+    observer: Observer,
+}
+
+async fn open(path: &std::path::Path, clock: Arc<ManualClock>) -> Store {
+    Store::open(path, Durability::Process, clock, Box::new(|_| {})).await.unwrap()
+}
+
+async fn register(store: &Store) -> WorkerKey {
+    let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
+    let registration = Registration { id: WorkerId::generate(), process, hostname: "test".into(), capacity: 8 };
+    store.register_worker(registration).await.unwrap()
+}
+
+fn workspace(number: usize, slots: u32) -> Workspace {
+    let (name, agent) = (WORKSPACES[number].parse().unwrap(), AGENTS[0].parse().unwrap());
+    Workspace { name, dir: "/".into(), agent, slots, when_full: WhenFull::Share }
+}
+
+fn session_id(name: usize) -> mainstay::id::SessionId {
+    format!("s{name}").parse().unwrap()
+}
+
+fn written(result: Result<Result<Appended, LeaseLost>, StoreError>) -> Answer {
+    match result {
+        Ok(Ok(appended)) => Answer::LastSeq(appended.last_seq),
+        Ok(Err(LeaseLost)) => Answer::LeaseLost,
+        Err(_) => Answer::Failed,
+    }
+}
+
+impl System {
+    fn new(model: &Model) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START_MS)));
+        let (store, workers) = runtime.block_on(async {
+            let store = open(&path, clock.clone()).await;
+            store.sync_slots(workspace(0, 2)).await.unwrap();
+            store.sync_slots(workspace(1, 1)).await.unwrap();
+            let workers = [register(&store).await, register(&store).await];
+            (store, workers)
+        });
+        let mut observer = Observer::new(&path);
+        observer.look(model);
+        let (store, ids) = (Some(store), RefCell::default());
+        Self { runtime, _dir: dir, path, clock, store, workers, ids, observer }
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    /// Does it, and compares. The model has done it already.
+    fn step(&mut self, op: &Op, model: &Model) {
+        self.clock.set(Timestamp::from_millis(model.now));
+        let answer = match op {
+            Op::Reopen { close } => self.reopen(*close),
+            op => self.runtime.block_on(async { tokio::time::timeout(STUCK, self.ask(op)).await }).expect("an answer"),
+        };
+        if let (Op::Register { worker }, Answer::Worker(key)) = (op, &answer) {
+            self.workers[*worker] = *key;
+        }
+        assert_eq!(answer, model.answer, "the answer to {op:?}");
+        self.observer.look(model);
+    }
+
+    /// Closed in order, or dropped as it is.
+    fn reopen(&mut self, close: bool) -> Answer {
+        let store = self.store.take().unwrap();
+        let reopened = self.runtime.block_on(async {
+            if close {
+                store.close().await;
+            }
+            drop(store);
+            open(&self.path, self.clock.clone()).await
+        });
+        self.store = Some(reopened);
+        Answer::Done
+    }
+
+    /// Boxed, as operations that are handed in together are operations.
+    fn ask<'a>(&'a self, op: &'a Op) -> LocalBoxFuture<'a, Answer> {
+        Box::pin(async move {
+            match op {
+                Op::Enqueue(new) => self.enqueue(new).await,
+                Op::Claim(claim) => self.claim(claim).await,
+                Op::Append(append) => self.append(append).await,
+                Op::Settle(settle) => self.settle(settle).await,
+                Op::Cancel { run } => self.cancel(*run).await,
+                Op::TakeOver { worker, dead, own, limit } => self.take_over(*worker, dead, own.clone(), *limit).await,
+                Op::Together(ops) => Answer::All(join_all(ops.iter().map(|op| self.ask(op))).await),
+                op => self.ask_briefly(op).await,
+            }
+        })
+    }
+
+    /// What is passed on as it is.
+    async fn ask_briefly(&self, op: &Op) -> Answer {
+        let (store, now) = (self.store(), self.store().clock().now());
+        match op {
+            Op::Renew { worker, leases } => {
+                let end = now + Duration::from_millis(LEASE_MS.unsigned_abs());
+                let renewed = store.renew(self.workers[*worker], leases.clone(), end).await.unwrap();
+                Answer::Leases(renewed.into_iter().map(|lease| (lease.run, lease.token)).collect())
+            }
+            Op::PutBack { lease } => Answer::Is(store.put_back(*lease).await.unwrap()),
+            Op::ExpireIdle { limit } => Answer::Count(store.expire_idle(i64::try_from(*limit).unwrap()).await.unwrap()),
+            Op::Purge { age, limit } => {
+                let before = now - Duration::from_millis(age.unsigned_abs());
+                Answer::Count(store.purge_assignments(before, i64::try_from(*limit).unwrap()).await.unwrap())
+            }
+            Op::Close { session, cancel } => match store.close_session(session_id(*session), *cancel).await.unwrap() {
+                None => Answer::Unknown,
+                Some(Closed::Closed) => Answer::Closed("closed"),
+                Some(Closed::Closing) => Answer::Closed("closing"),
+                Some(Closed::Busy(_)) => Answer::Closed("busy"),
+            },
+            Op::SyncSlots { workspace: number, slots } => {
+                store.sync_slots(workspace(*number, *slots)).await.unwrap();
+                Answer::Done
+            }
+            Op::Update { session, ttl } => {
+                Answer::Is(store.update_session(session_id(*session), None, Some(*ttl)).await.unwrap())
+            }
+            Op::Register { .. } => Answer::Worker(register(store).await),
+            Op::Deregister { worker } => {
+                store.deregister_worker(self.workers[*worker]).await.unwrap();
+                Answer::Done
+            }
+            Op::RemoveWorkers { workers } => {
+                let workers = workers.iter().map(|worker| self.workers[*worker]).collect();
+                Answer::Count(store.remove_workers(workers).await.unwrap())
+            }
+            Op::Park { run, until } => {
+                // As another process on the file would: nothing in the store parks a run yet.
+                let other = rusqlite::Connection::open(&self.path).unwrap();
+                other.busy_timeout(Duration::from_secs(5)).unwrap();
+                let park = "UPDATE runs SET not_before = ?2 WHERE key = ?1 AND status = 'queued'";
+                other.execute(park, [*run, now.as_millis() + until]).unwrap();
+                Answer::Done
+            }
+            _ => Answer::Done,
+        }
+    }
+
+    async fn enqueue(&self, new: &ops::Enqueue) -> Answer {
+        let (workspace, agent) = (WORKSPACES[new.workspace].parse().unwrap(), AGENTS[new.agent].parse().unwrap());
+        let request = Enqueue {
+            session: session_id(new.session),
+            new: NewSession::of(workspace, agent, TTL_MS),
+            workspace_named: new.named,
+            agent_named: new.named,
+            message: UserMessage::text(format!("m{}", new.message).parse().unwrap(), new.text()).unwrap(),
+            purpose: new.purpose,
+            options: RunOptions { when_busy: new.when_busy, timeout: None, priority: new.priority },
+            when_full: new.when_full,
+        };
+        match self.store().enqueue(request).await.unwrap() {
+            Ok(enqueued) => {
+                self.ids.borrow_mut().insert(enqueued.run.key, enqueued.run.run.id);
+                Answer::Enqueued { run: enqueued.run.key, created: enqueued.created }
+            }
+            Err(refusal) => Answer::Refused(match refusal {
+                Refusal::Busy(_) => "busy",
+                Refusal::PoolFull(_) => "pool full",
+                Refusal::Differs { .. } => "differs",
+                Refusal::IdTaken(_) => "id taken",
+                Refusal::NoSuchMessage(_) => "no such message",
+            }),
+        }
+    }
+
+    async fn claim(&self, claim: &Claim) -> Answer {
+        let agents = AGENTS.iter().zip(claim.places).filter_map(|(name, most)| Some((name.parse().unwrap(), most?)));
+        let request = ClaimRequest {
+            worker: self.workers[claim.worker],
+            limit: claim.limit,
+            agents: agents.collect(),
+            session: claim.session,
+            lease_expires_at: self.store().clock().now() + Duration::from_millis(LEASE_MS.unsigned_abs()),
+        };
+        let Ok(claimed) = self.store().claim(request).await else { return Answer::Failed };
+        Answer::Claimed(claimed.into_iter().map(|one| (one.lease.run, (one.lease.token, one.slot))).collect())
+    }
+
+    /// The id that readers know; any other for a run that does not exist.
+    fn id_of(&self, run: RunKey) -> RunId {
+        self.ids.borrow().get(&run).copied().unwrap_or_else(RunId::generate)
+    }
+
+    async fn append(&self, append: &ops::Append) -> Answer {
+        let text = "x".repeat(append.bytes);
+        let event = match append.kind() {
+            "text-delta" => format!(r#"{{"type":"text-delta","id":"text-1","delta":"{text}"}}"#),
+            kind => format!(r#"{{"type":"{kind}","data":{{"label":"{text}"}},"transient":true}}"#),
+        };
+        let mut events = vec![event; append.count];
+        if append.broken {
+            events.push("{not json".to_owned());
+        }
+        let request = event::Append {
+            lease: append.lease,
+            session: 0,
+            run_id: self.id_of(append.lease.run),
+            said: append.said && append.count > 0,
+            events,
+            source_offset: 0,
+            parts: append.parts.map(parts),
+        };
+        match written(self.store().append(request).await) {
+            // Which of its two faults is met first is left open.
+            Answer::LeaseLost if append.broken => Answer::Failed,
+            answer => answer,
+        }
+    }
+
+    async fn settle(&self, settle: &ops::Settle) -> Answer {
+        let kinds = settle.kinds().iter();
+        let settle = Settle {
+            lease: settle.lease,
+            session: 0,
+            run_id: self.id_of(settle.lease.run),
+            events: kinds.map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect(),
+            source_offset: 0,
+            outcome: Outcome { cause: settle.cause, error: None },
+            exit: ExitReport::default(),
+            parts: settle.parts.map(parts),
+        };
+        written(self.store().settle(settle).await)
+    }
+
+    async fn cancel(&self, run: RunKey) -> Answer {
+        match self.store().cancel_run(self.id_of(run)).await.unwrap() {
+            Some(request) => Answer::Cancelled { status: request.run.run.status, was_settled: request.was_settled },
+            None => Answer::Unknown,
+        }
+    }
+
+    async fn take_over(&self, worker: usize, dead: &[usize], own: Vec<RunKey>, limit: usize) -> Answer {
+        let dead = dead.iter().map(|worker| self.workers[*worker]).collect();
+        let end = self.store().clock().now() + Duration::from_millis(LEASE_MS.unsigned_abs());
+        let limit = i64::try_from(limit).unwrap();
+        match self.store().take_over(self.workers[worker], dead, own, end, limit).await {
+            Ok(orphans) => Answer::Orphans(
+                orphans
+                    .into_iter()
+                    .map(|o| (o.lease.run, o.lease.token, o.worker_dead, o.said, o.cancel_requested))
+                    .collect(),
+            ),
+            Err(_) => Answer::Failed,
+        }
+    }
+}
+
+fn parts(number: u8) -> String {
+    format!(r#"[{{"type":"text","text":"answer {number}"}}]"#)
+}
+
+impl StateMachineTest for System {
+    type SystemUnderTest = System;
+    type Reference = Model;
+
+    fn init_test(model: &Model) -> System {
+        System::new(model)
+    }
+
+    fn apply(mut system: System, model: &Model, op: Op) -> System {
+        system.step(&op, model);
+        system
+    }
+
+    /// Nothing is stuck: whoever is left over is recovered, everybody who has a place gets their turn, and once the
+    /// idle make room everybody else too.
+    fn teardown(mut system: System, mut model: Model) {
+        system.recover(&mut model);
+        system.drain(&mut model);
+        for session in 0..model.sessions.len() {
+            let waits = model.live_place(session).is_none();
+            assert!(waits || !model.is_busy(session), "session {} is stuck", key(session));
+        }
+        // Each pool has a slot again, and idle places run out: the line moves up.
+        for _ in 0..=model.sessions.len() {
+            system.go(&mut model, Op::Tick(10_000_000));
+            system.go(&mut model, Op::SyncSlots { workspace: 0, slots: 1 });
+            system.go(&mut model, Op::SyncSlots { workspace: 1, slots: 1 });
+            system.go(&mut model, Op::ExpireIdle { limit: 100 });
+            system.drain(&mut model);
+        }
+        let left: Vec<_> = system.observer.seen.runs.iter().filter(|run| run.is_unsettled()).collect();
+        assert!(left.is_empty(), "never settled: {left:?}");
+        system.observer.is_undamaged();
+    }
+}
+
+impl System {
+    fn go(&mut self, model: &mut Model, op: Op) -> Answer {
+        model.answer = model.apply(&op);
+        self.step(&op, model);
+        model.answer.clone()
+    }
+
+    /// What a sweep does with the runs of workers that are gone.
+    fn recover(&mut self, model: &mut Model) {
+        for worker in [0, 1] {
+            self.go(model, Op::Register { worker });
+        }
+        // Whatever the clock did: no lease is good and nothing is parked by then.
+        self.go(model, Op::Tick(100_000_000));
+        let taken = self.go(model, Op::TakeOver { worker: 0, dead: vec![], own: vec![], limit: 1000 });
+        let Answer::Orphans(orphans) = taken else { panic!("{taken:?}") };
+        for (run, token, _, said, cancel) in orphans {
+            let lease = Lease { run, token };
+            let settle = |cause| Op::Settle(ops::Settle { lease, cause, parts: None });
+            let op = match (said, cancel) {
+                (_, true) => settle(Cause::Cancelled),
+                (true, false) => settle(Cause::WorkerLost),
+                (false, false) => Op::PutBack { lease },
+            };
+            self.go(model, op);
+        }
+    }
+
+    fn drain(&mut self, model: &mut Model) {
+        loop {
+            let claim = Claim { worker: 1, limit: 3, places: [Some(2), Some(2)], session: None };
+            let answer = self.go(model, Op::Claim(claim));
+            let Answer::Claimed(claimed) = answer else { panic!("{answer:?}") };
+            if claimed.is_empty() {
+                return;
+            }
+            for (run, (token, _)) in claimed {
+                let lease = Lease { run, token };
+                self.go(model, Op::Settle(ops::Settle { lease, cause: Cause::Finished, parts: Some(0) }));
+            }
+        }
+    }
+}

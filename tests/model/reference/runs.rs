@@ -1,0 +1,179 @@
+//! A run that is under a lease, what it says, and every way to its end.
+
+use std::collections::BTreeSet;
+
+use mainstay::event::Seq;
+use mainstay::lease::{Lease, RunKey, WorkerKey};
+use mainstay::run::{Cause, Status};
+
+use super::{Message, MessageName, Model, Run, index, key};
+use crate::ops::{Answer, Append, LEASE_MS, Settle};
+
+impl Model {
+    pub(super) fn begin_span(&mut self, run: RunKey) {
+        let Run { session, message, .. } = self.runs[index(run)];
+        let seq = key(self.sessions[session].log.len());
+        self.runs[index(run)].span = Some((seq, seq));
+        self.messages[message].position = Some(seq);
+        self.sessions[session].log.push((run, "start"));
+    }
+
+    pub(super) fn say(&mut self, run: RunKey, kinds: &[&'static str]) -> Seq {
+        let row = &mut self.runs[index(run)];
+        let log = &mut self.sessions[row.session].log;
+        log.extend(kinds.iter().map(|kind| (run, *kind)));
+        let last = key(log.len()) - 1;
+        row.span = row.span.map(|(first, old)| (first, if kinds.is_empty() { old } else { last }));
+        row.span.unwrap().1
+    }
+
+    pub(super) fn holds(&self, lease: Lease) -> bool {
+        let run = self.runs.get(index(lease.run));
+        run.is_some_and(|run| run.status == Status::Running && run.token == lease.token)
+    }
+
+    pub(super) fn append(&mut self, append: &Append) -> Answer {
+        if append.broken {
+            return Answer::Failed;
+        }
+        if !self.holds(append.lease) {
+            return Answer::LeaseLost;
+        }
+        let run = append.lease.run;
+        self.runs[index(run)].said |= append.said && append.count > 0;
+        let last = self.say(run, &vec![append.kind(); append.count]);
+        self.store_answer(run, append.parts);
+        Answer::LastSeq(last)
+    }
+
+    pub(super) fn store_answer(&mut self, run: RunKey, text: Option<u8>) {
+        let Some(text) = text.map(|text| format!("answer {text}")) else { return };
+        let Run { session, span, message: answered, .. } = self.runs[index(run)];
+        let name = MessageName::AnswerOf(run);
+        if let Some(message) = self.messages.iter_mut().find(|message| message.name == name) {
+            message.text = text;
+            return;
+        }
+        // The answer to what was replaced in the meantime is kept, not shown.
+        let newer = self.runs_of(session).any(|(key, other)| key > run && other.message == answered);
+        let hidden = newer || self.messages[answered].hidden;
+        self.messages.push(Message { session, name, text, position: span.map(|(first, _)| first), hidden });
+    }
+
+    pub(super) fn settle(&mut self, settle: &Settle) -> Answer {
+        let run = settle.lease.run;
+        if !self.holds(settle.lease)
+            || (self.runs[index(run)].cancel_requested_at.is_some() && settle.cause != Cause::Cancelled)
+        {
+            return Answer::LeaseLost;
+        }
+        let last = self.say(run, settle.kinds());
+        self.store_answer(run, settle.parts);
+        self.end(run, settle.cause.status());
+        self.write_spans(self.runs[index(run)].session);
+        Answer::LastSeq(last)
+    }
+
+    /// What follows from the end of a run.
+    pub(super) fn end(&mut self, run: RunKey, status: Status) {
+        let row = &mut self.runs[index(run)];
+        (row.status, row.settled_at, row.lease) = (status, Some(self.now), None);
+        let session = row.session;
+        if !self.runs_of(session).any(|(_, run)| run.status == Status::Queued) {
+            self.sessions[session].waiting_since = None;
+        }
+        if !self.is_busy(session) {
+            self.touch(session);
+            if let Some(place) = self.live_place(session).filter(|_| self.sessions[session].closing) {
+                self.end_place(place, "deleted");
+            }
+        }
+    }
+
+    /// The spans of runs that were cancelled in the queue, in the order in which they were.
+    pub(super) fn write_spans(&mut self, session: usize) {
+        let unwritten = self.runs_of(session).filter(|(_, run)| run.status.is_settled() && run.span.is_none());
+        let mut unwritten: Vec<_> = unwritten.map(|(key, run)| (run.settled_at, key)).collect();
+        unwritten.sort_unstable();
+        for (_, run) in unwritten {
+            self.begin_span(run);
+            self.say(run, &["abort", "finish"]);
+        }
+    }
+
+    pub(super) fn request_cancel(&mut self, run: RunKey) {
+        let Run { session, status, span, .. } = self.runs[index(run)];
+        if status.is_settled() {
+            return;
+        }
+        let now = self.now;
+        self.runs[index(run)].cancel_requested_at.get_or_insert(now);
+        if status == Status::Queued {
+            if span.is_some() {
+                self.say(run, &["abort", "finish"]);
+            }
+            self.end(run, Status::Cancelled);
+            let in_midst_of_a_span = |run: &Run| !run.status.is_settled() && run.span.is_some();
+            if !self.runs_of(session).any(|(_, run)| in_midst_of_a_span(run)) {
+                self.write_spans(session);
+            }
+        }
+    }
+
+    pub(super) fn cancel(&mut self, run: RunKey) -> Answer {
+        let Some(before) = self.runs.get(index(run)).map(|run| run.status) else { return Answer::Unknown };
+        self.request_cancel(run);
+        Answer::Cancelled { status: self.runs[index(run)].status, was_settled: before.is_settled() }
+    }
+
+    pub(super) fn renew(&mut self, worker: WorkerKey, leases: &[Lease]) -> Answer {
+        let end = self.now + LEASE_MS;
+        let mut renewed = BTreeSet::new();
+        for lease in leases.iter().filter(|lease| self.holds(**lease)).copied().collect::<Vec<_>>() {
+            let held = self.runs[index(lease.run)].lease.as_mut().filter(|held| held.0 == worker);
+            if let Some(held) = held {
+                held.1 = end;
+                renewed.insert((lease.run, lease.token));
+            }
+        }
+        Answer::Leases(renewed)
+    }
+
+    pub(super) fn put_back(&mut self, lease: Lease) -> Answer {
+        let may = self.holds(lease)
+            && !self.runs[index(lease.run)].said
+            && self.runs[index(lease.run)].cancel_requested_at.is_none();
+        if may {
+            let run = &mut self.runs[index(lease.run)];
+            (run.status, run.lease, run.slot) = (Status::Queued, None, None);
+        }
+        Answer::Is(may)
+    }
+
+    pub(super) fn take_over(&mut self, worker: usize, dead: &[usize], own: &[RunKey], limit: usize) -> Answer {
+        let dead: Vec<_> = dead.iter().map(|worker| self.own_keys[*worker]).collect();
+        let (worker, now) = (self.own_keys[worker], self.now);
+        let lost = |run: &Run| run.lease.is_some_and(|(worker, end)| end < now || dead.contains(&worker));
+        let lost: Vec<_> = (1..=key(self.runs.len()) - 1)
+            .filter(|run| lost(&self.runs[index(*run)]) && !own.contains(run))
+            .take(limit)
+            .collect();
+        if !lost.is_empty() && !self.workers.contains(&worker) {
+            return Answer::Failed;
+        }
+        let mut orphans = Vec::new();
+        for key in lost {
+            let run = &mut self.runs[index(key)];
+            let was_dead = run.lease.is_some_and(|(worker, _)| dead.contains(&worker));
+            run.token += 1;
+            run.lease = Some((worker, now + LEASE_MS));
+            orphans.push((key, run.token, was_dead, run.said, run.cancel_requested_at.is_some()));
+        }
+        Answer::Orphans(orphans)
+    }
+
+    pub(super) fn remove_worker(&mut self, worker: WorkerKey) -> u64 {
+        let holds = self.runs.iter().any(|run| run.lease.is_some_and(|(holder, _)| holder == worker));
+        u64::from(!holds && self.workers.remove(&worker))
+    }
+}
