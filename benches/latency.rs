@@ -183,7 +183,7 @@ async fn across(runs: usize) -> Vec<Duration> {
     }
     send_ours(&store, &claimed).await;
     readers.shutdown().await;
-    other.shutdown(Duration::ZERO).await;
+    other.close().await;
     store.close().await;
     ages.take()
 }
