@@ -178,11 +178,14 @@ CREATE TRIGGER cancel_is_not_withdrawn BEFORE UPDATE OF cancel_requested_at ON r
 END;
 
 CREATE TRIGGER busy_never_expires BEFORE UPDATE OF state ON assignments WHEN NEW.state IN ('expired', 'deleted') BEGIN
-    SELECT RAISE(ABORT, 'the session is busy') WHERE EXISTS
-        (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status IN ('queued', 'running'));
+    SELECT RAISE(ABORT, 'the session is busy')
+        WHERE EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'queued')
+           OR EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'running');
 END;
 
 -- ── what follows from a change, in the same transaction, whoever makes it ───────────────────────────────────────────
+-- Conditions repeat the words of the partial indexes ("status = 'queued'", "state IN ('active', 'idle')"), so that these
+-- answer them; otherwise the whole history of the session is read.
 
 -- A run's span grows: its first event is `start`, and the session's cursor moves with it.
 CREATE TRIGGER run_span_grows AFTER UPDATE OF last_seq ON runs WHEN NEW.last_seq IS NOT OLD.last_seq BEGIN
@@ -202,8 +205,8 @@ CREATE TRIGGER queue_head_after_enqueue AFTER INSERT ON runs WHEN NEW.status = '
         AND priority < NEW.priority;
     UPDATE runs SET ready = 1 WHERE key = NEW.key
         AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND (ready = 1 OR status = 'running'))
-        AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'queued' AND key <> NEW.key
-                        AND (first_seq IS NOT NULL OR priority >= NEW.priority))
+        AND key = (SELECT key FROM runs WHERE session_key = NEW.session_key AND status = 'queued'
+                   ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)
         AND EXISTS (SELECT 1 FROM assignments WHERE session_key = NEW.session_key AND state IN ('active', 'idle'));
     UPDATE assignments SET state = 'active', last_active_at = NEW.queued_at
         WHERE session_key = NEW.session_key AND state IN ('active', 'idle');
@@ -234,10 +237,11 @@ CREATE TRIGGER next_after_settle AFTER UPDATE OF status ON runs
                         THEN waiting_since END
         WHERE key = NEW.session_key;
     UPDATE assignments SET last_active_at = NEW.settled_at, state = 'idle'
-        WHERE session_key = NEW.session_key AND state = 'active' AND NOT EXISTS
-            (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status IN ('queued', 'running'));
+        WHERE session_key = NEW.session_key AND state IN ('active', 'idle') AND state = 'active'
+          AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'queued')
+          AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'running');
     UPDATE assignments SET state = 'deleted', ended_at = NEW.settled_at
-        WHERE session_key = NEW.session_key AND state = 'idle'
+        WHERE session_key = NEW.session_key AND state IN ('active', 'idle') AND state = 'idle'
           AND (SELECT close_when_idle FROM sessions WHERE key = NEW.session_key) = 1;
 END;
 
@@ -253,11 +257,10 @@ END;
 
 -- What a worker may claim now, apart from what it asks for itself: the heads of queues whose place nobody is using.
 CREATE VIEW claimable_runs AS
-    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, a.slot_key, s.last_seq + 1 AS next_seq,
+    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, a.slot_key,
         (SELECT count(*) FROM runs b WHERE b.status = 'running' AND b.agent = r.agent) AS agent_running
     FROM runs r
     JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
-    JOIN sessions s ON s.key = r.session_key
     WHERE r.ready = 1
       AND NOT EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key)
       AND NOT (a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key IS NULL

@@ -67,7 +67,7 @@ impl Feed {
     }
 
     /// Gives a commit to the readers of its session. Called by the writer, in the order of the commits.
-    pub(super) fn publish(&self, notice: &Notice) {
+    pub fn publish(&self, notice: &Notice) {
         let (session, signal, last_seq) = match notice {
             Notice::Events(committed) => {
                 (committed.session, Signal::Events(committed.clone()), Some(committed.last_seq()))
@@ -160,7 +160,7 @@ impl Committed {
 
 /// What is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+pub enum Scope {
     /// One run, to its end.
     Run {
         /// Its row.
@@ -219,7 +219,9 @@ pub struct Followed {
 }
 
 impl Follower {
-    pub(super) fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
+    /// A follower of what `feed` is told of the writes of `store`, and of what is stored already. Whoever has an
+    /// [`super::Engine`] asks that for one.
+    pub fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
         let signals = feed.subscribe(session);
         Self { store, session, scope, cursor: after, signals, state: State::CatchingUp, look_at: Instant::now() }
     }

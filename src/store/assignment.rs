@@ -59,7 +59,8 @@ pub async fn end_if_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), Sto
     let now = tx.now.as_millis();
     sqlx::query!(
         "UPDATE assignments SET state = 'deleted', ended_at = ?2 WHERE session_key = ?1 AND state IN ('active', 'idle')
-           AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status IN ('queued', 'running'))",
+           AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'queued')
+           AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'running')",
         session,
         now
     )
@@ -81,9 +82,9 @@ impl Store {
                 let expired = sqlx::query!(
                     "UPDATE assignments SET state = 'expired', ended_at = ?1 WHERE key IN (
                          SELECT a.key FROM assignments a WHERE a.state = 'idle' AND a.last_active_at + a.idle_ttl_ms < ?1
-                           AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.session_key = a.session_key
-                                           AND r.status IN ('queued', 'running'))
-                         ORDER BY a.last_active_at LIMIT ?2)",
+                           AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.session_key = a.session_key AND r.status = 'queued')
+                           AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.session_key = a.session_key AND r.status = 'running')
+                         ORDER BY a.last_active_at LIMIT ?2 + 0)",
                     now,
                     limit
                 )
@@ -110,7 +111,7 @@ impl Store {
             Box::pin(async move {
                 let purged = sqlx::query!(
                     "DELETE FROM assignments WHERE key IN (
-                         SELECT key FROM assignments WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2)",
+                         SELECT key FROM assignments WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2 + 0)",
                     before,
                     limit
                 );

@@ -145,7 +145,7 @@ impl Store {
     pub async fn events(&self, range: Range) -> Result<Vec<Event>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT e.seq, e.at, e.event, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
-               WHERE e.session_key = ?1 AND e.seq > ?2 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq LIMIT ?4"#,
+               WHERE e.session_key = ?1 AND e.seq > ?2 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq LIMIT ?4 + 0"#,
             range.session,
             range.after,
             range.run,
@@ -175,7 +175,7 @@ impl Store {
             r#"SELECT group_concat('id: ' || seq || char(10) || 'data: ' || event || char(10) || char(10), '' ORDER BY seq)
                    AS "text: String", max(seq) AS "last_seq: i64"
                FROM (SELECT seq, event FROM events
-                     WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3) ORDER BY seq LIMIT ?4)"#,
+                     WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3) ORDER BY seq LIMIT ?4 + 0)"#,
             range.session,
             range.after,
             range.run,

@@ -264,7 +264,7 @@ impl Store {
         let before = before.unwrap_or(SessionCursor { updated_at: i64::MAX, key: i64::MAX });
         let keys = sqlx::query_scalar!(
             r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT key FROM sessions WHERE (updated_at, key) < (?1, ?2)
-             ORDER BY updated_at DESC, key DESC LIMIT ?3)"#,
+             ORDER BY updated_at DESC, key DESC LIMIT ?3 + 0)"#,
             before.updated_at,
             before.key,
             limit
@@ -338,8 +338,9 @@ pub struct SessionCursor {
 /// The queued and running runs of a session, the running one first.
 async fn unsettled(conn: &mut SqliteConnection, session: SessionKey) -> Result<Vec<(i64, String)>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT key AS "key!", id FROM runs WHERE session_key = ?1 AND status IN ('queued', 'running')
-           ORDER BY status = 'running' DESC, key"#,
+        r#"SELECT key AS "key!", id, 0 AS place FROM runs WHERE session_key = ?1 AND status = 'running' UNION ALL
+           SELECT key, id, 1 FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued'
+           ORDER BY place, 1"#,
         session
     );
     Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.key, row.id)).collect())

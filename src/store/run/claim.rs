@@ -271,11 +271,15 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
     let (session, until) = request.only.map(|only| (only.session, only.until)).unzip();
     // A session has at most one ready run, so that neither history nor a long queue of one session is looked at.
     // Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
+    // `key IN` and not `UPDATE … FROM`: that one may be answered by a scan of all runs.
     let rows = sqlx::query!(
-        r#"UPDATE runs SET status = 'running', ready = 0, slot_key = c.slot_key, claimed_at = ?1, attempts = attempts + 1,
+        r#"UPDATE runs SET status = 'running', ready = 0, claimed_at = ?1, attempts = attempts + 1,
                lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3,
-               first_seq = coalesce(first_seq, c.next_seq), last_seq = coalesce(last_seq, c.next_seq)
-           FROM (
+               slot_key = (SELECT slot_key FROM assignments a
+                           WHERE a.session_key = runs.session_key AND a.state IN ('active', 'idle')),
+               first_seq = coalesce(first_seq, (SELECT s.last_seq + 1 FROM sessions s WHERE s.key = runs.session_key)),
+               last_seq = coalesce(last_seq, (SELECT s.last_seq + 1 FROM sessions s WHERE s.key = runs.session_key))
+           WHERE key IN (
                WITH candidates AS (
                    SELECT c.*, coalesce((SELECT value FROM json_each(?4) WHERE key = c.agent), 0) - c.agent_running AS places
                    FROM claimable_runs c
@@ -284,13 +288,14 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                      AND c.workspace IN (SELECT value FROM json_each(?5))
                      AND (?6 IS NULL OR (c.session_key = ?6
                           AND EXISTS (SELECT 1 FROM runs u WHERE u.key = ?7 AND u.settled_at IS NULL)))
-                   ORDER BY c.priority DESC, c.key LIMIT ?8)
-               SELECT key AS run, slot_key, next_seq, places,
-                   row_number() OVER (PARTITION BY agent ORDER BY priority DESC, key) AS agent_rank,
-                   row_number() OVER (PARTITION BY slot_key, iif(slot_key IS NULL, workspace, NULL)
-                                      ORDER BY priority DESC, key) AS place_rank
-               FROM candidates) c
-           WHERE runs.key = c.run AND c.place_rank = 1 AND c.agent_rank <= c.places
+                   ORDER BY c.priority DESC, c.key LIMIT ?8 + 0)
+               SELECT key FROM (
+                   SELECT key, places,
+                       row_number() OVER (PARTITION BY agent ORDER BY priority DESC, key) AS agent_rank,
+                       row_number() OVER (PARTITION BY slot_key, iif(slot_key IS NULL, workspace, NULL)
+                                          ORDER BY priority DESC, key) AS place_rank
+                   FROM candidates)
+               WHERE place_rank = 1 AND agent_rank <= places)
            RETURNING key AS "key!", id AS "id!", lease_token AS "token!", session_key AS "session_key!",
                response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!", timeout_ms AS "timeout_ms?",
                queued_at AS "queued_at!",
@@ -372,10 +377,11 @@ async fn take_over(
     let rows = sqlx::query!(
         r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.pid, r.pid_started_at, r.said,
                r.cancel_requested_at, w.key AS worker_key, w.id AS worker, w.host
-           FROM runs r JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
+           FROM runs r INDEXED BY runs_leased
+           JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
            WHERE r.status = 'running' AND (r.lease_expires_at < ?1 OR w.key IN (SELECT value FROM json_each(?2)))
              AND r.key NOT IN (SELECT value FROM json_each(?3))
-           ORDER BY r.key LIMIT ?4"#,
+           ORDER BY r.key LIMIT ?4 + 0"#,
         now,
         dead_json,
         own,

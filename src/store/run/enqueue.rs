@@ -199,7 +199,8 @@ impl Enqueue {
 
 async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>, StoreError> {
     let id = sqlx::query_scalar!(
-        "SELECT id FROM runs WHERE session_key = ?1 AND status IN ('queued', 'running') ORDER BY status = 'running' DESC LIMIT 1",
+        "SELECT id FROM runs WHERE session_key = ?1 AND status = 'running' UNION ALL
+         SELECT id FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued' LIMIT 1",
         session
     )
     .fetch_optional(&mut *tx.conn)
@@ -232,7 +233,7 @@ async fn cancel_replaced(
     replacement: RunKey,
 ) -> Result<(), StoreError> {
     let replaced = sqlx::query_scalar!(
-        r#"SELECT r.key AS "key!" FROM runs r JOIN messages m ON m.key = r.message_key
+        r#"SELECT r.key AS "key!" FROM runs r INDEXED BY runs_queued JOIN messages m ON m.key = r.message_key
            WHERE r.session_key = ?1 AND r.status = 'queued' AND r.key <> ?3
              AND (m.key = ?2 OR m.superseded_at IS NOT NULL) ORDER BY r.key"#,
         session,

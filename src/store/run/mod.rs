@@ -167,7 +167,7 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT r.key FROM runs r
                      WHERE r.session_key = (SELECT key FROM sessions WHERE id = ?1)
-                       AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.key < ?3) ORDER BY r.key DESC LIMIT ?4)"#,
+                       AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.key < ?3) ORDER BY r.key DESC LIMIT ?4 + 0)"#,
                     session,
                     status,
                     filter.before,
@@ -179,7 +179,7 @@ impl Store {
             None => {
                 sqlx::query_scalar!(
                     r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT r.key FROM runs r
-                     WHERE (?1 IS NULL OR r.status = ?1) AND (?2 IS NULL OR r.key < ?2) ORDER BY r.key DESC LIMIT ?3)"#,
+                     WHERE (?1 IS NULL OR r.status = ?1) AND (?2 IS NULL OR r.key < ?2) ORDER BY r.key DESC LIMIT ?3 + 0)"#,
                     status,
                     filter.before,
                     limit

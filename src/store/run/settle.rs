@@ -197,8 +197,9 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
     .fetch_one(&mut *tx.conn)
     .await?;
     let in_midst_of_a_span = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1
-           AND (status = 'running' OR (status = 'queued' AND first_seq IS NOT NULL))) AS "busy!: bool""#,
+        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'running')
+               OR EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'queued' AND (first_seq IS NULL) = 0)
+               AS "busy!: bool""#,
         session
     );
     if !in_midst_of_a_span.fetch_one(&mut *tx.conn).await? {
