@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::demo::Demo;
@@ -41,6 +41,7 @@ fn spec(command: &[&str]) -> ProcessSpec {
 
 fn prompt(message: &str) -> Prompt {
     Prompt {
+        start_by: Instant::now() + NEVER,
         attempt: attempt(),
         session: "s-1".parse().unwrap(),
         slot: "chat-slot-w-1".to_owned(),
@@ -243,6 +244,16 @@ async fn the_environment_fits_the_directory_and_names_the_run() {
         turn.texts(),
         [dir, temp_dir, "s-1".to_owned(), attempt.run.to_string(), "chat-slot-w-1".to_owned(), own]
     );
+}
+
+#[tokio::test]
+async fn what_was_to_be_started_earlier_is_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = Prompt { dir: dir.path().to_owned(), start_by: Instant::now(), ..prompt("") };
+    let attempt = prompt.attempt;
+    PerTurn::new(spec(&["touch", "started"]), NEVER, lines).prompt(prompt).await.unwrap_err();
+    assert!(!dir.path().join("started").exists());
+    assert!(!temp_dir(attempt).exists());
 }
 
 #[tokio::test]

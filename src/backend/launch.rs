@@ -118,6 +118,7 @@ mod tests {
 
     fn prompt(message: &str) -> Prompt {
         Prompt {
+            start_by: std::time::Instant::now(),
             attempt: Attempt { run: RunId::generate(), number: 3 },
             session: "s".parse().unwrap(),
             slot: "slot".to_owned(),

@@ -17,6 +17,7 @@ mod template;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
@@ -99,6 +100,8 @@ pub struct Prompt {
     pub agent_session: Option<String>,
     /// What the person said.
     pub message: String,
+    /// From then on nothing is started: the run may be somebody else's.
+    pub start_by: Instant,
 }
 
 /// The agent could not be started: nothing of it ran.

@@ -10,7 +10,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -59,8 +59,19 @@ impl PerTurn {
             Err(_) => return Err(StartError("the engine is going down".to_owned())),
         };
         let mut command = launch::command(&self.spec, &prompt, temp_dir.path())?;
+        // Looked at last of all: who is stopped anywhere before this line and wakes up too late starts nothing.
+        let is_too_late = || Instant::now() >= prompt.start_by;
+        let too_late = || StartError("the time to start it is over".to_owned());
+        if is_too_late() {
+            return Err(too_late());
+        }
         let child = command.spawn().map_err(|error| launch::explain(&error, &command, &prompt))?;
         let mut leader = Leader::new(attempt, child)?;
+        // A stop also interrupts a fork, which then begins anew. The leader ends what it leads as it is dropped: a program
+        // that was put in place this moment has done nothing yet.
+        if is_too_late() {
+            return Err(too_late());
+        }
 
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let (cancel, kill) = (CancellationToken::new(), CancellationToken::new());

@@ -63,6 +63,7 @@ mod tests {
     #[test]
     fn fills_each_placeholder_once_and_leaves_other_braces() {
         let prompt = Prompt {
+            start_by: std::time::Instant::now(),
             attempt: Attempt { run: RunId::generate(), number: 1 },
             session: "s-1".parse().unwrap(),
             slot: "chat-slot-w-1".to_owned(),

@@ -105,7 +105,13 @@ impl Drive<'_> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&self.claimed.message_parts).unwrap_or_default();
+        // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
+        // Afterwards it is too late to find out: an agent that was started has begun to act. In this order, a stop
+        // between the two looks makes it earlier.
+        let looked_at = std::time::Instant::now();
+        let start_by = looked_at + self.claimed.lease_expires_at.since(self.shared.store.clock().now());
         let prompt = Prompt {
+            start_by,
             attempt: self.claimed.attempt(),
             session: self.claimed.session_id.clone(),
             slot: self.claimed.slot.clone().unwrap_or_else(|| self.claimed.workspace.to_string()),
@@ -121,6 +127,7 @@ impl Drive<'_> {
         };
         let mut reply = match backend.prompt(prompt).await {
             Ok(reply) => reply,
+            Err(_) if std::time::Instant::now() >= start_by => return Err(Left::LeaseLost),
             Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
         };
         let heard = self.listen(agent, &mut reply).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::clock::{ManualClock, Timestamp};
+use mainstay::clock::{Clock, ManualClock, Timestamp};
 use mainstay::engine::Engine;
 use mainstay::run::Status;
 
@@ -65,6 +65,38 @@ async fn a_run_that_had_said_nothing_is_tried_again() {
         "start start-step text-start text-delta=second try text-end finish-step finish=stop",
         "one start"
     );
+}
+
+/// A clock for somebody who is stopped between any two looks at it.
+#[derive(Debug)]
+struct Leaping(ManualClock);
+
+impl Clock for Leaping {
+    fn now(&self) -> Timestamp {
+        self.0.advance(Duration::from_secs(2 * 3600));
+        self.0.now()
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_overslept_its_lease_starts_no_agent() {
+    let clock = Arc::new(Leaping(ManualClock::new(Timestamp::from_millis(1_700_000_000_000))));
+    let script = format!("touch started; {}", says("too late"));
+    let more = "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"";
+    let scene = Scene::with_clock(&[("agent", &script)], more, clock).await;
+    scene.engine.start().await.unwrap();
+    let run = scene.send("agent", "s", "hi").await;
+    within(async {
+        while scene.engine.run(run.id).await.unwrap().attempts == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Waits for the worker to be through with what it claimed.
+    scene.engine.drain(Duration::from_secs(3600)).await;
+    assert!(!scene.dir.path().join("started").exists());
+    // It is left to a sweep, which puts it back; nothing is said of an agent that failed.
+    assert_ne!(scene.engine.run(run.id).await.unwrap().status, Status::Failed);
 }
 
 #[tokio::test]

@@ -46,6 +46,8 @@ pub struct Only {
 pub struct Claimed {
     /// The right to write to it.
     pub lease: Lease,
+    /// When that right ends unless it is renewed.
+    pub lease_expires_at: Timestamp,
     /// Its id.
     pub run: RunId,
     /// Its session's row.
@@ -319,6 +321,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
         tx.notices.push(Notice::Grown(row.session_key));
         claimed.push(Claimed {
             lease: Lease { run: row.key, token: row.token },
+            lease_expires_at: Timestamp::from_millis(expires_at),
             run: row.id.parse()?,
             session: row.session_key,
             session_id: row.session_id.parse()?,
