@@ -68,9 +68,9 @@ const CONFIRM: Duration = Duration::from_secs(5);
 /// A fork that escaped one pass of SIGKILL is looked for again so soon.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
-/// A program is put in place of another within a millisecond or so; one that seems to take longer just hides its
-/// environment.
-const EXEC_LASTS: Duration = Duration::from_millis(100);
+/// A program is put in place of another within a millisecond or so, but a loaded machine may let it wait in the midst of
+/// that; one that seems to take longer still just hides its environment.
+const EXEC_LASTS: Duration = Duration::from_secs(2);
 
 /// The kernel allows 6 MiB for arguments and environment together.
 const MAX_ENVIRON_BYTES: u64 = 8 * 1024 * 1024;
