@@ -57,7 +57,7 @@ pub(super) async fn insert_guarded(tx: &mut Tx<'_>, batch: &str) -> Result<(), S
     sqlx::query!(
         "INSERT INTO events (session_key, seq, run_key, at, event)
          SELECT r.session_key, r.last_seq + 1 + e.key, r.key, ?2, e.value
-         FROM json_each(?1) b
+         FROM jsonb_each(?1) b
          JOIN runs r ON r.key = b.value ->> 0 AND r.lease_token = b.value ->> 1 AND r.status = 'running'
              AND (b.value ->> 2 = 0 OR r.cancel_requested_at IS NULL)
          JOIN json_each(b.value, '$[3]') e",
@@ -87,7 +87,7 @@ pub(super) async fn append_all(
     let rows = sqlx::query!(
         r#"UPDATE runs SET last_seq = last_seq + b.n, source_offset = b.source_offset, said = max(runs.said, b.said)
            FROM (SELECT value ->> 0 AS run, value ->> 1 AS token, value ->> 2 AS n, value ->> 3 AS source_offset,
-                        value ->> 4 AS said FROM json_each(?1)) b
+                        value ->> 4 AS said FROM jsonb_each(?1)) b
            WHERE runs.key = b.run AND runs.lease_token = b.token AND runs.status = 'running'
            RETURNING key AS "key!", last_seq AS "last_seq!""#,
         heads

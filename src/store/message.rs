@@ -119,7 +119,7 @@ pub async fn store_responses<'a>(
                 json_object('run_id', r.id, 'session_id', s.id), r.first_seq,
                 iif(m.superseded_at IS NOT NULL OR EXISTS
                     (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key), ?2, NULL), ?2, ?2
-         FROM json_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
+         FROM jsonb_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
          JOIN messages m ON m.key = r.message_key
          WHERE true
          ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, updated_at = excluded.updated_at",

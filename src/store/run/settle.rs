@@ -84,7 +84,7 @@ pub(in crate::store) async fn settle_all(
                malformed_lines = e.value ->> 10, malformed_sample = e.value ->> 11,
                last_seq = last_seq + (e.value ->> 2), source_offset = max(source_offset, e.value ->> 3),
                lease_worker = NULL, lease_expires_at = NULL
-           FROM json_each(?1) e
+           FROM jsonb_each(?1) e
            WHERE runs.key = e.value ->> 0 AND runs.lease_token = e.value ->> 1 AND runs.status = 'running'
              AND (runs.cancel_requested_at IS NULL OR e.value ->> 5 = 'cancelled')
            RETURNING key AS "key!", last_seq AS "last_seq!", session_key AS "session_key!",
