@@ -264,10 +264,16 @@ impl Writer {
                     None => break,
                 }
             }
-            while waiting.len() < BATCH_COMMANDS
-                && let Ok(command) = queue.try_recv()
-            {
-                waiting.push_back(command);
+            // Those who were just answered are about to ask again: a moment for them makes one sync serve many.
+            let mut taken = 0;
+            while taken < waiting.len() && waiting.len() < BATCH_COMMANDS {
+                taken = waiting.len();
+                tokio::task::yield_now().await;
+                while waiting.len() < BATCH_COMMANDS
+                    && let Ok(command) = queue.try_recv()
+                {
+                    waiting.push_back(command);
+                }
             }
             let batch = take_batch(&mut waiting);
             self.commit(batch).await;
