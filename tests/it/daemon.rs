@@ -49,7 +49,7 @@ async fn a_daemon_that_is_stopped_past_its_lease_writes_nothing_more() {
     let paused = camp.daemon();
     let run = camp.send("agent", "s", "hi").await;
     camp.grown(run.id, 10).await;
-    paused.signal("STOP");
+    camp.pause(&paused);
     let other = camp.daemon();
     let run = settled(&camp.watcher, run.id).await;
     assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("worker_lost")));
@@ -131,7 +131,7 @@ async fn a_worker_that_lost_its_lease_leaves_the_next_attempt_alone() {
     let paused = camp.daemon();
     let run = camp.send("agent", "s", "hi").await;
     until(|| camp.dir.path().join("tried").exists()).await;
-    paused.signal("STOP");
+    camp.pause(&paused);
     let other = camp.daemon();
     camp.grown(run.id, 4).await;
     paused.signal("CONT");

@@ -208,6 +208,15 @@ impl Daemon {
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
+    /// Whether all of its threads stand still.
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    }
+
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -249,6 +258,22 @@ impl Camp {
         let config = Config::load(&text, &path, dir.path()).unwrap();
         let watcher = Engine::open(&db, config).await.unwrap();
         Self { dir, db, config: path, watcher }
+    }
+
+    /// Stops a daemon where it stands, but not in the midst of a write: then nobody could write until it goes on.
+    pub fn pause(&self, daemon: &Daemon) {
+        let other = rusqlite::Connection::open(&self.db).unwrap();
+        other.busy_timeout(Duration::from_millis(100)).unwrap();
+        loop {
+            daemon.signal("STOP");
+            while !daemon.is_stopped() {
+                std::thread::yield_now();
+            }
+            if other.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok() {
+                return;
+            }
+            daemon.signal("CONT");
+        }
     }
 
     /// What the daemons have logged.
