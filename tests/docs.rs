@@ -122,8 +122,8 @@ async fn the_views_have_the_columns_that_are_written_down() {
         }
     }
     let (_, views) = ask(&db, "SELECT name FROM sqlite_schema WHERE type = 'view' AND name LIKE 'v\\_%' ESCAPE '\\'");
-    let names: Vec<_> = views.iter().map(|row| text(&row[0])).collect();
-    assert_eq!(written.iter().map(|(view, _)| *view).collect::<Vec<_>>(), names);
+    let names: std::collections::BTreeSet<_> = views.iter().map(|row| text(&row[0])).collect();
+    assert_eq!(written.iter().map(|(view, _)| *view).collect::<std::collections::BTreeSet<_>>(), names);
     for (view, columns) in written {
         assert_eq!(ask(&db, &format!("SELECT * FROM {view}")).0, columns, "{view}");
         assert!(SQL.contains(&format!("| `{view}` |")), "{view} is not explained");
