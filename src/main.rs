@@ -1,4 +1,4 @@
-//! The binary: flags → config → telemetry → command → exit code.
+//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent.
 //!
 //! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
 //! reader of our output goes away.
@@ -8,12 +8,23 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use mainstay::backend::host;
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
 use mainstay::cli::plain::plain;
 use mainstay::telemetry;
 
 fn main() -> ExitCode {
+    // Before all else: a host is small because nothing of the rest is ever touched.
+    if let Some(dir) = host::asked_for(std::env::args_os()) {
+        return match host::run(&dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "mainstay: failed to hold an agent: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let exit = match run(&Cli::parse()) {
         Ok(exit) => exit,
         Err(error) if reader_is_gone(&error) => Exit::Done,
@@ -27,7 +38,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<Exit> {
-    let config = cli.load_config()?;
+    let mut config = cli.load_config()?;
+    // This very program, also after another one was put in its place.
+    config.engine.host_program = "/proc/self/exe".into();
     let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
     telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
     // Names only: what agents are started with may hold their keys.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::event::Seq;
@@ -81,7 +81,8 @@ impl std::str::FromStr for Status {
 pub struct UnknownStatus(String);
 
 /// Why a run ended. The first cause wins; the cause decides the status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The agent ended normally: exit code 0, nothing reported against it.
     Finished,
@@ -109,13 +110,15 @@ pub enum Cause {
     IdleTimeout,
     /// The worker died or lost its lease after the agent had spoken.
     WorkerLost,
+    /// The process that held the agent died, and the agent was ended.
+    HostLost,
     /// The process was shut down before the turn was over.
     Shutdown,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 14] = [
+    pub const ALL: [Cause; 15] = [
         Self::Finished,
         Self::AgentError,
         Self::ExitCode,
@@ -129,6 +132,7 @@ impl Cause {
         Self::TurnTimeout,
         Self::IdleTimeout,
         Self::WorkerLost,
+        Self::HostLost,
         Self::Shutdown,
     ];
 
@@ -148,6 +152,7 @@ impl Cause {
             Self::TurnTimeout => "turn_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::WorkerLost => "worker_lost",
+            Self::HostLost => "host_lost",
             Self::Shutdown => "shutdown",
         }
     }
@@ -158,7 +163,7 @@ impl Cause {
             Self::Finished => Status::Completed,
             Self::Cancelled => Status::Cancelled,
             Self::TurnTimeout | Self::IdleTimeout => Status::TimedOut,
-            Self::WorkerLost | Self::Shutdown => Status::Interrupted,
+            Self::WorkerLost | Self::HostLost | Self::Shutdown => Status::Interrupted,
             Self::AgentError
             | Self::ExitCode
             | Self::Signal
@@ -202,8 +207,8 @@ impl Outcome {
     }
 }
 
-/// One try at a run: what a worker does under one lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// One try at a run: what is started under one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     /// The run.
     pub run: RunId,
@@ -217,6 +222,19 @@ impl std::fmt::Display for Attempt {
     }
 }
 
+impl std::str::FromStr for Attempt {
+    type Err = NoAttempt;
+    fn from_str(text: &str) -> Result<Self, NoAttempt> {
+        let (run, number) = text.rsplit_once('-').ok_or(NoAttempt)?;
+        Ok(Self { run: run.parse().map_err(|_| NoAttempt)?, number: number.parse().map_err(|_| NoAttempt)? })
+    }
+}
+
+/// The text names no attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an attempt is written as the id of its run, `-` and a number")]
+pub struct NoAttempt;
+
 /// What is known of the agent's process after it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExitReport {
@@ -224,6 +242,9 @@ pub struct ExitReport {
     pub code: Option<i32>,
     /// Signal, when one ended it.
     pub signal: Option<i32>,
+    /// Why it was first asked to end, if it was before it ended by itself; [`Cause::Finished`] when it had said that its
+    /// turn is over and stayed.
+    pub stopped: Option<Cause>,
     /// Head and tail of what it wrote to stderr; bounded.
     pub stderr: Option<String>,
     /// Lines of output that were no event: too long, or not in the agent's protocol.
@@ -284,7 +305,7 @@ pub struct Run {
 }
 
 /// What to do with a message for a session that has a queued or running run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenBusy {
     /// Wait behind them.

@@ -36,3 +36,14 @@ pub struct Worker {
     /// When it last renewed its leases.
     pub heartbeat_at: Timestamp,
 }
+
+/// The process that holds an agent, and what it takes to go on with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentHost {
+    /// Which process it is.
+    pub process: ProcessIdentity,
+    /// The number of the attempt that it was started for.
+    pub attempt: i64,
+    /// What it asks of whoever wants to go on with it.
+    pub secret: String,
+}

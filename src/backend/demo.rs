@@ -9,9 +9,8 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 
-use super::{AgentEvent, Backend, Prompt, Record, Reply, StartError};
+use super::{Adoption, AgentEvent, Backend, Control, End, Prompt, Record, Reply, StartError};
 use crate::run::ExitReport;
 
 /// Records that may wait for the reader before the agent has to.
@@ -42,17 +41,25 @@ pub struct Demo;
 impl Backend for Demo {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         let (records, receiver) = mpsc::channel(RECORDS_WAITING);
-        let cancel = CancellationToken::new();
-        let kill = CancellationToken::new();
-        let mut voice = Voice { records, cancel: cancel.clone(), kill: kill.clone(), said: 0 };
-        let exit = tokio::spawn(async move {
-            let (code, signal) = match answer(&mut voice, &prompt.message).await {
+        let control = Control::default();
+        let mut voice = Voice { records, control: control.clone(), said: 0 };
+        let end = tokio::spawn(async move {
+            let answer = async {
+                voice.begun().await?;
+                answer(&mut voice, &prompt.message).await
+            };
+            let (code, signal) = match answer.await {
                 Ok(code) => (Some(code), None),
                 Err(Stopped { signal }) => (None, Some(signal)),
             };
-            ExitReport { code, signal, ..ExitReport::default() }
+            let stopped = signal.and_then(|_| voice.control.cause());
+            End::Exited(ExitReport { code, signal, stopped, ..ExitReport::default() })
         });
-        Box::pin(async { Ok(Reply { process: None, records: receiver, cancel, kill, exit }) })
+        Box::pin(async { Ok(Reply { host: None, records: receiver, control, end }) })
+    }
+
+    fn adopt(&self, _: Adoption) -> BoxFuture<'_, Option<Reply>> {
+        Box::pin(async { None })
     }
 }
 
@@ -176,12 +183,18 @@ struct Stopped {
 /// Says things to the reader, one record each; the offset is the number of records.
 struct Voice {
     records: mpsc::Sender<Record>,
-    cancel: CancellationToken,
-    kill: CancellationToken,
+    control: Control,
     said: u64,
 }
 
 impl Voice {
+    async fn begun(&self) -> Result<(), Stopped> {
+        tokio::select! {
+            () = self.control.begun() => Ok(()),
+            stopped = self.stopped() => Err(stopped),
+        }
+    }
+
     async fn say(&mut self, event: AgentEvent) -> Result<(), Stopped> {
         let record = Record { offset: self.said + 1, events: vec![event] };
         tokio::select! {
@@ -205,8 +218,9 @@ impl Voice {
     async fn stopped(&self) -> Stopped {
         tokio::select! {
             biased;
-            () = self.kill.cancelled() => Stopped { signal: SIGKILL },
-            () = self.cancel.cancelled() => Stopped { signal: SIGTERM },
+            () = self.control.killed() => Stopped { signal: SIGKILL },
+            () = self.control.asked() => Stopped { signal: SIGTERM },
+            () = self.control.left() => Stopped { signal: SIGKILL },
             () = self.records.closed() => Stopped { signal: SIGKILL },
         }
     }

@@ -6,55 +6,137 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::process::Stdio;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use tokio::process::Command;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, reap, template};
+use super::{Prompt, StartError, reap, temp_dir, template};
 use crate::agent::ProcessSpec;
+use crate::run::Attempt;
 
 /// Opens the HTTP interface of the engine; no business of an agent.
-const TOKEN_VARIABLE: &str = "MAINSTAY_TOKEN";
+pub(super) const TOKEN_VARIABLE: &str = "MAINSTAY_TOKEN";
 
-/// Whether the message goes to stdin: no argument asks for it.
-pub(super) fn message_on_stdin(spec: &ProcessSpec) -> bool {
-    !spec.command.iter().any(|argument| template::asks_for_message(argument))
+/// All that a host needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The run and the try at it.
+    pub(super) attempt: Attempt,
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    dir: PathBuf,
+    /// The message; none when it is in an argument, and then there is no stdin.
+    pub(super) stdin: Option<String>,
+    /// Whether the message is in an argument.
+    message_bytes: usize,
+    /// Time between SIGTERM and SIGKILL.
+    pub(super) kill_grace_ms: u64,
+    /// The longest that the turn may take.
+    pub(super) limit_ms: u64,
+    /// From then on nothing is started: the run may be somebody else's. On the clock that all processes of a machine
+    /// share and nobody sets (`CLOCK_MONOTONIC`).
+    start_by_ms: u64,
 }
 
-/// The command of a turn, ready to be spawned.
-pub(super) fn command(spec: &ProcessSpec, prompt: &Prompt, temp_dir: &Path) -> Result<Command, StartError> {
-    let mut words = spec.command.iter().map(|word| fill(word, "command", prompt));
-    let program = words.next().unwrap_or_else(|| Ok(OsString::new()))?;
-    if program.is_empty() {
-        return Err(StartError("`command` names no program".to_owned()));
-    }
-    let mut command = Command::new(program);
-    for argument in words {
-        command.arg(argument?);
-    }
-    command.env_remove(TOKEN_VARIABLE);
-    command.env("TMPDIR", temp_dir);
-    for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(StartError(format!("`env` has the name {name:?}, which no variable can have")));
+/// Milliseconds of the clock that all processes of this machine share and nobody sets.
+fn monotonic_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds.saturating_mul(1000) + nanos / 1_000_000
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Launch {
+    /// What is to be started for a prompt.
+    pub(super) fn new(spec: &ProcessSpec, prompt: &Prompt, kill_grace: Duration) -> Result<Self, StartError> {
+        let mut words = spec.command.iter().map(|word| fill(word, "command", prompt));
+        let program = words.next().unwrap_or_else(|| Ok(OsString::new()))?;
+        if program.is_empty() {
+            return Err(StartError("`command` names no program".to_owned()));
         }
-        command.env(name, fill(value, name, prompt)?);
+        let arguments = words.collect::<Result<_, _>>()?;
+        let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.attempt).into())];
+        for (name, value) in &spec.env {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(StartError(format!("`env` has the name {name:?}, which no variable can have")));
+            }
+            environment.push((name.into(), fill(value, name, prompt)?));
+        }
+        // Behind the config, because they have to be true: some agents believe PWD more than their directory.
+        environment.push(("PWD".into(), prompt.dir.clone().into()));
+        environment.push(("MAINSTAY_SESSION".into(), prompt.session.as_str().into()));
+        environment.push(("MAINSTAY_SLOT".into(), prompt.slot.clone().into()));
+        environment.push((reap::MARKER.into(), prompt.attempt.run.to_string().into()));
+        environment.push((reap::ATTEMPT_MARKER.into(), prompt.attempt.number.to_string().into()));
+        let takes_message = spec.command.iter().any(|argument| template::asks_for_message(argument));
+        let start_in = prompt.start_by.saturating_duration_since(Instant::now());
+        Ok(Self {
+            attempt: prompt.attempt,
+            program,
+            arguments,
+            environment,
+            dir: prompt.dir.clone(),
+            // An open stdin that nobody writes to makes several agents wait for ever.
+            stdin: (!takes_message).then(|| prompt.message.clone()),
+            message_bytes: prompt.message.len(),
+            kill_grace_ms: millis(kill_grace),
+            limit_ms: millis(prompt.limit),
+            start_by_ms: monotonic_ms().saturating_add(millis(start_in)),
+        })
     }
-    // Behind the config, because they have to be true: some agents believe PWD more than their directory.
-    command.env("PWD", &prompt.dir);
-    command.env("MAINSTAY_SESSION", prompt.session.as_str());
-    command.env("MAINSTAY_SLOT", &prompt.slot);
-    command.env(reap::MARKER, prompt.attempt.run.to_string());
-    command.env(reap::ATTEMPT_MARKER, prompt.attempt.number.to_string());
-    command.current_dir(&prompt.dir);
-    command.process_group(0);
-    // An open stdin that nobody writes to makes several agents wait for ever.
-    command.stdin(if message_on_stdin(spec) { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped());
-    command.stderr(Stdio::piped());
-    command.kill_on_drop(true);
-    Ok(command)
+
+    /// The command, ready to be spawned.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments);
+        command.env_remove(TOKEN_VARIABLE);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(&self.dir);
+        command.process_group(0);
+        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped());
+        command.stderr(Stdio::piped());
+        command
+    }
+
+    /// Whether the time to start it is over.
+    pub(super) fn is_too_late(&self) -> bool {
+        monotonic_ms() >= self.start_by_ms
+    }
+
+    /// What a failed spawn means and what can be done.
+    pub(super) fn explain(&self, error: &io::Error) -> String {
+        let shown = self.program.display();
+        let dir = self.dir.display();
+        if !self.dir.is_dir() {
+            return format!("the directory {dir} is not there: create it, or correct `dir` of the workspace");
+        }
+        match error.kind() {
+            io::ErrorKind::NotFound if has_file(&self.program, &self.dir) => {
+                format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
+            }
+            io::ErrorKind::NotFound => {
+                format!("the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{shown} must not be executed here: check its permissions, and those of the directory {dir}")
+            }
+            io::ErrorKind::ArgumentListTooLong => format!(
+                "the arguments and environment are too long for {shown}, the message has {} bytes: leave `{{message}}` \
+                 out of `command` and `env`, and it is written to the agent's stdin",
+                self.message_bytes
+            ),
+            _ => format!("{shown}: {error}"),
+        }
+    }
 }
 
 fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartError> {
@@ -70,33 +152,6 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
     Err(StartError(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
 }
 
-/// What a failed spawn means and what can be done.
-pub(super) fn explain(error: &io::Error, command: &Command, prompt: &Prompt) -> StartError {
-    let program = command.as_std().get_program();
-    let shown = program.display();
-    let dir = prompt.dir.display();
-    if !prompt.dir.is_dir() {
-        return StartError(format!("the directory {dir} is not there: create it, or correct `dir` of the workspace"));
-    }
-    StartError(match error.kind() {
-        io::ErrorKind::NotFound if has_file(program, &prompt.dir) => {
-            format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
-        }
-        io::ErrorKind::NotFound => {
-            format!("the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!("{shown} must not be executed here: check its permissions, and those of the directory {dir}")
-        }
-        io::ErrorKind::ArgumentListTooLong => format!(
-            "the arguments and environment are too long for {shown}, the message has {} bytes: leave `{{message}}` out of \
-            `command` and `env`, and it is written to the agent's stdin",
-            prompt.message.len()
-        ),
-        _ => format!("{shown}: {error}"),
-    })
-}
-
 /// Whether a program given as a path is there; one without a slash is looked for on PATH.
 fn has_file(program: &OsStr, dir: &Path) -> bool {
     program.as_bytes().contains(&b'/') && dir.join(program).exists()
@@ -106,7 +161,6 @@ fn has_file(program: &OsStr, dir: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::id::RunId;
-    use crate::run::Attempt;
 
     fn spec(command: &[&str], env: &[(&str, &str)]) -> ProcessSpec {
         ProcessSpec {
@@ -118,7 +172,8 @@ mod tests {
 
     fn prompt(message: &str) -> Prompt {
         Prompt {
-            start_by: std::time::Instant::now(),
+            start_by: Instant::now(),
+            limit: Duration::from_secs(60),
             attempt: Attempt { run: RunId::generate(), number: 3 },
             session: "s".parse().unwrap(),
             slot: "slot".to_owned(),
@@ -133,9 +188,9 @@ mod tests {
     fn the_key_to_the_engine_is_kept_from_the_agent_and_the_marker_from_the_config() {
         let prompt = prompt("hello");
         let spec = spec(&["agent"], &[("MAINSTAY_RUN", "other"), ("PWD", "/other"), ("KEY", "{slot}")]);
-        let command = command(&spec, &prompt, Path::new("/tmp/t")).unwrap();
+        let command = Launch::new(&spec, &prompt, Duration::ZERO).unwrap().command();
         let variable = |name: &str| {
-            let found = command.as_std().get_envs().find(|(key, _)| *key == name);
+            let found = command.get_envs().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
         };
         assert_eq!(variable("MAINSTAY_TOKEN"), Some(None));
@@ -143,7 +198,7 @@ mod tests {
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/".to_owned())));
         assert_eq!(variable("KEY"), Some(Some("slot".to_owned())));
-        assert_eq!(variable("TMPDIR"), Some(Some("/tmp/t".to_owned())));
+        assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.attempt).to_str().map(str::to_owned)));
     }
 
     #[test]
@@ -157,9 +212,9 @@ mod tests {
             (spec(&["agent"], &[("A=B", "c")]), "", "no variable can have"),
             (spec(&["agent"], &[("", "c")]), "", "no variable can have"),
         ] {
-            let error = command(&spec, &prompt(message), Path::new("/tmp/t")).unwrap_err().to_string();
+            let error = Launch::new(&spec, &prompt(message), Duration::ZERO).unwrap_err().to_string();
             assert!(error.contains(advice), "{error}");
         }
-        assert!(command(&spec(&["agent"], &[]), &prompt("a\0b"), Path::new("/tmp/t")).is_ok());
+        assert!(Launch::new(&spec(&["agent"], &[]), &prompt("a\0b"), Duration::ZERO).is_ok());
     }
 }

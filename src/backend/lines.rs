@@ -56,6 +56,11 @@ impl Splitter {
         self.offset
     }
 
+    /// The position at which the line begins that comes next out of what was read.
+    pub(super) fn next_begin(&self, read: &[u8]) -> u64 {
+        self.offset + u64::from(self.after_cr && read.starts_with(b"\n"))
+    }
+
     /// Takes the next line off the front of what was read; `None` when the rest of it is only the beginning of a line.
     pub(super) fn next_line<'s, 'r: 's>(&'s mut self, read: &mut &'r [u8]) -> Option<Line<'s>> {
         self.let_go();

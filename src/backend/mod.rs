@@ -3,12 +3,14 @@
 //!
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
+mod control;
 pub mod demo;
+mod home;
+pub mod host;
 mod launch;
 mod lines;
 pub mod openclaw;
 mod output;
-mod pipe;
 pub mod process;
 pub mod reap;
 mod stderr;
@@ -17,18 +19,20 @@ mod template;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Driver};
 use crate::id::{SessionId, WorkspaceName};
 use crate::run::{Attempt, ExitReport};
-use crate::worker::ProcessIdentity;
+use crate::worker::AgentHost;
+
+pub use self::control::Control;
+use self::process::Hosts;
 
 /// What an agent says, whatever protocol it speaks.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,41 +106,70 @@ pub struct Prompt {
     pub message: String,
     /// From then on nothing is started: the run may be somebody else's.
     pub start_by: Instant,
+    /// The longest that the turn may take; it is ended somewhat later also when no engine is there to do it.
+    pub limit: Duration,
+}
+
+/// What it takes to go on with an agent that another worker started.
+#[derive(Debug, Clone)]
+pub struct Adoption {
+    /// The run and the try at it that the lease allows now.
+    pub attempt: Attempt,
+    /// The process that holds the agent.
+    pub host: AgentHost,
+    /// Position in the agent's output up to which records became events.
+    pub offset: u64,
 }
 
 /// The agent could not be started: nothing of it ran.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("failed to start agent: {0}")]
 pub struct StartError(pub String);
 
 /// An agent that answers a prompt.
 #[derive(Debug)]
 pub struct Reply {
-    /// The process that was started for it, if one was.
-    pub process: Option<ProcessIdentity>,
+    /// The process that holds the agent, if one does. It starts nothing before [`Control::begin`].
+    pub host: Option<AgentHost>,
     /// What it says. The channel is bounded: an agent waits for us, not the other way round. Closed when all is read.
     pub records: mpsc::Receiver<Record>,
-    /// Asks it to stop: in its own protocol, then SIGTERM, then after the agent's grace SIGKILL. Goes on by itself.
-    pub cancel: CancellationToken,
-    /// Ends it at once, without grace: the lease is lost, or the process is going down.
-    pub kill: CancellationToken,
-    /// Settled when the agent and everything that it started are gone.
-    pub exit: JoinHandle<ExitReport>,
+    /// How to begin, to stop and to leave. An agent whose records nobody takes any more is left.
+    pub control: Control,
+    /// Settled when the agent and everything that it started are gone, or when it was left.
+    pub end: JoinHandle<End>,
+}
+
+/// What became of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Nothing of it ran: because of this, or because nobody wanted it any more.
+    NotStarted(Option<StartError>),
+    /// It ended, and nothing is left of it.
+    Exited(ExitReport),
+    /// The process that held it was lost, and it was ended. What is known of it.
+    HostLost(ExitReport),
+    /// It goes on without us.
+    Left,
 }
 
 /// A way to reach an agent.
 pub trait Backend: Send + Sync {
-    /// Starts one turn.
+    /// Gets ready for one turn, which begins when [`Control::begin`] says so.
     ///
     /// # Errors
     /// [`StartError`] when the agent could not be started; then nothing of it is left.
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>>;
+
+    /// Goes on with a turn that another worker began; `None` for agents that end with their engine.
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>>;
 }
 
 /// The backend of an agent: the one line that a new driver adds.
-pub fn open(agent: &Agent) -> Arc<dyn Backend> {
+pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
     match &agent.driver {
         Driver::Demo => Arc::new(demo::Demo),
-        Driver::Openclaw(spec) => Arc::new(process::PerTurn::new(spec.clone(), agent.kill_grace, openclaw::parser)),
+        Driver::Openclaw(spec) => {
+            Arc::new(process::PerTurn::new(spec.clone(), agent.kill_grace, openclaw::parser, hosts.clone()))
+        }
     }
 }

@@ -1,21 +1,14 @@
-//! What an agent writes to stdout: lines in, records out.
+//! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed; an
-//! agent that is faster than its reader waits in its own `write`.
+//! Always: a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed. Lines
+//! that became events before are read again, so that the parser knows what it knew, and not said again.
 
-use tokio::process::ChildStdout;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::lines::{Line, Splitter};
-use super::pipe::Pipe;
-use super::process::{CLOSING, Stop};
 use super::{AgentEvent, LineParser, Record};
 
-/// A read takes all that a pipe holds by default.
-const READ_BYTES: usize = 64 * 1024;
-
-/// Lines that came in one read go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
+/// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
 /// that the position is stored often enough.
 const LINES_PER_RECORD: usize = 64;
 
@@ -29,54 +22,69 @@ pub(super) struct Malformed {
     pub(super) sample: Option<String>,
 }
 
-/// Reads a stdout to its end and sends what it means; gives up when nobody wants it any more.
-pub(super) async fn read(
-    mut pipe: Pipe<ChildStdout>,
-    max_line_bytes: usize,
-    parser: LineParser,
+/// Reads a stdout and sends what it means, as long as anybody wants it.
+pub(super) struct Output {
+    splitter: Splitter,
+    meaning: Meaning,
     records: mpsc::Sender<Record>,
-    stop: Stop,
-    over: CancellationToken,
-) -> Malformed {
-    let mut splitter = Splitter::new(max_line_bytes);
-    let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
-    let mut sender = Sender { records, stop, over, sent: 0 };
-    let mut buffer = vec![0; READ_BYTES];
-    'output: loop {
-        let read = tokio::select! {
-            read = pipe.read(&mut buffer) => read,
-            () = sender.records.closed() => 0,
-        };
-        let mut rest = &buffer[..read];
+    /// Lines that begin before this position became events already.
+    known: u64,
+    /// The position that was told last.
+    sent: u64,
+}
+
+impl Output {
+    /// An output from its beginning on, of which what stands before the position `known` became events already.
+    pub(super) fn new(max_line_bytes: usize, parser: LineParser, records: mpsc::Sender<Record>, known: u64) -> Self {
+        let meaning = Meaning { parser, first: true, malformed: Malformed::default() };
+        Self { splitter: Splitter::new(max_line_bytes), meaning, records, known, sent: known }
+    }
+
+    /// Takes the next piece.
+    pub(super) async fn push(&mut self, piece: &[u8]) {
+        let mut rest = piece;
         let mut events = Vec::new();
         let mut lines = 0;
-        while let Some(line) = splitter.next_line(&mut rest) {
-            meaning.add(line, &mut events);
+        loop {
+            let is_known = self.splitter.next_begin(rest) < self.known;
+            let Some(line) = self.splitter.next_line(&mut rest) else { break };
+            self.meaning.add(line, is_known, &mut events);
             lines += 1;
             if lines == LINES_PER_RECORD {
                 lines = 0;
-                if sender.send(splitter.offset(), std::mem::take(&mut events)).await.is_err() {
-                    break 'output;
-                }
+                self.send(std::mem::take(&mut events)).await;
             }
         }
-        if read == 0
-            && let Some(line) = splitter.last_line()
-        {
-            meaning.add(line, &mut events);
-        }
-        // Lines without events need no record of their own, but at the end the position is told in any case.
-        let position_is_due = read == 0 && splitter.offset() > sender.sent;
-        if (!events.is_empty() || position_is_due) && sender.send(splitter.offset(), events).await.is_err() {
-            break;
-        }
-        if read == 0 {
-            break;
+        // Lines without events need no record of their own.
+        if !events.is_empty() {
+            self.send(events).await;
         }
     }
-    // Until then the pipe stays open: an agent that is being killed must not be seen to die of a broken pipe.
-    sender.over.cancelled().await;
-    meaning.malformed
+
+    /// The output is at its end: the last line may have none, and its position is told in any case.
+    pub(super) async fn finish(&mut self) {
+        let mut events = Vec::new();
+        let is_known = self.splitter.next_begin(&[]) < self.known;
+        if let Some(line) = self.splitter.last_line() {
+            self.meaning.add(line, is_known, &mut events);
+        }
+        if !events.is_empty() || self.splitter.offset() > self.sent {
+            self.send(events).await;
+        }
+    }
+
+    /// The lines that meant nothing.
+    pub(super) fn malformed(&self) -> Malformed {
+        self.meaning.malformed.clone()
+    }
+
+    async fn send(&mut self, events: Vec<AgentEvent>) {
+        let offset = self.splitter.offset();
+        // When nobody takes them any more, there is nothing to tell.
+        if self.records.send(Record { offset, events }).await.is_ok() {
+            self.sent = offset;
+        }
+    }
 }
 
 /// Turns lines into events.
@@ -88,7 +96,8 @@ struct Meaning {
 }
 
 impl Meaning {
-    fn add(&mut self, line: Line<'_>, events: &mut Vec<AgentEvent>) {
+    /// Of a line that was known before only the end of the turn is news: nothing that is stored says it.
+    fn add(&mut self, line: Line<'_>, is_known: bool, events: &mut Vec<AgentEvent>) {
         let first = std::mem::take(&mut self.first);
         let bytes = match line {
             Line::Whole(bytes) => bytes,
@@ -100,7 +109,7 @@ impl Meaning {
             return;
         }
         match (self.parser)(text) {
-            Some(meant) => events.extend(meant),
+            Some(meant) => events.extend(meant.into_iter().filter(|event| !is_known || *event == AgentEvent::Ended)),
             None => self.count_malformed(text),
         }
     }
@@ -108,40 +117,5 @@ impl Meaning {
     fn count_malformed(&mut self, text: &str) {
         self.malformed.lines += 1;
         self.malformed.sample.get_or_insert_with(|| text.chars().take(SAMPLE_CHARS).collect());
-    }
-}
-
-/// Nobody takes the records any more.
-struct GaveUp;
-
-/// Sends records, as long as somebody may want them.
-struct Sender {
-    records: mpsc::Sender<Record>,
-    stop: Stop,
-    over: CancellationToken,
-    /// The position that was told last.
-    sent: u64,
-}
-
-impl Sender {
-    async fn send(&mut self, offset: u64, events: Vec<AgentEvent>) -> Result<(), GaveUp> {
-        let record = Record { offset, events };
-        tokio::select! {
-            biased;
-            sent = self.records.send(record) => {
-                self.sent = offset;
-                sent.map_err(|_| GaveUp)
-            }
-            () = self.stop.kill.cancelled() => Err(GaveUp),
-            () = self.nobody_reads() => Err(GaveUp),
-        }
-    }
-
-    /// The agent was cancelled and is gone, and its last words were not taken for a while: whoever cancelled it waits
-    /// for its end alone.
-    async fn nobody_reads(&self) {
-        self.stop.cancel.cancelled().await;
-        self.over.cancelled().await;
-        tokio::time::sleep(CLOSING).await;
     }
 }

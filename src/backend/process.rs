@@ -1,40 +1,46 @@
-//! One process a turn: started with the message, read to its end, and gone with everything that it started.
+//! One process a turn: a host is started for it, the host starts the agent, and what that says is read from the host, or
+//! from its spool when the host is gone. Who comes after a dead engine goes on in the same way.
 //!
-//! Always: the turn is over only when nothing of it is left. The process that leads it stays unreaped until then, so that
-//! its pid, which is also the id of its group, belongs to nobody else while signals are sent. Output that was written
-//! before the end is read; the end may wait for a reader who is slow, but never for more output.
+//! Always: an agent is started only after whoever started its host said so; a turn is over only when nothing of it is
+//! left. Nothing here ends an agent that goes on under another lease.
 //!
 //! Deliberately absent: what a line means (`openclaw.rs`), and why a turn is stopped (the engine).
 //! Proof: `tests/backend.rs`.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::future::pending;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::process::{Child, ChildStdin};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::pipe::Pipe;
-use super::temp_dir::TempDir;
+use super::control::Control;
+pub use super::home::Hosts;
+use super::host::frame::{Corrupt, Decoder};
+use super::host::wire::{Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_HOST_BYTES, Stop, VERSION};
+use super::host::{CLOSING, CONFIRM};
+use super::launch::Launch;
+use super::output::Output;
+use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;
-use super::{Backend, LineParser, Prompt, Record, Reply, StartError, launch, output, reap, stderr};
+use super::{Adoption, Backend, End, LineParser, Prompt, Record, Reply, StartError, reap};
 use crate::agent::ProcessSpec;
-use crate::run::{Attempt, ExitReport};
-use crate::worker::ProcessIdentity;
+use crate::run::{Attempt, Cause, ExitReport};
+use crate::worker::{AgentHost, ProcessIdentity};
 
 /// Records that wait for the engine; a record may be as large as the longest line, so they are few.
 const RECORDS_WAITING: usize = 8;
 
-/// What an agent left running when it ended gets no more time than this, however patient the agent's own grace is: its
-/// turn is over, and somebody waits for the answer. It is also the time for which the last words of a cancelled agent
-/// are held out to a reader.
-pub(super) const CLOSING: Duration = Duration::from_secs(2);
+/// A host that was told to end its agent and is not through with it so much later than it should be is ended itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A process whose socket was closed because it ended is seen to be gone after a moment.
+const DIES_WITHIN: Duration = Duration::from_secs(2);
 
 /// A backend that starts one process per turn.
 #[derive(Debug, Clone)]
@@ -42,77 +48,53 @@ pub struct PerTurn {
     spec: ProcessSpec,
     kill_grace: Duration,
     parser: fn() -> LineParser,
+    hosts: Hosts,
 }
 
 impl PerTurn {
-    /// A backend that starts `spec` for each turn and reads its output with a new `parser`. A cancelled turn has
-    /// `kill_grace` between SIGTERM and SIGKILL.
-    pub fn new(spec: ProcessSpec, kill_grace: Duration, parser: fn() -> LineParser) -> Self {
-        Self { spec, kill_grace, parser }
+    /// A backend that starts `spec` for each turn, under one of `hosts`, and reads its output with a new `parser`. A
+    /// cancelled turn has `kill_grace` between SIGTERM and SIGKILL.
+    pub fn new(spec: ProcessSpec, kill_grace: Duration, parser: fn() -> LineParser, hosts: Hosts) -> Self {
+        Self { spec, kill_grace, parser, hosts }
     }
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
+        let launch = Launch::new(&self.spec, &prompt, self.kill_grace)?;
         let attempt = prompt.attempt;
-        let temp_dir = match tokio::task::spawn_blocking(move || TempDir::create(attempt)).await {
-            Ok(Ok(dir)) => dir,
-            Ok(Err(error)) => return Err(StartError(format!("no temporary directory could be made: {error}"))),
-            Err(_) => return Err(StartError("the engine is going down".to_owned())),
-        };
-        let mut command = launch::command(&self.spec, &prompt, temp_dir.path())?;
-        // Looked at last of all: who is stopped anywhere before this line and wakes up too late starts nothing.
-        let is_too_late = || Instant::now() >= prompt.start_by;
-        let too_late = || StartError("the time to start it is over".to_owned());
-        if is_too_late() {
-            return Err(too_late());
-        }
-        let child = command.spawn().map_err(|error| launch::explain(&error, &command, &prompt))?;
-        let mut leader = Leader::new(attempt, child)?;
-        // A stop also interrupts a fork, which then begins anew. The leader ends what it leads as it is dropped: a program
-        // that was put in place this moment has done nothing yet.
-        if is_too_late() {
-            return Err(too_late());
-        }
+        let (process, link) = self.hosts.start(attempt).await?;
+        let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
+        Ok(self.talk(attempt, host, Some(link), Some(launch), 0))
+    }
 
+    async fn go_on(&self, adoption: Adoption) -> Reply {
+        let attempt = Attempt { number: adoption.host.attempt, ..adoption.attempt };
+        let link = self.hosts.connect(attempt, &adoption.host.process).await;
+        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset)
+    }
+
+    fn talk(
+        &self,
+        lease: Attempt,
+        host: AgentHost,
+        link: Option<UnixStream>,
+        launch: Option<Launch>,
+        offset: u64,
+    ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
-        let (cancel, kill) = (CancellationToken::new(), CancellationToken::new());
-        let stop = Stop { cancel: cancel.clone(), kill: kill.child_token(), grace: self.kill_grace };
-        let over = CancellationToken::new();
-        let stdin = leader.child.stdin.take();
-        let (Some(stdout), Some(stderr)) = (leader.child.stdout.take(), leader.child.stderr.take()) else {
-            return Err(StartError("its output could not be connected".to_owned()));
+        let control = Control::default();
+        let attempt = Attempt { number: host.attempt, ..lease };
+        let output = Output::new(self.spec.max_line_bytes, (self.parser)(), sender.clone(), offset);
+        let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
+        let steering =
+            Steering { control: control.clone(), hello, launch, records: sender, kill_grace: self.kill_grace };
+        let talk = Talk {
+            attempt,
+            process: host.process.clone(),
+            hosts: self.hosts.clone(),
+            heard: Heard::new(output),
         };
-        let read_stdout = output::read(
-            Pipe::new(stdout, over.clone()),
-            self.spec.max_line_bytes,
-            (self.parser)(),
-            sender.clone(),
-            stop.clone(),
-            over.clone(),
-        );
-        let read_stderr = stderr::read(Pipe::new(stderr, over.clone()));
-
-        let process = Some(leader.identity.clone());
-        let exit = tokio::spawn(async move {
-            let watch_leader = async {
-                leader.until_gone(&stop).await;
-                over.cancel();
-            };
-            let watch_reader = watch_reader(sender, &stop, &over);
-            let write_message = write_message(stdin, prompt.message, &over);
-            let ((), (), malformed, stderr, ()) =
-                tokio::join!(watch_leader, watch_reader, read_stdout, read_stderr, write_message);
-            let status = leader.reap().await;
-            // A large directory takes a while; whether it went is logged there.
-            let _ = tokio::task::spawn_blocking(move || drop(temp_dir)).await;
-            ExitReport {
-                code: status.and_then(|status| status.code()),
-                signal: status.and_then(|status| status.signal()),
-                stderr,
-                malformed_lines: malformed.lines,
-                malformed_sample: malformed.sample,
-            }
-        });
-        Ok(Reply { process, records, cancel, kill, exit })
+        let end = tokio::spawn(talk.run(link, steering));
+        Reply { host: Some(host), records, control, end }
     }
 }
 
@@ -120,138 +102,263 @@ impl Backend for PerTurn {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(self.start(prompt))
     }
-}
 
-/// How a turn is stopped from outside.
-#[derive(Debug, Clone)]
-pub(super) struct Stop {
-    pub(super) cancel: CancellationToken,
-    pub(super) kill: CancellationToken,
-    grace: Duration,
-}
-
-/// Ends the turn when the reader of its records went away, also while the agent says nothing or has closed its stdout.
-async fn watch_reader(records: mpsc::Sender<Record>, stop: &Stop, over: &CancellationToken) {
-    tokio::select! {
-        () = records.closed() => stop.kill.cancel(),
-        () = over.cancelled() => {}
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
+        Box::pin(async { Some(self.go_on(adoption).await) })
     }
 }
 
-/// Writes the message while the output is read, and closes stdin behind it. An agent that does not want to read it all
-/// may do so, and whoever else holds the other end must not keep us.
-async fn write_message(stdin: Option<ChildStdin>, message: String, over: &CancellationToken) {
-    let Some(mut stdin) = stdin else { return };
-    tokio::select! {
-        _ = stdin.write_all(message.as_bytes()) => {}
-        () = over.cancelled() => {}
-    }
+/// What is said to a host.
+struct Steering {
+    control: Control,
+    hello: Hello,
+    /// What to start, as long as it was not said.
+    launch: Option<Launch>,
+    /// Closed when nobody takes the records any more.
+    records: mpsc::Sender<Record>,
+    kill_grace: Duration,
 }
 
-/// The process at the head of a turn, and with it everything that it starts.
-#[derive(Debug)]
-struct Leader {
-    attempt: Attempt,
-    child: Child,
-    identity: ProcessIdentity,
-    /// Readable once the process has exited; it tells without reaping.
-    exited: AsyncFd<OwnedFd>,
-    /// Everything that it started is gone.
-    gone: bool,
+/// Why no more is said to a host.
+enum Over {
+    /// Nobody wants to know more.
+    Left,
+    /// The host did not end its agent in time.
+    Unresponsive,
 }
 
-impl Leader {
-    fn new(attempt: Attempt, child: Child) -> Result<Self, StartError> {
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let identity = pid.and_then(reap::identity_of);
-        let exited =
-            pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).and_then(watch);
-        match (identity, exited) {
-            (Some(identity), Some(exited)) => Ok(Self { attempt, child, identity, exited, gone: false }),
-            _ => {
-                reap::kill_at_once(attempt.into(), None);
-                Err(StartError("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".to_owned()))
-            }
-        }
-    }
-
-    /// Waits for the process to exit or to be stopped, then ends what is left of the run.
-    async fn until_gone(&mut self, stop: &Stop) {
-        let (grace, known) = self.until_exit_or_kill(stop).await;
-        let group = || Some(self.identity.clone());
-        let ended = tokio::select! {
-            biased;
-            ended = reap::end_known(self.attempt.into(), group(), known.clone(), grace) => ended,
-            () = stop.kill.cancelled() => reap::end_known(self.attempt.into(), group(), known, Duration::ZERO).await,
-        };
-        if ended.remaining > 0 {
-            tracing::warn!(run.id = %self.attempt.run, remaining = ended.remaining, "processes of a run survive SIGKILL");
-        } else if ended.ended > 0 {
-            tracing::debug!(run.id = %self.attempt.run, ended = ended.ended, "ended what an agent left running");
-        }
-        self.gone = true;
-    }
-
-    /// Gives the time that what is left has between SIGTERM and SIGKILL, and what was there before the first signal:
-    /// once its parent is gone, a process that cleared its environment is known only by that.
-    async fn until_exit_or_kill(&self, stop: &Stop) -> (Duration, Vec<ProcessIdentity>) {
-        let closing = stop.grace.min(CLOSING);
-        let known = tokio::select! {
-            biased;
-            () = self.exit() => return (closing, Vec::new()),
-            () = stop.kill.cancelled() => self.survivors().await,
-            () = stop.cancel.cancelled() => {
-                let known = self.survivors().await;
-                self.signal_group(Signal::TERM);
-                tokio::select! {
-                    biased;
-                    () = self.exit() => return (closing, known),
-                    () = stop.kill.cancelled() => {}
-                    () = tokio::time::sleep(stop.grace) => {}
+impl Steering {
+    /// Passes on what the engine wants, until the host is to be left or does not obey.
+    async fn pass_on(mut self, mut link: OwnedWriteHalf) -> Over {
+        say(&mut link, &FromEngine::Hello(self.hello)).await;
+        let (mut asked, mut killed, mut force_at) = (false, false, None);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.control.left() => return Over::Left,
+                () = self.records.closed() => return Over::Left,
+                () = self.control.killed(), if !killed => {
+                    (asked, killed) = (true, true);
+                    force_at = Some(Instant::now() + CONFIRM + PATIENCE);
+                    let cause = self.control.cause().unwrap_or(Cause::Internal);
+                    say(&mut link, &FromEngine::Stop(Stop { cause, grace_ms: 0 })).await;
                 }
-                known
+                () = self.control.asked(), if !asked => {
+                    asked = true;
+                    force_at = Some(Instant::now() + self.kill_grace + CLOSING + CONFIRM + PATIENCE);
+                    let cause = self.control.cause().unwrap_or(Cause::Internal);
+                    // None would be SIGKILL at once.
+                    let grace_ms = u64::try_from(self.kill_grace.as_millis()).unwrap_or(u64::MAX).max(1);
+                    say(&mut link, &FromEngine::Stop(Stop { cause, grace_ms })).await;
+                }
+                () = self.control.begun(), if self.launch.is_some() => {
+                    if let Some(launch) = self.launch.take() {
+                        say(&mut link, &FromEngine::Start(Box::new(launch))).await;
+                    }
+                }
+                () = until(force_at) => return Over::Unresponsive,
             }
-        };
-        self.signal_group(Signal::KILL);
-        (Duration::ZERO, known)
-    }
-
-    async fn survivors(&self) -> Vec<ProcessIdentity> {
-        let (mark, leader) = (self.attempt.into(), self.identity.clone());
-        // It fails only when the runtime goes down.
-        tokio::task::spawn_blocking(move || reap::survivors(mark, Some(&leader))).await.unwrap_or_default()
-    }
-
-    async fn exit(&self) {
-        // It fails only when the runtime goes down, and then nothing waits any more.
-        let _ = self.exited.readable().await;
-    }
-
-    /// One signal to the whole group, so that nothing in it can start something else in between.
-    fn signal_group(&self, signal: Signal) {
-        if let Some(group) = Pid::from_raw(self.identity.pid) {
-            // It fails when all of the group is gone.
-            let _ = kill_process_group(group, signal);
         }
-    }
-
-    /// How the process ended; `None` when it did not although it was killed.
-    async fn reap(&mut self) -> Option<ExitStatus> {
-        tokio::time::timeout(CLOSING, self.child.wait()).await.ok()?.ok()
     }
 }
 
-#[expect(deprecated, reason = "an OwnedFd keeps the promise that the successor asks for with `unsafe`")]
-fn watch(pidfd: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(pidfd, Interest::READABLE).ok()
+/// That a host is gone shows where it is listened to.
+async fn say(link: &mut OwnedWriteHalf, said: &FromEngine) {
+    let _ = link.write_all(&said.to_frame()).await;
 }
 
-impl Drop for Leader {
-    /// The task was aborted, or the runtime goes down: no time is left to ask or to wait.
-    fn drop(&mut self) {
-        if !self.gone {
-            self.signal_group(Signal::KILL);
-            reap::kill_at_once(self.attempt.into(), Some(&self.identity));
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// A conversation with one host.
+struct Talk {
+    attempt: Attempt,
+    process: ProcessIdentity,
+    hosts: Hosts,
+    heard: Heard,
+}
+
+impl Talk {
+    async fn run(mut self, link: Option<UnixStream>, steering: Steering) -> End {
+        if let Some(link) = link {
+            let (reader, writer) = link.into_split();
+            let over = tokio::select! {
+                biased;
+                () = self.heard.hear(reader) => None,
+                over = steering.pass_on(writer) => Some(over),
+            };
+            match over {
+                Some(Over::Left) => return End::Left,
+                Some(Over::Unresponsive) => {
+                    tracing::warn!(run.id = %self.attempt.run, "the host of an agent does not obey; it is ended");
+                    end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
+                }
+                None => {}
+            }
+        } else {
+            drop(steering);
         }
+        let spool = self.hosts.spool_of(self.attempt);
+        if self.heard.end.is_none()
+            && let Err(error) = self.heard.read_spool(&spool).await
+        {
+            tracing::debug!(run.id = %self.attempt.run, %error, "the spool of an agent cannot be read");
+        }
+        match self.heard.end.take() {
+            Some(HowItEnded::Ended(ended)) => {
+                if ended.remaining > 0 {
+                    let remaining = ended.remaining;
+                    tracing::warn!(run.id = %self.attempt.run, remaining, "processes of a run survive SIGKILL");
+                }
+                self.heard.output.finish().await;
+                End::Exited(self.report(ended.code, ended.signal, ended.stderr))
+            }
+            Some(HowItEnded::NotStarted(error)) => End::NotStarted(error.map(StartError)),
+            // It serves somebody else now.
+            None if !is_dead(&self.process).await => End::Left,
+            None => {
+                end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
+                self.heard.output.finish().await;
+                let stderr = std::mem::take(&mut self.heard.stderr).into_text();
+                End::HostLost(self.report(None, None, stderr))
+            }
+        }
+    }
+
+    fn report(&self, code: Option<i32>, signal: Option<i32>, stderr: Option<String>) -> ExitReport {
+        let malformed = self.heard.output.malformed();
+        ExitReport {
+            code,
+            signal,
+            stopped: self.heard.stopped,
+            stderr,
+            malformed_lines: malformed.lines,
+            malformed_sample: malformed.sample,
+        }
+    }
+
+}
+
+/// Whether a host is gone, or about to be.
+async fn is_dead(process: &ProcessIdentity) -> bool {
+    let dead = async {
+        while reap::is_alive(process) == reap::Liveness::Alive {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DIES_WITHIN, dead).await.is_ok()
+}
+
+/// Ends a host and all that descends from it, then what it can no longer be asked for.
+async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) {
+    let mark = reap::Mark::from(attempt);
+    let agent = agent.map(|began| ProcessIdentity {
+        host: host.host.clone(),
+        pid: began.pid,
+        started_at_ticks: began.started_at_ticks,
+    });
+    let host = reap::end(mark, Some(host), Duration::ZERO).await;
+    let rest = reap::end(mark, agent, Duration::ZERO).await;
+    let (ended, remaining) = (host.ended + rest.ended, rest.remaining);
+    tracing::warn!(run.id = %attempt.run, ended, remaining, "the host of an agent is lost; what it held was ended");
+    // It fails only when the runtime goes down.
+    let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
+}
+
+/// What a host has said so far.
+struct Heard {
+    decoder: Decoder,
+    /// Position in the spool behind what was heard.
+    position: u64,
+    output: Output,
+    began: Option<Began>,
+    stopped: Option<Cause>,
+    stderr: Excerpt,
+    end: Option<HowItEnded>,
+}
+
+enum HowItEnded {
+    NotStarted(Option<String>),
+    Ended(Ended),
+}
+
+impl Heard {
+    fn new(output: Output) -> Self {
+        Self {
+            decoder: Decoder::new(MAX_FROM_HOST_BYTES),
+            position: 0,
+            output,
+            began: None,
+            stopped: None,
+            stderr: Excerpt::default(),
+            end: None,
+        }
+    }
+
+    /// Listens until the host has said the end, or says nothing more.
+    async fn hear(&mut self, mut link: OwnedReadHalf) {
+        loop {
+            match self.take().await {
+                Ok(()) if self.end.is_none() => {}
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the host of an agent speaks something else");
+                    return;
+                }
+            }
+            match link.read_buf(self.decoder.buffer()).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads what is in the spool beyond what was heard. A frame that is not whole was never told to anybody.
+    async fn read_spool(&mut self, path: &Path) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let path = path.to_owned();
+        let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await??;
+        self.decoder = Decoder::new(MAX_FROM_HOST_BYTES);
+        let mut at = self.position;
+        loop {
+            let reading = file.try_clone()?;
+            let piece = tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; 256 * 1024];
+                let read = reading.read_at(&mut piece, at)?;
+                piece.truncate(read);
+                io::Result::Ok(piece)
+            });
+            let piece = piece.await??;
+            at += piece.len() as u64;
+            self.decoder.push(&piece);
+            if self.take().await.is_err() || self.end.is_some() || piece.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn take(&mut self) -> Result<(), Corrupt> {
+        while self.end.is_none() {
+            let before = self.decoder.taken();
+            let Some(frame) = self.decoder.next_frame()? else { return Ok(()) };
+            let said = FromHost::of(&frame);
+            if !matches!(said, Some(FromHost::Welcome(_))) {
+                self.position += self.decoder.taken() - before;
+            }
+            match said {
+                Some(FromHost::Stdout(piece)) => self.output.push(&piece).await,
+                Some(FromHost::Stderr(piece)) => self.stderr.push(&piece),
+                Some(FromHost::Began(began)) => self.began = Some(began),
+                Some(FromHost::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
+                Some(FromHost::NotStarted(not_started)) => self.end = Some(HowItEnded::NotStarted(not_started.error)),
+                Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
+                Some(FromHost::Welcome(_)) | None => {}
+            }
+        }
+        Ok(())
     }
 }

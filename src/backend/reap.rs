@@ -14,7 +14,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use procfs::process::{Process, Stat, StatFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::param::clock_ticks_per_second;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use crate::id::RunId;
@@ -40,6 +42,11 @@ impl Mark {
     /// Everything that tries before this one started.
     pub fn before(attempt: Attempt) -> Self {
         Self { run: attempt.run, first: 0, last: attempt.number - 1 }
+    }
+
+    /// Everything that tries up to this one started.
+    pub fn up_to(attempt: Attempt) -> Self {
+        Self { run: attempt.run, first: 0, last: attempt.number }
     }
 
     /// Whether an environment carries it.
@@ -135,30 +142,67 @@ pub fn survivors(mark: Mark, group: Option<&ProcessIdentity>) -> Vec<ProcessIden
     scan(mark, group).unwrap_or_default().found
 }
 
-/// Sends SIGKILL to all that a run left, once, without waiting: for when there is no time. Blocking work.
-pub(super) fn kill_at_once(mark: Mark, group: Option<&ProcessIdentity>) {
-    for process in survivors(mark, group) {
-        send(&process, Signal::KILL);
+/// How long ago a process was started, as far as this machine was up since.
+pub fn age(process: &ProcessIdentity) -> Duration {
+    let up = clock_gettime(ClockId::Boottime);
+    let up = Duration::new(u64::try_from(up.tv_sec).unwrap_or(0), u32::try_from(up.tv_nsec).unwrap_or(0));
+    let ticks = u64::try_from(process.started_at_ticks).unwrap_or(0);
+    let per_second = clock_ticks_per_second().max(1);
+    up.saturating_sub(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
+}
+
+/// What descends from this process.
+pub(super) fn descendants() -> Vec<ProcessIdentity> {
+    let (Ok(host), Ok(processes)) = (host(), procfs::process::all_processes()) else { return Vec::new() };
+    let stats: Vec<_> = processes.flatten().filter_map(|process| process.stat().ok()).collect();
+    let mut pids = HashSet::from([own_pid()]);
+    add_descendants(&mut pids, &stats.iter().collect::<Vec<_>>());
+    pids.remove(&own_pid());
+    let living = stats.iter().filter(|stat| pids.contains(&stat.pid) && !is_gone(stat));
+    living.map(|stat| identity(host, stat)).collect()
+}
+
+/// Takes the exit status of children that have ended, except of one: those of others, which were handed to us.
+pub(super) fn take_away_zombies(except: i32) {
+    for process in procfs::process::all_processes().into_iter().flatten().flatten() {
+        let Ok(stat) = process.stat() else { continue };
+        if stat.ppid == own_pid()
+            && stat.pid != except
+            && is_gone(&stat)
+            && let Some(pid) = Pid::from_raw(stat.pid)
+        {
+            // It can only be that somebody else was quicker.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_pid()
+}
+
+/// Adds what descends from those that are there.
+fn add_descendants(pids: &mut HashSet<i32>, stats: &[&Stat]) {
+    loop {
+        let known = pids.len();
+        for stat in stats {
+            if pids.contains(&stat.ppid) {
+                pids.insert(stat.pid);
+            }
+        }
+        if pids.len() == known {
+            return;
+        }
     }
 }
 
 /// Ends all that a run left: SIGTERM, after `grace` SIGKILL, until nothing is found any more. `group` is the process that
 /// led the run. Bounded: what survives SIGKILL for long is counted as remaining.
 pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) -> Ended {
-    end_known(mark, group, Vec::new(), grace).await
-}
-
-/// [`end`], and with it processes that were known to belong to the run before.
-pub(super) async fn end_known(
-    mark: Mark,
-    group: Option<ProcessIdentity>,
-    known: Vec<ProcessIdentity>,
-    grace: Duration,
-) -> Ended {
     let begun = Instant::now();
     let give_up = grace.saturating_add(CONFIRM);
     let mut seen = HashSet::new();
-    let mut living = known;
+    let mut living = Vec::new();
     loop {
         let signal = if begun.elapsed() < grace { Signal::TERM } else { Signal::KILL };
         let group = group.clone();
@@ -223,7 +267,6 @@ struct Scan {
 fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let host = host()?;
     let processes = procfs::process::all_processes().map_err(io::Error::other)?;
-    let own = i64::from(std::process::id());
     let leader = leader.filter(|leader| leader.host == host);
     let mut environ = Vec::new();
     let mut unclear = false;
@@ -234,7 +277,7 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
         let Ok(stat) = process.stat() else { continue };
         // Nothing is older than what it descends from.
         let too_old = leader.is_some_and(|leader| started_at(&stat) < leader.started_at_ticks);
-        if too_old || i64::from(stat.pid) == own {
+        if too_old || stat.pid == own_pid() {
             continue;
         }
         leaders_pid_is_reused |=
@@ -259,17 +302,7 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
         .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group)
         .map(|(stat, _)| stat.pid)
         .collect();
-    loop {
-        let known = pids.len();
-        for (stat, _) in &candidates {
-            if pids.contains(&stat.ppid) {
-                pids.insert(stat.pid);
-            }
-        }
-        if pids.len() == known {
-            break;
-        }
-    }
+    add_descendants(&mut pids, &candidates.iter().map(|(stat, _)| stat).collect::<Vec<_>>());
     let found =
         candidates.iter().filter(|(stat, _)| pids.contains(&stat.pid)).map(|(stat, _)| identity(host, stat)).collect();
     Ok(Scan { found, unclear })
@@ -305,7 +338,8 @@ fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> Marked {
     Marked::Unclear
 }
 
-fn send(process: &ProcessIdentity, signal: Signal) {
+/// Sends a signal to this very process, if it lives.
+pub(super) fn send(process: &ProcessIdentity, signal: Signal) {
     let Some(pid) = Pid::from_raw(process.pid) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     if is_alive(process) == Liveness::Alive {

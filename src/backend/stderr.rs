@@ -3,11 +3,6 @@
 //! Always: memory is bounded; text is decoded once at the end, so a character cut by a read stays whole.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
-
-use tokio::io::AsyncRead;
-
-use super::pipe::Pipe;
 
 /// The first lines usually say what was tried.
 const HEAD_BYTES: usize = 4 * 1024;
@@ -15,28 +10,17 @@ const HEAD_BYTES: usize = 4 * 1024;
 /// The last lines usually say what went wrong.
 const TAIL_BYTES: usize = 12 * 1024;
 
-/// Reads a stderr to its end; `None` when nothing was written.
-pub(super) async fn read<R: AsyncRead + AsFd + Unpin>(mut pipe: Pipe<R>) -> Option<String> {
-    let mut excerpt = Excerpt::default();
-    let mut buffer = vec![0; 8 * 1024];
-    loop {
-        match pipe.read(&mut buffer).await {
-            0 => return excerpt.into_text(),
-            read => excerpt.push(&buffer[..read]),
-        }
-    }
-}
-
 /// The beginning and the end of a text.
 #[derive(Debug, Default)]
-struct Excerpt {
+pub(super) struct Excerpt {
     head: Vec<u8>,
     tail: VecDeque<u8>,
     left_out: usize,
 }
 
 impl Excerpt {
-    fn push(&mut self, bytes: &[u8]) {
+    /// Adds what was read.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         let room = HEAD_BYTES - self.head.len();
         let (head, rest) = bytes.split_at(bytes.len().min(room));
         self.head.extend_from_slice(head);
@@ -46,7 +30,8 @@ impl Excerpt {
         self.left_out += excess;
     }
 
-    fn into_text(self) -> Option<String> {
+    /// The text; none when nothing was written.
+    pub(super) fn into_text(self) -> Option<String> {
         let Self { head, tail, left_out } = self;
         let tail = Vec::from(tail);
         if left_out == 0 {

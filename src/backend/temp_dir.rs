@@ -14,7 +14,6 @@ use crate::run::Attempt;
 #[derive(Debug)]
 pub(super) struct TempDir {
     attempt: Attempt,
-    path: PathBuf,
 }
 
 impl TempDir {
@@ -24,11 +23,7 @@ impl TempDir {
         remove(&path)?;
         // `mkdir` fails when somebody else was quicker, whatever they put there.
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self { attempt, path })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { attempt })
     }
 }
 
@@ -58,7 +53,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn path_of(attempt: Attempt) -> PathBuf {
+/// Where the directory of an attempt is.
+pub(super) fn path_of(attempt: Attempt) -> PathBuf {
     std::env::temp_dir().join(format!("mainstay-{attempt}"))
 }
 
@@ -75,7 +71,7 @@ mod tests {
     #[test]
     fn is_private_and_goes_with_all_that_is_in_it() {
         let dir = TempDir::create(attempt()).unwrap();
-        let path = dir.path().to_owned();
+        let path = path_of(dir.attempt);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         std::fs::create_dir(path.join("deep")).unwrap();
         std::fs::write(path.join("deep/file"), "x").unwrap();

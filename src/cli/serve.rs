@@ -7,14 +7,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
-use super::signals::StopSignals;
+use super::signals::{HandOverSignal, StopSignals};
 use crate::engine::Engine;
 use crate::http;
 
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     let config = engine.config().clone();
     let listen = config.server.listen;
-    let mut signals = StopSignals::new()?;
+    let (mut signals, mut hand_over) = (StopSignals::new()?, HandOverSignal::new()?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen}"))?;
     let address = listener.local_addr().context("failed to learn the address that we listen on")?;
     engine.start().await.context("failed to start executing runs")?;
@@ -28,8 +28,15 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     tracing::info!(%address, workers = config.engine.workers, "serving");
 
-    signals.next().await;
-    tracing::info!(grace = ?config.engine.shutdown_grace, "stopping; a second signal ends running turns at once");
+    tokio::select! {
+        () = signals.next() => {
+            tracing::info!(grace = ?config.engine.shutdown_grace, "stopping; a second signal ends running turns at once");
+        }
+        () = hand_over.next() => {
+            tracing::info!("stopping; running turns are left to the next process");
+            engine.hand_over();
+        }
+    }
     {
         // Readers are served until the last turn has ended: they get its last events.
         let drain = engine.drain(config.engine.shutdown_grace);
@@ -38,6 +45,7 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
         loop {
             tokio::select! {
                 () = &mut drain => break,
+                () = hand_over.next() => engine.hand_over(),
                 () = signals.next() => {
                     if asked_again {
                         engine.kill_now();

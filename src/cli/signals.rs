@@ -1,4 +1,5 @@
-//! The signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM, and SIGHUP, when the terminal is closed.
+//! The signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM, and SIGHUP, when the terminal is closed; and the one
+//! that asks a daemon to hand over.
 
 use anyhow::Context;
 use procfs::process::Process;
@@ -32,6 +33,20 @@ impl StopSignals {
             _ = self.terminate.recv() => {}
             _ = hangup => {}
         }
+    }
+}
+
+/// SIGUSR2: leave running turns to the next process, and go.
+pub(super) struct HandOverSignal(Signal);
+
+impl HandOverSignal {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self(signal(SignalKind::user_defined2()).context("failed to listen for signals")?))
+    }
+
+    /// Waits for it.
+    pub(super) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }
 

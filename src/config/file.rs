@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::{self, Unexpected, Visitor};
 
 use super::document::{Document, nearest};
-use super::{Config, ConfigError, Durability, EngineConfig, ServerConfig, Token, duration, fields, limits};
+use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, duration, fields, limits};
 use crate::agent::{Agent, DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{WhenFull, Workspace};
@@ -50,6 +50,7 @@ struct EngineSection {
     idle_ttl: Option<Period>,
     assignment_retention: Option<Period>,
     max_backends: Option<Whole>,
+    on_shutdown: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -170,6 +171,8 @@ fn server(section: &Section<'_>, given: ServerSection, server: &mut ServerConfig
 fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig) -> Result<(), ConfigError> {
     let durability = [("full", Durability::Full), ("process", Durability::Process)];
     section.choice("durability", given.durability, durability, &mut engine.durability)?;
+    let on_shutdown = [("end", OnShutdown::End), ("leave", OnShutdown::Leave)];
+    section.choice("on_shutdown", given.on_shutdown, on_shutdown, &mut engine.on_shutdown)?;
     section.number("workers", given.workers, limits::WORKERS, &mut engine.workers)?;
     section.number("max_backends", given.max_backends, limits::MAX_BACKENDS, &mut engine.max_backends)?;
     section.period("lease", given.lease, limits::LEASE, &mut engine.lease)?;

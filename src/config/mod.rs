@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -76,6 +76,21 @@ pub struct EngineConfig {
     /// Warm backends kept before the least recently used idle one is closed. Nobody asks yet: it comes with the first
     /// driver that keeps a backend warm; until then files may already say it.
     pub max_backends: u32,
+    /// What becomes of turns that are still running when the grace of a shutdown is over.
+    pub on_shutdown: OnShutdown,
+    /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
+    /// the engine needs one on its PATH, or names it here.
+    pub host_program: PathBuf,
+}
+
+/// What becomes of turns that are still running when the grace of a shutdown is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnShutdown {
+    /// Their agents are ended, unless another process on the file goes on with them.
+    #[default]
+    End,
+    /// Their agents go on, and the next process on the file goes on with them.
+    Leave,
 }
 
 /// What an acknowledged write survives.
@@ -143,6 +158,8 @@ impl Config {
                 idle_ttl: Duration::from_secs(30 * 60),
                 assignment_retention: Duration::from_secs(7 * 24 * 60 * 60),
                 max_backends: 10,
+                on_shutdown: OnShutdown::End,
+                host_program: "mainstay".into(),
             },
             agents: BTreeMap::from([(agent.name.clone(), agent)]),
             workspaces: BTreeMap::from([(workspace.name.clone(), workspace)]),

@@ -46,7 +46,8 @@ pub fn not_started(error: &StartError) -> Outcome {
     Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.0))
 }
 
-fn asked_for(cause: Cause) -> Outcome {
+/// The outcome of a run that was ended for this.
+pub fn asked_for(cause: Cause) -> Outcome {
     let sentence = match cause {
         Cause::Finished => return Outcome::completed(),
         Cause::Cancelled => return Outcome::cancelled(),
@@ -54,6 +55,7 @@ fn asked_for(cause: Cause) -> Outcome {
         Cause::IdleTimeout => "The agent made no progress for longer than it may.",
         Cause::Shutdown => "The process that executed the run was shut down before the turn was over.",
         Cause::WorkerLost => "The worker was lost before the turn was over.",
+        Cause::HostLost => "The process that held the agent was lost, and the agent was ended.",
         Cause::OutputLimit => "The agent wrote more than a run may.",
         Cause::Unconfigured => "The agent or the workspace is not configured any more.",
         Cause::NoOutput => "No response from agent.",

@@ -10,17 +10,18 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::Shared;
-use super::decide::{decide, not_started};
+use super::decide::{asked_for, decide, not_started};
 use super::turn::Turn;
 use super::worker::Signals;
 use crate::agent::Agent;
-use crate::backend::{AgentEvent, Prompt, Record, Reply};
+use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::lease::{LeaseLost, WorkerKey};
-use crate::run::{Cause, ExitReport, Outcome};
+use crate::id::{RunId, SessionId};
+use crate::lease::{Lease, LeaseLost, SessionKey, WorkerKey};
+use crate::run::{Attempt, Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
-use crate::store::run::{Claimed, Settle};
+use crate::store::run::{Claimed, Orphan, Settle};
 
 /// The folded message is stored at most this often while a run goes on.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
@@ -39,8 +40,10 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 enum Left {
     /// Somebody else has it now.
     LeaseLost,
-    /// The database fails for good; the lease runs out and the sweep takes over.
+    /// The database fails for good; the lease runs out and somebody else goes on with it.
     Store(StoreError),
+    /// This process goes, and the agent goes on.
+    HandedOver,
 }
 
 impl From<LeaseLost> for Left {
@@ -49,75 +52,138 @@ impl From<LeaseLost> for Left {
     }
 }
 
-/// Drives a run to its end.
+/// The run that is driven, claimed or adopted.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    /// The right to write to it.
+    pub lease: Lease,
+    /// Its id.
+    pub run: RunId,
+    /// Its session's row.
+    pub session: SessionKey,
+    /// Its session.
+    pub session_id: SessionId,
+    timeout_ms: Option<i64>,
+}
+
+impl Subject {
+    /// The try at the run that the lease allows.
+    pub fn attempt(&self) -> Attempt {
+        Attempt { run: self.run, number: self.lease.token }
+    }
+}
+
+impl From<&Claimed> for Subject {
+    fn from(claimed: &Claimed) -> Self {
+        Self {
+            lease: claimed.lease,
+            run: claimed.run,
+            session: claimed.session,
+            session_id: claimed.session_id.clone(),
+            timeout_ms: claimed.timeout_ms,
+        }
+    }
+}
+
+impl From<&Orphan> for Subject {
+    fn from(orphan: &Orphan) -> Self {
+        Self {
+            lease: orphan.lease,
+            run: orphan.run,
+            session: orphan.session,
+            session_id: orphan.session_id.clone(),
+            timeout_ms: orphan.timeout_ms,
+        }
+    }
+}
+
+/// Drives a run from its prompt to its end.
 pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claimed, signals: Signals) {
-    let span = tracing::info_span!("run", run.id = %claimed.run, session.id = %claimed.session_id);
+    let drive = Drive::new(&shared, worker, Subject::from(&claimed), signals);
+    let span = drive.span();
     async {
         tracing::info!(agent = %claimed.agent, slot = claimed.slot, attempt = claimed.lease.token, "run started");
         let began = Instant::now();
-        let drive = Drive {
-            shared: &shared,
-            worker,
-            claimed: &claimed,
-            signals,
-            turn: Turn::default(),
-            offset: 0,
-            was_let_go: false,
-        };
-        match drive.run().await {
-            Ok(Some(outcome)) => {
-                let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let (status, cause) = (outcome.status(), outcome.cause.as_str());
-                tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
-            }
-            Ok(None) => tracing::info!("run put back to the queue"),
-            Err(Left::LeaseLost) => tracing::warn!("lease lost: the agent was ended, nothing more was written"),
-            Err(Left::Store(error)) => tracing::error!(%error, "failed to store what the agent said; the run is left"),
-        }
+        log(drive.claimed(&claimed).await, began);
     }
     .instrument(span)
     .await;
 }
 
+/// Drives a run whose worker was lost from where that stopped to its end.
+pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan, signals: Signals) {
+    let drive = Drive::new(&shared, worker, Subject::from(&orphan), signals);
+    let span = drive.span();
+    async {
+        let offset = orphan.source_offset;
+        tracing::info!(agent = %orphan.agent, offset, attempt = orphan.lease.token, "run adopted");
+        let began = Instant::now();
+        log(drive.adopted(&orphan).await, began);
+    }
+    .instrument(span)
+    .await;
+}
+
+fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
+    match driven {
+        Ok(Some(outcome)) => {
+            let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let (status, cause) = (outcome.status(), outcome.cause.as_str());
+            tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
+        }
+        Ok(None) => tracing::info!("run put back to the queue"),
+        Err(Left::LeaseLost) => tracing::warn!("lease lost: the agent was left alone, nothing more was written"),
+        Err(Left::Store(error)) => tracing::error!(%error, "failed to store what the agent said; the run is left"),
+        Err(Left::HandedOver) => tracing::info!("run handed over: its agent goes on"),
+    }
+}
+
 struct Drive<'a> {
     shared: &'a Shared,
     worker: WorkerKey,
-    claimed: &'a Claimed,
+    subject: Subject,
     signals: Signals,
     turn: Turn,
     offset: u64,
-    /// It had said that its turn is over, stayed, and was ended by us.
-    was_let_go: bool,
 }
 
-impl Drive<'_> {
+impl<'a> Drive<'a> {
+    fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
+        Self { shared, worker, subject, signals, turn: Turn::default(), offset: 0 }
+    }
+
+    fn span(&self) -> tracing::Span {
+        tracing::info_span!("run", run.id = %self.subject.run, session.id = %self.subject.session_id)
+    }
+
     /// Answers with the outcome; `None` when the run went back to the queue.
-    async fn run(mut self) -> Result<Option<Outcome>, Left> {
-        let Some(agent) = self.shared.agent(self.claimed) else {
-            let error = format!("agent {:?} is not configured in this process", self.claimed.agent.as_str());
+    async fn claimed(self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
+        let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
+            let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
             return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
         };
-        let Some(workspace) = self.shared.config.workspaces.get(&self.claimed.workspace) else {
-            let error = format!("workspace {:?} is not configured in this process", self.claimed.workspace.as_str());
+        let Some(workspace) = self.shared.config.workspaces.get(&claimed.workspace) else {
+            let error = format!("workspace {:?} is not configured in this process", claimed.workspace.as_str());
             return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
         };
         if self.signals.cancel.is_cancelled() {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
-        let parts: Vec<serde_json::Value> = serde_json::from_str(&self.claimed.message_parts).unwrap_or_default();
+        let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act. In this order, a stop
         // between the two looks makes it earlier.
         let looked_at = std::time::Instant::now();
-        let start_by = looked_at + self.claimed.lease_expires_at.since(self.shared.store.clock().now());
+        let start_by = looked_at + claimed.lease_expires_at.since(self.shared.store.clock().now());
         let prompt = Prompt {
             start_by,
-            attempt: self.claimed.attempt(),
-            session: self.claimed.session_id.clone(),
-            slot: self.claimed.slot.clone().unwrap_or_else(|| self.claimed.workspace.to_string()),
-            workspace: self.claimed.workspace.clone(),
+            limit: self.limit(agent),
+            attempt: self.subject.attempt(),
+            session: claimed.session_id.clone(),
+            slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
+            workspace: claimed.workspace.clone(),
             dir: workspace.dir.clone(),
-            agent_session: self.claimed.agent_session.clone(),
+            agent_session: claimed.agent_session.clone(),
             message: crate::message::prompt(&parts),
         };
         let Some(backend) = self.shared.backends.get(&agent.name) else {
@@ -125,44 +191,95 @@ impl Drive<'_> {
                 .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
                 .await;
         };
-        let mut reply = match backend.prompt(prompt).await {
+        let reply = match backend.prompt(prompt).await {
             Ok(reply) => reply,
-            Err(_) if std::time::Instant::now() >= start_by => return Err(Left::LeaseLost),
             Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
         };
-        let heard = self.listen(agent, &mut reply).await;
-        if heard.is_err() {
-            reply.kill.cancel();
-        }
-        drop(reply.records);
-        let exit = reply.exit.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the task of the agent's process ended abnormally");
-            ExitReport::default()
-        });
-        let asked = heard?;
-        if asked == Some(Cause::Shutdown) && !self.turn.has_said() {
-            match self.shared.store.put_back(self.claimed.lease).await {
-                Ok(true) => return Ok(None),
-                Ok(false) => {}
-                Err(error) => return Err(Left::Store(error)),
-            }
-        }
-        self.settle(decide(asked, &self.turn, &exit, self.was_let_go), exit).await
-    }
-
-    /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
-    async fn listen(&mut self, agent: &Agent, reply: &mut Reply) -> Result<Option<Cause>, Left> {
-        if let Some(process) = reply.process.clone() {
-            // Stored before the first output, so that whoever comes after us finds and ends it.
-            let lease = self.claimed.lease;
-            let stored = self.insist(|| self.shared.store.record_process(lease, process.clone())).await?;
+        if let Some(host) = reply.host.clone() {
+            // Stored before the agent is started, so that whoever comes after us finds it.
+            let lease = self.subject.lease;
+            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone())).await?;
             if !stored {
                 return Err(Left::LeaseLost);
             }
         }
+        reply.control.begin();
+        self.follow(agent, reply).await
+    }
+
+    /// The same for a run that another worker began.
+    async fn adopted(mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+        let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
+        let found = found.zip(self.shared.backends.get(&orphan.agent));
+        let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
+        let chunks = self.insist(|| self.shared.store.run_chunks(self.subject.lease.run)).await?;
+        self.turn = Turn::replay(chunks.iter().filter_map(|chunk| serde_json::from_str(chunk).ok()));
+        self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
+        let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
+        match backend.adopt(adoption).await {
+            Some(reply) => self.follow(agent, reply).await,
+            None => Err(Left::HandedOver),
+        }
+    }
+
+    fn limit(&self, agent: &Agent) -> Duration {
+        let own = self.subject.timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        own.unwrap_or(agent.turn_timeout)
+    }
+
+    /// Follows the agent to its end.
+    async fn follow(mut self, agent: &Agent, mut reply: Reply) -> Result<Option<Outcome>, Left> {
+        let heard = self.listen(agent, &mut reply).await;
+        if heard.is_err() {
+            reply.control.leave();
+        }
+        drop(reply.records);
+        let end = reply.end.await;
+        let asked = heard?;
+        let done = match end {
+            Ok(End::Exited(exit)) => {
+                let was_let_go = exit.stopped == Some(Cause::Finished);
+                // Whoever asked first may have been another worker.
+                let asked = exit.stopped.filter(|_| !was_let_go).or(asked);
+                if asked == Some(Cause::Shutdown) && !self.turn.has_said() && self.put_back().await? {
+                    None
+                } else {
+                    self.settle(decide(asked, &self.turn, &exit, was_let_go), exit).await?
+                }
+            }
+            Ok(End::HostLost(exit)) => {
+                let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
+                self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
+            }
+            Ok(End::NotStarted(Some(error))) => self.settle(not_started(&error), ExitReport::default()).await?,
+            Ok(End::NotStarted(None)) => match asked {
+                Some(cause) if cause != Cause::Shutdown => {
+                    self.settle(asked_for(cause), ExitReport::default()).await?
+                }
+                _ if self.put_back().await? => None,
+                _ => self.settle(Outcome::cancelled(), ExitReport::default()).await?,
+            },
+            Ok(End::Left) => return Err(Left::LeaseLost),
+            Err(error) => {
+                tracing::error!(%error, "the task of an agent ended abnormally; somebody goes on with it");
+                return Err(Left::HandedOver);
+            }
+        };
+        if let Some(host) = reply.host {
+            self.shared.hosts.forget(Attempt { run: self.subject.run, number: host.attempt }).await;
+        }
+        Ok(done)
+    }
+
+    async fn put_back(&self) -> Result<bool, Left> {
+        self.insist(|| self.shared.store.put_back(self.subject.lease)).await
+    }
+
+    /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
+    async fn listen(&mut self, agent: &Agent, reply: &mut Reply) -> Result<Option<Cause>, Left> {
         let began = Instant::now();
-        let own_limit = self.claimed.timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
-        let turn_ends_at = began + own_limit.unwrap_or(agent.turn_timeout);
+        let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
+        let turn_ends_at = began + self.limit(agent).saturating_sub(age);
         let mut progress_at = began;
         let mut exit_by = None;
         let mut snapshot_at = None;
@@ -173,8 +290,9 @@ impl Drive<'_> {
             let wish = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                () = self.shared.killing.cancelled(), if !reply.kill.is_cancelled() => {
-                    reply.kill.cancel();
+                () = self.shared.leaving.cancelled(), if reply.host.is_some() => return Err(Left::HandedOver),
+                () = self.shared.killing.cancelled(), if !reply.control.is_killed() => {
+                    reply.control.kill(Cause::Shutdown);
                     Some(Cause::Shutdown).filter(|_| asked.is_none())
                 }
                 () = self.signals.cancel.cancelled(), if asked.is_none() => Some(Cause::Cancelled),
@@ -182,8 +300,7 @@ impl Drive<'_> {
                 () = sleep_until(turn_ends_at), if asked.is_none() => Some(Cause::TurnTimeout),
                 () = until(idle_from), if asked.is_none() && idle_from.is_some() => Some(Cause::IdleTimeout),
                 () = until(exit_by), if exit_by.is_some() => {
-                    reply.cancel.cancel();
-                    self.was_let_go = true;
+                    reply.control.stop(Cause::Finished);
                     exit_by = None;
                     None
                 }
@@ -197,7 +314,7 @@ impl Drive<'_> {
             if let Some(cause) = wish {
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
                 asked = Some(cause);
-                reply.cancel.cancel();
+                reply.control.stop(cause);
                 continue;
             }
             if asked == Some(Cause::OutputLimit) {
@@ -215,7 +332,7 @@ impl Drive<'_> {
             }
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);
-                reply.kill.cancel();
+                reply.control.kill(Cause::OutputLimit);
             }
             let snapshot = snapshot_at.is_none_or(|at: Instant| at.elapsed() >= SNAPSHOT_INTERVAL);
             if snapshot {
@@ -245,9 +362,9 @@ impl Drive<'_> {
             return Ok(());
         }
         let append = Append {
-            lease: self.claimed.lease,
-            session: self.claimed.session,
-            run_id: self.claimed.run,
+            lease: self.subject.lease,
+            session: self.subject.session,
+            run_id: self.subject.run,
             said: chunks.iter().any(Chunk::is_said),
             events: chunks.iter().map(Chunk::to_json).collect(),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
@@ -263,7 +380,7 @@ impl Drive<'_> {
             Err(LeaseLost) => {
                 // A cancel that was stored a moment before decides the outcome.
                 let requests = self.insist(|| self.shared.store.cancel_requests(self.worker)).await?;
-                if outcome.cause == Cause::Cancelled || !requests.contains(&self.claimed.lease.run) {
+                if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
                     return Err(Left::LeaseLost);
                 }
                 self.try_settle(Outcome::cancelled(), exit).await??;
@@ -276,9 +393,9 @@ impl Drive<'_> {
         let mut turn = self.turn.clone();
         let events = turn.close(&outcome);
         let settle = Settle {
-            lease: self.claimed.lease,
-            session: self.claimed.session,
-            run_id: self.claimed.run,
+            lease: self.subject.lease,
+            session: self.subject.session,
+            run_id: self.subject.run,
             events: events.iter().map(Chunk::to_json).collect(),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
             outcome,

@@ -15,16 +15,17 @@ pub mod turn;
 mod watch;
 mod worker;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::Config;
+use crate::config::{Config, OnShutdown};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::slot::Slot;
@@ -61,6 +62,8 @@ impl std::fmt::Debug for Engine {
 struct Shared {
     config: Config,
     backends: std::collections::BTreeMap<AgentName, Arc<dyn Backend>>,
+    /// Where the agents of this file live.
+    hosts: Hosts,
     store: Store,
     feed: Arc<Feed>,
     executing: Arc<Executing>,
@@ -73,6 +76,8 @@ struct Shared {
     ending: CancellationToken,
     /// Their agents get no grace.
     killing: CancellationToken,
+    /// Running turns are left to the next process, and their agents go on.
+    leaving: CancellationToken,
     /// Everything is over: the watcher stops.
     closed: CancellationToken,
     /// How this process is known in the table of workers; made when it is first needed.
@@ -110,10 +115,12 @@ impl Engine {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
-        let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent))).collect();
+        let hosts = Hosts::new(config.engine.host_program.clone(), agents_dir(store.path()));
+        let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent, &hosts))).collect();
         let shared = Arc::new(Shared {
             config,
             backends,
+            hosts,
             store,
             feed,
             executing,
@@ -122,6 +129,7 @@ impl Engine {
             draining: CancellationToken::new(),
             ending: CancellationToken::new(),
             killing: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             closed: CancellationToken::new(),
             worker: tokio::sync::OnceCell::new(),
         });
@@ -148,6 +156,8 @@ impl Engine {
             self.shared.store.sync_slots(workspace.clone()).await?;
         }
         self.shared.worker(self.shared.config.engine.workers).await?;
+        // Before the first sweep, which hands over what it adopts.
+        self.shared.executing.begin(None);
         self.shared.tasks.spawn(sweep::run(self.shared.clone()));
         self.shared.tasks.spawn(worker::run(self.shared.clone(), self.shared.config.engine.workers, None));
         Ok(())
@@ -163,6 +173,7 @@ impl Engine {
         // With room for nobody else's runs: others do not count on it.
         self.shared.worker(0).await?;
         let only = Only { session: located.session, until: located.key };
+        self.shared.executing.begin(Some(only));
         self.shared.tasks.spawn(sweep::run(self.shared.clone()));
         self.shared.tasks.spawn(worker::run(self.shared.clone(), 1, Some(only)));
         Ok(())
@@ -177,23 +188,38 @@ impl Engine {
         let workers = self.shared.store.registered_workers().await?;
         Ok(workers.iter().any(|worker| {
             let alive = reap::is_alive(&worker.process);
-            worker.capacity > 0 && worker.heartbeat_at > silent_since && alive != reap::Liveness::Dead
+            let is_other = self.shared.worker.get().is_none_or(|own| own.key != worker.key);
+            is_other && worker.capacity > 0 && worker.heartbeat_at > silent_since && alive != reap::Liveness::Dead
         }))
     }
 
-    /// Stops claiming, lets running turns go on for `grace`, then ends them: those that have said nothing go back to the
-    /// queue, the others end as interrupted. [`Engine::end_now`] cuts the grace short. Readers are served on.
+    /// Stops claiming and lets running turns go on for `grace`. Those that are still running then are ended (the ones that
+    /// have said nothing go back to the queue, the others end as interrupted), or left to another process on the file that
+    /// executes runs, or to the next one when the config says so. [`Engine::end_now`] and [`Engine::hand_over`] cut the
+    /// grace short. Readers are served on.
     pub async fn drain(&self, grace: Duration) {
         self.shared.draining.cancel();
         drop(self.shared.claiming.lock().await);
-        let drained = self.shared.executing.idle();
         tokio::select! {
-            () = drained => {}
-            () = tokio::time::sleep(grace) => {}
+            () = self.shared.executing.idle() => {}
+            () = tokio::time::sleep(grace) => {
+                let leave = self.shared.config.engine.on_shutdown == OnShutdown::Leave;
+                // When nobody can be asked, nobody is there.
+                if leave || self.is_executed_elsewhere().await.unwrap_or(false) {
+                    self.shared.leaving.cancel();
+                }
+            }
             () = self.shared.ending.cancelled() => {}
+            () = self.shared.leaving.cancelled() => {}
         }
         self.shared.ending.cancel();
         self.shared.executing.idle().await;
+    }
+
+    /// Leaves running turns to the next process on the file: their agents go on, and nothing is lost. Agents that live in
+    /// this process cannot; their turns end as in [`Engine::drain`].
+    pub fn hand_over(&self) {
+        self.shared.leaving.cancel();
     }
 
     /// Stops everything and closes the file. What is still executed is left to the next sweep: [`Engine::drain`] first.
@@ -263,6 +289,13 @@ impl Engine {
     async fn session_key(&self, id: &SessionId) -> Result<SessionKey, EngineError> {
         self.shared.store.find_session_key(id).await?.ok_or_else(|| not_found("session", id))
     }
+}
+
+/// The directory of agents beside the database. By its real name, so that every process finds the same one.
+fn agents_dir(database: &Path) -> PathBuf {
+    let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
+    name.push("-agents");
+    name.into()
 }
 
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {

@@ -1,11 +1,12 @@
 //! The sweep: once at start and then at every interval, what no running worker will do. Runs of dead or silent workers are
-//! settled, or put back when they have said nothing; idle places expire; old rows and dead workers go.
+//! adopted when their agent lives on; otherwise they are settled, or put back when they have said nothing. Idle places
+//! expire; old rows, dead workers and what ended agents left go.
 //!
 //! Always: each effect is bounded, counted and logged, and two processes may sweep at once. A run is taken over (fenced)
-//! first, then what its agent left running is ended and confirmed gone, and only then it is settled: a new attempt never
-//! starts while the old agent may live.
+//! first. When it is not gone on with, what its agent left running is ended and confirmed gone, and only then it is settled:
+//! a new attempt never starts while the old agent may live.
 //!
-//! Proof: `tests/it/sweep.rs`.
+//! Proof: `tests/it/sweep.rs`, `tests/it/adopt.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,21 +14,23 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
+use super::drive::Subject;
 use super::turn::Turn;
-use super::worker::Subject;
-use super::{EngineError, Shared};
+use super::{EngineError, Shared, drive};
 use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
 use crate::chunk::Chunk;
-use crate::lease::{Lease, LeaseLost, WorkerKey};
-use crate::run::{Attempt, Cause, Outcome};
+use crate::lease::{LeaseLost, WorkerKey};
+use crate::run::{Attempt, Cause, ExitReport, Outcome};
 use crate::store::StoreError;
-use crate::store::run::Orphan;
+use crate::store::run::{Orphan, Settle};
 
 /// Most runs that one sweep takes over, and most rows that it expires or purges: a sweep is short, and what is left
 /// comes with the next.
 const ORPHANS_AT_ONCE: i64 = 256;
 const ROWS_AT_ONCE: i64 = 1000;
+/// Most directories of agents that one sweep looks at.
+const HOMES_AT_ONCE: usize = 4096;
 /// What a dead worker's agent gets between SIGTERM and SIGKILL: nobody listens to it any more.
 const ORPHAN_GRACE: Duration = Duration::from_millis(300);
 /// Recoveries under way at once: each reads all of `/proc` and perhaps a whole run.
@@ -42,14 +45,20 @@ const SILENT_LEASES: u32 = 10;
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct SweepReport {
+    /// Runs of lost workers that this process goes on with.
+    pub runs_adopted: u64,
+    /// Runs of lost workers whose agents run on until a daemon goes on with them.
+    pub runs_left: u64,
     /// Runs of lost workers that were settled.
     pub runs_settled: u64,
     /// Runs of lost workers that had said nothing and went back to the queue.
     pub runs_put_back: u64,
     /// Runs of lost workers that the next sweep has to look at again: their agent may still live.
     pub runs_postponed: u64,
-    /// Processes of lost workers' agents that were ended.
+    /// Processes of lost workers' agents, and of runs that are settled, that were ended.
     pub processes_ended: u64,
+    /// Directories of agents that nobody needs any more.
+    pub homes_removed: u64,
     /// Idle places that expired.
     pub assignments_expired: u64,
     /// Rows of ended places that were deleted.
@@ -79,16 +88,19 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     let (dead, silent) = lost_workers(shared, worker).await?;
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
     let orphans = shared.store.take_over(worker, dead.clone(), own, lease, ORPHANS_AT_ONCE).await?;
-    let recoveries = stream::iter(orphans).map(|orphan| recover(shared, orphan));
+    let recoveries = stream::iter(orphans).map(|orphan| recover(shared, worker, orphan));
     let mut recoveries = recoveries.buffer_unordered(RECOVERIES_AT_ONCE);
     while let Some(recovered) = recoveries.next().await {
         report.processes_ended += recovered.processes_ended;
         match recovered.end {
+            RecoveryEnd::Adopted => report.runs_adopted += 1,
+            RecoveryEnd::Left => report.runs_left += 1,
             RecoveryEnd::PutBack => report.runs_put_back += 1,
             RecoveryEnd::Settled => report.runs_settled += 1,
             RecoveryEnd::Postponed => report.runs_postponed += 1,
         }
     }
+    tidy_homes(shared, &mut report).await?;
     let store = &shared.store;
     report.assignments_expired = store.expire_idle(ROWS_AT_ONCE).await?;
     let before = store.clock().now() - shared.config.engine.assignment_retention;
@@ -96,10 +108,13 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     report.workers_removed = store.remove_workers(dead.into_iter().chain(silent).collect()).await?;
     if report != SweepReport::default() {
         tracing::info!(
+            runs_adopted = report.runs_adopted,
+            runs_left = report.runs_left,
             runs_settled = report.runs_settled,
             runs_put_back = report.runs_put_back,
             runs_postponed = report.runs_postponed,
             processes_ended = report.processes_ended,
+            homes_removed = report.homes_removed,
             assignments_expired = report.assignments_expired,
             assignments_purged = report.assignments_purged,
             workers_removed = report.workers_removed,
@@ -133,40 +148,92 @@ struct Recovered {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecoveryEnd {
+    Adopted,
+    Left,
     PutBack,
     Settled,
     Postponed,
 }
 
-async fn recover(shared: &Shared, orphan: Orphan) -> Recovered {
+async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan) -> Recovered {
+    let host = orphan.host.clone().filter(|_| shared.config.agents.contains_key(&orphan.agent));
+    let recovered = match host.map(|host| reap::is_alive(&host.process)) {
+        Some(reap::Liveness::Alive) if shared.executing.adopts(orphan.session) => {
+            shared.executing.adopt(orphan.clone());
+            Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
+        }
+        Some(reap::Liveness::Alive) => {
+            give_back(shared, &orphan).await;
+            Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
+        }
+        // All that the agent said is in its spool, and perhaps how it ended.
+        Some(reap::Liveness::Dead) => {
+            let signals = shared.executing.add(orphan.lease);
+            drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
+            shared.executing.remove(orphan.lease);
+            Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }
+        }
+        Some(reap::Liveness::Unknown) | None => end_and_conclude(shared, &orphan).await,
+    };
+    let (worker, proven) = (&orphan.worker, orphan.worker_dead);
+    tracing::warn!(run.id = %orphan.run, session.id = %orphan.session_id, worker.id = worker, proven,
+        processes_ended = recovered.processes_ended, end = ?recovered.end, "run of a lost worker recovered");
+    recovered
+}
+
+/// A run that nobody can go on with: without a host, on another machine, or of an agent that is not configured here.
+async fn end_and_conclude(shared: &Shared, orphan: &Orphan) -> Recovered {
     let attempt = orphan.attempt();
-    let ended = reap::end(reap::Mark::before(attempt), orphan.process.clone(), ORPHAN_GRACE).await;
+    let process = orphan.host.as_ref().map(|host| host.process.clone());
+    let ended = reap::end(reap::Mark::before(attempt), process, ORPHAN_GRACE).await;
     let temp_dirs = move || (1..attempt.number).map(|number| Attempt { number, ..attempt }).for_each(remove_temp_dir);
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(temp_dirs).await;
     let processes_ended = u64::try_from(ended.ended).unwrap_or(u64::MAX);
-    let (run, session) = (orphan.run, orphan.session_id.clone());
-    let (worker, proven) = (orphan.worker.clone(), orphan.worker_dead);
-    let end = match conclude(shared, &orphan, ended.is_certain).await {
+    let end = match conclude(shared, orphan, ended.is_certain).await {
         Ok(end) => end,
         Err(error) => {
-            tracing::warn!(run.id = %run, session.id = %session, %error, "failed to recover a run; the next sweep tries again");
+            tracing::warn!(run.id = %orphan.run, session.id = %orphan.session_id, %error,
+                "failed to recover a run; the next sweep tries again");
             RecoveryEnd::Postponed
         }
     };
-    if end == RecoveryEnd::Postponed
-        && let Err(error) = shared.store.let_expire(orphan.lease).await
-    {
+    if end == RecoveryEnd::Postponed {
+        give_back(shared, orphan).await;
+    }
+    Recovered { end, processes_ended }
+}
+
+/// Lets the lease of an orphan run out at once, so that the next sweep, here or elsewhere, takes it over.
+async fn give_back(shared: &Shared, orphan: &Orphan) {
+    if let Err(error) = shared.store.let_expire(orphan.lease).await {
+        let (run, session) = (orphan.run, &orphan.session_id);
         tracing::warn!(run.id = %run, session.id = %session, %error, "failed to give a lease back; it has to run out");
     }
-    tracing::warn!(run.id = %run, session.id = %session, worker.id = worker, proven, processes_ended, end = ?end,
-        "run of a lost worker recovered");
-    Recovered { end, processes_ended }
+}
+
+/// Ends the hosts of runs that are not running (somebody else settled them), and removes what ended agents left.
+async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), EngineError> {
+    let hosts = shared.hosts.clone();
+    // It fails only when the runtime goes down.
+    let attempts = tokio::task::spawn_blocking(move || hosts.attempts(HOMES_AT_ONCE)).await.unwrap_or_default();
+    // Asked behind the look at the directory: a run that is claimed in between is running by now.
+    let running = shared.store.running_among(attempts.iter().map(|attempt| attempt.run).collect()).await?;
+    for attempt in attempts.into_iter().filter(|attempt| !running.contains(&attempt.run)) {
+        if let Some(process) = shared.hosts.find(attempt).await {
+            let ended = reap::end(attempt.into(), Some(process), ORPHAN_GRACE).await;
+            tracing::warn!(run.id = %attempt.run, processes_ended = ended.ended, "ended the agent of a run that is not running");
+            report.processes_ended += u64::try_from(ended.ended).unwrap_or(u64::MAX);
+        }
+        shared.hosts.forget(attempt).await;
+        report.homes_removed += 1;
+    }
+    Ok(())
 }
 
 /// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.
 async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<RecoveryEnd, StoreError> {
-    let here = orphan.process.as_ref().is_none_or(|process| reap::is_alive(process) != reap::Liveness::Unknown);
+    let here = orphan.host.as_ref().is_none_or(|host| reap::is_alive(&host.process) != reap::Liveness::Unknown);
     if here && !is_certain && orphan.recoveries < MAX_RECOVERIES {
         return Ok(RecoveryEnd::Postponed);
     }
@@ -181,27 +248,33 @@ async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<
     } else {
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
-    let subject = Subject { run: orphan.run, session: orphan.session };
     // Refused when yet another sweep has taken it over: then that one settles it.
-    let settled = settle_from_log(shared, orphan.lease, &subject, outcome).await?;
+    let settled = settle_from_log(shared, &Subject::from(orphan), outcome).await?;
     Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
 }
 
 /// Settles a run whose turn nobody holds in memory: its state is read back from its events.
 pub(super) async fn settle_from_log(
     shared: &Shared,
-    lease: Lease,
     subject: &Subject,
     outcome: Outcome,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    let events = shared.store.run_chunks(lease.run).await?;
+    let events = shared.store.run_chunks(subject.lease.run).await?;
     let chunks = events.iter().filter_map(|event| serde_json::from_str::<Chunk>(event).ok());
     let replayed = Turn::replay(chunks);
     let close = |outcome: &Outcome| {
         let mut turn = replayed.clone();
         let events = turn.close(outcome).iter().map(Chunk::to_json).collect();
-        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
-        subject.settle(lease, events, outcome.clone(), parts)
+        Settle {
+            lease: subject.lease,
+            session: subject.session,
+            run_id: subject.run,
+            events,
+            source_offset: 0,
+            outcome: outcome.clone(),
+            exit: ExitReport::default(),
+            parts: (!turn.fold().is_empty()).then(|| turn.fold().parts_json()),
+        }
     };
     if shared.store.settle(close(&outcome)).await?.is_ok() {
         return Ok(Ok(outcome));

@@ -2,20 +2,20 @@
 //! together. A wake-up only makes it look sooner; it also looks by itself.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::drive::Subject;
 use super::{EngineError, Shared, drive};
-use crate::agent::Agent;
 use crate::backend::reap;
 use crate::id::WorkerId;
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
-use crate::run::{Cause, ExitReport, Outcome};
-use crate::store::run::{ClaimRequest, Claimed, Only, Settle};
+use crate::run::{Cause, Outcome};
+use crate::store::run::{ClaimRequest, Claimed, Only, Orphan};
 use crate::store::worker::Registration;
 use crate::store::{Notice, StoreError};
 
@@ -49,7 +49,11 @@ struct Execution {
 #[derive(Default)]
 pub(super) struct Executing {
     runs: Mutex<HashMap<RunKey, Execution>>,
+    /// Runs of lost workers that are to be driven on here.
+    adopted: Mutex<Vec<(Orphan, Signals)>>,
     count: watch::Sender<usize>,
+    /// What runs are executed here, once any are.
+    scope: OnceLock<Option<Only>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
 }
@@ -59,14 +63,41 @@ impl Executing {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, lease: Lease) -> Signals {
+    /// Runs are executed here from now on: any, or those of one session.
+    pub fn begin(&self, only: Option<Only>) {
+        // Whoever starts a second loop gets what the first one may have.
+        let _ = self.scope.set(only);
+    }
+
+    /// Whether runs of lost workers are driven on here: any, or those of one session.
+    pub fn adopts(&self, session: SessionKey) -> bool {
+        self.scope.get().is_some_and(|scope| scope.is_none_or(|only| only.session == session))
+    }
+
+    /// Takes a run of a lost worker that is to be driven on here.
+    pub fn adopt(&self, orphan: Orphan) {
+        let signals = self.add(orphan.lease);
+        if orphan.cancel_requested {
+            signals.cancel.cancel();
+        }
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).push((orphan, signals));
+        self.ready.notify_one();
+    }
+
+    fn take_adopted(&self) -> Vec<(Orphan, Signals)> {
+        std::mem::take(&mut *self.adopted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A run is in execution from now on.
+    pub fn add(&self, lease: Lease) -> Signals {
         let signals = Signals { cancel: CancellationToken::new(), lost: CancellationToken::new() };
         self.runs().insert(lease.run, Execution { lease, signals: signals.clone() });
         self.count.send_modify(|count| *count += 1);
         signals
     }
 
-    fn remove(&self, lease: Lease) {
+    /// It is no longer.
+    pub fn remove(&self, lease: Lease) {
         let mut runs = self.runs();
         // After a lost lease the same run may have come back to this process under a newer one.
         if runs.get(&lease.run).is_some_and(|execution| execution.lease == lease) {
@@ -142,10 +173,6 @@ impl Shared {
             })
             .await
     }
-
-    pub(super) fn agent(&self, claimed: &Claimed) -> Option<&Agent> {
-        self.config.agents.get(&claimed.agent)
-    }
 }
 
 fn hostname() -> String {
@@ -165,6 +192,11 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
         while let Some(ended) = runs.try_join_next_with_id() {
             tidy_up(&shared, &mut driven, ended).await;
         }
+        // Beyond the capacity too: their agents run already.
+        for (orphan, signals) in shared.executing.take_adopted() {
+            let subject = Subject::from(&orphan);
+            driven.insert(runs.spawn(drive::adopt(shared.clone(), worker, orphan, signals)).id(), subject);
+        }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
         if room > 0 && !shared.draining.is_cancelled() {
@@ -172,8 +204,8 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
                 Ok(claimed) => {
                     looked = claimed.is_empty();
                     for (claimed, signals) in claimed {
-                        let id = runs.spawn(drive::drive(shared.clone(), worker, claimed.clone(), signals)).id();
-                        driven.insert(id, claimed);
+                        let subject = Subject::from(&claimed);
+                        driven.insert(runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id(), subject);
                     }
                 }
                 Err(error) => {
@@ -187,7 +219,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
             continue;
         }
         tokio::select! {
-            () = shared.executing.ready.notified(), if room > 0 => {}
+            () = shared.executing.ready.notified() => {}
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = shared.draining.cancelled(), if !shared.draining.is_cancelled() => {}
             () = shared.closed.cancelled() => break,
@@ -200,19 +232,19 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
 type Ended = Result<(tokio::task::Id, ()), tokio::task::JoinError>;
 
 /// A task that panicked leaves a run behind that nobody would settle.
-async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Claimed>, ended: Ended) {
+async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Subject>, ended: Ended) {
     let (id, failure) = match ended {
         Ok((id, ())) => (id, None),
         Err(error) => (error.id(), Some(error)),
     };
-    let Some(claimed) = driven.remove(&id) else { return };
-    let lease = claimed.lease;
+    let Some(subject) = driven.remove(&id) else { return };
+    let lease = subject.lease;
     if let Some(error) = failure {
-        let (run, session) = (claimed.run, &claimed.session_id);
+        let (run, session) = (subject.run, &subject.session_id);
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
-        reap::end(claimed.attempt().into(), None, Duration::ZERO).await;
+        reap::end(reap::Mark::up_to(subject.attempt()), None, Duration::ZERO).await;
         let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
-        if let Err(error) = super::sweep::settle_from_log(shared, lease, &claimed.into(), outcome).await {
+        if let Err(error) = super::sweep::settle_from_log(shared, &subject, outcome).await {
             tracing::error!(run.id = %run, %error, "failed to settle the run; the sweep will");
         }
     }
@@ -266,33 +298,5 @@ pub(super) async fn heed_cancel_requests(shared: &Shared, worker: WorkerKey) {
     match shared.store.cancel_requests(worker).await {
         Ok(requests) => requests.into_iter().for_each(|run| shared.executing.cancel(run)),
         Err(error) => tracing::warn!(%error, "failed to look for cancel requests; trying again"),
-    }
-}
-
-/// What a settle needs to know of a run.
-pub(super) struct Subject {
-    pub run: crate::id::RunId,
-    pub session: SessionKey,
-}
-
-impl From<Claimed> for Subject {
-    fn from(claimed: Claimed) -> Self {
-        Self { run: claimed.run, session: claimed.session }
-    }
-}
-
-impl Subject {
-    /// The end of this run, without anything to say of a process.
-    pub fn settle(&self, lease: Lease, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
-        Settle {
-            lease,
-            session: self.session,
-            run_id: self.run,
-            events,
-            source_offset: 0,
-            outcome,
-            exit: ExitReport::default(),
-            parts,
-        }
     }
 }

@@ -13,7 +13,7 @@ use crate::run::Attempt;
 use crate::store::worker::{self, Registration};
 use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
-use crate::worker::ProcessIdentity;
+use crate::worker::{AgentHost, ProcessIdentity};
 
 /// What a worker asks for.
 #[derive(Debug, Clone)]
@@ -101,8 +101,14 @@ pub struct Orphan {
     pub worker: String,
     /// Whether that is proven dead, and did not just fall silent.
     pub worker_dead: bool,
-    /// The process of its agent.
-    pub process: Option<ProcessIdentity>,
+    /// Its agent.
+    pub agent: AgentName,
+    /// Its own limit for the whole turn.
+    pub timeout_ms: Option<i64>,
+    /// The process that holds the agent, if one was started.
+    pub host: Option<AgentHost>,
+    /// Position in the agent's output up to which events were made.
+    pub source_offset: i64,
     /// Whether the agent had spoken.
     pub said: bool,
     /// Whether somebody had asked for it to stop.
@@ -183,20 +189,24 @@ impl Store {
         Ok(keys.fetch_all(&self.readers).await?)
     }
 
-    /// Stores which process works on a run, before anything that it says.
+    /// Stores which process holds the agent of a run, before anything of the agent runs.
     ///
     /// # Errors
     /// Outside: why it was not stored. Inside: false when the lease is lost.
-    pub async fn record_process(&self, lease: Lease, process: ProcessIdentity) -> Result<bool, StoreError> {
+    pub async fn record_host(&self, lease: Lease, host: AgentHost) -> Result<bool, StoreError> {
         self.write(move |tx| {
-            let (pid, started_at) = (process.pid, process.started_at_ticks);
+            let host = host.clone();
             Box::pin(async move {
                 let done = sqlx::query!(
-                    "UPDATE runs SET pid = ?3, pid_started_at = ?4 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+                    "UPDATE runs SET pid = ?3, pid_started_at = ?4, process_host = ?5, host_attempt = ?6, host_secret = ?7
+                     WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
                     lease.run,
                     lease.token,
-                    pid,
-                    started_at
+                    host.process.pid,
+                    host.process.started_at_ticks,
+                    host.process.host,
+                    host.attempt,
+                    host.secret
                 );
                 Ok(done.execute(&mut *tx.conn).await?.rows_affected() == 1)
             })
@@ -252,7 +262,8 @@ impl Store {
             Box::pin(async move {
                 let done = sqlx::query!(
                     "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
-                         slot_key = NULL, pid = NULL, pid_started_at = NULL, source_offset = 0
+                         slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
+                         host_secret = NULL, source_offset = 0
                      WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
                        AND cancel_requested_at IS NULL",
                     lease.run,
@@ -378,8 +389,9 @@ async fn take_over(
     let (dead_json, own) = (to_json(&dead)?, to_json(&own)?);
     let (now, expires_at) = (tx.now.as_millis(), (tx.now + lease).as_millis());
     let rows = sqlx::query!(
-        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.pid, r.pid_started_at, r.said,
-               r.cancel_requested_at, w.key AS worker_key, w.id AS worker, w.host
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.agent, r.timeout_ms, r.pid,
+               r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
+               r.cancel_requested_at, w.key AS worker_key, w.id AS worker
            FROM runs r INDEXED BY runs_leased
            JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
            WHERE r.status = 'running' AND (r.lease_expires_at < ?1 OR w.key IN (SELECT value FROM json_each(?2)))
@@ -404,11 +416,13 @@ async fn take_over(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let process = row.pid.zip(row.pid_started_at).map(|(pid, started_at_ticks)| ProcessIdentity {
-                host: row.host.clone(),
+            let process = row.pid.zip(row.pid_started_at).zip(row.process_host);
+            let process = process.map(|((pid, started_at_ticks), host)| ProcessIdentity {
+                host,
                 pid: i32::try_from(pid).unwrap_or_default(),
                 started_at_ticks,
             });
+            let host = process.zip(row.host_attempt.zip(row.host_secret));
             Ok(Orphan {
                 lease: Lease { run: row.key, token: row.lease_token + 1 },
                 run: row.id.parse()?,
@@ -416,7 +430,10 @@ async fn take_over(
                 session_id: row.session_id.parse()?,
                 worker_dead: dead.contains(&row.worker_key),
                 worker: row.worker,
-                process,
+                agent: row.agent.parse()?,
+                timeout_ms: row.timeout_ms,
+                host: host.map(|(process, (attempt, secret))| AgentHost { process, attempt, secret }),
+                source_offset: row.source_offset,
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),
                 attempts: row.attempts,

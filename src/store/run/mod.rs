@@ -4,6 +4,8 @@ mod claim;
 mod enqueue;
 mod settle;
 
+use std::collections::HashSet;
+
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::id::{RunId, SessionId};
@@ -122,6 +124,19 @@ async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> R
 }
 
 impl Store {
+    /// Those of some runs that are running.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn running_among(&self, runs: Vec<RunId>) -> Result<HashSet<RunId>, StoreError> {
+        let ids = serde_json::to_string(&runs).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let running = sqlx::query_scalar!(
+            "SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND status = 'running'",
+            ids
+        );
+        running.fetch_all(&self.readers).await?.into_iter().map(|id| Ok(id.parse()?)).collect()
+    }
+
     /// A run by its id.
     ///
     /// # Errors

@@ -1,0 +1,136 @@
+//! Where agents live: a directory beside the database with one for each attempt, which holds the spool of its host and
+//! the socket to reach it.
+//!
+//! Always: readable by its owner only. A path may be longer than a socket address may be (108 bytes), so sockets are named
+//! by an open directory.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use super::{StartError, host, launch, reap};
+use crate::run::Attempt;
+use crate::worker::ProcessIdentity;
+
+/// What a host says of its own troubles.
+const LOG: &str = "log";
+
+/// The hosts of agents, as an engine starts and finds them.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    program: PathBuf,
+    dir: PathBuf,
+}
+
+impl Hosts {
+    /// Hosts are started from `program`, which is `mainstay`, and live in `dir`.
+    pub fn new(program: PathBuf, dir: PathBuf) -> Self {
+        Self { program, dir }
+    }
+
+    fn home_of(&self, attempt: Attempt) -> PathBuf {
+        self.dir.join(attempt.to_string())
+    }
+
+    /// The file that holds what the agent of an attempt said.
+    pub(super) fn spool_of(&self, attempt: Attempt) -> PathBuf {
+        self.home_of(attempt).join(host::SPOOL)
+    }
+
+    /// Starts a host, which waits to be told what to start.
+    pub(super) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
+        let failed = |what: &str, error: io::Error| StartError(format!("{what}: {error}"));
+        let home = self.home_of(attempt);
+        let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
+        let prepared = prepared.map_err(|_| StartError("the engine is going down".to_owned()))?;
+        let Prepared { home, handle, listener, log } =
+            prepared.map_err(|error| failed("no directory could be made for it", error))?;
+        let mut command = Command::new(&self.program);
+        command.arg0("mainstay").arg(host::COMMAND).arg(&home);
+        command.env_remove(launch::TOKEN_VARIABLE);
+        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
+        let started = async {
+            let child = command.spawn().map_err(|error| {
+                let program = self.program.display();
+                failed(&format!("its host, {program}, could not be started"), error)
+            })?;
+            // Its exit status is taken whenever it comes: dropping the child does not end it.
+            let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+            let process = pid.and_then(reap::identity_of);
+            let process = process.ok_or_else(|| StartError("its host ended at once".to_owned()))?;
+            let link = UnixStream::connect(socket_in(&handle)).await;
+            Ok((process, link.map_err(|error| failed("its host could not be reached", error))?))
+        };
+        let started = started.await;
+        if started.is_err() {
+            self.forget(attempt).await;
+        }
+        started
+    }
+
+    /// Connects to a host; `None` when it is gone, or when another process is in its place.
+    pub(super) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
+        let home = self.home_of(attempt);
+        let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
+        let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
+        let peer = link.peer_cred().ok()?.pid()?;
+        (peer == process.pid && reap::is_alive(process) == reap::Liveness::Alive).then_some(link)
+    }
+
+    /// Removes what an attempt left in its directory. What cannot be removed is logged.
+    pub async fn forget(&self, attempt: Attempt) {
+        let home = self.home_of(attempt);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(home)).await;
+        match removed {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(run.id = %attempt.run, %error, "failed to remove the directory of an agent");
+            }
+            // The task fails only when the runtime goes down; a sweep removes what is left.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// The attempts that have a directory, at most so many of them. Blocking work.
+    pub fn attempts(&self, limit: usize) -> Vec<Attempt> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect()
+    }
+
+    /// The process that holds the agent of an attempt, if one does.
+    pub async fn find(&self, attempt: Attempt) -> Option<ProcessIdentity> {
+        let home = self.home_of(attempt);
+        let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
+        let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
+        reap::identity_of(link.peer_cred().ok()?.pid()?)
+    }
+}
+
+struct Prepared {
+    home: PathBuf,
+    handle: File,
+    listener: UnixListener,
+    log: File,
+}
+
+fn prepare(home: &Path) -> io::Result<Prepared> {
+    match std::fs::remove_dir_all(home) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(home)?;
+    let handle = File::open(home)?;
+    let listener = UnixListener::bind(socket_in(&handle))?;
+    let log = OpenOptions::new().append(true).create_new(true).mode(0o600).open(home.join(LOG))?;
+    Ok(Prepared { home: home.to_owned(), handle, listener, log })
+}
+
+fn socket_in(home: &File) -> PathBuf {
+    format!("/proc/self/fd/{}/{}", home.as_raw_fd(), host::SOCKET).into()
+}

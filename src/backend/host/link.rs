@@ -1,0 +1,107 @@
+//! A connection between a host and an engine, seen from the host: what comes in, frame by frame, and the spool going out.
+//!
+//! Always: nothing blocks; memory is bounded by one frame in and one piece of the spool out.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::frame::Decoder;
+use super::spool::Spool;
+use super::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES};
+
+/// Bytes of one read and of one write.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// The other side is gone, or does not keep to the protocol.
+#[derive(Debug)]
+pub(super) struct Broken;
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+/// One engine's connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Bytes to send before more of the spool.
+    outbox: Vec<u8>,
+    written: usize,
+    /// Position in the spool behind what went into the outbox.
+    position: u64,
+    /// An engine that does not say who it is goes.
+    pub(super) hello_by: Instant,
+}
+
+impl Link {
+    pub(super) fn new(stream: UnixStream, hello_by: Instant) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let decoder = Decoder::new(MAX_FROM_ENGINE_BYTES);
+        Ok(Self { stream, decoder, outbox: Vec::new(), written: 0, position: 0, hello_by })
+    }
+
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// The next thing that the engine said; `None` when there is nothing yet.
+    pub(super) fn hear(&mut self) -> Result<Option<FromEngine>, Broken> {
+        let mut piece = [0; PIECE_BYTES];
+        loop {
+            while let Some(frame) = self.decoder.next_frame().map_err(|_| Broken)? {
+                if let Some(said) = FromEngine::of(&frame) {
+                    return Ok(Some(said));
+                }
+            }
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Err(Broken),
+                Ok(read) => self.decoder.push(&piece[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Says something that is not in the spool.
+    pub(super) fn say(&mut self, said: &FromHost) {
+        self.outbox.extend_from_slice(&said.to_frame());
+    }
+
+    /// Sends as much of the spool as goes.
+    pub(super) fn send(&mut self, spool: &Spool) -> Result<(), Broken> {
+        loop {
+            if self.written == self.outbox.len() {
+                self.written = 0;
+                self.outbox.resize(PIECE_BYTES, 0);
+                let read = spool.read_at(self.position, &mut self.outbox)?;
+                self.outbox.truncate(read);
+                self.position += read as u64;
+                if read == 0 {
+                    return Ok(());
+                }
+            }
+            match self.stream.write(&self.outbox[self.written..]) {
+                Ok(0) => return Err(Broken),
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Whether something waits until the engine reads on.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.written < self.outbox.len()
+    }
+
+    /// Position in the spool up to which the engine was sent.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+}
