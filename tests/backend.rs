@@ -8,16 +8,17 @@
 use std::future::Future;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::demo::Demo;
-use mainstay::backend::process::{PerTurn, remove_temp_dir};
+use mainstay::backend::process::{Hosts, PerTurn, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
-use mainstay::backend::{AgentEvent, Backend, LineParser, Prompt, Record, Reply};
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply};
 use mainstay::id::RunId;
-use mainstay::run::{Attempt, ExitReport};
-use mainstay::worker::ProcessIdentity;
+use mainstay::run::{Attempt, Cause, ExitReport};
+use mainstay::worker::{AgentHost, ProcessIdentity};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -42,6 +43,7 @@ fn spec(command: &[&str]) -> ProcessSpec {
 fn prompt(message: &str) -> Prompt {
     Prompt {
         start_by: Instant::now() + NEVER,
+        limit: NEVER,
         attempt: attempt(),
         session: "s-1".parse().unwrap(),
         slot: "chat-slot-w-1".to_owned(),
@@ -50,6 +52,16 @@ fn prompt(message: &str) -> Prompt {
         agent_session: None,
         message: message.to_owned(),
     }
+}
+
+/// Where the hosts of this test program live.
+fn hosts() -> Hosts {
+    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+    Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), DIR.path().join("agents"))
+}
+
+fn per_turn(spec: ProcessSpec, kill_grace: Duration) -> PerTurn {
+    PerTurn::new(spec, kill_grace, lines, hosts())
 }
 
 fn attempt() -> Attempt {
@@ -83,7 +95,9 @@ struct Turn {
 impl Turn {
     async fn start(backend: &dyn Backend, prompt: Prompt) -> Self {
         let attempt = prompt.attempt;
-        Self { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() }
+        let reply = backend.prompt(prompt).await.unwrap();
+        reply.control.begin();
+        Self { attempt, reply, records: Vec::new() }
     }
 
     /// A shell script that is not patient when it is cancelled.
@@ -92,7 +106,7 @@ impl Turn {
     }
 
     async fn script_with_grace(script: &str, grace: Duration) -> Self {
-        Self::start(&PerTurn::new(spec(&["sh", "-c", script]), grace, lines), prompt("")).await
+        Self::start(&per_turn(spec(&["sh", "-c", script]), grace), prompt("")).await
     }
 
     fn events(&self) -> Vec<AgentEvent> {
@@ -131,14 +145,22 @@ impl Turn {
     }
 
     async fn end_unread(&mut self) -> ExitReport {
-        let report = in_time(&mut self.reply.exit).await.unwrap();
-        assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
-        assert_eq!(reap::survivors(self.attempt.into(), self.reply.process.as_ref()), []);
-        assert!(!temp_dir(self.attempt).exists());
-        if let Some(process) = &self.reply.process {
-            assert_eq!(reap::is_alive(process), Liveness::Dead);
+        match self.how_it_ended().await {
+            End::Exited(report) => report,
+            other => panic!("{other:?}"),
         }
-        report
+    }
+
+    async fn how_it_ended(&mut self) -> End {
+        let end = in_time(&mut self.reply.end).await.unwrap();
+        assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
+        assert!(!temp_dir(self.attempt).exists());
+        if let Some(host) = &self.reply.host {
+            // It has said all, and goes.
+            until(|| reap::is_alive(&host.process) == Liveness::Dead).await;
+        }
+        assert_eq!(reap::survivors(self.attempt.into(), None), []);
+        end
     }
 }
 
@@ -158,14 +180,27 @@ async fn an_end_by_a_signal_is_told_from_an_end_with_a_code() {
 }
 
 #[tokio::test]
-async fn the_process_is_identified_before_it_says_anything() {
-    let mut turn = Turn::script("echo $$; read forever </dev/zero").await;
-    let said = turn.hear_of_process().await;
-    assert_eq!(turn.reply.process, Some(said.clone()));
-    assert_eq!(reap::is_alive(&said), Liveness::Alive);
-    assert_eq!(reap::survivors(turn.attempt.into(), None), [said]);
-    turn.reply.kill.cancel();
+async fn nothing_is_started_before_its_host_is_known_and_it_was_said_to_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = Prompt { dir: dir.path().to_owned(), ..prompt("") };
+    let backend = per_turn(spec(&["sh", "-c", ": >started; echo $PPID; read forever </dev/zero"]), NEVER);
+    let attempt = prompt.attempt;
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let host = turn.reply.host.clone().unwrap();
+    assert_eq!(reap::is_alive(&host.process), Liveness::Alive);
+    assert_eq!((host.attempt, dir.path().join("started").exists()), (attempt.number, false));
+    turn.reply.control.begin();
+    assert_eq!(turn.hear_of_process().await, host.process);
+    turn.reply.control.kill(Cause::Cancelled);
     assert_eq!(turn.end().await.signal, Some(9));
+
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = Prompt { dir: dir.path().to_owned(), ..self::prompt("") };
+    let Reply { host, records, end, .. } = backend.prompt(prompt).await.unwrap();
+    drop(records);
+    assert_eq!(in_time(end).await.unwrap(), End::Left);
+    until(|| reap::is_alive(&host.as_ref().unwrap().process) == Liveness::Dead).await;
+    assert!(!dir.path().join("started").exists(), "nobody said that it may begin");
 }
 
 #[tokio::test]
@@ -187,7 +222,9 @@ async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
     for (command, dir, message, advice) in cases {
         let prompt = Prompt { dir: dir.to_owned(), ..prompt(message) };
         let attempt = prompt.attempt;
-        let error = PerTurn::new(spec(command), NEVER, lines).prompt(prompt).await.unwrap_err().to_string();
+        let end = Turn::start(&per_turn(spec(command), NEVER), prompt).await.how_it_ended().await;
+        let End::NotStarted(Some(error)) = end else { panic!("{end:?}") };
+        let error = error.to_string();
         assert!(error.starts_with("failed to start agent: ") && error.contains(advice), "{error}");
         assert!(!temp_dir(attempt).exists());
     }
@@ -197,7 +234,7 @@ async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
 async fn a_message_without_a_placeholder_goes_to_stdin_whatever_its_size() {
     // More than two pipes hold: writing and reading have to go on side by side.
     let message = "a line of some length, with a nul \0 in it\n".repeat(100_000);
-    let mut turn = Turn::start(&PerTurn::new(spec(&["cat"]), NEVER, lines), prompt(&message)).await;
+    let mut turn = Turn::start(&per_turn(spec(&["cat"]), NEVER), prompt(&message)).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().join("\n") + "\n", message);
     assert_eq!(turn.records.last().unwrap().offset, message.len() as u64);
@@ -207,7 +244,7 @@ async fn a_message_without_a_placeholder_goes_to_stdin_whatever_its_size() {
 async fn an_agent_may_leave_its_stdin_unread() {
     let message = "x".repeat(1_000_000);
     for script in ["echo done", "exec <&-; echo done"] {
-        let mut turn = Turn::start(&PerTurn::new(spec(&["sh", "-c", script]), NEVER, lines), prompt(&message)).await;
+        let mut turn = Turn::start(&per_turn(spec(&["sh", "-c", script]), NEVER), prompt(&message)).await;
         assert_eq!(turn.end().await.code, Some(0));
         assert_eq!(turn.texts(), ["done"]);
     }
@@ -217,7 +254,7 @@ async fn an_agent_may_leave_its_stdin_unread() {
 async fn a_placeholder_stays_one_argument_and_stdin_is_empty_then() {
     let message = "it's \"$(echo bad)\" `id` {run} {session}\nsecond\\ line; rm *";
     let command = ["sh", "-c", "cat; echo $#; printf '%s\\n' \"$@\"", "agent", "{message}", "-s", "a:{slot}:{session}"];
-    let mut turn = Turn::start(&PerTurn::new(spec(&command), NEVER, lines), prompt(message)).await;
+    let mut turn = Turn::start(&per_turn(spec(&command), NEVER), prompt(message)).await;
     assert_eq!(turn.end().await.code, Some(0));
     let expected = format!("3\n{message}\n-s\na:chat-slot-w-1:s-1");
     assert_eq!(turn.texts().join("\n"), expected);
@@ -236,7 +273,7 @@ async fn the_environment_fits_the_directory_and_names_the_run() {
     spec.env.insert("OWN".to_owned(), "{workspace} {dir} $HOME".to_owned());
     let prompt = Prompt { dir: dir.clone(), ..prompt("hello") };
     let attempt = prompt.attempt;
-    let mut turn = Turn::start(&PerTurn::new(spec, NEVER, lines), prompt).await;
+    let mut turn = Turn::start(&per_turn(spec, NEVER), prompt).await;
     assert_eq!(turn.end().await.code, Some(0));
     let (dir, temp_dir) = (dir.display().to_string(), temp_dir(attempt).display().to_string());
     let own = format!("w {dir} $HOME");
@@ -251,7 +288,8 @@ async fn what_was_to_be_started_earlier_is_not_started() {
     let dir = tempfile::tempdir().unwrap();
     let prompt = Prompt { dir: dir.path().to_owned(), start_by: Instant::now(), ..prompt("") };
     let attempt = prompt.attempt;
-    PerTurn::new(spec(&["touch", "started"]), NEVER, lines).prompt(prompt).await.unwrap_err();
+    let mut turn = Turn::start(&per_turn(spec(&["touch", "started"]), NEVER), prompt).await;
+    assert_eq!(turn.how_it_ended().await, End::NotStarted(None));
     assert!(!dir.path().join("started").exists());
     assert!(!temp_dir(attempt).exists());
 }
@@ -263,7 +301,7 @@ async fn the_temporary_directory_is_private_fresh_and_goes_with_the_run() {
     std::fs::create_dir(&former).unwrap();
     std::fs::write(former.join("left"), "by a former attempt").unwrap();
     let script = "stat -c %a \"$TMPDIR\"; ls -A \"$TMPDIR\"; mkdir -p \"$TMPDIR/deep\"; echo x >\"$TMPDIR/deep/file\"";
-    let mut turn = Turn::start(&PerTurn::new(spec(&["sh", "-c", script]), NEVER, lines), prompt).await;
+    let mut turn = Turn::start(&per_turn(spec(&["sh", "-c", script]), NEVER), prompt).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts(), ["700"]);
     remove_temp_dir(turn.attempt);
@@ -321,7 +359,7 @@ async fn a_cancelled_agent_may_end_in_its_own_way() {
     let mut turn =
         Turn::script_with_grace("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.02; done", NEVER).await;
     turn.hear(1).await;
-    turn.reply.cancel.cancel();
+    turn.reply.control.stop(Cause::Cancelled);
     assert_eq!(turn.end().await.code, Some(7));
     assert_eq!(turn.texts(), ["ready", "bye"]);
 }
@@ -333,7 +371,7 @@ async fn an_agent_that_ignores_sigterm_is_killed_with_its_tools() {
     let tool = turn.hear_of_process().await;
     turn.hear(2).await;
     assert!(reap::survivors(turn.attempt.into(), None).contains(&tool));
-    turn.reply.cancel.cancel();
+    turn.reply.control.stop(Cause::Cancelled);
     assert_eq!(turn.end().await.signal, Some(9));
     assert_eq!(reap::is_alive(&tool), Liveness::Dead);
 }
@@ -345,7 +383,7 @@ async fn a_tool_that_hides_from_the_marker_and_the_group_ends_with_a_cancelled_a
     let mut turn = Turn::script_with_grace(script, NEVER).await;
     let tool = turn.hear_of_process().await;
     turn.hear(2).await;
-    turn.reply.cancel.cancel();
+    turn.reply.control.stop(Cause::Cancelled);
     assert_eq!(turn.end().await.signal, Some(15));
     assert_eq!(reap::is_alive(&tool), Liveness::Dead);
 }
@@ -356,9 +394,9 @@ async fn a_killed_agent_gets_no_grace() {
         let mut turn = Turn::script_with_grace("trap '' TERM; echo ready; while :; do sleep 0.02; done", NEVER).await;
         turn.hear(1).await;
         if when == "after it was cancelled" {
-            turn.reply.cancel.cancel();
+            turn.reply.control.stop(Cause::Cancelled);
         }
-        turn.reply.kill.cancel();
+        turn.reply.control.kill(Cause::Cancelled);
         assert_eq!(turn.end().await.signal, Some(9), "{when}");
     }
 }
@@ -371,7 +409,7 @@ async fn what_a_finished_agent_left_running_is_asked_before_it_is_killed() {
         (trap '' TERM; : >deaf; while :; do sleep 0.02; done) >/dev/null 2>&1 &
         until [ -e ready ] && [ -e deaf ]; do :; done
         echo done";
-    let backend = PerTurn::new(spec(&["sh", "-c", script]), Duration::from_millis(500), lines);
+    let backend = per_turn(spec(&["sh", "-c", script]), Duration::from_millis(500));
     let mut turn = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(std::fs::read_to_string(dir.path().join("result")).unwrap(), "cleaned up\n");
@@ -401,18 +439,15 @@ async fn a_tool_that_starts_in_the_last_moment_is_found() {
 }
 
 #[tokio::test]
-async fn not_even_a_process_that_cannot_be_found_holds_the_end() {
+async fn a_process_that_hides_in_every_way_is_ended_too() {
     let script = "setsid env -i sleep 1000 & echo $!
         until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done; echo last";
     let mut turn = Turn::script(script).await;
     let hidden = turn.hear_of_process().await;
-    let report = turn.end().await;
-    assert_eq!(report.code, Some(0));
+    assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().last().unwrap(), "last");
-    // The agent was gone before anybody looked, so nothing led to this one; here it is ours to clean up.
-    assert_eq!(reap::is_alive(&hidden), Liveness::Alive);
-    let pid = rustix::process::Pid::from_raw(hidden.pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    // No group, no marker and no parent led to it: it fell to the host when its parent ended.
+    assert_eq!(reap::is_alive(&hidden), Liveness::Dead);
 }
 
 #[tokio::test]
@@ -426,35 +461,143 @@ async fn output_written_before_the_end_is_read_however_slow_the_reader() {
 }
 
 #[tokio::test]
-async fn an_agent_nobody_listens_to_is_killed() {
-    for script in
-        ["trap '' TERM; echo ready; exec sleep 1000", "echo ready; exec yes", "echo ready; exec >&-; sleep 1000"]
-    {
-        let mut turn = Turn::script_with_grace(script, NEVER).await;
-        turn.hear(1).await;
-        turn.reply.records.close();
-        assert_eq!(turn.end_unread().await.signal, Some(9), "{script}");
+async fn a_cancelled_agent_ends_also_while_nobody_reads() {
+    let mut turn = Turn::script("exec yes").await;
+    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
+    turn.reply.control.stop(Cause::Cancelled);
+    let host = turn.reply.host.clone().unwrap().process;
+    until(|| reap::is_alive(&host) == Liveness::Dead).await;
+    // What it said before is there for whoever reads on.
+    assert_eq!(turn.end().await.signal, Some(15));
+}
+
+/// Goes on with a turn that was left, under the next lease.
+async fn adopt(backend: &PerTurn, left: &Turn, offset: u64) -> Turn {
+    let attempt = Attempt { number: left.attempt.number + 1, ..left.attempt };
+    let host = left.reply.host.clone().unwrap();
+    let reply = backend.adopt(Adoption { attempt, host, offset }).await.unwrap();
+    Turn { attempt: left.attempt, reply, records: Vec::new() }
+}
+
+#[tokio::test]
+async fn an_agent_that_was_left_goes_on_and_is_gone_on_with_where_it_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo one; echo two; until [ -e go ]; do sleep 0.01; done; echo three; exit 4";
+    let backend = per_turn(spec(&["sh", "-c", script]), NEVER);
+    let mut left = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    left.hear(2).await;
+    let offset = left.records.last().unwrap().offset;
+    left.reply.records.close();
+    assert_eq!(in_time(&mut left.reply.end).await.unwrap(), End::Left);
+
+    let mut next = adopt(&backend, &left, offset).await;
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert_eq!(next.end().await.code, Some(4));
+    assert_eq!(next.texts(), ["three"]);
+
+    // Its host has gone; what it said is still there, from any position on.
+    for (offset, texts) in [(0, vec!["one", "two", "three"]), (4, vec!["two", "three"]), (14, vec![])] {
+        let mut late = adopt(&backend, &left, offset).await;
+        assert_eq!(late.end().await.code, Some(4));
+        assert_eq!(late.texts(), texts);
     }
 }
 
 #[tokio::test]
-async fn a_cancelled_agent_ends_also_while_nobody_reads() {
-    let mut turn = Turn::script("exec yes").await;
-    until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
-    turn.reply.cancel.cancel();
-    assert_eq!(turn.end_unread().await.signal, Some(15));
+async fn only_the_newest_lease_is_served() {
+    let backend = per_turn(spec(&["sh", "-c", "echo ready; exec sleep 1000"]), NEVER);
+    let mut old = Turn::start(&backend, prompt("")).await;
+    old.hear(1).await;
+    let mut new = adopt(&backend, &old, 0).await;
+    new.hear(1).await;
+    assert_eq!(in_time(&mut old.reply.end).await.unwrap(), End::Left, "the older one is let go");
+    let host = old.reply.host.clone().unwrap();
+    for (number, secret) in [(old.attempt.number, host.secret.clone()), (9, "guessed".to_owned())] {
+        let host = AgentHost { secret, ..host.clone() };
+        let attempt = Attempt { number, ..old.attempt };
+        let refused = backend.adopt(Adoption { attempt, host, offset: 0 }).await.unwrap();
+        assert_eq!(in_time(refused.end).await.unwrap(), End::Left, "{number}");
+    }
+    new.reply.control.stop(Cause::Cancelled);
+    let report = new.end().await;
+    assert_eq!((report.signal, report.stopped), (Some(15), Some(Cause::Cancelled)));
 }
 
 #[tokio::test]
-async fn an_aborted_turn_leaves_nothing() {
+async fn why_an_agent_was_stopped_is_known_to_whoever_comes_next() {
+    let script =
+        "trap 'until [ -e go ]; do sleep 0.01; done; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+    let dir = tempfile::tempdir().unwrap();
+    let backend = per_turn(spec(&["sh", "-c", script]), NEVER);
+    let mut left = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    left.hear(1).await;
+    left.reply.control.stop(Cause::IdleTimeout);
+    let spool = hosts().dir_of(left.attempt).join("spool");
+    until(|| std::fs::read(&spool).is_ok_and(|spool| spool.windows(12).any(|w| w == b"idle_timeout"))).await;
+    left.reply.control.leave();
+    assert_eq!(in_time(&mut left.reply.end).await.unwrap(), End::Left);
+    let mut next = adopt(&backend, &left, 6).await;
+    next.reply.control.stop(Cause::Cancelled);
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let report = next.end().await;
+    assert_eq!((report.code, report.stopped), (Some(0), Some(Cause::IdleTimeout)));
+    assert_eq!(next.texts(), ["bye"]);
+}
+
+#[tokio::test]
+async fn when_a_host_is_lost_its_agent_is_ended_and_what_it_said_is_kept() {
+    for adopted in [false, true] {
+        let script =
+            "trap '' TERM HUP; echo oops >&2; setsid sleep 1000 & echo $!; echo ready; while :; do sleep 0.02; done";
+        let backend = per_turn(spec(&["sh", "-c", script]), NEVER);
+        let mut turn = Turn::start(&backend, prompt("")).await;
+        let tool = turn.hear_of_process().await;
+        turn.hear(2).await;
+        let said = turn.texts();
+        let host = turn.reply.host.clone().unwrap().process;
+        if adopted {
+            turn.reply.control.leave();
+            assert_eq!(in_time(&mut turn.reply.end).await.unwrap(), End::Left);
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::KILL)
+            .unwrap();
+        if adopted {
+            until(|| reap::is_alive(&host) == Liveness::Dead).await;
+            turn = adopt(&backend, &turn, 0).await;
+            assert_eq!(turn.hear(2).await, said);
+        }
+        let end = turn.how_it_ended().await;
+        let End::HostLost(report) = end else { panic!("{end:?}") };
+        assert_eq!((report.code, report.stderr.as_deref()), (None, Some("oops\n")));
+        assert_eq!(reap::is_alive(&tool), Liveness::Dead);
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_obey_is_ended_with_its_agent() {
     let mut turn = Turn::script("setsid sleep 1000 & echo $!; echo ready; wait").await;
     let tool = turn.hear_of_process().await;
     turn.hear(2).await;
-    turn.reply.exit.abort();
-    assert!(in_time(&mut turn.reply.exit).await.unwrap_err().is_cancelled());
-    let leader = turn.reply.process.clone().unwrap();
-    until(|| [&tool, &leader].iter().all(|process| reap::is_alive(process) == Liveness::Dead)).await;
-    assert!(!temp_dir(turn.attempt).exists());
+    let host = turn.reply.host.clone().unwrap().process;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::STOP)
+        .unwrap();
+    turn.reply.control.kill(Cause::Cancelled);
+    let end = turn.how_it_ended().await;
+    assert!(matches!(end, End::HostLost(_)), "{end:?}");
+    assert_eq!(reap::is_alive(&tool), Liveness::Dead);
+}
+
+#[tokio::test]
+async fn a_turn_that_takes_too_long_is_ended_also_when_no_engine_is_there() {
+    let backend = per_turn(spec(&["sh", "-c", "echo ready; exec sleep 1000"]), NEVER);
+    let mut left = Turn::start(&backend, Prompt { limit: Duration::ZERO, ..prompt("") }).await;
+    left.hear(1).await;
+    left.reply.control.leave();
+    let host = left.reply.host.clone().unwrap().process;
+    until(|| reap::is_alive(&host) == Liveness::Dead).await;
+    let mut next = adopt(&backend, &left, 6).await;
+    let report = next.end().await;
+    assert_eq!((report.signal, report.stopped), (Some(15), Some(Cause::TurnTimeout)));
 }
 
 #[tokio::test]
@@ -563,11 +706,11 @@ async fn the_demo_stops_when_it_is_told_to() {
         if message == long {
             until(|| cancelled.reply.records.len() == cancelled.reply.records.max_capacity()).await;
         }
-        cancelled.reply.cancel.cancel();
+        cancelled.reply.control.stop(Cause::Cancelled);
         assert_eq!(cancelled.end_unread().await.signal, Some(15));
 
         let mut killed = Turn::start(&Demo, prompt(message)).await;
-        killed.reply.kill.cancel();
+        killed.reply.control.kill(Cause::Cancelled);
         assert_eq!(killed.end_unread().await.signal, Some(9));
 
         let mut left = Turn::start(&Demo, prompt(message)).await;

@@ -35,19 +35,20 @@ impl Hosts {
         Self { program, dir }
     }
 
-    fn home_of(&self, attempt: Attempt) -> PathBuf {
+    /// The directory of an attempt.
+    pub fn dir_of(&self, attempt: Attempt) -> PathBuf {
         self.dir.join(attempt.to_string())
     }
 
     /// The file that holds what the agent of an attempt said.
     pub(super) fn spool_of(&self, attempt: Attempt) -> PathBuf {
-        self.home_of(attempt).join(host::SPOOL)
+        self.dir_of(attempt).join(host::SPOOL)
     }
 
     /// Starts a host, which waits to be told what to start.
     pub(super) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
         let failed = |what: &str, error: io::Error| StartError(format!("{what}: {error}"));
-        let home = self.home_of(attempt);
+        let home = self.dir_of(attempt);
         let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
         let prepared = prepared.map_err(|_| StartError("the engine is going down".to_owned()))?;
         let Prepared { home, handle, listener, log } =
@@ -77,7 +78,7 @@ impl Hosts {
 
     /// Connects to a host; `None` when it is gone, or when another process is in its place.
     pub(super) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
-        let home = self.home_of(attempt);
+        let home = self.dir_of(attempt);
         let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
         let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
         let peer = link.peer_cred().ok()?.pid()?;
@@ -86,7 +87,7 @@ impl Hosts {
 
     /// Removes what an attempt left in its directory. What cannot be removed is logged.
     pub async fn forget(&self, attempt: Attempt) {
-        let home = self.home_of(attempt);
+        let home = self.dir_of(attempt);
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(home)).await;
         match removed {
             Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
@@ -105,7 +106,7 @@ impl Hosts {
 
     /// The process that holds the agent of an attempt, if one does.
     pub async fn find(&self, attempt: Attempt) -> Option<ProcessIdentity> {
-        let home = self.home_of(attempt);
+        let home = self.dir_of(attempt);
         let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
         let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
         reap::identity_of(link.peer_cred().ok()?.pid()?)

@@ -124,7 +124,9 @@ impl Launch {
                 format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
             }
             io::ErrorKind::NotFound => {
-                format!("the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent")
+                format!(
+                    "the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent"
+                )
             }
             io::ErrorKind::PermissionDenied => {
                 format!("{shown} must not be executed here: check its permissions, and those of the directory {dir}")

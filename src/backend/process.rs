@@ -87,12 +87,8 @@ impl PerTurn {
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering =
             Steering { control: control.clone(), hello, launch, records: sender, kill_grace: self.kill_grace };
-        let talk = Talk {
-            attempt,
-            process: host.process.clone(),
-            hosts: self.hosts.clone(),
-            heard: Heard::new(output),
-        };
+        let talk =
+            Talk { attempt, process: host.process.clone(), hosts: self.hosts.clone(), heard: Heard::new(output) };
         let end = tokio::spawn(talk.run(link, steering));
         Reply { host: Some(host), records, control, end }
     }
@@ -240,7 +236,6 @@ impl Talk {
             malformed_sample: malformed.sample,
         }
     }
-
 }
 
 /// Whether a host is gone, or about to be.

@@ -64,6 +64,7 @@ mod tests {
     fn fills_each_placeholder_once_and_leaves_other_braces() {
         let prompt = Prompt {
             start_by: std::time::Instant::now(),
+            limit: std::time::Duration::ZERO,
             attempt: Attempt { run: RunId::generate(), number: 1 },
             session: "s-1".parse().unwrap(),
             slot: "chat-slot-w-1".to_owned(),

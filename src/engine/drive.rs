@@ -253,9 +253,7 @@ impl<'a> Drive<'a> {
             }
             Ok(End::NotStarted(Some(error))) => self.settle(not_started(&error), ExitReport::default()).await?,
             Ok(End::NotStarted(None)) => match asked {
-                Some(cause) if cause != Cause::Shutdown => {
-                    self.settle(asked_for(cause), ExitReport::default()).await?
-                }
+                Some(cause) if cause != Cause::Shutdown => self.settle(asked_for(cause), ExitReport::default()).await?,
                 _ if self.put_back().await? => None,
                 _ => self.settle(Outcome::cancelled(), ExitReport::default()).await?,
             },

@@ -77,7 +77,8 @@ impl Scene {
     /// With this text in the config file.
     pub async fn with(config: &str, timeouts: Timeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config::load(config, Path::new("test.toml"), dir.path()).unwrap();
+        let mut config = Config::load(config, Path::new("test.toml"), dir.path()).unwrap();
+        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
         let server = config.server.clone();
         let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -54,7 +54,8 @@ impl Scene {
     pub async fn with_clock(agents: &[(&str, &str)], more: &str, clock: Arc<dyn Clock>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = config(dir.path(), agents, more);
-        let config = Config::load(&text, Path::new("test.toml"), dir.path()).unwrap();
+        let mut config = Config::load(&text, Path::new("test.toml"), dir.path()).unwrap();
+        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
         let engine = Engine::open_with_clock(&dir.path().join("m.db"), config, clock).await.unwrap();
         Self { dir, engine }
     }

@@ -44,7 +44,7 @@ pub(crate) const CONFIRM: Duration = Duration::from_secs(5);
 const KILL_AGAIN: Duration = Duration::from_millis(50);
 
 /// The engine ends a turn that takes too long. Only when there is none, the host does, so much later.
-const LIMIT_MARGIN: Duration = Duration::from_secs(10);
+const LIMIT_MARGIN: Duration = Duration::from_secs(5);
 
 /// Children of others that were handed to us and have ended are taken away this often.
 const REAP_INTERVAL: Duration = Duration::from_secs(10);
@@ -106,7 +106,11 @@ impl Agent {
         let stdin = child.stdin.take().zip(launch.stdin);
         let stdin = stdin.map(|(pipe, message)| Message { pipe, bytes: message.into_bytes(), written: 0 });
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let fds = [stdin.as_ref().map(|stdin| stdin.pipe.as_fd()), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+        let fds = [
+            stdin.as_ref().map(|stdin| stdin.pipe.as_fd()),
+            stdout.as_ref().map(AsFd::as_fd),
+            stderr.as_ref().map(AsFd::as_fd),
+        ];
         for fd in fds.into_iter().flatten() {
             ioctl_fionbio(fd, true).map_err(|error| format!("its pipes cannot be used: {error}"))?;
         }
@@ -124,7 +128,9 @@ impl Agent {
             stdout_bytes: 0,
             stderr_bytes: 0,
             grace: Duration::from_millis(launch.kill_grace_ms),
-            limit_at: Duration::from_millis(launch.limit_ms).checked_add(LIMIT_MARGIN).and_then(|limit| now.checked_add(limit)),
+            limit_at: Duration::from_millis(launch.limit_ms)
+                .checked_add(LIMIT_MARGIN)
+                .and_then(|limit| now.checked_add(limit)),
             stop_wanted: false,
             reap_at: now + REAP_INTERVAL,
         })
@@ -265,7 +271,8 @@ impl Agent {
 
     fn has_exited(&self) -> bool {
         let mut fds = [PollFd::new(&self.exited, PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))
+            .is_ok_and(|ready| ready > 0)
     }
 
     /// Takes away what has ended; whether no child is left, and so nothing that descends from the agent.

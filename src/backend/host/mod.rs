@@ -82,7 +82,8 @@ pub fn run(dir: &Path) -> io::Result<()> {
     // Whatever it is started in may be unmounted or removed.
     std::env::set_current_dir("/")?;
     let start_by = Instant::now() + START_BY;
-    Host { listener, spool, door: Vec::new(), engine: None, known: None, sent: 0, work: Work::Awaited { start_by } }.run()
+    Host { listener, spool, door: Vec::new(), engine: None, known: None, sent: 0, work: Work::Awaited { start_by } }
+        .run()
 }
 
 struct Host {
@@ -153,7 +154,8 @@ impl Host {
             let flags = if link.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::new(link.stream(), flags));
         }
-        let mut wake_at: Vec<_> = self.spool.try_at().into_iter().chain(self.door.iter().map(|link| link.hello_by)).collect();
+        let mut wake_at: Vec<_> =
+            self.spool.try_at().into_iter().chain(self.door.iter().map(|link| link.hello_by)).collect();
         match &self.work {
             Work::Awaited { start_by } => wake_at.push(*start_by),
             Work::Agent { agent, .. } => {
