@@ -14,8 +14,9 @@ use tokio::process::Command;
 use super::{Prompt, StartError, reap, template};
 use crate::agent::ProcessSpec;
 
-/// Opens the HTTP interface of the engine; no business of an agent.
-const TOKEN_VARIABLE: &str = "MAINSTAY_TOKEN";
+/// No business of an agent: the first opens the HTTP interface of the engine, the others speak for it to the service
+/// manager that supervises it.
+const KEPT_FROM_AGENTS: [&str; 4] = ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// Whether the message goes to stdin: no argument asks for it.
 pub(super) fn message_on_stdin(spec: &ProcessSpec) -> bool {
@@ -33,7 +34,9 @@ pub(super) fn command(spec: &ProcessSpec, prompt: &Prompt, temp_dir: &Path) -> R
     for argument in words {
         command.arg(argument?);
     }
-    command.env_remove(TOKEN_VARIABLE);
+    for variable in KEPT_FROM_AGENTS {
+        command.env_remove(variable);
+    }
     command.env("TMPDIR", temp_dir);
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) {
@@ -138,7 +141,9 @@ mod tests {
             let found = command.as_std().get_envs().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
         };
-        assert_eq!(variable("MAINSTAY_TOKEN"), Some(None));
+        for kept in ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            assert_eq!(variable(kept), Some(None), "{kept}");
+        }
         assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/".to_owned())));

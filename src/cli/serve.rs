@@ -8,10 +8,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::signals::StopSignals;
+use super::supervisor;
 use crate::engine::Engine;
 use crate::http;
 
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
+    tokio::select! {
+        done = serve(engine.clone()) => done,
+        never = supervisor::watch(engine) => match never {},
+    }
+}
+
+async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     let config = engine.config().clone();
     let listen = config.server.listen;
     let mut signals = StopSignals::new()?;
@@ -27,9 +35,11 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     // Whoever started us may have gone: that is no reason to stop serving.
     let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     tracing::info!(%address, workers = config.engine.workers, "serving");
+    supervisor::ready(&format!("serving on http://{address}, {} runs at once", config.engine.workers));
 
     signals.next().await;
     tracing::info!(grace = ?config.engine.shutdown_grace, "stopping; a second signal ends running turns at once");
+    supervisor::stopping(&config, "waiting for running turns to finish");
     {
         // Readers are served until the last turn has ended: they get its last events.
         let drain = engine.drain(config.engine.shutdown_grace);

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -17,6 +18,7 @@ use crate::agent::Agent;
 use crate::backend::{AgentEvent, Prompt, Record, Reply};
 use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
+use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
@@ -68,11 +70,21 @@ pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claim
             Ok(Some(outcome)) => {
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let (status, cause) = (outcome.status(), outcome.cause.as_str());
+                METRICS.runs_settled(status).inc();
                 tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
             }
-            Ok(None) => tracing::info!("run put back to the queue"),
-            Err(Left::LeaseLost) => tracing::warn!("lease lost: the agent was ended, nothing more was written"),
-            Err(Left::Store(error)) => tracing::error!(%error, "failed to store what the agent said; the run is left"),
+            Ok(None) => {
+                METRICS.runs_put_back.inc();
+                tracing::info!("run put back to the queue");
+            }
+            Err(Left::LeaseLost) => {
+                METRICS.leases_lost.inc();
+                tracing::warn!("lease lost: the agent was ended, nothing more was written");
+            }
+            Err(Left::Store(error)) => {
+                METRICS.runs_left.inc();
+                tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
+            }
         }
     }
     .instrument(span)
@@ -140,6 +152,10 @@ impl Drive<'_> {
             ExitReport::default()
         });
         let asked = heard?;
+        if reply.cancel.is_cancelled() && !reply.kill.is_cancelled() && exit.signal == Some(Signal::KILL.as_raw()) {
+            METRICS.agents_killed.inc();
+            tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
+        }
         if asked == Some(Cause::Shutdown) && !self.turn.has_said() {
             match self.shared.store.put_back(self.claimed.lease).await {
                 Ok(true) => return Ok(None),
@@ -298,6 +314,7 @@ impl Drive<'_> {
             match write().await {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_transient() => {
+                    METRICS.writes_retried.inc();
                     tracing::warn!(%error, "failed to write; trying again");
                     let give_up = async {
                         self.shared.ending.cancelled().await;
