@@ -7,7 +7,8 @@ use rustix::process::Signal;
 
 use crate::scene::{Daemon, MAINSTAY, Scene, signal, skipped, until};
 
-const CONTAINER: [&str; 5] = ["unshare", "--user", "--map-root-user", "--pid", "--fork"];
+/// Killed with what started it, should a test fail.
+const CONTAINER: [&str; 6] = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
 
 /// A daemon that is PID 1, and beside it a process whose parent became the daemon.
 struct Container {
@@ -83,6 +84,8 @@ fn pid_1_reaps_orphans_and_a_request_to_stop_leaves_nothing() {
 #[test]
 fn every_signal_for_the_daemon_reaches_it_once() {
     let Some(mut container) = Container::start("[engine]\nshutdown_grace = \"1h\"") else { return };
+    let group = |pid| rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap();
+    assert_ne!(group(container.daemon), group(container.init), "Ctrl-C at a terminal is for a whole group");
     container.scene.send("s", "/hang");
     until("the turn to begin", || container.scene.log().contains("run started"));
     // The first asks it to stop in its own time, the second, any of them, to end its turns.
