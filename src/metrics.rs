@@ -55,7 +55,7 @@ impl Metrics {
 
         let settled: Family<_, Counter> = Family::default();
         registry.register("runs_settled", "Runs that this process executed to their end", settled.clone());
-        // From 0.1 ms to 6.5 s: a commit in memory, and one that waited for another process as long as any may.
+        // From 0.1 ms, without a sync, to 6.5 s, after the longest wait for another process.
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 4.0, 9));
         registry.register("commit_seconds", "Time of a transaction that wrote, in seconds", commit_seconds.clone());
 
