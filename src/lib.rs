@@ -48,6 +48,7 @@ pub mod event;
 pub mod id;
 pub mod lease;
 pub mod message;
+mod metrics;
 pub mod run;
 pub mod session;
 pub mod slot;

@@ -11,6 +11,7 @@ use clap::Parser;
 use mainstay::backend::host;
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
+use mainstay::cli::init;
 use mainstay::cli::plain::plain;
 use mainstay::telemetry;
 
@@ -25,16 +26,16 @@ fn main() -> ExitCode {
             }
         };
     }
-    let exit = match run(&Cli::parse()) {
-        Ok(exit) => exit,
-        Err(error) if reader_is_gone(&error) => Exit::Done,
-        Err(error) => {
-            // Nobody is left to tell when stderr is gone too.
-            let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
-            Exit::of(&error)
+    let cli = Cli::parse();
+    let ended = if cli.needs_init() { init::run() } else { run(&cli).map(ExitCode::from) };
+    ended.unwrap_or_else(|error| {
+        if reader_is_gone(&error) {
+            return Exit::Done.into();
         }
-    };
-    exit.into()
+        // Nobody is left to tell when stderr is gone too.
+        let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
+        Exit::of(&error).into()
+    })
 }
 
 fn run(cli: &Cli) -> anyhow::Result<Exit> {

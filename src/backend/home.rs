@@ -55,7 +55,9 @@ impl Hosts {
             prepared.map_err(|error| failed("no directory could be made for it", error))?;
         let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(host::COMMAND).arg(&home);
-        command.env_remove(launch::TOKEN_VARIABLE);
+        for variable in launch::KEPT_FROM_AGENTS {
+            command.env_remove(variable);
+        }
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
         let started = async {
             let child = command.spawn().map_err(|error| {

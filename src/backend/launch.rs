@@ -18,8 +18,9 @@ use super::{Prompt, StartError, reap, temp_dir, template};
 use crate::agent::ProcessSpec;
 use crate::run::Attempt;
 
-/// Opens the HTTP interface of the engine; no business of an agent.
-pub(super) const TOKEN_VARIABLE: &str = "MAINSTAY_TOKEN";
+/// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the others speak for it to
+/// the service manager that supervises it.
+pub(super) const KEPT_FROM_AGENTS: [&str; 4] = ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// All that a host needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +98,9 @@ impl Launch {
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        command.env_remove(TOKEN_VARIABLE);
+        for variable in KEPT_FROM_AGENTS {
+            command.env_remove(variable);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.dir);
         command.process_group(0);
@@ -195,7 +198,9 @@ mod tests {
             let found = command.get_envs().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
         };
-        assert_eq!(variable("MAINSTAY_TOKEN"), Some(None));
+        for kept in ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            assert_eq!(variable(kept), Some(None), "{kept}");
+        }
         assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/".to_owned())));

@@ -6,6 +6,7 @@
 mod attach;
 mod cancel;
 pub mod exit;
+pub mod init;
 mod input;
 mod list;
 pub mod plain;
@@ -14,6 +15,7 @@ mod send;
 mod serve;
 mod signals;
 mod stream;
+mod supervisor;
 pub mod table;
 pub mod terminal;
 
@@ -299,6 +301,11 @@ impl Cli {
 }
 
 impl Cli {
+    /// Whether this process is to look after a container, and to leave the command to a child.
+    pub fn needs_init(&self) -> bool {
+        matches!(self.command, Command::Serve(_)) && init::is_pid_1()
+    }
+
     /// Does what was asked.
     ///
     /// # Errors

@@ -8,10 +8,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::signals::{HandOverSignal, StopSignals};
+use super::supervisor;
 use crate::engine::Engine;
 use crate::http;
 
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
+    tokio::select! {
+        done = serve(engine.clone()) => done,
+        never = supervisor::watch(engine) => match never {},
+    }
+}
+
+async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     let config = engine.config().clone();
     let listen = config.server.listen;
     let (mut signals, mut hand_over) = (StopSignals::new()?, HandOverSignal::new()?);
@@ -27,13 +35,16 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     // Whoever started us may have gone: that is no reason to stop serving.
     let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     tracing::info!(%address, workers = config.engine.workers, "serving");
+    supervisor::ready(&format!("serving on http://{address}, {} runs at once", config.engine.workers));
 
     tokio::select! {
         () = signals.next() => {
             tracing::info!(grace = ?config.engine.shutdown_grace, "stopping; a second signal ends running turns at once");
+            supervisor::stopping(&config, "waiting for running turns to finish");
         }
         () = hand_over.next() => {
             tracing::info!("stopping; running turns are left to the next process");
+            supervisor::stopping(&config, "leaving running turns to the next process");
             engine.hand_over();
         }
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -18,6 +19,7 @@ use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
 use crate::id::{RunId, SessionId};
 use crate::lease::{Lease, LeaseLost, SessionKey, WorkerKey};
+use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
@@ -129,12 +131,25 @@ fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
         Ok(Some(outcome)) => {
             let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (status, cause) = (outcome.status(), outcome.cause.as_str());
+            METRICS.runs_settled(status).inc();
             tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
         }
-        Ok(None) => tracing::info!("run put back to the queue"),
-        Err(Left::LeaseLost) => tracing::warn!("lease lost: the agent was left alone, nothing more was written"),
-        Err(Left::Store(error)) => tracing::error!(%error, "failed to store what the agent said; the run is left"),
-        Err(Left::HandedOver) => tracing::info!("run handed over: its agent goes on"),
+        Ok(None) => {
+            METRICS.runs_put_back.inc();
+            tracing::info!("run put back to the queue");
+        }
+        Err(Left::LeaseLost) => {
+            METRICS.leases_lost.inc();
+            tracing::warn!("lease lost: the agent was left alone, nothing more was written");
+        }
+        Err(Left::Store(error)) => {
+            METRICS.runs_left.inc();
+            tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
+        }
+        Err(Left::HandedOver) => {
+            METRICS.runs_handed_over.inc();
+            tracing::info!("run handed over: its agent goes on");
+        }
     }
 }
 
@@ -238,6 +253,10 @@ impl<'a> Drive<'a> {
         let asked = heard?;
         let done = match end {
             Ok(End::Exited(exit)) => {
+                if exit.stopped.is_some() && !reply.control.is_killed() && exit.signal == Some(Signal::KILL.as_raw()) {
+                    METRICS.agents_killed.inc();
+                    tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
+                }
                 let was_let_go = exit.stopped == Some(Cause::Finished);
                 // Whoever asked first may have been another worker.
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked);
@@ -248,6 +267,7 @@ impl<'a> Drive<'a> {
                 }
             }
             Ok(End::HostLost(exit)) => {
+                METRICS.hosts_lost.inc();
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
                 self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
             }
@@ -413,6 +433,7 @@ impl<'a> Drive<'a> {
             match write().await {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_transient() => {
+                    METRICS.writes_retried.inc();
                     tracing::warn!(%error, "failed to write; trying again");
                     let give_up = async {
                         self.shared.ending.cancelled().await;

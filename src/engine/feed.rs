@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::event::{Event, Seq};
 use crate::id::RunId;
 use crate::lease::{RunKey, SessionKey};
+use crate::metrics::METRICS;
 use crate::store::event::Range;
 use crate::store::{Committed, Notice, Store, StoreError};
 
@@ -91,6 +92,11 @@ impl Feed {
         let mut channels = self.channels();
         channels.retain(|_, channel| channel.signals.receiver_count() > 0);
         channels.keys().copied().collect()
+    }
+
+    /// The readers that follow anything now.
+    pub(super) fn followers(&self) -> usize {
+        self.channels().values().map(|channel| channel.signals.receiver_count()).sum()
     }
 
     /// Whether anybody follows anything.
@@ -312,7 +318,11 @@ impl Follower {
                             return Ok(Some(step));
                         }
                     }
-                    Err(_) | Ok(Ok(Signal::Look) | Err(broadcast::error::RecvError::Lagged(_))) => {
+                    Err(_) | Ok(Ok(Signal::Look)) => self.state = State::CatchingUp,
+                    Ok(Err(broadcast::error::RecvError::Lagged(commits))) => {
+                        METRICS.readers_lagged.inc();
+                        // No line at a higher level: how often it comes is up to the reader.
+                        tracing::debug!(commits, scope = ?self.scope, "a reader fell behind, and reads on from the store");
                         self.state = State::CatchingUp;
                     }
                     Ok(Err(broadcast::error::RecvError::Closed)) => {

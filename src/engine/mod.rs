@@ -28,6 +28,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
+use crate::metrics::{self, Gauges};
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::store::run::{Located, Only};
@@ -280,6 +281,36 @@ impl Engine {
             return Err(EngineError::ShuttingDown);
         }
         Ok(self.shared.store.check_writable().await?)
+    }
+
+    /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just
+    /// now, and the loop that claims runs and renews their leases came round. While one of them hangs, or was not
+    /// started, it does not come back.
+    pub async fn pulse(&self) {
+        let round = self.shared.executing.round.notified();
+        // Asks for a round now; it comes by itself within a second.
+        self.shared.executing.ready.notify_one();
+        let asked = self.shared.store.check_writable();
+        let ((), answered) = tokio::join!(round, asked);
+        if let Err(error) = answered {
+            tracing::debug!(%error, "the writer answers, but would not write now");
+        }
+    }
+
+    /// What an operator watches, in the text format of OpenMetrics: the counters of this process and how this engine is
+    /// now. `docs/operations.md` lists them.
+    pub fn metrics(&self) -> String {
+        let shared = &self.shared;
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let (database_bytes, wal_bytes) = shared.store.sizes();
+        metrics::render(&Gauges {
+            runs_executing: count(shared.executing.count()),
+            runs_capacity: shared.worker.get().map_or(0, |worker| worker.capacity().into()),
+            followers: count(shared.feed.followers()),
+            writes_waiting: count(shared.store.writes_waiting()),
+            database_bytes,
+            wal_bytes,
+        })
     }
 
     async fn locate(&self, id: RunId) -> Result<Located, EngineError> {

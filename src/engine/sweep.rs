@@ -21,6 +21,7 @@ use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
 use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
+use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::run::{Orphan, Settle};
@@ -76,6 +77,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.draining.cancelled() => return,
         }
         if let Err(error) = sweep(&shared).await {
+            METRICS.sweeps_failed.inc();
             tracing::warn!(%error, "sweep failed; the next one tries again");
         }
     }
@@ -83,6 +85,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// One pass.
 pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineError> {
+    METRICS.sweeps.inc();
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (dead, silent) = lost_workers(shared, worker).await?;
@@ -92,20 +95,25 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     let mut recoveries = recoveries.buffer_unordered(RECOVERIES_AT_ONCE);
     while let Some(recovered) = recoveries.next().await {
         report.processes_ended += recovered.processes_ended;
-        match recovered.end {
-            RecoveryEnd::Adopted => report.runs_adopted += 1,
-            RecoveryEnd::Left => report.runs_left += 1,
-            RecoveryEnd::PutBack => report.runs_put_back += 1,
-            RecoveryEnd::Settled => report.runs_settled += 1,
-            RecoveryEnd::Postponed => report.runs_postponed += 1,
-        }
+        let (counter, count) = match recovered.end {
+            RecoveryEnd::Adopted => (&METRICS.lost_runs_adopted, &mut report.runs_adopted),
+            RecoveryEnd::Left => (&METRICS.lost_runs_left, &mut report.runs_left),
+            RecoveryEnd::PutBack => (&METRICS.lost_runs_put_back, &mut report.runs_put_back),
+            RecoveryEnd::Settled => (&METRICS.lost_runs_settled, &mut report.runs_settled),
+            RecoveryEnd::Postponed => (&METRICS.lost_runs_postponed, &mut report.runs_postponed),
+        };
+        counter.inc();
+        *count += 1;
     }
     tidy_homes(shared, &mut report).await?;
+    METRICS.processes_ended.inc_by(report.processes_ended);
     let store = &shared.store;
     report.assignments_expired = store.expire_idle(ROWS_AT_ONCE).await?;
+    METRICS.assignments_expired.inc_by(report.assignments_expired);
     let before = store.clock().now() - shared.config.engine.assignment_retention;
     report.assignments_purged = store.purge_assignments(before, ROWS_AT_ONCE).await?;
     report.workers_removed = store.remove_workers(dead.into_iter().chain(silent).collect()).await?;
+    METRICS.workers_removed.inc_by(report.workers_removed);
     if report != SweepReport::default() {
         tracing::info!(
             runs_adopted = report.runs_adopted,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use crate::metrics::METRICS;
 
 /// Between two looks while somebody follows: about 30 µs each, and what a reader in another process waits on average is
 /// half of it.
@@ -31,6 +32,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.closed.cancelled() => return,
         }
         if let Err(error) = look(&shared, &mut version).await {
+            METRICS.watches_failed.inc();
             tracing::warn!(%error, "failed to look for changes in the database; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -14,6 +14,7 @@ use super::{EngineError, Shared, drive};
 use crate::backend::reap;
 use crate::id::WorkerId;
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
+use crate::metrics::METRICS;
 use crate::run::{Cause, Outcome};
 use crate::store::run::{ClaimRequest, Claimed, Only, Orphan};
 use crate::store::worker::Registration;
@@ -29,6 +30,13 @@ pub(super) struct Identity {
     pub key: WorkerKey,
     /// What the row says.
     registration: Registration,
+}
+
+impl Identity {
+    /// Runs that this process executes at once.
+    pub fn capacity(&self) -> u32 {
+        self.registration.capacity
+    }
 }
 
 /// What the outside can say to a run that this process executes.
@@ -56,6 +64,8 @@ pub(super) struct Executing {
     scope: OnceLock<Option<Only>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
+    /// Told each time that the loop of the worker comes round.
+    pub round: Notify,
 }
 
 impl Executing {
@@ -113,9 +123,14 @@ impl Executing {
         self.runs().keys().copied().collect()
     }
 
+    /// How many are in execution.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
     /// Whether anything is in execution.
     pub fn is_busy(&self) -> bool {
-        *self.count.borrow() > 0
+        self.count() > 0
     }
 
     /// Waits until nothing is.
@@ -189,6 +204,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
     let mut renewal = tokio::time::interval(shared.config.engine.lease / 3);
     renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        shared.executing.round.notify_waiters();
         while let Some(ended) = runs.try_join_next_with_id() {
             tidy_up(&shared, &mut driven, ended).await;
         }
@@ -209,6 +225,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
                     }
                 }
                 Err(error) => {
+                    METRICS.claims_failed.inc();
                     tracing::warn!(%error, "failed to claim runs; trying again");
                     looked = true;
                 }
@@ -241,11 +258,13 @@ async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Subject>
     let lease = subject.lease;
     if let Some(error) = failure {
         let (run, session) = (subject.run, &subject.session_id);
+        METRICS.tasks_failed.inc();
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
         reap::end(reap::Mark::up_to(subject.attempt()), None, Duration::ZERO).await;
         let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
         if let Err(error) = super::sweep::settle_from_log(shared, &subject, outcome).await {
-            tracing::error!(run.id = %run, %error, "failed to settle the run; the sweep will");
+            METRICS.runs_left.inc();
+            tracing::error!(run.id = %run, session.id = %session, %error, "failed to settle the run; the sweep will");
         }
     }
     shared.executing.remove(lease);
@@ -288,7 +307,10 @@ async fn renew(shared: &Shared, worker: &Identity) {
     match shared.store.renew(worker.key, registration, leases.clone(), lease).await {
         Ok(renewed) => shared.executing.keep_only(&leases, &renewed),
         // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
-        Err(error) => tracing::warn!(%error, "failed to renew leases; trying again"),
+        Err(error) => {
+            METRICS.renewals_failed.inc();
+            tracing::warn!(%error, leases = leases.len(), "failed to renew leases; trying again");
+        }
     }
     heed_cancel_requests(shared, worker.key).await;
 }
@@ -297,6 +319,9 @@ async fn renew(shared: &Shared, worker: &Identity) {
 pub(super) async fn heed_cancel_requests(shared: &Shared, worker: WorkerKey) {
     match shared.store.cancel_requests(worker).await {
         Ok(requests) => requests.into_iter().for_each(|run| shared.executing.cancel(run)),
-        Err(error) => tracing::warn!(%error, "failed to look for cancel requests; trying again"),
+        Err(error) => {
+            METRICS.cancel_looks_failed.inc();
+            tracing::warn!(%error, "failed to look for cancel requests; trying again");
+        }
     }
 }

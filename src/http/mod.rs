@@ -113,6 +113,7 @@ fn router(app: App) -> Router {
         .route("/api/chat/{id}/stream", get(chat::resume))
         .route(status::HEALTH, get(status::health))
         .route("/readyz", get(status::ready))
+        .route("/metrics", get(status::metrics))
         .layer(from_fn_with_state(handler, observe::bound));
     let waiting = Router::new()
         .route("/v1/runs/{id}/cancel", post(runs::cancel))

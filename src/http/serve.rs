@@ -27,6 +27,7 @@ use tower::ServiceExt;
 use super::{Shared, Timeouts, router};
 use crate::config::ServerConfig;
 use crate::engine::Engine;
+use crate::metrics::METRICS;
 
 /// Pause after a failed accept: out of file descriptors, most likely, and that takes a moment to pass.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -109,6 +110,7 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, max_connections: u
                 // The client has gone before it was served; the next one may be there already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
+                    METRICS.accepts_failed.inc();
                     tracing::warn!(%error, "failed to accept a connection; trying again");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }

@@ -13,6 +13,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 
 use super::{App, Shared};
 use crate::engine::{Follower, StoreError};
+use crate::metrics::METRICS;
 
 /// How long a browser waits before it connects again.
 const RETRY: Bytes = Bytes::from_static(b"retry: 1000\n\n");
@@ -57,6 +58,7 @@ fn pieces(app: Arc<Shared>, follower: Follower) -> impl Stream<Item = Result<Byt
                 next = frames.next() => Some(match next {
                     Some(Ok(piece)) => (Ok(piece), Some(frames)),
                     Some(Err(error)) => {
+                        METRICS.streams_failed.inc();
                         tracing::warn!(%error, "failed to read on for a stream; its client has to come back");
                         (Err(Interrupted::Store(error)), None)
                     }

@@ -1,7 +1,9 @@
-//! How the engine is: slots, workers, and the two questions that supervisors ask.
+//! How the engine is: slots, workers, metrics, and the two questions that supervisors ask.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use super::App;
@@ -21,6 +23,12 @@ pub(super) async fn slots(State(app): State<App>, Params(page): Params<Page>) ->
 
 pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Worker>>, Error> {
     Ok(Json(Items::of(app.engine.list_workers().await?, &page)?))
+}
+
+/// Counters and gauges, for Prometheus.
+pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, open_metrics)], app.engine.metrics())
 }
 
 /// The process is up and answers.

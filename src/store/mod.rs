@@ -156,6 +156,17 @@ impl Store {
         .await
     }
 
+    /// Bytes of the database file and of its write-ahead log; zero where there is none.
+    pub fn sizes(&self) -> (u64, u64) {
+        let bytes = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        (bytes(&self.path), bytes(&beside(&self.path, "-wal")))
+    }
+
+    /// Writes that wait for the writer.
+    pub fn writes_waiting(&self) -> usize {
+        self.writer.waiting()
+    }
+
     /// Stops taking writes, waits for those under way, and closes the file.
     pub async fn close(&self) {
         if let Some(watcher) = self.watcher.lock().await.take()
@@ -171,6 +182,13 @@ impl Store {
 
 fn not_writable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
+}
+
+/// A companion of the database file.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Creates, checks and migrates the file under a lock of its own: switching a fresh file to WAL needs a moment alone
@@ -201,11 +219,7 @@ async fn open_for_writing(path: &Path, options: SqliteConnectOptions) -> Result<
 /// Takes the lock and creates a missing database, readable by its owner only; SQLite gives its companions the same mode.
 /// Answers whether the database is new.
 fn prepare_files(path: &Path) -> Result<(fs::File, bool), StoreError> {
-    let beside = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
+    let beside = |suffix| beside(path, suffix);
     let lock = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(beside("-lock"));
     let lock = lock.map_err(|error| not_writable(path, &error))?;
     lock.lock().map_err(|error| not_writable(path, &error))?;

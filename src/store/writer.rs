@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
@@ -23,6 +24,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::event::Seq;
 use crate::id::RunId;
 use crate::lease::{LeaseLost, RunKey, SessionKey};
+use crate::metrics::METRICS;
 
 /// Commands that may wait; a caller beyond that waits to hand in.
 const QUEUE: usize = 1024;
@@ -187,6 +189,11 @@ impl Handle {
         reply.await.map_err(|_| StoreError::Closed)?
     }
 
+    /// How many wait to be taken.
+    pub(super) fn waiting(&self) -> usize {
+        self.commands.max_capacity() - self.commands.capacity()
+    }
+
     /// Refuses further writes and waits until those that wait are done.
     pub(super) async fn close(&self) {
         self.closed.cancel();
@@ -291,6 +298,7 @@ impl Writer {
                 batch.answer();
             }
             Err(error) if batch.len() > 1 && !error.is_transient() => {
+                METRICS.batches_split.inc();
                 tracing::warn!(%error, commands = batch.len(), "a batch of writes failed; trying them one by one");
                 for command in batch.into_commands() {
                     let mut alone = Batch::from(vec![command]);
@@ -363,9 +371,13 @@ impl Batch {
     /// The statements are said by hand: after a failure SQLite may have ended the transaction itself (a full disk does), and
     /// sqlx's own count of open transactions would then be off for good, so that no other could begin.
     async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
+        let began = Instant::now();
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         match self.run(conn, now).await {
-            Ok(notices) => Ok(notices),
+            Ok(notices) => {
+                METRICS.commit_seconds.observe(began.elapsed().as_secs_f64());
+                Ok(notices)
+            }
             Err(error) => {
                 // There may be nothing left to roll back: what counts is the first error.
                 let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *conn).await;

@@ -1,0 +1,53 @@
+//! The service manager, when one supervises us: it is told that we are ready, what we are doing, that we live, and that we
+//! are about to end. Speaks systemd's `sd_notify`; where nobody listens, all of it does nothing.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::Config;
+use crate::engine::Engine;
+
+/// What a stop takes beside the patience with turns and agents: last writes that are tried again for a while, connections
+/// that end, the WAL that goes back into the file.
+const CLOSING: Duration = Duration::from_secs(30);
+
+/// We serve.
+pub(super) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// We were asked to stop. The manager has to wait for as long as the config allows, whatever its own limit is.
+pub(super) fn stopping(config: &Config, status: &str) {
+    let slowest = config.agents.values().map(|agent| agent.kill_grace).max().unwrap_or_default();
+    let limit = config.engine.shutdown_grace + slowest + CLOSING;
+    let limit = u32::try_from(limit.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(limit)]);
+}
+
+/// Tells the manager that we live, twice in the time after which it would restart us, for as long as the engine does. A
+/// database that is locked or full is no reason to restart, a loop that hangs is.
+pub(super) async fn watch(engine: Engine) -> Infallible {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let pulse = engine.pulse();
+        tokio::pin!(pulse);
+        if tokio::time::timeout(ticks.period(), &mut pulse).await.is_err() {
+            tracing::warn!(?limit, "the engine does not answer: the service manager may restart this process");
+            pulse.await;
+            tracing::info!("the engine answers again");
+        }
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "failed to tell the service manager how we are");
+    }
+}
