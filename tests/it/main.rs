@@ -2,6 +2,7 @@
 //! the product's own stream of events.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod adopt;
 mod cancel;
 mod daemon;
 mod feed;

@@ -209,6 +209,10 @@ impl Daemon {
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether all of its threads stand still.
     fn is_stopped(&self) -> bool {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
@@ -256,7 +260,8 @@ impl Camp {
         let (db, path) = (dir.path().join("m.db"), dir.path().join("mainstay.toml"));
         let text = config(dir.path(), agents, more);
         std::fs::write(&path, &text).unwrap();
-        let config = Config::load(&text, &path, dir.path()).unwrap();
+        let mut config = Config::load(&text, &path, dir.path()).unwrap();
+        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
         let watcher = Engine::open(&db, config).await.unwrap();
         Self { dir, db, config: path, watcher }
     }
