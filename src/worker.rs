@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::clock::Timestamp;
-use crate::id::WorkerId;
+use crate::id::{RunId, WorkerId};
+use crate::run::Attempt;
 
 /// What tells one process from every other, past reboots and reused pids.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,4 +47,11 @@ pub struct AgentHost {
     pub attempt: i64,
     /// What it asks of whoever wants to go on with it.
     pub secret: String,
+}
+
+impl AgentHost {
+    /// The try at a run that it was started for.
+    pub fn started_for(&self, run: RunId) -> Attempt {
+        Attempt { run, number: self.attempt }
+    }
 }

@@ -106,6 +106,15 @@ impl Hosts {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect()
     }
 
+    /// Whether the host of an attempt is gone for sure, wherever its pid means something: it holds the lock of its spool
+    /// as long as it lives, also in another container on the same file system.
+    pub async fn is_gone(&self, attempt: Attempt) -> bool {
+        let spool = self.spool_of(attempt);
+        let is_gone = move || File::open(spool).is_ok_and(|spool| spool.try_lock_shared().is_ok());
+        // It fails only when the runtime goes down.
+        tokio::task::spawn_blocking(is_gone).await.unwrap_or(false)
+    }
+
     /// The process that holds the agent of an attempt, if one does.
     pub async fn find(&self, attempt: Attempt) -> Option<ProcessIdentity> {
         let home = self.dir_of(attempt);

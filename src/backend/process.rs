@@ -67,7 +67,7 @@ impl PerTurn {
     }
 
     async fn go_on(&self, adoption: Adoption) -> Reply {
-        let attempt = Attempt { number: adoption.host.attempt, ..adoption.attempt };
+        let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.hosts.connect(attempt, &adoption.host.process).await;
         self.talk(adoption.attempt, adoption.host, link, None, adoption.offset)
     }
@@ -82,7 +82,7 @@ impl PerTurn {
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
-        let attempt = Attempt { number: host.attempt, ..lease };
+        let attempt = host.started_for(lease.run);
         let output = Output::new(self.spec.max_line_bytes, (self.parser)(), sender.clone(), offset);
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering =

@@ -284,7 +284,7 @@ impl<'a> Drive<'a> {
             }
         };
         if let Some(host) = reply.host {
-            self.shared.hosts.forget(Attempt { run: self.subject.run, number: host.attempt }).await;
+            self.shared.hosts.forget(host.started_for(self.subject.run)).await;
         }
         Ok(done)
     }

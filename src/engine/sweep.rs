@@ -165,7 +165,16 @@ enum RecoveryEnd {
 
 async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan) -> Recovered {
     let host = orphan.host.clone().filter(|_| shared.config.agents.contains_key(&orphan.agent));
-    let recovered = match host.map(|host| reap::is_alive(&host.process)) {
+    let liveness = match host {
+        Some(host) => match reap::is_alive(&host.process) {
+            reap::Liveness::Unknown if shared.hosts.is_gone(host.started_for(orphan.run)).await => {
+                Some(reap::Liveness::Dead)
+            }
+            known => Some(known),
+        },
+        None => None,
+    };
+    let recovered = match liveness {
         Some(reap::Liveness::Alive) if shared.executing.adopts(orphan.session) => {
             shared.executing.adopt(orphan.clone());
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }

@@ -343,6 +343,49 @@ async fn an_agent_whose_run_was_settled_by_somebody_else_is_ended_by_the_sweep()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn agents_of_a_database_that_is_removed_end_by_themselves() {
+    let camp = Camp::new(&[("agent", &counting())], "").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    Reader::of(&camp, run).await.grow(50).await;
+    daemon.kill();
+    assert_ne!(marked(run), NOTHING);
+    let dir = camp.dir.path().to_owned();
+    drop(camp);
+    assert!(!dir.exists());
+    until(|| marked(run).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_another_boot_is_settled_with_all_that_its_agent_said() {
+    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    let (host, agent) = (host_of(run), marked(run)[0]);
+    daemon.kill();
+    let record = || std::fs::read(camp.dir.path().join("record")).unwrap_or_default().len();
+    let before = record();
+    until(|| record() > before + 100).await;
+    // All power goes at once, and the machine comes up as another one.
+    kill(host);
+    kill(agent);
+    let db = rusqlite::Connection::open(&camp.db).unwrap();
+    db.execute("UPDATE runs SET process_host = 'former'", []).unwrap();
+    db.execute("UPDATE workers SET host = 'former'", []).unwrap();
+    drop(db);
+    let daemon = camp.daemon();
+    let run = settled(&camp.watcher, run).await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("host_lost")));
+    while reader.read().await {}
+    let record = std::fs::read_to_string(camp.dir.path().join("record")).unwrap();
+    assert!(reader.text.starts_with(&record[..before + 50]), "what was said while nobody was there is missing");
+    leaves_nothing(&camp, run.id).await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_agents_are_adopted_at_once() {
     let script = format!("{}; while [ ! -e stop ]; do sleep 0.1; done; {}", says("first"), says(" last"));
     let config = "[engine]\nworkers = 100\n[workspaces.many]\nagent = \"agent\"\nslots = 100";

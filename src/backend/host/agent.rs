@@ -46,9 +46,6 @@ const KILL_AGAIN: Duration = Duration::from_millis(50);
 /// The engine ends a turn that takes too long. Only when there is none, the host does, so much later.
 const LIMIT_MARGIN: Duration = Duration::from_secs(5);
 
-/// Children of others that were handed to us and have ended are taken away this often.
-const REAP_INTERVAL: Duration = Duration::from_secs(10);
-
 /// An agent that was started.
 #[derive(Debug)]
 pub(super) struct Agent {
@@ -65,7 +62,6 @@ pub(super) struct Agent {
     grace: Duration,
     limit_at: Option<Instant>,
     stop_wanted: bool,
-    reap_at: Instant,
 }
 
 /// What is left of the message to write.
@@ -132,7 +128,6 @@ impl Agent {
                 .checked_add(LIMIT_MARGIN)
                 .and_then(|limit| now.checked_add(limit)),
             stop_wanted: false,
-            reap_at: now + REAP_INTERVAL,
         })
     }
 
@@ -153,7 +148,7 @@ impl Agent {
     /// When to look without being woken.
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
         match self.stage {
-            Stage::Running => Some(self.limit_at.map_or(self.reap_at, |at| at.min(self.reap_at))),
+            Stage::Running => self.limit_at,
             Stage::Asked { kill_at } => Some(kill_at),
             // Nothing tells that a grandchild is gone.
             Stage::Closing { .. } | Stage::Killing { .. } => Some(now + Duration::from_millis(5)),
@@ -179,6 +174,19 @@ impl Agent {
         }
     }
 
+    /// Asks it to end of our own accord.
+    pub(super) fn stop_for(&mut self, cause: Cause, spool: &mut Spool) {
+        let grace_ms = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
+        self.stop(&Stop { cause, grace_ms }, spool);
+    }
+
+    /// Takes the exit status of what it left to us and has ended.
+    pub(super) fn take_away_zombies(&self) {
+        if self.status.is_none() {
+            reap::take_away_zombies(self.leader.as_raw_pid());
+        }
+    }
+
     /// Goes as far as it goes without waiting. `room`: more of its output may be taken.
     pub(super) fn step(&mut self, room: bool, spool: &mut Spool) {
         let now = Instant::now();
@@ -189,14 +197,7 @@ impl Agent {
         }
         match self.stage {
             Stage::Running | Stage::Asked { .. } if self.has_exited() => self.close(now),
-            Stage::Running if self.limit_at.is_some_and(|at| now >= at) => {
-                let grace_ms = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
-                self.stop(&Stop { cause: Cause::TurnTimeout, grace_ms }, spool);
-            }
-            Stage::Running if now >= self.reap_at => {
-                self.reap_at = now + REAP_INTERVAL;
-                reap::take_away_zombies(self.leader.as_raw_pid());
-            }
+            Stage::Running if self.limit_at.is_some_and(|at| now >= at) => self.stop_for(Cause::TurnTimeout, spool),
             Stage::Asked { kill_at } if now >= kill_at => self.kill(),
             Stage::Closing { kill_at } => {
                 if self.nothing_is_left() {

@@ -34,6 +34,7 @@ use self::spool::Spool;
 use self::wire::{FromEngine, FromHost, Hello, NotStarted, VERSION, Welcome};
 use super::launch::Launch;
 use super::temp_dir::TempDir;
+use crate::run::Cause;
 
 /// The argument that makes this program a host; the directory of the agent is the next and last one.
 pub const COMMAND: &str = "host";
@@ -54,6 +55,8 @@ const LISTEN_BACKLOG: i32 = 16;
 const MAX_AT_THE_DOOR: usize = 8;
 /// So far the agent may be ahead of the engine that listens; then it waits in its own `write`, as with a pipe.
 const MAX_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
+/// What nothing tells of is looked at this often.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// An end that cannot be written (a full disk) is kept so long in memory.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
@@ -82,8 +85,17 @@ pub fn run(dir: &Path) -> io::Result<()> {
     // Whatever it is started in may be unmounted or removed.
     std::env::set_current_dir("/")?;
     let start_by = Instant::now() + START_BY;
-    Host { listener, spool, door: Vec::new(), engine: None, known: None, sent: 0, work: Work::Awaited { start_by } }
-        .run()
+    Host {
+        listener,
+        spool,
+        door: Vec::new(),
+        engine: None,
+        known: None,
+        sent: 0,
+        look_at: Instant::now() + LOOK_AROUND,
+        work: Work::Awaited { start_by },
+    }
+    .run()
 }
 
 struct Host {
@@ -96,6 +108,8 @@ struct Host {
     known: Option<(String, i64)>,
     /// How much of the spool any engine was sent.
     sent: u64,
+    /// When to look around.
+    look_at: Instant,
     work: Work,
 }
 
@@ -154,8 +168,9 @@ impl Host {
             let flags = if link.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::new(link.stream(), flags));
         }
-        let mut wake_at: Vec<_> =
-            self.spool.try_at().into_iter().chain(self.door.iter().map(|link| link.hello_by)).collect();
+        let mut wake_at = vec![self.look_at];
+        wake_at.extend(self.spool.try_at());
+        wake_at.extend(self.door.iter().map(|link| link.hello_by));
         match &self.work {
             Work::Awaited { start_by } => wake_at.push(*start_by),
             Work::Agent { agent, .. } => {
@@ -256,8 +271,13 @@ impl Host {
 
     fn tend(&mut self) {
         let room = self.has_room();
+        let now = Instant::now();
+        if now >= self.look_at {
+            self.look_at = now + LOOK_AROUND;
+            self.look_around();
+        }
         match &mut self.work {
-            Work::Awaited { start_by } if Instant::now() >= *start_by => self.start_nothing(None),
+            Work::Awaited { start_by } if now >= *start_by => self.start_nothing(None),
             Work::Agent { agent, .. } => {
                 agent.step(room, &mut self.spool);
                 if agent.is_gone() {
@@ -265,6 +285,16 @@ impl Host {
                 }
             }
             Work::Awaited { .. } | Work::Over { .. } => {}
+        }
+    }
+
+    fn look_around(&mut self) {
+        if let Work::Agent { agent, .. } = &mut self.work {
+            agent.take_away_zombies();
+            // The database is gone: nobody will ever ask for this agent.
+            if self.spool.is_removed() {
+                agent.stop_for(Cause::HostLost, &mut self.spool);
+            }
         }
     }
 

@@ -63,6 +63,11 @@ impl Spool {
         }
     }
 
+    /// Whether the file was removed, so that nobody will ever read it.
+    pub(super) fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// Bytes that are in the file.
     pub(super) fn length(&self) -> u64 {
         self.length
