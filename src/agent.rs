@@ -20,7 +20,37 @@ pub struct Agent {
     pub kill_grace: Duration,
     /// Running turns of this agent over all processes on the file.
     pub max_concurrent: u32,
+    /// What follows a turn that was interrupted.
+    pub on_interrupt: OnInterrupt,
 }
+
+/// What follows a turn that was interrupted: its worker was shut down, or the process that held the agent was lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum OnInterrupt {
+    /// Nothing.
+    #[default]
+    Stop,
+    /// Another run in the same session, as long as nothing newer was asked of it.
+    Resume {
+        /// So often after one message.
+        at_most: u32,
+        /// What the agent is told then; it remembers the conversation itself.
+        message: String,
+    },
+}
+
+impl OnInterrupt {
+    /// How many runs may follow one message because they were interrupted.
+    pub fn resumes(&self) -> u32 {
+        match self {
+            Self::Stop => 0,
+            Self::Resume { at_most, .. } => *at_most,
+        }
+    }
+}
+
+/// What an agent is told when it is to resume, unless the config says otherwise.
+pub const RESUME_MESSAGE: &str = "Your last turn was interrupted. Go on where you stopped.";
 
 /// How an agent is reached. A variant holds what only it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -290,6 +290,8 @@ pub struct Run {
     pub first_seq: Option<Seq>,
     /// Its newest event in the session's log.
     pub last_seq: Option<Seq>,
+    /// The interrupted run that it goes on from.
+    pub resumes: Option<RunId>,
     /// Lines of the agent's output that were no event.
     pub malformed_lines: i64,
     /// When it was enqueued.

@@ -108,6 +108,7 @@ impl Scene {
             outcome,
             exit: ExitReport::default(),
             parts: Some(r#"[{"type":"text","text":"hi","state":"done"}]"#.into()),
+            resumes: 0,
         };
         self.store.settle(settle).await.unwrap().map(|_| ())
     }

@@ -22,7 +22,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::control::Control;
 pub use super::home::Hosts;
 use super::host::frame::{Corrupt, Decoder};
-use super::host::wire::{Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_HOST_BYTES, Stop, VERSION};
+use super::host::wire::{
+    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, Stop, VERSION,
+};
 use super::host::{CLOSING, CONFIRM};
 use super::launch::Launch;
 use super::output::Output;
@@ -60,6 +62,13 @@ impl PerTurn {
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
         let launch = Launch::new(&self.spec, &prompt, self.kill_grace)?;
+        let launch = FromEngine::Start(Box::new(launch)).to_frame();
+        if launch.len() > MAX_FROM_ENGINE_BYTES {
+            let megabytes = MAX_FROM_ENGINE_BYTES / (1024 * 1024);
+            return Err(StartError(format!(
+                "the message is too long to be handed over: {megabytes} MiB with all else"
+            )));
+        }
         let attempt = prompt.attempt;
         let (process, link) = self.hosts.start(attempt).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
@@ -77,7 +86,7 @@ impl PerTurn {
         lease: Attempt,
         host: AgentHost,
         link: Option<UnixStream>,
-        launch: Option<Launch>,
+        launch: Option<Vec<u8>>,
         offset: u64,
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
@@ -108,8 +117,8 @@ impl Backend for PerTurn {
 struct Steering {
     control: Control,
     hello: Hello,
-    /// What to start, as long as it was not said.
-    launch: Option<Launch>,
+    /// What says what to start, as long as it was not said.
+    launch: Option<Vec<u8>>,
     /// Closed when nobody takes the records any more.
     records: mpsc::Sender<Record>,
     kill_grace: Duration,
@@ -149,7 +158,8 @@ impl Steering {
                 }
                 () = self.control.begun(), if self.launch.is_some() => {
                     if let Some(launch) = self.launch.take() {
-                        say(&mut link, &FromEngine::Start(Box::new(launch))).await;
+                        // That a host is gone shows where it is listened to.
+                        let _ = link.write_all(&launch).await;
                     }
                 }
                 () = until(force_at) => return Over::Unresponsive,

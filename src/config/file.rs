@@ -15,7 +15,7 @@ use serde::de::{self, Unexpected, Visitor};
 
 use super::document::{Document, nearest};
 use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, duration, fields, limits};
-use crate::agent::{Agent, DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use crate::agent::{Agent, DEFAULT_MAX_LINE_BYTES, Driver, OnInterrupt, ProcessSpec, RESUME_MESSAGE};
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{WhenFull, Workspace};
 
@@ -61,6 +61,9 @@ struct AgentSection {
     idle_timeout: Option<Period>,
     kill_grace: Option<Period>,
     max_concurrent: Option<Whole>,
+    on_interrupt: Option<String>,
+    max_resumes: Option<Whole>,
+    resume_message: Option<String>,
     // Of drivers that start a process:
     command: Option<Vec<String>>,
     env: Option<BTreeMap<String, String>>,
@@ -188,6 +191,7 @@ fn agent(section: &Section<'_>, given: AgentSection, agent: &mut Agent) -> Resul
     section.period("idle_timeout", given.idle_timeout, limits::IDLE_TIMEOUT, &mut agent.idle_timeout)?;
     section.period("kill_grace", given.kill_grace, limits::KILL_GRACE, &mut agent.kill_grace)?;
     section.number("max_concurrent", given.max_concurrent, limits::MAX_CONCURRENT, &mut agent.max_concurrent)?;
+    agent.on_interrupt = on_interrupt(section, given.on_interrupt, given.max_resumes, given.resume_message)?;
     let process = ProcessSection { command: given.command, env: given.env, max_line_bytes: given.max_line_bytes };
     agent.driver = match given.driver.as_deref() {
         Some("demo") => demo(section, &process)?,
@@ -198,6 +202,30 @@ fn agent(section: &Section<'_>, given: AgentSection, agent: &mut Agent) -> Resul
         None => return Err(section.error(&["driver"], format!("is missing: {DRIVERS}"))),
     };
     Ok(())
+}
+
+fn on_interrupt(
+    section: &Section<'_>,
+    given: Option<String>,
+    max_resumes: Option<Whole>,
+    message: Option<String>,
+) -> Result<OnInterrupt, ConfigError> {
+    let mut resume = false;
+    section.choice("on_interrupt", given, [("stop", false), ("resume", true)], &mut resume)?;
+    if !resume {
+        let given = [("max_resumes", max_resumes.is_some()), ("resume_message", message.is_some())];
+        return match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(section.error(&[key], "needs on_interrupt = \"resume\" beside it")),
+            None => Ok(OnInterrupt::Stop),
+        };
+    }
+    let mut at_most = 1;
+    section.number("max_resumes", max_resumes, limits::MAX_RESUMES, &mut at_most)?;
+    let message = message.unwrap_or_else(|| RESUME_MESSAGE.to_owned());
+    if message.trim().is_empty() || message.contains('\0') {
+        return Err(section.error(&["resume_message"], "says nothing that an agent could be told"));
+    }
+    Ok(OnInterrupt::Resume { at_most, message })
 }
 
 const DRIVERS: &str = "use one of demo, openclaw";

@@ -40,6 +40,8 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = TURN_TIMEOUT;
 pub const KILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * 60);
 /// An agent that may never run is one to leave out of the config.
 pub const MAX_CONCURRENT: RangeInclusive<u32> = 1..=10_000;
+/// Whatever is interrupted more often after one message is better looked at.
+pub const MAX_RESUMES: RangeInclusive<u32> = 1..=100;
 /// Below 4 KiB ordinary events are lost; a line is held in memory.
 pub const MAX_LINE_BYTES: RangeInclusive<usize> = 4096..=1024 * 1024 * 1024;
 

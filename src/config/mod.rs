@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::agent::{Agent, Driver};
+use crate::agent::{Agent, Driver, OnInterrupt};
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{WhenFull, Workspace};
 
@@ -198,6 +198,7 @@ impl Agent {
             idle_timeout: Duration::from_secs(10 * 60),
             kill_grace: Duration::from_secs(5),
             max_concurrent: 5,
+            on_interrupt: OnInterrupt::Stop,
         }
     }
 }

@@ -14,10 +14,11 @@ use super::Shared;
 use super::decide::{asked_for, decide, not_started};
 use super::turn::Turn;
 use super::worker::Signals;
-use crate::agent::Agent;
+use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::id::{RunId, SessionId};
+use crate::config::Config;
+use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::{Lease, LeaseLost, SessionKey, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, ExitReport, Outcome};
@@ -65,10 +66,26 @@ pub(super) struct Subject {
     pub session: SessionKey,
     /// Its session.
     pub session_id: SessionId,
+    agent: AgentName,
     timeout_ms: Option<i64>,
 }
 
 impl Subject {
+    /// The end of the run, as far as nothing else is known of it.
+    pub fn settle(&self, config: &Config, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
+        Settle {
+            lease: self.lease,
+            session: self.session,
+            run_id: self.run,
+            events,
+            source_offset: 0,
+            outcome,
+            exit: ExitReport::default(),
+            parts,
+            resumes: config.agents.get(&self.agent).map_or(0, |agent| agent.on_interrupt.resumes()),
+        }
+    }
+
     /// The try at the run that the lease allows.
     pub fn attempt(&self) -> Attempt {
         Attempt { run: self.run, number: self.lease.token }
@@ -82,6 +99,7 @@ impl From<&Claimed> for Subject {
             run: claimed.run,
             session: claimed.session,
             session_id: claimed.session_id.clone(),
+            agent: claimed.agent.clone(),
             timeout_ms: claimed.timeout_ms,
         }
     }
@@ -94,6 +112,7 @@ impl From<&Orphan> for Subject {
             run: orphan.run,
             session: orphan.session,
             session_id: orphan.session_id.clone(),
+            agent: orphan.agent.clone(),
             timeout_ms: orphan.timeout_ms,
         }
     }
@@ -185,6 +204,10 @@ impl<'a> Drive<'a> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
+        let message = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
+        };
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act. In this order, a stop
         // between the two looks makes it earlier.
@@ -199,7 +222,7 @@ impl<'a> Drive<'a> {
             workspace: claimed.workspace.clone(),
             dir: workspace.dir.clone(),
             agent_session: claimed.agent_session.clone(),
-            message: crate::message::prompt(&parts),
+            message,
         };
         let Some(backend) = self.shared.backends.get(&agent.name) else {
             return self
@@ -409,16 +432,12 @@ impl<'a> Drive<'a> {
 
     async fn try_settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Result<(), LeaseLost>, Left> {
         let mut turn = self.turn.clone();
-        let events = turn.close(&outcome);
+        let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
+        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
         let settle = Settle {
-            lease: self.subject.lease,
-            session: self.subject.session,
-            run_id: self.subject.run,
-            events: events.iter().map(Chunk::to_json).collect(),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
-            outcome,
             exit,
-            parts: (!turn.fold().is_empty()).then(|| turn.fold().parts_json()),
+            ..self.subject.settle(&self.shared.config, events, outcome, parts)
         };
         Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
     }

@@ -22,9 +22,9 @@ use crate::backend::reap;
 use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
-use crate::run::{Attempt, Cause, ExitReport, Outcome};
+use crate::run::{Attempt, Cause, Outcome};
 use crate::store::StoreError;
-use crate::store::run::{Orphan, Settle};
+use crate::store::run::Orphan;
 
 /// Most runs that one sweep takes over, and most rows that it expires or purges: a sweep is short, and what is left
 /// comes with the next.
@@ -282,16 +282,8 @@ pub(super) async fn settle_from_log(
     let close = |outcome: &Outcome| {
         let mut turn = replayed.clone();
         let events = turn.close(outcome).iter().map(Chunk::to_json).collect();
-        Settle {
-            lease: subject.lease,
-            session: subject.session,
-            run_id: subject.run,
-            events,
-            source_offset: 0,
-            outcome: outcome.clone(),
-            exit: ExitReport::default(),
-            parts: (!turn.fold().is_empty()).then(|| turn.fold().parts_json()),
-        }
+        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
+        subject.settle(&shared.config, events, outcome.clone(), parts)
     };
     if shared.store.settle(close(&outcome)).await?.is_ok() {
         return Ok(Ok(outcome));

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mainstay::engine::Follower;
-use mainstay::id::RunId;
+use mainstay::engine::{Follower, RunFilter};
+use mainstay::id::{RunId, SessionId};
 use mainstay::run::{Run, Status};
 use serde_json::Value;
 
@@ -382,6 +382,61 @@ async fn a_run_of_another_boot_is_settled_with_all_that_its_agent_said() {
     let record = std::fs::read_to_string(camp.dir.path().join("record")).unwrap();
     assert!(reader.text.starts_with(&record[..before + 50]), "what was said while nobody was there is missing");
     leaves_nothing(&camp, run.id).await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_is_resumed_once_and_only_while_it_is_the_latest() {
+    let script = format!(
+        "echo \"$MAINSTAY_SESSION: $1\" >> told; {}; while [ ! -e stop ]; do sleep 0.02; done; {}",
+        says("begun"),
+        says(" done")
+    );
+    let camp = Camp::new(&[("agent", &script)], "").await;
+    let config = std::fs::read_to_string(&camp.config).unwrap();
+    let resume = "[agents.agent]\non_interrupt = \"resume\"\nresume_message = \"go on\"";
+    std::fs::write(&camp.config, config.replace("[agents.agent]", resume)).unwrap();
+    let daemon = camp.daemon();
+    let runs = |session: &str| {
+        let (camp, session) = (&camp, session.parse::<SessionId>().unwrap());
+        async move {
+            let filter = RunFilter { session: Some(session), ..RunFilter::default() };
+            let mut runs = camp.watcher.list_runs(&filter, 10).await.unwrap();
+            runs.reverse();
+            runs
+        }
+    };
+
+    let first = camp.send("agent", "s", "hi").await.id;
+    camp.grown(first, 4).await;
+    kill(host_of(first));
+    let first = settled(&camp.watcher, first).await;
+    assert_eq!((first.status, first.resumes), (Status::Interrupted, None));
+    let found = runs("s").await;
+    let second = &found[1].1;
+    assert_eq!((found.len(), second.resumes, &second.message_id), (2, Some(first.id), &first.message_id));
+    camp.grown(second.id, 4).await;
+    kill(host_of(second.id));
+    assert_eq!(settled(&camp.watcher, second.id).await.status, Status::Interrupted);
+    assert_eq!(runs("s").await.len(), 2, "its one time is over");
+
+    let cancelled = camp.send("agent", "t", "hi").await.id;
+    camp.grown(cancelled, 4).await;
+    camp.watcher.cancel_run(cancelled).await.unwrap();
+    assert_eq!(settled(&camp.watcher, cancelled).await.status, Status::Cancelled);
+    assert_eq!(runs("t").await.len(), 1, "a person did not want it");
+
+    let old = camp.send("agent", "u", "hi").await.id;
+    camp.grown(old, 4).await;
+    let newer = camp.send("agent", "u", "something else").await.id;
+    kill(host_of(old));
+    assert_eq!(settled(&camp.watcher, old).await.status, Status::Interrupted);
+    camp.grown(newer, 4).await;
+    std::fs::write(camp.dir.path().join("stop"), "").unwrap();
+    assert_eq!(settled(&camp.watcher, newer).await.status, Status::Completed);
+    assert_eq!(runs("u").await.len(), 2, "something newer was asked");
+    let told = std::fs::read_to_string(camp.dir.path().join("told")).unwrap();
+    assert_eq!(told, "s: hi\ns: go on\nt: hi\nu: hi\nu: something else\n");
     assert!(daemon.stop().success());
 }
 

@@ -304,6 +304,7 @@ impl System {
             outcome: Outcome { cause: settle.cause, error: None },
             exit: ExitReport::default(),
             parts: settle.parts.map(parts),
+            resumes: 0,
         };
         written(self.store().settle(settle).await)
     }

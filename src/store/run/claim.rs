@@ -68,6 +68,8 @@ pub struct Claimed {
     pub agent_session: Option<String>,
     /// Its own limit for the whole turn.
     pub timeout_ms: Option<i64>,
+    /// Whether it goes on from an interrupted run.
+    pub resumes: bool,
     /// When it was enqueued.
     pub queued_at: Timestamp,
 }
@@ -311,7 +313,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                WHERE place_rank = 1 AND agent_rank <= places)
            RETURNING key AS "key!", id AS "id!", lease_token AS "token!", session_key AS "session_key!",
                response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!", timeout_ms AS "timeout_ms?",
-               queued_at AS "queued_at!",
+               queued_at AS "queued_at!", resumes IS NOT NULL AS "resumes!: bool",
                (SELECT id FROM slots WHERE slots.key = slot_key) AS "slot?: String",
                (SELECT parts FROM messages WHERE messages.key = message_key) AS "message_parts!: String",
                (SELECT id FROM sessions WHERE sessions.key = session_key) AS "session_id!: String",
@@ -343,6 +345,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             message_parts: row.message_parts,
             agent_session: row.agent_session,
             timeout_ms: row.timeout_ms,
+            resumes: row.resumes,
             queued_at: Timestamp::from_millis(row.queued_at),
         });
     }

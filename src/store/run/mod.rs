@@ -1,7 +1,9 @@
-//! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`.
+//! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`,
+//! `resume.rs`.
 
 mod claim;
 mod enqueue;
+mod resume;
 mod settle;
 
 use std::collections::HashSet;
@@ -38,6 +40,7 @@ struct Row {
     exit_signal: Option<i64>,
     first_seq: Option<i64>,
     last_seq: Option<i64>,
+    resumes: Option<String>,
     malformed_lines: i64,
     queued_at: i64,
     not_before: Option<i64>,
@@ -68,6 +71,7 @@ impl TryFrom<Row> for Located {
             exit_signal: row.exit_signal,
             first_seq: row.first_seq,
             last_seq: row.last_seq,
+            resumes: row.resumes.map(|id| id.parse()).transpose()?,
             malformed_lines: row.malformed_lines,
             queued_at: Timestamp::from_millis(row.queued_at),
             not_before: row.not_before.map(Timestamp::from_millis),
@@ -107,7 +111,8 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
         Row,
         r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
                p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.attempts, r.timeout_ms,
-               r.exit_code, r.exit_signal, r.first_seq, r.last_seq, r.malformed_lines, r.queued_at, r.not_before,
+               r.exit_code, r.exit_signal, r.first_seq, r.last_seq,
+               (SELECT id FROM runs b WHERE b.key = r.resumes) AS "resumes?", r.malformed_lines, r.queued_at, r.not_before,
                r.claimed_at, r.cancel_requested_at, r.settled_at
            FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key
            LEFT JOIN slots p ON p.key = r.slot_key

@@ -11,7 +11,7 @@ use crate::store::event::{Appended, Guarded, batch_json, insert_guarded};
 use crate::store::writer::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
 
-use super::{Located, load_one};
+use super::{Located, load_one, resume};
 
 /// How a run ends.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct Settle {
     pub exit: ExitReport,
     /// The whole message, as JSON parts; none when the agent said nothing.
     pub parts: Option<String>,
+    /// When it was interrupted: how many runs may follow one message because of that.
+    pub resumes: u32,
 }
 
 /// What a request to cancel came to.
@@ -111,6 +113,9 @@ pub(in crate::store) async fn settle_all(
         tx.notices.push(Notice::Events(committed.into()));
         tx.notices.push(Notice::Ready);
         results.push(Ok(Appended { last_seq: row.last_seq }));
+        if settle.resumes > 0 && settle.outcome.status() == Status::Interrupted {
+            resume::enqueue_successor(tx, settle.lease.run, settle.resumes).await?;
+        }
         if row.unwritten {
             write_spans(tx, row.session_key).await?;
         }
