@@ -62,3 +62,4 @@ pub mod engine;
 pub mod cli;
 pub mod http;
 pub mod telemetry;
+pub mod torture;

@@ -14,24 +14,26 @@ use mainstay::cli::plain::plain;
 use mainstay::telemetry;
 
 fn main() -> ExitCode {
-    let exit = match run(&Cli::parse()) {
+    match run(&Cli::parse()) {
         Ok(exit) => exit,
-        Err(error) if reader_is_gone(&error) => Exit::Done,
+        Err(error) if reader_is_gone(&error) => Exit::Done.into(),
         Err(error) => {
             // Nobody is left to tell when stderr is gone too.
             let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
-            Exit::of(&error)
+            Exit::of(&error).into()
         }
-    };
-    exit.into()
+    }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<Exit> {
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Some(exit) = cli.execute_alone()? {
+        return Ok(exit);
+    }
     let config = cli.load_config()?;
     let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
     telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
-    runtime.block_on(cli.execute(config))
+    Ok(runtime.block_on(cli.execute(config))?.into())
 }

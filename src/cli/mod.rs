@@ -16,9 +16,11 @@ mod signals;
 mod stream;
 pub mod table;
 pub mod terminal;
+mod torture;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::Context;
@@ -31,6 +33,7 @@ use crate::event::Seq;
 use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
 use crate::run::{Status, WhenBusy};
 use crate::telemetry::LogFormat;
+use torture::{TortureAgentArgs, TortureArgs};
 
 const GLOBAL: &str = "Global options";
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than completed, or the operation failed; 2 wrong \
@@ -101,6 +104,11 @@ pub enum Command {
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
     Sweep,
+    /// Kill engines and agents at random on a database made for it, and check that nothing is lost
+    Torture(TortureArgs),
+    /// The agent that is tortured
+    #[command(hide = true)]
+    TortureAgent(TortureAgentArgs),
 }
 
 /// `serve`
@@ -299,11 +307,25 @@ impl Cli {
 }
 
 impl Cli {
+    /// Does what needs neither config nor log nor runtime: what an engine starts by itself. None for everything else.
+    ///
+    /// # Errors
+    /// Why it could not be done.
+    pub fn execute_alone(&self) -> anyhow::Result<Option<ExitCode>> {
+        match &self.command {
+            Command::TortureAgent(args) => torture::agent(args).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Does what was asked.
     ///
     /// # Errors
     /// Why it could not be done, for the person who asked.
     pub async fn execute(&self, config: Config) -> anyhow::Result<exit::Exit> {
+        if let Command::Torture(args) = &self.command {
+            return torture::run(args, self.json).await;
+        }
         let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());

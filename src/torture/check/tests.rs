@@ -1,0 +1,1 @@
+//! Each check on evidence that was doctored.
