@@ -1,4 +1,4 @@
-//! The readers: each follows now a session, now a run, from now the beginning, now where it was, and comes back with its
+//! The readers: each follows now a session, now a run, from the beginning, from anywhere or from where it was, and comes back with its
 //! cursor to whatever engine it finds when the connection breaks.
 //!
 //! Always: within a connection nothing is skipped, nothing comes twice, and what was read once is never read otherwise.
@@ -74,9 +74,13 @@ impl Reader {
     /// Follows something for a while, through as many connections as it takes.
     async fn attend(&mut self, target: &Target, heard: &mut BTreeMap<Seq, u64>, stop: &CancellationToken) {
         let until = Instant::now() + Duration::from_millis(self.rng.u64(200..3000));
-        let from_the_beginning = target.is_run || self.rng.bool();
         let last = heard.last_key_value().map_or(0, |(seq, _)| *seq);
-        let mut cursor = if from_the_beginning { 0 } else { last };
+        let mut cursor = match self.rng.u8(..8) {
+            _ if target.is_run => 0,
+            0 => 0,
+            1..3 => self.rng.i64(0..=last),
+            _ => last,
+        };
         while Instant::now() < until && !stop.is_cancelled() {
             let Some(to) = self.addresses.any(&mut self.rng) else {
                 sleep(TRY_AGAIN).await;
@@ -158,5 +162,40 @@ impl<'a> Connection<'a> {
 
     fn violation(&self, promise: &'static str, detail: &str) {
         self.journal.violation(promise, format!("{}: {detail}", self.target.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The promises that a connection finds broken, which gets these events behind a cursor.
+    fn broken(is_run: bool, cursor: Seq, frames: &[(Option<Seq>, &str)]) -> Vec<&'static str> {
+        let target = Target { session: "s".to_owned(), path: "/".to_owned(), is_run };
+        let (journal, mut heard) = (Journal::default(), BTreeMap::new());
+        let mut connection = Connection::new(&target, &journal, cursor, &mut heard);
+        for (seq, data) in frames {
+            connection.take(Frame { seq: *seq, data: (*data).to_owned() });
+        }
+        let report = journal.report(0, Duration::ZERO, Default::default());
+        report.violations.iter().map(|violation| violation.promise).collect()
+    }
+
+    #[test]
+    fn a_gap_a_repeat_a_change_and_an_early_end_are_noticed() {
+        const FINISH: &str = r#"{"type":"finish","finishReason":"stop"}"#;
+        const NOTHING: [&str; 0] = [];
+        let order = ["a connection skips nothing and repeats nothing"];
+        let end = ["the end of a stream is behind the end of its run"];
+        assert_eq!(broken(false, 3, &[(Some(4), "a"), (Some(5), "b")]), NOTHING);
+        assert_eq!(broken(false, 3, &[(Some(5), "b")]), order, "the first event follows the cursor");
+        assert_eq!(broken(false, 0, &[(Some(1), "a"), (Some(3), "c")]), order);
+        assert_eq!(broken(false, 0, &[(Some(1), "a"), (Some(1), "a")]), order);
+        let changed = broken(false, 0, &[(Some(1), "a"), (Some(1), "b")]);
+        assert_eq!(changed, [order[0], "what was read once does not change"]);
+        assert_eq!(broken(true, 0, &[(Some(5), "a"), (Some(6), FINISH), (None, "[DONE]")]), NOTHING);
+        assert_eq!(broken(true, 6, &[(None, "[DONE]")]), NOTHING, "the cursor was at the end");
+        assert_eq!(broken(true, 0, &[(Some(5), "a"), (None, "[DONE]")]), end);
+        assert_eq!(broken(false, 0, &[(Some(1), FINISH), (None, "[DONE]")]), end, "a session has no end");
     }
 }
