@@ -85,9 +85,9 @@ impl Manners {
     fn choose(rng: &mut fastrand::Rng) -> Self {
         let words = if rng.u8(..10) == 0 { rng.u32(1..4) } else { rng.u32(4..80) };
         let end = match rng.u8(..100) {
-            ..80 => End::Well,
-            ..88 => End::Code(rng.u8(1..100)),
-            ..98 => End::Crash,
+            0..80 => End::Well,
+            80..88 => End::Code(rng.u8(1..100)),
+            88..98 => End::Crash,
             _ => End::Hang,
         };
         let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::Docile } else { Stray::Deaf });
@@ -221,17 +221,17 @@ impl Voice {
 
     fn one_thing(&mut self, number: u32) -> io::Result<()> {
         match self.rng.u8(..100) {
-            ..60 => {
+            0..60 => {
                 let word = self.word();
                 self.say(Said::Text(word))
             }
-            ..80 => {
+            60..80 => {
                 let word = self.word();
                 self.say(Said::Reasoning(word))
             }
-            ..90 => self.use_tool(format!("tool-{number}")),
-            ..94 => self.print("this is no event of any protocol"),
-            ..99 => {
+            80..90 => self.use_tool(format!("tool-{number}")),
+            90..94 => self.print("this is no event of any protocol"),
+            94..99 => {
                 // Nobody has to listen to it.
                 let _ = writeln!(io::stderr(), "some noise");
                 Ok(())

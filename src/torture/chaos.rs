@@ -45,22 +45,27 @@ enum Fault {
     Calm,
 }
 
+/// How often each is drawn, beside the others.
+const WEIGHTS: [(Fault, usize); 12] = [
+    (Fault::KillEngine, 42),
+    (Fault::KillEngineOnItsWayUp, 4),
+    (Fault::KillAllEngines, 2),
+    (Fault::PauseEngine, 3),
+    (Fault::Drain, 4),
+    (Fault::HandOver, 5),
+    (Fault::KillAgent, 14),
+    (Fault::KillHost, 8),
+    (Fault::Cancel, 8),
+    (Fault::Close, 4),
+    (Fault::Sweep, 3),
+    (Fault::Calm, 3),
+];
+
 impl Fault {
     fn draw(rng: &mut fastrand::Rng) -> Self {
-        match rng.u8(..100) {
-            ..42 => Self::KillEngine,
-            ..46 => Self::KillEngineOnItsWayUp,
-            ..48 => Self::KillAllEngines,
-            ..51 => Self::PauseEngine,
-            ..55 => Self::Drain,
-            ..60 => Self::HandOver,
-            ..74 => Self::KillAgent,
-            ..82 => Self::KillHost,
-            ..90 => Self::Cancel,
-            ..94 => Self::Close,
-            ..97 => Self::Sweep,
-            _ => Self::Calm,
-        }
+        let all = WEIGHTS.iter().flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight));
+        // There is one.
+        rng.choice(all.collect::<Vec<_>>()).unwrap_or(Self::Calm)
     }
 }
 

@@ -26,19 +26,19 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::engine::{Engine, RunFilter};
-use crate::run::Status;
+use crate::engine::Engine;
+use crate::id::RunId;
 use chaos::Chaos;
 use check::Evidence;
 use fleet::Fleet;
 use journal::Journal;
 pub use journal::{Count, Found, Report, Violation};
 use reader::Reader;
-use writer::Writer;
+use writer::{Sent, Writer};
 
 /// The lease of the engines: the shortest there is, so that one can be stopped past it.
 const LEASE: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl Camp {
         format!(
             "[engine]\nlease = \"{}s\"\nsweep_interval = \"1s\"\nshutdown_grace = \"300ms\"\nidle_ttl = \"500ms\"\n\
              [agents.torture]\ndriver = \"openclaw\"\nmax_concurrent = 1000\nkill_grace = \"200ms\"\n\
-             idle_timeout = \"3s\"\ncommand = [{}, \"torture-agent\", \"--record\", {}, \"--seed\", \"{{message}}\"]\n\
+             idle_timeout = \"3s\"\nturn_timeout = \"10s\"\ncommand = [{}, \"torture-agent\", \"--record\", {}, \"--seed\", \"{{message}}\"]\n\
              [workspaces.default]\nagent = \"torture\"\nslots = {}\ndir = {}\n",
             LEASE.as_secs(),
             quoted(&self.binary),
@@ -139,7 +139,7 @@ pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str
         let (fleet, evidence) = trouble(plan, &camp, &journal, &tell).await?;
         tell("calm: waiting for every run to settle");
         let watcher = Engine::open(&camp.database(), camp.load_config()?).await?;
-        settle(&watcher, &journal).await?;
+        settle(&watcher, &evidence.sent, &journal).await?;
         fleet.stop().await;
         vanish(&camp, &journal).await;
         tell("checking");
@@ -232,26 +232,23 @@ fn progress(journal: &Journal, elapsed: Duration) -> String {
     )
 }
 
-/// Waits until no run is unsettled.
-async fn settle(watcher: &Engine, journal: &Journal) -> anyhow::Result<()> {
-    let began = Instant::now();
-    loop {
-        let mut unsettled = Vec::new();
-        for status in [Status::Queued, Status::Running] {
-            let filter = RunFilter { status: Some(status), ..RunFilter::default() };
-            unsettled.extend(watcher.list_runs(&filter, 20).await?);
-        }
-        if unsettled.is_empty() {
-            return Ok(());
-        }
-        if began.elapsed() >= TO_SETTLE {
-            for (_, run) in unsettled {
-                journal.violation("every run is settled", serde_json::to_string(&run)?);
+/// Waits until every run that a writer was told of is settled.
+async fn settle(watcher: &Engine, sent: &[Sent], journal: &Journal) -> anyhow::Result<()> {
+    let deadline = Instant::now() + TO_SETTLE;
+    for run in sent.iter().filter_map(|sent| sent.run.as_deref()) {
+        let run: RunId = run.parse()?;
+        match timeout_at(deadline, watcher.wait_settled(run)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => journal.violation("an acknowledged run is there", format!("{run}: {error}")),
+            Err(_) => {
+                let run = watcher.run(run).await?;
+                if !run.status.is_settled() {
+                    journal.violation("every run is settled", serde_json::to_string(&run)?);
+                }
             }
-            return Ok(());
         }
-        sleep(LOOK_AGAIN).await;
     }
+    Ok(())
 }
 
 /// Waits until nothing is left of the engines and their agents.

@@ -69,8 +69,8 @@ impl Writer {
     /// Sends a message until it is answered: with its run, or with none when it was refused. None when it never was.
     async fn send(&mut self, message: &str, stop: &CancellationToken) -> Option<Option<String>> {
         let when_busy = match self.rng.u8(..100) {
-            ..85 => "enqueue",
-            ..93 => "interrupt",
+            0..85 => "enqueue",
+            85..93 => "interrupt",
             _ => "reject",
         };
         let text = self.rng.u64(..).to_string();
