@@ -395,7 +395,6 @@ mod tests {
             "mainstay workers -q",
             "mainstay show a",
             "mainstay sweep --log-format json",
-            "mainstay torture --seed 7 --kills 1000 --for 8m --engines 5 --sessions 40 --readers 8 --keep --json",
         ] {
             if let Err(error) = cli(line) {
                 panic!("{line}: {error}");
@@ -418,9 +417,6 @@ mod tests {
             "mainstay runs --status done",
             "mainstay sessions --limit 0",
             "mainstay sessions -v -q",
-            "mainstay torture --for soon",
-            "mainstay torture --engines 0",
-            "mainstay torture-agent --record r",
         ] {
             let error = cli(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -136,3 +136,39 @@ fn show(report: &Report, json: bool, out: &mut impl Write) -> anyhow::Result<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn plan(line: &str) -> Option<Plan> {
+        match Cli::try_parse_from(line.split(' ')).ok()?.command {
+            Command::Torture(args) => Some(args.plan()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_torture_ends_after_kills_or_after_a_time_or_after_what_comes_first() {
+        let limits = |line: &str| plan(line).map(|plan| (plan.kills, plan.limit));
+        assert_eq!(limits("mainstay torture"), Some((DEFAULT_KILLS, LONGEST)));
+        assert_eq!(limits("mainstay torture --kills 7"), Some((7, LONGEST)));
+        assert_eq!(limits("mainstay torture --for 1m30s"), Some((u64::MAX, Duration::from_secs(90))));
+        assert_eq!(limits("mainstay torture --kills 7 --for 8m"), Some((7, Duration::from_secs(480))));
+        for wrong in ["--for soon", "--for 0s", "--kills 0", "--engines 0", "--sessions 0", "--readers many"] {
+            assert_eq!(limits(&format!("mainstay torture {wrong}")), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_agent_has_a_record_and_a_seed_and_a_stray_has_neither() {
+        let parses = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        assert!(parses("mainstay torture-agent --record r --seed 7") && parses("mainstay torture-agent --stray deaf"));
+        for wrong in ["", " --record r", " --seed 7", " --stray mute", " --stray deaf --record r --seed 7"] {
+            assert!(!parses(&format!("mainstay torture-agent{wrong}")), "{wrong}");
+        }
+    }
+}

@@ -24,7 +24,7 @@ use super::{Camp, LEASE};
 const HAND_OVER: Signal = Signal::TERM;
 
 /// The mean pause between two faults.
-const PAUSE_MS: u64 = 120;
+const PAUSE_MS: u64 = 90;
 /// The longest time that an engine stays down.
 const MAX_DOWN_MS: u64 = 400;
 

@@ -239,6 +239,15 @@ fn an_end_without_a_reason_is_seen() {
 }
 
 #[test]
+fn a_run_whose_agent_outlives_the_engine_is_interrupted_only_without_its_host() {
+    let run = Scene::new().run;
+    let (none, its) = (BTreeSet::new(), BTreeSet::from([run.id.to_string()]));
+    assert!(may_lose_its_worker(&run, &none, false));
+    assert!(may_lose_its_worker(&run, &its, true));
+    assert!(!may_lose_its_worker(&run, &none, true));
+}
+
+#[test]
 fn a_message_that_is_not_what_its_events_say_and_a_slot_that_stays_taken_are_seen() {
     assert_eq!(after(|scene| scene.answer = None), ["a message is what its events say"]);
     let slot = |state: &str| Slot {
