@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::camp::{Camp, LEASE};
 use super::client::{ask, get};
 use super::fleet::{Engine, Fleet};
 use super::journal::{Count, Journal};
 use super::processes::{self, Kind};
-use super::{Camp, LEASE};
 
 /// Asks an engine to leave its agents running and go.
 const HAND_OVER: Signal = Signal::TERM;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Camp;
+use super::camp::Camp;
 use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
 use super::record::{MARK, Record, Records, Said};

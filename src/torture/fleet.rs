@@ -4,7 +4,6 @@
 //! start, or does not stop when it is asked to, breaks a promise.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,11 +11,11 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::timeout;
 
+use super::camp::Camp;
 use super::journal::{Count, Journal};
-use super::{Camp, processes};
 
 /// An engine that takes longer to listen or to stop hangs: on a loaded machine both take well under a second.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -115,14 +114,10 @@ impl Engine {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log())?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.camp.log(self.number))?;
         let mut command = self.camp.command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         Ok(command.spawn()?)
-    }
-
-    fn log(&self) -> PathBuf {
-        self.camp.dir.join(format!("engine-{}.log", self.number))
     }
 
     /// SIGKILL.
@@ -180,43 +175,5 @@ impl Engine {
             // Also waits for it. It fails when it was gone already.
             let _ = child.kill().await;
         }
-    }
-}
-
-impl Camp {
-    /// A command of this binary on the torture's database, which carries its mark.
-    pub(super) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MAINSTAY_")) {
-            command.env_remove(name);
-        }
-        command.args(arguments).arg("--db").arg(self.database()).arg("--config").arg(self.config());
-        command.env(processes::MARK, &self.dir).current_dir(&self.dir);
-        // Ctrl-C is for us; we see to it that they end.
-        command.process_group(0).kill_on_drop(true);
-        command
-    }
-
-    pub(super) fn database(&self) -> PathBuf {
-        self.dir.join("m.db")
-    }
-
-    pub(super) fn config(&self) -> PathBuf {
-        self.dir.join("mainstay.toml")
-    }
-
-    pub(super) fn records(&self) -> PathBuf {
-        self.dir.join("records")
-    }
-
-    /// What is wrong in the logs of the engines.
-    pub(super) fn panics(&self) -> Vec<String> {
-        let logs = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_log = |path: &Path| path.extension().is_some_and(|extension| extension == "log");
-        let logs = logs.filter(|path| is_log(path)).filter_map(|path| std::fs::read_to_string(path).ok());
-        logs.flat_map(|log| {
-            log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect::<Vec<_>>()
-        })
-        .collect()
     }
 }

@@ -8,6 +8,7 @@
 //! (`check.rs`).
 
 pub mod agent;
+mod camp;
 mod chaos;
 mod check;
 mod client;
@@ -19,19 +20,18 @@ mod record;
 mod writer;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
 use crate::engine::Engine;
 use crate::id::RunId;
+use camp::Camp;
 use chaos::Chaos;
 use check::Evidence;
 use fleet::Fleet;
@@ -40,12 +40,8 @@ pub use journal::{Count, Found, Report, Violation};
 use reader::Reader;
 use writer::{Sent, Writer};
 
-/// The lease of the engines: the shortest there is, so that one can be stopped past it.
-const LEASE: Duration = Duration::from_secs(1);
 /// With all engines back and nobody in their way, every run is settled within this time.
 const TO_SETTLE: Duration = Duration::from_secs(90);
-/// Once the engines have stopped, nothing of theirs is left after this time.
-const TO_VANISH: Duration = Duration::from_secs(5);
 /// Between two looks at something that shows only from outside.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Between two lines about the progress.
@@ -72,67 +68,13 @@ pub struct Plan {
     pub keep: bool,
 }
 
-/// Where a torture takes place.
-struct Camp {
-    dir: PathBuf,
-    binary: PathBuf,
-}
-
-impl Camp {
-    /// Makes the directory, with a config in it.
-    fn pitch(plan: &Plan) -> anyhow::Result<Self> {
-        let parent = plan.dir.canonicalize().with_context(|| format!("failed to find {}", plan.dir.display()))?;
-        let dir = parent.join(format!("torture-{}-{}", plan.seed, std::process::id()));
-        let camp = Self { dir, binary: std::env::current_exe().context("failed to find this program")? };
-        fs::create_dir(&camp.dir).with_context(|| format!("failed to make {}", camp.dir.display()))?;
-        fs::create_dir(camp.records())?;
-        fs::write(camp.config(), camp.config_text(plan.sessions))?;
-        Ok(camp)
-    }
-
-    /// Times are short, so that much happens; slots are fewer than sessions, so that some have to share.
-    fn config_text(&self, sessions: usize) -> String {
-        // A JSON string is a TOML string.
-        let quoted = |path: &Path| Value::from(path.display().to_string());
-        format!(
-            "[engine]\nlease = \"{}s\"\nsweep_interval = \"1s\"\nshutdown_grace = \"300ms\"\nidle_ttl = \"500ms\"\n\
-             [agents.torture]\ndriver = \"openclaw\"\nmax_concurrent = 1000\nkill_grace = \"200ms\"\n\
-             idle_timeout = \"3s\"\nturn_timeout = \"10s\"\ncommand = [{}, \"torture-agent\", \"--record\", {}, \"--seed\", \"{{message}}\"]\n\
-             [workspaces.default]\nagent = \"torture\"\nslots = {}\ndir = {}\n",
-            LEASE.as_secs(),
-            quoted(&self.binary),
-            quoted(&self.records()),
-            sessions.div_ceil(3) * 2,
-            quoted(&self.dir),
-        )
-    }
-
-    fn load_config(&self) -> anyhow::Result<Config> {
-        Ok(Config::load(&fs::read_to_string(self.config())?, &self.config(), &self.dir)?)
-    }
-
-    /// What of the torture still runs.
-    async fn processes(self: &Arc<Self>) -> Vec<processes::Found> {
-        let camp = self.clone();
-        // It fails only when the runtime goes down.
-        tokio::task::spawn_blocking(move || processes::find(&camp.dir)).await.unwrap_or_default()
-    }
-
-    /// Ends all of it.
-    async fn clear(self: &Arc<Self>) {
-        for process in self.processes().await {
-            processes::kill(&process, &self.dir);
-        }
-    }
-}
-
 /// Does it. `tell` is given a line about the progress now and then. None when it was interrupted.
 ///
 /// # Errors
 /// When it could not be done; what the engines do wrong is in the report.
 pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str)) -> anyhow::Result<Option<Report>> {
     let began = Instant::now();
-    let camp = Arc::new(Camp::pitch(plan)?);
+    let camp = Arc::new(Camp::pitch(&plan.dir, plan.seed, plan.sessions)?);
     let journal = Arc::new(Journal::default());
     tell(&format!("seed {}, in {}", plan.seed, camp.dir.display()));
     let torture = async {
@@ -141,7 +83,9 @@ pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str
         let watcher = Engine::open(&camp.database(), camp.load_config()?).await?;
         settle(&watcher, &evidence.sent, &journal).await?;
         fleet.stop().await;
-        vanish(&camp, &journal).await;
+        for left in camp.until_deserted().await {
+            journal.violation("nothing is left behind", left);
+        }
         tell("checking");
         let found = check::all(&watcher, &camp, &evidence, &journal).await?;
         watcher.close().await;
@@ -249,23 +193,4 @@ async fn settle(watcher: &Engine, sent: &[Sent], journal: &Journal) -> anyhow::R
         }
     }
     Ok(())
-}
-
-/// Waits until nothing is left of the engines and their agents.
-async fn vanish(camp: &Arc<Camp>, journal: &Journal) {
-    let began = Instant::now();
-    loop {
-        let left = camp.processes().await;
-        if left.is_empty() {
-            return;
-        }
-        if began.elapsed() >= TO_VANISH {
-            for process in left {
-                let processes::Found { pid, command, run, .. } = process;
-                journal.violation("no process is left behind", format!("{pid} of run {run:?}: {command}"));
-            }
-            return;
-        }
-        sleep(LOOK_AGAIN).await;
-    }
 }

@@ -137,14 +137,9 @@ impl<'a> Connection<'a> {
 
     /// Answers whether there is more to come.
     fn take(&mut self, frame: Frame) -> bool {
-        let Some(seq) = frame.seq else {
-            self.is_over = self.target.is_run && frame.data == "[DONE]";
-            // Behind a cursor that was at the end already there is nothing but this.
-            if !self.is_over || !(self.finished || self.first) {
-                self.violation("the end of a stream is behind the end of its run", &frame.data);
-            }
-            return false;
-        };
+        let kind = serde_json::from_str::<Value>(&frame.data).ok();
+        let is_end = kind.is_some_and(|chunk| chunk["type"] == "finish");
+        let Some(seq) = frame.seq else { return self.take_unplaced(&frame.data, is_end) };
         self.journal.count(Count::EventsRead);
         let follows = seq == self.cursor + 1 || (self.target.is_run && self.first && seq > self.cursor);
         if !follows {
@@ -154,10 +149,20 @@ impl<'a> Connection<'a> {
         if *self.heard.entry(seq).or_insert(digest) != digest {
             self.violation("what was read once does not change", &format!("{seq}"));
         }
-        let kind = serde_json::from_str::<Value>(&frame.data).ok();
-        self.finished = kind.is_some_and(|chunk| chunk["type"] == "finish");
-        (self.cursor, self.first) = (seq, false);
+        (self.cursor, self.first, self.finished) = (seq, false, is_end);
         true
+    }
+
+    /// `[DONE]`, or an event of a run that was cancelled in the queue: those are told before they have a place.
+    fn take_unplaced(&mut self, data: &str, is_end: bool) -> bool {
+        self.is_over = data == "[DONE]";
+        // Behind a cursor that was at the end already there is nothing but the last word.
+        let well_placed = if self.is_over { self.finished || self.first } else { self.first };
+        if !self.target.is_run || !well_placed {
+            self.violation("the end of a stream is behind the end of its run", data);
+        }
+        self.finished |= is_end;
+        !self.is_over
     }
 
     fn violation(&self, promise: &'static str, detail: &str) {
@@ -195,6 +200,8 @@ mod tests {
         assert_eq!(changed, [order[0], "what was read once does not change"]);
         assert_eq!(broken(true, 0, &[(Some(5), "a"), (Some(6), FINISH), (None, "[DONE]")]), NOTHING);
         assert_eq!(broken(true, 6, &[(None, "[DONE]")]), NOTHING, "the cursor was at the end");
+        assert_eq!(broken(true, 0, &[(None, "a"), (None, FINISH), (None, "[DONE]")]), NOTHING, "it never began");
+        assert_eq!(broken(true, 0, &[(Some(1), "a"), (None, "b")]), end, "what has begun has places");
         assert_eq!(broken(true, 0, &[(Some(5), "a"), (None, "[DONE]")]), end);
         assert_eq!(broken(false, 0, &[(Some(1), FINISH), (None, "[DONE]")]), end, "a session has no end");
     }
