@@ -114,10 +114,9 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
     let mut voice = Voice { rng, record, pid: identity.pid, words: 0, stdout: Some(io::stdout()) };
-    let ended = voice.talk(&manners);
-    match ended {
+    match voice.talk(&manners) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
-        ended => ended?,
+        talked => talked?,
     }
     let code = match manners.end {
         End::Well => 0,
@@ -204,11 +203,12 @@ struct Voice {
 impl Voice {
     fn talk(&mut self, manners: &Manners) -> io::Result<()> {
         for number in 0..manners.words {
-            self.one_thing(number).or_else(|error| {
-                let goes_on = manners.ignores_broken_pipe && error.kind() == ErrorKind::BrokenPipe;
-                self.stdout = self.stdout.take().filter(|_| !goes_on);
-                if goes_on { Ok(()) } else { Err(error) }
-            })?;
+            match self.one_thing(number) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
+                    self.stdout = None
+                }
+                done => done?,
+            }
             if self.rng.bool() {
                 sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
             }

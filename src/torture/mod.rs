@@ -99,14 +99,14 @@ pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str
         () = interrupted.cancelled() => Ok(None),
     };
     camp.clear().await;
-    let well = journal.violations() == 0 && found.is_ok();
-    let mut report = found?.map(|found| journal.report(plan.seed, began.elapsed(), found));
-    if well && !plan.keep {
+    let keep = plan.keep || journal.violations() > 0 || found.is_err();
+    if keep {
+        tell(&format!("kept {}", camp.dir.display()));
+    } else {
         fs::remove_dir_all(&camp.dir).with_context(|| format!("failed to remove {}", camp.dir.display()))?;
-    } else if let Some(report) = &mut report {
-        report.kept_in = Some(camp.dir.display().to_string());
     }
-    Ok(report)
+    let kept_in = keep.then(|| camp.dir.display().to_string());
+    Ok(found?.map(|found| Report { kept_in, ..journal.report(plan.seed, began.elapsed(), found) }))
 }
 
 /// Begins everything, lets chaos loose until there was enough of it, and brings all engines back.
