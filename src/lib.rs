@@ -63,3 +63,4 @@ pub mod engine;
 pub mod cli;
 pub mod http;
 pub mod telemetry;
+pub mod torture;

@@ -11,7 +11,6 @@ use clap::Parser;
 use mainstay::backend::host;
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
-use mainstay::cli::init;
 use mainstay::cli::plain::plain;
 use mainstay::telemetry;
 
@@ -26,19 +25,21 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = Cli::parse();
-    let ended = if cli.needs_init() { init::run() } else { run(&cli).map(ExitCode::from) };
-    ended.unwrap_or_else(|error| {
-        if reader_is_gone(&error) {
-            return Exit::Done.into();
+    match run(&Cli::parse()) {
+        Ok(exit) => exit,
+        Err(error) if reader_is_gone(&error) => Exit::Done.into(),
+        Err(error) => {
+            // Nobody is left to tell when stderr is gone too.
+            let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
+            Exit::of(&error).into()
         }
-        // Nobody is left to tell when stderr is gone too.
-        let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
-        Exit::of(&error).into()
-    })
+    }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<Exit> {
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Some(exit) = cli.execute_alone()? {
+        return Ok(exit);
+    }
     let mut config = cli.load_config()?;
     // This very program, also after another one was put in its place.
     config.engine.host_program = "/proc/self/exe".into();
@@ -47,5 +48,5 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
-    runtime.block_on(cli.execute(config))
+    Ok(runtime.block_on(cli.execute(config))?.into())
 }

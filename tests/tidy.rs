@@ -32,6 +32,7 @@ fn floor(module: &str) -> (u8, &str) {
         "store" => (1, "store"),
         "engine" => (2, "engine"),
         "http" => (3, "http"),
+        "torture" => (3, "torture"),
         "cli" => (4, "cli"),
         "telemetry" => (4, "telemetry"),
         "main" => (5, "main"),

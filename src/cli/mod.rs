@@ -6,7 +6,7 @@
 mod attach;
 mod cancel;
 pub mod exit;
-pub mod init;
+mod init;
 mod input;
 mod list;
 pub mod plain;
@@ -18,9 +18,11 @@ mod stream;
 mod supervisor;
 pub mod table;
 pub mod terminal;
+mod torture;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::Context;
@@ -33,6 +35,7 @@ use crate::event::Seq;
 use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
 use crate::run::{Status, WhenBusy};
 use crate::telemetry::LogFormat;
+use torture::{TortureAgentArgs, TortureArgs};
 
 const GLOBAL: &str = "Global options";
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than completed, or the operation failed; 2 wrong \
@@ -103,6 +106,11 @@ pub enum Command {
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
     Sweep,
+    /// Kill engines and agents at random on a database made for it, and check that nothing is lost
+    Torture(TortureArgs),
+    /// The agent that is tortured
+    #[command(hide = true)]
+    TortureAgent(TortureAgentArgs),
 }
 
 /// `serve`
@@ -301,9 +309,17 @@ impl Cli {
 }
 
 impl Cli {
-    /// Whether this process is to look after a container, and to leave the command to a child.
-    pub fn needs_init(&self) -> bool {
-        matches!(self.command, Command::Serve(_)) && init::is_pid_1()
+    /// Does what needs neither config nor log nor runtime: what an engine starts by itself, and looking after a container
+    /// as its PID 1, where the command is left to a child. None for everything else.
+    ///
+    /// # Errors
+    /// Why it could not be done.
+    pub fn execute_alone(&self) -> anyhow::Result<Option<ExitCode>> {
+        match &self.command {
+            Command::TortureAgent(args) => torture::agent(args).map(Some),
+            Command::Serve(_) if init::is_pid_1() => init::run().map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Does what was asked.
@@ -311,6 +327,9 @@ impl Cli {
     /// # Errors
     /// Why it could not be done, for the person who asked.
     pub async fn execute(&self, config: Config) -> anyhow::Result<exit::Exit> {
+        if let Command::Torture(args) = &self.command {
+            return torture::run(args, self.json).await;
+        }
         let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());

@@ -5,7 +5,7 @@
 //! the caller, and whether a directory or a program exists is found out when it is needed.
 
 mod document;
-mod duration;
+pub mod duration;
 mod error;
 mod fields;
 mod file;

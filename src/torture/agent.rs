@@ -1,0 +1,282 @@
+//! The agent: says what its seed tells it to say, well or badly behaved, and keeps its own record of it.
+//!
+//! Always: a word is in the record before the engine can read it; while an agent lives it holds a lock on its session and
+//! one on its slot, which the kernel lets go with its last breath, so that whoever finds one held has met another agent.
+//! One thread only: of a process with more, the first may be seen dead while another still holds the locks.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Context;
+use procfs::process::Process;
+use rustix::process::{Signal, getpid, kill_process, setsid};
+
+use super::record::{Identity, Line, MARK, Said, Writer};
+
+/// The longest pause between two words.
+const MAX_PAUSE_MS: u64 = 20;
+/// A long word does not fit into a pipe.
+const LONG_WORD_BYTES: usize = 100 * 1024;
+/// Nothing that is left behind stays for longer, even if nobody ends it.
+const MAX_STRAY: Duration = Duration::from_secs(300);
+
+/// How an agent is started.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Where it writes its record.
+    pub record: PathBuf,
+    /// What it was sent: its seed.
+    pub seed: u64,
+}
+
+/// How an agent comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Well,
+    Code(u8),
+    Crash,
+    Hang,
+}
+
+/// What an agent does beside talking.
+struct Manners {
+    words: u32,
+    end: End,
+    /// Does not end when it is asked to.
+    ignores_sigterm: bool,
+    /// Goes on working when nobody listens any more.
+    ignores_broken_pipe: bool,
+    stray: Option<Stray>,
+}
+
+/// A process that an agent leaves behind, in a session of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stray {
+    /// Ends when it is asked to.
+    Docile,
+    /// Does not.
+    Deaf,
+}
+
+impl Stray {
+    const ALL: [Self; 2] = [Self::Docile, Self::Deaf];
+
+    /// The word on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Docile => "docile",
+            Self::Deaf => "deaf",
+        }
+    }
+}
+
+impl std::str::FromStr for Stray {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|stray| stray.as_str() == text).ok_or("docile or deaf is needed")
+    }
+}
+
+impl Manners {
+    fn choose(rng: &mut fastrand::Rng) -> Self {
+        let words = if rng.u8(..10) == 0 { rng.u32(1..4) } else { rng.u32(4..80) };
+        let end = match rng.u8(..100) {
+            0..80 => End::Well,
+            80..88 => End::Code(rng.u8(1..100)),
+            88..98 => End::Crash,
+            _ => End::Hang,
+        };
+        let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::Docile } else { Stray::Deaf });
+        Self { words, end, ignores_sigterm: rng.u8(..8) == 0, ignores_broken_pipe: rng.bool(), stray }
+    }
+}
+
+/// Is an agent, to the end. Answers with its exit status.
+///
+/// # Errors
+/// When it was not started by an engine, or cannot write its record.
+pub fn run(agent: &Agent) -> anyhow::Result<u8> {
+    let mut rng = fastrand::Rng::with_seed(agent.seed);
+    let manners = Manners::choose(&mut rng);
+    // Before any lock is taken, so that it inherits none between its fork and its exec.
+    if let Some(stray) = manners.stray {
+        leave_behind(stray)?;
+    }
+    let _deaf = manners.ignores_sigterm.then(Deaf::new).transpose()?;
+    let identity = identity()?;
+    let mut record = Writer::create(&agent.record, &identity)?;
+    let _places = [
+        claim(&agent.record, &mut record, "session", &identity.session)?,
+        claim(&agent.record, &mut record, "slot", &identity.slot)?,
+    ];
+    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, stdout: Some(io::stdout()) };
+    match voice.talk(&manners) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
+        talked => talked?,
+    }
+    let code = match manners.end {
+        End::Well => 0,
+        End::Code(code) => code,
+        End::Crash => {
+            let _ = kill_process(getpid(), Signal::KILL);
+            1
+        }
+        End::Hang => {
+            sleep(MAX_STRAY);
+            1
+        }
+    };
+    voice.record.write(&Line::Ended(code))?;
+    Ok(code)
+}
+
+/// Is a process that an agent left behind.
+///
+/// # Errors
+/// When it gets no session of its own, or cannot listen for signals.
+pub fn stray(stray: Stray) -> anyhow::Result<()> {
+    setsid()?;
+    let _deaf = (stray == Stray::Deaf).then(Deaf::new).transpose()?;
+    sleep(MAX_STRAY);
+    Ok(())
+}
+
+fn leave_behind(stray: Stray) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["torture-agent", "--stray", stray.as_str()]);
+    // Nobody waits for it: that is what it is for.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    Ok(())
+}
+
+/// As long as it is there, SIGTERM is taken and nothing comes of it.
+struct Deaf {
+    _listening: (tokio::runtime::Runtime, tokio::signal::unix::Signal),
+}
+
+impl Deaf {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        drop(entered);
+        Ok(Self { _listening: (runtime, signal) })
+    }
+}
+
+fn identity() -> anyhow::Result<Identity> {
+    let variable =
+        |name: &str| std::env::var(name).with_context(|| format!("an engine sets {name}: none started this"));
+    Ok(Identity {
+        run: variable("MAINSTAY_RUN")?,
+        attempt: variable("MAINSTAY_ATTEMPT")?.parse()?,
+        session: variable("MAINSTAY_SESSION")?,
+        slot: variable("MAINSTAY_SLOT")?,
+        pid: std::process::id(),
+        started_at_ticks: Process::myself()?.stat()?.starttime,
+    })
+}
+
+/// Takes a place for as long as the file is open; meeting somebody there is what the record is for.
+fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
+    let lock = OpenOptions::new().create(true).append(true).open(dir.join(format!("{kind}-{name}")))?;
+    if lock.try_lock().is_err() {
+        record.write(&Line::Met(format!("{kind} {name}")))?;
+    }
+    Ok(lock)
+}
+
+/// What an agent talks with.
+struct Voice {
+    rng: fastrand::Rng,
+    record: Writer,
+    pid: u32,
+    words: u32,
+    /// None when nobody listens any more.
+    stdout: Option<io::Stdout>,
+}
+
+impl Voice {
+    fn talk(&mut self, manners: &Manners) -> io::Result<()> {
+        for number in 0..manners.words {
+            match self.one_thing(number) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
+                    self.stdout = None
+                }
+                done => done?,
+            }
+            if self.rng.bool() {
+                sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
+            }
+        }
+        if manners.end == End::Well && self.rng.bool() {
+            self.print(r#"{"event":"agent","stream":"lifecycle","data":{"phase":"end"}}"#)?;
+        }
+        Ok(())
+    }
+
+    fn one_thing(&mut self, number: u32) -> io::Result<()> {
+        match self.rng.u8(..100) {
+            0..60 => {
+                let word = self.word();
+                self.say(Said::Text(word))
+            }
+            60..80 => {
+                let word = self.word();
+                self.say(Said::Reasoning(word))
+            }
+            80..90 => self.use_tool(format!("tool-{number}")),
+            90..94 => self.print("this is no event of any protocol"),
+            94..99 => {
+                // Nobody has to listen to it.
+                let _ = writeln!(io::stderr(), "some noise");
+                Ok(())
+            }
+            _ => {
+                let mut word = self.word();
+                word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
+                self.say(Said::Text(word))
+            }
+        }
+    }
+
+    fn use_tool(&mut self, id: String) -> io::Result<()> {
+        let input = self.word();
+        self.say(Said::ToolStarted { id: id.clone(), input })?;
+        sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
+        match self.rng.u8(..10) {
+            // Its end is left open.
+            0 => Ok(()),
+            1 => {
+                let error = self.word();
+                self.say(Said::ToolFailed { id, error })
+            }
+            _ => {
+                let output = self.word();
+                self.say(Said::ToolFinished { id, output })
+            }
+        }
+    }
+
+    fn word(&mut self) -> String {
+        let word = format!("{MARK}{}.{} ", self.pid, self.words);
+        self.words += 1;
+        word
+    }
+
+    fn say(&mut self, said: Said) -> io::Result<()> {
+        let line = said.to_openclaw();
+        self.record.write(&Line::Said(said))?;
+        self.print(&line)
+    }
+
+    fn print(&mut self, line: &str) -> io::Result<()> {
+        let Some(stdout) = &mut self.stdout else { return Ok(()) };
+        stdout.write_all(format!("{line}\n").as_bytes())?;
+        stdout.flush()
+    }
+}

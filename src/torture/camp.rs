@@ -1,0 +1,160 @@
+//! Where a torture takes place: a directory of its own, with the database, the config, the logs of the engines and the
+//! records of the agents; and the processes that belong to it.
+//!
+//! Always: everything that is started carries the mark of the directory, and makes its temporary files in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+
+use super::{LOOK_AGAIN, processes};
+use crate::config::Config;
+
+/// The lease of the engines: the shortest there is, so that one can be stopped past it.
+pub(super) const LEASE: Duration = Duration::from_secs(1);
+/// Once the engines have stopped, nothing of theirs is left after this time.
+const TO_VANISH: Duration = Duration::from_secs(5);
+
+/// A directory with all that belongs to it.
+pub(super) struct Camp {
+    pub(super) dir: PathBuf,
+    binary: PathBuf,
+}
+
+impl Camp {
+    /// Makes the directory in `parent`, with a config in it.
+    pub(super) fn pitch(parent: &Path, seed: u64, sessions: usize) -> anyhow::Result<Self> {
+        let parent = parent.canonicalize().with_context(|| format!("failed to find {}", parent.display()))?;
+        let dir = parent.join(format!("torture-{seed}-{}", std::process::id()));
+        let camp = Self { dir, binary: std::env::current_exe().context("failed to find this program")? };
+        for dir in [camp.dir.clone(), camp.records(), camp.temp()] {
+            fs::create_dir(&dir).with_context(|| format!("failed to make {}", dir.display()))?;
+        }
+        fs::write(camp.config(), camp.config_text(sessions))?;
+        Ok(camp)
+    }
+
+    /// Times are short, so that much happens; slots are fewer than sessions, so that some have to share.
+    fn config_text(&self, sessions: usize) -> String {
+        // A JSON string is a TOML string.
+        let quoted = |path: &Path| Value::from(path.display().to_string());
+        let (binary, records, dir) = (quoted(&self.binary), quoted(&self.records()), quoted(&self.dir));
+        let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
+        format!(
+            r#"[engine]
+lease = "{lease}s"
+sweep_interval = "1s"
+shutdown_grace = "300ms"
+idle_ttl = "500ms"
+
+[agents.torture]
+driver = "openclaw"
+command = [{binary}, "torture-agent", "--record", {records}, "--seed", "{{message}}"]
+max_concurrent = 1000
+kill_grace = "200ms"
+idle_timeout = "3s"
+turn_timeout = "10s"
+
+[workspaces.default]
+agent = "torture"
+slots = {slots}
+dir = {dir}
+"#
+        )
+    }
+
+    pub(super) fn load_config(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(&fs::read_to_string(self.config())?, &self.config(), &self.dir)?)
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.dir.join("m.db")
+    }
+
+    pub(super) fn records(&self) -> PathBuf {
+        self.dir.join("records")
+    }
+
+    pub(super) fn log(&self, engine: usize) -> PathBuf {
+        self.dir.join(format!("engine-{engine}.log"))
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("mainstay.toml")
+    }
+
+    fn temp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// A command of this binary on the database.
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MAINSTAY_")) {
+            command.env_remove(name);
+        }
+        command.args(arguments).arg("--db").arg(self.database()).arg("--config").arg(self.config());
+        command.env(processes::MARK, &self.dir).env("TMPDIR", self.temp()).current_dir(&self.dir);
+        // Ctrl-C is for us; we see to it that they end.
+        command.process_group(0).kill_on_drop(true);
+        command
+    }
+
+    /// What runs here.
+    async fn processes(self: &Arc<Self>) -> Vec<processes::Found> {
+        let camp = self.clone();
+        // It fails only when the runtime goes down.
+        tokio::task::spawn_blocking(move || processes::find(&camp.dir)).await.unwrap_or_default()
+    }
+
+    /// Waits until nothing runs here any more and no temporary file is left. Answers with what is there all the same.
+    pub(super) async fn until_deserted(self: &Arc<Self>) -> Vec<String> {
+        let began = Instant::now();
+        loop {
+            let processes = self.processes().await.into_iter();
+            let processes = processes.map(|found| format!("{} of run {:?}: {}", found.pid, found.run, found.command));
+            let files = fs::read_dir(self.temp()).into_iter().flatten().flatten().map(|file| file.path());
+            let files = files.filter(|path| !is_of_sqlite(path)).map(|path| path.display().to_string());
+            let left: Vec<_> = processes.chain(files).collect();
+            if left.is_empty() || began.elapsed() >= TO_VANISH {
+                return left;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Ends all that runs here.
+    pub(super) async fn clear(self: &Arc<Self>) {
+        let began = Instant::now();
+        while began.elapsed() < TO_VANISH {
+            let left = self.processes().await;
+            if left.is_empty() {
+                return;
+            }
+            for process in left {
+                processes::kill(&process, &self.dir);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Panics, as the logs of the engines tell them.
+    pub(super) fn panics(&self) -> Vec<String> {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|file| file.path());
+        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        let logs = logs.filter_map(|path| fs::read_to_string(path).ok());
+        let panics = |log: String| log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect();
+        logs.flat_map::<Vec<_>, _>(panics).collect()
+    }
+}
+
+/// SQLite unlinks its temporary files as soon as it has opened them; a kill may come in between.
+fn is_of_sqlite(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"etilqs_"))
+}

@@ -1,0 +1,213 @@
+//! The faults, drawn from the seed one after the other: which, to whom, and how long until the next.
+//!
+//! Always: the same seed draws the same faults in the same order; what they hit is up to the machine. No more engines are
+//! worked on at once than there are, so that each is up again after a bounded time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Method;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::camp::{Camp, LEASE};
+use super::client::{ask, get};
+use super::fleet::{Engine, Fleet};
+use super::journal::{Count, Journal};
+use super::processes::{self, Kind};
+
+/// Asks an engine to leave its agents running and go.
+const HAND_OVER: Signal = Signal::USR2;
+
+/// The mean pause between two faults.
+const PAUSE_MS: u64 = 90;
+/// The longest time that an engine stays down.
+const MAX_DOWN_MS: u64 = 400;
+
+/// What can happen.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    KillEngine,
+    KillEngineOnItsWayUp,
+    KillAllEngines,
+    PauseEngine,
+    Drain,
+    HandOver,
+    KillAgent,
+    KillHost,
+    Cancel,
+    Close,
+    Sweep,
+    Calm,
+}
+
+/// How often each is drawn, beside the others.
+const WEIGHTS: [(Fault, usize); 12] = [
+    (Fault::KillEngine, 42),
+    (Fault::KillEngineOnItsWayUp, 4),
+    (Fault::KillAllEngines, 2),
+    (Fault::PauseEngine, 3),
+    (Fault::Drain, 4),
+    (Fault::HandOver, 5),
+    (Fault::KillAgent, 14),
+    (Fault::KillHost, 8),
+    (Fault::Cancel, 8),
+    (Fault::Close, 4),
+    (Fault::Sweep, 3),
+    (Fault::Calm, 3),
+];
+
+impl Fault {
+    fn draw(rng: &mut fastrand::Rng) -> Self {
+        let all = WEIGHTS.iter().flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight));
+        // There is one.
+        rng.choice(all.collect::<Vec<_>>()).unwrap_or(Self::Calm)
+    }
+}
+
+/// Who brings the faults about.
+pub(super) struct Chaos {
+    pub(super) rng: fastrand::Rng,
+    pub(super) camp: Arc<Camp>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) sessions: Vec<String>,
+    pub(super) journal: Arc<Journal>,
+}
+
+impl Chaos {
+    /// Goes on until it is asked to stop, and leaves nothing stopped or half done.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut under_way = JoinSet::new();
+        while !stop.is_cancelled() {
+            self.next(&mut under_way).await;
+            while under_way.try_join_next().is_some() {}
+            let pause = Duration::from_millis(self.rng.u64(..2 * PAUSE_MS));
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        under_way.join_all().await;
+    }
+
+    async fn next(&mut self, under_way: &mut JoinSet<()>) {
+        let fault = Fault::draw(&mut self.rng);
+        let number = self.rng.usize(..self.fleet.engines.len());
+        // Drawn for every fault, so that what comes next does not depend on what this one finds.
+        let down = Duration::from_millis(if self.rng.bool() { 0 } else { self.rng.u64(..MAX_DOWN_MS) });
+        let mut fork = self.rng.fork();
+        match fault {
+            Fault::KillEngine => {
+                let Some(mut engine) = self.engine(number) else { return };
+                under_way.spawn(async move {
+                    engine.kill().await;
+                    sleep(down).await;
+                    engine.start().await;
+                });
+            }
+            Fault::KillEngineOnItsWayUp => {
+                let Some(mut engine) = self.engine(number) else { return };
+                under_way.spawn(async move {
+                    engine.kill().await;
+                    engine.begin_to_start();
+                    sleep(down / 4).await;
+                    engine.kill().await;
+                    engine.start().await;
+                });
+            }
+            Fault::KillAllEngines => {
+                let engines: Vec<_> = (0..self.fleet.engines.len()).filter_map(|number| self.engine(number)).collect();
+                under_way.spawn(kill_together(engines, down));
+            }
+            Fault::PauseEngine => {
+                let Some(engine) = self.engine(number) else { return };
+                self.journal.count(Count::EnginePauses);
+                under_way.spawn(async move {
+                    engine.signal(Signal::STOP);
+                    sleep(LEASE + Duration::from_millis(200) + 2 * down).await;
+                    engine.signal(Signal::CONT);
+                });
+            }
+            Fault::Drain => self.restart(number, Signal::TERM, Count::Drains, under_way),
+            Fault::HandOver => self.restart(number, HAND_OVER, Count::HandOvers, under_way),
+            Fault::KillAgent => self.kill(Kind::Agent, Count::AgentKills).await,
+            Fault::KillHost => self.kill(Kind::Host, Count::HostKills).await,
+            Fault::Cancel => self.cancel(&mut fork).await,
+            Fault::Close => self.close(&mut fork).await,
+            Fault::Sweep => {
+                let mut command = self.camp.command(&["--quiet", "sweep"]);
+                self.journal.count(Count::Sweeps);
+                // What it prints is for nobody, and a busy database may turn it away.
+                under_way.spawn(async move { drop(command.output().await) });
+            }
+            Fault::Calm => sleep(4 * down).await,
+        }
+    }
+
+    /// An engine that nothing is done to at the moment.
+    fn engine(&self, number: usize) -> Option<OwnedMutexGuard<Engine>> {
+        self.fleet.engines.get(number)?.clone().try_lock_owned().ok()
+    }
+
+    fn restart(&self, number: usize, signal: Signal, count: Count, under_way: &mut JoinSet<()>) {
+        let Some(mut engine) = self.engine(number) else { return };
+        self.journal.count(count);
+        under_way.spawn(async move {
+            engine.stop(signal).await;
+            engine.start().await;
+        });
+    }
+
+    async fn kill(&mut self, kind: Kind, count: Count) {
+        let dir = self.camp.dir.clone();
+        // Reads /proc; it fails only when the runtime goes down.
+        let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
+        let found: Vec<_> = found.into_iter().filter(|process| process.kind == kind).collect();
+        // Not drawn by index: how many there are is up to the machine.
+        let Some(process) = self.rng.fork().choice(&found).cloned() else { return };
+        // Noted before it is true: nothing may be interrupted before we know of it.
+        if kind == Kind::Host
+            && let Some(run) = process.run.clone()
+        {
+            self.journal.host_killed(run);
+        }
+        if processes::kill(&process, &self.camp.dir) {
+            self.journal.count(count);
+        }
+    }
+
+    async fn cancel(&self, rng: &mut fastrand::Rng) {
+        let Some(to) = self.fleet.addresses().any(rng) else { return };
+        let status = if rng.u8(..4) == 0 { "queued" } else { "running" };
+        let Ok(answer) = get(to, &format!("/v1/runs?status={status}&limit=20")).await else { return };
+        let Some(run) = rng.choice(answer.items()) else { return };
+        let key = if rng.bool() { "id" } else { "session_id" };
+        let Some(id) = run[key].as_str() else { return };
+        let kind = if key == "id" { "runs" } else { "sessions" };
+        if ask(to, Method::POST, &format!("/v1/{kind}/{id}/cancel"), None).await.is_ok() {
+            self.journal.count(Count::Cancels);
+        }
+    }
+
+    async fn close(&self, rng: &mut fastrand::Rng) {
+        let (Some(to), Some(session)) = (self.fleet.addresses().any(rng), rng.choice(&self.sessions)) else { return };
+        let path = format!("/v1/sessions/{session}/close");
+        if ask(to, Method::POST, &path, Some(&json!({"cancel": rng.bool()}))).await.is_ok() {
+            self.journal.count(Count::Closes);
+        }
+    }
+}
+
+async fn kill_together(mut engines: Vec<OwnedMutexGuard<Engine>>, down: Duration) {
+    for engine in &mut engines {
+        engine.kill().await;
+    }
+    sleep(down).await;
+    for engine in &mut engines {
+        engine.start().await;
+    }
+}

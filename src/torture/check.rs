@@ -1,0 +1,259 @@
+//! The checks at the end: what was promised, held against what others know: clients, readers, and the agents themselves.
+//!
+//! Always: every check is a pure function of what was gathered, and `check/tests.rs` shows each of them failing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::camp::Camp;
+use super::journal::{Found, Journal};
+use super::reader::{Heard, digest};
+use super::record::{MARK, Record, Records, Said};
+use super::writer::Sent;
+use crate::chunk::Chunk;
+use crate::engine::{Engine, MessageCursor, RunFilter};
+use crate::event::Event;
+use crate::id::SessionId;
+use crate::message::{Message, Role};
+use crate::run::{Cause, Run, Status};
+use crate::slot::Slot;
+
+/// Whether agents outlive the engine that started them. Then only what ends the host of an agent may interrupt its run.
+const AGENTS_OUTLIVE_ENGINES: bool = true;
+
+/// Rows of a page.
+const PAGE: i64 = 500;
+
+/// What was gathered outside of the database.
+#[derive(Default)]
+pub(super) struct Evidence {
+    pub(super) sent: Vec<Sent>,
+    pub(super) heard: Vec<Heard>,
+    /// Runs whose agent lost its host.
+    pub(super) without_host: BTreeSet<String>,
+}
+
+/// Checks all that is there, a session at a time.
+pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journal: &Journal) -> anyhow::Result<Found> {
+    let runs = runs(engine).await?;
+    let records = Records::list(&camp.records())?;
+    let mut found = Found { agents: u64::try_from(records.count())?, ..Found::default() };
+    for run in &runs {
+        *found.runs.entry(run.status.as_str()).or_default() += 1;
+        *found.causes.entry(run.cause.clone().unwrap_or_default()).or_default() += 1;
+        found.runs_tried_again += u64::from(run.attempts > 1);
+    }
+    messages(&evidence.sent, &runs, journal);
+    slots(&engine.list_slots().await?, journal);
+
+    let mut by_session: BTreeMap<SessionId, Vec<&Run>> = BTreeMap::new();
+    for run in &runs {
+        by_session.entry(run.session_id.clone()).or_default().push(run);
+    }
+    for (session, runs) in by_session {
+        let events = events(engine, &session).await?;
+        found.events += u64::try_from(events.len())?;
+        log(&session, &events, &runs, journal);
+        for heard in evidence.heard.iter().filter_map(|heard| heard.get(session.as_str())) {
+            reading(&session, &events, heard, journal);
+        }
+        let answers = answers(engine, &session).await?;
+        for run in runs {
+            let stored = stored(&events, run);
+            speech(run, &stored, &records.of(&run.id.to_string())?, journal);
+            ending(run, &evidence.without_host, journal);
+            answer(run, &stored, answers.get(run.response_id.as_str()).map(String::as_str), journal);
+        }
+    }
+    Ok(found)
+}
+
+async fn runs(engine: &Engine) -> anyhow::Result<Vec<Run>> {
+    let (mut runs, mut filter) = (Vec::new(), RunFilter::default());
+    loop {
+        let page = engine.list_runs(&filter, PAGE).await?;
+        let Some((last, _)) = page.last() else { return Ok(runs) };
+        filter.before = Some(*last);
+        runs.extend(page.into_iter().map(|(_, run)| run));
+    }
+}
+
+async fn events(engine: &Engine, session: &SessionId) -> anyhow::Result<Vec<Event>> {
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        let after = events.last().map_or(0, |event| event.seq);
+        let page = engine.session_events(session, after, PAGE).await?;
+        if page.is_empty() {
+            return Ok(events);
+        }
+        events.extend(page);
+    }
+}
+
+/// What agents said in each answer, by its id.
+async fn answers(engine: &Engine, session: &SessionId) -> anyhow::Result<BTreeMap<String, String>> {
+    let (mut answers, mut after) = (BTreeMap::new(), Some(MessageCursor::START));
+    while let Some(cursor) = after {
+        let page = engine.list_messages(session, cursor, PAGE, true).await?;
+        let of_agents = page.messages.iter().filter(|message| message.role == Role::Assistant);
+        answers.extend(of_agents.map(|message| (message.id.to_string(), text(message))));
+        after = page.next;
+    }
+    Ok(answers)
+}
+
+fn text(message: &Message) -> String {
+    let parts: Vec<serde_json::Value> = serde_json::from_str(message.parts.get()).unwrap_or_default();
+    let texts = parts.iter().filter(|part| part["type"] == "text").filter_map(|part| part["text"].as_str());
+    texts.filter(|text| text.starts_with(MARK)).collect()
+}
+
+/// What is stored of an agent's words.
+fn stored(events: &[Event], run: &Run) -> Vec<Said> {
+    let of_run = events.iter().filter(|event| event.run_id == run.id);
+    of_run.filter_map(|event| Said::of_chunk(serde_json::from_str::<Chunk>(event.event.get()).ok()?)).collect()
+}
+
+/// Every message that was acknowledged has the run that it was acknowledged with, and no other; one that was refused has
+/// none.
+fn messages(sent: &[Sent], runs: &[Run], journal: &Journal) {
+    let mut by_message: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for run in runs {
+        by_message.entry((run.session_id.as_str(), run.message_id.as_str())).or_default().push(run.id.to_string());
+    }
+    for Sent { session, message, run } in sent {
+        let found = by_message.remove(&(session, message)).unwrap_or_default();
+        if !found.iter().eq(run) {
+            let detail = format!("{message} was answered with {run:?}, and has {found:?}");
+            journal.violation("a message has the one run that it was acknowledged with", detail);
+        }
+    }
+    for ((session, message), runs) in by_message {
+        if runs.len() > 1 {
+            journal.violation("a message has one run", format!("{session} {message}: {runs:?}"));
+        }
+    }
+}
+
+fn slots(slots: &[Slot], journal: &Journal) {
+    for slot in slots.iter().filter(|slot| slot.state == "active" || slot.run_id.is_some()) {
+        journal.violation("a slot is free when nothing runs", format!("{slot:?}"));
+    }
+}
+
+/// The log has no gap, and each run's span is one piece with one end.
+fn log(session: &SessionId, events: &[Event], runs: &[&Run], journal: &Journal) {
+    for (event, seq) in events.iter().zip(1..) {
+        if event.seq != seq {
+            journal.violation("a log has no gap", format!("{session}: {} where {seq} should be", event.seq));
+            break;
+        }
+    }
+    for run in runs {
+        let of_run: Vec<_> = events.iter().filter(|event| event.run_id == run.id).collect();
+        let (first, last) = (of_run.first().map(|event| event.seq), of_run.last().map(|event| event.seq));
+        let length = last.zip(first).map(|(last, first)| last - first + 1);
+        let is_whole = length.is_some_and(|length| usize::try_from(length) == Ok(of_run.len()));
+        if !is_whole || (first, last) != (run.first_seq, run.last_seq) {
+            journal
+                .violation("a run is one piece of its session", format!("{} {first:?} to {last:?}: {run:?}", run.id));
+        }
+        let is = |event: &&Event, kind: &str| event.event.get().starts_with(&format!("{{\"type\":\"{kind}\""));
+        let ends: Vec<_> = of_run.iter().filter(|event| is(event, "finish")).map(|event| event.seq).collect();
+        if !of_run.first().is_some_and(|event| is(event, "start")) || last.is_none() || !ends.iter().eq(&last) {
+            journal.violation("a run begins once and ends once, at its end", format!("{}: ends at {ends:?}", run.id));
+        }
+    }
+}
+
+/// What a reader got is what is stored.
+fn reading(session: &SessionId, events: &[Event], heard: &BTreeMap<i64, u64>, journal: &Journal) {
+    let stored: BTreeMap<_, _> = events.iter().map(|event| (event.seq, digest(event.event.get()))).collect();
+    for (seq, digest) in heard {
+        if stored.get(seq) != Some(digest) {
+            let what = if stored.contains_key(seq) { "is stored otherwise" } else { "is not stored" };
+            journal.violation("what a reader got is stored", format!("{session}: {seq} {what}"));
+        }
+    }
+}
+
+/// What an agent said is stored in its order, once, and by one agent for each run; of one that did not come to its end by
+/// itself, as far as it was listened to.
+fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
+    for (agent, place) in agents.iter().flat_map(|agent| agent.met.iter().map(move |place| (agent, place))) {
+        let Record { agent, .. } = agent;
+        journal.violation("two agents never live in one place", format!("{agent:?} met another in its {place}"));
+    }
+    // Agents before the last one were proven dead and had said nothing: all that is stored is by the last.
+    let (said, ended) = agents.last().map_or((&[][..], None), |agent| (&agent.said[..], agent.ended));
+    if let Some(at) = (0..stored.len()).find(|at| stored.get(*at) != said.get(*at)) {
+        let shown = |words: &[Said]| words.get(at).map(Said::shown);
+        let detail = format!(
+            "{}: word {at} of {} is {:?}, and the last of {} agents said {:?}",
+            run.id,
+            stored.len(),
+            shown(stored),
+            agents.len(),
+            shown(said)
+        );
+        journal.violation("what is stored is what the agent said", detail);
+        return;
+    }
+    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    // A kill may come between the record of a word and the word.
+    let may_miss = match cause {
+        Some(Cause::Finished | Cause::ExitCode) => 0,
+        Some(Cause::Signal) => 1,
+        _ => usize::MAX,
+    };
+    let missing = said.len() - stored.len();
+    if missing > may_miss {
+        let detail = format!("{} ({}): {missing} of {} words are missing", run.id, run.status, said.len());
+        journal.violation("what an agent said is stored", detail);
+    }
+    let explained = match cause {
+        Some(Cause::Finished) => ended == Some(0),
+        Some(Cause::ExitCode) => ended.map(i64::from) == run.exit_code,
+        Some(Cause::NoOutput) => said.is_empty(),
+        _ => true,
+    };
+    if !explained {
+        let detail = format!("{}: {cause:?}, exit code {:?}, by its record {ended:?}", run.id, run.exit_code);
+        journal.violation("a run ends as its agent did", detail);
+    }
+}
+
+/// A run ends for a reason that there was.
+fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
+    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    let legal = match cause {
+        Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
+        Some(Cause::WorkerLost) => may_lose_its_worker(run, without_host, AGENTS_OUTLIVE_ENGINES),
+        Some(cause) => !matches!(
+            cause,
+            Cause::AgentError | Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal
+        ),
+        None => false,
+    };
+    if !legal || cause.map(Cause::status) != Some(run.status) || !run.status.is_settled() {
+        let detail = format!("{} is {}, {:?}: {:?}", run.id, run.status, run.cause, run.error);
+        journal.violation("a run ends for a reason that there was", detail);
+    }
+}
+
+/// A run goes on when its engine is gone; what held its agent is what it cannot do without.
+fn may_lose_its_worker(run: &Run, without_host: &BTreeSet<String>, agents_outlive_engines: bool) -> bool {
+    !agents_outlive_engines || without_host.contains(&run.id.to_string())
+}
+
+/// The message that clients get is made of what is stored.
+fn answer(run: &Run, stored: &[Said], answer: Option<&str>, journal: &Journal) {
+    let text: String =
+        stored.iter().filter_map(|said| if let Said::Text(text) = said { Some(&**text) } else { None }).collect();
+    if run.status != Status::Queued && answer.unwrap_or_default() != text {
+        let detail = format!("{}: {} bytes instead of {}", run.response_id, answer.map_or(0, str::len), text.len());
+        journal.violation("a message is what its events say", detail);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! Each check on evidence that was doctored: what is well passes, and every kind of damage is seen for what it is.
+
+use serde_json::value::RawValue;
+
+use super::*;
+use crate::clock::Timestamp;
+use crate::id::{MessageId, RunId};
+use crate::torture::record::Identity;
+
+/// A run of one session, with all that others know of it.
+struct Scene {
+    run: Run,
+    others: Vec<Run>,
+    events: Vec<Event>,
+    agents: Vec<Record>,
+    sent: Vec<Sent>,
+    heard: BTreeMap<i64, u64>,
+    answer: Option<String>,
+    slots: Vec<Slot>,
+}
+
+const STREAM: [&str; 6] = [
+    r##"{"type":"start","messageId":"a"}"##,
+    r##"{"type":"text-start","id":"text-0"}"##,
+    r##"{"type":"text-delta","id":"text-0","delta":"#7.0 "}"##,
+    r##"{"type":"text-delta","id":"text-0","delta":"#7.1 "}"##,
+    r##"{"type":"text-end","id":"text-0"}"##,
+    r##"{"type":"finish","finishReason":"stop"}"##,
+];
+
+fn event(seq: i64, run_id: RunId, json: &str) -> Event {
+    let event = RawValue::from_string(json.to_owned()).unwrap();
+    Event { seq, at: Timestamp::from_millis(0), run_id, event }
+}
+
+fn record(run: &Run, pid: u32, words: &[&str], ended: Option<u8>) -> Record {
+    let agent = Identity {
+        run: run.id.to_string(),
+        attempt: i64::from(pid),
+        session: "s".to_owned(),
+        slot: "chat-slot-default-1".to_owned(),
+        pid,
+        started_at_ticks: 1,
+    };
+    let said = words.iter().map(|word| Said::Text((*word).to_owned())).collect();
+    Record { agent, met: Vec::new(), said, ended }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let id = RunId::generate();
+        let at = Some(Timestamp::from_millis(0));
+        let run = Run {
+            id,
+            session_id: "s".parse().unwrap(),
+            message_id: "m".parse().unwrap(),
+            response_id: MessageId::of_response(id),
+            workspace: "default".parse().unwrap(),
+            agent: "torture".parse().unwrap(),
+            slot: None,
+            status: Status::Completed,
+            cause: Some("finished".to_owned()),
+            error: None,
+            priority: 0,
+            attempts: 1,
+            timeout_ms: None,
+            exit_code: Some(0),
+            exit_signal: None,
+            first_seq: Some(1),
+            last_seq: Some(6),
+            malformed_lines: 0,
+            queued_at: Timestamp::from_millis(0),
+            not_before: None,
+            claimed_at: at,
+            cancel_requested_at: None,
+            settled_at: at,
+        };
+        let sent = Sent { session: "s".into(), message: "m".into(), run: Some(id.to_string()) };
+        Self {
+            events: STREAM.iter().zip(1..).map(|(json, seq)| event(seq, id, json)).collect(),
+            agents: vec![record(&run, 7, &["#7.0 ", "#7.1 "], Some(0))],
+            sent: vec![sent],
+            heard: STREAM.iter().zip(1..).map(|(json, seq)| (seq, digest(json))).collect(),
+            answer: Some("#7.0 #7.1 ".to_owned()),
+            slots: Vec::new(),
+            others: Vec::new(),
+            run,
+        }
+    }
+
+    fn end(&mut self, status: Status, cause: Cause) {
+        (self.run.status, self.run.cause) = (status, Some(cause.as_str().to_owned()));
+    }
+
+    /// The promises that are found broken.
+    fn broken(&self) -> Vec<&'static str> {
+        let journal = Journal::default();
+        let runs: Vec<Run> = std::iter::once(&self.run).chain(&self.others).cloned().collect();
+        let stored = stored(&self.events, &self.run);
+        messages(&self.sent, &runs, &journal);
+        slots(&self.slots, &journal);
+        log(&self.run.session_id, &self.events, &[&self.run], &journal);
+        reading(&self.run.session_id, &self.events, &self.heard, &journal);
+        speech(&self.run, &stored, &self.agents, &journal);
+        ending(&self.run, &BTreeSet::new(), &journal);
+        answer(&self.run, &stored, self.answer.as_deref(), &journal);
+        let report = journal.report(0, std::time::Duration::ZERO, Found::default());
+        let mut promises: Vec<_> = report.violations.iter().map(|violation| violation.promise).collect();
+        promises.dedup();
+        promises
+    }
+}
+
+/// What is found when a good scene is damaged.
+fn after(damage: impl FnOnce(&mut Scene)) -> Vec<&'static str> {
+    let mut scene = Scene::new();
+    damage(&mut scene);
+    scene.broken()
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn what_is_well_passes() {
+    assert_eq!(after(|_| ()), NOTHING);
+    // A cut at the end is no damage when the agent was ended.
+    let cut = after(|scene| {
+        scene.end(Status::Interrupted, Cause::WorkerLost);
+        scene.agents[0].said.push(Said::Text("#7.2".into()));
+        scene.agents[0].ended = None;
+    });
+    assert_eq!(cut, NOTHING);
+    let tried_again = after(|scene| scene.agents.insert(0, record(&scene.run, 6, &["#6.0 "], None)));
+    assert_eq!(tried_again, NOTHING);
+}
+
+#[test]
+fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
+    let gap = after(|scene| {
+        scene.events.remove(2);
+        scene.heard.remove(&3);
+    });
+    assert!(gap.contains(&"a log has no gap") && gap.contains(&"what is stored is what the agent said"), "{gap:?}");
+
+    let closed_over = after(|scene| {
+        scene.events.remove(3);
+        scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
+        scene.run.last_seq = Some(5);
+        scene.heard.clear();
+        scene.answer = Some("#7.0 ".into());
+    });
+    assert_eq!(closed_over, ["what an agent said is stored"]);
+
+    let doubled = after(|scene| {
+        let again = event(0, scene.run.id, STREAM[3]);
+        scene.events.insert(4, again);
+        scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
+        scene.run.last_seq = Some(7);
+        scene.heard.clear();
+        scene.answer = Some("#7.0 #7.1 #7.1 ".into());
+    });
+    assert_eq!(doubled, ["what is stored is what the agent said"]);
+
+    let swapped = after(|scene| {
+        scene.events[2] = event(3, scene.run.id, STREAM[3]);
+        scene.events[3] = event(4, scene.run.id, STREAM[2]);
+        scene.heard.clear();
+        scene.answer = Some("#7.1 #7.0 ".into());
+    });
+    assert_eq!(swapped, ["what is stored is what the agent said"]);
+}
+
+#[test]
+fn an_end_that_is_missing_doubled_or_early_is_seen() {
+    const PROMISE: [&str; 1] = ["a run begins once and ends once, at its end"];
+    let without = after(|scene| {
+        scene.events.pop();
+        scene.run.last_seq = Some(5);
+        scene.heard.remove(&6);
+    });
+    assert_eq!(without, PROMISE);
+    let more = after(|scene| {
+        scene.events.push(event(7, scene.run.id, STREAM[5]));
+        scene.run.last_seq = Some(7);
+    });
+    assert_eq!(more, PROMISE);
+    let foreign = after(|scene| scene.events.insert(2, event(3, RunId::generate(), STREAM[1])));
+    assert!(foreign.contains(&"a log has no gap"), "{foreign:?}");
+    assert_eq!(after(|scene| scene.run.last_seq = Some(5)), ["a run is one piece of its session"]);
+}
+
+#[test]
+fn two_agents_for_one_run_are_seen() {
+    let met = after(|scene| scene.agents[0].met.push("session s".into()));
+    assert_eq!(met, ["two agents never live in one place"]);
+    // The first had spoken, and another was started all the same.
+    let again = after(|scene| scene.agents.push(record(&scene.run, 8, &["#8.0 "], Some(0))));
+    assert_eq!(again, ["what is stored is what the agent said"]);
+    let none = after(|scene| scene.agents.clear());
+    assert_eq!(none, ["what is stored is what the agent said"]);
+}
+
+#[test]
+fn a_reader_who_got_what_is_not_stored_is_heard() {
+    const PROMISE: [&str; 1] = ["what a reader got is stored"];
+    let lost = after(|scene| scene.heard.extend([(7, digest(STREAM[5]))]));
+    assert_eq!(lost, PROMISE);
+    let otherwise = after(|scene| scene.heard.extend([(3, digest(STREAM[3]))]));
+    assert_eq!(otherwise, PROMISE);
+}
+
+#[test]
+fn a_message_with_no_run_two_runs_or_another_run_is_seen() {
+    const PROMISE: [&str; 1] = ["a message has the one run that it was acknowledged with"];
+    let second = |scene: &Scene| Run { id: RunId::generate(), ..scene.run.clone() };
+    assert_eq!(after(|scene| scene.others.push(second(scene))), PROMISE);
+    assert_eq!(after(|scene| scene.sent[0].run = Some(RunId::generate().to_string())), PROMISE);
+    assert_eq!(after(|scene| scene.sent[0].message = "lost".into()), PROMISE);
+    assert_eq!(after(|scene| scene.sent[0].run = None), PROMISE, "it was refused, and ran");
+    let unanswered = after(|scene| {
+        scene.sent.clear();
+        scene.others.push(second(scene));
+    });
+    assert_eq!(unanswered, ["a message has one run"]);
+}
+
+#[test]
+fn an_end_without_a_reason_is_seen() {
+    const PROMISE: [&str; 1] = ["a run ends for a reason that there was"];
+    assert_eq!(after(|scene| scene.end(Status::Cancelled, Cause::Cancelled)), PROMISE, "nobody asked for it");
+    assert_eq!(after(|scene| scene.end(Status::Failed, Cause::Internal)), PROMISE);
+    assert_eq!(after(|scene| scene.end(Status::Failed, Cause::TurnTimeout)), PROMISE, "the cause has another status");
+    assert_eq!(after(|scene| scene.agents[0].ended = None), ["a run ends as its agent did"], "killed is not completed");
+    let other_code = after(|scene| {
+        scene.end(Status::Failed, Cause::ExitCode);
+        scene.run.exit_code = Some(3);
+    });
+    assert_eq!(other_code, ["a run ends as its agent did"]);
+}
+
+#[test]
+fn a_run_whose_agent_outlives_the_engine_is_interrupted_only_without_its_host() {
+    let run = Scene::new().run;
+    let (none, its) = (BTreeSet::new(), BTreeSet::from([run.id.to_string()]));
+    assert!(may_lose_its_worker(&run, &none, false));
+    assert!(may_lose_its_worker(&run, &its, true));
+    assert!(!may_lose_its_worker(&run, &none, true));
+}
+
+#[test]
+fn a_message_that_is_not_what_its_events_say_and_a_slot_that_stays_taken_are_seen() {
+    assert_eq!(after(|scene| scene.answer = None), ["a message is what its events say"]);
+    let slot = |state: &str| Slot {
+        id: "chat-slot-default-1".into(),
+        workspace: "default".parse().unwrap(),
+        number: 1,
+        enabled: true,
+        state: state.into(),
+        session_id: None,
+        run_id: None,
+        last_active_at: None,
+    };
+    assert_eq!(after(|scene| scene.slots = vec![slot("free"), slot("idle")]), NOTHING);
+    assert_eq!(after(|scene| scene.slots = vec![slot("active")]), ["a slot is free when nothing runs"]);
+}

@@ -1,0 +1,153 @@
+//! What happened in a torture: how often what was done, and what should not have happened.
+//!
+//! Always: bounded; of violations beyond the first few only the number is kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// So many violations are kept with their details.
+const MAX_VIOLATIONS: usize = 50;
+
+/// Something that must never happen, and did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Which promise is broken.
+    pub promise: &'static str,
+    /// Where, and how.
+    pub detail: String,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Count {
+    EngineKills,
+    AgentKills,
+    HostKills,
+    EnginePauses,
+    Drains,
+    HandOvers,
+    Cancels,
+    Closes,
+    Sweeps,
+    MessagesAcknowledged,
+    MessagesRefused,
+    SendsRetried,
+    SendsDoubled,
+    SendsHungUp,
+    StreamsOpened,
+    EventsRead,
+}
+
+/// Shared by all who take part.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    counts: BTreeMap<Count, u64>,
+    violations: Vec<Violation>,
+    violations_total: u64,
+    runs_without_host: BTreeSet<String>,
+}
+
+impl Journal {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count(&self, what: Count) {
+        self.add(what, 1);
+    }
+
+    pub(super) fn add(&self, what: Count, number: u64) {
+        *self.entries().counts.entry(what).or_default() += number;
+    }
+
+    pub(super) fn counted(&self, what: Count) -> u64 {
+        self.entries().counts.get(&what).copied().unwrap_or_default()
+    }
+
+    /// Processes that were ended by SIGKILL.
+    pub(super) fn kills(&self) -> u64 {
+        [Count::EngineKills, Count::AgentKills, Count::HostKills].map(|kills| self.counted(kills)).iter().sum()
+    }
+
+    pub(super) fn violation(&self, promise: &'static str, detail: impl Into<String>) {
+        let mut entries = self.entries();
+        entries.violations_total += 1;
+        if entries.violations.len() < MAX_VIOLATIONS {
+            entries.violations.push(Violation { promise, detail: detail.into() });
+        }
+    }
+
+    pub(super) fn violations(&self) -> u64 {
+        self.entries().violations_total
+    }
+
+    /// The host of this run's agent was killed.
+    pub(super) fn host_killed(&self, run: String) {
+        self.entries().runs_without_host.insert(run);
+    }
+
+    pub(super) fn runs_without_host(&self) -> BTreeSet<String> {
+        self.entries().runs_without_host.clone()
+    }
+
+    pub(super) fn report(&self, seed: u64, duration: Duration, found: Found) -> Report {
+        let entries = self.entries();
+        Report {
+            seed,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            counts: entries.counts.clone(),
+            found,
+            violations_total: entries.violations_total,
+            violations: entries.violations.clone(),
+            kept_in: None,
+        }
+    }
+}
+
+/// What the database held at the end.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Found {
+    /// Runs by status.
+    pub runs: BTreeMap<&'static str, u64>,
+    /// Runs by cause.
+    pub causes: BTreeMap<String, u64>,
+    /// Runs that were claimed more than once.
+    pub runs_tried_again: u64,
+    /// Events in all logs.
+    pub events: u64,
+    /// Agents that kept a record.
+    pub agents: u64,
+}
+
+/// The report of a torture.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// How long it took, with the checks.
+    pub duration_ms: u64,
+    /// What was done.
+    #[serde(flatten)]
+    pub counts: BTreeMap<Count, u64>,
+    /// What was there at the end.
+    #[serde(flatten)]
+    pub found: Found,
+    /// How many violations there were.
+    pub violations_total: u64,
+    /// The first of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
+    /// Where the database, logs and records are, when they were kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_in: Option<String>,
+}

@@ -1,0 +1,196 @@
+//! The torture: engines, agents, writers and readers as real processes and connections, on one database, under faults
+//! drawn from a seed; and then the question whether anything was lost, doubled, or left behind.
+//!
+//! Always: everything is seen from outside. What clients, readers and agents noted for themselves is held against what the
+//! engine stored, so that no mistake of the engine can hide itself.
+//!
+//! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run comes to its end), stop, check
+//! (`check.rs`).
+
+pub mod agent;
+mod camp;
+mod chaos;
+mod check;
+mod client;
+mod fleet;
+mod journal;
+mod processes;
+mod reader;
+mod record;
+mod writer;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::id::RunId;
+use camp::Camp;
+use chaos::Chaos;
+use check::Evidence;
+use fleet::Fleet;
+use journal::Journal;
+pub use journal::{Count, Found, Report, Violation};
+use reader::Reader;
+use writer::{Sent, Writer};
+
+/// With all engines back and nobody in their way, every run is settled within this time.
+const TO_SETTLE: Duration = Duration::from_secs(90);
+/// Between two looks at something that shows only from outside.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Between two lines about the progress.
+const TELL_AGAIN: Duration = Duration::from_secs(3);
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What all is drawn from.
+    pub seed: u64,
+    /// The trouble is over after so many kills.
+    pub kills: u64,
+    /// And after this time at the latest.
+    pub limit: Duration,
+    /// Engines on the one database.
+    pub engines: usize,
+    /// Sessions, each with a writer.
+    pub sessions: usize,
+    /// Readers.
+    pub readers: usize,
+    /// Where a directory for it is made.
+    pub dir: PathBuf,
+    /// Keep that directory also when all is well.
+    pub keep: bool,
+}
+
+/// Does it. `tell` is given a line about the progress now and then. None when it was interrupted.
+///
+/// # Errors
+/// When it could not be done; what the engines do wrong is in the report.
+pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str)) -> anyhow::Result<Option<Report>> {
+    let began = Instant::now();
+    let camp = Arc::new(Camp::pitch(&plan.dir, plan.seed, plan.sessions)?);
+    let journal = Arc::new(Journal::default());
+    tell(&format!("seed {}, in {}", plan.seed, camp.dir.display()));
+    let torture = async {
+        let (fleet, evidence) = trouble(plan, &camp, &journal, &tell).await?;
+        tell("calm: waiting for every run to settle");
+        let watcher = Engine::open(&camp.database(), camp.load_config()?).await?;
+        settle(&watcher, &evidence.sent, &journal).await?;
+        fleet.stop().await;
+        for left in camp.until_deserted().await {
+            journal.violation("nothing is left behind", left);
+        }
+        tell("checking");
+        let found = check::all(&watcher, &camp, &evidence, &journal).await?;
+        watcher.close().await;
+        for line in camp.panics() {
+            journal.violation("an engine does not panic", line);
+        }
+        Ok::<_, anyhow::Error>(found)
+    };
+    let found = tokio::select! {
+        found = torture => found.map(Some),
+        () = interrupted.cancelled() => Ok(None),
+    };
+    camp.clear().await;
+    let keep = plan.keep || journal.violations() > 0 || found.is_err();
+    if keep {
+        tell(&format!("kept {}", camp.dir.display()));
+    } else {
+        fs::remove_dir_all(&camp.dir).with_context(|| format!("failed to remove {}", camp.dir.display()))?;
+    }
+    let kept_in = keep.then(|| camp.dir.display().to_string());
+    Ok(found?.map(|found| Report { kept_in, ..journal.report(plan.seed, began.elapsed(), found) }))
+}
+
+/// Begins everything, lets chaos loose until there was enough of it, and brings all engines back.
+async fn trouble(
+    plan: &Plan,
+    camp: &Arc<Camp>,
+    journal: &Arc<Journal>,
+    tell: impl Fn(&str),
+) -> anyhow::Result<(Arc<Fleet>, Evidence)> {
+    let mut rng = fastrand::Rng::with_seed(plan.seed);
+    let fleet = Arc::new(Fleet::new(camp, journal, plan.engines));
+    fleet.start().await;
+    let sessions: Vec<String> = (0..plan.sessions).map(|number| format!("session-{number}")).collect();
+    let (stop_chaos, stop_writers, stop_readers) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+
+    let chaos = Chaos {
+        rng: rng.fork(),
+        camp: camp.clone(),
+        fleet: fleet.clone(),
+        sessions: sessions.clone(),
+        journal: journal.clone(),
+    };
+    let (mut chaoses, mut writers, mut readers) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+    chaoses.spawn(chaos.run(stop_chaos.clone()));
+    for session in &sessions {
+        let (session, rng) = (session.clone(), rng.fork());
+        let writer = Writer { session, rng, addresses: fleet.addresses(), journal: journal.clone() };
+        writers.spawn(writer.run(stop_writers.clone()));
+    }
+    for _ in 0..plan.readers {
+        let (sessions, rng) = (sessions.clone(), rng.fork());
+        let reader = Reader { sessions, rng, addresses: fleet.addresses(), journal: journal.clone() };
+        readers.spawn(reader.run(stop_readers.clone()));
+    }
+
+    let (began, mut told) = (Instant::now(), Instant::now());
+    while journal.kills() < plan.kills && began.elapsed() < plan.limit {
+        if told.elapsed() >= TELL_AGAIN {
+            told = Instant::now();
+            tell(&progress(journal, began.elapsed()));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    stop_chaos.cancel();
+    chaoses.join_all().await;
+    fleet.start().await;
+    stop_writers.cancel();
+    let sent = writers.join_all().await.into_iter().flatten().collect();
+    stop_readers.cancel();
+    let heard = readers.join_all().await;
+    tell(&progress(journal, began.elapsed()));
+    Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host() }))
+}
+
+fn progress(journal: &Journal, elapsed: Duration) -> String {
+    let [engines, agents, hosts] =
+        [Count::EngineKills, Count::AgentKills, Count::HostKills].map(|kills| journal.counted(kills));
+    format!(
+        "{} s: {} kills ({engines} engines, {agents} agents, {hosts} hosts), {} messages acknowledged, {} events read, \
+         {} violations",
+        elapsed.as_secs(),
+        journal.kills(),
+        journal.counted(Count::MessagesAcknowledged),
+        journal.counted(Count::EventsRead),
+        journal.violations(),
+    )
+}
+
+/// Waits until every run that a writer was told of is settled.
+async fn settle(watcher: &Engine, sent: &[Sent], journal: &Journal) -> anyhow::Result<()> {
+    let deadline = Instant::now() + TO_SETTLE;
+    for run in sent.iter().filter_map(|sent| sent.run.as_deref()) {
+        let run: RunId = run.parse()?;
+        match timeout_at(deadline, watcher.wait_settled(run)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => journal.violation("an acknowledged run is there", format!("{run}: {error}")),
+            Err(_) => {
+                let run = watcher.run(run).await?;
+                if !run.status.is_settled() {
+                    journal.violation("every run is settled", serde_json::to_string(&run)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}

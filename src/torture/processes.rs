@@ -1,0 +1,78 @@
+//! The processes of a torture, found from outside: all of them carry its directory in their environment.
+//!
+//! Always: a signal goes through a pidfd to a process that was seen to carry the mark while the pidfd held it, so nothing
+//! else is ever hit.
+
+use std::fs;
+use std::path::Path;
+
+use procfs::process::all_processes;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The variable that everything inherits.
+pub(super) const MARK: &str = "TORTURE_DIR";
+/// As the engine calls the process that holds an agent.
+const HOST_NAME: &str = "agent-host";
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Agent,
+    /// What holds an agent.
+    Host,
+    Other,
+}
+
+/// A process of this torture.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) kind: Kind,
+    pub(super) pid: i32,
+    pub(super) parent: i32,
+    /// What it was started with, for people.
+    pub(super) command: String,
+    /// The run that it belongs to.
+    pub(super) run: Option<String>,
+}
+
+/// All living processes of the torture in a directory. Reads all of `/proc`: blocking work.
+pub(super) fn find(dir: &Path) -> Vec<Found> {
+    let processes = all_processes().into_iter().flatten().flatten();
+    let mut found: Vec<Found> = processes
+        .filter_map(|process| {
+            let environ = marked(process.pid, dir)?;
+            let stat = process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+            let command = process.cmdline().unwrap_or_default();
+            let kind = match command.iter().map(String::as_str).nth(1) {
+                _ if stat.comm == HOST_NAME => Kind::Host,
+                Some("torture-agent") if !command.iter().any(|word| word == "--stray") => Kind::Agent,
+                _ => Kind::Other,
+            };
+            let run = value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned());
+            Some(Found { kind, pid: process.pid, parent: stat.ppid, command: command.join(" "), run })
+        })
+        .collect();
+    // A host need not carry the mark of the run itself; what it holds does.
+    let held: Vec<_> = found.iter().filter_map(|agent| Some((agent.parent, agent.run.clone()?))).collect();
+    for host in found.iter_mut().filter(|process| process.kind == Kind::Host && process.run.is_none()) {
+        host.run = held.iter().find(|(parent, _)| *parent == host.pid).map(|(_, run)| run.clone());
+    }
+    found
+}
+
+/// Sends SIGKILL. Answers whether the process was there to be killed.
+pub(super) fn kill(process: &Found, dir: &Path) -> bool {
+    let pidfd = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let Some(pidfd) = pidfd.filter(|_| marked(process.pid, dir).is_some()) else { return false };
+    pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+}
+
+/// The environment of a process that carries the mark.
+fn marked(pid: i32, dir: &Path) -> Option<Vec<u8>> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    (value(&environ, MARK)? == dir.as_os_str().as_encoded_bytes()).then_some(environ)
+}
+
+fn value<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}

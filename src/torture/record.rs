@@ -1,0 +1,204 @@
+//! What agents said, by their own account: each writes a line to a file of its own before it says it to the engine.
+//!
+//! Always: every word of an agent begins with [`MARK`], its pid and a number, so that it is like no other word of any
+//! agent, and what the engine adds in an agent's name is told apart from it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::chunk::Chunk;
+
+/// Begins every word of an agent, and nothing that the engine says by itself.
+pub(super) const MARK: char = '#';
+
+/// One thing that an agent said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Said {
+    Text(String),
+    Reasoning(String),
+    ToolStarted { id: String, input: String },
+    ToolFinished { id: String, output: String },
+    ToolFailed { id: String, error: String },
+}
+
+impl Said {
+    /// The line that an OpenClaw agent writes for it.
+    pub(super) fn to_openclaw(&self) -> String {
+        let result = |text: &str| json!({"content": [{"type": "text", "text": text}]});
+        let (stream, data) = match self {
+            Self::Text(text) => ("assistant", json!({"delta": text})),
+            Self::Reasoning(text) => ("thinking", json!({"delta": text})),
+            Self::ToolStarted { id, input } => {
+                ("tool", json!({"phase": "start", "toolCallId": id, "name": "work", "args": {"input": input}}))
+            }
+            Self::ToolFinished { id, output } => {
+                ("tool", json!({"phase": "result", "toolCallId": id, "result": result(output)}))
+            }
+            Self::ToolFailed { id, error } => {
+                ("tool", json!({"phase": "result", "toolCallId": id, "isError": true, "result": result(error)}))
+            }
+        };
+        json!({"event": "agent", "stream": stream, "data": data}).to_string()
+    }
+
+    /// What a stored chunk says in the agent's words; none for what only frames them.
+    pub(super) fn of_chunk(chunk: Chunk) -> Option<Self> {
+        let word = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let said = match chunk {
+            Chunk::TextDelta { delta, .. } => Self::Text(delta),
+            Chunk::ReasoningDelta { delta, .. } => Self::Reasoning(delta),
+            Chunk::ToolInputAvailable { tool_call_id: id, input, .. } => {
+                Self::ToolStarted { id, input: word(&input, "input") }
+            }
+            Chunk::ToolOutputAvailable { tool_call_id: id, output, .. } => {
+                Self::ToolFinished { id, output: word(&output, "text") }
+            }
+            Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => Self::ToolFailed { id, error },
+            _ => return None,
+        };
+        said.words().starts_with(MARK).then_some(said)
+    }
+
+    fn words(&self) -> &str {
+        match self {
+            Self::Text(words) | Self::Reasoning(words) => words,
+            Self::ToolStarted { input, .. } => input,
+            Self::ToolFinished { output, .. } => output,
+            Self::ToolFailed { error, .. } => error,
+        }
+    }
+
+    /// Short enough for a report.
+    pub(super) fn shown(&self) -> String {
+        self.words().chars().take(40).collect()
+    }
+}
+
+/// A line of a record.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Line {
+    Began(Identity),
+    /// Another agent lived in the same place: a session, or a slot.
+    Met(String),
+    Said(Said),
+    /// The last line, when the agent ends by itself.
+    Ended(u8),
+}
+
+/// Who an agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) run: String,
+    pub(super) attempt: i64,
+    pub(super) session: String,
+    pub(super) slot: String,
+    pub(super) pid: u32,
+    pub(super) started_at_ticks: u64,
+}
+
+/// The record of an agent that is being written.
+pub(super) struct Writer(File);
+
+impl Writer {
+    pub(super) fn create(dir: &Path, agent: &Identity) -> io::Result<Self> {
+        let path = dir.join(format!("{}.{}", agent.run, agent.pid));
+        let mut writer = Self(OpenOptions::new().create(true).append(true).open(path)?);
+        writer.write(&Line::Began(agent.clone()))?;
+        Ok(writer)
+    }
+
+    pub(super) fn write(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        // In one write: an agent is killed before it or after it.
+        self.0.write_all(text.as_bytes())
+    }
+}
+
+/// What an agent recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) agent: Identity,
+    pub(super) met: Vec<String>,
+    pub(super) said: Vec<Said>,
+    /// The status that it ended with; none when it was killed.
+    pub(super) ended: Option<u8>,
+}
+
+impl Record {
+    /// None when the agent was killed before it wrote who it is.
+    fn read(text: &str) -> Result<Option<Self>, serde_json::Error> {
+        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let Some(Line::Began(agent)) = lines.next().map(serde_json::from_str).transpose()? else { return Ok(None) };
+        let mut record = Self { agent, met: Vec::new(), said: Vec::new(), ended: None };
+        for line in lines {
+            match serde_json::from_str(line)? {
+                Line::Began(agent) => record.met.push(format!("record with pid {}", agent.pid)),
+                Line::Met(place) => record.met.push(place),
+                Line::Said(said) => record.said.push(said),
+                Line::Ended(code) => record.ended = Some(code),
+            }
+        }
+        Ok(Some(record))
+    }
+}
+
+/// The records of all agents, by run.
+#[derive(Default)]
+pub(super) struct Records(BTreeMap<String, Vec<PathBuf>>);
+
+impl Records {
+    pub(super) fn list(dir: &Path) -> io::Result<Self> {
+        let mut records = Self::default();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((run, _)) = name.split_once('.') {
+                records.0.entry(run.to_owned()).or_default().push(entry.path());
+            }
+        }
+        Ok(records)
+    }
+
+    /// The agents that ran for a run, in the order of the tries at it.
+    pub(super) fn of(&self, run: &str) -> anyhow::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for path in self.0.get(run).into_iter().flatten() {
+            records.extend(Record::read(&fs::read_to_string(path)?)?);
+        }
+        records.sort_by_key(|record| (record.agent.attempt, record.agent.started_at_ticks));
+        Ok(records)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_by_a_kill_was_not_said() {
+        let agent = Identity {
+            run: "r".into(),
+            attempt: 1,
+            session: "s".into(),
+            slot: "p".into(),
+            pid: 7,
+            started_at_ticks: 1,
+        };
+        let began = serde_json::to_string(&Line::Began(agent)).unwrap();
+        let said = serde_json::to_string(&Line::Said(Said::Text("#7.0".into()))).unwrap();
+        let record = Record::read(&format!("{began}\n{said}\n{}", &said[..9])).unwrap().unwrap();
+        assert_eq!((record.said, record.ended), (vec![Said::Text("#7.0".into())], None));
+        assert_eq!(Record::read(&began[..9]).unwrap(), None);
+    }
+}
