@@ -17,9 +17,6 @@ use crate::message::{Message, Role};
 use crate::run::{Cause, Run, Status};
 use crate::slot::Slot;
 
-/// Whether agents outlive the engine that started them. Then only what ends the host of an agent may interrupt its run.
-const AGENTS_OUTLIVE_ENGINES: bool = true;
-
 /// Rows of a page.
 const PAGE: i64 = 500;
 
@@ -227,7 +224,9 @@ fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
     let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
-        Some(Cause::WorkerLost) => may_lose_its_worker(run, without_host, AGENTS_OUTLIVE_ENGINES),
+        // Its workers were killed so often before they could start anything that nobody tries again.
+        Some(Cause::WorkerLost) => run.attempts >= 3,
+        Some(Cause::HostLost) => without_host.contains(&run.id.to_string()),
         Some(cause) => !matches!(
             cause,
             Cause::AgentError | Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal
@@ -238,11 +237,6 @@ fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
         let detail = format!("{} is {}, {:?}: {:?}", run.id, run.status, run.cause, run.error);
         journal.violation("a run ends for a reason that there was", detail);
     }
-}
-
-/// A run goes on when its engine is gone; what held its agent is what it cannot do without.
-fn may_lose_its_worker(run: &Run, without_host: &BTreeSet<String>, agents_outlive_engines: bool) -> bool {
-    !agents_outlive_engines || without_host.contains(&run.id.to_string())
 }
 
 /// The message that clients get is made of what is stored.

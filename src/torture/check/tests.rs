@@ -68,6 +68,7 @@ impl Scene {
             exit_signal: None,
             first_seq: Some(1),
             last_seq: Some(6),
+            resumes: None,
             malformed_lines: 0,
             queued_at: Timestamp::from_millis(0),
             not_before: None,
@@ -125,7 +126,7 @@ fn what_is_well_passes() {
     assert_eq!(after(|_| ()), NOTHING);
     // A cut at the end is no damage when the agent was ended.
     let cut = after(|scene| {
-        scene.end(Status::Interrupted, Cause::WorkerLost);
+        scene.end(Status::Interrupted, Cause::Shutdown);
         scene.agents[0].said.push(Said::Text("#7.2".into()));
         scene.agents[0].ended = None;
     });
@@ -239,12 +240,18 @@ fn an_end_without_a_reason_is_seen() {
 }
 
 #[test]
-fn a_run_whose_agent_outlives_the_engine_is_interrupted_only_without_its_host() {
-    let run = Scene::new().run;
-    let (none, its) = (BTreeSet::new(), BTreeSet::from([run.id.to_string()]));
-    assert!(may_lose_its_worker(&run, &none, false));
-    assert!(may_lose_its_worker(&run, &its, true));
-    assert!(!may_lose_its_worker(&run, &none, true));
+fn a_run_is_interrupted_only_when_its_host_was_killed_or_it_never_got_one() {
+    let verdict = |cause: Cause, attempts: i64, host_killed: bool| {
+        let mut scene = Scene::new();
+        scene.end(Status::Interrupted, cause);
+        scene.run.attempts = attempts;
+        let without_host = host_killed.then(|| scene.run.id.to_string()).into_iter().collect();
+        let journal = Journal::default();
+        ending(&scene.run, &without_host, &journal);
+        journal.violations() == 0
+    };
+    assert!(verdict(Cause::HostLost, 1, true) && !verdict(Cause::HostLost, 1, false));
+    assert!(verdict(Cause::WorkerLost, 3, false) && !verdict(Cause::WorkerLost, 1, true));
 }
 
 #[test]
