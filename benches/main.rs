@@ -8,6 +8,7 @@
 mod append;
 mod claim;
 mod fanout;
+mod hosts;
 mod latency;
 mod raw;
 mod redis;
@@ -20,12 +21,13 @@ use std::time::Instant;
 /// Name, and what it measures.
 type Topic = (&'static str, fn(&tokio::runtime::Runtime));
 
-const TOPICS: [Topic; 5] = [
+const TOPICS: [Topic; 6] = [
     ("append", append::measure),
     ("claim", claim::measure),
     ("replay", replay::measure),
     ("latency", latency::measure),
     ("fanout", fanout::measure),
+    ("hosts", hosts::measure),
 ];
 
 fn main() {
