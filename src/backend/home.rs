@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -19,6 +20,8 @@ use super::{StartError, host, launch, reap};
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
+/// Between two looks whether a full disk has space again.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// What a host says of its own troubles.
 const LOG: &str = "log";
 
@@ -45,14 +48,24 @@ impl Hosts {
         self.dir_of(attempt).join(host::SPOOL)
     }
 
-    /// Starts a host, which waits to be told what to start.
-    pub(super) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
+    /// Starts a host, which waits to be told what to start. A full disk is waited for as long as there is time.
+    pub(super) async fn start(
+        &self,
+        attempt: Attempt,
+        start_by: Instant,
+    ) -> Result<(ProcessIdentity, UnixStream), StartError> {
         let failed = |what: &str, error: io::Error| StartError(format!("{what}: {error}"));
-        let home = self.dir_of(attempt);
-        let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
-        let prepared = prepared.map_err(|_| StartError("the engine is going down".to_owned()))?;
-        let Prepared { home, handle, listener, log } =
-            prepared.map_err(|error| failed("no directory could be made for it", error))?;
+        let Prepared { home, handle, listener, log } = loop {
+            let home = self.dir_of(attempt);
+            let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
+            match prepared.map_err(|_| StartError("the engine is going down".to_owned()))? {
+                Ok(prepared) => break prepared,
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && Instant::now() < start_by => {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                Err(error) => return Err(failed("no directory could be made for it", error)),
+            }
+        };
         let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(host::COMMAND).arg(&home);
         for variable in launch::KEPT_FROM_AGENTS {
@@ -120,7 +133,8 @@ impl Hosts {
         let home = self.dir_of(attempt);
         let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
         let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
-        reap::identity_of(link.peer_cred().ok()?.pid()?)
+        // Until a host has taken over its socket, the engine that made it is on the other side.
+        reap::identity_of(link.peer_cred().ok()?.pid()?).filter(host::is_host)
     }
 }
 

@@ -70,7 +70,7 @@ impl PerTurn {
             )));
         }
         let attempt = prompt.attempt;
-        let (process, link) = self.hosts.start(attempt).await?;
+        let (process, link) = self.hosts.start(attempt, prompt.start_by).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
         Ok(self.talk(attempt, host, Some(link), Some(launch), 0))
     }

@@ -236,9 +236,12 @@ impl<'a> Drive<'a> {
         if let Some(host) = reply.host.clone() {
             // Stored before the agent is started, so that whoever comes after us finds it.
             let lease = self.subject.lease;
-            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone())).await?;
-            if !stored {
-                return Err(Left::LeaseLost);
+            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone())).await;
+            if let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) {
+                reply.control.leave();
+                // Nothing was started, and nothing will be.
+                let _ = reply.end.await;
+                return Err(left);
             }
         }
         reply.control.begin();

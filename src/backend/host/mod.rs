@@ -35,6 +35,7 @@ use self::wire::{FromEngine, FromHost, Hello, NotStarted, VERSION, Welcome};
 use super::launch::Launch;
 use super::temp_dir::TempDir;
 use crate::run::Cause;
+use crate::worker::ProcessIdentity;
 
 /// The argument that makes this program a host; the directory of the agent is the next and last one.
 pub const COMMAND: &str = "host";
@@ -65,6 +66,12 @@ pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<PathBu
     let is_host = arguments.nth(1).is_some_and(|word| word == COMMAND);
     let dir = arguments.next().filter(|_| is_host)?;
     (arguments.next().is_none() && Path::new(&dir).is_absolute()).then(|| dir.into())
+}
+
+/// Whether a process is a host, by its name.
+pub(super) fn is_host(process: &ProcessIdentity) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid));
+    name.is_ok_and(|name| name.trim_end() == PROCESS_NAME)
 }
 
 /// Is a host, to the end of its agent. The socket that engines connect to is handed over as stdin.
