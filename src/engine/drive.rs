@@ -12,7 +12,7 @@ use tracing::Instrument;
 use super::Shared;
 use super::decide::{decide, not_started};
 use super::turn::Turn;
-use super::worker::Signals;
+use super::worker::{Signals, is_ours};
 use crate::agent::Agent;
 use crate::backend::{AgentEvent, Prompt, Record, Reply};
 use crate::chunk::Chunk;
@@ -106,10 +106,8 @@ impl Drive<'_> {
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&self.claimed.message_parts).unwrap_or_default();
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
-        // Afterwards it is too late to find out: an agent that was started has begun to act. In this order, a stop
-        // between the two looks makes it earlier.
-        let looked_at = std::time::Instant::now();
-        let start_by = looked_at + self.claimed.lease_expires_at.since(self.shared.store.clock().now());
+        // Afterwards it is too late to find out: an agent that was started has begun to act.
+        let start_by = self.signals.good_until();
         let prompt = Prompt {
             start_by,
             attempt: self.claimed.attempt(),
@@ -195,6 +193,9 @@ impl Drive<'_> {
                 }
             };
             if let Some(cause) = wish {
+                if !is_ours(self.shared, &self.signals).await {
+                    return Err(Left::LeaseLost);
+                }
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
                 asked = Some(cause);
                 reply.cancel.cancel();

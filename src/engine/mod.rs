@@ -6,6 +6,7 @@ mod drive;
 mod error;
 pub mod feed;
 pub mod fold;
+mod lookout;
 mod reading;
 mod sending;
 mod sessions;
@@ -75,6 +76,8 @@ struct Shared {
     killing: CancellationToken,
     /// Everything is over: the watcher stops.
     closed: CancellationToken,
+    /// Which workers and leases are lost, as far as this process has watched.
+    lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
 }
@@ -123,6 +126,7 @@ impl Engine {
             ending: CancellationToken::new(),
             killing: CancellationToken::new(),
             closed: CancellationToken::new(),
+            lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
         });
         shared.tasks.spawn(watch::run(shared.clone()));

@@ -1,5 +1,6 @@
-//! The sweep: once at start and then at every interval, what no running worker will do. Runs of dead or silent workers are
-//! settled, or put back when they have said nothing; idle places expire; old rows and dead workers go.
+//! The sweep: once at start, at every interval, and as soon as the lookout sees that something is lost, what no running
+//! worker will do. Runs of dead or silent workers are settled, or put back when they have said nothing; idle places expire;
+//! old rows and dead workers go.
 //!
 //! Always: each effect is bounded, counted and logged, and two processes may sweep at once. A run is taken over (fenced)
 //! first, then what its agent left running is ended and confirmed gone, and only then it is settled: a new attempt never
@@ -13,13 +14,14 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
+use super::lookout::{self, Sighting};
 use super::turn::Turn;
 use super::worker::Subject;
 use super::{EngineError, Shared};
 use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
 use crate::chunk::Chunk;
-use crate::lease::{Lease, LeaseLost, WorkerKey};
+use crate::lease::{Lease, LeaseLost};
 use crate::run::{Attempt, Cause, Outcome};
 use crate::store::StoreError;
 use crate::store::run::Orphan;
@@ -36,8 +38,6 @@ const RECOVERIES_AT_ONCE: usize = 16;
 const MAX_ATTEMPTS: i64 = 3;
 /// After so many recoveries a run is settled although something of its agent cannot be ended.
 const MAX_RECOVERIES: i64 = 10;
-/// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
-const SILENT_LEASES: u32 = 10;
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -61,24 +61,42 @@ pub struct SweepReport {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(shared.config.engine.sweep_interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(lookout::interval(&shared.config.engine));
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut before = Sighting::default();
     loop {
-        tokio::select! {
-            _ = interval.tick() => {}
+        let is_due = tokio::select! {
+            _ = interval.tick() => true,
+            _ = looks.tick() => false,
             () = shared.draining.cancelled() => return,
-        }
-        if let Err(error) = sweep(&shared).await {
-            tracing::warn!(%error, "sweep failed; the next one tries again");
+        };
+        match look_and_sweep(&shared, &before, is_due).await {
+            Ok(seen) => before = seen,
+            Err(error) => tracing::warn!(%error, "sweep failed; the next one tries again"),
         }
     }
 }
 
+/// What a sweep could not recover waits for the next interval: only what is newly lost is swept at once.
+async fn look_and_sweep(shared: &Shared, before: &Sighting, is_due: bool) -> Result<Sighting, EngineError> {
+    let seen = lookout::look(shared).await?;
+    if is_due || seen.has_news_since(before) {
+        sweep_away(shared, &seen).await?;
+    }
+    Ok(seen)
+}
+
 /// One pass.
-pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineError> {
+pub(super) async fn sweep(shared: &Shared) -> Result<SweepReport, EngineError> {
+    let seen = lookout::look(shared).await?;
+    sweep_away(shared, &seen).await
+}
+
+async fn sweep_away(shared: &Shared, seen: &Sighting) -> Result<SweepReport, EngineError> {
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
-    let (dead, silent) = lost_workers(shared, worker).await?;
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
-    let orphans = shared.store.take_over(worker, dead.clone(), own, lease, ORPHANS_AT_ONCE).await?;
+    let orphans = shared.store.take_over(worker, seen.lost.clone(), own, lease, ORPHANS_AT_ONCE).await?;
     let recoveries = stream::iter(orphans).map(|orphan| recover(shared, orphan));
     let mut recoveries = recoveries.buffer_unordered(RECOVERIES_AT_ONCE);
     while let Some(recovered) = recoveries.next().await {
@@ -93,7 +111,7 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     report.assignments_expired = store.expire_idle(ROWS_AT_ONCE).await?;
     let before = store.clock().now() - shared.config.engine.assignment_retention;
     report.assignments_purged = store.purge_assignments(before, ROWS_AT_ONCE).await?;
-    report.workers_removed = store.remove_workers(dead.into_iter().chain(silent).collect()).await?;
+    report.workers_removed = store.remove_workers([&seen.lost.workers[..], &seen.silent].concat()).await?;
     if report != SweepReport::default() {
         tracing::info!(
             runs_settled = report.runs_settled,
@@ -107,23 +125,6 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
         );
     }
     Ok(report)
-}
-
-/// Workers that are proven dead, and those that fell silent long ago where nothing can be proven.
-async fn lost_workers(shared: &Shared, own: WorkerKey) -> Result<(Vec<WorkerKey>, Vec<WorkerKey>), EngineError> {
-    let silent_since = shared.store.clock().now() - shared.config.engine.lease * SILENT_LEASES;
-    let (mut dead, mut silent) = (Vec::new(), Vec::new());
-    for worker in shared.store.registered_workers().await? {
-        if worker.key == own {
-            continue;
-        }
-        match reap::is_alive(&worker.process) {
-            reap::Liveness::Dead => dead.push(worker.key),
-            reap::Liveness::Unknown if worker.heartbeat_at < silent_since => silent.push(worker.key),
-            reap::Liveness::Unknown | reap::Liveness::Alive => {}
-        }
-    }
-    Ok((dead, silent))
 }
 
 struct Recovered {

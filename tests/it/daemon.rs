@@ -44,7 +44,7 @@ async fn a_daemon_that_is_killed_in_mid_stream_loses_nothing_and_leaves_nothing(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_stopped_past_its_lease_writes_nothing_more() {
-    let more = "[engine]\nlease = \"1s\"\nsweep_interval = \"1s\"";
+    let more = "[engine]\nlease = \"1s\"\nsweep_interval = \"1h\"";
     let camp = Camp::new(&[("agent", &streaming())], more).await;
     let paused = camp.daemon();
     let run = camp.send("agent", "s", "hi").await;

@@ -10,3 +10,4 @@ mod limits;
 mod run;
 mod scene;
 mod sweep;
+mod time;

@@ -2,6 +2,7 @@
 
 mod claim;
 mod enqueue;
+mod held;
 mod settle;
 
 use super::{Store, StoreError};
@@ -13,6 +14,7 @@ use crate::run::{Run, Status};
 pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
+pub use held::Lost;
 pub use settle::{CancelRequest, Settle};
 pub(super) use settle::{request_cancel, settle_all};
 
