@@ -30,6 +30,8 @@ use crate::id::{SessionId, WorkspaceName};
 use crate::run::{Attempt, ExitReport};
 use crate::worker::ProcessIdentity;
 
+pub use output::decode;
+
 /// What an agent says, whatever protocol it speaks.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentEvent {

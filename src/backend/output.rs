@@ -79,6 +79,30 @@ pub(super) async fn read(
     meaning.malformed
 }
 
+/// What an output means that was read in these pieces: a record for each line that says something, and one at the end.
+pub fn decode<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    max_line_bytes: usize,
+    parser: LineParser,
+) -> Vec<Record> {
+    let mut splitter = Splitter::new(max_line_bytes);
+    let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
+    let (mut records, mut events) = (Vec::new(), Vec::new());
+    for mut piece in pieces {
+        while let Some(line) = splitter.next_line(&mut piece) {
+            meaning.add(line, &mut events);
+            if !events.is_empty() {
+                records.push(Record { offset: splitter.offset(), events: std::mem::take(&mut events) });
+            }
+        }
+    }
+    if let Some(line) = splitter.last_line() {
+        meaning.add(line, &mut events);
+    }
+    records.push(Record { offset: splitter.offset(), events });
+    records
+}
+
 /// Turns lines into events.
 struct Meaning {
     parser: LineParser,

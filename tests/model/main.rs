@@ -14,6 +14,7 @@ mod reference;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use mainstay::store::{Store, StoreError, event};
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{WhenFull, Workspace};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use proptest_state_machine::{StateMachineTest, prop_state_machine};
 
 use invariants::Observer;
@@ -47,7 +49,13 @@ const STUCK: Duration = Duration::from_secs(20);
 fn config() -> ProptestConfig {
     let given = ProptestConfig { failure_persistence: None, max_shrink_iters: 5000, ..ProptestConfig::default() };
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { CASES };
-    ProptestConfig { cases, ..given }
+    let seed = match given.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => std::hash::RandomState::new().hash_one(cases),
+    };
+    // Shown when the test fails.
+    println!("PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(seed), ..given }
 }
 
 prop_state_machine! {
