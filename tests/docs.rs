@@ -15,12 +15,13 @@ use rusqlite::{Connection, OpenFlags};
 
 const README: &str = include_str!("../README.md");
 const SQL: &str = include_str!("../docs/sql.md");
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
     ("README.md", README),
     ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
     ("docs/architecture.md", include_str!("../docs/architecture.md")),
     ("docs/config.md", include_str!("../docs/config.md")),
     ("docs/http.md", include_str!("../docs/http.md")),
+    ("docs/reliability.md", include_str!("../docs/reliability.md")),
     ("docs/sql.md", SQL),
 ];
 
