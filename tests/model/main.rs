@@ -14,9 +14,9 @@ mod reference;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join_all};
@@ -46,20 +46,20 @@ const CASES: u32 = 64;
 /// No operation takes this long, unless somebody waits for an answer that never comes.
 const STUCK: Duration = Duration::from_secs(20);
 
-fn config() -> ProptestConfig {
+static CONFIG: LazyLock<ProptestConfig> = LazyLock::new(|| {
     let given = ProptestConfig { failure_persistence: None, max_shrink_iters: 5000, ..ProptestConfig::default() };
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { CASES };
     let seed = match given.rng_seed {
         RngSeed::Fixed(seed) => seed,
-        RngSeed::Random => std::hash::RandomState::new().hash_one(cases),
+        RngSeed::Random => RandomState::new().hash_one(cases),
     };
     // Shown when the test fails.
     println!("PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
     ProptestConfig { cases, rng_seed: RngSeed::Fixed(seed), ..given }
-}
+});
 
 prop_state_machine! {
-    #![proptest_config(config())]
+    #![proptest_config(CONFIG.clone())]
     #[test]
     fn the_store_does_what_the_model_says(sequential 40..=60 => System);
 }
