@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderValue, Uri};
-use mainstay::backend::{decode, openclaw};
+use mainstay::backend::{AgentEvent, LineParser, Record, decode, openclaw};
 use mainstay::chunk::Chunk;
 use mainstay::config::{Config, limits};
 use mainstay::engine::turn::Turn;
@@ -20,13 +20,15 @@ use serde_json::Value;
 mod rules;
 
 /// What an agent writes: a byte for the size of the reads, one for the longest line, one for the end of the run, then the
-/// output. How it was cut changes nothing; readers get a well-formed stream; and whoever goes on in the midst of it, from
-/// what is stored, says the same.
+/// output. How it was cut changes nothing that it says; readers get a well-formed stream; and whoever goes on in the midst
+/// of it, from what is stored, says the same.
 pub fn agent_lines(data: &[u8]) {
     let [cut, longest, end, output @ ..] = data else { return };
     let longest = 16 * (1 + usize::from(*longest));
+    let pieces = || output.chunks(1 + usize::from(*cut));
     let records = decode([output], longest, openclaw::parser());
-    assert_eq!(records, decode(output.chunks(1 + usize::from(*cut)), longest, openclaw::parser()));
+    assert!(said(&records).eq(said(&decode(pieces(), longest, openclaw::parser()))));
+    reads_on_anywhere(&decode(pieces(), longest, as_text()), output, longest);
     assert!(records.is_sorted_by_key(|record| record.offset));
     assert_eq!(records.last().map(|record| record.offset), Some(output.len() as u64));
 
@@ -52,6 +54,23 @@ pub fn agent_lines(data: &[u8]) {
     chunks.iter().for_each(|chunk| fold.apply(chunk));
     assert_eq!(&fold, turn.fold());
     assert!(serde_json::from_str::<Vec<Value>>(&fold.parts_json()).is_ok());
+}
+
+fn said(records: &[Record]) -> impl Iterator<Item = &AgentEvent> {
+    records.iter().flat_map(|record| &record.events)
+}
+
+/// Each line as it is, so that it does not matter which came before.
+fn as_text() -> LineParser {
+    Box::new(|line| Some(vec![AgentEvent::Text(line.trim_start_matches('\u{feff}').to_owned())]))
+}
+
+/// Whoever goes on behind a record reads the rest: nothing twice, and nothing is left out.
+fn reads_on_anywhere(records: &[Record], output: &[u8], longest: usize) {
+    let (before, after) = records.split_at(records.len() / 2);
+    let from = before.last().map_or(0, |record| record.offset);
+    let rest = &output[usize::try_from(from).expect("it fits memory")..];
+    assert!(said(&decode([rest], longest, as_text())).eq(said(after)), "from {from}: {after:?}");
 }
 
 /// The text of a config file: legal values only, or an error that can be printed as it is.

@@ -383,6 +383,18 @@ impl ReferenceStateMachine for Model {
         .boxed()
     }
 
+    /// Nobody says anything under a lease whose grant is handed in at the same time: he cannot know of it.
+    fn preconditions(model: &Model, op: &Op) -> bool {
+        let was_granted = |lease: Lease| model.runs.get(index(lease.run)).is_some_and(|run| lease.token <= run.token);
+        match op {
+            Op::Together(ops) => ops.iter().all(|op| match op {
+                Op::Append(append) => was_granted(append.lease),
+                _ => true,
+            }),
+            _ => true,
+        }
+    }
+
     fn apply(mut model: Model, op: &Op) -> Model {
         model.answer = Model::apply(&mut model, op);
         model
