@@ -97,7 +97,16 @@ pub fn enqueue(conn: &Connection, count: usize, first: usize, sessions: usize) {
 pub async fn register(store: &Store) -> WorkerKey {
     let process = ProcessIdentity { host: "bench".into(), pid: 1, started_at_ticks: 1 };
     let id = WorkerId::generate();
-    store.register_worker(Registration { id, process, hostname: "bench".into(), capacity: 8 }).await.unwrap()
+    store
+        .register_worker(Registration {
+            id,
+            process,
+            hostname: "bench".into(),
+            capacity: 8,
+            lease: std::time::Duration::from_secs(30),
+        })
+        .await
+        .unwrap()
 }
 
 /// What a worker asks for that takes what there is.

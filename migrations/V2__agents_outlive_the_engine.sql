@@ -6,6 +6,10 @@ ALTER TABLE runs ADD COLUMN host_attempt INTEGER CHECK (host_attempt >= 1); -- t
 ALTER TABLE runs ADD COLUMN host_secret TEXT;           -- what the host asks of whoever wants to go on with it
 ALTER TABLE runs ADD COLUMN resumes INTEGER REFERENCES runs (key); -- the interrupted run that this one goes on from
 
+-- How long this worker's leases last: others wait for at least so long before they take one for lost. A worker of a version
+-- that did not say has the default length.
+ALTER TABLE workers ADD COLUMN lease_ms INTEGER NOT NULL DEFAULT 30000 CHECK (lease_ms > 0);
+
 -- An interrupted run is gone on from once.
 CREATE UNIQUE INDEX one_successor_per_run ON runs (resumes) WHERE resumes IS NOT NULL;
 
@@ -15,7 +19,7 @@ CREATE VIEW v_runs AS
         r.cause, r.error, r.priority, r.attempts, w.id AS worker, r.pid, r.exit_code, r.exit_signal,
         (SELECT b.id FROM runs b WHERE b.key = r.resumes) AS resumes,
         r.first_seq, r.last_seq, r.malformed_lines, r.malformed_sample, r.stderr,
-        r.claimed_at - r.queued_at AS waited_ms, r.settled_at - r.claimed_at AS ran_ms,
+        max(0, r.claimed_at - r.queued_at) AS waited_ms, max(0, r.settled_at - r.claimed_at) AS ran_ms, -- clocks go back, too
         strftime('%Y-%m-%dT%H:%M:%fZ', r.queued_at / 1000.0, 'unixepoch') AS queued_at,
         strftime('%Y-%m-%dT%H:%M:%fZ', r.not_before / 1000.0, 'unixepoch') AS not_before,
         strftime('%Y-%m-%dT%H:%M:%fZ', r.claimed_at / 1000.0, 'unixepoch') AS claimed_at,

@@ -3,6 +3,10 @@
 //! Always: every write to a running run names the newest token of its lease, in the same statement. Whoever was granted
 //! an older one (a worker that was paused, cut off or declared dead) changes nothing and learns so at once.
 
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+
 /// Row key of a run.
 pub type RunKey = i64;
 /// Row key of a session.
@@ -17,6 +21,23 @@ pub struct Lease {
     pub run: RunKey,
     /// The fencing token: how many leases of this run were granted so far.
     pub token: i64,
+}
+
+/// A lease as others see it. It is lost when it stays as it is for too long: each renewal makes it another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeldLease {
+    /// The run and the token.
+    pub lease: Lease,
+    /// When it was to end when it was renewed last, by the wall clock of its holder; later with every renewal. Never
+    /// compared with any clock. [`HeldLease::GIVEN_BACK`] once the holder has given it back.
+    pub expires_at: Timestamp,
+    /// How long the holder's leases last.
+    pub length: Duration,
+}
+
+impl HeldLease {
+    /// The end of a lease that its holder gave back: anybody may take the run over.
+    pub const GIVEN_BACK: Timestamp = Timestamp::from_millis(0);
 }
 
 /// Another worker holds the run now, or it is settled: stop, and write nothing more.

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay::clock::{ManualClock, Timestamp};
+use mainstay::clock::{Clock, ManualClock, Timestamp};
 use mainstay::config::Durability;
 use mainstay::id::{MessageId, RunId, SessionId};
-use mainstay::lease::{LeaseLost, WorkerKey};
+use mainstay::lease::{HeldLease, LeaseLost, WorkerKey};
 use mainstay::message::UserMessage;
 use mainstay::run::{ExitReport, Outcome, RunOptions, Status};
 use mainstay::store::event::{Append, Range};
-use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Only, Purpose, Refusal, Settle};
+use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle};
 use mainstay::store::session::NewSession;
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
@@ -52,7 +52,7 @@ impl Scene {
         store.sync_slots(workspace(slots, WhenFull::Share)).await.unwrap();
         let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
         let id = mainstay::id::WorkerId::generate();
-        let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
+        let registration = Registration { id, process, hostname: "test".into(), capacity: 8, lease: LEASE };
         let worker = store.register_worker(registration.clone()).await.unwrap();
         Self { _dir: dir, path, clock, store, worker, registration, notices }
     }
@@ -84,6 +84,12 @@ impl Scene {
             lease: LEASE,
         };
         self.store.claim(request).await.unwrap()
+    }
+
+    /// Takes over whatever is under a lease, as if nobody had renewed it for too long.
+    async fn take_over(&self) -> Vec<Orphan> {
+        let lost = Lost { leases: self.store.held_leases().await.unwrap(), ..Lost::default() };
+        self.store.take_over(self.worker, lost, vec![], LEASE, 10).await.unwrap()
     }
 
     fn text(&self, claimed: &Claimed, text: &str) -> Append {
@@ -231,8 +237,7 @@ async fn an_old_lease_changes_nothing() {
     let scene = Scene::new(1).await;
     scene.send("s", "m1").await;
     let old = scene.claim(1).await.remove(0);
-    scene.clock.advance(Duration::from_secs(31));
-    let orphans = scene.store.take_over(scene.worker, vec![], vec![], LEASE, 10).await.unwrap();
+    let orphans = scene.take_over().await;
     assert_eq!(orphans.len(), 1);
     assert_eq!(scene.store.append(scene.text(&old, "late")).await.unwrap(), Err(LeaseLost));
     assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
@@ -242,6 +247,51 @@ async fn an_old_lease_changes_nothing() {
     assert_eq!(again.run, old.run);
     scene.settle(&again, Outcome::completed()).await.unwrap();
     assert_eq!(scene.log("s").await, numbered(&["start", "finish"]), "one start, though it was claimed twice");
+}
+
+#[tokio::test]
+async fn a_lease_is_taken_over_as_it_was_seen_and_whatever_the_clock_says() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let seen = scene.store.held_leases().await.unwrap();
+    assert_eq!((seen[0].lease, seen[0].length), (claimed.lease, LEASE));
+    let take_over = |lost: Lost| scene.store.take_over(scene.worker, lost, vec![], LEASE, 10);
+    scene.clock.advance(Duration::from_secs(1_000_000));
+    assert!(take_over(Lost::default()).await.unwrap().is_empty(), "taken over by the wall clock");
+    // A renewal in between wins: also by a clock that stands, and by one that went back.
+    for back in [0, 0, 2_000_000] {
+        let seen = scene.store.held_leases().await.unwrap();
+        scene.clock.set(scene.clock.now() - Duration::from_secs(back));
+        let renewed = scene.store.renew(scene.worker, scene.registration.clone(), vec![claimed.lease]).await.unwrap();
+        assert_eq!(renewed, [claimed.lease]);
+        assert!(
+            take_over(Lost { leases: seen, ..Lost::default() }).await.unwrap().is_empty(),
+            "taken over in spite of it"
+        );
+    }
+    scene.store.append(scene.text(&claimed, "still mine")).await.unwrap().unwrap();
+    assert_eq!(scene.store.held_leases().await.unwrap().len(), 1);
+    let orphan = scene.take_over().await.remove(0);
+    assert_eq!((orphan.lease.token, orphan.source_offset), (claimed.lease.token + 1, 10));
+    scene.store.let_expire(orphan.lease).await.unwrap();
+    assert_eq!(scene.store.held_leases().await.unwrap()[0].expires_at, HeldLease::GIVEN_BACK);
+}
+
+#[tokio::test]
+async fn no_duration_is_negative_when_the_clock_goes_back() {
+    let scene = Scene::new(1).await;
+    let sent = scene.send("s", "m1").await;
+    let hour = Duration::from_secs(3600);
+    scene.clock.set(scene.clock.now() - hour);
+    let claimed = scene.claim(1).await.remove(0);
+    scene.clock.set(scene.clock.now() - hour);
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    assert_eq!(scene.status(sent.run.run.id).await, Status::Completed);
+    let conn = rusqlite::Connection::open(scene.store.path()).unwrap();
+    let times: (i64, i64) =
+        conn.query_row("SELECT waited_ms, ran_ms FROM v_runs", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(times, (0, 0));
 }
 
 #[tokio::test]
@@ -691,7 +741,7 @@ async fn a_removed_worker_does_not_come_back_as_another_one() {
     assert_eq!(scene.store.remove_workers(vec![scene.worker]).await.unwrap(), 1);
     let process = ProcessIdentity { host: "test".into(), pid: 2, started_at_ticks: 2 };
     let id = mainstay::id::WorkerId::generate();
-    let registration = Registration { id, process, hostname: "test".into(), capacity: 8 };
+    let registration = Registration { id, process, hostname: "test".into(), capacity: 8, lease: LEASE };
     assert_ne!(scene.store.register_worker(registration).await.unwrap(), scene.worker);
     let request = ClaimRequest {
         worker: scene.worker,
@@ -719,7 +769,7 @@ async fn closing_leaves_no_statistics_that_would_slow_down_a_file_that_grows() {
 async fn a_worker_that_was_forgotten_is_there_again_with_its_next_heartbeat() {
     let scene = Scene::new(1).await;
     assert_eq!(scene.store.remove_workers(vec![scene.worker]).await.unwrap(), 1);
-    scene.store.renew(scene.worker, scene.registration.clone(), vec![], LEASE).await.unwrap();
+    scene.store.renew(scene.worker, scene.registration.clone(), vec![]).await.unwrap();
     scene.send("s", "m1").await;
     assert_eq!(scene.claim(1).await.len(), 1);
 }

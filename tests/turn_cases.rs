@@ -8,7 +8,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::openclaw;
+use mainstay::backend::{decode, openclaw};
 use mainstay::chunk::Chunk;
 use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
@@ -42,13 +42,10 @@ impl End {
 /// The chunks after `start`, the outcome, and the turn after it.
 fn run(case: &Path) -> (Vec<Chunk>, Outcome, Turn) {
     let output = fs::read(case).unwrap();
-    let mut parse = openclaw::parser();
     let mut turn = Turn::default();
     let mut chunks = Vec::new();
-    for line in String::from_utf8_lossy(&output).lines() {
-        for event in parse(line).unwrap_or_default() {
-            chunks.extend(turn.hear(event));
-        }
+    for record in decode([&output[..]], 1024 * 1024, openclaw::parser(), 0) {
+        chunks.extend(record.events.into_iter().flat_map(|event| turn.hear(event)));
     }
     let end = End::of(case);
     let outcome = decide(end.asked, &turn, &end.exit, false);

@@ -2,7 +2,8 @@
 //! output.
 //!
 //! Always: memory is bounded by the longest line allowed; a longer one is passed over without being kept, and the
-//! position still counts it. How the bytes were cut into reads changes nothing.
+//! position still counts it. How the bytes were cut into reads changes no line; only when a CRLF was cut, its LF may count
+//! to what follows. Whoever goes on at such a position finds an empty line.
 
 use memchr::memchr2;
 

@@ -34,6 +34,8 @@ use crate::worker::AgentHost;
 pub use self::control::Control;
 use self::process::Hosts;
 
+pub use output::decode;
+
 /// What an agent says, whatever protocol it speaks.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentEvent {

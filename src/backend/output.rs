@@ -87,6 +87,35 @@ impl Output {
     }
 }
 
+/// What an output means that was read in these pieces, of which what stands before the position `known` became events
+/// already: a record for each line that says something, and one at the end.
+pub fn decode<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    max_line_bytes: usize,
+    parser: LineParser,
+    known: u64,
+) -> Vec<Record> {
+    let mut splitter = Splitter::new(max_line_bytes);
+    let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
+    let (mut records, mut events) = (Vec::new(), Vec::new());
+    for mut piece in pieces {
+        loop {
+            let is_known = splitter.next_begin(piece) < known;
+            let Some(line) = splitter.next_line(&mut piece) else { break };
+            meaning.add(line, is_known, &mut events);
+            if !events.is_empty() {
+                records.push(Record { offset: splitter.offset(), events: std::mem::take(&mut events) });
+            }
+        }
+    }
+    let is_known = splitter.next_begin(&[]) < known;
+    if let Some(line) = splitter.last_line() {
+        meaning.add(line, is_known, &mut events);
+    }
+    records.push(Record { offset: splitter.offset(), events });
+    records
+}
+
 /// Turns lines into events.
 struct Meaning {
     parser: LineParser,

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::Shared;
 use super::decide::{asked_for, decide, not_started};
 use super::turn::Turn;
-use super::worker::Signals;
+use super::worker::{Signals, is_ours};
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
@@ -209,10 +209,8 @@ impl<'a> Drive<'a> {
             OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
         };
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
-        // Afterwards it is too late to find out: an agent that was started has begun to act. In this order, a stop
-        // between the two looks makes it earlier.
-        let looked_at = std::time::Instant::now();
-        let start_by = looked_at + claimed.lease_expires_at.since(self.shared.store.clock().now());
+        // Afterwards it is too late to find out: an agent that was started has begun to act.
+        let start_by = self.signals.good_until();
         let prompt = Prompt {
             start_by,
             limit: self.limit(agent),
@@ -356,6 +354,9 @@ impl<'a> Drive<'a> {
                 }
             };
             if let Some(cause) = wish {
+                if !is_ours(self.shared, &self.signals).await {
+                    return Err(Left::LeaseLost);
+                }
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
                 asked = Some(cause);
                 reply.control.stop(cause);

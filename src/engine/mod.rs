@@ -6,6 +6,7 @@ mod drive;
 mod error;
 pub mod feed;
 pub mod fold;
+mod lookout;
 mod reading;
 mod sending;
 mod sessions;
@@ -81,6 +82,8 @@ struct Shared {
     leaving: CancellationToken,
     /// Everything is over: the watcher stops.
     closed: CancellationToken,
+    /// Which workers and leases are lost, as far as this process has watched.
+    lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
 }
@@ -132,6 +135,7 @@ impl Engine {
             killing: CancellationToken::new(),
             leaving: CancellationToken::new(),
             closed: CancellationToken::new(),
+            lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
         });
         shared.tasks.spawn(watch::run(shared.clone()));

@@ -1,6 +1,6 @@
-//! The sweep: once at start and then at every interval, what no running worker will do. Runs of dead or silent workers are
-//! adopted when their agent lives on; otherwise they are settled, or put back when they have said nothing. Idle places
-//! expire; old rows, dead workers and what ended agents left go.
+//! The sweep: once at start, at every interval, and as soon as the lookout sees that something is lost, what no running
+//! worker will do. Runs of dead or silent workers are adopted when their agent lives on; otherwise they are settled, or put
+//! back when they have said nothing. Idle places expire; old rows, dead workers and what ended agents left go.
 //!
 //! Always: each effect is bounded, counted and logged, and two processes may sweep at once. A run is taken over (fenced)
 //! first. When it is not gone on with, what its agent left running is ended and confirmed gone, and only then it is settled:
@@ -9,12 +9,13 @@
 //! Proof: `tests/it/sweep.rs`, `tests/it/adopt.rs`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::drive::Subject;
+use super::lookout::{self, Sighting};
 use super::turn::Turn;
 use super::{EngineError, Shared, drive};
 use crate::backend::process::remove_temp_dir;
@@ -40,8 +41,6 @@ const RECOVERIES_AT_ONCE: usize = 16;
 const MAX_ATTEMPTS: i64 = 3;
 /// After so many recoveries a run is settled although something of its agent cannot be ended.
 const MAX_RECOVERIES: i64 = 10;
-/// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
-const SILENT_LEASES: u32 = 10;
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -71,27 +70,48 @@ pub struct SweepReport {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(shared.config.engine.sweep_interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(lookout::interval(&shared.config.engine));
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut before = Sighting::default();
     loop {
-        tokio::select! {
-            _ = interval.tick() => {}
+        let is_due = tokio::select! {
+            _ = interval.tick() => true,
+            _ = looks.tick() => false,
             () = shared.draining.cancelled() => return,
-        }
-        if let Err(error) = sweep(&shared).await {
-            METRICS.sweeps_failed.inc();
-            tracing::warn!(%error, "sweep failed; the next one tries again");
+        };
+        match look_and_sweep(&shared, &before, is_due).await {
+            Ok(seen) => before = seen,
+            Err(error) => {
+                METRICS.sweeps_failed.inc();
+                tracing::warn!(%error, "sweep failed; the next one tries again");
+            }
         }
     }
 }
 
+/// What a sweep could not recover waits for the next interval: only what is newly lost is swept at once.
+async fn look_and_sweep(shared: &Arc<Shared>, before: &Sighting, is_due: bool) -> Result<Sighting, EngineError> {
+    let seen = lookout::look(shared).await?;
+    if is_due || seen.has_news_since(before) {
+        sweep_away(shared, &seen).await?;
+    }
+    Ok(seen)
+}
+
 /// One pass.
 pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineError> {
+    let seen = lookout::look(shared).await?;
+    sweep_away(shared, &seen).await
+}
+
+async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport, EngineError> {
     METRICS.sweeps.inc();
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
-    let (dead, silent) = lost_workers(shared, worker).await?;
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
-    let orphans = shared.store.take_over(worker, dead.clone(), own, lease, ORPHANS_AT_ONCE).await?;
-    let recoveries = stream::iter(orphans).map(|orphan| recover(shared, worker, orphan));
+    let good_until = Instant::now() + lease;
+    let orphans = shared.store.take_over(worker, seen.lost.clone(), own, lease, ORPHANS_AT_ONCE).await?;
+    let recoveries = stream::iter(orphans).map(|orphan| recover(shared, worker, orphan, good_until));
     let mut recoveries = recoveries.buffer_unordered(RECOVERIES_AT_ONCE);
     while let Some(recovered) = recoveries.next().await {
         report.processes_ended += recovered.processes_ended;
@@ -112,7 +132,7 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     METRICS.assignments_expired.inc_by(report.assignments_expired);
     let before = store.clock().now() - shared.config.engine.assignment_retention;
     report.assignments_purged = store.purge_assignments(before, ROWS_AT_ONCE).await?;
-    report.workers_removed = store.remove_workers(dead.into_iter().chain(silent).collect()).await?;
+    report.workers_removed = store.remove_workers([&seen.lost.workers[..], &seen.silent].concat()).await?;
     METRICS.workers_removed.inc_by(report.workers_removed);
     if report != SweepReport::default() {
         tracing::info!(
@@ -132,23 +152,6 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
     Ok(report)
 }
 
-/// Workers that are proven dead, and those that fell silent long ago where nothing can be proven.
-async fn lost_workers(shared: &Shared, own: WorkerKey) -> Result<(Vec<WorkerKey>, Vec<WorkerKey>), EngineError> {
-    let silent_since = shared.store.clock().now() - shared.config.engine.lease * SILENT_LEASES;
-    let (mut dead, mut silent) = (Vec::new(), Vec::new());
-    for worker in shared.store.registered_workers().await? {
-        if worker.key == own {
-            continue;
-        }
-        match reap::is_alive(&worker.process) {
-            reap::Liveness::Dead => dead.push(worker.key),
-            reap::Liveness::Unknown if worker.heartbeat_at < silent_since => silent.push(worker.key),
-            reap::Liveness::Unknown | reap::Liveness::Alive => {}
-        }
-    }
-    Ok((dead, silent))
-}
-
 struct Recovered {
     end: RecoveryEnd,
     processes_ended: u64,
@@ -163,7 +166,7 @@ enum RecoveryEnd {
     Postponed,
 }
 
-async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan) -> Recovered {
+async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_until: Instant) -> Recovered {
     let host = orphan.host.clone().filter(|_| shared.config.agents.contains_key(&orphan.agent));
     let liveness = match host {
         Some(host) => match reap::is_alive(&host.process) {
@@ -176,7 +179,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan) -> Rec
     };
     let recovered = match liveness {
         Some(reap::Liveness::Alive) if shared.executing.adopts(orphan.session) => {
-            shared.executing.adopt(orphan.clone());
+            shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
         Some(reap::Liveness::Alive) => {
@@ -185,7 +188,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan) -> Rec
         }
         // All that the agent said is in its spool, and perhaps how it ended.
         Some(reap::Liveness::Dead) => {
-            let signals = shared.executing.add(orphan.lease);
+            let signals = shared.executing.add(orphan.lease, good_until);
             drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
             shared.executing.remove(orphan.lease);
             Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }

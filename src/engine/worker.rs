@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -46,11 +46,21 @@ pub(super) struct Signals {
     pub cancel: CancellationToken,
     /// The lease is lost: end the agent, write nothing.
     pub lost: CancellationToken,
+    /// Until then nobody else can have taken the run over: measured from before the claim, or the last renewal, was sent.
+    good_until: watch::Receiver<Instant>,
+}
+
+impl Signals {
+    /// Until when nobody else can have taken the run over, unless the lease is renewed.
+    pub fn good_until(&self) -> Instant {
+        *self.good_until.borrow()
+    }
 }
 
 struct Execution {
     lease: Lease,
     signals: Signals,
+    good_until: watch::Sender<Instant>,
 }
 
 /// The runs that this process executes.
@@ -85,8 +95,8 @@ impl Executing {
     }
 
     /// Takes a run of a lost worker that is to be driven on here.
-    pub fn adopt(&self, orphan: Orphan) {
-        let signals = self.add(orphan.lease);
+    pub fn adopt(&self, orphan: Orphan, until: Instant) {
+        let signals = self.add(orphan.lease, until);
         if orphan.cancel_requested {
             signals.cancel.cancel();
         }
@@ -99,9 +109,10 @@ impl Executing {
     }
 
     /// A run is in execution from now on.
-    pub fn add(&self, lease: Lease) -> Signals {
-        let signals = Signals { cancel: CancellationToken::new(), lost: CancellationToken::new() };
-        self.runs().insert(lease.run, Execution { lease, signals: signals.clone() });
+    pub fn add(&self, lease: Lease, until: Instant) -> Signals {
+        let (good_until, seen) = watch::channel(until);
+        let signals = Signals { cancel: CancellationToken::new(), lost: CancellationToken::new(), good_until: seen };
+        self.runs().insert(lease.run, Execution { lease, signals: signals.clone(), good_until });
         self.count.send_modify(|count| *count += 1);
         signals
     }
@@ -159,10 +170,14 @@ impl Executing {
         self.runs().values().map(|execution| execution.lease).collect()
     }
 
-    /// Tells the runs whose lease is not among those that were renewed.
-    fn keep_only(&self, asked: &[Lease], renewed: &[Lease]) {
-        for lease in asked.iter().filter(|lease| !renewed.contains(lease)) {
-            if let Some(execution) = self.runs().get(&lease.run).filter(|execution| execution.lease == *lease) {
+    /// Tells the runs whose leases were asked for what became of them.
+    fn keep_only(&self, asked: &[Lease], renewed: &[Lease], good_until: Instant) {
+        let runs = self.runs();
+        for lease in asked {
+            let Some(execution) = runs.get(&lease.run).filter(|execution| execution.lease == *lease) else { continue };
+            if renewed.contains(lease) {
+                execution.good_until.send_replace(good_until);
+            } else {
                 execution.signals.lost.cancel();
             }
         }
@@ -179,6 +194,7 @@ impl Shared {
                     process: reap::own_identity().map_err(EngineError::Identity)?,
                     hostname: hostname(),
                     capacity,
+                    lease: self.config.engine.lease,
                 };
                 let id = registration.id;
                 let key = self.store.register_worker(registration.clone()).await?;
@@ -288,9 +304,11 @@ async fn claim(
     if shared.draining.is_cancelled() || !shared.store.has_claimable_run(&request).await? {
         return Ok(Vec::new());
     }
+    // From before it is sent: whoever waits for the lease to run out begins to count later than this.
+    let good_until = Instant::now() + request.lease;
     let claimed = shared.store.claim(request).await?;
     let with_signals = |claimed: Claimed| {
-        let signals = shared.executing.add(claimed.lease);
+        let signals = shared.executing.add(claimed.lease, good_until);
         (claimed, signals)
     };
     let claimed: Vec<_> = claimed.into_iter().map(with_signals).collect();
@@ -303,9 +321,9 @@ async fn claim(
 
 async fn renew(shared: &Shared, worker: &Identity) {
     let leases = shared.executing.leases();
-    let (registration, lease) = (worker.registration.clone(), shared.config.engine.lease);
-    match shared.store.renew(worker.key, registration, leases.clone(), lease).await {
-        Ok(renewed) => shared.executing.keep_only(&leases, &renewed),
+    let good_until = Instant::now() + worker.registration.lease;
+    match shared.store.renew(worker.key, worker.registration.clone(), leases.clone()).await {
+        Ok(renewed) => shared.executing.keep_only(&leases, &renewed, good_until),
         // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
         Err(error) => {
             METRICS.renewals_failed.inc();
@@ -313,6 +331,17 @@ async fn renew(shared: &Shared, worker: &Identity) {
         }
     }
     heed_cancel_requests(shared, worker.key).await;
+}
+
+/// Whether a run is certainly still ours. A worker that could not renew for a whole lease, because it was stopped or the
+/// database failed, may have lost the run to one who goes on with it: it has to ask before it does anything to the agent.
+pub(super) async fn is_ours(shared: &Shared, signals: &Signals) -> bool {
+    if Instant::now() >= signals.good_until()
+        && let Some(worker) = shared.worker.get()
+    {
+        renew(shared, worker).await;
+    }
+    !signals.lost.is_cancelled() && Instant::now() < signals.good_until()
 }
 
 /// Tells the runs that somebody asked to stop. When the database cannot be asked, the next renewal asks again.

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::App;
 use super::error::Error;
-use super::extract::{Body, Cursor, Id, Params};
+use super::extract::{Body, Cursor, Id, Params, parse};
 use super::runs::{Wait, cancel_current, nothing_to_cancel, stream_of};
 use super::sse;
 use crate::engine::{EngineError, Purpose, Refusal, Send, Sent};
@@ -50,26 +50,39 @@ struct UiMessage {
     metadata: Option<Value>,
 }
 
+impl Chat {
+    fn into_send(self) -> Result<Send, Error> {
+        let unknown = |code| move |error: InvalidId| Error::invalid(code, error.to_string());
+        let session: SessionId = self.id.parse()?;
+        let workspace = self.workspace.map(|name| name.parse()).transpose().map_err(unknown("unknown_workspace"))?;
+        let agent = self.agent.map(|name| name.parse()).transpose().map_err(unknown("unknown_agent"))?;
+        let (message, named) = last_message(&self.messages)?;
+        let purpose = match self.trigger {
+            Trigger::SubmitMessage if named && self.message_id.as_deref() == Some(message.id.as_str()) => Purpose::Edit,
+            Trigger::SubmitMessage => Purpose::Send,
+            Trigger::RegenerateMessage if named => Purpose::Regenerate,
+            Trigger::RegenerateMessage => {
+                return Err(Error::invalid("invalid_message", "the message to be answered anew needs its id"));
+            }
+        };
+        Ok(Send { purpose, workspace, agent, ..Send::new(session, message) })
+    }
+}
+
+/// What the body of `POST /api/chat` asks to be sent.
+///
+/// # Errors
+/// 400 for what is no JSON, 422 for what is no chat, or none whose last message can be sent.
+pub fn read_chat(body: &[u8]) -> Result<Send, Error> {
+    parse::<Chat>(body)?.into_send()
+}
+
 pub(super) async fn send(
     State(app): State<App>,
     Cursor(after): Cursor,
     Body(chat): Body<Chat>,
 ) -> Result<Response, Error> {
-    let unknown = |code| move |error: InvalidId| Error::invalid(code, error.to_string());
-    let session: SessionId = chat.id.parse()?;
-    let workspace = chat.workspace.map(|name| name.parse()).transpose().map_err(unknown("unknown_workspace"))?;
-    let agent = chat.agent.map(|name| name.parse()).transpose().map_err(unknown("unknown_agent"))?;
-    let (message, named) = last_message(&chat.messages)?;
-    let purpose = match chat.trigger {
-        Trigger::SubmitMessage if named && chat.message_id.as_deref() == Some(message.id.as_str()) => Purpose::Edit,
-        Trigger::SubmitMessage => Purpose::Send,
-        Trigger::RegenerateMessage if named => Purpose::Regenerate,
-        Trigger::RegenerateMessage => {
-            return Err(Error::invalid("invalid_message", "the message to be answered anew needs its id"));
-        }
-    };
-    let send = Send { purpose, workspace, agent, ..Send::new(session, message) };
-    stream_of(&app, &take(&app, send).await?, after).await
+    stream_of(&app, &take(&app, chat.into_send()?).await?, after).await
 }
 
 /// `useChat` also names the message when it sends one with an id of the application's own: then there is none to edit.

@@ -12,8 +12,9 @@ use crate::id::InvalidId;
 use crate::message::InvalidMessage;
 
 /// A request that was not fulfilled.
-#[derive(Debug)]
-pub(super) struct Error {
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -26,6 +27,11 @@ pub(super) struct Error {
 pub(super) struct Detail(pub(super) String);
 
 impl Error {
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), detail: None }
     }

@@ -3,11 +3,10 @@
 
 use std::str::FromStr;
 
-use axum::RequestPartsExt;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
@@ -36,10 +35,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let query = Query::<T>::try_from_uri(&parts.uri);
-        let Query(params) = query.map_err(|rejection| Error::malformed("invalid_query", rejection.body_text()))?;
-        Ok(Self(params))
+        Ok(Self(params(&parts.uri)?))
     }
+}
+
+fn params<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
+    let query = Query::<T>::try_from_uri(uri);
+    query.map(|Query(params)| params).map_err(|rejection| Error::malformed("invalid_query", rejection.body_text()))
 }
 
 /// A body of JSON.
@@ -97,7 +99,7 @@ async fn read(request: Request, app: &App) -> Result<Bytes, Error> {
 }
 
 /// JSON as a `T`: 400 where it is no JSON, 422 where it is no `T`.
-fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).map_err(|error| {
         let malformed = |error: serde_json::Error| Error::malformed("malformed_json", error.to_string());
         if !error.is_data() {
@@ -125,13 +127,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Cursor {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let Params(query) = parts.extract::<Params<CursorParams>>().await?;
-        let header = parts.headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?").to_owned());
-        let Some(given) = header.or(query.cursor).or(query.after) else { return Ok(Self(0)) };
-        let digits = !given.is_empty() && given.bytes().all(|b| b.is_ascii_digit());
-        let seq = given.parse().ok().filter(|_| digits);
-        seq.map(Self).ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
+        read_cursor(&parts.uri, &parts.headers).map(Self)
     }
+}
+
+/// Where in a log a request wants to go on: behind the event that `Last-Event-ID` names, else `?cursor=`, else `?after=`;
+/// 0 is the beginning.
+///
+/// # Errors
+/// 400 for what is no seq: digits, 0 to 2⁶³−1.
+pub fn read_cursor(uri: &Uri, headers: &HeaderMap) -> Result<Seq, Error> {
+    let query: CursorParams = params(uri)?;
+    let header = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?").to_owned());
+    let Some(given) = header.or(query.cursor).or(query.after) else { return Ok(0) };
+    let digits = !given.is_empty() && given.bytes().all(|b| b.is_ascii_digit());
+    let seq = given.parse().ok().filter(|_| digits);
+    seq.ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
 }
 
 /// Whether the client wants a stream rather than a page.

@@ -32,8 +32,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use error::Error;
 
+pub use chat::read_chat;
+pub use error::Error;
+pub use extract::read_cursor;
+pub use runs::read_new_run;
 pub use serve::{serve, serve_with};
 
 /// How long the surface waits for what.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::Error;
-use super::extract::{Body, Cursor, Id, Params, WantsStream};
+use super::extract::{Body, Cursor, Id, Params, WantsStream, parse};
 use super::page::{Items, Page};
 use super::sse;
 use crate::engine::{EngineError, RunFilter, Send, Sent};
@@ -50,6 +50,25 @@ impl NewMessage {
     }
 }
 
+impl NewRun {
+    fn into_send(self, session: SessionId) -> Result<Send, Error> {
+        let options = RunOptions {
+            when_busy: self.when_busy,
+            timeout: self.timeout_ms.map(Duration::from_millis),
+            priority: self.priority,
+        };
+        Ok(Send { options, ..Send::new(session, self.message.check()?) })
+    }
+}
+
+/// What the body of `POST /v1/sessions/{id}/runs` asks to be sent.
+///
+/// # Errors
+/// 400 for what is no JSON, 422 for what is no message.
+pub fn read_new_run(session: SessionId, body: &[u8]) -> Result<Send, Error> {
+    parse::<NewRun>(body)?.into_send(session)
+}
+
 pub(super) async fn send(
     State(app): State<App>,
     Id(session): Id<SessionId>,
@@ -57,12 +76,7 @@ pub(super) async fn send(
     Cursor(after): Cursor,
     Body(body): Body<NewRun>,
 ) -> Result<Response, Error> {
-    let options = RunOptions {
-        when_busy: body.when_busy,
-        timeout: body.timeout_ms.map(Duration::from_millis),
-        priority: body.priority,
-    };
-    let sent = app.engine.send(Send { options, ..Send::new(session, body.message.check()?) }).await?;
+    let sent = app.engine.send(body.into_send(session)?).await?;
     if stream {
         return stream_of(&app, &sent, after).await;
     }

@@ -1,8 +1,10 @@
 //! The table `workers`: the processes that may execute runs, and what proves that one is dead.
 
+use std::time::Duration;
+
 use super::writer::Tx;
 use super::{Store, StoreError};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::id::WorkerId;
 use crate::lease::WorkerKey;
 use crate::worker::{ProcessIdentity, Worker};
@@ -18,6 +20,8 @@ pub struct Registration {
     pub hostname: String,
     /// Runs it executes at once.
     pub capacity: u32,
+    /// How long its leases last unless it renews them.
+    pub lease: Duration,
 }
 
 /// A registered worker, as a sweep sees it.
@@ -153,10 +157,11 @@ pub async fn beat(tx: &mut Tx<'_>, worker: WorkerKey, registration: &Registratio
 
 async fn insert(tx: &mut Tx<'_>, key: Option<WorkerKey>, registration: &Registration) -> Result<WorkerKey, StoreError> {
     let (id, process, now) = (registration.id.to_string(), &registration.process, tx.now.as_millis());
-    let version = env!("CARGO_PKG_VERSION");
+    let (version, lease_ms) = (env!("CARGO_PKG_VERSION"), millis(registration.lease));
     let inserted = sqlx::query!(
-        "INSERT INTO workers (key, id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
+        "INSERT INTO workers (key, id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at,
+             lease_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)",
         key,
         id,
         process.host,
@@ -165,7 +170,8 @@ async fn insert(tx: &mut Tx<'_>, key: Option<WorkerKey>, registration: &Registra
         process.started_at_ticks,
         registration.capacity,
         version,
-        now
+        now,
+        lease_ms
     );
     Ok(inserted.execute(&mut *tx.conn).await?.last_insert_rowid())
 }

@@ -11,3 +11,4 @@ mod limits;
 mod run;
 mod scene;
 mod sweep;
+mod time;

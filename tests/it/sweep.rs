@@ -1,6 +1,7 @@
 //! The sweep: what a worker that is gone leaves behind, and what time makes stale.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mainstay::clock::{Clock, ManualClock, Timestamp};
@@ -31,7 +32,7 @@ async fn a_silent_workers_run_is_fenced_ended_and_settled() {
     scene.said(run.id, "said").await;
     let other = second_engine(&scene, clock.clone()).await;
     assert_eq!(other.sweep().await.unwrap().runs_settled, 0, "a live lease is nobody else's");
-    clock.advance(Duration::from_secs(3601));
+    scene.give_leases_back();
     let report = other.sweep().await.unwrap();
     assert_eq!((report.runs_settled, report.runs_put_back), (1, 0));
     let run = other.run(run.id).await.unwrap();
@@ -56,7 +57,7 @@ async fn a_run_that_had_said_nothing_is_tried_again() {
     let run = scene.send("moody", "s", "hi").await;
     until(|| scene.dir.path().join("tried").exists()).await;
     let other = second_engine(&scene, clock.clone()).await;
-    clock.advance(Duration::from_secs(3601));
+    scene.give_leases_back();
     assert_eq!(other.sweep().await.unwrap().runs_put_back, 1);
     let run = scene.settled(run.id).await;
     assert_eq!((run.status, run.attempts), (Status::Completed, 2));
@@ -67,25 +68,28 @@ async fn a_run_that_had_said_nothing_is_tried_again() {
     );
 }
 
-/// A clock for somebody who is stopped between any two looks at it.
+/// A clock that holds up whoever looks at it, once it is told to: for somebody who is stopped in the midst of a claim.
 #[derive(Debug)]
-struct Leaping(ManualClock);
+struct Holding(ManualClock, AtomicBool);
 
-impl Clock for Leaping {
+impl Clock for Holding {
     fn now(&self) -> Timestamp {
-        self.0.advance(Duration::from_secs(2 * 3600));
+        if self.1.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1100));
+        }
         self.0.now()
     }
 }
 
 #[tokio::test]
 async fn a_worker_that_overslept_its_lease_starts_no_agent() {
-    let clock = Arc::new(Leaping(ManualClock::new(Timestamp::from_millis(1_700_000_000_000))));
+    let clock = Arc::new(Holding(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)), AtomicBool::new(false)));
     let script = format!("touch started; {}", says("too late"));
-    let more = "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"";
-    let scene = Scene::with_clock(&[("agent", &script)], more, clock).await;
-    scene.engine.start().await.unwrap();
+    let more = "[engine]\nlease = \"1s\"\nsweep_interval = \"1h\"";
+    let scene = Scene::with_clock(&[("agent", &script)], more, clock.clone()).await;
     let run = scene.send("agent", "s", "hi").await;
+    clock.1.store(true, Ordering::SeqCst);
+    scene.engine.start().await.unwrap();
     within(async {
         while scene.engine.run(run.id).await.unwrap().attempts == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

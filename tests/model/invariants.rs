@@ -38,6 +38,7 @@ pub struct Run {
     first_seq: Option<i64>,
     last_seq: Option<i64>,
     said: bool,
+    source_offset: i64,
 }
 
 impl Run {
@@ -78,6 +79,8 @@ pub struct Picture {
     pub workers: BTreeSet<i64>,
     /// Session, seq, run, type; by session and seq.
     pub events: Vec<(i64, i64, i64, String)>,
+    /// Lines of the agents' scripts by run, as they were stored: `agent:line`.
+    pub lines: BTreeMap<i64, Vec<String>>,
     /// Settled runs whole, and their span.
     pub settled: BTreeMap<i64, SettledRow>,
 }
@@ -118,7 +121,8 @@ impl Observer {
             ),
             runs: self.list(
                 "SELECT key, session_key, message_key, workspace, agent, slot_key, status, priority, not_before, ready,
-                     cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said
+                     cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said,
+                     source_offset
                  FROM runs ORDER BY key",
                 |row| {
                     Ok(Run {
@@ -140,6 +144,7 @@ impl Observer {
                         first_seq: row.get(15)?,
                         last_seq: row.get(16)?,
                         said: row.get(17)?,
+                        source_offset: row.get(18)?,
                     })
                 },
             ),
@@ -178,6 +183,14 @@ impl Observer {
                 "SELECT session_key, seq, run_key, event ->> 'type' FROM events ORDER BY session_key, seq",
                 |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             ),
+            lines: self
+                .list(
+                    "SELECT run_key, json_group_array(event ->> 'line' ORDER BY seq) FROM events
+                     WHERE event ->> 'line' IS NOT NULL GROUP BY run_key",
+                    |row| Ok((row.get(0)?, serde_json::from_str(&row.get::<_, String>(1)?).unwrap())),
+                )
+                .into_iter()
+                .collect(),
             settled: self
                 .list("SELECT first_seq, last_seq, * FROM runs WHERE settled_at IS NOT NULL", |row| {
                     let columns = row.as_ref().column_names();
@@ -196,6 +209,7 @@ impl Observer {
         self.nothing_settled_has_changed(&new);
         logs_are_whole(&new);
         spans_are_well_formed(&new);
+        what_an_agent_said_is_there_once(&new);
         one_at_a_time(&new);
         the_right_runs_are_ready(&new);
         places_are_right(&new);
@@ -258,6 +272,23 @@ fn spans_are_well_formed(picture: &Picture) {
             let end = if run.is_unsettled() { vec![] } else { vec![span.len() - 1] };
             assert_eq!(at("finish"), end, "run {} ends once, and last", run.key);
         }
+    }
+}
+
+/// Whoever reads the agent, and wherever the one before was stopped: each line once, in its order, up to the offset.
+fn what_an_agent_said_is_there_once(picture: &Picture) {
+    for run in &picture.runs {
+        let lines = picture.lines.get(&run.key).map_or(&[][..], |lines| lines);
+        let agents = lines.chunk_by(|a, b| a.split(':').next() == b.split(':').next());
+        let mut newest = 0;
+        for said in agents {
+            let agent = said[0].split(':').next().unwrap();
+            newest = key(said.len()) - 1;
+            let script: Vec<_> = (0..newest).map(|line| format!("{agent}:{line}")).collect();
+            assert_eq!(said, script, "what agent {agent} of run {} said", run.key);
+        }
+        // A new agent has said nothing yet, and neither has a run that was put back.
+        assert!(run.source_offset == newest || run.source_offset == 0, "the offset of run {}: {lines:?}", run.key);
     }
 }
 
@@ -357,6 +388,7 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         first_seq: run.span.map(|(first, _)| first),
         last_seq: run.span.map(|(_, last)| last),
         said: run.said,
+        source_offset: run.source_offset,
     });
     assert_eq!(picture.runs, runs.collect::<Vec<_>>());
     let places = model.places.iter().map(|place| Place {
@@ -395,4 +427,6 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         (1..).zip(&session.log).map(move |(seq, (run, kind))| (key, seq, *run, (*kind).to_owned()))
     });
     assert_eq!(picture.events, logs.collect::<Vec<_>>());
+    let lines = (1..).zip(&model.runs).filter(|(_, run)| !run.lines.is_empty());
+    assert_eq!(picture.lines, lines.map(|(key, run)| (key, run.lines.clone())).collect());
 }

@@ -1,8 +1,10 @@
 //! The real store against a model of it: random sequences of everything that the engine may ask of it, in any order, by
-//! two workers, with a clock that also runs backwards and with a file that is closed and opened again. After each
-//! operation its answer and every row are what the model says, and what must always be true of the file is.
+//! two workers, with a clock that also runs backwards and with a file that is closed and opened again. Agents say the lines
+//! of a script; whoever claims or takes over a run reads on at the stored offset. After each operation its answer and every
+//! row are what the model says, and what must always be true of the file is: each line is there once.
 //!
-//! `PROPTEST_CASES=3000 cargo test --release --test model` looks further.
+//! `PROPTEST_CASES=20000 cargo test --release --test model` looks a million operations further. A failure is shrunk, and
+//! shown with the `PROPTEST_RNG_SEED` that brings it back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
@@ -11,30 +13,32 @@ mod ops;
 mod reference;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join_all};
 use mainstay::clock::{ManualClock, Timestamp};
 use mainstay::config::Durability;
 use mainstay::id::{RunId, WorkerId};
-use mainstay::lease::{Lease, LeaseLost, RunKey, WorkerKey};
+use mainstay::lease::{HeldLease, Lease, LeaseLost, RunKey, WorkerKey};
 use mainstay::message::UserMessage;
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions};
 use mainstay::store::event::Appended;
-use mainstay::store::run::{ClaimRequest, Enqueue, Only, Refusal, Settle};
+use mainstay::store::run::{ClaimRequest, Enqueue, Lost, Only, Refusal, Settle};
 use mainstay::store::session::{Closed, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Store, StoreError, event};
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{WhenFull, Workspace};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use proptest_state_machine::{StateMachineTest, prop_state_machine};
 
 use invariants::Observer;
-use ops::{AGENTS, Answer, Claim, LEASE_MS, Op, START_MS, TTL_MS, WORKSPACES};
+use ops::{AGENTS, Answer, Claim, LEASE_MS, Op, SCRIPT_LINES, START_MS, Seen, TTL_MS, Taken, WORKSPACES};
 use reference::{Model, key};
 
 /// Enough for every push, in a few seconds.
@@ -42,14 +46,20 @@ const CASES: u32 = 64;
 /// No operation takes this long, unless somebody waits for an answer that never comes.
 const STUCK: Duration = Duration::from_secs(20);
 
-fn config() -> ProptestConfig {
+static CONFIG: LazyLock<ProptestConfig> = LazyLock::new(|| {
     let given = ProptestConfig { failure_persistence: None, max_shrink_iters: 5000, ..ProptestConfig::default() };
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { CASES };
-    ProptestConfig { cases, ..given }
-}
+    let seed = match given.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => RandomState::new().hash_one(cases),
+    };
+    // Shown when the test fails.
+    println!("PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(seed), ..given }
+});
 
 prop_state_machine! {
-    #![proptest_config(config())]
+    #![proptest_config(CONFIG.clone())]
     #[test]
     fn the_store_does_what_the_model_says(sequential 40..=60 => System);
 }
@@ -63,7 +73,15 @@ struct System {
     store: Option<Store>,
     workers: [WorkerKey; 2],
     ids: RefCell<BTreeMap<RunKey, RunId>>,
+    readings: RefCell<HashMap<Lease, Reading>>,
     observer: Observer,
+}
+
+/// What the holder of a lease knows of the agent: which it is, and how far it has read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    agent: i64,
+    offset: i64,
 }
 
 async fn open(path: &std::path::Path, clock: Arc<ManualClock>) -> Store {
@@ -74,7 +92,7 @@ const LEASE: Duration = Duration::from_millis(LEASE_MS.unsigned_abs());
 
 fn registration() -> Registration {
     let process = ProcessIdentity { host: "test".into(), pid: 1, started_at_ticks: 1 };
-    Registration { id: WorkerId::generate(), process, hostname: "test".into(), capacity: 8 }
+    Registration { id: WorkerId::generate(), process, hostname: "test".into(), capacity: 8, lease: LEASE }
 }
 
 async fn register(store: &Store) -> WorkerKey {
@@ -113,8 +131,8 @@ impl System {
         });
         let mut observer = Observer::new(&path);
         observer.look(model);
-        let (store, ids) = (Some(store), RefCell::default());
-        Self { runtime, _dir: dir, path, clock, store, workers, ids, observer }
+        let (store, ids, readings) = (Some(store), RefCell::default(), RefCell::default());
+        Self { runtime, _dir: dir, path, clock, store, workers, ids, readings, observer }
     }
 
     fn store(&self) -> &Store {
@@ -158,7 +176,9 @@ impl System {
                 Op::Append(append) => self.append(append).await,
                 Op::Settle(settle) => self.settle(settle).await,
                 Op::Cancel { run } => self.cancel(*run).await,
-                Op::TakeOver { worker, dead, own, limit } => self.take_over(*worker, dead, own.clone(), *limit).await,
+                Op::TakeOver { worker, dead, ran_out, own, limit } => {
+                    self.take_over(*worker, dead, ran_out, own.clone(), *limit).await
+                }
                 Op::Together(ops) => Answer::All(join_all(ops.iter().map(|op| self.ask(op))).await),
                 op => self.ask_briefly(op).await,
             }
@@ -170,10 +190,14 @@ impl System {
         let (store, now) = (self.store(), self.store().clock().now());
         match op {
             Op::Renew { worker, leases } => {
-                let renewed = store.renew(self.workers[*worker], registration(), leases.clone(), LEASE).await.unwrap();
+                let renewed = store.renew(self.workers[*worker], registration(), leases.clone()).await.unwrap();
                 Answer::Leases(renewed.into_iter().map(|lease| (lease.run, lease.token)).collect())
             }
             Op::PutBack { lease } => Answer::Is(store.put_back(*lease).await.unwrap()),
+            Op::GiveBack { lease } => {
+                store.let_expire(*lease).await.unwrap();
+                Answer::Done
+            }
             Op::ExpireIdle { limit } => Answer::Count(store.expire_idle(i64::try_from(*limit).unwrap()).await.unwrap()),
             Op::Purge { age, limit } => {
                 let before = now - Duration::from_millis(age.unsigned_abs());
@@ -259,6 +283,8 @@ impl System {
             lease: LEASE,
         };
         let Ok(claimed) = self.store().claim(request).await else { return Answer::Failed };
+        let begun = claimed.iter().map(|one| (one.lease, Reading { agent: one.lease.token, offset: 0 }));
+        self.readings.borrow_mut().extend(begun);
         Answer::Claimed(claimed.into_iter().map(|one| (one.lease.run, (one.lease.token, one.slot))).collect())
     }
 
@@ -267,13 +293,22 @@ impl System {
         self.ids.borrow().get(&run).copied().unwrap_or_else(RunId::generate)
     }
 
+    fn reading(&self, lease: Lease) -> Reading {
+        self.readings.borrow().get(&lease).copied().unwrap_or_default()
+    }
+
     async fn append(&self, append: &ops::Append) -> Answer {
         let text = "x".repeat(append.bytes);
-        let event = match append.kind() {
-            "text-delta" => format!(r#"{{"type":"text-delta","id":"text-1","delta":"{text}"}}"#),
-            kind => format!(r#"{{"type":"{kind}","data":{{"label":"{text}"}},"transient":true}}"#),
+        let Reading { agent, offset } = self.reading(append.lease);
+        let to = (offset + i64::try_from(append.count).unwrap()).min(SCRIPT_LINES);
+        let event = |line: i64| {
+            let line = format!(r#""line":"{agent}:{line}""#);
+            match append.kind() {
+                "text-delta" => format!(r#"{{"type":"text-delta","id":"text-1",{line},"delta":"{text}"}}"#),
+                kind => format!(r#"{{"type":"{kind}",{line},"data":{{"label":"{text}"}},"transient":true}}"#),
+            }
         };
-        let mut events = vec![event; append.count];
+        let mut events: Vec<_> = (offset..to).map(event).collect();
         if append.broken {
             events.push("{not json".to_owned());
         }
@@ -281,14 +316,18 @@ impl System {
             lease: append.lease,
             session: 0,
             run_id: self.id_of(append.lease.run),
-            said: append.said && append.count > 0,
+            said: append.said && to > offset,
             events,
-            source_offset: 0,
+            source_offset: to,
             parts: append.parts.map(parts),
         };
         match written(self.store().append(request).await) {
             // Which of its two faults is met first is left open.
             Answer::LeaseLost if append.broken => Answer::Failed,
+            Answer::LastSeq(seq) => {
+                self.readings.borrow_mut().insert(append.lease, Reading { agent, offset: to });
+                Answer::LastSeq(seq)
+            }
             answer => answer,
         }
     }
@@ -300,7 +339,7 @@ impl System {
             session: 0,
             run_id: self.id_of(settle.lease.run),
             events: kinds.map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect(),
-            source_offset: 0,
+            source_offset: self.reading(settle.lease).offset,
             outcome: Outcome { cause: settle.cause, error: None },
             exit: ExitReport::default(),
             parts: settle.parts.map(parts),
@@ -316,18 +355,42 @@ impl System {
         }
     }
 
-    async fn take_over(&self, worker: usize, dead: &[usize], own: Vec<RunKey>, limit: usize) -> Answer {
-        let dead = dead.iter().map(|worker| self.workers[*worker]).collect();
+    async fn take_over(
+        &self,
+        worker: usize,
+        dead: &[usize],
+        ran_out: &[Seen],
+        own: Vec<RunKey>,
+        limit: usize,
+    ) -> Answer {
+        let held = |seen: &Seen| HeldLease {
+            lease: seen.lease,
+            expires_at: Timestamp::from_millis(seen.expires_at),
+            length: LEASE,
+        };
+        let lost = Lost {
+            workers: dead.iter().map(|worker| self.workers[*worker]).collect(),
+            leases: ran_out.iter().map(held).collect(),
+        };
         let limit = i64::try_from(limit).unwrap();
-        match self.store().take_over(self.workers[worker], dead, own, LEASE, limit).await {
-            Ok(orphans) => Answer::Orphans(
-                orphans
-                    .into_iter()
-                    .map(|o| (o.lease.run, o.lease.token, o.worker_dead, o.said, o.cancel_requested))
-                    .collect(),
-            ),
-            Err(_) => Answer::Failed,
-        }
+        let Ok(orphans) = self.store().take_over(self.workers[worker], lost, own, LEASE, limit).await else {
+            return Answer::Failed;
+        };
+        let taken = orphans.into_iter().map(|orphan| {
+            // The agent is the one that was claimed last; the offset is what the store says.
+            let mut readings = self.readings.borrow_mut();
+            let before = (1..orphan.lease.token).rev().map(|token| Lease { token, ..orphan.lease });
+            let agent = before.filter_map(|lease| readings.get(&lease)).next().map_or(0, |reading| reading.agent);
+            readings.insert(orphan.lease, Reading { agent, offset: orphan.source_offset });
+            Taken {
+                lease: orphan.lease,
+                worker_dead: orphan.worker_dead,
+                said: orphan.said,
+                cancel_requested: orphan.cancel_requested,
+                source_offset: orphan.source_offset,
+            }
+        });
+        Answer::Orphans(taken.collect())
     }
 }
 
@@ -378,24 +441,25 @@ impl System {
         model.answer.clone()
     }
 
-    /// What a sweep does with the runs of workers that are gone.
+    /// What a sweep does with the runs of workers that are gone: whoever takes one over reads on to the end of its agent.
     fn recover(&mut self, model: &mut Model) {
         for worker in [0, 1] {
             self.go(model, Op::Register { worker });
         }
-        // Whatever the clock did: no lease is good and nothing is parked by then.
+        // Nothing is parked by then, whatever the clock did.
         self.go(model, Op::Tick(100_000_000));
-        let taken = self.go(model, Op::TakeOver { worker: 0, dead: vec![], own: vec![], limit: 1000 });
+        let seen = (1..)
+            .zip(&model.runs)
+            .filter_map(|(run, row)| Some(Seen { lease: Lease { run, token: row.token }, expires_at: row.lease?.1 }));
+        let take_over = Op::TakeOver { worker: 0, dead: vec![], ran_out: seen.collect(), own: vec![], limit: 1000 };
+        let taken = self.go(model, take_over);
         let Answer::Orphans(orphans) = taken else { panic!("{taken:?}") };
-        for (run, token, _, said, cancel) in orphans {
-            let lease = Lease { run, token };
-            let settle = |cause| Op::Settle(ops::Settle { lease, cause, parts: None });
-            let op = match (said, cancel) {
-                (_, true) => settle(Cause::Cancelled),
-                (true, false) => settle(Cause::WorkerLost),
-                (false, false) => Op::PutBack { lease },
+        for Taken { lease, said, cancel_requested, .. } in orphans {
+            match (said, cancel_requested) {
+                (_, true) => self.go(model, Op::Settle(ops::Settle { lease, cause: Cause::Cancelled, parts: None })),
+                (true, false) => self.finish(model, lease),
+                (false, false) => self.go(model, Op::PutBack { lease }),
             };
-            self.go(model, op);
         }
     }
 
@@ -408,9 +472,20 @@ impl System {
                 return;
             }
             for (run, (token, _)) in claimed {
-                let lease = Lease { run, token };
-                self.go(model, Op::Settle(ops::Settle { lease, cause: Cause::Finished, parts: Some(0) }));
+                self.finish(model, Lease { run, token });
             }
         }
+    }
+
+    /// Reads an agent to its end, and settles: all of its script is there then.
+    fn finish(&mut self, model: &mut Model, lease: Lease) -> Answer {
+        let rest = ops::Append { lease, count: 100, bytes: 1, said: true, parts: None, broken: false };
+        self.go(model, Op::Append(rest));
+        let answer = self.go(model, Op::Settle(ops::Settle { lease, cause: Cause::Finished, parts: Some(0) }));
+        let said = &self.observer.seen.lines[&lease.run];
+        let agent = model.runs[reference::index(lease.run)].agent;
+        let whole: Vec<_> = (0..SCRIPT_LINES).map(|line| format!("{agent}:{line}")).collect();
+        assert!(said.ends_with(&whole), "agent {agent} of run {} said {said:?}", lease.run);
+        answer
     }
 }

@@ -21,6 +21,8 @@ pub const SESSIONS: usize = 5;
 pub const TTL_MS: i64 = 60_000;
 pub const LEASE_MS: i64 = 30_000;
 pub const START_MS: i64 = 1_700_000_000_000;
+/// The lines that an agent says before it is through.
+pub const SCRIPT_LINES: i64 = 12;
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -41,6 +43,7 @@ pub enum Op {
     TakeOver {
         worker: usize,
         dead: Vec<usize>,
+        ran_out: Vec<Seen>,
         own: Vec<RunKey>,
         limit: usize,
     },
@@ -76,6 +79,9 @@ pub enum Op {
     },
     Deregister {
         worker: usize,
+    },
+    GiveBack {
+        lease: Lease,
     },
     RemoveWorkers {
         workers: Vec<usize>,
@@ -113,9 +119,18 @@ pub struct Claim {
     pub session: Option<i64>,
 }
 
+/// A lease as a lookout saw it, perhaps a while ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub lease: Lease,
+    pub expires_at: i64,
+}
+
+/// The next lines of the agent's script, from where the holder of the lease has got to.
 #[derive(Debug, Clone)]
 pub struct Append {
     pub lease: Lease,
+    /// At most so many; as many as the script has left.
     pub count: usize,
     pub bytes: usize,
     pub said: bool,
@@ -147,6 +162,17 @@ impl Settle {
     }
 }
 
+/// A run that was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    pub lease: Lease,
+    pub worker_dead: bool,
+    pub said: bool,
+    pub cancel_requested: bool,
+    /// Where in the agent's script the new holder goes on.
+    pub source_offset: i64,
+}
+
 /// What an operation is answered with, as far as it matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -164,8 +190,7 @@ pub enum Answer {
         status: Status,
         was_settled: bool,
     },
-    /// Run, token, worker proven dead, has spoken, is to be cancelled.
-    Orphans(Vec<(RunKey, i64, bool, bool, bool)>),
+    Orphans(Vec<Taken>),
     Closed(&'static str),
     Worker(WorkerKey),
     Count(u64),
@@ -225,8 +250,14 @@ fn claim() -> BoxedStrategy<Op> {
         .boxed()
 }
 
-/// Who claims for one run knows that run: its claim is not handed in together with the send of it.
+/// Who claims for one run knows that run: its claim is not handed in together with the send of it. Who has handed in what
+/// an agent said waits for that before handing in more.
 fn together(mut ops: Vec<Op>) -> Op {
+    let mut speaking = std::collections::HashSet::new();
+    ops.retain(|op| match op {
+        Op::Append(append) => speaking.insert(append.lease),
+        _ => true,
+    });
     for op in &mut ops {
         if let Op::Claim(claim) = op {
             claim.session = None;
@@ -247,6 +278,15 @@ fn lease(model: &Model) -> BoxedStrategy<Lease> {
         select(vec![-1, 1]).prop_map(move |by| Lease { run: lease.run, token: lease.token + by })
     });
     prop_oneof![8 => any_of(running), 1 => any_of(other), 1 => moved].boxed()
+}
+
+/// Mostly a lease as it is now; now and then one that was renewed since it was seen, or lost.
+fn seen(model: &Model) -> BoxedStrategy<Seen> {
+    let ends: BTreeMap<_, _> =
+        (1..).zip(&model.runs).filter_map(|(run, row)| Some((run, row.lease.map(|(_, end)| end)?))).collect();
+    (lease(model), select(vec![0, 0, 0, 0, -1, 1000]))
+        .prop_map(move |(lease, by)| Seen { lease, expires_at: ends.get(&lease.run).copied().unwrap_or(0) + by })
+        .boxed()
 }
 
 fn parts() -> impl Strategy<Value = Option<u8>> {
@@ -292,7 +332,8 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
     let ready = (1..key(model.runs.len())).any(|run| model.is_ready(run));
     let when = |possible: bool, weight: u32| if possible { weight } else { 1 };
     let idle = model.places.iter().any(|place| place.ended.is_none() && !model.is_busy(place.session));
-    let take_over = (0..2_usize, subset(), prop::collection::vec(run(model), 0..2), limit());
+    let ran_out = prop::collection::vec(seen(model), 0..3);
+    let take_over = (0..2_usize, subset(), ran_out, prop::collection::vec(run(model), 0..2), limit());
     Union::new_weighted(vec![
         (20, enqueue(model)),
         (when(ready, 16), claim()),
@@ -301,9 +342,12 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
         (when(running, 3), (0..2_usize, leases()).prop_map(|(worker, leases)| Op::Renew { worker, leases }).boxed()),
         (5, run(model).prop_map(|run| Op::Cancel { run }).boxed()),
         (when(running, 5), lease(model).prop_map(|lease| Op::PutBack { lease }).boxed()),
+        (when(running, 2), lease(model).prop_map(|lease| Op::GiveBack { lease }).boxed()),
         (
             when(running, 5),
-            take_over.prop_map(|(worker, dead, own, limit)| Op::TakeOver { worker, dead, own, limit }).boxed(),
+            take_over
+                .prop_map(|(worker, dead, ran_out, own, limit)| Op::TakeOver { worker, dead, ran_out, own, limit })
+                .boxed(),
         ),
         (when(idle, 4), limit().prop_map(|limit| Op::ExpireIdle { limit }).boxed()),
         (2, (select(vec![0, 1000, 100_000]), limit()).prop_map(|(age, limit)| Op::Purge { age, limit }).boxed()),
@@ -337,6 +381,18 @@ impl ReferenceStateMachine for Model {
             (1, workers.prop_map(|workers| Op::RemoveWorkers { workers }).boxed()),
         ])
         .boxed()
+    }
+
+    /// Nobody says anything under a lease whose grant is handed in at the same time: he cannot know of it.
+    fn preconditions(model: &Model, op: &Op) -> bool {
+        let was_granted = |lease: Lease| model.runs.get(index(lease.run)).is_some_and(|run| lease.token <= run.token);
+        match op {
+            Op::Together(ops) => ops.iter().all(|op| match op {
+                Op::Append(append) => was_granted(append.lease),
+                _ => true,
+            }),
+            _ => true,
+        }
     }
 
     fn apply(mut model: Model, op: &Op) -> Model {

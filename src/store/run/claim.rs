@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
 use crate::run::Attempt;
+use crate::store::run::Lost;
 use crate::store::worker::{self, Registration};
 use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
@@ -46,8 +47,6 @@ pub struct Only {
 pub struct Claimed {
     /// The right to write to it.
     pub lease: Lease,
-    /// When that right ends unless it is renewed.
-    pub lease_expires_at: Timestamp,
     /// Its id.
     pub run: RunId,
     /// Its session's row.
@@ -167,13 +166,12 @@ impl Store {
         worker: WorkerKey,
         registration: Registration,
         leases: Vec<Lease>,
-        lease: Duration,
     ) -> Result<Vec<Lease>, StoreError> {
         self.write(move |tx| {
             let (registration, leases) = (registration.clone(), leases.clone());
             Box::pin(async move {
                 worker::beat(tx, worker, &registration).await?;
-                renew(tx, worker, &leases, lease).await
+                renew(tx, worker, &leases, registration.lease).await
             })
         })
         .await
@@ -216,27 +214,27 @@ impl Store {
         .await
     }
 
-    /// Takes over running runs whose lease ran out, or whose worker is one of `dead`; except those in `own`, which this
-    /// process is executing.
+    /// Takes over running runs that are lost; except those in `own`, which this process is executing. Asks no clock: what
+    /// is lost, the caller has found out.
     ///
     /// # Errors
     /// Why nothing was taken over.
     pub async fn take_over(
         &self,
         worker: WorkerKey,
-        dead: Vec<WorkerKey>,
+        lost: Lost,
         own: Vec<RunKey>,
         lease: Duration,
         limit: i64,
     ) -> Result<Vec<Orphan>, StoreError> {
         self.write(move |tx| {
-            let (dead, own) = (dead.clone(), own.clone());
-            Box::pin(async move { take_over(tx, worker, &dead, &own, lease, limit).await })
+            let (lost, own) = (lost.clone(), own.clone());
+            Box::pin(async move { take_over(tx, worker, &lost, &own, lease, limit).await })
         })
         .await
     }
 
-    /// Lets a lease run out now, so that the next sweep takes the run over.
+    /// Gives a lease back, so that the next sweep takes the run over.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -334,7 +332,6 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
         tx.notices.push(Notice::Grown(row.session_key));
         claimed.push(Claimed {
             lease: Lease { run: row.key, token: row.token },
-            lease_expires_at: Timestamp::from_millis(expires_at),
             run: row.id.parse()?,
             session: row.session_key,
             session_id: row.session_id.parse()?,
@@ -367,8 +364,9 @@ async fn renew(
     }
     let wanted = to_json(&leases.iter().map(|l| (l.run, l.token)).collect::<Vec<_>>())?;
     let expires_at = (tx.now + lease).as_millis();
+    // Always another value than before, also by a clock that stands or went back: this is how others see that it was renewed.
     let rows = sqlx::query!(
-        r#"UPDATE runs SET lease_expires_at = ?2
+        r#"UPDATE runs SET lease_expires_at = max(?2, lease_expires_at + 1)
            FROM (SELECT value ->> 0 AS run, value ->> 1 AS token FROM json_each(?3)) l
            WHERE runs.key = l.run AND runs.lease_token = l.token AND runs.lease_worker = ?1
            RETURNING key AS "run!", lease_token AS "token!""#,
@@ -384,24 +382,29 @@ async fn renew(
 async fn take_over(
     tx: &mut Tx<'_>,
     worker: WorkerKey,
-    dead: &[WorkerKey],
+    lost: &Lost,
     own: &[RunKey],
     lease: Duration,
     limit: i64,
 ) -> Result<Vec<Orphan>, StoreError> {
-    let (dead_json, own) = (to_json(&dead)?, to_json(&own)?);
-    let (now, expires_at) = (tx.now.as_millis(), (tx.now + lease).as_millis());
+    let (dead, own) = (to_json(&lost.workers)?, to_json(&own)?);
+    let ran_out = lost.leases.iter().map(|held| (held.lease.run, held.lease.token, held.expires_at.as_millis()));
+    let ran_out = to_json(&ran_out.collect::<Vec<_>>())?;
+    let expires_at = (tx.now + lease).as_millis();
     let rows = sqlx::query!(
         r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.agent, r.timeout_ms, r.pid,
                r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
                r.cancel_requested_at, w.key AS worker_key, w.id AS worker
            FROM runs r INDEXED BY runs_leased
            JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
-           WHERE r.status = 'running' AND (r.lease_expires_at < ?1 OR w.key IN (SELECT value FROM json_each(?2)))
+           WHERE r.status = 'running'
+             AND (w.key IN (SELECT value FROM json_each(?1))
+                  OR (r.key, r.lease_token, r.lease_expires_at) IN
+                     (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)))
              AND r.key NOT IN (SELECT value FROM json_each(?3))
            ORDER BY r.key LIMIT ?4 + 0"#,
-        now,
-        dead_json,
+        dead,
+        ran_out,
         own,
         limit
     )
@@ -431,7 +434,7 @@ async fn take_over(
                 run: row.id.parse()?,
                 session: row.session_key,
                 session_id: row.session_id.parse()?,
-                worker_dead: dead.contains(&row.worker_key),
+                worker_dead: lost.workers.contains(&row.worker_key),
                 worker: row.worker,
                 agent: row.agent.parse()?,
                 timeout_ms: row.timeout_ms,

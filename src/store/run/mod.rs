@@ -3,6 +3,7 @@
 
 mod claim;
 mod enqueue;
+mod held;
 mod resume;
 mod settle;
 
@@ -17,6 +18,7 @@ use crate::run::{Run, Status};
 pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
+pub use held::Lost;
 pub use settle::{CancelRequest, Settle};
 pub(super) use settle::{request_cancel, settle_all};
 

@@ -6,10 +6,10 @@ mod queue;
 mod runs;
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use mainstay::event::Seq;
-use mainstay::lease::{RunKey, WorkerKey};
+use mainstay::lease::{Lease, RunKey, WorkerKey};
 use mainstay::run::Status;
 
 use crate::ops::{Answer, Op};
@@ -37,6 +37,11 @@ pub struct Run {
     pub slot: Option<i64>,
     pub span: Option<(Seq, Seq)>,
     pub said: bool,
+    /// The claim that started the agent, and how many of its lines are stored.
+    pub agent: i64,
+    pub source_offset: i64,
+    /// All lines that are stored, also those of agents that were given up.
+    pub lines: Vec<String>,
     pub cancel_requested_at: Option<i64>,
     pub settled_at: Option<i64>,
 }
@@ -83,6 +88,8 @@ pub struct Model {
     pub slots: Vec<Slot>,
     pub workers: BTreeSet<WorkerKey>,
     pub registered: WorkerKey,
+    /// How far the holder of each lease, good or lost, has got in the agent's script.
+    pub cursors: HashMap<Lease, i64>,
     /// The rows that the two workers believe to be theirs; they may be gone.
     pub own_keys: [WorkerKey; 2],
     /// What the newest operation must be answered with.
@@ -108,6 +115,7 @@ impl Model {
             slots: Vec::new(),
             workers: BTreeSet::from([1, 2]),
             registered: 2,
+            cursors: HashMap::new(),
             own_keys: [1, 2],
             answer: Answer::Done,
         };
@@ -152,7 +160,8 @@ impl Model {
             Op::Renew { worker, leases } => self.renew(self.own_keys[*worker], leases),
             Op::Cancel { run } => self.cancel(*run),
             Op::PutBack { lease } => self.put_back(*lease),
-            Op::TakeOver { worker, dead, own, limit } => self.take_over(*worker, dead, own, *limit),
+            Op::GiveBack { lease } => self.give_back(*lease),
+            Op::TakeOver { worker, dead, ran_out, own, limit } => self.take_over(*worker, dead, ran_out, own, *limit),
             Op::ExpireIdle { limit } => self.expire_idle(*limit),
             Op::Purge { age, limit } => self.purge(self.now - age, *limit),
             Op::Close { session, cancel } => self.close(*session, *cancel),

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use mainstay::lease::RunKey;
+use mainstay::lease::{Lease, RunKey};
 use mainstay::run::{Status, WhenBusy};
 use mainstay::store::run::Purpose;
 use mainstay::workspace::WhenFull;
@@ -100,6 +100,9 @@ impl Model {
             slot: None,
             span: None,
             said: false,
+            agent: 0,
+            source_offset: 0,
+            lines: Vec::new(),
             cancel_requested_at: None,
             settled_at: None,
         });
@@ -188,6 +191,9 @@ impl Model {
             let row = &mut self.runs[index(run)];
             row.status = Status::Running;
             row.token += 1;
+            // Its agent is a new one, that begins at the beginning.
+            (row.agent, row.source_offset) = (row.token, 0);
+            self.cursors.insert(Lease { run, token: row.token }, 0);
             row.lease = Some((worker, self.now + LEASE_MS));
             row.slot = slot;
             let name = |slot: &Slot| format!("chat-slot-{}-{}", WORKSPACES[slot.workspace], slot.number);

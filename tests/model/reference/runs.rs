@@ -1,13 +1,13 @@
 //! A run that is under a lease, what it says, and every way to its end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use mainstay::event::Seq;
 use mainstay::lease::{Lease, RunKey, WorkerKey};
 use mainstay::run::{Cause, Status};
 
 use super::{Message, MessageName, Model, Run, index, key};
-use crate::ops::{Answer, Append, LEASE_MS, Settle};
+use crate::ops::{Answer, Append, LEASE_MS, SCRIPT_LINES, Seen, Settle, Taken};
 
 impl Model {
     pub(super) fn begin_span(&mut self, run: RunKey) {
@@ -40,8 +40,16 @@ impl Model {
             return Answer::LeaseLost;
         }
         let run = append.lease.run;
-        self.runs[index(run)].said |= append.said && append.count > 0;
-        let last = self.say(run, &vec![append.kind(); append.count]);
+        let row = &mut self.runs[index(run)];
+        let from = row.source_offset;
+        let to = (from + i64::try_from(append.count).unwrap()).min(SCRIPT_LINES);
+        let lines: Vec<_> = (from..to).map(|line| format!("{}:{line}", row.agent)).collect();
+        row.said |= append.said && !lines.is_empty();
+        row.source_offset = to;
+        let kinds = vec![append.kind(); lines.len()];
+        row.lines.extend(lines);
+        self.cursors.insert(append.lease, to);
+        let last = self.say(run, &kinds);
         self.store_answer(run, append.parts);
         Answer::LastSeq(last)
     }
@@ -130,10 +138,11 @@ impl Model {
         self.workers.insert(worker);
         let end = self.now + LEASE_MS;
         let mut renewed = BTreeSet::new();
-        for lease in leases.iter().filter(|lease| self.holds(**lease)).copied().collect::<Vec<_>>() {
+        let held: HashSet<_> = leases.iter().copied().filter(|lease| self.holds(*lease)).collect();
+        for lease in held {
             let held = self.runs[index(lease.run)].lease.as_mut().filter(|held| held.0 == worker);
             if let Some(held) = held {
-                held.1 = end;
+                held.1 = end.max(held.1 + 1);
                 renewed.insert((lease.run, lease.token));
             }
         }
@@ -146,29 +155,52 @@ impl Model {
             && self.runs[index(lease.run)].cancel_requested_at.is_none();
         if may {
             let run = &mut self.runs[index(lease.run)];
-            (run.status, run.lease, run.slot) = (Status::Queued, None, None);
+            (run.status, run.lease, run.slot, run.source_offset) = (Status::Queued, None, None, 0);
         }
         Answer::Is(may)
     }
 
-    pub(super) fn take_over(&mut self, worker: usize, dead: &[usize], own: &[RunKey], limit: usize) -> Answer {
+    pub(super) fn give_back(&mut self, lease: Lease) -> Answer {
+        if self.holds(lease)
+            && let Some(held) = self.runs[index(lease.run)].lease.as_mut()
+        {
+            held.1 = 0;
+        }
+        Answer::Done
+    }
+
+    pub(super) fn take_over(
+        &mut self,
+        worker: usize,
+        dead: &[usize],
+        ran_out: &[Seen],
+        own: &[RunKey],
+        limit: usize,
+    ) -> Answer {
         let dead: Vec<_> = dead.iter().map(|worker| self.own_keys[*worker]).collect();
         let (worker, now) = (self.own_keys[worker], self.now);
-        let lost = |run: &Run| run.lease.is_some_and(|(worker, end)| end < now || dead.contains(&worker));
-        let lost: Vec<_> = (1..=key(self.runs.len()) - 1)
-            .filter(|run| lost(&self.runs[index(*run)]) && !own.contains(run))
-            .take(limit)
-            .collect();
+        let lost = |key: RunKey| {
+            let run = &self.runs[index(key)];
+            run.lease.is_some_and(|(worker, expires_at)| {
+                let seen = Seen { lease: Lease { run: key, token: run.token }, expires_at };
+                dead.contains(&worker) || ran_out.contains(&seen)
+            })
+        };
+        let lost: Vec<_> =
+            (1..=key(self.runs.len()) - 1).filter(|run| lost(*run) && !own.contains(run)).take(limit).collect();
         if !lost.is_empty() && !self.workers.contains(&worker) {
             return Answer::Failed;
         }
         let mut orphans = Vec::new();
         for key in lost {
             let run = &mut self.runs[index(key)];
-            let was_dead = run.lease.is_some_and(|(worker, _)| dead.contains(&worker));
+            let worker_dead = run.lease.is_some_and(|(worker, _)| dead.contains(&worker));
             run.token += 1;
             run.lease = Some((worker, now + LEASE_MS));
-            orphans.push((key, run.token, was_dead, run.said, run.cancel_requested_at.is_some()));
+            let lease = Lease { run: key, token: run.token };
+            self.cursors.insert(lease, run.source_offset);
+            let (said, cancel_requested) = (run.said, run.cancel_requested_at.is_some());
+            orphans.push(Taken { lease, worker_dead, said, cancel_requested, source_offset: run.source_offset });
         }
         Answer::Orphans(orphans)
     }

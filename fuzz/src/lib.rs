@@ -1,0 +1,178 @@
+//! What must hold of whatever comes from outside: a function a kind of input. `fuzz_targets/` makes inputs up,
+//! `tests/fuzz_corpus.rs` of the engine runs those that were kept in `corpus/`.
+//!
+//! A new kind is a function here, a file in `fuzz_targets/` with its entry in `Cargo.toml`, a folder in `corpus/` and a
+//! line in that test.
+
+use std::path::Path;
+
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use mainstay::backend::host::frame::{Decoder, Frame, encode};
+use mainstay::backend::host::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
+use mainstay::backend::{AgentEvent, Record, decode, openclaw};
+use mainstay::chunk::Chunk;
+use mainstay::config::{Config, limits};
+use mainstay::engine::turn::Turn;
+use mainstay::engine::{Send, fold::Fold};
+use mainstay::http::{Error, read_chat, read_cursor, read_new_run};
+use mainstay::run::{Cause, Outcome};
+use serde_json::Value;
+
+#[path = "../../tests/rules/mod.rs"]
+mod rules;
+
+/// What an agent writes: a byte for the size of the reads, one for the longest line, one for the end of the run, then the
+/// output. How it was cut changes nothing that it says; readers get a well-formed stream; and whoever goes on in the midst
+/// of it, from what is stored, says the same.
+pub fn agent_lines(data: &[u8]) {
+    let [cut, longest, end, output @ ..] = data else { return };
+    let longest = 16 * (1 + usize::from(*longest));
+    let pieces = || output.chunks(1 + usize::from(*cut));
+    let records = decode([output], longest, openclaw::parser(), 0);
+    assert!(said(&records).eq(said(&decode(pieces(), longest, openclaw::parser(), 0))));
+    let (before, after) = records.split_at(records.len() / 2);
+    let known = before.last().map_or(0, |record| record.offset);
+    // Of what is known the end of the turn is said again, because nothing that is stored says it.
+    let news =
+        |records: &[Record]| said(records).filter(|event| **event != AgentEvent::Ended).cloned().collect::<Vec<_>>();
+    assert_eq!(news(&decode(pieces(), longest, openclaw::parser(), known)), news(after), "from {known}");
+    assert!(records.is_sorted_by_key(|record| record.offset));
+    assert_eq!(records.last().map(|record| record.offset), Some(output.len() as u64));
+
+    let cause = Cause::ALL[usize::from(*end) % Cause::ALL.len()];
+    let outcome = Outcome { cause, error: None };
+    let mut turn = Turn::default();
+    let first: Vec<_> = before.iter().flat_map(|record| &record.events).flat_map(|e| turn.hear(e.clone())).collect();
+    let stored = first.iter().map(|chunk| serde_json::from_str(&chunk.to_json()).expect("a stored chunk is a chunk"));
+    let mut successor = Turn::replay(stored);
+    let mut rest = Vec::new();
+    for event in after.iter().flat_map(|record| &record.events) {
+        let said = turn.hear(event.clone());
+        assert_eq!(said, successor.hear(event.clone()));
+        rest.extend(said);
+    }
+    let closed = turn.close(&outcome);
+    assert_eq!(closed, successor.close(&outcome));
+    let chunks: Vec<Chunk> = first.into_iter().chain(rest).chain(closed).collect();
+    assert_eq!(rules::check(&chunks), Ok(()), "{chunks:#?}");
+
+    let mut fold = Fold::default();
+    chunks.iter().for_each(|chunk| fold.apply(chunk));
+    assert_eq!(&fold, turn.fold());
+    assert!(serde_json::from_str::<Vec<Value>>(&fold.parts_json()).is_ok());
+}
+
+fn said(records: &[Record]) -> impl Iterator<Item = &AgentEvent> {
+    records.iter().flat_map(|record| &record.events)
+}
+
+/// What a host has to say, from its socket or its spool, damaged in any way: it never matters how it was cut, and nothing is
+/// believed that was not written like that.
+pub fn spool(data: &[u8]) {
+    frames(data, MAX_FROM_HOST_BYTES, |frame| {
+        if let Some(said) = FromHost::of(frame) {
+            assert_eq!(FromHost::of(&only_frame(&said.to_frame(), MAX_FROM_HOST_BYTES)), Some(said));
+        }
+    });
+}
+
+/// What anybody may say at the door of a host.
+pub fn host_socket(data: &[u8]) {
+    frames(data, MAX_FROM_ENGINE_BYTES, |frame| {
+        if let Some(said) = FromEngine::of(frame) {
+            let again = FromEngine::of(&only_frame(&said.to_frame(), MAX_FROM_ENGINE_BYTES));
+            assert_eq!(again.map(|again| again.to_frame()), Some(said.to_frame()));
+        }
+    });
+}
+
+/// Frames of any bytes: the first byte says how they are cut, and the payloads are tried as every kind.
+fn frames(data: &[u8], longest: usize, check: impl Fn(&Frame)) {
+    let [cut, stream @ ..] = data else { return };
+    let decoded = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut decoder, mut found) = (Decoder::new(longest), Vec::new());
+        for piece in pieces {
+            decoder.push(piece);
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                found.push(frame);
+            }
+        }
+        found
+    };
+    let whole = decoded(&mut std::iter::once(stream));
+    assert_eq!(whole, decoded(&mut stream.chunks(1 + usize::from(*cut))));
+    whole.iter().for_each(&check);
+    // Check sums keep made-up frames out: behind them, every kind is reached.
+    for kind in *b"hsxwboeqnz" {
+        let mut bytes = Vec::new();
+        encode(kind, stream, &mut bytes);
+        check(&only_frame(&bytes, longest));
+    }
+}
+
+fn only_frame(bytes: &[u8], longest: usize) -> Frame {
+    let mut decoder = Decoder::new(longest);
+    decoder.push(bytes);
+    decoder.next_frame().expect("it was just written").expect("it is whole")
+}
+
+/// The text of a config file: legal values only, or an error that can be printed as it is.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Config::load(text, Path::new("mainstay.toml"), Path::new("/srv")) {
+        Ok(config) => {
+            assert!(limits::LEASE.contains(&config.engine.lease) && limits::WORKERS.contains(&config.engine.workers));
+            assert!(config.agents.values().any(|agent| agent.name.as_str() == "demo"));
+            for (name, workspace) in &config.workspaces {
+                assert!(*name == workspace.name && config.agents.contains_key(&workspace.agent));
+                assert!(workspace.dir.is_absolute());
+            }
+            assert_eq!(Config::load(text, Path::new("other.toml"), Path::new("/srv")), Ok(config));
+        }
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.starts_with("mainstay.toml") && !error.contains(char::is_control), "{error:?}");
+        }
+    }
+}
+
+/// The body of a request to send a message.
+pub fn new_run(data: &[u8]) {
+    is_sendable_or_refused(read_new_run("s".parse().expect("an id"), data));
+}
+
+/// The body of a request of `useChat`.
+pub fn chat(data: &[u8]) {
+    is_sendable_or_refused(read_chat(data));
+}
+
+fn is_sendable_or_refused(read: Result<Send, Error>) {
+    match read {
+        Ok(send) => {
+            assert!(!send.message.prompt().trim().is_empty());
+            let parts: Vec<Value> = serde_json::from_str(&send.message.parts_json()).expect("parts are JSON");
+            assert_eq!(mainstay::message::prompt(&parts), send.message.prompt());
+            assert!(!send.message.title().contains('\n'));
+            let metadata = send.message.metadata_json();
+            assert!(metadata.is_none_or(|metadata| serde_json::from_str::<Value>(&metadata).is_ok()));
+        }
+        Err(error) => {
+            assert!(matches!(error.status().as_u16(), 400 | 422), "{error:?}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+/// Where a reader wants to go on: the query up to the first line end, then the header.
+pub fn cursor(data: &[u8]) {
+    let (query, header) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
+    let Ok(uri) = Uri::try_from([b"/v1/runs/r/events?", query].concat()) else { return };
+    let mut headers = HeaderMap::new();
+    if let Some(Ok(header)) = header.get(1..).map(HeaderValue::from_bytes) {
+        headers.insert("last-event-id", header);
+    }
+    match read_cursor(&uri, &headers) {
+        Ok(seq) => assert!(seq >= 0),
+        Err(error) => assert_eq!(error.status(), 400),
+    }
+}

@@ -1,0 +1,165 @@
+//! The lookout: which workers and which leases are lost, by what can be trusted.
+//!
+//! Always: the wall clock decides nothing. A worker is lost when it is proven dead. A lease is lost when it was given
+//! back, or when it has not changed for its whole length while we were looking. Time in which we did not look counts for
+//! at most one look: when a whole machine was suspended, or stopped, the holders get their chance to renew first.
+//!
+//! Proof: the tests below, and `tests/it/time.rs`.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use super::{EngineError, Shared};
+use crate::backend::reap::{self, Liveness};
+use crate::clock::Timestamp;
+use crate::config::EngineConfig;
+use crate::lease::{HeldLease, RunKey, WorkerKey};
+use crate::store::run::Lost;
+
+/// Between two looks, at most: so soon is a lost run noticed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
+const SILENT_LEASES: u32 = 10;
+
+/// How often to look. A lease is lost after three looks at the earliest.
+pub(super) fn interval(config: &EngineConfig) -> Duration {
+    LOOK_AGAIN.min(config.lease / 3)
+}
+
+/// What one look found.
+#[derive(Debug, Default)]
+pub(super) struct Sighting {
+    /// What may be taken over.
+    pub lost: Lost,
+    /// Workers of other hosts that fell silent long ago, where nothing can be proven.
+    pub silent: Vec<WorkerKey>,
+}
+
+impl Sighting {
+    /// Whether something is lost that was not lost before.
+    pub fn has_news_since(&self, before: &Sighting) -> bool {
+        let was_lost = |run: RunKey| before.lost.leases.iter().any(|held| held.lease.run == run);
+        self.lost.workers.iter().any(|worker| !before.lost.workers.contains(worker))
+            || self.lost.leases.iter().any(|held| !was_lost(held.lease.run))
+    }
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub(super) struct Lookout {
+    leases: Stillness<RunKey, HeldLease>,
+    heartbeats: Stillness<WorkerKey, Timestamp>,
+}
+
+/// Looks once.
+pub(super) async fn look(shared: &Shared) -> Result<Sighting, EngineError> {
+    let own = shared.worker(0).await?.key;
+    let mut lookout = shared.lookout.lock().await;
+    let begun = Instant::now();
+    let workers = shared.store.registered_workers().await?;
+    let held = shared.store.held_leases().await?;
+    let (lease, step) = (shared.config.engine.lease, shared.config.engine.lease / 3);
+    lookout.leases.look(begun, step, held.into_iter().map(|held| (held.lease.run, held)));
+    lookout.heartbeats.look(begun, step, workers.iter().map(|worker| (worker.key, worker.heartbeat_at)));
+
+    let mut sighting = Sighting::default();
+    let executing = shared.executing.keys();
+    let is_lost = |held: &HeldLease, still: Duration| {
+        let is_over = held.expires_at == HeldLease::GIVEN_BACK || still >= lease.max(held.length);
+        is_over && !executing.contains(&held.lease.run)
+    };
+    sighting.lost.leases =
+        lookout.leases.values().filter(|(held, still)| is_lost(held, *still)).map(|(h, _)| *h).collect();
+    for worker in workers.into_iter().filter(|worker| worker.key != own) {
+        match reap::is_alive(&worker.process) {
+            Liveness::Dead => sighting.lost.workers.push(worker.key),
+            Liveness::Unknown if lookout.heartbeats.of(worker.key) >= lease * SILENT_LEASES => {
+                sighting.silent.push(worker.key);
+            }
+            Liveness::Unknown | Liveness::Alive => {}
+        }
+    }
+    Ok(sighting)
+}
+
+/// How long each of some things has not changed, as far as anybody looked.
+#[derive(Debug)]
+struct Stillness<K, V> {
+    seen: HashMap<K, (V, Duration)>,
+    looked_at: Option<Instant>,
+}
+
+impl<K, V> Default for Stillness<K, V> {
+    fn default() -> Self {
+        Self { seen: HashMap::new(), looked_at: None }
+    }
+}
+
+impl<K: Eq + Hash, V: PartialEq> Stillness<K, V> {
+    /// Takes down what was read just now, in a look that was `begun` then; since the look before at most `most` counts.
+    fn look(&mut self, begun: Instant, most: Duration, found: impl Iterator<Item = (K, V)>) {
+        // From the end of one look to the beginning of the next: what was found in the first may be as old as its end,
+        // and what is found in the second as young as its beginning.
+        let passed = self.looked_at.map_or(Duration::ZERO, |at| begun.saturating_duration_since(at)).min(most);
+        let mut before = std::mem::take(&mut self.seen);
+        self.seen = found
+            .map(|(key, value)| {
+                let unchanged = before.remove(&key).filter(|(old, _)| *old == value);
+                (key, (value, unchanged.map_or(Duration::ZERO, |(_, still)| still + passed)))
+            })
+            .collect();
+        self.looked_at = Some(Instant::now());
+    }
+
+    fn values(&self) -> impl Iterator<Item = (&V, Duration)> {
+        self.seen.values().map(|(value, still)| (value, *still))
+    }
+
+    fn of(&self, key: K) -> Duration {
+        self.seen.get(&key).map_or(Duration::ZERO, |(_, still)| *still)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(10);
+
+    /// Looks at one thing at these seconds, and says how long it has been still.
+    fn still(looks: &[(u64, i32)]) -> Duration {
+        let (start, mut stillness) = (Instant::now(), Stillness::default());
+        for (second, value) in looks {
+            stillness.look(start + Duration::from_secs(*second), STEP, std::iter::once(((), *value)));
+            stillness.looked_at = Some(start + Duration::from_secs(*second));
+        }
+        stillness.of(())
+    }
+
+    #[test]
+    fn what_is_seen_for_the_first_time_may_be_fresh() {
+        assert_eq!(still(&[(100, 1)]), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_what_does_not_change_is_still() {
+        assert_eq!(still(&[(0, 1), (9, 1), (18, 1)]), Duration::from_secs(18));
+        assert_eq!(still(&[(0, 1), (9, 1), (18, 2)]), Duration::ZERO);
+        assert_eq!(still(&[(0, 1), (9, 2), (18, 1), (20, 1)]), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_counts_for_one_look() {
+        assert_eq!(still(&[(0, 1), (9, 1), (100_000, 1)]), Duration::from_secs(19));
+    }
+
+    #[test]
+    fn what_went_away_begins_anew() {
+        let (start, mut stillness) = (Instant::now(), Stillness::default());
+        stillness.look(start, STEP, std::iter::once(((), 1)));
+        stillness.look(start + STEP, STEP, std::iter::empty());
+        stillness.look(start + STEP * 2, STEP, std::iter::once(((), 1)));
+        assert_eq!(stillness.of(()), Duration::ZERO);
+    }
+}
