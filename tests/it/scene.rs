@@ -79,10 +79,15 @@ impl Scene {
     }
 
     /// Gives all leases back behind the backs of their holders: to others it looks as if these had gone.
-    pub fn give_leases_back(&self) {
-        let other = rusqlite::Connection::open(self.dir.path().join("m.db")).unwrap();
-        other.busy_timeout(PATIENCE).unwrap();
-        other.execute("UPDATE runs SET lease_expires_at = 0 WHERE lease_expires_at IS NOT NULL", []).unwrap();
+    pub async fn give_leases_back(&self) {
+        let db = self.dir.path().join("m.db");
+        let give_back = move || {
+            let other = rusqlite::Connection::open(db).unwrap();
+            other.busy_timeout(PATIENCE).unwrap();
+            other.execute("UPDATE runs SET lease_expires_at = 0 WHERE lease_expires_at IS NOT NULL", []).unwrap();
+        };
+        // Not in the way of the engine, which may be in the midst of a write.
+        tokio::task::spawn_blocking(give_back).await.unwrap();
     }
 
     /// Waits until a run is settled.

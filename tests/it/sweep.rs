@@ -32,7 +32,7 @@ async fn a_silent_workers_run_is_fenced_ended_and_settled() {
     scene.said(run.id, "said").await;
     let other = second_engine(&scene, clock.clone()).await;
     assert_eq!(other.sweep().await.unwrap().runs_settled, 0, "a live lease is nobody else's");
-    scene.give_leases_back();
+    scene.give_leases_back().await;
     let report = other.sweep().await.unwrap();
     assert_eq!((report.runs_settled, report.runs_put_back), (1, 0));
     let run = other.run(run.id).await.unwrap();
@@ -57,7 +57,7 @@ async fn a_run_that_had_said_nothing_is_tried_again() {
     let run = scene.send("moody", "s", "hi").await;
     until(|| scene.dir.path().join("tried").exists()).await;
     let other = second_engine(&scene, clock.clone()).await;
-    scene.give_leases_back();
+    scene.give_leases_back().await;
     assert_eq!(other.sweep().await.unwrap().runs_put_back, 1);
     let run = scene.settled(run.id).await;
     assert_eq!((run.status, run.attempts), (Status::Completed, 2));

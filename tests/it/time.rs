@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay::clock::{ManualClock, Timestamp};
-use mainstay::engine::Engine;
+use mainstay::engine::{Engine, Send};
+use mainstay::id::MessageId;
+use mainstay::message::UserMessage;
 use mainstay::run::Status;
 
-use crate::scene::{Camp, Scene, marked, says, settled, within};
+use crate::scene::{Camp, Scene, marked, says, settled, until, within};
 
 /// Numbers, one after the other, until there is a file `go`.
 fn counting() -> String {
@@ -78,19 +80,23 @@ async fn wall_clocks_that_jump_take_nobodys_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_survives_that_all_its_daemons_stand_still_together() {
-    let camp = Camp::new(&[("agent", &counting())], "[engine]\nlease = \"3s\"\nsweep_interval = \"1h\"").await;
+    let script = format!("case $1 in count) {};; *) {};; esac", counting(), says("ok"));
+    let camp = Camp::new(&[("agent", &script)], "[engine]\nlease = \"6s\"\nsweep_interval = \"1h\"").await;
     let holder = camp.daemon();
     let run = camp.send("agent", "s", "count").await;
     let other = camp.daemon();
-    camp.grown(run.id, 200).await;
+    camp.grown(run.id, 100).await;
     camp.pause(&holder);
     camp.pause(&other);
     // Longer than the lease.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_millis(6500)).await;
+    // The other one goes on first, and gets something done before the holder can renew anything.
     other.signal("CONT");
+    let quick = camp.send("agent", "t", "hi").await;
+    settled(&camp.watcher, quick.id).await;
     holder.signal("CONT");
     let seen = camp.watcher.run(run.id).await.unwrap().last_seq.unwrap();
-    camp.grown(run.id, usize::try_from(seen).unwrap() + 400).await;
+    camp.grown(run.id, usize::try_from(seen).unwrap() + 200).await;
     std::fs::write(camp.dir.path().join("go"), "").unwrap();
     let run = settled(&camp.watcher, run.id).await;
     assert_eq!((run.status, run.attempts), (Status::Completed, 1), "{:?}", run.error);
@@ -105,14 +111,37 @@ async fn a_daemon_that_dies_is_noticed_by_the_next_long_before_its_lease_ends() 
     let camp = Camp::new(&[("agent", &script)], "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"").await;
     let holder = camp.daemon();
     let run = camp.send("agent", "s", "hi").await;
-    crate::scene::until(|| camp.dir.path().join("tried").exists()).await;
+    until(|| camp.dir.path().join("tried").exists()).await;
     let other = camp.daemon();
-    crate::scene::until(|| !marked(run.id).is_empty()).await;
+    until(|| !marked(run.id).is_empty()).await;
     let died = Instant::now();
     holder.kill();
     let run = settled(&camp.watcher, run.id).await;
     assert_eq!((run.status, run.attempts), (Status::Completed, 2));
     // About a second; a loaded machine gets more.
     assert!(died.elapsed() < Duration::from_secs(20), "{:?}", died.elapsed());
+    assert!(other.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stood_still_asks_before_it_does_anything_to_an_agent() {
+    let script = format!("if [ -e tried ]; then {}; else touch tried; exec tail -f /dev/null; fi", says("second try"));
+    let camp = Camp::new(&[("agent", &script)], "[engine]\nlease = \"1s\"\nsweep_interval = \"1h\"").await;
+    let paused = camp.daemon();
+    let limit = Duration::from_secs(3);
+    let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "hi").unwrap());
+    (send.workspace, send.options.timeout) = (Some("agent".parse().unwrap()), Some(limit));
+    let run = camp.watcher.send(send).await.unwrap().run;
+    until(|| camp.dir.path().join("tried").exists()).await;
+    camp.pause(&paused);
+    let other = camp.daemon();
+    let run = settled(&camp.watcher, run.id).await;
+    assert_eq!((run.status, run.attempts), (Status::Completed, 2), "{:?}", run.error);
+    // The turn has taken longer than it may, by the time that the first worker goes on.
+    tokio::time::sleep(limit).await;
+    paused.signal("CONT");
+    until(|| camp.log().contains("lease lost")).await;
+    assert!(!camp.log().contains("asking the agent to stop"), "{}", camp.log());
+    assert!(paused.stop().success());
     assert!(other.stop().success());
 }
