@@ -12,16 +12,15 @@ use tracing::Instrument;
 
 use super::Shared;
 use super::decide::{asked_for, decide, not_started};
+use super::subject::Subject;
 use super::turn::Turn;
-use super::worker::{Signals, is_ours};
+use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::config::Config;
-use crate::id::{AgentName, RunId, SessionId};
-use crate::lease::{Lease, LeaseLost, SessionKey, WorkerKey};
+use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
-use crate::run::{Attempt, Cause, ExitReport, Outcome};
+use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
 use crate::store::run::{Claimed, Orphan, Settle};
@@ -52,69 +51,6 @@ enum Left {
 impl From<LeaseLost> for Left {
     fn from(_: LeaseLost) -> Self {
         Self::LeaseLost
-    }
-}
-
-/// The run that is driven, claimed or adopted.
-#[derive(Debug, Clone)]
-pub(super) struct Subject {
-    /// The right to write to it.
-    pub lease: Lease,
-    /// Its id.
-    pub run: RunId,
-    /// Its session's row.
-    pub session: SessionKey,
-    /// Its session.
-    pub session_id: SessionId,
-    agent: AgentName,
-    timeout_ms: Option<i64>,
-}
-
-impl Subject {
-    /// The end of the run, as far as nothing else is known of it.
-    pub fn settle(&self, config: &Config, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
-        Settle {
-            lease: self.lease,
-            session: self.session,
-            run_id: self.run,
-            events,
-            source_offset: 0,
-            outcome,
-            exit: ExitReport::default(),
-            parts,
-            resumes: config.agents.get(&self.agent).map_or(0, |agent| agent.on_interrupt.resumes()),
-        }
-    }
-
-    /// The try at the run that the lease allows.
-    pub fn attempt(&self) -> Attempt {
-        Attempt { run: self.run, number: self.lease.token }
-    }
-}
-
-impl From<&Claimed> for Subject {
-    fn from(claimed: &Claimed) -> Self {
-        Self {
-            lease: claimed.lease,
-            run: claimed.run,
-            session: claimed.session,
-            session_id: claimed.session_id.clone(),
-            agent: claimed.agent.clone(),
-            timeout_ms: claimed.timeout_ms,
-        }
-    }
-}
-
-impl From<&Orphan> for Subject {
-    fn from(orphan: &Orphan) -> Self {
-        Self {
-            lease: orphan.lease,
-            run: orphan.run,
-            session: orphan.session,
-            session_id: orphan.session_id.clone(),
-            agent: orphan.agent.clone(),
-            timeout_ms: orphan.timeout_ms,
-        }
     }
 }
 
@@ -354,9 +290,6 @@ impl<'a> Drive<'a> {
                 }
             };
             if let Some(cause) = wish {
-                if !is_ours(self.shared, &self.signals).await {
-                    return Err(Left::LeaseLost);
-                }
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
                 asked = Some(cause);
                 reply.control.stop(cause);

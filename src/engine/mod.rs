@@ -11,6 +11,7 @@ mod reading;
 mod sending;
 mod sessions;
 mod stderr;
+mod subject;
 mod sweep;
 pub mod turn;
 mod watch;

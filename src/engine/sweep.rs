@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
-use super::drive::Subject;
 use super::lookout::{self, Sighting};
+use super::subject::Subject;
 use super::turn::Turn;
 use super::{EngineError, Shared, drive};
 use crate::backend::process::remove_temp_dir;

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::drive::Subject;
+use super::subject::Subject;
 use super::{EngineError, Shared, drive};
 use crate::backend::reap;
 use crate::id::WorkerId;
@@ -331,17 +331,6 @@ async fn renew(shared: &Shared, worker: &Identity) {
         }
     }
     heed_cancel_requests(shared, worker.key).await;
-}
-
-/// Whether a run is certainly still ours. A worker that could not renew for a whole lease, because it was stopped or the
-/// database failed, may have lost the run to one who goes on with it: it has to ask before it does anything to the agent.
-pub(super) async fn is_ours(shared: &Shared, signals: &Signals) -> bool {
-    if Instant::now() >= signals.good_until()
-        && let Some(worker) = shared.worker.get()
-    {
-        renew(shared, worker).await;
-    }
-    !signals.lost.is_cancelled() && Instant::now() < signals.good_until()
 }
 
 /// Tells the runs that somebody asked to stop. When the database cannot be asked, the next renewal asks again.

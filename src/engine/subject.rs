@@ -1,0 +1,72 @@
+//! The run that somebody moves under a lease: claimed to be driven, adopted, or only to be settled.
+
+use crate::config::Config;
+use crate::id::{AgentName, RunId, SessionId};
+use crate::lease::{Lease, SessionKey};
+use crate::run::{Attempt, ExitReport, Outcome};
+use crate::store::run::{Claimed, Orphan, Settle};
+
+/// The run that is driven, claimed or adopted.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    /// The right to write to it.
+    pub lease: Lease,
+    /// Its id.
+    pub run: RunId,
+    /// Its session's row.
+    pub session: SessionKey,
+    /// Its session.
+    pub session_id: SessionId,
+    /// Its agent.
+    pub agent: AgentName,
+    /// Its own limit for the whole turn.
+    pub timeout_ms: Option<i64>,
+}
+
+impl Subject {
+    /// The end of the run, as far as nothing else is known of it.
+    pub fn settle(&self, config: &Config, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
+        Settle {
+            lease: self.lease,
+            session: self.session,
+            run_id: self.run,
+            events,
+            source_offset: 0,
+            outcome,
+            exit: ExitReport::default(),
+            parts,
+            resumes: config.agents.get(&self.agent).map_or(0, |agent| agent.on_interrupt.resumes()),
+        }
+    }
+
+    /// The try at the run that the lease allows.
+    pub fn attempt(&self) -> Attempt {
+        Attempt { run: self.run, number: self.lease.token }
+    }
+}
+
+impl From<&Claimed> for Subject {
+    fn from(claimed: &Claimed) -> Self {
+        Self {
+            lease: claimed.lease,
+            run: claimed.run,
+            session: claimed.session,
+            session_id: claimed.session_id.clone(),
+            agent: claimed.agent.clone(),
+            timeout_ms: claimed.timeout_ms,
+        }
+    }
+}
+
+impl From<&Orphan> for Subject {
+    fn from(orphan: &Orphan) -> Self {
+        Self {
+            lease: orphan.lease,
+            run: orphan.run,
+            session: orphan.session,
+            session_id: orphan.session_id.clone(),
+            agent: orphan.agent.clone(),
+            timeout_ms: orphan.timeout_ms,
+        }
+    }
+}
