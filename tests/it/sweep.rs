@@ -40,36 +40,6 @@ async fn a_silent_workers_run_without_a_host_is_fenced_and_settled() {
     assert_eq!(scene.settled(next.id).await.status, Status::Completed, "its worker learns of it, and goes on");
 }
 
-#[tokio::test]
-async fn a_run_without_a_host_that_had_said_nothing_is_tried_again() {
-    let clock = clock();
-    let more = "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"";
-    let scene = Scene::with_clock(&[], more, clock.clone()).await;
-    scene.engine.start().await.unwrap();
-    let run = scene.send("default", "s", "/hang").await;
-    let attempts = async |at_least: i64| {
-        within(async {
-            while scene.engine.run(run.id).await.unwrap().attempts < at_least {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
-    };
-    attempts(1).await;
-    let other = second_engine(&scene, clock.clone()).await;
-    scene.give_leases_back().await;
-    assert_eq!(other.sweep().await.unwrap().runs_put_back, 1);
-    attempts(2).await;
-    scene.engine.cancel_run(run.id).await.unwrap();
-    assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
-    let story = scene.story(run.id).await;
-    assert_eq!(
-        story.matches("start").count() - story.matches("-start").count(),
-        1 + story.matches("start-step").count(),
-        "one start: {story}"
-    );
-}
-
 /// A clock that holds up whoever looks at it, once it is told to: for somebody who is stopped in the midst of a claim.
 #[derive(Debug)]
 struct Holding(ManualClock, AtomicBool);

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay::clock::{ManualClock, Timestamp};
-use mainstay::engine::{Engine, Send};
-use mainstay::id::MessageId;
-use mainstay::message::UserMessage;
+use mainstay::engine::Engine;
 use mainstay::run::Status;
 
-use crate::scene::{Camp, Scene, says, settled, until, within};
+use crate::scene::{Camp, Scene, says, settled, within};
 
 /// Numbers, one after the other, until there is a file `go`.
 fn counting() -> String {
