@@ -59,15 +59,16 @@ async fn a_worker_that_overslept_its_lease_starts_no_agent() {
     let script = format!("touch started; {}", says("too late"));
     let more = "[engine]\nlease = \"1s\"\nsweep_interval = \"1h\"";
     let scene = Scene::with_clock(&[("agent", &script)], more, clock.clone()).await;
-    let run = scene.send("agent", "s", "hi").await;
-    clock.1.store(true, Ordering::SeqCst);
     scene.engine.start().await.unwrap();
+    clock.1.store(true, Ordering::SeqCst);
+    let run = scene.send("agent", "s", "hi").await;
     within(async {
         while scene.engine.run(run.id).await.unwrap().attempts == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
+    clock.1.store(false, Ordering::SeqCst);
     // Waits for the worker to be through with what it claimed.
     scene.engine.drain(Duration::from_secs(3600)).await;
     assert!(!scene.dir.path().join("started").exists());
