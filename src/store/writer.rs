@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::StoreError;
 use super::event::{Append, Appended};
 use super::run::Settle;
+use super::wal::{self, Wal};
 use crate::clock::{Clock, Timestamp};
 use crate::event::Seq;
 use crate::id::RunId;
@@ -232,16 +233,17 @@ impl super::Store {
     }
 }
 
-pub(super) fn spawn(conn: SqliteConnection, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
+pub(super) fn spawn(conn: SqliteConnection, wal: Wal, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
     let closed = tokio_util::sync::CancellationToken::new();
-    let writer = Writer { conn, clock, on_commit };
+    let writer = Writer { conn, wal, clock, on_commit };
     let task = tokio::spawn(writer.run(queue, closed.clone()));
     Handle { commands, task: Arc::new(tokio::sync::Mutex::new(Some(task))), closed }
 }
 
 struct Writer {
     conn: SqliteConnection,
+    wal: Wal,
     clock: Arc<dyn Clock>,
     on_commit: OnCommit,
 }
@@ -256,6 +258,10 @@ impl Writer {
                     next = queue.recv() => next,
                     () = closed.cancelled(), if !queue.is_closed() => {
                         queue.close();
+                        continue;
+                    }
+                    () = tokio::time::sleep(wal::REST), if self.wal.may_be_long => {
+                        self.wal.cut(&mut self.conn).await;
                         continue;
                     }
                 };
@@ -277,6 +283,7 @@ impl Writer {
             }
             let batch = take_batch(&mut waiting);
             self.commit(batch).await;
+            self.wal.may_be_long = true;
         }
         if let Err(error) = self.conn.close().await {
             tracing::error!(%error, "failed to close the database");
