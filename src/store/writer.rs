@@ -369,6 +369,10 @@ impl Batch {
 
     /// The statements are said by hand: after a failure SQLite may have ended the transaction itself (a full disk does), and
     /// sqlx's own count of open transactions would then be off for good, so that no other could begin.
+    ///
+    /// A commit whose sync failed is rolled back: no reader has seen its frames, and the next commit writes over them, so
+    /// that its own sync saves all that it acknowledges, whatever the system did with pages it could not write. So the same
+    /// connection goes on. Proof: `tests/faults/power.rs`.
     async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         match self.run(conn, now).await {
@@ -416,6 +420,7 @@ impl Batch {
     fn fail(self, error: StoreError) {
         let again = |error: &StoreError| match error {
             StoreError::DiskFull => StoreError::DiskFull,
+            StoreError::DiskFailed(detail) => StoreError::DiskFailed(detail.clone()),
             StoreError::Busy => StoreError::Busy,
             other => StoreError::Invalid(other.to_string()),
         };
