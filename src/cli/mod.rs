@@ -340,7 +340,11 @@ impl Cli {
             Command::Send(args) => args.message()?,
             _ => String::new(),
         };
-        let engine = Engine::open(&self.db, config).await.context("failed to open the database")?;
+        let engine = match &self.command {
+            Command::Serve(_) => serve::open(&self.db, config).await,
+            _ => Engine::open(&self.db, config).await,
+        };
+        let engine = engine.context("failed to open the database")?;
         let mut out = std::io::stdout();
         let done = match &self.command {
             Command::Serve(_) => return serve::run(engine).await,

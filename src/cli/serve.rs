@@ -1,6 +1,8 @@
 //! `serve`: the daemon. HTTP, workers and the sweep in one process, until it is asked to stop.
 
 use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -9,8 +11,31 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::signals::{HandOverSignal, StopSignals};
 use super::supervisor;
-use crate::engine::Engine;
+use crate::config::Config;
+use crate::engine::{Engine, EngineError, StoreError};
 use crate::http;
+
+/// How long a start waits for another process that keeps the database locked: a daemon is started together with other
+/// things, and whoever is at a long write, a copy or an upgrade is done in less.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens the database, as soon as it is not locked any more.
+pub(super) async fn open(db: &Path, config: Config) -> Result<Engine, EngineError> {
+    patiently(async || Engine::open(db, config.clone()).await).await
+}
+
+/// Tries again while the database is locked: each try waits for the lock by itself, for the busy timeout.
+async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match attempt().await {
+            Err(EngineError::Store(StoreError::Busy)) if Instant::now() < give_up => {
+                tracing::warn!("the database is locked by another process; waiting");
+            }
+            done => return done,
+        }
+    }
+}
 
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     tokio::select! {
@@ -25,7 +50,7 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     let (mut signals, mut hand_over) = (StopSignals::new()?, HandOverSignal::new()?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen}"))?;
     let address = listener.local_addr().context("failed to learn the address that we listen on")?;
-    engine.start().await.context("failed to start executing runs")?;
+    patiently(|| engine.start()).await.context("failed to start executing runs")?;
     let stop = CancellationToken::new();
     let server = {
         let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());

@@ -40,6 +40,10 @@ pub enum StoreError {
     /// No space left; nothing was stored.
     #[error("the disk is full")]
     DiskFull,
+    /// The disk failed to read, write or sync; nothing was stored. Should this process end before the next commit, what was
+    /// refused may show up after all, whole: its bytes may be in the WAL although they could not be synced.
+    #[error("the disk failed ({0})")]
+    DiskFailed(String),
     /// Another process held the write lock for longer than the busy timeout; nothing was stored.
     #[error("the database is locked by another process")]
     Busy,
@@ -55,9 +59,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same operation may succeed later without anybody changing it.
+    /// Whether the same operation may succeed later, once what is around the database has been put right.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::Busy)
+        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy)
     }
 
     /// The same, for an error met while the file at `path` was being opened.
@@ -66,32 +70,45 @@ impl StoreError {
         let detail = error.to_string();
         match primary_code(&error) {
             Some(SQLITE_NOTADB) => Self::NotOurs(path),
-            Some(SQLITE_CORRUPT) => Self::Damaged { path, detail },
+            // What is asked then cannot be wrong in itself, so that the plain error too (of a format that there never was)
+            // comes from the file.
+            Some(SQLITE_CORRUPT | SQLITE_ERROR) => Self::Damaged { path, detail },
             Some(SQLITE_READONLY | SQLITE_CANTOPEN | SQLITE_PERM) => Self::NotWritable { path, detail },
             _ => error.into(),
         }
     }
 }
 
+const SQLITE_ERROR: i32 = 1;
 const SQLITE_PERM: i32 = 3;
 const SQLITE_BUSY: i32 = 5;
 const SQLITE_LOCKED: i32 = 6;
 const SQLITE_READONLY: i32 = 8;
+const SQLITE_IOERR: i32 = 10;
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_FULL: i32 = 13;
 const SQLITE_CANTOPEN: i32 = 14;
 const SQLITE_NOTADB: i32 = 26;
+/// The index of the WAL could not grow; it lies in a file beside the database, and only a full disk refuses that.
+const SQLITE_IOERR_SHMSIZE: i32 = SQLITE_IOERR | (19 << 8);
+
+fn extended_code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
 
 /// SQLite's primary result code; the low byte of the extended one.
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let code = error.as_database_error()?.code()?;
-    code.parse::<i32>().ok().map(|code| code & 0xff)
+    extended_code(error).map(|code| code & 0xff)
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        if extended_code(&error) == Some(SQLITE_IOERR_SHMSIZE) {
+            return Self::DiskFull;
+        }
         match primary_code(&error) {
             Some(SQLITE_FULL) => Self::DiskFull,
+            Some(SQLITE_IOERR) => Self::DiskFailed(error.to_string()),
             Some(SQLITE_BUSY | SQLITE_LOCKED) => Self::Busy,
             _ => Self::Sql(error),
         }

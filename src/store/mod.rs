@@ -15,6 +15,7 @@ pub mod migrate;
 pub mod run;
 pub mod session;
 pub mod slot;
+mod wal;
 pub mod worker;
 mod writer;
 
@@ -43,7 +44,7 @@ mod embedded {
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read connections: a page of events takes under a millisecond, so a few serve thousands of readers.
 const READERS: u32 = 4;
-/// The WAL file is cut back to this after a checkpoint.
+/// The WAL file is cut back to this when it is begun anew in the midst of work; see `wal.rs` for when there is none.
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
 /// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
@@ -112,8 +113,8 @@ impl Store {
             .await
             .map_err(failed)?;
         Ok(Self {
+            writer: writer::spawn(write, wal::Wal::of(&path), clock.clone(), on_commit),
             path: path.into(),
-            writer: writer::spawn(write, clock.clone(), on_commit),
             readers,
             watcher: Arc::new(Mutex::new(Some(watcher))),
             clock,

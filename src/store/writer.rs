@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use super::StoreError;
 use super::event::{Append, Appended};
 use super::run::Settle;
+use super::wal::{self, Wal};
 use crate::clock::{Clock, Timestamp};
 use crate::event::Seq;
 use crate::id::RunId;
@@ -239,16 +240,17 @@ impl super::Store {
     }
 }
 
-pub(super) fn spawn(conn: SqliteConnection, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
+pub(super) fn spawn(conn: SqliteConnection, wal: Wal, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
     let closed = tokio_util::sync::CancellationToken::new();
-    let writer = Writer { conn, clock, on_commit };
+    let writer = Writer { conn, wal, clock, on_commit };
     let task = tokio::spawn(writer.run(queue, closed.clone()));
     Handle { commands, task: Arc::new(tokio::sync::Mutex::new(Some(task))), closed }
 }
 
 struct Writer {
     conn: SqliteConnection,
+    wal: Wal,
     clock: Arc<dyn Clock>,
     on_commit: OnCommit,
 }
@@ -263,6 +265,10 @@ impl Writer {
                     next = queue.recv() => next,
                     () = closed.cancelled(), if !queue.is_closed() => {
                         queue.close();
+                        continue;
+                    }
+                    () = tokio::time::sleep(wal::REST), if self.wal.may_be_long => {
+                        self.wal.cut(&mut self.conn).await;
                         continue;
                     }
                 };
@@ -284,6 +290,7 @@ impl Writer {
             }
             let batch = take_batch(&mut waiting);
             self.commit(batch).await;
+            self.wal.may_be_long = true;
         }
         if let Err(error) = self.conn.close().await {
             tracing::error!(%error, "failed to close the database");
@@ -370,6 +377,10 @@ impl Batch {
 
     /// The statements are said by hand: after a failure SQLite may have ended the transaction itself (a full disk does), and
     /// sqlx's own count of open transactions would then be off for good, so that no other could begin.
+    ///
+    /// A commit whose sync failed is rolled back: no reader has seen its frames, and the next commit writes over them, so
+    /// that its own sync saves all that it acknowledges, whatever the system did with pages it could not write. So the same
+    /// connection goes on. Proof: `tests/faults/power.rs`.
     async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
         let began = Instant::now();
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *conn).await?;
@@ -421,6 +432,7 @@ impl Batch {
     fn fail(self, error: StoreError) {
         let again = |error: &StoreError| match error {
             StoreError::DiskFull => StoreError::DiskFull,
+            StoreError::DiskFailed(detail) => StoreError::DiskFailed(detail.clone()),
             StoreError::Busy => StoreError::Busy,
             other => StoreError::Invalid(other.to_string()),
         };

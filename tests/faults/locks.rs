@@ -1,0 +1,69 @@
+//! Other programs in the same file: one that holds the write lock, and one that reads for long.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+
+use crate::scene::{Scene, check_file, counted, until, within};
+
+#[tokio::test]
+async fn a_writer_that_keeps_the_lock_for_long_only_keeps_others_waiting() {
+    let scene = Scene::new("");
+    let daemon = scene.daemon();
+    let run = daemon.send("s", "before").await.run();
+    let other = scene.open();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = within(daemon.send("s", "during")).await;
+    assert_eq!(refused.refusal(), (503, "database_busy"), "longer than the busy timeout");
+    assert_eq!(daemon.get("/v1/sessions/s/messages").await.0, 200);
+    other.execute_batch("ROLLBACK").unwrap();
+    let again = daemon.send("s", "during").await.run();
+    for run in [run, again] {
+        assert_eq!(within(daemon.follow(&run, |_, _| ())).await, counted());
+    }
+    check_file(&other).unwrap();
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn a_daemon_that_starts_while_another_process_holds_the_lock_waits_for_it() {
+    let scene = Scene::new("");
+    scene.daemon().stop();
+    let other = scene.open();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let starting = scene.serve().spawn().unwrap();
+    until("it says what it waits for", || scene.logged().contains("locked by another process; waiting")).await;
+    other.execute_batch("ROLLBACK").unwrap();
+    let daemon = scene.ready(starting).unwrap_or_else(|_| panic!("it gave up: {}", scene.logged()));
+    assert_eq!(within(daemon.settled(&daemon.send("s", "m").await.run())).await["status"], "completed");
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn the_wal_is_brought_back_when_a_reader_that_held_it_has_gone() {
+    // Six thousand events of two kilobytes.
+    let line = r#"{\"event\":\"agent\",\"stream\":\"assistant\",\"data\":{\"delta\":\"$text\"}}"#;
+    let script =
+        format!("text=$(printf '%02000d' 7); i=0; while [ $i -lt 6000 ]; do i=$((i+1)); echo \"{line}\"; done");
+    let scene = Scene::with_agent(&script, "");
+    let daemon = scene.daemon();
+    let reader = scene.open();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
+    let run = daemon.send("s", "m").await.run();
+    assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
+    let grown = scene.wal_bytes();
+    assert!(grown > 10_000_000, "nothing was held back: {grown}");
+    for number in 0..3 {
+        // A moment of rest: the writer tries to cut the WAL off, and must not wait for the reader with the lock in its hand.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let begun = Instant::now();
+        daemon.send("s", &format!("m{number}")).await.run();
+        assert!(begun.elapsed() < Duration::from_secs(4), "it waited for the reader");
+        daemon.request(Method::POST, "/api/chat/s/stop").send().await.unwrap();
+    }
+    reader.execute_batch("COMMIT").unwrap();
+    until("the WAL is short again", || scene.wal_bytes() < 1_000_000).await;
+    assert_eq!(daemon.get("/readyz").await.0, 200);
+    check_file(&reader).unwrap();
+    daemon.stop();
+}

@@ -1,0 +1,12 @@
+//! Storage that fails and power that goes, shown with the real binary: what was acknowledged is there, what was not was refused
+//! and left no trace, and when the fault has gone the engine goes on by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+mod damage;
+mod disk;
+mod locks;
+mod mount;
+mod power;
+mod replay;
+mod scene;
+mod shim;

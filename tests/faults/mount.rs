@@ -1,0 +1,86 @@
+//! Real file systems: a small one that fills up, and one that may not be written. Each daemon has a mount of its own, which
+//! nobody else sees and which goes with it. Where that is not allowed, the tests say that they were skipped.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::scene::{Daemon, Scene, check_file, counted, skipped, until, within};
+
+/// How a process gets mounts of its own here, if it may.
+fn namespace() -> Option<&'static [&'static str]> {
+    let ways: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
+    ways.into_iter().find(|way| {
+        let tried = Command::new("unshare").args(*way).args(["mount", "-t", "tmpfs", "none", "/mnt"]).output();
+        tried.is_ok_and(|tried| tried.status.success())
+    })
+}
+
+/// The directory of the database, as the daemon sees it.
+fn seen_by(daemon: &Daemon, scene: &Scene) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root{}", daemon.child.id(), scene.home.display()))
+}
+
+#[tokio::test]
+async fn a_real_disk_that_fills_up_and_gets_room_again_loses_nothing() {
+    let Some(namespace) = namespace() else { return skipped("no file system may be mounted here to be filled up") };
+    let scene = Scene::new("");
+    let command = scene.serve_in(namespace, "mount -t tmpfs -o size=6m none \"$0\"").spawn().unwrap();
+    let daemon = scene.ready(command).unwrap_or_else(|_| panic!("it did not start: {}", scene.logged()));
+    let home = seen_by(&daemon, &scene);
+    let running = daemon.send("speaking", "first").await.run();
+
+    let filler = home.join("filler");
+    let error = std::fs::write(&filler, vec![7; 8_000_000]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    // There may be room left in the WAL.
+    let long = "x".repeat(100_000);
+    let (mut accepted, mut number) = (vec![], 0);
+    let refused = loop {
+        let sent = within(daemon.send_text("waiting", &format!("m{number}"), &long)).await;
+        if sent.status != 202 {
+            break sent;
+        }
+        accepted.push(sent.run());
+        number += 1;
+    };
+    assert_eq!(refused.refusal(), (503, "disk_full"));
+    assert_eq!(daemon.get("/v1/sessions/speaking/messages").await.0, 200);
+    std::fs::remove_file(&filler).unwrap();
+
+    let last = daemon.send("waiting", &format!("m{number}")).await.run();
+    for run in &accepted {
+        daemon.request(reqwest::Method::POST, &format!("/v1/runs/{run}/cancel")).send().await.unwrap();
+    }
+    for run in [running, last] {
+        assert_eq!(within(daemon.follow(&run, |_, _| ())).await, counted());
+    }
+    for run in accepted {
+        assert_ne!(within(daemon.settled(&run)).await["settled_at"], serde_json::Value::Null);
+    }
+    // SQLite would look for the file in our own mounts: a copy is checked, taken while nothing moves.
+    daemon.signal("STOP");
+    until("it stands still", || daemon.is_stopped()).await;
+    for name in ["m.db", "m.db-wal"] {
+        std::fs::copy(home.join(name), scene.home.join(name)).unwrap();
+    }
+    daemon.signal("CONT");
+    check_file(&scene.open()).unwrap();
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn a_disk_that_may_only_be_read_is_a_clear_error_at_start() {
+    let Some(namespace) = namespace() else { return skipped("no file system may be mounted here to be read only") };
+    let scene = Scene::new("");
+    scene.daemon().stop();
+    let before = std::fs::read(&scene.db).unwrap();
+    let read_only = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\"";
+    let ended = scene.ready(scene.serve_in(namespace, read_only).spawn().unwrap());
+    assert_eq!(ended.err().and_then(|status| status.code()), Some(1));
+    let logged = scene.logged();
+    assert!(logged.contains("cannot be opened for writing") && logged.contains("must be writable"), "{logged}");
+    assert_eq!(std::fs::read(&scene.db).unwrap(), before);
+    let daemon = scene.daemon();
+    assert_eq!(within(daemon.settled(&daemon.send("s", "m").await.run())).await["status"], "completed");
+    daemon.stop();
+}
