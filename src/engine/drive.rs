@@ -384,13 +384,17 @@ impl<'a> Drive<'a> {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut last_try = None;
+        let (mut last_try, mut tries) = (None, 0_u64);
         loop {
             match write().await {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_transient() => {
                     METRICS.writes_retried.inc();
-                    tracing::warn!(%error, "failed to write; trying again");
+                    tries += 1;
+                    // A disk may stay full for days: each line comes after twice the time of the one before.
+                    if tries.is_power_of_two() {
+                        tracing::warn!(%error, tries, "failed to write; trying again");
+                    }
                     let give_up = async {
                         self.shared.ending.cancelled().await;
                         tokio::time::sleep_until(*last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES)).await;
@@ -398,6 +402,7 @@ impl<'a> Drive<'a> {
                     tokio::select! {
                         () = tokio::time::sleep(WRITE_AGAIN) => {}
                         () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                        () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
                         () = give_up => return Err(Left::Store(error)),
                     }
                 }

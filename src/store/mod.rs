@@ -48,6 +48,8 @@ const READERS: u32 = 4;
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
 /// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
+/// What every database begins with.
+const HEADER_BYTES: u64 = 100;
 /// The first SQLite without the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
 const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
@@ -226,6 +228,8 @@ fn prepare_files(path: &Path) -> Result<(fs::File, bool), StoreError> {
     lock.lock().map_err(|error| not_writable(path, &error))?;
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(not_writable(path, &io::Error::from(io::ErrorKind::IsADirectory))),
+        // SQLite takes a file of a few bytes for an empty one.
+        Ok(meta) if (1..HEADER_BYTES).contains(&meta.len()) => Err(StoreError::NotOurs(path.to_owned())),
         Ok(meta) if meta.len() == 0 && fs::metadata(beside("-wal")).is_ok_and(|wal| wal.len() > 0) => {
             Err(StoreError::Damaged { path: path.to_owned(), detail: "it is empty but its WAL is not".into() })
         }

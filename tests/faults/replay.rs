@@ -75,8 +75,9 @@ impl Record {
                 other => panic!("the shim does not write records of kind {other}"),
             };
             let file = std::str::from_utf8(&bytes[name]).unwrap().to_owned();
-            // The index of the WAL is no file but shared memory, and made anew by whoever opens the database first.
-            if !file.ends_with("-shm") && !file.ends_with("-lock") {
+            // The index of the WAL is no file but shared memory, and made anew by whoever opens the database first. What the
+            // hosts of agents write is not synced: no agent survives a loss of power.
+            if !file.ends_with("-shm") && !file.ends_with("-lock") && !file.contains("-agents") {
                 ops.push(Op { kind, file });
             }
         }
