@@ -415,12 +415,22 @@ async fn what_a_finished_agent_left_running_is_asked_before_it_is_killed() {
     assert_eq!(std::fs::read_to_string(dir.path().join("result")).unwrap(), "cleaned up\n");
 }
 
-#[tokio::test]
-async fn a_grandchild_that_holds_stdout_does_not_hold_the_end() {
-    let mut turn = Turn::script("setsid sleep 1000 & echo $!; echo last").await;
+/// A script that does not go on before the file `go` is there, so that its tool can be looked at.
+async fn leaves_a_tool(script: &str) -> ProcessIdentity {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("{script}; until [ -e go ]; do sleep 0.01; done; echo last");
+    let backend = per_turn(spec(&["sh", "-c", &script]), Duration::from_millis(200));
+    let mut turn = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
     let tool = turn.hear_of_process().await;
+    std::fs::write(dir.path().join("go"), "").unwrap();
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().last().unwrap(), "last");
+    tool
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_stdout_does_not_hold_the_end() {
+    let tool = leaves_a_tool("setsid sleep 1000 & echo $!").await;
     assert_eq!(reap::is_alive(&tool), Liveness::Dead);
 }
 
@@ -441,11 +451,8 @@ async fn a_tool_that_starts_in_the_last_moment_is_found() {
 #[tokio::test]
 async fn a_process_that_hides_in_every_way_is_ended_too() {
     let script = "setsid env -i sleep 1000 & echo $!
-        until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done; echo last";
-    let mut turn = Turn::script(script).await;
-    let hidden = turn.hear_of_process().await;
-    assert_eq!(turn.end().await.code, Some(0));
-    assert_eq!(turn.texts().last().unwrap(), "last");
+        until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done";
+    let hidden = leaves_a_tool(script).await;
     // No group, no marker and no parent led to it: it fell to the host when its parent ended.
     assert_eq!(reap::is_alive(&hidden), Liveness::Dead);
 }
@@ -462,7 +469,7 @@ async fn output_written_before_the_end_is_read_however_slow_the_reader() {
 
 #[tokio::test]
 async fn a_cancelled_agent_ends_also_while_nobody_reads() {
-    let mut turn = Turn::script("exec yes").await;
+    let mut turn = Turn::script("exec yes $(head -c 10000 /dev/zero | tr '\\0' y)").await;
     until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
     turn.reply.control.stop(Cause::Cancelled);
     let host = turn.reply.host.clone().unwrap().process;
