@@ -169,7 +169,7 @@ fn links_and_paths_lead_somewhere() {
             word.chars().all(plain) && (word.ends_with(".rs") || word.ends_with(".sql") || word.starts_with("src/"))
         });
         for path in paths {
-            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend"];
+            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend", "tests/faults"];
             assert!(anywhere.iter().any(|dir| is_there(&root.join(dir), path)), "{name} names {path}");
         }
     }
