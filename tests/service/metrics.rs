@@ -75,7 +75,7 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     until("the sweep", || scene.log().contains("sweep done"));
     let after = Scraped::of(&daemon).await;
     assert_eq!((after.value("lost_runs_settled_total"), after.value("workers_removed_total")), (1.0, 1.0));
-    assert_eq!((after.value("runs_executing"), after.value("sweeps_total")), (0.0, 1.0));
+    assert!(after.value("runs_executing") == 0.0 && after.value("sweeps_total") >= 1.0);
     assert!(daemon.stop().success());
 }
 
