@@ -35,7 +35,7 @@ struct Scene {
 
 async fn open(path: &Path, clock: Arc<ManualClock>, notices: Arc<Mutex<Vec<Notice>>>) -> Result<Store, StoreError> {
     let on_commit = Box::new(move |new: Vec<Notice>| notices.lock().unwrap().extend(new));
-    Store::open(path, Durability::Full, clock, on_commit).await
+    Store::open(path, Durability::Full, clock, on_commit, |_| true).await
 }
 
 fn workspace(slots: u32, when_full: WhenFull) -> Workspace {

@@ -17,7 +17,7 @@ pub mod turn;
 mod watch;
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,12 +115,13 @@ impl Engine {
                 }
             })
         };
-        let store = Store::open(path, config.engine.durability, clock, on_commit).await?;
+        let is_alive = |process: &_| reap::is_alive(process) == reap::Liveness::Alive;
+        let store = Store::open(path, config.engine.durability, clock, on_commit, is_alive).await?;
         for workspace in config.workspaces.values() {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
-        let hosts = Hosts::new(config.engine.host_program.clone(), agents_dir(store.path()));
+        let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent, &hosts))).collect();
         let shared = Arc::new(Shared {
             config,
@@ -325,13 +326,6 @@ impl Engine {
     async fn session_key(&self, id: &SessionId) -> Result<SessionKey, EngineError> {
         self.shared.store.find_session_key(id).await?.ok_or_else(|| not_found("session", id))
     }
-}
-
-/// The directory of agents beside the database. By its real name, so that every process finds the same one.
-fn agents_dir(database: &Path) -> PathBuf {
-    let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
-    name.push("-agents");
-    name.into()
 }
 
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {
