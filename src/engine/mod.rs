@@ -7,6 +7,7 @@ mod error;
 pub mod feed;
 pub mod fold;
 mod lookout;
+mod readiness;
 mod reading;
 mod sending;
 mod sessions;
@@ -87,6 +88,8 @@ struct Shared {
     lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
+    /// Whether messages are taken, as far as anybody asked.
+    readiness: readiness::Readiness,
 }
 
 impl Engine {
@@ -139,6 +142,7 @@ impl Engine {
             closed: CancellationToken::new(),
             lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
+            readiness: readiness::Readiness::default(),
         });
         shared.tasks.spawn(watch::run(shared.clone()));
         Ok(Self { shared })
@@ -276,17 +280,6 @@ impl Engine {
     /// [`EngineError::Store`].
     pub async fn list_workers(&self) -> Result<Vec<Worker>, EngineError> {
         Ok(self.shared.store.list_workers().await?)
-    }
-
-    /// Whether a write would be taken now: asks the writer to commit an empty transaction.
-    ///
-    /// # Errors
-    /// [`EngineError::ShuttingDown`], [`EngineError::Store`].
-    pub async fn check_ready(&self) -> Result<(), EngineError> {
-        if self.shared.draining.is_cancelled() {
-            return Err(EngineError::ShuttingDown);
-        }
-        Ok(self.shared.store.check_writable().await?)
     }
 
     /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just

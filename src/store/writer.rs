@@ -268,8 +268,10 @@ impl Writer {
                         queue.close();
                         continue;
                     }
-                    () = tokio::time::sleep(wal::REST), if self.wal.may_be_long && self.file.place.check().is_ok() => {
-                        self.wal.cut(&mut self.file.conn).await;
+                    () = tokio::time::sleep(wal::REST), if self.wal.may_be_long => {
+                        if self.file.place.check().is_ok() {
+                            self.wal.cut(&mut self.file.conn).await;
+                        }
                         continue;
                     }
                 };
