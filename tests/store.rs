@@ -564,6 +564,10 @@ async fn a_database_that_is_moved_away_takes_no_write() {
     let request = scene.enqueue_request("s", "m2");
     let error = scene.store.enqueue(request.clone()).await.unwrap_err();
     assert!(matches!(&error, StoreError::Gone(_)) && error.is_transient(), "{error:?}");
+    // So many at once that all connections are needed.
+    for shown in futures_util::future::join_all((0..8).map(|_| scene.shown("s"))).await {
+        assert_eq!(shown, ["m1"]);
+    }
     let error = opening(&scene.path).await;
     assert!(matches!(&error, StoreError::Damaged { .. }), "its WAL is still needed: {error:?}");
     // Another file in its place, be it a copy, is not the same.
