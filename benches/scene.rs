@@ -33,7 +33,7 @@ pub async fn open(path: &Path) -> Store {
 
 /// Opens a store that tells of its commits.
 pub async fn open_telling(path: &Path, on_commit: OnCommit) -> Store {
-    Store::open(path, Durability::Full, Arc::new(SystemClock), on_commit).await.unwrap()
+    Store::open(path, Durability::Full, Arc::new(SystemClock), on_commit, |_| true).await.unwrap()
 }
 
 /// A connection with the store's settings.

@@ -29,7 +29,7 @@ const PAGES: [&str; 2] =
 
 async fn database(dir: &Path) -> Connection {
     let path = dir.join("m.db");
-    let store = Store::open(&path, Durability::Full, Arc::new(SystemClock), Box::new(drop)).await.unwrap();
+    let store = Store::open(&path, Durability::Full, Arc::new(SystemClock), Box::new(drop), |_| true).await.unwrap();
     store.close().await;
     Connection::open(path).unwrap()
 }

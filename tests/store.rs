@@ -35,7 +35,7 @@ struct Scene {
 
 async fn open(path: &Path, clock: Arc<ManualClock>, notices: Arc<Mutex<Vec<Notice>>>) -> Result<Store, StoreError> {
     let on_commit = Box::new(move |new: Vec<Notice>| notices.lock().unwrap().extend(new));
-    Store::open(path, Durability::Full, clock, on_commit).await
+    Store::open(path, Durability::Full, clock, on_commit, |_| true).await
 }
 
 fn workspace(slots: u32, when_full: WhenFull) -> Workspace {
@@ -447,7 +447,8 @@ async fn the_files_are_readable_by_their_owner_only() {
     scene.send("s", "m1").await;
     for entry in std::fs::read_dir(scene.path.parent().unwrap()).unwrap() {
         let entry = entry.unwrap();
-        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        let mode = if entry.path().is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, mode, "{:?}", entry.path());
     }
 }
 
@@ -486,6 +487,96 @@ async fn a_newer_database_is_refused() {
     drop(conn);
     let error = opening(&scene.path).await.to_string();
     assert!(error.contains("version 99") && error.contains("newer build"), "{error}");
+}
+
+/// A database of the first schema, with a worker that did not say goodbye.
+async fn of_first_schema(path: &Path) -> rusqlite::Connection {
+    use sqlx::Connection;
+    let create = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    let mut conn = sqlx::SqliteConnection::connect_with(&create).await.unwrap();
+    let all = mainstay::store::migrations();
+    let first = refinery::Runner::new(&all.get_migrations()[..1]);
+    mainstay::store::migrate::migrate(&mut conn, &first).await.unwrap();
+    conn.close().await.unwrap();
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.execute_batch("INSERT INTO workers VALUES (1, 'w', 'here', 'oldhost', 4711, 1, 8, '0.0.9', 0, 0)").unwrap();
+    conn
+}
+
+fn agents_dir(path: &Path) -> std::fs::File {
+    std::fs::File::open(path.with_file_name("m.db-agents")).unwrap()
+}
+
+#[tokio::test]
+async fn a_database_is_brought_to_a_new_schema_only_by_who_has_it_alone() {
+    let version =
+        |conn: &rusqlite::Connection| conn.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let clock = || Arc::new(ManualClock::new(Timestamp::from_millis(0)));
+    // Each is in the way alone: a lock without a worker, and a worker of a build that took no lock.
+    let locked = async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let conn = of_first_schema(&path).await;
+        conn.execute_batch("DELETE FROM workers").unwrap();
+        std::fs::create_dir(dir.path().join("m.db-agents")).unwrap();
+        let other = agents_dir(&path);
+        other.lock_shared().unwrap();
+        let error = opening(&path).await;
+        assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+        assert_eq!(version(&conn), 1);
+        drop(other);
+        open(&path, clock(), Arc::default()).await.unwrap().close().await;
+        assert!(version(&conn) > 1);
+    };
+    let at_work = async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let conn = of_first_schema(&path).await;
+        let error = opening(&path).await.to_string();
+        assert!(error.contains("pid 4711 on oldhost (version 0.0.9)") && error.contains("stop"), "{error}");
+        assert_eq!(version(&conn), 1);
+        // Dead, as far as it can be told.
+        let opened = Store::open(&path, Durability::Full, clock(), Box::new(drop), |_| false).await.unwrap();
+        assert!(version(&conn) > 1);
+        opened.close().await;
+    };
+    tokio::join!(locked, at_work);
+}
+
+#[tokio::test]
+async fn whoever_has_the_database_open_keeps_migrations_away() {
+    let scene = Scene::new(1).await;
+    let another = open(&scene.path, scene.clock.clone(), Arc::default()).await.unwrap();
+    let dir = agents_dir(&scene.path);
+    assert!(dir.try_lock().is_err());
+    scene.store.close().await;
+    assert!(dir.try_lock().is_err(), "one of two is still there");
+    another.close().await;
+    dir.try_lock().unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_is_moved_away_takes_no_write() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let away = scene.path.with_file_name("away.db");
+    std::fs::rename(&scene.path, &away).unwrap();
+    let request = scene.enqueue_request("s", "m2");
+    let error = scene.store.enqueue(request.clone()).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Gone(_)) && error.is_transient(), "{error:?}");
+    // So many at once that all connections are needed.
+    for shown in futures_util::future::join_all((0..8).map(|_| scene.shown("s"))).await {
+        assert_eq!(shown, ["m1"]);
+    }
+    let error = opening(&scene.path).await;
+    assert!(matches!(&error, StoreError::Damaged { .. }), "its WAL is still needed: {error:?}");
+    // Another file in its place, be it a copy, is not the same.
+    std::fs::copy(&away, &scene.path).unwrap();
+    assert!(matches!(scene.store.check_writable().await.unwrap_err(), StoreError::Gone(_)));
+    assert_eq!(scene.shown("s").await, ["m1"], "readers go on");
+    std::fs::rename(&away, &scene.path).unwrap();
+    scene.store.enqueue(request).await.unwrap().unwrap();
+    assert_eq!(scene.shown("s").await, ["m1", "m2"]);
 }
 
 #[tokio::test]

@@ -46,6 +46,9 @@ pub enum EngineError {
     /// The engine is going down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The engine does not get on, whatever the reason.
+    #[error("the engine stalls: {0}")]
+    Stalled(String),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),

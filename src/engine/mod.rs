@@ -7,6 +7,7 @@ mod error;
 pub mod feed;
 pub mod fold;
 mod lookout;
+mod readiness;
 mod reading;
 mod sending;
 mod sessions;
@@ -17,7 +18,7 @@ pub mod turn;
 mod watch;
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +88,8 @@ struct Shared {
     lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
+    /// Whether messages are taken, as far as anybody asked.
+    readiness: readiness::Readiness,
 }
 
 impl Engine {
@@ -115,12 +118,13 @@ impl Engine {
                 }
             })
         };
-        let store = Store::open(path, config.engine.durability, clock, on_commit).await?;
+        let is_alive = |process: &_| reap::is_alive(process) == reap::Liveness::Alive;
+        let store = Store::open(path, config.engine.durability, clock, on_commit, is_alive).await?;
         for workspace in config.workspaces.values() {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
-        let hosts = Hosts::new(config.engine.host_program.clone(), agents_dir(store.path()));
+        let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent, &hosts))).collect();
         let shared = Arc::new(Shared {
             config,
@@ -138,6 +142,7 @@ impl Engine {
             closed: CancellationToken::new(),
             lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
+            readiness: readiness::Readiness::default(),
         });
         shared.tasks.spawn(watch::run(shared.clone()));
         Ok(Self { shared })
@@ -277,17 +282,6 @@ impl Engine {
         Ok(self.shared.store.list_workers().await?)
     }
 
-    /// Whether a write would be taken now: asks the writer to commit an empty transaction.
-    ///
-    /// # Errors
-    /// [`EngineError::ShuttingDown`], [`EngineError::Store`].
-    pub async fn check_ready(&self) -> Result<(), EngineError> {
-        if self.shared.draining.is_cancelled() {
-            return Err(EngineError::ShuttingDown);
-        }
-        Ok(self.shared.store.check_writable().await?)
-    }
-
     /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just
     /// now, and the loop that claims runs and renews their leases came round. While one of them hangs, or was not
     /// started, it does not come back.
@@ -325,13 +319,6 @@ impl Engine {
     async fn session_key(&self, id: &SessionId) -> Result<SessionKey, EngineError> {
         self.shared.store.find_session_key(id).await?.ok_or_else(|| not_found("session", id))
     }
-}
-
-/// The directory of agents beside the database. By its real name, so that every process finds the same one.
-fn agents_dir(database: &Path) -> PathBuf {
-    let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
-    name.push("-agents");
-    name.into()
 }
 
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {

@@ -74,6 +74,8 @@ pub(super) struct Executing {
     scope: OnceLock<Option<Only>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
+    /// When the leases were last renewed by the loop of the worker, once it has begun.
+    renewed_at: Mutex<Option<Instant>>,
     /// Told each time that the loop of the worker comes round.
     pub round: Notify,
 }
@@ -87,6 +89,16 @@ impl Executing {
     pub fn begin(&self, only: Option<Only>) {
         // Whoever starts a second loop gets what the first one may have.
         let _ = self.scope.set(only);
+        self.renewed();
+    }
+
+    fn renewed(&self) {
+        *self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// For how long no leases were renewed here, if runs are executed here at all.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
     /// Whether runs of lost workers are driven on here: any, or those of one session.
@@ -323,7 +335,10 @@ async fn renew(shared: &Shared, worker: &Identity) {
     let leases = shared.executing.leases();
     let good_until = Instant::now() + worker.registration.lease;
     match shared.store.renew(worker.key, worker.registration.clone(), leases.clone()).await {
-        Ok(renewed) => shared.executing.keep_only(&leases, &renewed, good_until),
+        Ok(renewed) => {
+            shared.executing.renewed();
+            shared.executing.keep_only(&leases, &renewed, good_until);
+        }
         // A worker that cannot renew loses its leases in time, and its writes are refused from then on.
         Err(error) => {
             METRICS.renewals_failed.inc();

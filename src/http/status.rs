@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
@@ -36,14 +36,16 @@ pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// A message would be taken now.
+/// A message would be taken and executed now.
 pub(super) async fn ready(State(app): State<App>) -> Result<Json<Value>, Error> {
     if app.shutdown.is_cancelled() {
         return Err(EngineError::ShuttingDown.into());
     }
-    match app.engine.check_ready().await {
-        Ok(()) => Ok(Json(json!({"status": "ready"}))),
+    let Err(error) = app.engine.check_ready().await else { return Ok(Json(json!({"status": "ready"}))) };
+    let text = error.to_string();
+    match Error::from(error) {
+        known if known.status() == StatusCode::SERVICE_UNAVAILABLE => Err(known),
         // Whatever it is: whoever asks shall send nothing here for now.
-        Err(error) => Err(Error::unavailable("not_ready", error.to_string())),
+        _ => Err(Error::unavailable("not_ready", text)),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::migrate::MigrateError;
+use super::migrate::{MigrateError, Upgrade};
 
 /// A failure of the store. The texts read after "failed to …:".
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,21 @@ pub enum StoreError {
         /// What does not fit.
         source: MigrateError,
     },
+    /// The schema has to be brought to that of this build, which takes the file alone.
+    #[error("{path} is open elsewhere and has to be brought {upgrade} first: stop {workers}, then try again")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// From which schema to which.
+        upgrade: Upgrade,
+        /// Who has it open, as far as it is known.
+        workers: String,
+    },
+    /// The file that is open is no longer at its path, and so is not written any more; nothing was stored.
+    #[error(
+        "{0} was deleted or replaced while it was open: put the same file back, or stop this process and start it again"
+    )]
+    Gone(PathBuf),
     /// The file or its directory cannot be opened for writing.
     #[error("{path} cannot be opened for writing ({detail}): the file and its directory must be writable")]
     NotWritable {
@@ -53,6 +68,9 @@ pub enum StoreError {
     /// A stored value is not what the schema promises.
     #[error("the database holds {0}")]
     Invalid(String),
+    /// What somebody else was told in the same case.
+    #[error("{0}")]
+    Same(String),
     /// Any other failure of the database.
     #[error(transparent)]
     Sql(sqlx::Error),
@@ -61,7 +79,19 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same operation may succeed later, once what is around the database has been put right.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy)
+        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::Gone(_))
+    }
+
+    /// The same for somebody else whom it concerns.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::DiskFull => Self::DiskFull,
+            Self::DiskFailed(detail) => Self::DiskFailed(detail.clone()),
+            Self::Busy => Self::Busy,
+            Self::Gone(path) => Self::Gone(path.clone()),
+            Self::Closed => Self::Closed,
+            other => Self::Same(other.to_string()),
+        }
     }
 
     /// The same, for an error met while the file at `path` was being opened.

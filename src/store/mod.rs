@@ -12,6 +12,7 @@ mod error;
 pub mod event;
 pub mod message;
 pub mod migrate;
+mod place;
 pub mod run;
 pub mod session;
 pub mod slot;
@@ -20,11 +21,9 @@ pub mod worker;
 mod writer;
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -32,6 +31,9 @@ use tokio::sync::Mutex;
 
 use crate::clock::Clock;
 use crate::config::Durability;
+use crate::worker::ProcessIdentity;
+
+use place::{OpenFile, Opening, Place, Presence, beside, not_writable};
 
 pub use error::StoreError;
 pub use writer::{Committed, Notice, OnCommit, Tx};
@@ -48,8 +50,10 @@ const READERS: u32 = 4;
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
 /// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
-/// What every database begins with.
-const HEADER_BYTES: u64 = 100;
+/// Whoever brings the file to a new schema waits this long for others to close it: as long as for a lock of SQLite.
+const ALONE_PATIENCE: Duration = BUSY_TIMEOUT;
+/// Between two looks whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The first SQLite without the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
 const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
@@ -58,10 +62,15 @@ pub fn migrations() -> refinery::Runner {
     embedded::migrations::runner()
 }
 
+/// Whether a process is proven to live.
+pub type IsAlive = fn(&ProcessIdentity) -> bool;
+
 /// An open database.
 #[derive(Clone)]
 pub struct Store {
     path: Arc<Path>,
+    place: Place,
+    agents_dir: Arc<Path>,
     writer: writer::Handle,
     readers: SqlitePool,
     /// For `PRAGMA data_version`, which only means something on one and the same connection.
@@ -77,16 +86,17 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the database at `path`, creating and migrating it as needed. `on_commit` is called after each commit, in
-    /// the order of the commits; it must not block.
+    /// the order of the commits; it must not block. `is_alive` tells which workers have to be stopped before a migration.
     ///
     /// # Errors
-    /// A file that is not ours, damaged, of a newer build, or cannot be written: see [`StoreError`]. An existing file is
-    /// then left as it was.
+    /// A file that is not ours, damaged, of a newer build, open elsewhere while it is to be migrated (after 5 s), or cannot
+    /// be written: see [`StoreError`]. An existing file is then left as it was.
     pub async fn open(
         path: &Path,
         durability: Durability,
         clock: Arc<dyn Clock>,
         on_commit: OnCommit,
+        is_alive: IsAlive,
     ) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|error| not_writable(path, &error))?;
         let options = SqliteConnectOptions::new()
@@ -95,27 +105,32 @@ impl Store {
             .foreign_keys(true)
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging();
-        let write = {
+        let file = {
             // No `PRAGMA optimize`: statistics of a small or idle file made appends 13 times slower once it was busy.
             let options = options.clone().pragma("journal_size_limit", WAL_SIZE_LIMIT_BYTES);
             let options = options.synchronous(match durability {
                 Durability::Full => SqliteSynchronous::Full,
                 Durability::Process => SqliteSynchronous::Normal,
             });
-            open_for_writing(&path, options).await?
+            open_for_writing(&path, options, is_alive).await?
         };
         let read = options.read_only(true);
         let failed = |error| StoreError::at_open(&path, error);
         let watcher = read.connect().await.map_err(failed)?;
+        // All of them now: one that was opened later might find another file at the path.
         let readers = SqlitePoolOptions::new()
+            .min_connections(READERS)
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(read)
             .await
             .map_err(failed)?;
+        file.place.check()?;
         Ok(Self {
-            writer: writer::spawn(write, wal::Wal::of(&path), clock.clone(), on_commit),
+            place: file.place.clone(),
+            agents_dir: file.presence.agents_dir.as_path().into(),
+            writer: writer::spawn(file, wal::Wal::of(&path), clock.clone(), on_commit),
             path: path.into(),
             readers,
             watcher: Arc::new(Mutex::new(Some(watcher))),
@@ -126,6 +141,19 @@ impl Store {
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory beside it where its agents live.
+    pub fn agents_dir(&self) -> &Path {
+        &self.agents_dir
+    }
+
+    /// Whether the file that is open is still the one at its path. Costs a `stat`.
+    ///
+    /// # Errors
+    /// [`StoreError::Gone`].
+    pub fn check_place(&self) -> Result<(), StoreError> {
+        self.place.check()
     }
 
     /// The clock whose time the rows carry.
@@ -183,71 +211,60 @@ impl Store {
     }
 }
 
-fn not_writable(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
-}
-
-/// A companion of the database file.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// Creates, checks and migrates the file under a lock of its own: switching a fresh file to WAL needs a moment alone
 /// that SQLite's busy timeout does not wait for.
-async fn open_for_writing(path: &Path, options: SqliteConnectOptions) -> Result<SqliteConnection, StoreError> {
-    let (lock, fresh) = {
+async fn open_for_writing(
+    path: &Path,
+    options: SqliteConnectOptions,
+    is_alive: IsAlive,
+) -> Result<OpenFile, StoreError> {
+    let opening = {
         let path = path.to_owned();
-        let prepared = tokio::task::spawn_blocking(move || prepare_files(&path)).await;
-        prepared.map_err(|error| StoreError::Invalid(error.to_string()))??
+        let begun = tokio::task::spawn_blocking(move || Opening::begin(&path)).await;
+        begun.map_err(|error| StoreError::Invalid(error.to_string()))??
     };
     let failed = |error| StoreError::at_open(path, error);
-    if !fresh {
+    if !opening.is_new {
         // Nothing is changed in a file, not even its journal mode, before it is known to be ours.
         let mut conn = options.clone().connect().await.map_err(failed)?;
         check_ours(path, &mut conn).await?;
         conn.close().await.map_err(failed)?;
     }
+    let presence = Presence::beside(path)?;
     let mut conn = options.journal_mode(SqliteJournalMode::Wal).connect().await.map_err(failed)?;
     check_sqlite(&mut conn).await?;
-    migrate::migrate(&mut conn, &migrations()).await.map_err(|source| match source {
+    let migrations = migrations();
+    if let Some(upgrade) = migrate::pending(&mut conn, &migrations).await.map_err(failed)? {
+        alone(path, &presence, &mut conn, upgrade, is_alive).await?;
+    }
+    migrate::migrate(&mut conn, &migrations).await.map_err(|source| match source {
         migrate::MigrateError::Sql(error) => failed(error),
         source => StoreError::Schema { path: path.to_owned(), source },
     })?;
-    drop(lock);
-    Ok(conn)
+    presence.share()?;
+    Ok(OpenFile { conn, place: opening.place, presence })
 }
 
-/// Takes the lock and creates a missing database, readable by its owner only; SQLite gives its companions the same mode.
-/// Answers whether the database is new.
-fn prepare_files(path: &Path) -> Result<(fs::File, bool), StoreError> {
-    let beside = |suffix| beside(path, suffix);
-    let lock = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(beside("-lock"));
-    let lock = lock.map_err(|error| not_writable(path, &error))?;
-    lock.lock().map_err(|error| not_writable(path, &error))?;
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Err(not_writable(path, &io::Error::from(io::ErrorKind::IsADirectory))),
-        // SQLite takes a file of a few bytes for an empty one.
-        Ok(meta) if (1..HEADER_BYTES).contains(&meta.len()) => Err(StoreError::NotOurs(path.to_owned())),
-        Ok(meta) if meta.len() == 0 && fs::metadata(beside("-wal")).is_ok_and(|wal| wal.len() > 0) => {
-            Err(StoreError::Damaged { path: path.to_owned(), detail: "it is empty but its WAL is not".into() })
+/// Waits a while until nobody else has the file open. Builds that did not lock it yet are known by their workers.
+async fn alone(
+    path: &Path,
+    presence: &Presence,
+    conn: &mut SqliteConnection,
+    upgrade: migrate::Upgrade,
+    is_alive: IsAlive,
+) -> Result<(), StoreError> {
+    let give_up = Instant::now() + ALONE_PATIENCE;
+    loop {
+        let is_alone = presence.try_alone()?;
+        let workers = worker::of_any_schema(conn, is_alive).await?;
+        if is_alone && workers.is_empty() {
+            return Ok(());
         }
-        Ok(meta) => {
-            if meta.permissions().mode() & 0o077 != 0 {
-                for file in [path.to_owned(), beside("-wal"), beside("-shm")] {
-                    // The conversation is nobody else's; a file of another owner stays as its owner wants it.
-                    let _ = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
-                }
-            }
-            Ok((lock, meta.len() == 0))
+        if Instant::now() >= give_up {
+            let workers = if workers.is_empty() { "every process that has it open".into() } else { workers.join(", ") };
+            return Err(StoreError::InUse { path: path.to_owned(), upgrade, workers });
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let created = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
-            created.map_err(|error| not_writable(path, &error))?;
-            Ok((lock, true))
-        }
-        Err(error) => Err(not_writable(path, &error)),
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use sqlx::SqliteConnection;
+
 use super::writer::Tx;
-use super::{Store, StoreError};
+use super::{IsAlive, Store, StoreError};
 use crate::clock::{Timestamp, millis};
 use crate::id::WorkerId;
 use crate::lease::WorkerKey;
@@ -137,7 +139,21 @@ impl Store {
     }
 }
 
-async fn remove(conn: &mut sqlx::SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {
+/// Workers that live, for people, in a file that may still have the schema of an older build: which only a query that is not
+/// checked against the newest one can read.
+pub(super) async fn of_any_schema(conn: &mut SqliteConnection, is_alive: IsAlive) -> Result<Vec<String>, StoreError> {
+    let rows: Vec<(String, i32, i64, String, String)> =
+        sqlx::query_as("SELECT host, pid, pid_started_at, version, hostname FROM workers ORDER BY key")
+            .fetch_all(conn)
+            .await?;
+    let named = rows.into_iter().filter_map(|(host, pid, started_at_ticks, version, hostname)| {
+        is_alive(&ProcessIdentity { host, pid, started_at_ticks })
+            .then(|| format!("the worker with pid {pid} on {hostname} (version {version})"))
+    });
+    Ok(named.collect())
+}
+
+async fn remove(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {
     let removed = sqlx::query!(
         "DELETE FROM workers WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = ?1)",
         worker

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::StoreError;
 use super::event::{Append, Appended};
+use super::place::OpenFile;
 use super::run::Settle;
 use super::wal::{self, Wal};
 use crate::clock::{Clock, Timestamp};
@@ -240,16 +241,16 @@ impl super::Store {
     }
 }
 
-pub(super) fn spawn(conn: SqliteConnection, wal: Wal, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
+pub(super) fn spawn(file: OpenFile, wal: Wal, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
     let closed = tokio_util::sync::CancellationToken::new();
-    let writer = Writer { conn, wal, clock, on_commit };
+    let writer = Writer { file, wal, clock, on_commit };
     let task = tokio::spawn(writer.run(queue, closed.clone()));
     Handle { commands, task: Arc::new(tokio::sync::Mutex::new(Some(task))), closed }
 }
 
 struct Writer {
-    conn: SqliteConnection,
+    file: OpenFile,
     wal: Wal,
     clock: Arc<dyn Clock>,
     on_commit: OnCommit,
@@ -268,7 +269,9 @@ impl Writer {
                         continue;
                     }
                     () = tokio::time::sleep(wal::REST), if self.wal.may_be_long => {
-                        self.wal.cut(&mut self.conn).await;
+                        if self.file.place.check().is_ok() {
+                            self.wal.cut(&mut self.file.conn).await;
+                        }
                         continue;
                     }
                 };
@@ -292,14 +295,14 @@ impl Writer {
             self.commit(batch).await;
             self.wal.may_be_long = true;
         }
-        if let Err(error) = self.conn.close().await {
+        if let Err(error) = self.file.conn.close().await {
             tracing::error!(%error, "failed to close the database");
         }
     }
 
     async fn commit(&mut self, batch: Vec<Command>) {
         let mut batch = Batch::from(batch);
-        match batch.attempt(&mut self.conn, self.clock.now()).await {
+        match batch.attempt(&mut self.file, self.clock.now()).await {
             Ok(notices) => {
                 (self.on_commit)(notices);
                 batch.answer();
@@ -309,7 +312,7 @@ impl Writer {
                 tracing::warn!(%error, commands = batch.len(), "a batch of writes failed; trying them one by one");
                 for command in batch.into_commands() {
                     let mut alone = Batch::from(vec![command]);
-                    match alone.attempt(&mut self.conn, self.clock.now()).await {
+                    match alone.attempt(&mut self.file, self.clock.now()).await {
                         Ok(notices) => {
                             (self.on_commit)(notices);
                             alone.answer();
@@ -381,24 +384,26 @@ impl Batch {
     /// A commit whose sync failed is rolled back: no reader has seen its frames, and the next commit writes over them, so
     /// that its own sync saves all that it acknowledges, whatever the system did with pages it could not write. So the same
     /// connection goes on. Proof: `tests/faults/power.rs`.
-    async fn attempt(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
+    async fn attempt(&mut self, file: &mut OpenFile, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
         let began = Instant::now();
-        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *conn).await?;
-        match self.run(conn, now).await {
+        // A file that was replaced may share its WAL with the new one: nothing is begun in it any more.
+        file.place.check()?;
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut file.conn).await?;
+        match self.run(file, now).await {
             Ok(notices) => {
                 METRICS.commit_seconds.observe(began.elapsed().as_secs_f64());
                 Ok(notices)
             }
             Err(error) => {
                 // There may be nothing left to roll back: what counts is the first error.
-                let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *conn).await;
+                let _ = sqlx::raw_sql("ROLLBACK").execute(&mut file.conn).await;
                 Err(error)
             }
         }
     }
 
-    async fn run(&mut self, conn: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
-        let mut tx = Tx { conn: &mut *conn, now, notices: Vec::new() };
+    async fn run(&mut self, file: &mut OpenFile, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
+        let mut tx = Tx { conn: &mut file.conn, now, notices: Vec::new() };
         // Settles come before the jobs, so that a claim in the same batch finds their sessions free.
         self.appended = super::event::append_all(&mut tx, &self.appends).await?;
         self.settled = super::run::settle_all(&mut tx, &self.settles).await?;
@@ -406,7 +411,8 @@ impl Batch {
             job.run(&mut tx).await?;
         }
         let notices = tx.notices;
-        sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;
+        file.place.check()?;
+        sqlx::raw_sql("COMMIT").execute(&mut file.conn).await?;
         Ok(notices)
     }
 
@@ -430,18 +436,12 @@ impl Batch {
     }
 
     fn fail(self, error: StoreError) {
-        let again = |error: &StoreError| match error {
-            StoreError::DiskFull => StoreError::DiskFull,
-            StoreError::DiskFailed(detail) => StoreError::DiskFailed(detail.clone()),
-            StoreError::Busy => StoreError::Busy,
-            other => StoreError::Invalid(other.to_string()),
-        };
         let mut commands = self.into_commands().peekable();
         while let Some(command) = commands.next() {
             if commands.peek().is_none() {
                 return command.fail(error);
             }
-            command.fail(again(&error));
+            command.fail(error.again());
         }
     }
 }

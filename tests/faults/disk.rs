@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::place::until_ready;
 use crate::scene::{Daemon, Scene, check_file, counted, stored_messages, until, within};
 use crate::shim::{EIO, ENOSPC, EROFS, Fault, OPEN, REMOVE, SYNC, TRUNCATE, WRITE};
 
@@ -56,7 +57,7 @@ impl Load {
             self.refused.push((session.to_owned(), message));
         }
         let (status, body) = self.daemon.get("/readyz").await;
-        assert_eq!((status, body["error"]["code"].as_str()), (503, Some("not_ready")));
+        assert_eq!((status, body["error"]["code"].as_str()), (503, Some(code)));
         assert_eq!(self.daemon.get("/healthz").await.0, 200);
         assert_eq!(self.daemon.get("/v1/sessions/a/messages").await.0, 200);
         let (scene, from) = (&self.scene, self.log_bytes);
@@ -80,7 +81,7 @@ impl Load {
             assert_eq!(settled["status"], "completed", "{settled}");
             assert_eq!(self.daemon.follow(run, |_, _| ()).await, counted(), "a reader who came later");
         }
-        assert_eq!(self.daemon.get("/readyz").await.0, 200);
+        until_ready(&self.daemon).await;
         check_file(&self.scene.open()).unwrap();
         (self.scene, self.daemon)
     }

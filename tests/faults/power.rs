@@ -124,7 +124,7 @@ async fn check(found: BTreeMap<String, Vec<u8>>, known: &[Known]) -> Result<(), 
         std::fs::write(dir.path().join(name), bytes).unwrap();
     }
     let path = dir.path().join("m.db");
-    let store = Store::open(&path, Durability::Full, Arc::new(SystemClock), Box::new(|_| ())).await;
+    let store = Store::open(&path, Durability::Full, Arc::new(SystemClock), Box::new(|_| ()), |_| true).await;
     let store = store.map_err(|error| Wrong::Broken(error.to_string()))?;
     let conn = rusqlite::Connection::open(&path).unwrap();
     check_file(&conn).map_err(Wrong::Broken)?;

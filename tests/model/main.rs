@@ -85,7 +85,7 @@ struct Reading {
 }
 
 async fn open(path: &std::path::Path, clock: Arc<ManualClock>) -> Store {
-    Store::open(path, Durability::Process, clock, Box::new(|_| {})).await.unwrap()
+    Store::open(path, Durability::Process, clock, Box::new(|_| {}), |_| true).await.unwrap()
 }
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS.unsigned_abs());

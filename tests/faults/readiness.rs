@@ -1,0 +1,62 @@
+//! `/readyz` says why nothing would be taken or executed now, soon, and without a write for each who asks.
+
+use std::time::Instant;
+
+use mainstay::config::Config;
+use mainstay::engine::Engine;
+
+use crate::place::until_ready;
+use crate::scene::{Daemon, Scene, within};
+
+async fn code(daemon: &Daemon) -> (u16, String) {
+    let (status, body) = daemon.get("/readyz").await;
+    (status, body["error"]["code"].as_str().unwrap_or("none").to_owned())
+}
+
+#[tokio::test]
+async fn a_daemon_whose_writer_waits_says_so_before_the_wait_is_over() {
+    let scene = Scene::new("");
+    let daemon = scene.daemon();
+    let other = scene.open();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(within(code(&daemon)).await, (503, "stalled".to_owned()), "the busy timeout is longer");
+    other.execute_batch("ROLLBACK").unwrap();
+    until_ready(&daemon).await;
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn a_daemon_that_cannot_renew_its_leases_is_not_ready() {
+    let scene = Scene::new("[engine]\nlease = \"2s\"");
+    let daemon = scene.daemon();
+    let other = scene.open();
+    // Everything else can be written.
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE UPDATE OF heartbeat_at ON workers BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    other.execute_batch(refuse).unwrap();
+    within(async {
+        while code(&daemon).await != (503, "stalled".to_owned()) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    until_ready(&daemon).await;
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn asking_often_writes_at_most_once_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.db");
+    let engine = Engine::open(&path, Config::builtin(dir.path())).await.unwrap();
+    let wal_bytes = || std::fs::metadata(dir.path().join("m.db-wal")).unwrap().len();
+    let (before, begun) = (wal_bytes(), Instant::now());
+    for _ in 0..200 {
+        engine.check_ready().await.unwrap();
+    }
+    // A write is one page and its header.
+    let writes = (wal_bytes() - before) / (4096 + 24);
+    assert!((1..=begun.elapsed().as_secs() + 1).contains(&writes), "{writes} writes in {:?}", begun.elapsed());
+    engine.close().await;
+}
