@@ -299,7 +299,8 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let group = leader.filter(|_| !leaders_pid_is_reused).map(|leader| leader.pid);
     let mut pids: HashSet<i32> = candidates
         .iter()
-        .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group)
+        // The leader itself may not have come to lead its group.
+        .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group || Some(stat.pid) == group)
         .map(|(stat, _)| stat.pid)
         .collect();
     add_descendants(&mut pids, &candidates.iter().map(|(stat, _)| stat).collect::<Vec<_>>());
