@@ -119,9 +119,14 @@ pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
     Some(identity(host().ok()?, &stat))
 }
 
+/// Whether the pid of a process means something here.
+pub fn is_here(process: &ProcessIdentity) -> bool {
+    host().ok() == Some(process.host.as_str())
+}
+
 /// Whether a process lives, as far as this host can tell.
 pub fn is_alive(process: &ProcessIdentity) -> Liveness {
-    if host().ok() != Some(process.host.as_str()) {
+    if !is_here(process) {
         return Liveness::Unknown;
     }
     match Process::new(process.pid).and_then(|found| found.stat()) {

@@ -168,9 +168,10 @@ enum RecoveryEnd {
 
 async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_until: Instant) -> Recovered {
     let host = orphan.host.clone().filter(|_| shared.config.agents.contains_key(&orphan.agent));
+    let is_here = host.as_ref().is_some_and(|host| reap::is_here(&host.process));
     let liveness = match host {
         Some(host) => match reap::is_alive(&host.process) {
-            reap::Liveness::Unknown if shared.hosts.is_gone(host.started_for(orphan.run)).await => {
+            reap::Liveness::Unknown if !is_here && shared.hosts.is_gone(host.started_for(orphan.run)).await => {
                 Some(reap::Liveness::Dead)
             }
             known => Some(known),
@@ -192,6 +193,11 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
             shared.executing.remove(orphan.lease);
             Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }
+        }
+        // It cannot be looked at just now: we are out of file descriptors, most likely.
+        Some(reap::Liveness::Unknown) if is_here => {
+            give_back(shared, &orphan).await;
+            Recovered { end: RecoveryEnd::Postponed, processes_ended: 0 }
         }
         Some(reap::Liveness::Unknown) | None => end_and_conclude(shared, &orphan).await,
     };
@@ -253,7 +259,7 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
 
 /// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.
 async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<RecoveryEnd, StoreError> {
-    let here = orphan.host.as_ref().is_none_or(|host| reap::is_alive(&host.process) != reap::Liveness::Unknown);
+    let here = orphan.host.as_ref().is_none_or(|host| reap::is_here(&host.process));
     if here && !is_certain && orphan.recoveries < MAX_RECOVERIES {
         return Ok(RecoveryEnd::Postponed);
     }
