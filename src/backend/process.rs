@@ -261,7 +261,8 @@ impl Talk {
 /// Whether a host is gone, or about to be.
 async fn is_dead(process: &ProcessIdentity) -> bool {
     let dead = async {
-        while reap::is_alive(process) == reap::Liveness::Alive {
+        // One that cannot be looked at just now (we are out of file descriptors) may live. One of another boot does not.
+        while reap::is_here(process) && reap::is_alive(process) != reap::Liveness::Dead {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
