@@ -369,6 +369,34 @@ async fn a_database_that_hangs_is_no_silence_of_the_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_know_an_agent_leaves_it_alone_and_settles_its_run_once_it_has_ended() {
+    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    daemon.signal("USR2");
+    assert!(daemon.wait().success());
+    let config = std::fs::read_to_string(&camp.config).unwrap();
+    std::fs::write(&camp.config, "").unwrap();
+    let sweep = |camp: &Camp| assert!(mainstay(camp, &["sweep"]).status().unwrap().success());
+    sweep(&camp);
+    std::fs::write(&camp.config, config).unwrap();
+    let daemon = camp.daemon();
+    reader.grow(50).await;
+    let host = host_of(run);
+    daemon.kill();
+    std::fs::write(camp.dir.path().join("stop"), "").unwrap();
+    until(|| !Path::new(&format!("/proc/{host}")).exists()).await;
+    // The agent of this name is another one now, which nobody can go on with.
+    std::fs::write(&camp.config, "[agents.agent]\ndriver = \"demo\"").unwrap();
+    sweep(&camp);
+    let run = settled(&camp.watcher, run).await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("worker_lost")));
+    leaves_nothing(&camp, run.id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_file_descriptors_left_leaves_agents_alone_and_goes_on_with_them_later() {
     let camp = Camp::new(&[("agent", &counting())], QUICK).await;
     let daemon = camp.daemon();
