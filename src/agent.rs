@@ -62,6 +62,14 @@ pub enum Driver {
 }
 
 impl Driver {
+    /// Whether its agents live in processes of their own, so that another engine can go on with them.
+    pub fn outlives_the_engine(&self) -> bool {
+        match self {
+            Self::Demo => false,
+            Self::Openclaw(_) => true,
+        }
+    }
+
     /// The word in the config.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -595,6 +595,38 @@ async fn a_host_that_does_not_obey_is_ended_with_its_agent() {
 }
 
 #[tokio::test]
+async fn what_nobody_reads_while_its_agent_is_ended_is_there_to_the_last_line() {
+    let mut turn = Turn::script("seq 1 50000; while :; do sleep 0.02; done").await;
+    let spool = hosts().dir_of(turn.attempt).join("spool");
+    until(|| std::fs::read(&spool).is_ok_and(|spool| spool.ends_with(b"\n50000\n"))).await;
+    turn.reply.control.kill(Cause::IdleTimeout);
+    // Longer than a host may take to obey. This one does at once; it is us who do not listen.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let report = turn.end().await;
+    assert_eq!((report.signal, report.stopped), (Some(9), Some(Cause::IdleTimeout)));
+    let said: Vec<_> = (1..=50_000).map(|number| number.to_string()).collect();
+    assert!(turn.texts() == said, "{} lines", turn.texts().len());
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_take_what_it_is_told_is_ended_too() {
+    let message = "x".repeat(4_000_000);
+    let prompt = prompt(&message);
+    let attempt = prompt.attempt;
+    let backend = per_turn(spec(&["cat"]), NEVER);
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let host = turn.reply.host.clone().unwrap().process;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::STOP)
+        .unwrap();
+    turn.reply.control.begin();
+    // The launch is on its way, and does not get through.
+    let _ = tokio::time::timeout(Duration::from_millis(100), turn.reply.records.recv()).await;
+    turn.reply.control.kill(Cause::Cancelled);
+    let end = turn.how_it_ended().await;
+    assert!(matches!(end, End::HostLost(_)), "{end:?}");
+}
+
+#[tokio::test]
 async fn a_turn_that_takes_too_long_is_ended_also_when_no_engine_is_there() {
     let backend = per_turn(spec(&["sh", "-c", "echo ready; exec sleep 1000"]), NEVER);
     let mut left = Turn::start(&backend, Prompt { limit: Duration::ZERO, ..prompt("") }).await;

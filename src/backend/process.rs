@@ -10,8 +10,10 @@
 use std::future::pending;
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -133,9 +135,10 @@ enum Over {
 }
 
 impl Steering {
-    /// Passes on what the engine wants, until the host is to be left or does not obey.
+    /// Passes on what the engine wants, until the host is to be left or does not obey. A host that does not read holds up
+    /// only what is said to it.
     async fn pass_on(mut self, mut link: OwnedWriteHalf) -> Over {
-        say(&mut link, &FromEngine::Hello(self.hello)).await;
+        let mut unsaid = BytesMut::from(&FromEngine::Hello(self.hello).to_frame()[..]);
         let (mut asked, mut killed, mut force_at) = (false, false, None);
         loop {
             tokio::select! {
@@ -146,7 +149,7 @@ impl Steering {
                     (asked, killed) = (true, true);
                     force_at = Some(Instant::now() + CONFIRM + PATIENCE);
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
-                    say(&mut link, &FromEngine::Stop(Stop { cause, grace_ms: 0 })).await;
+                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms: 0 }).to_frame());
                 }
                 () = self.control.asked(), if !asked => {
                     asked = true;
@@ -154,23 +157,21 @@ impl Steering {
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
                     // None would be SIGKILL at once.
                     let grace_ms = u64::try_from(self.kill_grace.as_millis()).unwrap_or(u64::MAX).max(1);
-                    say(&mut link, &FromEngine::Stop(Stop { cause, grace_ms })).await;
+                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms }).to_frame());
                 }
                 () = self.control.begun(), if self.launch.is_some() => {
-                    if let Some(launch) = self.launch.take() {
+                    unsaid.extend(self.launch.take().into_iter().flatten());
+                }
+                written = link.write_buf(&mut unsaid), if !unsaid.is_empty() => {
+                    if written.is_err() {
                         // That a host is gone shows where it is listened to.
-                        let _ = link.write_all(&launch).await;
+                        unsaid.clear();
                     }
                 }
                 () = until(force_at) => return Over::Unresponsive,
             }
         }
     }
-}
-
-/// That a host is gone shows where it is listened to.
-async fn say(link: &mut OwnedWriteHalf, said: &FromEngine) {
-    let _ = link.write_all(&said.to_frame()).await;
 }
 
 async fn until(at: Option<Instant>) {
@@ -192,16 +193,25 @@ impl Talk {
     async fn run(mut self, link: Option<UnixStream>, steering: Steering) -> End {
         if let Some(link) = link {
             let (reader, writer) = link.into_split();
+            let mut hearing = pin!(self.heard.hear(reader));
             let over = tokio::select! {
                 biased;
-                () = self.heard.hear(reader) => None,
+                () = &mut hearing => None,
                 over = steering.pass_on(writer) => Some(over),
             };
             match over {
                 Some(Over::Left) => return End::Left,
                 Some(Over::Unresponsive) => {
-                    tracing::warn!(run.id = %self.attempt.run, "the host of an agent does not obey; it is ended");
-                    end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
+                    // It may have ended long ago, and it is us who do not listen: nobody takes the records.
+                    if reap::is_alive(&self.process) == reap::Liveness::Alive {
+                        tracing::warn!(run.id = %self.attempt.run, "the host of an agent does not obey; it is ended");
+                        end_all(self.attempt, self.process.clone(), None).await;
+                    }
+                    if !is_dead(&self.process).await {
+                        return End::Left;
+                    }
+                    // A piece that was heard in part is heard to its end.
+                    hearing.await;
                 }
                 None => {}
             }
@@ -251,7 +261,8 @@ impl Talk {
 /// Whether a host is gone, or about to be.
 async fn is_dead(process: &ProcessIdentity) -> bool {
     let dead = async {
-        while reap::is_alive(process) == reap::Liveness::Alive {
+        // One that cannot be looked at just now (we are out of file descriptors) may live. One of another boot does not.
+        while reap::is_here(process) && reap::is_alive(process) != reap::Liveness::Dead {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -119,9 +119,14 @@ pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
     Some(identity(host().ok()?, &stat))
 }
 
+/// Whether the pid of a process means something here.
+pub fn is_here(process: &ProcessIdentity) -> bool {
+    host().ok() == Some(process.host.as_str())
+}
+
 /// Whether a process lives, as far as this host can tell.
 pub fn is_alive(process: &ProcessIdentity) -> Liveness {
-    if host().ok() != Some(process.host.as_str()) {
+    if !is_here(process) {
         return Liveness::Unknown;
     }
     match Process::new(process.pid).and_then(|found| found.stat()) {
@@ -299,7 +304,8 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let group = leader.filter(|_| !leaders_pid_is_reused).map(|leader| leader.pid);
     let mut pids: HashSet<i32> = candidates
         .iter()
-        .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group)
+        // The leader itself may not have come to lead its group.
+        .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group || Some(stat.pid) == group)
         .map(|(stat, _)| stat.pid)
         .collect();
     add_descendants(&mut pids, &candidates.iter().map(|(stat, _)| stat).collect::<Vec<_>>());

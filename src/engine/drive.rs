@@ -211,6 +211,8 @@ impl<'a> Drive<'a> {
         drop(reply.records);
         let end = reply.end.await;
         let asked = heard?;
+        // Without a host nobody else knows what the agent was asked.
+        let is_ours = reply.host.is_none();
         let done = match end {
             Ok(End::Exited(exit)) => {
                 if exit.stopped.is_some() && !reply.control.is_killed() && exit.signal == Some(Signal::KILL.as_raw()) {
@@ -218,8 +220,10 @@ impl<'a> Drive<'a> {
                     tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
                 }
                 let was_let_go = exit.stopped == Some(Cause::Finished);
-                // Whoever asked first may have been another worker.
-                let asked = exit.stopped.filter(|_| !was_let_go).or(asked);
+                // Whoever asked first may have been another worker. An agent that had ended before anybody asked was not
+                // ended by a limit or by our own end: we only came to read it late.
+                let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
+                let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
                 if asked == Some(Cause::Shutdown) && !self.turn.has_said() && self.put_back().await? {
                     None
                 } else {
@@ -302,9 +306,7 @@ impl<'a> Drive<'a> {
                 continue;
             }
             let events = self.hear(&mut records, asked);
-            if events.iter().any(Chunk::is_said) {
-                progress_at = Instant::now();
-            }
+            let said = events.iter().any(Chunk::is_said);
             if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
             }
@@ -317,6 +319,10 @@ impl<'a> Drive<'a> {
                 snapshot_at = Some(Instant::now());
             }
             self.append(events, snapshot).await?;
+            if said {
+                // From now on it can be heard again: a write that took long is no silence of the agent.
+                progress_at = Instant::now();
+            }
         }
     }
 

@@ -167,10 +167,13 @@ enum RecoveryEnd {
 }
 
 async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_until: Instant) -> Recovered {
-    let host = orphan.host.clone().filter(|_| shared.config.agents.contains_key(&orphan.agent));
+    let agent = shared.config.agents.get(&orphan.agent);
+    let can_go_on = agent.is_some_and(|agent| agent.driver.outlives_the_engine());
+    let host = orphan.host.clone();
+    let is_here = host.as_ref().is_some_and(|host| reap::is_here(&host.process));
     let liveness = match host {
         Some(host) => match reap::is_alive(&host.process) {
-            reap::Liveness::Unknown if shared.hosts.is_gone(host.started_for(orphan.run)).await => {
+            reap::Liveness::Unknown if !is_here && shared.hosts.is_gone(host.started_for(orphan.run)).await => {
                 Some(reap::Liveness::Dead)
             }
             known => Some(known),
@@ -178,22 +181,28 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
         None => None,
     };
     let recovered = match liveness {
-        Some(reap::Liveness::Alive) if shared.executing.adopts(orphan.session) => {
+        Some(reap::Liveness::Alive) if can_go_on && shared.executing.adopts(orphan.session) => {
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
-        Some(reap::Liveness::Alive) => {
+        // What is not known here may be known to the next one. Its host ends it at its limit.
+        Some(reap::Liveness::Alive) if can_go_on || !orphan.cancel_requested => {
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
         }
         // All that the agent said is in its spool, and perhaps how it ended.
-        Some(reap::Liveness::Dead) => {
+        Some(reap::Liveness::Dead) if can_go_on => {
             let signals = shared.executing.add(orphan.lease, good_until);
             drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
             shared.executing.remove(orphan.lease);
             Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }
         }
-        Some(reap::Liveness::Unknown) | None => end_and_conclude(shared, &orphan).await,
+        // It cannot be looked at just now: we are out of file descriptors, most likely.
+        Some(reap::Liveness::Unknown) if is_here => {
+            give_back(shared, &orphan).await;
+            Recovered { end: RecoveryEnd::Postponed, processes_ended: 0 }
+        }
+        Some(_) | None => end_and_conclude(shared, &orphan).await,
     };
     let (worker, proven) = (&orphan.worker, orphan.worker_dead);
     tracing::warn!(run.id = %orphan.run, session.id = %orphan.session_id, worker.id = worker, proven,
@@ -201,7 +210,8 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
     recovered
 }
 
-/// A run that nobody can go on with: without a host, on another machine, or of an agent that is not configured here.
+/// A run that nobody here can go on with: without a host, on another machine, or of an agent that has ended or is to end
+/// and is not configured here as it was.
 async fn end_and_conclude(shared: &Shared, orphan: &Orphan) -> Recovered {
     let attempt = orphan.attempt();
     let process = orphan.host.as_ref().map(|host| host.process.clone());
@@ -253,7 +263,7 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
 
 /// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.
 async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<RecoveryEnd, StoreError> {
-    let here = orphan.host.as_ref().is_none_or(|host| reap::is_alive(&host.process) != reap::Liveness::Unknown);
+    let here = orphan.host.as_ref().is_none_or(|host| reap::is_here(&host.process));
     if here && !is_certain && orphan.recoveries < MAX_RECOVERIES {
         return Ok(RecoveryEnd::Postponed);
     }

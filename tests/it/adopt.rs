@@ -325,6 +325,100 @@ async fn a_sweep_by_hand_leaves_living_agents_to_a_daemon_and_settles_what_has_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ended_in_time_while_nobody_was_there_was_not_too_late() {
+    let camp = Camp::new(&[("agent", &counting())], "").await;
+    let config = std::fs::read_to_string(&camp.config).unwrap();
+    std::fs::write(&camp.config, config.replace("[agents.agent]", "[agents.agent]\nturn_timeout = \"1h\"")).unwrap();
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    let host = host_of(run);
+    daemon.kill();
+    std::fs::write(camp.dir.path().join("stop"), "").unwrap();
+    until(|| !Path::new(&format!("/proc/{host}")).exists()).await;
+    // By now the turn would be over its limit.
+    std::fs::write(&camp.config, config.replace("[agents.agent]", "[agents.agent]\nturn_timeout = \"100ms\"")).unwrap();
+    let daemon = camp.daemon();
+    ends_well(&camp, run).await;
+    reader.end(&camp).await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_hangs_is_no_silence_of_the_agent() {
+    let camp = Camp::new(&[("agent", &counting())], "").await;
+    let config = std::fs::read_to_string(&camp.config).unwrap();
+    std::fs::write(&camp.config, config.replace("[agents.agent]", "[agents.agent]\nidle_timeout = \"2s\"")).unwrap();
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    let other = rusqlite::Connection::open(&camp.db).unwrap();
+    other.busy_timeout(Duration::from_secs(30)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // It speaks for longer than it may be silent: 250 words of four bytes, 10 ms apart.
+    let record = || std::fs::read(camp.dir.path().join("record")).unwrap().len();
+    let before = record();
+    until(|| record() > before + 1000).await;
+    other.execute_batch("ROLLBACK").unwrap();
+    reader.grow(500).await;
+    ends_well(&camp, run).await;
+    reader.end(&camp).await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_know_an_agent_leaves_it_alone_and_settles_its_run_once_it_has_ended() {
+    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    daemon.signal("USR2");
+    assert!(daemon.wait().success());
+    let config = std::fs::read_to_string(&camp.config).unwrap();
+    std::fs::write(&camp.config, "").unwrap();
+    let sweep = |camp: &Camp| assert!(mainstay(camp, &["sweep"]).status().unwrap().success());
+    sweep(&camp);
+    std::fs::write(&camp.config, config).unwrap();
+    let daemon = camp.daemon();
+    reader.grow(50).await;
+    let host = host_of(run);
+    daemon.kill();
+    std::fs::write(camp.dir.path().join("stop"), "").unwrap();
+    until(|| !Path::new(&format!("/proc/{host}")).exists()).await;
+    // The agent of this name is another one now, which nobody can go on with.
+    std::fs::write(&camp.config, "[agents.agent]\ndriver = \"demo\"").unwrap();
+    sweep(&camp);
+    let run = settled(&camp.watcher, run).await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("worker_lost")));
+    leaves_nothing(&camp, run.id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_file_descriptors_left_leaves_agents_alone_and_goes_on_with_them_later() {
+    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(50).await;
+    let next = camp.daemon();
+    let limit = |files: u32| {
+        let limit = format!("--nofile={files}:4096");
+        assert!(Command::new("prlimit").args(["--pid", &next.pid().to_string(), &limit]).status().unwrap().success());
+    };
+    limit(3);
+    daemon.kill();
+    until(|| camp.log().contains("Postponed")).await;
+    limit(4096);
+    reader.grow(100).await;
+    ends_well(&camp, run).await;
+    reader.end(&camp).await;
+    assert!(next.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_whose_run_was_settled_by_somebody_else_is_ended_by_the_sweep() {
     let camp = Camp::new(&[("agent", &counting())], "").await;
     let daemon = camp.daemon();
