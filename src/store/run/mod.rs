@@ -1,9 +1,10 @@
 //! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`,
-//! `resume.rs`.
+//! `resume.rs`, `lease.rs`, `held.rs`.
 
 mod claim;
 mod enqueue;
 mod held;
+mod lease;
 mod resume;
 mod settle;
 
