@@ -212,6 +212,8 @@ impl Host {
             match link.hear() {
                 Ok(None) => self.door.push(link),
                 Ok(Some(FromEngine::Hello(hello))) => self.greet(link, hello),
+                // The engine that started us is the first to come. When it goes without a word, nobody will.
+                Err(_) if self.known.is_none() => self.start_nothing(None),
                 // Whoever does not say who it is, or is gone, is not served.
                 Ok(Some(FromEngine::Start(_) | FromEngine::Stop(_))) | Err(_) => {}
             }
@@ -272,6 +274,9 @@ impl Host {
     }
 
     fn start_nothing(&mut self, error: Option<String>) {
+        if !matches!(self.work, Work::Awaited { .. }) {
+            return;
+        }
         self.spool.add(&FromHost::NotStarted(NotStarted { error }));
         self.work = Work::Over { leave_at: Instant::now() + RETENTION };
     }
