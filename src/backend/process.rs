@@ -138,7 +138,10 @@ impl Steering {
     /// Passes on what the engine wants, until the host is to be left or does not obey. A host that does not read holds up
     /// only what is said to it.
     async fn pass_on(mut self, mut link: OwnedWriteHalf) -> Over {
-        let mut unsaid = BytesMut::from(&FromEngine::Hello(self.hello).to_frame()[..]);
+        // Said in any case, and never too much for a new connection: a host that knew somebody once does not wait for others.
+        // That it is gone shows where it is listened to.
+        let _ = link.write_all(&FromEngine::Hello(self.hello).to_frame()).await;
+        let mut unsaid = BytesMut::new();
         let (mut asked, mut killed, mut force_at) = (false, false, None);
         loop {
             tokio::select! {
@@ -164,7 +167,7 @@ impl Steering {
                 }
                 written = link.write_buf(&mut unsaid), if !unsaid.is_empty() => {
                     if written.is_err() {
-                        // That a host is gone shows where it is listened to.
+                        // As above.
                         unsaid.clear();
                     }
                 }
