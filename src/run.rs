@@ -245,6 +245,8 @@ pub struct ExitReport {
     /// Why it was first asked to end, if it was before it ended by itself; [`Cause::Finished`] when it had said that its
     /// turn is over and stayed.
     pub stopped: Option<Cause>,
+    /// Processes that it started and that could not be ended: nothing new may begin in its place.
+    pub remaining: usize,
     /// Head and tail of what it wrote to stderr; bounded.
     pub stderr: Option<String>,
     /// Lines of output that were no event: too long, or not in the agent's protocol.

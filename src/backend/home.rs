@@ -60,7 +60,7 @@ impl Hosts {
             let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
             match prepared.map_err(|_| StartError("the engine is going down".to_owned()))? {
                 Ok(prepared) => break prepared,
-                Err(error) if error.kind() == io::ErrorKind::StorageFull && Instant::now() < start_by => {
+                Err(error) if is_full(&error) && Instant::now() < start_by => {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
                 Err(error) => return Err(failed("no directory could be made for it", error)),
@@ -136,6 +136,10 @@ impl Hosts {
         // Until a host has taken over its socket, the engine that made it is on the other side.
         reap::identity_of(link.peer_cred().ok()?.pid()?).filter(host::is_host)
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 struct Prepared {

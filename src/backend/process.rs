@@ -234,29 +234,33 @@ impl Talk {
                     tracing::warn!(run.id = %self.attempt.run, remaining, "processes of a run survive SIGKILL");
                 }
                 self.heard.output.finish().await;
-                End::Exited(self.report(ended.code, ended.signal, ended.stderr))
+                End::Exited(ExitReport {
+                    code: ended.code,
+                    signal: ended.signal,
+                    stderr: ended.stderr,
+                    remaining: ended.remaining,
+                    ..self.report()
+                })
             }
             Some(HowItEnded::NotStarted(error)) => End::NotStarted(error.map(StartError)),
             // It serves somebody else now.
             None if !is_dead(&self.process).await => End::Left,
             None => {
-                end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
+                let remaining = end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
-                End::HostLost(self.report(None, None, stderr))
+                End::HostLost(ExitReport { stderr, remaining, ..self.report() })
             }
         }
     }
 
-    fn report(&self, code: Option<i32>, signal: Option<i32>, stderr: Option<String>) -> ExitReport {
+    fn report(&self) -> ExitReport {
         let malformed = self.heard.output.malformed();
         ExitReport {
-            code,
-            signal,
             stopped: self.heard.stopped,
-            stderr,
             malformed_lines: malformed.lines,
             malformed_sample: malformed.sample,
+            ..ExitReport::default()
         }
     }
 }
@@ -272,8 +276,8 @@ async fn is_dead(process: &ProcessIdentity) -> bool {
     timeout(DIES_WITHIN, dead).await.is_ok()
 }
 
-/// Ends a host and all that descends from it, then what it can no longer be asked for.
-async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) {
+/// Ends a host and all that descends from it, then what it can no longer be asked for. Answers with how much could not be.
+async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) -> usize {
     let mark = reap::Mark::from(attempt);
     let agent = agent.map(|began| ProcessIdentity {
         host: host.host.clone(),
@@ -286,6 +290,7 @@ async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) 
     tracing::warn!(run.id = %attempt.run, ended, remaining, "the host of an agent is lost; what it held was ended");
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
+    remaining
 }
 
 /// What a host has said so far.

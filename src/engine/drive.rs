@@ -23,7 +23,7 @@ use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
-use crate::store::run::{Claimed, Orphan, Settle};
+use crate::store::run::{Claimed, Orphan};
 
 /// The folded message is stored at most this often while a run goes on.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
@@ -224,7 +224,8 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                if asked == Some(Cause::Shutdown) && !self.turn.has_said() && self.put_back().await? {
+                let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
+                if asked == Some(Cause::Shutdown) && may_begin_again && self.put_back().await? {
                     None
                 } else {
                     self.settle(decide(asked, &self.turn, &exit, was_let_go), exit).await?
@@ -377,11 +378,12 @@ impl<'a> Drive<'a> {
         let mut turn = self.turn.clone();
         let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
         let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
-        let settle = Settle {
-            source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
-            exit,
-            ..self.subject.settle(&self.shared.config, events, outcome, parts)
-        };
+        let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
+        settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
+        if exit.remaining > 0 {
+            settle.resumes = 0;
+        }
+        settle.exit = exit;
         Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
     }
 

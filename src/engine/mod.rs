@@ -211,6 +211,13 @@ impl Engine {
     pub async fn drain(&self, grace: Duration) {
         self.shared.draining.cancel();
         drop(self.shared.claiming.lock().await);
+        if let Some(worker) = self.shared.worker.get() {
+            // Two that stop at once must not each leave its runs to the other. Who cannot write is not waited for.
+            let retired = self.shared.store.retire_worker(worker.key);
+            if !matches!(tokio::time::timeout(RETIRE_WITHIN, retired).await, Ok(Ok(()))) {
+                tracing::warn!("failed to tell the others that this worker stops");
+            }
+        }
         tokio::select! {
             () = self.shared.executing.idle() => {}
             () = tokio::time::sleep(grace) => {
@@ -324,6 +331,9 @@ impl Engine {
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {
     EngineError::NotFound { what, id: id.to_string() }
 }
+
+/// A write takes milliseconds, unless the database is locked or its disk is full.
+const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Longest idle TTL and turn timeout that can be asked for: a year.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);

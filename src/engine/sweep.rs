@@ -125,6 +125,10 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
         counter.inc();
         *count += 1;
     }
+    if report.runs_adopted > 0 {
+        // A cancel that was stored between the take-over and this line found nobody to tell.
+        super::worker::heed_cancel_requests(shared, worker).await;
+    }
     tidy_homes(shared, &mut report).await?;
     METRICS.processes_ended.inc_by(report.processes_ended);
     let store = &shared.store;
@@ -169,6 +173,7 @@ enum RecoveryEnd {
 async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_until: Instant) -> Recovered {
     let agent = shared.config.agents.get(&orphan.agent);
     let can_go_on = agent.is_some_and(|agent| agent.driver.outlives_the_engine());
+    let adopts = shared.executing.adopts(orphan.session) && !shared.draining.is_cancelled();
     let host = orphan.host.clone();
     let is_here = host.as_ref().is_some_and(|host| reap::is_here(&host.process));
     let liveness = match host {
@@ -181,18 +186,21 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
         None => None,
     };
     let recovered = match liveness {
-        Some(reap::Liveness::Alive) if can_go_on && shared.executing.adopts(orphan.session) => {
+        Some(reap::Liveness::Alive) if can_go_on && adopts => {
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
         // What is not known here may be known to the next one. Its host ends it at its limit.
-        Some(reap::Liveness::Alive) if can_go_on || !orphan.cancel_requested => {
+        Some(reap::Liveness::Alive) if !orphan.cancel_requested => {
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
         }
-        // All that the agent said is in its spool, and perhaps how it ended.
-        Some(reap::Liveness::Dead) if can_go_on => {
+        // All that the agent said is in its spool, and perhaps how it ended; or somebody wants it to end.
+        Some(reap::Liveness::Dead | reap::Liveness::Alive) if can_go_on => {
             let signals = shared.executing.add(orphan.lease, good_until);
+            if orphan.cancel_requested {
+                signals.cancel.cancel();
+            }
             drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
             shared.executing.remove(orphan.lease);
             Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }

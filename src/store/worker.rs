@@ -69,6 +69,21 @@ impl Store {
         .await
     }
 
+    /// Tells the others that a worker takes no more runs: nobody is to count on it.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn retire_worker(&self, worker: WorkerKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let retire = sqlx::query!("UPDATE workers SET capacity = 0 WHERE key = ?1", worker);
+                retire.execute(&mut *tx.conn).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Removes workers that hold no lease any more. Answers with their number.
     ///
     /// # Errors

@@ -193,6 +193,37 @@ async fn a_daemon_that_stops_leaves_what_is_running_to_another_that_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn daemons_that_stop_together_leave_their_agents_to_nobody() {
+    let camp = Camp::new(&[("agent", &counting())], "[engine]\nshutdown_grace = \"1s\"\nworkers = 1").await;
+    let daemons = [camp.daemon(), camp.daemon()];
+    let runs = [camp.send("agent", "s", "hi").await.id, camp.send("agent", "t", "hi").await.id];
+    for run in runs {
+        Reader::of(&camp, run).await.grow(20).await;
+    }
+    daemons.iter().for_each(|daemon| daemon.signal("TERM"));
+    for daemon in daemons {
+        assert!(daemon.wait().success());
+    }
+    for run in runs {
+        assert_eq!(camp.watcher.run(run).await.unwrap().status, Status::Interrupted);
+        leaves_nothing(&camp, run).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_by_hand_ends_an_agent_that_somebody_cancelled() {
+    let camp = Camp::new(&[("agent", &counting())], "").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    Reader::of(&camp, run).await.grow(50).await;
+    daemon.kill();
+    camp.watcher.cancel_run(run).await.unwrap();
+    camp.watcher.sweep().await.unwrap();
+    assert_eq!(camp.watcher.run(run).await.unwrap().status, Status::Cancelled);
+    leaves_nothing(&camp, run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plain_stop_ends_the_agents_unless_told_otherwise() {
     for (more, goes_on) in [("", false), ("on_shutdown = \"leave\"", true)] {
         let config = format!("[engine]\nshutdown_grace = \"0s\"\n{more}");

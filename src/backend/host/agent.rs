@@ -107,8 +107,10 @@ impl Agent {
             stdout.as_ref().map(AsFd::as_fd),
             stderr.as_ref().map(AsFd::as_fd),
         ];
-        for fd in fds.into_iter().flatten() {
-            ioctl_fionbio(fd, true).map_err(|error| format!("its pipes cannot be used: {error}"))?;
+        if let Err(error) = fds.into_iter().flatten().try_for_each(|fd| ioctl_fionbio(fd, true)) {
+            // As above.
+            let _ = child.kill();
+            return Err(format!("its pipes cannot be used: {error}"));
         }
         spool.add(&FromHost::Began(Began { pid: identity.pid, started_at_ticks: identity.started_at_ticks }));
         let now = Instant::now();

@@ -67,7 +67,7 @@ pub struct Claimed {
     pub agent_session: Option<String>,
     /// Its own limit for the whole turn.
     pub timeout_ms: Option<i64>,
-    /// Whether it goes on from an interrupted run.
+    /// Whether it goes on from an interrupted run that had said something: then the agent knows the message.
     pub resumes: bool,
     /// When it was enqueued.
     pub queued_at: Timestamp,
@@ -243,7 +243,8 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                WHERE place_rank = 1 AND agent_rank <= places)
            RETURNING key AS "key!", id AS "id!", lease_token AS "token!", session_key AS "session_key!",
                response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!", timeout_ms AS "timeout_ms?",
-               queued_at AS "queued_at!", resumes IS NOT NULL AS "resumes!: bool",
+               queued_at AS "queued_at!", resumes IS NOT NULL AND EXISTS (SELECT 1 FROM runs b WHERE b.message_key = runs.message_key AND b.said = 1)
+                   AS "resumes!: bool",
                (SELECT id FROM slots WHERE slots.key = slot_key) AS "slot?: String",
                (SELECT parts FROM messages WHERE messages.key = message_key) AS "message_parts!: String",
                (SELECT id FROM sessions WHERE sessions.key = session_key) AS "session_id!: String",
