@@ -8,10 +8,13 @@
 //! Proof: `tests/store.rs`, `tests/plans.rs`.
 
 pub mod assignment;
+pub mod audit;
+mod backup;
 mod error;
 pub mod event;
 pub mod message;
 pub mod migrate;
+pub mod reading;
 pub mod run;
 pub mod session;
 pub mod slot;
@@ -86,12 +89,7 @@ impl Store {
         on_commit: OnCommit,
     ) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|error| not_writable(path, &error))?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .pragma("trusted_schema", "OFF")
-            .disable_statement_logging();
+        let options = options(&path);
         let write = {
             // No `PRAGMA optimize`: statistics of a small or idle file made appends 13 times slower once it was busy.
             let options = options.clone().pragma("journal_size_limit", WAL_SIZE_LIMIT_BYTES);
@@ -180,8 +178,28 @@ impl Store {
     }
 }
 
+/// What holds for every connection.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("trusted_schema", "OFF")
+        .disable_statement_logging()
+}
+
 fn not_writable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
+}
+
+/// The newest schema that this build knows.
+pub fn newest_schema() -> i64 {
+    migrations().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or_default()
+}
+
+/// The database file and its companions, whether they are there or not.
+pub fn files(path: &Path) -> [PathBuf; 4] {
+    [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-lock")]
 }
 
 /// A companion of the database file.
@@ -266,13 +284,18 @@ async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), Stor
     Ok(())
 }
 
-async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn check_version(conn: &mut SqliteConnection) -> Result<(), StoreError> {
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *conn).await?;
     let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
     if (next(), next(), next()) < MIN_SQLITE {
         return Err(StoreError::OldSqlite(version));
     }
+    Ok(())
+}
+
+async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    check_version(conn).await?;
     // A misspelt or refused pragma is silent in SQLite.
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *conn).await?;
     if mode != "wal" {
