@@ -15,6 +15,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 
 use super::reading::Reading;
 use super::{StoreError, audit, options};
+use crate::audit::Check;
 use crate::run::Attempt;
 
 /// Rows of the tables that only grow.
@@ -39,16 +40,14 @@ impl Reading {
         let (version, before) = (self.schema_version().await?, counts(&mut self.conn).await?);
         let name = part.path.to_str().ok_or_else(|| wrong(&to, "its path is no UTF-8"))?;
         sqlx::query("VACUUM INTO ?1").bind(name).execute(&mut self.conn).await?;
-        forget_processes(&part.path, version).await?;
+        if let Some(finding) = forget_processes(&part.path, version).await?.findings.first() {
+            return Err(wrong(&to, &format!("the copy is damaged: {}", finding.detail)));
+        }
 
         let mut copy = Reading::open(&part.path).await?;
         let (found, after) = (copy.schema_version().await?, counts(&mut copy.conn).await?);
-        let damage = audit::file(&mut copy.conn, audit::Depth::Full).await.findings;
         copy.close().await;
         let grew = after.0 >= before.0 && after.1 >= before.1 && after.2 >= before.2 && after.3 >= before.3;
-        if let Some(finding) = damage.first() {
-            return Err(wrong(&to, &format!("the copy is damaged: {}", finding.detail)));
-        }
         if found != version || !grew {
             return Err(wrong(&to, &format!("the copy lacks something: {after:?} rows of {before:?}")));
         }
@@ -74,8 +73,9 @@ async fn counts(conn: &mut SqliteConnection) -> Result<Counts, StoreError> {
 }
 
 /// Takes out of a copy what the processes are that work on the original. Its running runs look as if their worker had gone
-/// without a trace, and whoever opens it settles them.
-async fn forget_processes(copy: &Path, version: i64) -> Result<(), StoreError> {
+/// without a trace, and whoever opens it settles them. Answers with what is wrong with the copy then: on a connection that may
+/// write, because SQLite looks at the constraints of rows on no other.
+async fn forget_processes(copy: &Path, version: i64) -> Result<Check, StoreError> {
     let options = options(copy).journal_mode(SqliteJournalMode::Memory).synchronous(SqliteSynchronous::Full);
     let mut conn = options.connect().await?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
@@ -93,8 +93,9 @@ async fn forget_processes(copy: &Path, version: i64) -> Result<(), StoreError> {
         sqlx::raw_sql(forget).execute(&mut *tx).await?;
     }
     tx.commit().await?;
+    let check = audit::file(&mut conn, audit::Depth::Full).await;
     conn.close().await?;
-    Ok(())
+    Ok(check)
 }
 
 /// A copy in the making, beside the place where it is to be; removed unless it is kept.

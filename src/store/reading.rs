@@ -58,8 +58,9 @@ impl Reading {
             other => other,
         };
         let mut conn = options(&path).read_only(true).connect().await.map_err(failed)?;
+        let question = "SELECT application_id FROM pragma_application_id";
+        let id: i32 = sqlx::query_scalar(question).fetch_one(&mut conn).await.map_err(failed)?;
         check_version(&mut conn).await?;
-        let id: i32 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut conn).await.map_err(failed)?;
         if id != migrate::APPLICATION_ID {
             return Err(StoreError::NotOurs(path));
         }
