@@ -103,7 +103,7 @@ async fn whatever_breaks_a_promise_is_found() {
         ("replaced_answers_are_hidden", "UPDATE messages SET superseded_at = 1 WHERE role = 'user'"),
         (
             "one_run_at_a_time",
-            "DROP INDEX one_running_run_per_session; DROP INDEX one_running_run_per_slot;
+            "DROP INDEX one_running_run_per_session; DROP INDEX one_running_run_per_slot; DROP INDEX one_running_run_per_shared_agent;
                                UPDATE runs SET status = 'running'",
         ),
         ("head_of_the_queue_is_ready", "UPDATE runs SET ready = 1 WHERE status = 'queued'"),

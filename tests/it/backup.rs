@@ -66,8 +66,8 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
     let run = camp.send("x", "s", "first").await;
     let waiting = camp.send("x", "s", "next").await;
     camp.grown(run.id, 4).await;
-    let agent = marked(run.id);
-    assert!(!agent.is_empty());
+    // Its `sleep` comes and goes.
+    let agent = marked(run.id)[0];
 
     let copies = tempfile::tempdir().unwrap();
     let copy = copies.path().join("copy.db");
@@ -93,7 +93,7 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
     engine.drain(std::time::Duration::ZERO).await;
     engine.close().await;
 
-    assert_eq!(marked(run.id), agent, "the agent of the original goes on");
+    assert!(marked(run.id).contains(&agent), "the agent of the original goes on");
     std::fs::write(camp.dir.path().join("stop"), "").unwrap();
     for run in [run.id, waiting.id] {
         assert_eq!(within(camp.watcher.wait_settled(run)).await.unwrap().status, Status::Completed);
