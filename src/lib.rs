@@ -41,6 +41,7 @@
 // Nouns: values and pure functions.
 pub mod agent;
 pub mod assignment;
+pub mod audit;
 pub mod chunk;
 pub mod clock;
 pub mod config;

@@ -212,8 +212,25 @@ impl Outcome {
 pub struct Attempt {
     /// The run.
     pub run: RunId,
-    /// The fencing token of the lease: a later try has a higher one.
+    /// The fencing token of the lease: a later try has a higher one. The lower half counts the leases; the upper half is
+    /// the generation: it tells the runs of a restored copy of the file from the very same runs of the original, so that
+    /// neither takes the other's processes for its own.
     pub number: i64,
+}
+
+impl Attempt {
+    /// The part of a number that counts.
+    pub const COUNT_MASK: i64 = 0xFFFF_FFFF;
+
+    /// The number from which a copy of the file counts: one that no other copy has.
+    pub fn new_generation() -> i64 {
+        (fastrand::i64(1..1 << 30) << 32) & !Self::COUNT_MASK
+    }
+
+    /// The number before that of the first try in this file.
+    pub fn origin(self) -> i64 {
+        self.number & !Self::COUNT_MASK
+    }
 }
 
 impl std::fmt::Display for Attempt {

@@ -141,7 +141,7 @@ async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str)
 async fn help_and_version_are_results() {
     let scene = Scene::new();
     let help = scene.mainstay(&["--help"]).await.printed();
-    let commands = "serve run send attach cancel close sessions runs messages slots workers show sweep";
+    let commands = "serve run send attach cancel close sessions runs messages slots workers show sweep doctor backup";
     for command in commands.split(' ') {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in the help");
         assert!(scene.mainstay(&[command, "--help"]).await.printed().contains(&format!("Usage: mainstay {command}")));

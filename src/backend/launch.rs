@@ -157,6 +157,21 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
     Err(StartError(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
 }
 
+/// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
+pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
+    let program = spec.command.first().map_or("", String::as_str);
+    if !dir.is_dir() {
+        return Some(format!("the directory {} is not there", dir.display()));
+    }
+    // What comes of a placeholder, only the turn says.
+    if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
+        return None;
+    }
+    let path = spec.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
+    let found = which::which_in(program, path, dir);
+    found.err().map(|_| format!("the program {program} was not found on PATH, or must not be executed"))
+}
+
 /// Whether a program given as a path is there; one without a slash is looked for on PATH.
 fn has_file(program: &OsStr, dir: &Path) -> bool {
     program.as_bytes().contains(&b'/') && dir.join(program).exists()

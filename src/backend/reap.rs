@@ -30,7 +30,7 @@ pub const MARKER: &str = "MAINSTAY_RUN";
 pub const ATTEMPT_MARKER: &str = "MAINSTAY_ATTEMPT";
 
 /// Which processes are meant: those of a run, from some tries at it. A worker that lost its lease must not end what the
-/// next one started.
+/// next one started, and nobody what belongs to the same run in a copy of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     run: RunId,
@@ -41,26 +41,29 @@ pub struct Mark {
 impl Mark {
     /// Everything that tries before this one started.
     pub fn before(attempt: Attempt) -> Self {
-        Self { run: attempt.run, first: 0, last: attempt.number - 1 }
+        Self { run: attempt.run, first: attempt.origin(), last: attempt.number - 1 }
     }
 
     /// Everything that tries up to this one started.
     pub fn up_to(attempt: Attempt) -> Self {
-        Self { run: attempt.run, first: 0, last: attempt.number }
+        Self { run: attempt.run, first: attempt.origin(), last: attempt.number }
     }
 
     /// Whether an environment carries it.
     fn is_in(self, environ: &[u8]) -> bool {
-        let value = |name: &str| {
-            environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-        };
-        let attempt = || {
-            let number = std::str::from_utf8(value(ATTEMPT_MARKER)?).ok()?;
-            number.parse::<i64>().ok()
-        };
-        value(MARKER) == Some(self.run.to_string().as_bytes())
-            && (self.first..=self.last).contains(&attempt().unwrap_or_default())
+        let found = attempt_in(environ);
+        found.is_some_and(|found| found.run == self.run && (self.first..=self.last).contains(&found.number))
     }
+}
+
+/// The try at a run that an environment carries the marker of.
+fn attempt_in(environ: &[u8]) -> Option<Attempt> {
+    let value = |name: &str| {
+        let is_it = |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_owned());
+        String::from_utf8(environ.split(|byte| *byte == 0).find_map(is_it)?).ok()
+    };
+    let number = value(ATTEMPT_MARKER).and_then(|number| number.parse().ok());
+    Some(Attempt { run: value(MARKER)?.parse().ok()?, number: number.unwrap_or_default() })
 }
 
 impl From<Attempt> for Mark {
@@ -145,6 +148,18 @@ pub fn is_alive(process: &ProcessIdentity) -> Liveness {
 /// What of a run still lives. `group` is the process that led it. Reads all of `/proc`: blocking work.
 pub fn survivors(mark: Mark, group: Option<&ProcessIdentity>) -> Vec<ProcessIdentity> {
     scan(mark, group).unwrap_or_default().found
+}
+
+/// Every process that carries the marker of a run, of whatever database. Reads all of `/proc`: blocking work.
+pub fn marked_processes() -> Vec<(Attempt, ProcessIdentity)> {
+    let (Ok(host), Ok(processes)) = (host(), procfs::process::all_processes()) else { return Vec::new() };
+    let marked = processes.flatten().filter_map(|process| {
+        let stat = process.stat().ok().filter(|stat| !is_gone(stat) && stat.pid != own_pid())?;
+        let mut environ = Vec::new();
+        process.open_relative("environ").ok()?.take(MAX_ENVIRON_BYTES).read_to_end(&mut environ).ok()?;
+        Some((attempt_in(&environ)?, identity(host, &stat)))
+    });
+    marked.collect()
 }
 
 /// How long ago a process was started, as far as this machine was up since.

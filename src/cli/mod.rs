@@ -3,8 +3,11 @@
 //! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
+mod args;
 mod attach;
+mod backup;
 mod cancel;
+mod doctor;
 pub mod exit;
 mod init;
 mod input;
@@ -20,21 +23,16 @@ pub mod table;
 pub mod terminal;
 mod torture;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use anyhow::Context;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand};
 
-use crate::config::{Config, limits};
+use crate::config::Config;
 use crate::engine::Engine;
-use crate::event::Seq;
-use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
-use crate::run::{Status, WhenBusy};
 use crate::telemetry::LogFormat;
+pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
 
 const GLOBAL: &str = "Global options";
@@ -106,197 +104,15 @@ pub enum Command {
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
     Sweep,
+    /// Check the database, and the processes, directories and programs that belong to it
+    Doctor(DoctorArgs),
+    /// Copy the database while it is in use
+    Backup(BackupArgs),
     /// Kill engines and agents at random on a database made for it, and check that nothing is lost
     Torture(TortureArgs),
     /// The agent that is tortured
     #[command(hide = true)]
     TortureAgent(TortureAgentArgs),
-}
-
-/// `serve`
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// Where to listen; port 0 picks a free one [default: 127.0.0.1:7717, or as the config says]
-    #[arg(long, env = "MAINSTAY_LISTEN", value_name = "ADDR", value_parser = listen)]
-    pub listen: Option<SocketAddr>,
-
-    /// The token that every request must carry; other users of this machine can read it here: better use the variable
-    #[arg(long, env = "MAINSTAY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub token: Option<String>,
-
-    /// Runs executed at once; 0 serves without executing [default: 8, or as the config says]
-    #[arg(long, env = "MAINSTAY_WORKERS", value_name = "N", value_parser = workers())]
-    pub workers: Option<u32>,
-}
-
-/// `run`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "A daemon on the same file executes the run; without one, this process does. Ctrl-C cancels it."
-)]
-pub struct RunArgs {
-    /// The session to go on with; a new one when left out
-    #[arg(long, value_name = "ID")]
-    pub session: Option<SessionId>,
-
-    /// The agent of a new session [default: the agent of its workspace]
-    #[arg(long, value_name = "NAME")]
-    pub agent: Option<AgentName>,
-
-    /// The workspace of a new session [default: default]
-    #[arg(long, value_name = "NAME")]
-    pub workspace: Option<WorkspaceName>,
-
-    /// The message; `-` reads it from stdin, as does leaving it out when stdin is no terminal
-    pub text: Option<String>,
-}
-
-/// `send`
-#[derive(Debug, Args)]
-pub struct SendArgs {
-    /// The session; created when it does not exist
-    pub session: SessionId,
-
-    /// The message; `-` reads it from stdin
-    pub text: String,
-
-    /// What to do when the session has a queued or running run
-    #[arg(long, value_name = "HOW", default_value = "enqueue", value_parser = when_busy())]
-    pub when_busy: WhenBusy,
-
-    /// Higher goes first; −1000 to 1000
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
-    #[arg(value_parser = clap::value_parser!(i64).range(-1000..=1000))]
-    pub priority: i64,
-}
-
-/// `attach`
-#[derive(Debug, Args)]
-#[command(after_help = "Ctrl-C only detaches; the run goes on.")]
-pub struct AttachArgs {
-    /// A run, or a session: then all its runs, one after the other
-    #[arg(value_name = "RUN-or-SESSION")]
-    pub target: Target,
-
-    /// Show only what comes after this event of the session
-    #[arg(long, value_name = "SEQ", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
-    pub after: Seq,
-
-    /// Go on into later runs of the session, instead of ending when it is idle
-    #[arg(long)]
-    pub follow: bool,
-
-    /// How to show it [default: text, or ndjson with --json]
-    #[arg(long)]
-    pub format: Option<AttachFormat>,
-}
-
-/// How a stream is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum AttachFormat {
-    /// For people
-    Text,
-    /// One JSON object a line: seq, at, run_id, event
-    Ndjson,
-    /// Server-sent events, as HTTP would send them
-    Sse,
-}
-
-/// `cancel`
-#[derive(Debug, Args)]
-pub struct CancelArgs {
-    /// A run, or a session: then its current run
-    #[arg(value_name = "RUN-or-SESSION")]
-    pub target: Target,
-
-    /// Wait until the run has ended
-    #[arg(long)]
-    pub wait: bool,
-}
-
-/// `close`
-#[derive(Debug, Args)]
-pub struct CloseArgs {
-    /// The session
-    pub session: SessionId,
-
-    /// Cancel what it is doing; without this a busy session stays open
-    #[arg(long)]
-    pub cancel: bool,
-}
-
-/// `sessions`, and what other lists have in common with it
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Show this many at most
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
-    pub limit: u32,
-}
-
-/// `runs`
-#[derive(Debug, Args)]
-pub struct RunsArgs {
-    /// Only runs of this session
-    #[arg(long, value_name = "ID")]
-    pub session: Option<SessionId>,
-
-    /// Only runs with this status
-    #[arg(long, value_parser = status())]
-    pub status: Option<Status>,
-
-    /// How many
-    #[command(flatten)]
-    pub list: ListArgs,
-}
-
-/// `messages`
-#[derive(Debug, Args)]
-pub struct MessagesArgs {
-    /// The session
-    pub session: SessionId,
-}
-
-/// `show`
-#[derive(Debug, Args)]
-pub struct ShowArgs {
-    /// A run or a session
-    #[arg(value_name = "ID")]
-    pub target: Target,
-}
-
-/// A run or a session. A session may be called by a UUID too, so what reads as a run id is looked up as a run first and
-/// then as a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The run that it may be.
-    pub run: Option<RunId>,
-    /// The session that it may be.
-    pub session: SessionId,
-}
-
-impl FromStr for Target {
-    type Err = InvalidId;
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        Ok(Self { run: text.parse().ok(), session: text.parse()? })
-    }
-}
-
-/// The words of the config file for the same mistake; those of the standard library do not say what is needed.
-fn listen(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is needed")
-}
-
-fn workers() -> impl TypedValueParser<Value = u32> {
-    let (least, most) = limits::WORKERS.into_inner();
-    clap::value_parser!(u32).range(i64::from(least)..=i64::from(most))
-}
-
-fn when_busy() -> impl TypedValueParser<Value = WhenBusy> {
-    PossibleValuesParser::new(["enqueue", "reject", "interrupt"]).try_map(|word| word.parse::<WhenBusy>())
-}
-
-fn status() -> impl TypedValueParser<Value = Status> {
-    PossibleValuesParser::new(Status::ALL.map(Status::as_str)).try_map(|word| word.parse::<Status>())
 }
 
 impl Cli {
@@ -334,6 +150,12 @@ impl Cli {
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
+        let mut out = std::io::stdout();
+        match &self.command {
+            Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
+            Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
+            _ => {}
+        }
         // Before the database is made: a command without a message leaves nothing behind.
         let message = match &self.command {
             Command::Run(args) => args.message()?,
@@ -358,13 +180,6 @@ impl Cli {
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
         done
-    }
-}
-
-impl AttachArgs {
-    /// How to show the stream.
-    pub fn format(&self, json: bool) -> AttachFormat {
-        self.format.unwrap_or(if json { AttachFormat::Ndjson } else { AttachFormat::Text })
     }
 }
 
@@ -403,6 +218,8 @@ mod tests {
             "mainstay workers -q",
             "mainstay show a",
             "mainstay sweep --log-format json",
+            "mainstay doctor --quick --json",
+            "mainstay backup copy.db",
         ] {
             if let Err(error) = cli(line) {
                 panic!("{line}: {error}");
@@ -424,6 +241,7 @@ mod tests {
             "mainstay attach a --after -1",
             "mainstay runs --status done",
             "mainstay sessions --limit 0",
+            "mainstay backup",
             "mainstay sessions -v -q",
         ] {
             let error = cli(line).expect_err(line);

@@ -1,7 +1,9 @@
 //! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed us) talk
 //! to [`Engine`] and the nouns, and to nothing below.
 
+mod backup;
 pub mod decide;
+pub mod doctor;
 mod drive;
 mod error;
 pub mod feed;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Audit;
 use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -34,13 +37,16 @@ use crate::lease::SessionKey;
 use crate::metrics::{self, Gauges};
 use crate::slot::Slot;
 use crate::store::Store;
+use crate::store::reading::Reading;
 use crate::store::run::{Located, Only};
 use crate::worker::Worker;
 
 pub use crate::store::StoreError;
+pub use crate::store::audit::Depth;
 pub use crate::store::message::{MessageCursor, MessagePage};
 pub use crate::store::run::{Purpose, Refusal, RunFilter};
 pub use crate::store::session::SessionCursor;
+pub use backup::{Backup, back_up};
 pub use error::EngineError;
 pub use feed::{Followed, Follower};
 pub use sending::{Send, Sent};
@@ -271,6 +277,18 @@ impl Engine {
     /// Any failure of the database.
     pub async fn sweep(&self) -> Result<SweepReport, EngineError> {
         sweep::sweep(&self.shared).await
+    }
+
+    /// Checks what the file promises, while this engine and others go on writing. Reads all of it, so it may take a while.
+    /// What is wrong is in the answer.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`] when the file cannot be read at all.
+    pub async fn audit(&self, depth: Depth) -> Result<Audit, EngineError> {
+        let mut reading = Reading::open(self.shared.store.path()).await?;
+        let audit = reading.audit(depth).await;
+        reading.close().await;
+        Ok(audit)
     }
 
     /// The slots of all pools.

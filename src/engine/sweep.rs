@@ -224,7 +224,8 @@ async fn end_and_conclude(shared: &Shared, orphan: &Orphan) -> Recovered {
     let attempt = orphan.attempt();
     let process = orphan.host.as_ref().map(|host| host.process.clone());
     let ended = reap::end(reap::Mark::before(attempt), process, ORPHAN_GRACE).await;
-    let temp_dirs = move || (1..attempt.number).map(|number| Attempt { number, ..attempt }).for_each(remove_temp_dir);
+    let earlier = attempt.origin() + 1..attempt.number;
+    let temp_dirs = move || earlier.map(|number| Attempt { number, ..attempt }).for_each(remove_temp_dir);
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(temp_dirs).await;
     let processes_ended = u64::try_from(ended.ended).unwrap_or(u64::MAX);

@@ -49,6 +49,25 @@ pub enum StoreError {
         /// What the system said.
         detail: String,
     },
+    /// The file is not there, or cannot be opened.
+    #[error("{path} cannot be read ({detail})")]
+    NotReadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
+    /// A copy is never written over something else.
+    #[error("{0} is there already: choose another path")]
+    Exists(PathBuf),
+    /// A copy could not be written, or is not what it should be; nothing is left of it.
+    #[error("{path} cannot be written ({detail})")]
+    NotCopied {
+        /// Where the copy was to be.
+        path: PathBuf,
+        /// What went wrong.
+        detail: String,
+    },
     /// SQLite is too old to be trusted with a WAL that several connections use.
     #[error("SQLite {0} can corrupt the database: 3.51.3 or later is needed")]
     OldSqlite(String),

@@ -8,11 +8,14 @@
 //! Proof: `tests/store.rs`, `tests/plans.rs`.
 
 pub mod assignment;
+pub mod audit;
+mod backup;
 mod error;
 pub mod event;
 pub mod message;
 pub mod migrate;
 mod place;
+pub mod reading;
 pub mod run;
 pub mod session;
 pub mod slot;
@@ -21,7 +24,7 @@ pub mod worker;
 mod writer;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +36,7 @@ use crate::clock::Clock;
 use crate::config::Durability;
 use crate::worker::ProcessIdentity;
 
+pub use place::agents_dir;
 use place::{OpenFile, Opening, Place, Presence, beside, not_writable};
 
 pub use error::StoreError;
@@ -99,12 +103,7 @@ impl Store {
         is_alive: IsAlive,
     ) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|error| not_writable(path, &error))?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .pragma("trusted_schema", "OFF")
-            .disable_statement_logging();
+        let options = options(&path);
         let file = {
             // No `PRAGMA optimize`: statistics of a small or idle file made appends 13 times slower once it was busy.
             let options = options.clone().pragma("journal_size_limit", WAL_SIZE_LIMIT_BYTES);
@@ -211,6 +210,26 @@ impl Store {
     }
 }
 
+/// What holds for every connection.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("trusted_schema", "OFF")
+        .disable_statement_logging()
+}
+
+/// The newest schema that this build knows.
+pub fn newest_schema() -> i64 {
+    migrations().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or_default()
+}
+
+/// The database file and its companions, whether they are there or not.
+pub fn files(path: &Path) -> [PathBuf; 4] {
+    [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-lock")]
+}
+
 /// Creates, checks and migrates the file under a lock of its own: switching a fresh file to WAL needs a moment alone
 /// that SQLite's busy timeout does not wait for.
 async fn open_for_writing(
@@ -288,13 +307,18 @@ async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), Stor
     Ok(())
 }
 
-async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn check_version(conn: &mut SqliteConnection) -> Result<(), StoreError> {
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *conn).await?;
     let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
     if (next(), next(), next()) < MIN_SQLITE {
         return Err(StoreError::OldSqlite(version));
     }
+    Ok(())
+}
+
+async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    check_version(conn).await?;
     // A misspelt or refused pragma is silent in SQLite.
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *conn).await?;
     if mode != "wal" {

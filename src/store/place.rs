@@ -32,6 +32,11 @@ pub(super) fn not_writable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
 }
 
+/// The directory of agents beside a database. By its real name, so that every process finds the same one.
+pub fn agents_dir(path: &Path) -> PathBuf {
+    beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), "-agents")
+}
+
 /// The file that was at a path when it was opened. While it is open no other file gets its number.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
@@ -70,8 +75,7 @@ impl Presence {
     /// Creates the directory, without a lock yet.
     pub fn beside(path: &Path) -> Result<Self, StoreError> {
         let failed = |error: io::Error| not_writable(path, &error);
-        // By its real name, so that every process finds the same one.
-        let agents_dir = beside(&fs::canonicalize(path).map_err(failed)?, "-agents");
+        let agents_dir = agents_dir(path);
         DirBuilder::new().recursive(true).mode(0o700).create(&agents_dir).map_err(failed)?;
         let handle = File::open(&agents_dir).map_err(failed)?;
         Ok(Self { agents_dir, handle })

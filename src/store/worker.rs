@@ -39,6 +39,8 @@ pub struct Registered {
     pub capacity: i64,
     /// When it last renewed its leases.
     pub heartbeat_at: Timestamp,
+    /// How long its leases last.
+    pub lease: Duration,
 }
 
 impl Store {
@@ -107,22 +109,7 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn registered_workers(&self) -> Result<Vec<Registered>, StoreError> {
-        let rows = sqlx::query!(
-            r#"SELECT key AS "key!", id, host, pid, pid_started_at, capacity, heartbeat_at FROM workers ORDER BY key"#
-        );
-        let rows = rows.fetch_all(&self.readers).await?;
-        let registered = rows.into_iter().map(|row| Registered {
-            key: row.key,
-            id: row.id,
-            process: ProcessIdentity {
-                host: row.host,
-                pid: i32::try_from(row.pid).unwrap_or_default(),
-                started_at_ticks: row.pid_started_at,
-            },
-            capacity: row.capacity,
-            heartbeat_at: Timestamp::from_millis(row.heartbeat_at),
-        });
-        Ok(registered.collect())
+        registered(&self.readers).await
     }
 
     /// All registered workers, for people.
@@ -166,6 +153,27 @@ pub(super) async fn of_any_schema(conn: &mut SqliteConnection, is_alive: IsAlive
             .then(|| format!("the worker with pid {pid} on {hostname} (version {version})"))
     });
     Ok(named.collect())
+}
+
+/// All registered workers.
+pub(super) async fn registered<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> Result<Vec<Registered>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT key AS "key!", id, host, pid, pid_started_at, capacity, heartbeat_at, lease_ms FROM workers ORDER BY key"#
+    );
+    let rows = rows.fetch_all(executor).await?;
+    let registered = rows.into_iter().map(|row| Registered {
+        key: row.key,
+        id: row.id,
+        process: ProcessIdentity {
+            host: row.host,
+            pid: i32::try_from(row.pid).unwrap_or_default(),
+            started_at_ticks: row.pid_started_at,
+        },
+        capacity: row.capacity,
+        heartbeat_at: Timestamp::from_millis(row.heartbeat_at),
+        lease: Duration::from_millis(row.lease_ms.unsigned_abs()),
+    });
+    Ok(registered.collect())
 }
 
 async fn remove(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {

@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
+use crate::engine::{Depth, Engine};
 use crate::id::RunId;
 use camp::Camp;
 use chaos::Chaos;
@@ -88,6 +88,9 @@ pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str
         }
         tell("checking");
         let found = check::all(&watcher, &camp, &evidence, &journal).await?;
+        for (check, finding) in watcher.audit(Depth::Full).await?.findings() {
+            journal.violation("the file is sound", format!("{check}: {}: {}", finding.subject, finding.detail));
+        }
         watcher.close().await;
         for line in camp.panics() {
             journal.violation("an engine does not panic", line);

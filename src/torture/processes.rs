@@ -28,7 +28,6 @@ pub(super) enum Kind {
 pub(super) struct Found {
     pub(super) kind: Kind,
     pub(super) pid: i32,
-    pub(super) parent: i32,
     /// What it was started with, for people.
     pub(super) command: String,
     /// The run that it belongs to.
@@ -38,7 +37,7 @@ pub(super) struct Found {
 /// All living processes of the torture in a directory. Reads all of `/proc`: blocking work.
 pub(super) fn find(dir: &Path) -> Vec<Found> {
     let processes = all_processes().into_iter().flatten().flatten();
-    let mut found: Vec<Found> = processes
+    processes
         .filter_map(|process| {
             let environ = marked(process.pid, dir)?;
             let stat = process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
@@ -48,16 +47,19 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
                 Some("torture-agent") if !command.iter().any(|word| word == "--stray") => Kind::Agent,
                 _ => Kind::Other,
             };
-            let run = value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned());
-            Some(Found { kind, pid: process.pid, parent: stat.ppid, command: command.join(" "), run })
+            let run = match kind {
+                // It does not carry the mark of the run itself, but is named after it: `host …/<run>-<number>`.
+                Kind::Host => command
+                    .last()
+                    .and_then(|home| home.rsplit('/').next()?.rsplit_once('-'))
+                    .map(|(run, _)| run.to_owned()),
+                Kind::Agent | Kind::Other => {
+                    value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned())
+                }
+            };
+            Some(Found { kind, pid: process.pid, command: command.join(" "), run })
         })
-        .collect();
-    // A host need not carry the mark of the run itself; what it holds does.
-    let held: Vec<_> = found.iter().filter_map(|agent| Some((agent.parent, agent.run.clone()?))).collect();
-    for host in found.iter_mut().filter(|process| process.kind == Kind::Host && process.run.is_none()) {
-        host.run = held.iter().find(|(parent, _)| *parent == host.pid).map(|(_, run)| run.clone());
-    }
-    found
+        .collect()
 }
 
 /// Sends SIGKILL. Answers whether the process was there to be killed.

@@ -376,7 +376,7 @@ async fn take_over(
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),
                 attempts: row.attempts,
-                recoveries: row.lease_token + 1 - row.attempts,
+                recoveries: (row.lease_token & Attempt::COUNT_MASK) + 1 - row.attempts,
             })
         })
         .collect()

@@ -1,0 +1,226 @@
+//! The doctor: what is wrong with a database and with all that belongs to it on this machine: processes, directories, the
+//! disk, the programs of the agents.
+//!
+//! Always: it only looks, whether a daemon runs or not, and changes nothing. What it looks at changes meanwhile; so whatever
+//! the file says of a process or directory is asked after that was seen, and whether it is still there after that.
+//!
+//! Proof: `tests/doctor.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tokio::task::spawn_blocking;
+
+use super::EngineError;
+use crate::agent::Driver;
+use crate::audit::{Audit, Check, Finding, Verdict};
+use crate::backend::process::{Hosts, what_is_missing};
+use crate::backend::reap::{self, Liveness};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::config::Config;
+use crate::id::RunId;
+use crate::run::{Attempt, Status};
+use crate::store::audit::Depth;
+use crate::store::reading::{Known, Reading};
+use crate::store::worker::Registered;
+use crate::store::{agents_dir, files, newest_schema};
+
+/// A write-ahead log that is cut back after each checkpoint grows so long only while somebody reads on and on.
+const MAX_WAL_BYTES: u64 = 256 * 1024 * 1024;
+/// Less free space than this is little.
+const MIN_FREE_BYTES: u64 = 512 * 1024 * 1024;
+/// And less than this part of the disk, in percent.
+const MIN_FREE_PERCENT: u64 = 5;
+/// Most directories of agents that are looked at.
+const HOMES_AT_ONCE: usize = 4096;
+/// A worker that beats more seldom than this many times the length of its leases is silent.
+const SILENT_LEASES: u32 = 3;
+
+/// Examines the database at `path` and what belongs to it, as `config` describes that.
+///
+/// # Errors
+/// [`EngineError::Store`] when there is no database of ours that could be examined.
+pub async fn examine(path: &Path, config: &Config, depth: Depth) -> Result<Audit, EngineError> {
+    let mut reading = Reading::open(path).await?;
+    let (found, known) = (reading.schema_version().await?, newest_schema());
+    let mut checks = vec![schema(&mut reading, found, known).await?];
+    if found == known {
+        checks.extend(reading.audit(depth).await.checks);
+        let workers = reading.workers().await?;
+        checks.push(stuck_runs(&mut reading, &workers).await?);
+        checks.push(workers_gone(&workers));
+        checks.push(leftover_processes(&mut reading).await?);
+        checks.push(leftover_directories(&mut reading, path).await?);
+    }
+    reading.close().await;
+    let (path, agents) = (path.to_owned(), config.clone());
+    let of_the_machine = spawn_blocking(move || [log_size(&path), disk(&path), permissions(&path), programs(&agents)]);
+    // It fails only when the runtime goes down.
+    checks.extend(of_the_machine.await.into_iter().flatten());
+    Ok(Audit { checks })
+}
+
+/// Whether the schema is the one of this build, with all that keeps the promises.
+async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, EngineError> {
+    let detail = format!("its schema is version {found}, this build has {known}");
+    let finding = vec![Finding::new(reading.path().display(), detail)];
+    let check = |severity, advice, findings| Check::new("schema", severity, advice, findings);
+    Ok(match found.cmp(&known) {
+        std::cmp::Ordering::Less => {
+            let advice = "`mainstay backup` it, then start the daemon, which migrates it; its rows were not checked";
+            check(Verdict::Warning, advice, finding)
+        }
+        std::cmp::Ordering::Greater => {
+            check(Verdict::Error, "use a newer build of mainstay; its rows were not checked", finding)
+        }
+        std::cmp::Ordering::Equal => {
+            let altered = reading.altered_schema().await?.into_iter();
+            let findings = altered.map(|what| Finding::new(what, "is missing, or not as mainstay makes it"));
+            check(Verdict::Error, "somebody else altered the schema: restore a backup", findings.collect())
+        }
+    })
+}
+
+/// Running runs that nobody moves.
+async fn stuck_runs(reading: &mut Reading, workers: &[Registered]) -> Result<Check, EngineError> {
+    let workers: HashMap<_, _> = workers.iter().map(|worker| (worker.key, worker)).collect();
+    let now = SystemClock.now();
+    let stuck = reading.held().await?.into_iter().filter_map(|held| {
+        let worker = workers.get(&held.worker);
+        let detail = match worker.map(|worker| (worker, reap::is_alive(&worker.process))) {
+            None => "is running, and its worker is not known".to_owned(),
+            Some((worker, Liveness::Dead)) => format!("is running, and its worker {} is dead", worker.id),
+            // As long again as it is: the others watch it for its whole length before they take it over.
+            Some((worker, _)) if held.expires_at + worker.lease < now => {
+                let since = if held.expires_at == Timestamp::from_millis(0) {
+                    "was given back".to_owned()
+                } else {
+                    format!("ran out at {}", held.expires_at)
+                };
+                format!("is running, and the lease of its worker {} {since}", worker.id)
+            }
+            Some(_) => return None,
+        };
+        Some(Finding::new(held.run, detail))
+    });
+    let advice =
+        "start the daemon, which goes on with them or settles them; `mainstay sweep` settles those that cannot go on";
+    Ok(Check::new("runs", Verdict::Error, advice, stuck.collect()))
+}
+
+/// Workers that are dead, or have not been heard of for long.
+fn workers_gone(workers: &[Registered]) -> Check {
+    let now = SystemClock.now();
+    let gone = workers.iter().filter_map(|worker| match reap::is_alive(&worker.process) {
+        Liveness::Dead => Some(Finding::new(&worker.id, format!("process {} is dead", worker.process.pid))),
+        Liveness::Alive | Liveness::Unknown if worker.heartbeat_at + worker.lease * SILENT_LEASES < now => {
+            Some(Finding::new(
+                &worker.id,
+                format!("process {}, last heard of at {}", worker.process.pid, worker.heartbeat_at),
+            ))
+        }
+        Liveness::Alive | Liveness::Unknown => None,
+    });
+    let advice =
+        "the daemon or `mainstay sweep` removes those that are dead; look what keeps one that lives and is silent";
+    Check::new("workers", Verdict::Warning, advice, gone.collect())
+}
+
+/// Processes that runs of this file left: those carry the marker of a run that is not running.
+async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError> {
+    let processes = spawn_blocking(reap::marked_processes).await.unwrap_or_default();
+    let known = known(reading, processes.iter().map(|(attempt, _)| *attempt)).await?;
+    let left = processes.into_iter().filter_map(|(attempt, process)| {
+        let run = known.get(&attempt.run).filter(|run| run.status != Status::Running)?;
+        // In a copy of the file, the same run is another one.
+        let is_of_this_file = attempt.origin() == Attempt { number: run.token, ..attempt }.origin();
+        let lives = is_of_this_file && reap::is_alive(&process) == Liveness::Alive;
+        let detail = || format!("was started by run {}, which is {}", attempt.run, run.status);
+        lives.then(|| Finding::new(format!("process {}", process.pid), detail()))
+    });
+    let advice =
+        "nothing needs them any more: `mainstay sweep` ends those that a host still holds; end the others by hand";
+    Ok(Check::new("processes", Verdict::Error, advice, left.collect()))
+}
+
+/// Directories of agents whose run is not running.
+async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Check, EngineError> {
+    let hosts = Hosts::new(PathBuf::new(), agents_dir(path));
+    let looked = hosts.clone();
+    let attempts = spawn_blocking(move || looked.attempts(HOMES_AT_ONCE)).await.unwrap_or_default();
+    let known = known(reading, attempts.iter().copied()).await?;
+    let left = attempts.into_iter().filter_map(|attempt| {
+        let run = known.get(&attempt.run);
+        let detail = match run.map(|run| run.status) {
+            Some(Status::Running) => return None,
+            Some(status) => format!("its run is {status}"),
+            None => "its run is not in this database".to_owned(),
+        };
+        let home = hosts.dir_of(attempt);
+        home.exists().then(|| Finding::new(home.display(), detail))
+    });
+    let advice = "`mainstay sweep`, or the next sweep of the daemon, removes them";
+    Ok(Check::new("directories", Verdict::Warning, advice, left.collect()))
+}
+
+async fn known(
+    reading: &mut Reading,
+    attempts: impl Iterator<Item = Attempt>,
+) -> Result<HashMap<RunId, Known>, EngineError> {
+    Ok(reading.known_among(&attempts.map(|attempt| attempt.run).collect::<Vec<_>>()).await?)
+}
+
+fn log_size(path: &Path) -> Check {
+    let [_, log, ..] = files(path);
+    let bytes = std::fs::metadata(&log).map_or(0, |meta| meta.len());
+    let detail = || format!("{} MiB, more than {}", bytes >> 20, MAX_WAL_BYTES >> 20);
+    let findings = (bytes > MAX_WAL_BYTES).then(|| Finding::new(log.display(), detail()));
+    let advice = "somebody holds a read transaction open: close what reads the file, such as a forgotten sqlite3";
+    Check::new("wal", Verdict::Warning, advice, findings.into_iter().collect())
+}
+
+fn disk(path: &Path) -> Check {
+    let advice = "make room: when the disk is full nothing is accepted and agents are stopped short";
+    let findings = match rustix::fs::statvfs(path) {
+        Ok(disk) => {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let percent = disk.f_bavail.saturating_mul(100) / disk.f_blocks.max(1);
+            let detail = || format!("{} MiB are free on its disk, {percent} %", free >> 20);
+            let is_little = free < MIN_FREE_BYTES || percent < MIN_FREE_PERCENT;
+            is_little.then(|| Finding::new(path.display(), detail()))
+        }
+        Err(error) => Some(Finding::new(path.display(), format!("the free space could not be read: {error}"))),
+    };
+    Check::new("disk", Verdict::Warning, advice, findings.into_iter().collect())
+}
+
+/// Whether nobody else may read what was said.
+fn permissions(path: &Path) -> Check {
+    let open = files(path).into_iter().chain([agents_dir(path)]).filter_map(|file| {
+        let mode = std::fs::metadata(&file).ok()?.permissions().mode() & 0o777;
+        (mode & 0o077 != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may read it")))
+    });
+    let advice = "take the rights of others away with `chmod go=`";
+    Check::new("permissions", Verdict::Warning, advice, open.collect())
+}
+
+/// Whether the agents that turns may be given to can be started, where they would be.
+fn programs(config: &Config) -> Check {
+    let mut missing = BTreeMap::new();
+    for agent in config.agents.values() {
+        let Driver::Openclaw(spec) = &agent.driver else { continue };
+        let residents = config.workspaces.values().filter(|workspace| workspace.agent == agent.name);
+        let mut dirs: Vec<_> = residents.map(|workspace| workspace.dir.as_path()).collect();
+        if dirs.is_empty() {
+            // A session may ask for it in any workspace.
+            dirs.extend(config.workspaces.values().map(|workspace| workspace.dir.as_path()).take(1));
+        }
+        for what in dirs.into_iter().filter_map(|dir| what_is_missing(spec, dir)) {
+            missing.insert((agent.name.clone(), what.clone()), Finding::new(&agent.name, what));
+        }
+    }
+    let advice =
+        "install it, put it on the PATH of the daemon, or correct `command` of the agent or `dir` of the workspace";
+    Check::new("agents", Verdict::Error, advice, missing.into_values().collect())
+}

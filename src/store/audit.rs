@@ -1,0 +1,245 @@
+//! The audit: what has to be true of every file, asked of a file. The schema refuses most of what is looked for here, so
+//! a finding means damage, a write from outside, or a bug.
+//!
+//! Always: nothing is written; each check is one statement, with a snapshot of its own, so that it may be asked while
+//! engines write; a check lists the first few offenders only. It reads everything there is, so it may take a while.
+//! Deliberately absent: what is true at one moment only, such as whether the worker of a run lives.
+//!
+//! Proof: `tests/audit.rs`, where each check finds what was broken for it.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+
+use super::StoreError;
+use super::reading::Reading;
+use crate::audit::{Audit, Check, Finding, MOST_FINDINGS, Verdict};
+use crate::run::Cause;
+
+/// How closely the file itself is looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// Pages and rows, but not whether each index holds what its table does: several times as fast.
+    Quick,
+    /// Everything.
+    #[default]
+    Full,
+}
+
+const ADVICE: &str =
+    "restore a backup, and report the finding: it is damage, a bug, or somebody else wrote to the file";
+
+impl Reading {
+    /// Checks the file and its rows. A check that cannot be made, because the file is damaged, is a finding itself.
+    pub async fn audit(&mut self, depth: Depth) -> Audit {
+        let mut checks = vec![file(&mut self.conn, depth).await];
+        for (name, question) in CHECKS {
+            checks.push(ask(&mut self.conn, name, question).await);
+        }
+        Audit { checks }
+    }
+}
+
+/// What SQLite itself says of the file: pages, rows, indexes, and on a connection that may write the constraints of rows. As statements of their own and not as
+/// table-valued functions, which find nothing where they fail.
+pub(super) async fn file(conn: &mut SqliteConnection, depth: Depth) -> Check {
+    let question = match depth {
+        Depth::Quick => "PRAGMA quick_check(21)",
+        Depth::Full => "PRAGMA integrity_check(21)",
+    };
+    check("file", said_of_the_file(conn, question).await)
+}
+
+async fn said_of_the_file(conn: &mut SqliteConnection, question: &'static str) -> Result<Vec<Finding>, sqlx::Error> {
+    // Constraints that ask JSON functions are not looked at otherwise.
+    sqlx::raw_sql("PRAGMA trusted_schema = ON").execute(&mut *conn).await?;
+    let said: Result<Vec<String>, _> = sqlx::query_scalar(question).fetch_all(&mut *conn).await;
+    sqlx::raw_sql("PRAGMA trusted_schema = OFF").execute(&mut *conn).await?;
+    let said = said?;
+    let is_well = said == ["ok"];
+    Ok(said.into_iter().filter(|_| !is_well).map(|line| Finding::new("the file", line)).collect())
+}
+
+async fn ask(conn: &mut SqliteConnection, name: &'static str, question: &'static str) -> Check {
+    // One more than is named, to see that there is more.
+    let limit = i64::try_from(MOST_FINDINGS).unwrap_or(i64::MAX).saturating_add(1);
+    let causes: BTreeMap<_, _> = Cause::ALL.iter().map(|cause| (cause.as_str(), cause.status().as_str())).collect();
+    let asked = sqlx::query_as(question).bind(limit).bind(serde_json::json!(causes).to_string());
+    let found: Result<Vec<(String, String)>, _> = asked.fetch_all(conn).await;
+    let finding = |(subject, detail)| Finding { subject, detail };
+    check(name, found.map(|rows| rows.into_iter().map(finding).collect()))
+}
+
+fn check(name: &'static str, found: Result<Vec<Finding>, sqlx::Error>) -> Check {
+    // Damage shows first as statements that fail.
+    let failed = |error| vec![Finding::new("the file", format!("cannot be asked: {}", StoreError::from(error)))];
+    Check::new(name, Verdict::Error, ADVICE, found.unwrap_or_else(failed))
+}
+
+/// Each answers with subjects and details, at most ?1 of them; ?2 has the status that each cause leads to. Unchecked by the
+/// compiler, unlike every other query: those have to be answered by an index (`tests/plans.rs`), and these are there to
+/// read everything.
+const CHECKS: [(&str, &str); 18] = [
+    (
+        "references",
+        "SELECT \"table\" || ' ' || coalesce(rowid, '?'), 'points to a row of ' || parent || ' that does not exist'
+         FROM pragma_foreign_key_check LIMIT ?1 + 0",
+    ),
+    (
+        // With a unique `seq` of 1 or more, as many as the newest says means 1, 2, 3 … without a gap.
+        "log_has_no_gap",
+        "SELECT id, 'its newest event is said to be ' || last_seq || '; it has '
+             || (SELECT count(*) FROM events WHERE session_key = s.key) || ' events up to '
+             || (SELECT coalesce(max(seq), 0) FROM events WHERE session_key = s.key)
+         FROM sessions s
+         WHERE last_seq <> (SELECT coalesce(max(seq), 0) FROM events WHERE session_key = s.key)
+            OR last_seq <> (SELECT count(*) FROM events WHERE session_key = s.key) LIMIT ?1 + 0",
+    ),
+    (
+        "events_are_json",
+        "SELECT coalesce((SELECT id FROM sessions WHERE key = session_key), 'session ' || session_key),
+             'event ' || seq || ' is no JSON'
+         FROM events WHERE NOT json_valid(event) LIMIT ?1 + 0",
+    ),
+    (
+        "events_belong_to_a_run",
+        "SELECT coalesce(r.id, 'run ' || e.run_key), 'event ' || e.seq || ' of '
+             || coalesce((SELECT id FROM sessions WHERE key = e.session_key), 'session ' || e.session_key)
+             || ' is outside of its span'
+         FROM events e LEFT JOIN runs r ON r.key = e.run_key
+         WHERE r.key IS NULL OR r.session_key <> e.session_key OR e.seq BETWEEN r.first_seq AND r.last_seq IS NOT 1
+         LIMIT ?1 + 0",
+    ),
+    (
+        "span_is_one_piece",
+        "SELECT id, 'not all events from ' || first_seq || ' to ' || last_seq || ' are its own'
+         FROM runs r
+         WHERE first_seq IS NOT NULL AND last_seq - first_seq + 1 <> (SELECT count(*) FROM events e
+             WHERE e.session_key = r.session_key AND e.seq BETWEEN r.first_seq AND r.last_seq AND e.run_key = r.key)
+         LIMIT ?1 + 0",
+    ),
+    (
+        "span_begins_and_ends_once",
+        "SELECT id, 'a ' || status || ' run whose events begin with ' || coalesce(first, 'nothing') || ' and end with '
+             || coalesce(last, 'nothing') || iif(again, ', and that begins or ends in between', '')
+         FROM (SELECT id, status, settled_at,
+                 (SELECT iif(json_valid(event), event ->> '$.type', NULL) FROM events WHERE session_key = r.session_key AND seq = r.first_seq) AS first,
+                 (SELECT iif(json_valid(event), event ->> '$.type', NULL) FROM events WHERE session_key = r.session_key AND seq = r.last_seq) AS last,
+                 EXISTS (SELECT 1 FROM events e WHERE e.session_key = r.session_key
+                     AND e.seq BETWEEN r.first_seq + 1 AND r.last_seq - 1
+                     AND iif(json_valid(e.event), e.event ->> '$.type', NULL) IN ('start', 'finish')) AS again
+             FROM runs r WHERE first_seq IS NOT NULL)
+         WHERE first IS NOT 'start' OR (last IS 'finish') <> (settled_at IS NOT NULL) OR again LIMIT ?1 + 0",
+    ),
+    (
+        // A run that was cancelled in the queue gets its span behind the one that is under way.
+        "settled_runs_say_why",
+        "SELECT id, 'it is ' || status || iif(cause IS NULL, ' without a cause', ' without an end that readers see')
+         FROM runs r
+         WHERE settled_at IS NOT NULL AND (cause IS NULL OR (first_seq IS NULL AND NOT (status = 'cancelled'
+             AND EXISTS (SELECT 1 FROM runs o WHERE o.session_key = r.session_key AND o.settled_at IS NULL
+                         AND o.first_seq IS NOT NULL)))) LIMIT ?1 + 0",
+    ),
+    (
+        "messages_have_a_run",
+        "SELECT m.id, 'the message of ' || s.id || ' was taken, but there is no run for it'
+         FROM messages m JOIN sessions s ON s.key = m.session_key
+         WHERE m.role = 'user' AND NOT EXISTS (SELECT 1 FROM runs WHERE message_key = m.key) LIMIT ?1 + 0",
+    ),
+    (
+        "messages_are_in_place",
+        "SELECT m.id, 'it is at ' || coalesce(m.position, 'no place') || ' of ' || s.id
+             || ', which is not where its newest run begins'
+         FROM messages m JOIN sessions s ON s.key = m.session_key
+         WHERE m.run_key IS NULL AND m.position IS NOT (SELECT max(first_seq) FROM runs WHERE message_key = m.key)
+         LIMIT ?1 + 0",
+    ),
+    (
+        "answers_belong_to_their_run",
+        "SELECT r.id, 'message ' || m.id || ' of ' || s.id || ' is not where or what the run says'
+         FROM messages m JOIN runs r ON r.key = m.run_key JOIN sessions s ON s.key = m.session_key
+         WHERE m.session_key <> r.session_key OR m.id <> r.response_id OR m.position IS NOT r.first_seq
+         UNION ALL
+         SELECT r.id, 'it answers a message of another session' FROM runs r JOIN messages m ON m.key = r.message_key
+         WHERE m.session_key <> r.session_key
+         UNION ALL
+         SELECT r.id, 'it goes on from ' || b.id || ', which is ' || b.status || iif(b.message_key <> r.message_key, ' and answers something else', '')
+         FROM runs r JOIN runs b ON b.key = r.resumes
+         WHERE b.message_key <> r.message_key OR b.status <> 'interrupted' LIMIT ?1 + 0",
+    ),
+    (
+        "one_run_at_a_time",
+        "SELECT group_concat(id, ' '), 'run at once in one session' FROM runs NOT INDEXED
+             WHERE status = 'running' GROUP BY session_key HAVING count(*) > 1
+         UNION ALL
+         SELECT group_concat(id, ' '), 'run at once in one slot' FROM runs NOT INDEXED
+             WHERE status = 'running' AND slot_key IS NOT NULL GROUP BY slot_key HAVING count(*) > 1
+         UNION ALL
+         SELECT group_concat(id, ' '), 'run at once in the shared agent of ' || workspace FROM runs NOT INDEXED
+             WHERE status = 'running' AND slot_key IS NULL GROUP BY workspace HAVING count(*) > 1 LIMIT ?1 + 0",
+    ),
+    (
+        // A queue without a ready run stands still for ever.
+        "head_of_the_queue_is_ready",
+        "SELECT id, iif(ready, 'it is ready, but not next', 'it is next, but not ready')
+         FROM (SELECT id, ready, key = (SELECT key FROM runs q WHERE q.session_key = r.session_key AND q.status = 'queued'
+                     ORDER BY (q.first_seq IS NULL), q.priority DESC, q.key LIMIT 1)
+                 AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.session_key = r.session_key AND o.status = 'running')
+                 AND EXISTS (SELECT 1 FROM assignments a WHERE a.session_key = r.session_key
+                             AND a.state IN ('active', 'idle')) AS next
+             FROM runs r WHERE status = 'queued' OR ready = 1)
+         WHERE ready <> next LIMIT ?1 + 0",
+    ),
+    (
+        "places_are_active_while_busy",
+        "SELECT s.id, iif(a.state = 'active', 'its place is active, but it has nothing to do',
+                                              'its place may expire, but it has something to do')
+         FROM assignments a JOIN sessions s ON s.key = a.session_key
+         WHERE a.state IN ('active', 'idle') AND (a.state = 'active') <>
+             EXISTS (SELECT 1 FROM runs WHERE session_key = s.key AND settled_at IS NULL) LIMIT ?1 + 0",
+    ),
+    (
+        "runs_are_where_their_session_sits",
+        "SELECT r.id, iif(a.key IS NULL, 'it is running, but its session has no place',
+                                         'it is running in another place than its session has')
+         FROM runs r LEFT JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
+         WHERE r.status = 'running' AND (a.key IS NULL OR a.slot_key IS NOT r.slot_key) LIMIT ?1 + 0",
+    ),
+    (
+        "who_waits_for_a_slot_gets_one",
+        "SELECT id, CASE WHEN waits AND NOT queued THEN 'it waits for a slot without a queued run'
+                         WHEN waits AND placed THEN 'it waits for a slot, but has a place'
+                         WHEN closing THEN 'it is to be closed, but has queued runs'
+                         WHEN NOT waits THEN 'it has queued runs, but neither a place nor one in the line'
+                         ELSE 'it waits, but ' || free || ' is free' END
+         FROM (SELECT s.id, s.waiting_since IS NOT NULL AS waits,
+                 EXISTS (SELECT 1 FROM runs WHERE session_key = s.key AND status = 'queued') AS queued,
+                 EXISTS (SELECT 1 FROM assignments WHERE session_key = s.key AND state IN ('active', 'idle')) AS placed,
+                 s.close_when_idle AND EXISTS (SELECT 1 FROM runs WHERE session_key = s.key AND status = 'queued')
+                     AS closing,
+                 (SELECT p.id FROM slots p WHERE p.workspace = s.workspace AND p.enabled = 1
+                  AND s.waiting_since IS NOT NULL AND NOT EXISTS (SELECT 1 FROM assignments a
+                      WHERE a.slot_key = p.key AND a.state IN ('active', 'idle')) LIMIT 1) AS free
+             FROM sessions s)
+         WHERE waits <> (queued AND NOT placed) OR closing OR free IS NOT NULL LIMIT ?1 + 0",
+    ),
+    (
+        "causes_fit",
+        "SELECT id, 'it is ' || status || ' because of ' || cause FROM runs
+         WHERE settled_at IS NOT NULL AND coalesce(?2 ->> cause, status) <> status LIMIT ?1 + 0",
+    ),
+    (
+        "replaced_answers_are_hidden",
+        "SELECT m.id, 'it is shown, but what it answers was asked anew' FROM messages m JOIN runs r ON r.key = m.run_key
+         WHERE m.superseded_at IS NULL
+           AND (EXISTS (SELECT 1 FROM messages q WHERE q.key = r.message_key AND q.superseded_at IS NOT NULL)
+                OR EXISTS (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key AND n.resumes IS NULL))
+         LIMIT ?1 + 0",
+    ),
+    (
+        "places_are_in_their_workspace",
+        "SELECT s.id, 'its place is in another workspace' FROM assignments a JOIN sessions s ON s.key = a.session_key
+         LEFT JOIN slots p ON p.key = a.slot_key
+         WHERE a.state IN ('active', 'idle') AND (a.workspace <> s.workspace OR p.workspace <> s.workspace) LIMIT ?1 + 0",
+    ),
+];

@@ -1,0 +1,142 @@
+//! Backup: a compact copy of the database, made while others write to it.
+//!
+//! Always: nothing is overwritten, and under the name that was asked for there is a whole and checked copy or nothing. A copy
+//! knows no processes: whoever opens it, on this machine too and while the agents of the original go on, neither finds nor
+//! ends any of them. For that its unsettled runs count their leases anew from a [`Generation`](crate::run::Attempt) of its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+
+use super::reading::Reading;
+use super::{StoreError, audit, options};
+use crate::audit::Check;
+use crate::run::Attempt;
+
+/// Rows of the tables that only grow.
+type Counts = (i64, i64, i64, i64);
+
+/// The schema since which a run says in which process its agent lives.
+const AGENTS_OUTLIVE_THE_ENGINE: i64 = 2;
+
+impl Reading {
+    /// Writes a copy to `to`, readable by its owner only. Answers with its size in bytes. A caller that goes away leaves
+    /// nothing behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::NotCopied`], [`StoreError::DiskFull`], or any failure of the database. Nothing is
+    /// left then.
+    pub async fn back_up(&mut self, to: &Path) -> Result<u64, StoreError> {
+        let to = std::path::absolute(to).map_err(|error| not_copied(to, &error))?;
+        if fs::symlink_metadata(&to).is_ok() {
+            return Err(StoreError::Exists(to));
+        }
+        let part = Part::create(&to)?;
+        let (version, before) = (self.schema_version().await?, counts(&mut self.conn).await?);
+        let name = part.path.to_str().ok_or_else(|| wrong(&to, "its path is no UTF-8"))?;
+        sqlx::query("VACUUM INTO ?1").bind(name).execute(&mut self.conn).await?;
+        if let Some(finding) = forget_processes(&part.path, version).await?.findings.first() {
+            return Err(wrong(&to, &format!("the copy is damaged: {}", finding.detail)));
+        }
+
+        let mut copy = Reading::open(&part.path).await?;
+        let (found, after) = (copy.schema_version().await?, counts(&mut copy.conn).await?);
+        copy.close().await;
+        let grew = after.0 >= before.0 && after.1 >= before.1 && after.2 >= before.2 && after.3 >= before.3;
+        if found != version || !grew {
+            return Err(wrong(&to, &format!("the copy lacks something: {after:?} rows of {before:?}")));
+        }
+        let path = to.clone();
+        let kept = tokio::task::spawn_blocking(move || part.keep_as(&path)).await;
+        kept.map_err(|error| wrong(&to, &error.to_string()))?
+    }
+}
+
+fn not_copied(path: &Path, error: &io::Error) -> StoreError {
+    if error.kind() == io::ErrorKind::StorageFull { StoreError::DiskFull } else { wrong(path, &error.to_string()) }
+}
+
+fn wrong(path: &Path, detail: &str) -> StoreError {
+    StoreError::NotCopied { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+async fn counts(conn: &mut SqliteConnection) -> Result<Counts, StoreError> {
+    let question =
+        "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages), (SELECT count(*) FROM runs),
+                           (SELECT count(*) FROM events)";
+    Ok(sqlx::query_as(question).fetch_one(conn).await?)
+}
+
+/// Takes out of a copy what the processes are that work on the original. Its running runs look as if their worker had gone
+/// without a trace, and whoever opens it settles them. Answers with what is wrong with the copy then: on a connection that may
+/// write, because SQLite looks at the constraints of rows on no other.
+async fn forget_processes(copy: &Path, version: i64) -> Result<Check, StoreError> {
+    let options = options(copy).journal_mode(SqliteJournalMode::Memory).synchronous(SqliteSynchronous::Full);
+    let mut conn = options.connect().await?;
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    let (first, count) = (Attempt::new_generation(), Attempt::COUNT_MASK);
+    let forget = format!(
+        "UPDATE runs SET lease_token = {first} | (lease_token & {count}) WHERE status IN ('queued', 'running');
+         UPDATE runs SET lease_expires_at = 0, pid = NULL, pid_started_at = NULL WHERE status = 'running';
+         DELETE FROM workers WHERE NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = workers.key);
+         UPDATE workers SET host = '', pid = 0, pid_started_at = 0, capacity = 0"
+    );
+    sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *tx).await?;
+    if version >= AGENTS_OUTLIVE_THE_ENGINE {
+        let forget =
+            "UPDATE runs SET process_host = NULL, host_attempt = NULL, host_secret = NULL WHERE status = 'running'";
+        sqlx::raw_sql(forget).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    let check = audit::file(&mut conn, audit::Depth::Full).await;
+    conn.close().await?;
+    Ok(check)
+}
+
+/// A copy in the making, beside the place where it is to be; removed unless it is kept.
+struct Part {
+    path: PathBuf,
+}
+
+impl Part {
+    fn create(to: &Path) -> Result<Self, StoreError> {
+        let mut name = to.as_os_str().to_owned();
+        name.push(format!(".{}.part", uuid::Uuid::new_v4().simple()));
+        let path = PathBuf::from(name);
+        let created = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
+        created.map_err(|error| not_copied(to, &error))?;
+        Ok(Self { path })
+    }
+
+    /// Gives it the name that was asked for, once all of it is on the disk; and that, too. Blocking work.
+    fn keep_as(self, to: &Path) -> Result<u64, StoreError> {
+        let failed = |error: io::Error| not_copied(to, &error);
+        let file = File::open(&self.path).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        match renameat_with(CWD, &self.path, CWD, to, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::EXIST) => return Err(StoreError::Exists(to.to_owned())),
+            // Not every file system can promise to replace nothing; there it was looked before.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(&self.path, to).map_err(failed)?,
+            renamed => renamed.map_err(|error| failed(error.into()))?,
+        }
+        let dir = to.parent().unwrap_or(Path::new("/"));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // It is not there any more once it was kept.
+        let _ = fs::remove_file(&self.path);
+        let mut journal = self.path.as_os_str().to_owned();
+        journal.push("-journal");
+        let _ = fs::remove_file(journal);
+    }
+}

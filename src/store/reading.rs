@@ -1,0 +1,154 @@
+//! A database that is only looked at: by whoever checks it or copies it, whether a daemon runs or not.
+//!
+//! Always: the file is not changed, migrated or made; where nobody has it open, SQLite puts an empty log beside it, which
+//! the next one who opens it takes away. One connection of its own, so that what takes long is in nobody's way.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+
+use super::worker::{self, Registered};
+use super::{StoreError, check_version, migrate, migrations, options};
+use crate::clock::Timestamp;
+use crate::id::RunId;
+use crate::lease::WorkerKey;
+use crate::run::Status;
+
+/// An open database that is only looked at.
+#[derive(Debug)]
+pub struct Reading {
+    pub(super) path: PathBuf,
+    pub(super) conn: SqliteConnection,
+}
+
+/// A running run and the lease that it is under.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The run.
+    pub run: RunId,
+    /// Whose lease it is.
+    pub worker: WorkerKey,
+    /// When the lease ends unless it is renewed, by the clock of its holder; zero when it was given back.
+    pub expires_at: Timestamp,
+}
+
+/// What is known of a run that something on this machine names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Its status.
+    pub status: Status,
+    /// The newest token of its lease.
+    pub token: i64,
+}
+
+impl Reading {
+    /// Opens the database at `path`.
+    ///
+    /// # Errors
+    /// [`StoreError::NotReadable`] when it is not there or cannot be opened, [`StoreError::NotOurs`] when it is another
+    /// program's, [`StoreError::OldSqlite`].
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let not_readable = |detail: String| StoreError::NotReadable { path: path.to_owned(), detail };
+        let path = std::path::absolute(path).map_err(|error| not_readable(error.to_string()))?;
+        std::fs::metadata(&path).map_err(|error| not_readable(error.to_string()))?;
+        let failed = |error| match StoreError::at_open(&path, error) {
+            StoreError::NotWritable { path, detail } => StoreError::NotReadable { path, detail },
+            other => other,
+        };
+        let mut conn = options(&path).read_only(true).connect().await.map_err(failed)?;
+        let question = "SELECT application_id FROM pragma_application_id";
+        let id: i32 = sqlx::query_scalar(question).fetch_one(&mut conn).await.map_err(failed)?;
+        check_version(&mut conn).await?;
+        if id != migrate::APPLICATION_ID {
+            return Err(StoreError::NotOurs(path));
+        }
+        Ok(Self { path, conn })
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The version of SQLite.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn sqlite_version(&mut self) -> Result<String, StoreError> {
+        Ok(sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut self.conn).await?)
+    }
+
+    /// The version of its schema.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn schema_version(&mut self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut self.conn).await?)
+    }
+
+    /// The tables, indexes, triggers and views that are not as the migrations of this build make them. What was added is
+    /// left alone.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn altered_schema(&mut self) -> Result<Vec<String>, StoreError> {
+        let mut fresh = SqliteConnectOptions::new().in_memory(true).connect().await?;
+        let migrated = migrate::migrate(&mut fresh, &migrations()).await;
+        migrated.map_err(|source| StoreError::Schema { path: self.path.clone(), source })?;
+        let question = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
+        let wanted: Vec<(String, String)> = sqlx::query_as(question).fetch_all(&mut fresh).await?;
+        fresh.close().await?;
+        let found: Vec<(String, String)> = sqlx::query_as(question).fetch_all(&mut self.conn).await?;
+        let found: HashMap<_, _> = found.into_iter().collect();
+        Ok(wanted.into_iter().filter(|(name, sql)| found.get(name) != Some(sql)).map(|(name, _)| name).collect())
+    }
+
+    /// All registered workers.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn workers(&mut self) -> Result<Vec<Registered>, StoreError> {
+        worker::registered(&mut self.conn).await
+    }
+
+    /// The running runs.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn held(&mut self) -> Result<Vec<Held>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, lease_worker AS "worker!", lease_expires_at AS "expires_at!" FROM runs INDEXED BY runs_leased
+               WHERE lease_worker IS NOT NULL"#
+        );
+        let held = rows.fetch_all(&mut self.conn).await?.into_iter().map(|row| {
+            let expires_at = Timestamp::from_millis(row.expires_at);
+            Ok(Held { run: row.id.parse()?, worker: row.worker, expires_at })
+        });
+        held.collect()
+    }
+
+    /// Those of some runs that are in this file.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn known_among(&mut self, runs: &[RunId]) -> Result<HashMap<RunId, Known>, StoreError> {
+        let ids = serde_json::to_string(runs).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let rows =
+            sqlx::query!("SELECT id, status, lease_token FROM runs WHERE id IN (SELECT value FROM json_each(?1))", ids);
+        let known = rows.fetch_all(&mut self.conn).await?.into_iter().map(|row| {
+            let status =
+                row.status.parse().map_err(|e: crate::run::UnknownStatus| StoreError::Invalid(e.to_string()))?;
+            Ok((row.id.parse()?, Known { status, token: row.lease_token }))
+        });
+        known.collect()
+    }
+
+    /// Closes the file.
+    pub async fn close(self) {
+        if let Err(error) = self.conn.close().await {
+            tracing::debug!(%error, "failed to close a connection that only read");
+        }
+    }
+}
