@@ -116,13 +116,15 @@ impl Store {
         };
         let read = options.read_only(true);
         let failed = |error| StoreError::at_open(&path, error);
-        let watcher = read.connect().await.map_err(failed)?;
+        let mut watcher = read.connect().await.map_err(failed)?;
+        reach(&mut watcher).await.map_err(failed)?;
         // All of them now: one that was opened later might find another file at the path.
         let readers = SqlitePoolOptions::new()
             .min_connections(READERS)
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
+            .after_connect(|conn, _| Box::pin(reach(conn)))
             .connect_with(read)
             .await
             .map_err(failed)?;
@@ -266,6 +268,12 @@ async fn alone(
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Opens what SQLite only opens for the first read: the WAL and its index.
+async fn reach(conn: &mut SqliteConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql("SELECT 1 FROM sqlite_schema LIMIT 1").execute(conn).await?;
+    Ok(())
 }
 
 async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), StoreError> {
