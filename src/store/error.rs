@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::migrate::{MigrateError, Upgrade};
+use super::migrate::MigrateError;
+use super::upgrade::Upgrade;
 
 /// A failure of the store. The texts read after "failed to …:".
 #[derive(Debug, thiserror::Error)]

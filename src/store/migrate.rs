@@ -83,33 +83,9 @@ fn explain(runner: &Runner, error: refinery_core::Error) -> MigrateError {
     }
 }
 
-fn newest(runner: &Runner) -> i64 {
+/// The newest schema of `runner`.
+pub fn newest(runner: &Runner) -> i64 {
     runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0)
-}
-
-/// A way from one schema to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Upgrade {
-    /// The version in the file.
-    pub from: i64,
-    /// The newest one of this build.
-    pub to: i64,
-}
-
-impl std::fmt::Display for Upgrade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "from schema {} to {}", self.from, self.to)
-    }
-}
-
-/// What [`migrate`] is going to do to a database that has a schema already, if anything.
-///
-/// # Errors
-/// Any failure of the database.
-pub async fn pending(conn: &mut SqliteConnection, runner: &Runner) -> sqlx::Result<Option<Upgrade>> {
-    let from = sqlx::query_scalar("SELECT user_version FROM pragma_user_version").fetch_one(conn).await?;
-    let upgrade = Upgrade { from, to: newest(runner) };
-    Ok((0 < upgrade.from && upgrade.from < upgrade.to).then_some(upgrade))
 }
 
 /// Brings the database to the newest schema of `runner` and marks it as ours.

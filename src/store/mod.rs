@@ -19,6 +19,7 @@ pub mod reading;
 pub mod run;
 pub mod session;
 pub mod slot;
+mod upgrade;
 mod wal;
 pub mod worker;
 mod writer;
@@ -26,7 +27,7 @@ mod writer;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -40,6 +41,7 @@ pub use place::agents_dir;
 use place::{OpenFile, Opening, Place, Presence, beside, not_writable};
 
 pub use error::StoreError;
+pub use upgrade::Upgrade;
 pub use writer::{Committed, Notice, OnCommit, Tx};
 
 mod embedded {
@@ -54,10 +56,6 @@ const READERS: u32 = 4;
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
 /// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
-/// Whoever brings the file to a new schema waits this long for others to close it: as long as for a lock of SQLite.
-const ALONE_PATIENCE: Duration = BUSY_TIMEOUT;
-/// Between two looks whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The first SQLite without the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
 const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
@@ -115,13 +113,15 @@ impl Store {
         };
         let read = options.read_only(true);
         let failed = |error| StoreError::at_open(&path, error);
-        let watcher = read.connect().await.map_err(failed)?;
+        let mut watcher = read.connect().await.map_err(failed)?;
+        reach(&mut watcher).await.map_err(failed)?;
         // All of them now: one that was opened later might find another file at the path.
         let readers = SqlitePoolOptions::new()
             .min_connections(READERS)
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
+            .after_connect(|conn, _| Box::pin(reach(conn)))
             .connect_with(read)
             .await
             .map_err(failed)?;
@@ -253,8 +253,8 @@ async fn open_for_writing(
     let mut conn = options.journal_mode(SqliteJournalMode::Wal).connect().await.map_err(failed)?;
     check_sqlite(&mut conn).await?;
     let migrations = migrations();
-    if let Some(upgrade) = migrate::pending(&mut conn, &migrations).await.map_err(failed)? {
-        alone(path, &presence, &mut conn, upgrade, is_alive).await?;
+    if let Some(upgrade) = Upgrade::pending(&mut conn, &migrations).await.map_err(failed)? {
+        upgrade.wait_alone(path, &presence, &mut conn, is_alive).await?;
     }
     migrate::migrate(&mut conn, &migrations).await.map_err(|source| match source {
         migrate::MigrateError::Sql(error) => failed(error),
@@ -264,27 +264,10 @@ async fn open_for_writing(
     Ok(OpenFile { conn, place: opening.place, presence })
 }
 
-/// Waits a while until nobody else has the file open. Builds that did not lock it yet are known by their workers.
-async fn alone(
-    path: &Path,
-    presence: &Presence,
-    conn: &mut SqliteConnection,
-    upgrade: migrate::Upgrade,
-    is_alive: IsAlive,
-) -> Result<(), StoreError> {
-    let give_up = Instant::now() + ALONE_PATIENCE;
-    loop {
-        let is_alone = presence.try_alone()?;
-        let workers = worker::of_any_schema(conn, is_alive).await?;
-        if is_alone && workers.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= give_up {
-            let workers = if workers.is_empty() { "every process that has it open".into() } else { workers.join(", ") };
-            return Err(StoreError::InUse { path: path.to_owned(), upgrade, workers });
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
+/// Opens what SQLite only opens for the first read: the WAL and its index.
+async fn reach(conn: &mut SqliteConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql("SELECT 1 FROM sqlite_schema LIMIT 1").execute(conn).await?;
+    Ok(())
 }
 
 async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), StoreError> {
