@@ -79,6 +79,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon: HTTP, workers and the sweep
+    ///
+    /// SIGTERM, SIGINT: running turns may finish for shutdown_grace, then they are ended. SIGUSR2: they are left to the
+    /// next daemon, and their agents go on.
     Serve(ServeArgs),
     /// Take one turn and follow it to its end
     Run(RunArgs),
@@ -103,6 +106,8 @@ pub enum Command {
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
+    ///
+    /// Agents that live on are left to a daemon, unless somebody cancelled their runs.
     Sweep,
     /// Check the database, and the processes, directories and programs that belong to it
     Doctor(DoctorArgs),
