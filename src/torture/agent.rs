@@ -50,6 +50,8 @@ struct Manners {
     ignores_sigterm: bool,
     /// Goes on working when nobody listens any more.
     ignores_broken_pipe: bool,
+    /// Says all of its text again with every word, so that whoever listens has to know what was said.
+    retells: bool,
     stray: Option<Stray>,
 }
 
@@ -91,7 +93,8 @@ impl Manners {
             _ => End::Hang,
         };
         let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::Docile } else { Stray::Deaf });
-        Self { words, end, ignores_sigterm: rng.u8(..8) == 0, ignores_broken_pipe: rng.bool(), stray }
+        let (ignores_sigterm, ignores_broken_pipe, retells) = (rng.u8(..8) == 0, rng.bool(), rng.u8(..4) == 0);
+        Self { words, end, ignores_sigterm, ignores_broken_pipe, retells, stray }
     }
 }
 
@@ -113,7 +116,8 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
-    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, stdout: Some(io::stdout()) };
+    let told = manners.retells.then(String::new);
+    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, told, stdout: Some(io::stdout()) };
     match voice.talk(&manners) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
@@ -196,6 +200,8 @@ struct Voice {
     record: Writer,
     pid: u32,
     words: u32,
+    /// All of its text so far, if it says that again with every word.
+    told: Option<String>,
     /// None when nobody listens any more.
     stdout: Option<io::Stdout>,
 }
@@ -236,6 +242,8 @@ impl Voice {
                 let _ = writeln!(io::stderr(), "some noise");
                 Ok(())
             }
+            // Too long to be said again and again.
+            _ if self.told.is_some() => Ok(()),
             _ => {
                 let mut word = self.word();
                 word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
@@ -269,7 +277,13 @@ impl Voice {
     }
 
     fn say(&mut self, said: Said) -> io::Result<()> {
-        let line = said.to_openclaw();
+        let line = match (&said, &mut self.told) {
+            (Said::Text(word), Some(told)) => {
+                told.push_str(word);
+                Said::retold_to_openclaw(told)
+            }
+            _ => said.to_openclaw(),
+        };
         self.record.write(&Line::Said(said))?;
         self.print(&line)
     }

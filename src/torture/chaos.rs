@@ -50,7 +50,7 @@ const WEIGHTS: [(Fault, usize); 12] = [
     (Fault::KillEngine, 42),
     (Fault::KillEngineOnItsWayUp, 4),
     (Fault::KillAllEngines, 2),
-    (Fault::PauseEngine, 3),
+    (Fault::PauseEngine, 6),
     (Fault::Drain, 4),
     (Fault::HandOver, 5),
     (Fault::KillAgent, 14),
@@ -128,7 +128,8 @@ impl Chaos {
                 self.journal.count(Count::EnginePauses);
                 under_way.spawn(async move {
                     engine.signal(Signal::STOP);
-                    sleep(LEASE + Duration::from_millis(200) + 2 * down).await;
+                    // So long that others have gone on with its runs when it wakes up, with unread words of their agents.
+                    sleep(2 * LEASE + 2 * down).await;
                     engine.signal(Signal::CONT);
                 });
             }

@@ -219,11 +219,12 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     }
 }
 
-/// A run ends for a reason that there was.
+/// A run ends for a reason that there was; a cancel that was stored before its end is the reason.
 fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
     let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
+        _ if run.cancel_requested_at.is_some() => false,
         // Its workers were killed so often before they could start anything that nobody tries again.
         Some(Cause::WorkerLost) => run.attempts >= 3,
         Some(Cause::HostLost) => without_host.contains(&run.id.to_string()),

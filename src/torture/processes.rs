@@ -9,6 +9,8 @@ use std::path::Path;
 use procfs::process::all_processes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::run::Attempt;
+
 /// The variable that everything inherits.
 pub(super) const MARK: &str = "TORTURE_DIR";
 /// As the engine calls the process that holds an agent.
@@ -48,18 +50,19 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
                 _ => Kind::Other,
             };
             let run = match kind {
-                // It does not carry the mark of the run itself, but is named after it: `host …/<run>-<number>`.
-                Kind::Host => command
-                    .last()
-                    .and_then(|home| home.rsplit('/').next()?.rsplit_once('-'))
-                    .map(|(run, _)| run.to_owned()),
-                Kind::Agent | Kind::Other => {
-                    value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned())
-                }
+                // It is told so in its command, also while it holds no agent yet or any more.
+                Kind::Host => command.last().and_then(|dir| run_of(Path::new(dir))),
+                _ => value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned()),
             };
             Some(Found { kind, pid: process.pid, command: command.join(" "), run })
         })
         .collect()
+}
+
+/// The run whose agent lives in a directory.
+fn run_of(dir: &Path) -> Option<String> {
+    let attempt: Attempt = dir.file_name()?.to_str()?.parse().ok()?;
+    Some(attempt.run.to_string())
 }
 
 /// Sends SIGKILL. Answers whether the process was there to be killed.
@@ -77,4 +80,17 @@ fn marked(pid: i32, dir: &Path) -> Option<Vec<u8>> {
 
 fn value<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
     environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_known_by_its_directory_before_it_holds_an_agent() {
+        let run = crate::id::RunId::generate();
+        let home = std::path::PathBuf::from(format!("/some/m.db-agents/{}", Attempt { run, number: 3 }));
+        assert_eq!(run_of(&home), Some(run.to_string()));
+        assert_eq!(run_of(Path::new("/some/m.db-agents")), None);
+    }
 }

@@ -46,6 +46,11 @@ impl Said {
         json!({"event": "agent", "stream": stream, "data": data}).to_string()
     }
 
+    /// The line of an agent that says with each word what it has said so far.
+    pub(super) fn retold_to_openclaw(so_far: &str) -> String {
+        json!({"event": "agent", "stream": "assistant", "data": {"text": so_far}}).to_string()
+    }
+
     /// What a stored chunk says in the agent's words; none for what only frames them.
     pub(super) fn of_chunk(chunk: Chunk) -> Option<Self> {
         let word = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();

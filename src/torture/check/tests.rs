@@ -229,6 +229,8 @@ fn a_message_with_no_run_two_runs_or_another_run_is_seen() {
 fn an_end_without_a_reason_is_seen() {
     const PROMISE: [&str; 1] = ["a run ends for a reason that there was"];
     assert_eq!(after(|scene| scene.end(Status::Cancelled, Cause::Cancelled)), PROMISE, "nobody asked for it");
+    let asked_for = after(|scene| scene.run.cancel_requested_at = scene.run.claimed_at);
+    assert_eq!(asked_for, PROMISE, "a cancel that was stored decides the outcome");
     assert_eq!(after(|scene| scene.end(Status::Failed, Cause::Internal)), PROMISE);
     assert_eq!(after(|scene| scene.end(Status::Failed, Cause::TurnTimeout)), PROMISE, "the cause has another status");
     assert_eq!(after(|scene| scene.agents[0].ended = None), ["a run ends as its agent did"], "killed is not completed");
