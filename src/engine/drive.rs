@@ -205,8 +205,14 @@ impl<'a> Drive<'a> {
     /// Follows the agent to its end.
     async fn follow(mut self, agent: &Agent, mut reply: Reply) -> Result<Option<Outcome>, Left> {
         let heard = self.listen(agent, &mut reply).await;
-        if heard.is_err() {
-            reply.control.leave();
+        match &heard {
+            // Whoever comes next settles the run from the spool; a plain stop does not leave its agent running.
+            Err(Left::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
+                reply.control.stop(Cause::Shutdown);
+                while reply.records.recv().await.is_some() {}
+            }
+            Err(_) => reply.control.leave(),
+            Ok(_) => {}
         }
         drop(reply.records);
         let end = reply.end.await;
