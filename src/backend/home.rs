@@ -93,10 +93,7 @@ impl Hosts {
 
     /// Connects to a host; `None` when it is gone, or when another process is in its place.
     pub(super) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
-        let home = self.dir_of(attempt);
-        let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
-        let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
-        let peer = link.peer_cred().ok()?.pid()?;
+        let (link, peer) = self.knock(attempt).await?;
         (peer == process.pid && reap::is_alive(process) == reap::Liveness::Alive).then_some(link)
     }
 
@@ -130,11 +127,18 @@ impl Hosts {
 
     /// The process that holds the agent of an attempt, if one does.
     pub async fn find(&self, attempt: Attempt) -> Option<ProcessIdentity> {
+        let (_, peer) = self.knock(attempt).await?;
+        // Until a host has taken over its socket, the engine that made it is on the other side.
+        reap::identity_of(peer).filter(host::is_host)
+    }
+
+    /// Connects to whoever listens for an attempt, and tells its pid.
+    async fn knock(&self, attempt: Attempt) -> Option<(UnixStream, i32)> {
         let home = self.dir_of(attempt);
         let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
         let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
-        // Until a host has taken over its socket, the engine that made it is on the other side.
-        reap::identity_of(link.peer_cred().ok()?.pid()?).filter(host::is_host)
+        let peer = link.peer_cred().ok()?.pid()?;
+        Some((link, peer))
     }
 }
 

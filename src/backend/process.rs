@@ -7,14 +7,13 @@
 //! Deliberately absent: what a line means (`openclaw.rs`), and why a turn is stopped (the engine).
 //! Proof: `tests/backend.rs`.
 
-use std::future::pending;
 use std::io;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -172,16 +171,9 @@ impl Steering {
                         unsaid.clear();
                     }
                 }
-                () = until(force_at) => return Over::Unresponsive,
+                Some(()) = OptionFuture::from(force_at.map(sleep_until)) => return Over::Unresponsive,
             }
         }
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
     }
 }
 
@@ -287,7 +279,8 @@ async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) 
     });
     let host = reap::end(mark, Some(host), Duration::ZERO).await;
     let rest = reap::end(mark, agent, Duration::ZERO).await;
-    let (ended, remaining) = (host.ended + rest.ended, rest.remaining);
+    // What remained of the first is most likely found again by the second.
+    let (ended, remaining) = (host.ended + rest.ended, host.remaining.max(rest.remaining));
     tracing::warn!(run.id = %attempt.run, ended, remaining, "the host of an agent is lost; what it held was ended");
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
@@ -287,8 +288,8 @@ impl<'a> Drive<'a> {
                 () = self.signals.cancel.cancelled(), if asked.is_none() => Some(Cause::Cancelled),
                 () = self.shared.ending.cancelled(), if asked.is_none() => Some(Cause::Shutdown),
                 () = sleep_until(turn_ends_at), if asked.is_none() => Some(Cause::TurnTimeout),
-                () = until(idle_from), if asked.is_none() && idle_from.is_some() => Some(Cause::IdleTimeout),
-                () = until(exit_by), if exit_by.is_some() => {
+                Some(()) = OptionFuture::from(idle_from.map(sleep_until)), if asked.is_none() => Some(Cause::IdleTimeout),
+                Some(()) = OptionFuture::from(exit_by.map(sleep_until)) => {
                     reply.control.stop(Cause::Finished);
                     exit_by = None;
                     None
@@ -423,12 +424,5 @@ impl<'a> Drive<'a> {
                 Err(error) => return Err(Left::Store(error)),
             }
         }
-    }
-}
-
-async fn until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }

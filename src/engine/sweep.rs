@@ -174,17 +174,14 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
     let agent = shared.config.agents.get(&orphan.agent);
     let can_go_on = agent.is_some_and(|agent| agent.driver.outlives_the_engine());
     let adopts = shared.executing.adopts(orphan.session) && !shared.draining.is_cancelled();
-    let host = orphan.host.clone();
-    let is_here = host.as_ref().is_some_and(|host| reap::is_here(&host.process));
-    let liveness = match host {
-        Some(host) => match reap::is_alive(&host.process) {
-            reap::Liveness::Unknown if !is_here && shared.hosts.is_gone(host.started_for(orphan.run)).await => {
-                Some(reap::Liveness::Dead)
-            }
-            known => Some(known),
-        },
-        None => None,
-    };
+    let is_here = orphan.host.as_ref().is_some_and(|host| reap::is_here(&host.process));
+    let mut liveness = orphan.host.as_ref().map(|host| reap::is_alive(&host.process));
+    // Elsewhere its pid means nothing, but the lock of its spool does.
+    if let Some(host) = orphan.host.as_ref().filter(|_| !is_here)
+        && shared.hosts.is_gone(host.started_for(orphan.run)).await
+    {
+        liveness = Some(reap::Liveness::Dead);
+    }
     let recovered = match liveness {
         Some(reap::Liveness::Alive) if can_go_on && adopts => {
             shared.executing.adopt(orphan.clone(), good_until);

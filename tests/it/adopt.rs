@@ -60,6 +60,16 @@ impl Reader {
     }
 }
 
+/// A daemon in the midst of a run that has said so much, with a reader of it.
+async fn speaking(config: &str, bytes: usize) -> (Camp, Daemon, RunId, Reader) {
+    let camp = Camp::new(&[("agent", &counting())], config).await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let mut reader = Reader::of(&camp, run).await;
+    reader.grow(bytes).await;
+    (camp, daemon, run, reader)
+}
+
 /// Lets the agent end and checks that there was one, that it came to a good end, and that nothing is left.
 async fn ends_well(camp: &Camp, run: RunId) -> Run {
     std::fs::write(camp.dir.path().join("stop"), "").unwrap();
@@ -162,11 +172,7 @@ async fn a_daemon_that_is_stopped_past_its_lease_writes_nothing_more_and_leaves_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_hands_over_leaves_the_agent_to_the_next() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(100).await;
+    let (camp, daemon, run, mut reader) = speaking("", 100).await;
     daemon.signal("USR2");
     assert!(daemon.wait().success());
     assert_ne!(marked(run), NOTHING);
@@ -212,10 +218,7 @@ async fn daemons_that_stop_together_leave_their_agents_to_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_by_hand_ends_an_agent_that_somebody_cancelled() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    Reader::of(&camp, run).await.grow(50).await;
+    let (camp, daemon, run, _) = speaking("", 50).await;
     daemon.kill();
     camp.watcher.cancel_run(run).await.unwrap();
     camp.watcher.sweep().await.unwrap();
@@ -227,10 +230,7 @@ async fn a_sweep_by_hand_ends_an_agent_that_somebody_cancelled() {
 async fn a_plain_stop_ends_the_agents_unless_told_otherwise() {
     for (more, goes_on) in [("", false), ("on_shutdown = \"leave\"", true)] {
         let config = format!("[engine]\nshutdown_grace = \"0s\"\n{more}");
-        let camp = Camp::new(&[("agent", &counting())], &config).await;
-        let daemon = camp.daemon();
-        let run = camp.send("agent", "s", "hi").await.id;
-        Reader::of(&camp, run).await.grow(50).await;
+        let (camp, daemon, run, _) = speaking(&config, 50).await;
         assert!(daemon.stop().success());
         assert_eq!(marked(run) != NOTHING, goes_on);
         if goes_on {
@@ -247,11 +247,7 @@ async fn a_plain_stop_ends_the_agents_unless_told_otherwise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_agent_said_and_how_it_ended_while_nobody_was_there_is_kept() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(50).await;
+    let (camp, daemon, run, reader) = speaking("", 50).await;
     let host = host_of(run);
     daemon.kill();
     let record = || std::fs::read(camp.dir.path().join("record")).unwrap_or_default().len();
@@ -268,11 +264,7 @@ async fn what_an_agent_said_and_how_it_ended_while_nobody_was_there_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_reaches_an_agent_that_was_adopted_also_when_it_was_asked_for_in_between() {
     for between in [false, true] {
-        let camp = Camp::new(&[("agent", &counting())], "").await;
-        let daemon = camp.daemon();
-        let run = camp.send("agent", "s", "hi").await.id;
-        let mut reader = Reader::of(&camp, run).await;
-        reader.grow(50).await;
+        let (camp, daemon, run, mut reader) = speaking("", 50).await;
         daemon.kill();
         if between {
             camp.watcher.cancel_run(run).await.unwrap();
@@ -292,10 +284,7 @@ async fn a_cancel_reaches_an_agent_that_was_adopted_also_when_it_was_asked_for_i
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_host_dies_the_agent_is_ended_and_the_run_interrupted() {
     for with_daemon in [true, false] {
-        let camp = Camp::new(&[("agent", &counting())], "").await;
-        let mut daemon = camp.daemon();
-        let run = camp.send("agent", "s", "hi").await.id;
-        Reader::of(&camp, run).await.grow(50).await;
+        let (camp, mut daemon, run, _) = speaking("", 50).await;
         let host = host_of(run);
         if !with_daemon {
             daemon.kill();
@@ -338,11 +327,7 @@ async fn run_goes_on_with_its_session_when_the_daemon_dies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_by_hand_leaves_living_agents_to_a_daemon_and_settles_what_has_ended() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(50).await;
+    let (camp, daemon, run, reader) = speaking("", 50).await;
     let host = host_of(run);
     daemon.kill();
     let report = camp.watcher.sweep().await.unwrap();
@@ -401,11 +386,7 @@ async fn a_database_that_hangs_is_no_silence_of_the_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_know_an_agent_leaves_it_alone_and_settles_its_run_once_it_has_ended() {
-    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(50).await;
+    let (camp, daemon, run, mut reader) = speaking(QUICK, 50).await;
     daemon.signal("USR2");
     assert!(daemon.wait().success());
     let config = std::fs::read_to_string(&camp.config).unwrap();
@@ -429,11 +410,7 @@ async fn who_does_not_know_an_agent_leaves_it_alone_and_settles_its_run_once_it_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_file_descriptors_left_leaves_agents_alone_and_goes_on_with_them_later() {
-    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(50).await;
+    let (camp, daemon, run, mut reader) = speaking(QUICK, 50).await;
     let next = camp.daemon();
     let limit = |files: u32| {
         let limit = format!("--nofile={files}:4096");
@@ -451,10 +428,7 @@ async fn who_has_no_file_descriptors_left_leaves_agents_alone_and_goes_on_with_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_whose_run_was_settled_by_somebody_else_is_ended_by_the_sweep() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    Reader::of(&camp, run).await.grow(50).await;
+    let (camp, daemon, run, _) = speaking("", 50).await;
     daemon.kill();
     // As in a copy of the database that knows nothing of this run.
     let db = rusqlite::Connection::open(&camp.db).unwrap();
@@ -469,10 +443,7 @@ async fn an_agent_whose_run_was_settled_by_somebody_else_is_ended_by_the_sweep()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_of_a_database_that_is_removed_end_by_themselves() {
-    let camp = Camp::new(&[("agent", &counting())], "").await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    Reader::of(&camp, run).await.grow(50).await;
+    let (camp, daemon, run, _) = speaking("", 50).await;
     daemon.kill();
     assert_ne!(marked(run), NOTHING);
     let dir = camp.dir.path().to_owned();
@@ -483,11 +454,7 @@ async fn agents_of_a_database_that_is_removed_end_by_themselves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_of_another_boot_is_settled_with_all_that_its_agent_said() {
-    let camp = Camp::new(&[("agent", &counting())], QUICK).await;
-    let daemon = camp.daemon();
-    let run = camp.send("agent", "s", "hi").await.id;
-    let mut reader = Reader::of(&camp, run).await;
-    reader.grow(50).await;
+    let (camp, daemon, run, mut reader) = speaking(QUICK, 50).await;
     let (host, agent) = (host_of(run), marked(run)[0]);
     daemon.kill();
     let record = || std::fs::read(camp.dir.path().join("record")).unwrap_or_default().len();

@@ -7,8 +7,9 @@
 //! Always: nothing blocks but the one `poll`; memory is bounded; nothing is started for an engine that went away, nor once
 //! another engine came. A newer lease takes the place of an older one, never the other way round.
 //!
-//! Deliberately absent: threads and an async runtime (a host costs 3 MB at most), and any knowledge of what agents say.
-//! Proof: `tests/host.rs`, `tests/backend.rs`.
+//! Deliberately absent: threads and an async runtime (a host has less than a megabyte of its own), and any knowledge of what
+//! agents say.
+//! Proof: `tests/backend.rs`, `tests/it/adopt.rs`.
 
 mod agent;
 pub mod frame;
