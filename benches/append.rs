@@ -74,6 +74,7 @@ pub fn append_of(claimed: &Claimed, events: Vec<String>) -> Append {
         run_id: claimed.run,
         events,
         said: true,
+        facts: Vec::new(),
         source_offset: 10,
         parts: None,
     }

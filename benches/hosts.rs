@@ -4,7 +4,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::process::{Hosts, PerTurn};
+use mainstay::backend::per_turn::{Dialect, PerTurn};
+use mainstay::backend::process::Hosts;
 use mainstay::backend::{AgentEvent, Backend, End, LineParser, Prompt};
 use mainstay::id::RunId;
 use mainstay::run::Attempt;
@@ -50,7 +51,7 @@ async fn hosted(hosts: &Hosts, script: &str, turns: usize) -> Sample {
         env: Default::default(),
         max_line_bytes: 1 << 20,
     };
-    let backend = PerTurn::new(spec, Duration::from_secs(5), lines, hosts.clone());
+    let backend = PerTurn::new(spec, Duration::from_secs(5), Dialect::of_lines(lines), hosts.clone());
     let mut times = Vec::new();
     let began = Instant::now();
     for _ in 0..turns {
@@ -66,6 +67,10 @@ async fn hosted(hosts: &Hosts, script: &str, turns: usize) -> Sample {
             message: String::new(),
             start_by: Instant::now() + Duration::from_secs(60),
             limit: Duration::from_secs(60),
+            attachments: Vec::new(),
+            options: mainstay::options::SessionOptions::default(),
+            oneshot: false,
+            endpoint: None,
         };
         let mut reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();

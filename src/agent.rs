@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::AgentName;
+use crate::permission::{Policy, ToolKind};
 
 /// A chat agent as the config describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,35 @@ pub struct Agent {
     pub max_concurrent: u32,
     /// What follows a turn that was interrupted.
     pub on_interrupt: OnInterrupt,
+    /// What is done when it asks whether it may use a tool.
+    pub permissions: Permissions,
+    /// How long a live agent is kept warm while nobody uses it.
+    pub keep_warm: Duration,
+}
+
+/// What is done when an agent asks whether it may use a tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permissions {
+    /// For kinds of tools that are not named.
+    pub otherwise: Policy,
+    /// For kinds of tools.
+    pub by_kind: BTreeMap<ToolKind, Policy>,
+    /// Whoever is asked has so long to answer; then it may not.
+    pub timeout: Duration,
+}
+
+impl Permissions {
+    /// What is done with a request for a kind of tool.
+    pub fn policy_for(&self, kind: ToolKind) -> Policy {
+        self.by_kind.get(&kind).copied().unwrap_or(self.otherwise)
+    }
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        // As long as a person may be away over a weekend.
+        Self { otherwise: Policy::Ask, by_kind: BTreeMap::new(), timeout: Duration::from_secs(3 * 24 * 3600) }
+    }
 }
 
 /// What follows a turn that was interrupted: its worker was shut down, or the process that held the agent was lost.
@@ -59,6 +89,21 @@ pub enum Driver {
     Demo,
     /// A process a turn that writes OpenClaw agent events as JSON lines.
     Openclaw(ProcessSpec),
+    /// Claude Code: a process a turn, its stream of JSON lines in both directions.
+    Claude(ProcessSpec),
+    /// Codex: `codex exec --json`, a process a turn.
+    Codex(ProcessSpec),
+    /// An agent that speaks ACP on its stdin and stdout, kept warm.
+    Acp {
+        /// How it is started.
+        process: ProcessSpec,
+        /// One for all sessions of a workspace, instead of one for each.
+        shared: bool,
+    },
+    /// `opencode serve`: a server for all sessions of a workspace, kept warm.
+    Opencode(ProcessSpec),
+    /// A running OpenClaw gateway, reached over a WebSocket.
+    OpenclawGateway(GatewaySpec),
 }
 
 impl Driver {
@@ -66,7 +111,12 @@ impl Driver {
     pub fn outlives_the_engine(&self) -> bool {
         match self {
             Self::Demo => false,
-            Self::Openclaw(_) => true,
+            Self::Openclaw(_)
+            | Self::Claude(_)
+            | Self::Codex(_)
+            | Self::Acp { .. }
+            | Self::Opencode(_)
+            | Self::OpenclawGateway(_) => true,
         }
     }
 
@@ -75,11 +125,33 @@ impl Driver {
         match self {
             Self::Demo => "demo",
             Self::Openclaw(_) => "openclaw",
+            Self::Claude(_) => "claude",
+            Self::Codex(_) => "codex",
+            Self::Acp { .. } => "acp",
+            Self::Opencode(_) => "opencode",
+            Self::OpenclawGateway(_) => "openclaw-gateway",
         }
     }
 }
 
-/// A process that is started for a turn.
+/// An OpenClaw gateway.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GatewaySpec {
+    /// Its address: `ws://127.0.0.1:18789`.
+    pub url: String,
+    /// What it asks for, if it does.
+    pub token: Option<String>,
+    /// The gateway's agent that takes a turn, with placeholders: `{slot}` unless the config says otherwise.
+    pub agent: String,
+}
+
+impl std::fmt::Debug for GatewaySpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewaySpec").field("url", &self.url).field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+/// A process that is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessSpec {
     /// The program and its arguments, with placeholders. Without `{message}` the message goes to stdin.

@@ -167,6 +167,19 @@ uuid_id!(
     "worker id"
 );
 
+uuid_id!(
+    /// Names a backend: a live agent that is kept warm.
+    BackendId,
+    "backend id"
+);
+
+impl From<BackendId> for RunId {
+    /// A backend's processes are held, marked and found as those of a run are; its id stands in place of a run's.
+    fn from(id: BackendId) -> Self {
+        Self(id.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,13 +46,18 @@ pub mod chunk;
 pub mod clock;
 pub mod config;
 pub mod event;
+pub mod failure;
 pub mod id;
 pub mod lease;
 pub mod message;
 mod metrics;
+pub mod options;
+pub mod permission;
 pub mod run;
 pub mod session;
 pub mod slot;
+pub mod usage;
+pub mod warm;
 pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.

@@ -1,4 +1,5 @@
-//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent.
+//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent, or
+//! the relay of a turn.
 //!
 //! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
 //! reader of our output goes away.
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use mainstay::backend::host;
+use mainstay::backend::{host, relay};
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
 use mainstay::cli::plain::plain;
@@ -24,6 +25,12 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let Some(driver) = relay::asked_for(std::env::args_os()) {
+        return relay::run(&driver).unwrap_or_else(|error| {
+            let _ = writeln!(std::io::stderr(), "mainstay: failed to relay a turn: {error}");
+            ExitCode::FAILURE
+        });
     }
     match run(&Cli::parse()) {
         Ok(exit) => exit,

@@ -50,6 +50,18 @@ pub struct UserMessage {
     metadata: Option<Value>,
 }
 
+/// A file of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What it is, such as `image/png`.
+    pub media_type: String,
+    /// Its name, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filename: Option<String>,
+    /// A `data:` URL that holds it, or where it is.
+    pub url: String,
+}
+
 /// A message that cannot be sent to an agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {

@@ -17,6 +17,8 @@ pub struct Workspace {
     pub slots: u32,
     /// What a session gets when no slot is free.
     pub when_full: WhenFull,
+    /// What agents may do here through us.
+    pub client: ClientAccess,
 }
 
 impl Workspace {
@@ -24,6 +26,18 @@ impl Workspace {
     pub fn slot_id(&self, number: u32) -> String {
         format!("chat-slot-{}-{number}", self.name)
     }
+}
+
+/// What an agent may ask us to do in a workspace, instead of doing it itself (ACP's client capabilities). Nothing unless
+/// the config says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientAccess {
+    /// Read its files.
+    pub read_files: bool,
+    /// Write its files.
+    pub write_files: bool,
+    /// Run commands in it.
+    pub terminals: bool,
 }
 
 /// What a session gets when no slot is free.

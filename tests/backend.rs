@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::demo::Demo;
-use mainstay::backend::process::{Hosts, PerTurn, remove_temp_dir};
+use mainstay::backend::per_turn::{Dialect, PerTurn};
+use mainstay::backend::process::{Hosts, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
 use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply};
 use mainstay::id::RunId;
+use mainstay::options::SessionOptions;
 use mainstay::run::{Attempt, Cause, ExitReport};
 use mainstay::worker::{AgentHost, ProcessIdentity};
 
@@ -51,6 +53,10 @@ fn prompt(message: &str) -> Prompt {
         dir: std::env::temp_dir(),
         agent_session: None,
         message: message.to_owned(),
+        attachments: Vec::new(),
+        options: SessionOptions::default(),
+        oneshot: false,
+        endpoint: None,
     }
 }
 
@@ -61,7 +67,7 @@ fn hosts() -> Hosts {
 }
 
 fn per_turn(spec: ProcessSpec, kill_grace: Duration) -> PerTurn {
-    PerTurn::new(spec, kill_grace, lines, hosts())
+    PerTurn::new(spec, kill_grace, Dialect::of_lines(lines), hosts())
 }
 
 fn attempt() -> Attempt {
@@ -725,7 +731,7 @@ async fn the_demo_follows_directives() {
 
     let mut fail = Turn::start(&Demo, prompt("/fail the disk is full")).await;
     assert_eq!(fail.end().await.code, Some(1));
-    assert_eq!(fail.events(), [AgentEvent::Error("the disk is full".to_owned())]);
+    assert_eq!(fail.events(), [AgentEvent::Error("the disk is full".into())]);
 
     let mut exit = Turn::start(&Demo, prompt("/exit 3")).await;
     assert_eq!(exit.end().await.code, Some(3));

@@ -19,7 +19,7 @@ use mainstay::store::session::NewSession;
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
 use mainstay::worker::ProcessIdentity;
-use mainstay::workspace::{WhenFull, Workspace};
+use mainstay::workspace::{ClientAccess, WhenFull, Workspace};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -39,7 +39,14 @@ async fn open(path: &Path, clock: Arc<ManualClock>, notices: Arc<Mutex<Vec<Notic
 }
 
 fn workspace(slots: u32, when_full: WhenFull) -> Workspace {
-    Workspace { name: "default".parse().unwrap(), dir: "/".into(), agent: "demo".parse().unwrap(), slots, when_full }
+    Workspace {
+        name: "default".parse().unwrap(),
+        dir: "/".into(),
+        agent: "demo".parse().unwrap(),
+        slots,
+        when_full,
+        client: ClientAccess::default(),
+    }
 }
 
 impl Scene {
@@ -99,6 +106,7 @@ impl Scene {
             run_id: claimed.run,
             events: vec![format!(r#"{{"type":"text-delta","id":"text-1","delta":{}}}"#, serde_json::json!(text))],
             said: true,
+            facts: Vec::new(),
             source_offset: 10,
             parts: None,
         }

@@ -24,14 +24,14 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         text().prop_map(AgentEvent::Status),
         text().prop_map(AgentEvent::Reasoning),
         text().prop_map(AgentEvent::Text),
-        (id(), name(), value()).prop_map(|(id, name, input)| AgentEvent::ToolStarted { id, name, input }),
+        (id(), name(), value()).prop_map(|(id, name, input)| AgentEvent::ToolStarted { id, name, input, parent: None }),
         (id(), value()).prop_map(|(id, output)| AgentEvent::ToolProgress { id, output }),
         (id(), prop::option::of(name()), result).prop_map(|(id, name, result)| AgentEvent::ToolFinished {
             id,
             name,
             result
         }),
-        text().prop_map(AgentEvent::Error),
+        text().prop_map(|text| AgentEvent::Error(text.into())),
         Just(AgentEvent::Ended),
     ]
 }

@@ -1,16 +1,32 @@
-//! How an engine steers an agent that answers: begin, stop, kill, leave.
+//! How an engine steers an agent that answers: begin, write to its stdin, stop, kill, leave.
 //!
 //! Always: asking again changes nothing; the first reason to stop is kept.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::run::Cause;
 
+/// Lines that wait to be written to an agent; answers to its requests are few.
+const INPUTS_WAITING: usize = 16;
+
+/// What is written to an agent's stdin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Input {
+    /// A line, with its end.
+    Line(Bytes),
+    /// Nothing more.
+    Close,
+}
+
 /// The engine's side and the backend's side share it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Control {
+    input: mpsc::Sender<Input>,
+    inputs: Arc<Mutex<Option<mpsc::Receiver<Input>>>>,
     begin: CancellationToken,
     ask: CancellationToken,
     kill: CancellationToken,
@@ -18,7 +34,39 @@ pub struct Control {
     cause: Arc<OnceLock<Cause>>,
 }
 
+impl Default for Control {
+    fn default() -> Self {
+        let (input, inputs) = mpsc::channel(INPUTS_WAITING);
+        Self {
+            input,
+            inputs: Arc::new(Mutex::new(Some(inputs))),
+            begin: CancellationToken::new(),
+            ask: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            leave: CancellationToken::new(),
+            cause: Arc::default(),
+        }
+    }
+}
+
 impl Control {
+    /// Writes a line to its stdin, if that is open.
+    pub async fn write(&self, line: &str) {
+        // It fails when the agent is gone, and then nobody waits for the line.
+        let _ = self.input.send(Input::Line(format!("{line}\n").into())).await;
+    }
+
+    /// Closes its stdin: nothing more is written.
+    pub async fn close_input(&self) {
+        // As above.
+        let _ = self.input.send(Input::Close).await;
+    }
+
+    /// What is to be written, for the one who writes it.
+    pub(super) fn inputs(&self) -> Option<mpsc::Receiver<Input>> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Lets it begin: whoever comes after us will find it.
     pub fn begin(&self) {
         self.begin.cancel();

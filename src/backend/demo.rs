@@ -112,7 +112,7 @@ async fn answer(voice: &mut Voice, message: &str) -> Result<i32, Stopped> {
         Some(Directive::Slow(deltas)) => count_slowly(voice, deltas).await?,
         Some(Directive::Tool) => show_a_tool(voice).await?,
         Some(Directive::Fail(text)) => {
-            voice.say(AgentEvent::Error(text)).await?;
+            voice.say(AgentEvent::Error(text.into())).await?;
             return Ok(1);
         }
         Some(Directive::Exit(code)) => {
@@ -138,7 +138,14 @@ async fn converse(voice: &mut Voice, message: &str) -> Result<(), Stopped> {
     }
     let id = "call-1".to_owned();
     let name = "word_count".to_owned();
-    voice.say(AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: json!({ "text": quoted }) }).await?;
+    voice
+        .say(AgentEvent::ToolStarted {
+            id: id.clone(),
+            name: name.clone(),
+            input: json!({ "text": quoted }),
+            parent: None,
+        })
+        .await?;
     let result = Ok(json!({ "words": words, "characters": characters }));
     voice.say(AgentEvent::ToolFinished { id, name: Some(name), result }).await?;
     let words_of = if words == 1 { "word" } else { "words" };
@@ -165,7 +172,12 @@ async fn show_a_tool(voice: &mut Voice) -> Result<(), Stopped> {
     let id = "call-1".to_owned();
     let name = "count_to".to_owned();
     voice
-        .say(AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: json!({ "number": STEPS }) })
+        .say(AgentEvent::ToolStarted {
+            id: id.clone(),
+            name: name.clone(),
+            input: json!({ "number": STEPS }),
+            parent: None,
+        })
         .await?;
     for step in 1..=STEPS {
         voice.say(AgentEvent::ToolProgress { id: id.clone(), output: json!({ "counted": step }) }).await?;

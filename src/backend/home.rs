@@ -38,6 +38,11 @@ impl Hosts {
         Self { program, dir }
     }
 
+    /// The program that hosts, and relays of turns, are started from.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The directory of an attempt.
     pub fn dir_of(&self, attempt: Attempt) -> PathBuf {
         self.dir.join(attempt.to_string())

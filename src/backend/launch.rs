@@ -31,14 +31,21 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     dir: PathBuf,
-    /// The message; none when it is in an argument, and then there is no stdin.
+    /// What is written to stdin; without it there is no stdin.
     pub(super) stdin: Option<String>,
+    /// Whether stdin stays open behind it: more may come.
+    #[serde(default)]
+    pub(super) stdin_stays_open: bool,
     /// Whether the message is in an argument.
     message_bytes: usize,
     /// Time between SIGTERM and SIGKILL.
     pub(super) kill_grace_ms: u64,
-    /// The longest that the turn may take.
+    /// The longest that it may take.
     pub(super) limit_ms: u64,
+    /// Of a live agent that is kept warm: it is ended when no engine was there for so long, and nothing is kept of what it
+    /// says.
+    #[serde(default)]
+    pub(super) alone_ms: Option<u64>,
     /// From then on nothing is started: the run may be somebody else's. On the clock that all processes of a machine
     /// share and nobody sets (`CLOCK_MONOTONIC`).
     start_by_ms: u64,
@@ -55,15 +62,36 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What an agent reads on its stdin. An open one that nobody writes to makes several agents wait for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stdin {
+    /// Nothing: it has none.
+    Closed,
+    /// The message, unless the command asks for it.
+    MessageUnlessAsked,
+    /// This, and what is written to it later; its protocol uses it.
+    Open(String),
+}
+
 impl Launch {
-    /// What is to be started for a prompt.
-    pub(super) fn new(spec: &ProcessSpec, prompt: &Prompt, kill_grace: Duration) -> Result<Self, StartError> {
+    /// What is to be started for a prompt: the command of the config and `more` arguments, which are taken as they are.
+    pub(super) fn for_turn(
+        spec: &ProcessSpec,
+        more: Vec<OsString>,
+        stdin: Stdin,
+        prompt: &Prompt,
+        kill_grace: Duration,
+    ) -> Result<Self, StartError> {
         let mut words = spec.command.iter().map(|word| fill(word, "command", prompt));
         let program = words.next().unwrap_or_else(|| Ok(OsString::new()))?;
         if program.is_empty() {
             return Err(StartError("`command` names no program".to_owned()));
         }
-        let arguments = words.collect::<Result<_, _>>()?;
+        let mut arguments = words.collect::<Result<Vec<_>, _>>()?;
+        if more.iter().any(|word| word.as_bytes().contains(&0)) {
+            return Err(StartError("a NUL character cannot be handed over: take it out of the message".to_owned()));
+        }
+        arguments.extend(more);
         let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.attempt).into())];
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains(['=', '\0']) {
@@ -78,6 +106,11 @@ impl Launch {
         environment.push((reap::MARKER.into(), prompt.attempt.run.to_string().into()));
         environment.push((reap::ATTEMPT_MARKER.into(), prompt.attempt.number.to_string().into()));
         let takes_message = spec.command.iter().any(|argument| template::asks_for_message(argument));
+        let (stdin, stdin_stays_open) = match stdin {
+            Stdin::Closed => (None, false),
+            Stdin::MessageUnlessAsked => ((!takes_message).then(|| prompt.message.clone()), false),
+            Stdin::Open(first) => (Some(first), true),
+        };
         let start_in = prompt.start_by.saturating_duration_since(Instant::now());
         Ok(Self {
             attempt: prompt.attempt,
@@ -85,13 +118,19 @@ impl Launch {
             arguments,
             environment,
             dir: prompt.dir.clone(),
-            // An open stdin that nobody writes to makes several agents wait for ever.
-            stdin: (!takes_message).then(|| prompt.message.clone()),
+            stdin,
+            stdin_stays_open,
             message_bytes: prompt.message.len(),
             kill_grace_ms: millis(kill_grace),
             limit_ms: millis(prompt.limit),
+            alone_ms: None,
             start_by_ms: monotonic_ms().saturating_add(millis(start_in)),
         })
+    }
+
+    /// The same for a live agent that is kept warm: it may take any time, but is not left alone for longer than `alone`.
+    pub(super) fn kept_warm(self, alone: Duration) -> Self {
+        Self { limit_ms: u64::MAX, alone_ms: Some(millis(alone)), ..self }
     }
 
     /// The command, ready to be spawned.
@@ -201,6 +240,10 @@ mod tests {
             dir: "/".into(),
             agent_session: None,
             message: message.to_owned(),
+            attachments: Vec::new(),
+            options: crate::options::SessionOptions::default(),
+            oneshot: false,
+            endpoint: None,
         }
     }
 
@@ -208,7 +251,8 @@ mod tests {
     fn the_key_to_the_engine_is_kept_from_the_agent_and_the_marker_from_the_config() {
         let prompt = prompt("hello");
         let spec = spec(&["agent"], &[("MAINSTAY_RUN", "other"), ("PWD", "/other"), ("KEY", "{slot}")]);
-        let command = Launch::new(&spec, &prompt, Duration::ZERO).unwrap().command();
+        let command =
+            Launch::for_turn(&spec, Vec::new(), Stdin::MessageUnlessAsked, &prompt, Duration::ZERO).unwrap().command();
         let variable = |name: &str| {
             let found = command.get_envs().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
@@ -234,9 +278,21 @@ mod tests {
             (spec(&["agent"], &[("A=B", "c")]), "", "no variable can have"),
             (spec(&["agent"], &[("", "c")]), "", "no variable can have"),
         ] {
-            let error = Launch::new(&spec, &prompt(message), Duration::ZERO).unwrap_err().to_string();
+            let error =
+                Launch::for_turn(&spec, Vec::new(), Stdin::MessageUnlessAsked, &prompt(message), Duration::ZERO)
+                    .unwrap_err()
+                    .to_string();
             assert!(error.contains(advice), "{error}");
         }
-        assert!(Launch::new(&spec(&["agent"], &[]), &prompt("a\0b"), Duration::ZERO).is_ok());
+        assert!(
+            Launch::for_turn(
+                &spec(&["agent"], &[]),
+                Vec::new(),
+                Stdin::MessageUnlessAsked,
+                &prompt("a\0b"),
+                Duration::ZERO
+            )
+            .is_ok()
+        );
     }
 }

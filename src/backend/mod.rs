@@ -3,6 +3,9 @@
 //!
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
+pub mod acp;
+pub mod claude;
+pub mod codex;
 mod control;
 pub mod demo;
 mod home;
@@ -10,9 +13,13 @@ pub mod host;
 mod launch;
 mod lines;
 pub mod openclaw;
+pub mod openclaw_gateway;
+pub mod opencode;
 mod output;
+pub mod per_turn;
 pub mod process;
 pub mod reap;
+pub mod relay;
 mod stderr;
 mod temp_dir;
 mod template;
@@ -27,11 +34,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
+use crate::failure::AgentError;
 use crate::id::{SessionId, WorkspaceName};
+use crate::message::Attachment;
+use crate::options::SessionOptions;
+use crate::permission::{Decision, PermissionRequest};
 use crate::run::{Attempt, ExitReport};
+use crate::usage::Usage;
 use crate::worker::AgentHost;
+use crate::workspace::ClientAccess;
 
 pub use self::control::Control;
+use self::per_turn::{Dialect, PerTurn};
 use self::process::Hosts;
 
 pub use output::decode;
@@ -45,6 +59,8 @@ pub enum AgentEvent {
     Reasoning(String),
     /// It writes to the person.
     Text(String),
+    /// A message of the model begins; it may be one that was said before, in part.
+    MessageBegan(Again),
     /// It starts a tool.
     ToolStarted {
         /// Unique in the turn; empty when the agent gave none.
@@ -53,6 +69,8 @@ pub enum AgentEvent {
         name: String,
         /// Its input.
         input: Value,
+        /// The call of the tool on whose behalf this one is used: that of a sub-agent.
+        parent: Option<String>,
     },
     /// A tool reports progress.
     ToolProgress {
@@ -70,10 +88,71 @@ pub enum AgentEvent {
         /// Its output, or what went wrong.
         result: Result<Value, String>,
     },
+    /// It made a file.
+    File {
+        /// What it is.
+        media_type: String,
+        /// Where it is; a `data:` URL holds it.
+        url: String,
+    },
+    /// What it means to do, as a list of steps (`[{content, status, priority?}, …]`); takes the place of an earlier one.
+    Plan(Value),
+    /// It asks whether a tool may be used, and waits.
+    Permission(PermissionRequest),
+    /// Its own id of this conversation.
+    Session {
+        /// The id.
+        id: String,
+        /// How the turn came by it.
+        origin: SessionOrigin,
+    },
+    /// What it calls the conversation.
+    Title(String),
+    /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there
+    /// did not change.
+    Advertised(Value),
+    /// What the turn used so far.
+    Usage(Usage),
     /// It reports an error of its own.
-    Error(String),
+    Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.
     Ended,
+}
+
+/// Whether a message of the model is one that was said before, in part: models are asked again when a stream breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// It is new.
+    No,
+    /// It may be: the agent does not say. It is when it begins with the same words.
+    Perhaps,
+    /// It is, and what was said of it is void.
+    Yes,
+}
+
+/// How a turn came by the agent's own session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionOrigin {
+    /// It is a new one.
+    New,
+    /// A live agent had it.
+    Reused,
+    /// The agent went on with it, without telling it again.
+    Resumed,
+    /// The agent read it back and told it again.
+    Loaded,
+}
+
+impl SessionOrigin {
+    /// The word in the database and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Reused => "reused",
+            Self::Resumed => "resumed",
+            Self::Loaded => "loaded",
+        }
+    }
 }
 
 /// A piece of an agent's output: what was read between the last record's offset and this one's.
@@ -106,6 +185,14 @@ pub struct Prompt {
     pub agent_session: Option<String>,
     /// What the person said.
     pub message: String,
+    /// The files of the message.
+    pub attachments: Vec<Attachment>,
+    /// The options of the session.
+    pub options: SessionOptions,
+    /// Whether the agent may forget the conversation after the turn.
+    pub oneshot: bool,
+    /// Where the live agent is reached that the turn is on; none for a driver that needs none.
+    pub endpoint: Option<String>,
     /// From then on nothing is started: the run may be somebody else's.
     pub start_by: Instant,
     /// The longest that the turn may take; it is ended somewhat later also when no engine is there to do it.
@@ -164,6 +251,52 @@ pub trait Backend: Send + Sync {
 
     /// Goes on with a turn that another worker began; `None` for agents that end with their engine.
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>>;
+
+    /// The line that tells the agent how its request was decided, for [`Control::write`]. To be told twice does no harm.
+    /// `None` for agents that ask nothing.
+    fn answer(&self, _request: &PermissionRequest, _decision: &Decision) -> Option<String> {
+        None
+    }
+
+    /// The live agent that turns of this backend are on; `None` when each turn has a process of its own.
+    fn warm(&self) -> Option<&dyn Warm> {
+        None
+    }
+}
+
+/// A live agent that several turns are on: how it is started and asked whether it is well. Who decides is the engine.
+pub trait Warm: Send + Sync {
+    /// Whether all sessions of a workspace share one; otherwise each session has its own.
+    fn is_shared(&self) -> bool;
+
+    /// Gets ready to start it, as [`Backend::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
+    ///
+    /// # Errors
+    /// [`StartError`] when it could not be started; then nothing of it is left.
+    fn start(&self, start: WarmStart) -> BoxFuture<'_, Result<(Reply, String), StartError>>;
+
+    /// Goes on watching over one that another worker started.
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply>;
+
+    /// Whether the one at an endpoint is well. Comes back within a few seconds.
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// What is to be started, and where it is to be.
+#[derive(Debug, Clone)]
+pub struct WarmStart {
+    /// The backend, its id in place of a run's, and its generation.
+    pub attempt: Attempt,
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// Where it works; absolute.
+    pub dir: PathBuf,
+    /// The session that it is for; none when it is shared.
+    pub session: Option<SessionId>,
+    /// Whether a turn may use the files and terminals of the workspace through us.
+    pub client: ClientAccess,
+    /// It ends by itself when no engine was there for so long.
+    pub alone: Duration,
 }
 
 /// The backend of an agent: the one line that a new driver adds.
@@ -171,7 +304,13 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
     match &agent.driver {
         Driver::Demo => Arc::new(demo::Demo),
         Driver::Openclaw(spec) => {
-            Arc::new(process::PerTurn::new(spec.clone(), agent.kill_grace, openclaw::parser, hosts.clone()))
+            let dialect = Dialect::of_lines(openclaw::parser);
+            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))
         }
+        Driver::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, hosts)),
+        Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
+        Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
+        Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
+        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::backend(spec, agent.kill_grace, hosts)),
     }
 }

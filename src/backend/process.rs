@@ -1,10 +1,10 @@
-//! One process a turn: a host is started for it, the host starts the agent, and what that says is read from the host, or
-//! from its spool when the host is gone. Who comes after a dead engine goes on in the same way.
+//! A process under a host: a host is started for it, the host starts the agent, and what that says is read from the host,
+//! or from its spool when the host is gone. Who comes after a dead engine goes on in the same way.
 //!
 //! Always: an agent is started only after whoever started its host said so; a turn is over only when nothing of it is
 //! left. Nothing here ends an agent that goes on under another lease.
 //!
-//! Deliberately absent: what a line means (`openclaw.rs`), and why a turn is stopped (the engine).
+//! Deliberately absent: what a line means (the drivers), and why a turn is stopped (the engine).
 //! Proof: `tests/backend.rs`.
 
 use std::io;
@@ -13,14 +13,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::future::{BoxFuture, OptionFuture};
+use futures_util::future::OptionFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::control::Control;
+use super::control::{Control, Input};
 pub use super::home::Hosts;
 use super::host::frame::{Corrupt, Decoder};
 use super::host::wire::{
@@ -32,8 +32,7 @@ pub use super::launch::what_is_missing;
 use super::output::Output;
 use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;
-use super::{Adoption, Backend, End, LineParser, Prompt, Record, Reply, StartError, reap};
-use crate::agent::ProcessSpec;
+use super::{Adoption, End, LineParser, Record, Reply, StartError, reap};
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::worker::{AgentHost, ProcessIdentity};
 
@@ -43,27 +42,32 @@ const RECORDS_WAITING: usize = 8;
 /// A host that was told to end its agent and is not through with it so much later than it should be is ended itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// So much waits to be read by a host before more is taken from the engine.
+const UNSAID_BYTES: usize = 64 * 1024;
+
 /// A process whose socket was closed because it ended is seen to be gone after a moment.
 const DIES_WITHIN: Duration = Duration::from_secs(2);
 
-/// A backend that starts one process per turn.
+/// How processes are held: under which hosts, and how patiently.
 #[derive(Debug, Clone)]
-pub struct PerTurn {
-    spec: ProcessSpec,
-    kill_grace: Duration,
-    parser: fn() -> LineParser,
-    hosts: Hosts,
+pub(super) struct Holding {
+    /// Where the hosts live.
+    pub hosts: Hosts,
+    /// Time between SIGTERM and SIGKILL of one that is asked to stop.
+    pub kill_grace: Duration,
+    /// A longer line of output is counted and skipped.
+    pub max_line_bytes: usize,
 }
 
-impl PerTurn {
-    /// A backend that starts `spec` for each turn, under one of `hosts`, and reads its output with a new `parser`. A
-    /// cancelled turn has `kill_grace` between SIGTERM and SIGKILL.
-    pub fn new(spec: ProcessSpec, kill_grace: Duration, parser: fn() -> LineParser, hosts: Hosts) -> Self {
-        Self { spec, kill_grace, parser, hosts }
-    }
-
-    async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
-        let launch = Launch::new(&self.spec, &prompt, self.kill_grace)?;
+impl Holding {
+    /// Starts a host for a process, and makes ready to start that; what it says is read with `parser`.
+    pub(super) async fn start(
+        &self,
+        launch: Launch,
+        start_by: std::time::Instant,
+        parser: LineParser,
+    ) -> Result<Reply, StartError> {
+        let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
         if launch.len() > MAX_FROM_ENGINE_BYTES {
             let megabytes = MAX_FROM_ENGINE_BYTES / (1024 * 1024);
@@ -71,16 +75,16 @@ impl PerTurn {
                 "the message is too long to be handed over: {megabytes} MiB with all else"
             )));
         }
-        let attempt = prompt.attempt;
-        let (process, link) = self.hosts.start(attempt, prompt.start_by).await?;
+        let (process, link) = self.hosts.start(attempt, start_by).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
-        Ok(self.talk(attempt, host, Some(link), Some(launch), 0))
+        Ok(self.talk(attempt, host, Some(link), Some(launch), 0, parser))
     }
 
-    async fn go_on(&self, adoption: Adoption) -> Reply {
+    /// Goes on with a process that another worker started.
+    pub(super) async fn go_on(&self, adoption: Adoption, parser: LineParser) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.hosts.connect(attempt, &adoption.host.process).await;
-        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset)
+        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset, parser)
     }
 
     fn talk(
@@ -90,11 +94,12 @@ impl PerTurn {
         link: Option<UnixStream>,
         launch: Option<Vec<u8>>,
         offset: u64,
+        parser: LineParser,
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
-        let output = Output::new(self.spec.max_line_bytes, (self.parser)(), sender.clone(), offset);
+        let output = Output::new(self.max_line_bytes, parser, sender.clone(), offset);
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering =
             Steering { control: control.clone(), hello, launch, records: sender, kill_grace: self.kill_grace };
@@ -102,16 +107,6 @@ impl PerTurn {
             Talk { attempt, process: host.process.clone(), hosts: self.hosts.clone(), heard: Heard::new(output) };
         let end = tokio::spawn(talk.run(link, steering));
         Reply { host: Some(host), records, control, end }
-    }
-}
-
-impl Backend for PerTurn {
-    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
-        Box::pin(self.start(prompt))
-    }
-
-    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
-        Box::pin(async { Some(self.go_on(adoption).await) })
     }
 }
 
@@ -143,6 +138,7 @@ impl Steering {
         let _ = link.write_all(&FromEngine::Hello(self.hello).to_frame()).await;
         let mut unsaid = BytesMut::new();
         let (mut asked, mut killed, mut force_at) = (false, false, None);
+        let mut inputs = self.control.inputs();
         loop {
             tokio::select! {
                 biased;
@@ -164,6 +160,13 @@ impl Steering {
                 }
                 () = self.control.begun(), if self.launch.is_some() => {
                     unsaid.extend(self.launch.take().into_iter().flatten());
+                }
+                Some(Some(input)) = OptionFuture::from(inputs.as_mut().map(|inputs| inputs.recv())),
+                    if self.launch.is_none() && unsaid.len() < UNSAID_BYTES => {
+                    unsaid.extend_from_slice(&match input {
+                        Input::Line(line) => FromEngine::Input(line).to_frame(),
+                        Input::Close => FromEngine::CloseInput.to_frame(),
+                    });
                 }
                 written = link.write_buf(&mut unsaid), if !unsaid.is_empty() => {
                     if written.is_err() {

@@ -72,6 +72,10 @@ mod tests {
             dir: "/srv/w".into(),
             agent_session: None,
             message: "look at {run} {session} $(id) \"'\n".to_owned(),
+            attachments: Vec::new(),
+            options: crate::options::SessionOptions::default(),
+            oneshot: false,
+            endpoint: None,
         };
         let run = prompt.attempt.run.to_string();
         for (template, filled) in [

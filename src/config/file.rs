@@ -5,18 +5,17 @@
 //! nowhere else; a test holds `docs/config.md` to them.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::ops::RangeInclusive;
 use std::path::{Component, Path};
-use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{self, Unexpected, Visitor};
 
 use super::document::{Document, nearest};
-use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, duration, fields, limits};
-use crate::agent::{Agent, DEFAULT_MAX_LINE_BYTES, Driver, OnInterrupt, ProcessSpec, RESUME_MESSAGE};
+use super::driver::{self, DriverKeys};
+use super::section::{Period, Section, Whole};
+use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, fields, limits};
+use crate::agent::{Agent, OnInterrupt, Permissions, RESUME_MESSAGE};
 use crate::id::{AgentName, WorkspaceName};
+use crate::permission::{Policy, ToolKind};
 use crate::workspace::{WhenFull, Workspace};
 
 #[derive(Deserialize, Default)]
@@ -64,10 +63,36 @@ struct AgentSection {
     on_interrupt: Option<String>,
     max_resumes: Option<Whole>,
     resume_message: Option<String>,
+    permissions: Option<PermissionsSection>,
+    keep_warm: Option<Period>,
     // Of drivers that start a process:
     command: Option<Vec<String>>,
     env: Option<BTreeMap<String, String>>,
     max_line_bytes: Option<Whole>,
+    // Of `acp`:
+    shared: Option<bool>,
+    // Of `openclaw-gateway`:
+    url: Option<String>,
+    token: Option<String>,
+    gateway_agent: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct PermissionsSection {
+    default: Option<String>,
+    timeout: Option<Period>,
+    read: Option<String>,
+    edit: Option<String>,
+    delete: Option<String>,
+    #[serde(rename = "move")]
+    move_: Option<String>,
+    search: Option<String>,
+    execute: Option<String>,
+    think: Option<String>,
+    fetch: Option<String>,
+    switch_mode: Option<String>,
+    other: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -77,6 +102,7 @@ struct WorkspaceSection {
     agent: Option<String>,
     slots: Option<Whole>,
     when_full: Option<String>,
+    client: Option<Vec<String>>,
 }
 
 /// The keys of the table at a path; none where the keys are the user's own (names of agents, of variables).
@@ -86,46 +112,9 @@ pub(super) fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
         ["server"] => Some(fields::of::<ServerSection>()),
         ["engine"] => Some(fields::of::<EngineSection>()),
         ["agents", _] => Some(fields::of::<AgentSection>()),
+        ["agents", _, "permissions"] => Some(fields::of::<PermissionsSection>()),
         ["workspaces", _] => Some(fields::of::<WorkspaceSection>()),
         _ => None,
-    }
-}
-
-/// A whole number; its limits are checked later, where its key is known.
-struct Whole(i64);
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct WholeVisitor;
-        impl Visitor<'_> for WholeVisitor {
-            type Value = Whole;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a whole number")
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whole, E> {
-                Ok(Whole(number))
-            }
-        }
-        deserializer.deserialize_i64(WholeVisitor)
-    }
-}
-
-/// A duration; its limits are checked later, where its key is known.
-struct Period(Duration);
-
-impl<'de> Deserialize<'de> for Period {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PeriodVisitor;
-        impl Visitor<'_> for PeriodVisitor {
-            type Value = Period;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(r#"a duration such as "500ms", "30s", "1m30s", "2h" or "7d""#)
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Period, E> {
-                duration::parse(text).map(Period).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_str(PeriodVisitor)
     }
 }
 
@@ -192,15 +181,47 @@ fn agent(section: &Section<'_>, given: AgentSection, agent: &mut Agent) -> Resul
     section.period("kill_grace", given.kill_grace, limits::KILL_GRACE, &mut agent.kill_grace)?;
     section.number("max_concurrent", given.max_concurrent, limits::MAX_CONCURRENT, &mut agent.max_concurrent)?;
     agent.on_interrupt = on_interrupt(section, given.on_interrupt, given.max_resumes, given.resume_message)?;
-    let process = ProcessSection { command: given.command, env: given.env, max_line_bytes: given.max_line_bytes };
-    agent.driver = match given.driver.as_deref() {
-        Some("demo") => demo(section, &process)?,
-        Some("openclaw") => Driver::Openclaw(process_spec(section, process)?),
-        Some(other) => return Err(section.error(&["driver"], format!("{other:?} is not a driver: {DRIVERS}"))),
-        // Only the built-in agent has a driver of its own accord.
-        None if agent.name == AgentName::builtin() => demo(section, &process)?,
-        None => return Err(section.error(&["driver"], format!("is missing: {DRIVERS}"))),
+    section.period("keep_warm", given.keep_warm, limits::KEEP_WARM, &mut agent.keep_warm)?;
+    permissions(section, given.permissions.unwrap_or_default(), &mut agent.permissions)?;
+    let keys = DriverKeys {
+        command: given.command,
+        env: given.env,
+        max_line_bytes: given.max_line_bytes,
+        shared: given.shared,
+        url: given.url,
+        token: given.token,
+        gateway_agent: given.gateway_agent,
     };
+    agent.driver = driver::read(section, given.driver.as_deref(), agent.name == AgentName::builtin(), keys)?;
+    Ok(())
+}
+
+fn permissions(
+    section: &Section<'_>,
+    given: PermissionsSection,
+    permissions: &mut Permissions,
+) -> Result<(), ConfigError> {
+    let words = [("ask", Policy::Ask), ("allow", Policy::Allow), ("deny", Policy::Deny)];
+    let section = section.below("permissions");
+    section.period("timeout", given.timeout, limits::PERMISSION_TIMEOUT, &mut permissions.timeout)?;
+    section.choice("default", given.default, words, &mut permissions.otherwise)?;
+    let by_kind = [
+        (ToolKind::Read, given.read),
+        (ToolKind::Edit, given.edit),
+        (ToolKind::Delete, given.delete),
+        (ToolKind::Move, given.move_),
+        (ToolKind::Search, given.search),
+        (ToolKind::Execute, given.execute),
+        (ToolKind::Think, given.think),
+        (ToolKind::Fetch, given.fetch),
+        (ToolKind::SwitchMode, given.switch_mode),
+        (ToolKind::Other, given.other),
+    ];
+    for (kind, given) in by_kind.into_iter().filter(|(_, given)| given.is_some()) {
+        let mut policy = Policy::Ask;
+        section.choice(kind.as_str(), given, words, &mut policy)?;
+        permissions.by_kind.insert(kind, policy);
+    }
     Ok(())
 }
 
@@ -226,50 +247,6 @@ fn on_interrupt(
         return Err(section.error(&["resume_message"], "says nothing that an agent could be told"));
     }
     Ok(OnInterrupt::Resume { at_most, message })
-}
-
-const DRIVERS: &str = "use one of demo, openclaw";
-
-/// The keys of drivers that start a process.
-struct ProcessSection {
-    command: Option<Vec<String>>,
-    env: Option<BTreeMap<String, String>>,
-    max_line_bytes: Option<Whole>,
-}
-
-fn demo(section: &Section<'_>, process: &ProcessSection) -> Result<Driver, ConfigError> {
-    let ProcessSection { command, env, max_line_bytes } = process;
-    let keys = [("command", command.is_some()), ("env", env.is_some()), ("max_line_bytes", max_line_bytes.is_some())];
-    match keys.into_iter().find(|(_, given)| *given) {
-        Some((key, _)) => Err(section.error(&[key], "does not fit the driver demo, which starts no process")),
-        None => Ok(Driver::Demo),
-    }
-}
-
-fn process_spec(section: &Section<'_>, given: ProcessSection) -> Result<ProcessSpec, ConfigError> {
-    let wrong = |problem: &str| Err(section.error(&["command"], problem));
-    let command = match given.command {
-        None => return wrong("is missing: this driver needs the program and its arguments, such as [\"openclaw\", …]"),
-        Some(command) if command.first().is_none_or(String::is_empty) => return wrong("begins with no program"),
-        Some(command) if command.iter().any(|arg| arg.contains('\0')) => return wrong("has a NUL character in it"),
-        Some(command) => command,
-    };
-    let env = given.env.unwrap_or_default();
-    for (name, value) in &env {
-        let problem = if name.is_empty() || name.contains(['=', '\0']) {
-            "is not a name that a variable can have: no =, no NUL, not empty"
-        } else if name.starts_with("MAINSTAY_") {
-            "is reserved: names that begin with MAINSTAY_ are set by Mainstay"
-        } else if value.contains('\0') {
-            "has a NUL character in its value"
-        } else {
-            continue;
-        };
-        return Err(section.error(&["env", name], problem));
-    }
-    let mut max_line_bytes = DEFAULT_MAX_LINE_BYTES;
-    section.number("max_line_bytes", given.max_line_bytes, limits::MAX_LINE_BYTES, &mut max_line_bytes)?;
-    Ok(ProcessSpec { command, env, max_line_bytes })
 }
 
 fn workspace(
@@ -298,7 +275,19 @@ fn workspace(
     }
     section.number("slots", given.slots, limits::SLOTS, &mut workspace.slots)?;
     let when_full = [("share", WhenFull::Share), ("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
-    section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)
+    section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)?;
+    for word in given.client.into_iter().flatten() {
+        match word.as_str() {
+            "read_files" => workspace.client.read_files = true,
+            "write_files" => workspace.client.write_files = true,
+            "terminals" => workspace.client.terminals = true,
+            _ => {
+                let problem = format!("{word:?} is not allowed: use some of read_files, write_files, terminals");
+                return Err(section.error(&["client"], problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `https://chat.example.com:8443`: what a browser writes into the `Origin` header.
@@ -320,91 +309,5 @@ fn is_host(text: &str) -> bool {
     match v6 {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => (1..=MAX_HOST_BYTES).contains(&text.len()) && text.bytes().all(name),
-    }
-}
-
-/// A table of the file, for checking the values in it.
-struct Section<'s> {
-    document: &'s Document<'s>,
-    path: Vec<&'s str>,
-}
-
-impl<'s> Section<'s> {
-    fn new(document: &'s Document<'s>, path: &[&'s str]) -> Self {
-        Self { document, path: path.to_vec() }
-    }
-
-    fn error(&self, key: &[&str], problem: impl Display) -> ConfigError {
-        self.document.error(&[&self.path, key].concat(), &problem.to_string())
-    }
-
-    /// Takes a duration within its limits.
-    fn period(
-        &self,
-        key: &str,
-        given: Option<Period>,
-        limits: RangeInclusive<Duration>,
-        value: &mut Duration,
-    ) -> Result<(), ConfigError> {
-        let Some(Period(given)) = given else { return Ok(()) };
-        if !limits.contains(&given) {
-            let [given, least, most] = [given, *limits.start(), *limits.end()].map(duration::show);
-            return Err(self.error(&[key], format!("{given} is not allowed: use {least} to {most}")));
-        }
-        *value = given;
-        Ok(())
-    }
-
-    /// Takes a number within its limits.
-    fn number<T: TryFrom<i64> + PartialOrd + Display>(
-        &self,
-        key: &str,
-        given: Option<Whole>,
-        limits: RangeInclusive<T>,
-        value: &mut T,
-    ) -> Result<(), ConfigError> {
-        let Some(Whole(given)) = given else { return Ok(()) };
-        *value = T::try_from(given).ok().filter(|number| limits.contains(number)).ok_or_else(|| {
-            self.error(&[key], format!("{given} is not allowed: use {} to {}", limits.start(), limits.end()))
-        })?;
-        Ok(())
-    }
-
-    /// Takes one of some words.
-    fn choice<T: Copy, const N: usize>(
-        &self,
-        key: &str,
-        given: Option<String>,
-        words: [(&str, T); N],
-        value: &mut T,
-    ) -> Result<(), ConfigError> {
-        let Some(given) = given else { return Ok(()) };
-        let Some((_, chosen)) = words.iter().find(|(word, _)| *word == given) else {
-            let words = words.map(|(word, _)| word).join(", ");
-            return Err(self.error(&[key], format!("{given:?} is not allowed: use one of {words}")));
-        };
-        *value = *chosen;
-        Ok(())
-    }
-
-    /// Takes a list of which every entry is `legal`, which is what `want` says.
-    fn list(
-        &self,
-        key: &str,
-        given: Option<Vec<String>>,
-        legal: fn(&str) -> bool,
-        want: &str,
-        value: &mut Vec<String>,
-    ) -> Result<(), ConfigError> {
-        let Some(given) = given else { return Ok(()) };
-        if given.len() > limits::MAX_ALLOWED {
-            let (count, most) = (given.len(), limits::MAX_ALLOWED);
-            return Err(self.error(&[key], format!("{count} entries are not allowed: use {most} at most")));
-        }
-        if let Some(bad) = given.iter().find(|entry| !legal(entry)) {
-            return Err(self.error(&[key], format!("{bad:?}: {want}")));
-        }
-        *value = given;
-        Ok(())
     }
 }

@@ -40,6 +40,10 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = TURN_TIMEOUT;
 pub const KILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * 60);
 /// An agent that may never run is one to leave out of the config.
 pub const MAX_CONCURRENT: RangeInclusive<u32> = 1..=10_000;
+/// Below a second it would be gone before the next message; a live agent costs some 100 MB.
+pub const KEEP_WARM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * DAY.as_secs());
+/// Below a second nobody can answer.
+pub const PERMISSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=YEAR;
 /// Whatever is interrupted more often after one message is better looked at.
 pub const MAX_RESUMES: RangeInclusive<u32> = 1..=100;
 /// Below 4 KiB ordinary events are lost; a line is held in memory.

@@ -5,11 +5,13 @@
 //! the caller, and whether a directory or a program exists is found out when it is needed.
 
 mod document;
+mod driver;
 pub mod duration;
 mod error;
 mod fields;
 mod file;
 pub mod limits;
+mod section;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +22,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::agent::{Agent, Driver, OnInterrupt};
+use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
 use crate::id::{AgentName, WorkspaceName};
-use crate::workspace::{WhenFull, Workspace};
+use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
 pub use error::ConfigError;
 
@@ -73,8 +75,7 @@ pub struct EngineConfig {
     pub idle_ttl: Duration,
     /// How long rows of closed and expired assignments are kept.
     pub assignment_retention: Duration,
-    /// Warm backends kept before the least recently used idle one is closed. Nobody asks yet: it comes with the first
-    /// driver that keeps a backend warm; until then files may already say it.
+    /// Warm backends kept before the least recently used idle one is closed.
     pub max_backends: u32,
     /// What becomes of turns that are still running when the grace of a shutdown is over.
     pub on_shutdown: OnShutdown,
@@ -199,6 +200,8 @@ impl Agent {
             kill_grace: Duration::from_secs(5),
             max_concurrent: 5,
             on_interrupt: OnInterrupt::Stop,
+            permissions: Permissions::default(),
+            keep_warm: Duration::from_secs(30 * 60),
         }
     }
 }
@@ -206,6 +209,13 @@ impl Agent {
 impl Workspace {
     /// A workspace of which the config says nothing but the name.
     fn with_defaults(name: WorkspaceName, base_dir: &Path) -> Self {
-        Self { name, dir: base_dir.to_owned(), agent: AgentName::builtin(), slots: 5, when_full: WhenFull::Share }
+        Self {
+            name,
+            dir: base_dir.to_owned(),
+            agent: AgentName::builtin(),
+            slots: 5,
+            when_full: WhenFull::Share,
+            client: ClientAccess::default(),
+        }
     }
 }

@@ -19,11 +19,14 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
+use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
+use crate::options::SessionOptions;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::StoreError;
 use crate::store::event::Append;
+use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
 
 /// The folded message is stored at most this often while a run goes on.
@@ -158,6 +161,10 @@ impl<'a> Drive<'a> {
             dir: workspace.dir.clone(),
             agent_session: claimed.agent_session.clone(),
             message,
+            attachments: Vec::new(),
+            options: SessionOptions::default(),
+            oneshot: false,
+            endpoint: None,
         };
         let Some(backend) = self.shared.backends.get(&agent.name) else {
             return self
@@ -313,7 +320,7 @@ impl<'a> Drive<'a> {
             if records.is_empty() {
                 continue;
             }
-            let events = self.hear(&mut records, asked);
+            let (events, facts) = self.hear(&mut records, asked);
             let said = events.iter().any(Chunk::is_said);
             if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
@@ -326,7 +333,7 @@ impl<'a> Drive<'a> {
             if snapshot {
                 snapshot_at = Some(Instant::now());
             }
-            self.append(events, snapshot).await?;
+            self.append(events, facts, snapshot).await?;
             if said {
                 // From now on it can be heard again: a write that took long is no silence of the agent.
                 progress_at = Instant::now();
@@ -334,8 +341,8 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn hear(&mut self, records: &mut Vec<Record>, asked: Option<Cause>) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
+    fn hear(&mut self, records: &mut Vec<Record>, asked: Option<Cause>) -> (Vec<Chunk>, Vec<Fact>) {
+        let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
             self.offset = self.offset.max(record.offset);
             for event in record.events {
@@ -343,14 +350,29 @@ impl<'a> Drive<'a> {
                 if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
+                facts.extend(self.fact_of(&event));
                 chunks.extend(self.turn.hear(event));
             }
         }
-        chunks
+        (chunks, facts)
     }
 
-    async fn append(&mut self, chunks: Vec<Chunk>, snapshot: bool) -> Result<(), Left> {
-        if chunks.is_empty() {
+    /// What is stored of an event beside what readers are told.
+    fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
+        match event {
+            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
+            AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
+            AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
+            AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
+                Some(Fact::Failure { class: *class, retry_at: *retry_at })
+            }
+            _ => None,
+        }
+    }
+
+    async fn append(&mut self, chunks: Vec<Chunk>, facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {
+        if chunks.is_empty() && facts.is_empty() {
             return Ok(());
         }
         let append = Append {
@@ -361,6 +383,7 @@ impl<'a> Drive<'a> {
             events: chunks.iter().map(Chunk::to_json).collect(),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
             parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json()),
+            facts,
         };
         self.insist(|| self.shared.store.append(append.clone())).await??;
         Ok(())

@@ -53,13 +53,21 @@ impl Turn {
             AgentEvent::Status(label) => self.show(label, &mut said),
             AgentEvent::Reasoning(delta) => self.speak(Block::Reasoning, delta, &mut said),
             AgentEvent::Text(delta) => self.speak(Block::Text, delta, &mut said),
-            AgentEvent::ToolStarted { id, name, input } => {
+            AgentEvent::ToolStarted { id, name, input, .. } => {
                 self.start_tool(id, name, input, &mut said);
             }
             AgentEvent::ToolProgress { id, output } => self.show_progress(&id, output, &mut said),
             AgentEvent::ToolFinished { id, name, result } => self.finish_tool(id, name, result, &mut said),
-            AgentEvent::Error(message) => self.report(message, &mut said),
+            AgentEvent::Error(error) => self.report(error.message, &mut said),
             AgentEvent::Ended => self.ended = true,
+            AgentEvent::MessageBegan(_)
+            | AgentEvent::File { .. }
+            | AgentEvent::Plan(_)
+            | AgentEvent::Permission(_)
+            | AgentEvent::Session { .. }
+            | AgentEvent::Title(_)
+            | AgentEvent::Advertised(_)
+            | AgentEvent::Usage(_) => {}
         }
         said
     }

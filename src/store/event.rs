@@ -2,6 +2,7 @@
 
 use serde_json::value::RawValue;
 
+use super::fact::{self, Fact};
 use super::writer::{Committed, Notice, Tx};
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
@@ -25,6 +26,8 @@ pub struct Append {
     pub source_offset: i64,
     /// The message as far as it has got, as JSON parts; stored now and then while the run goes on.
     pub parts: Option<String>,
+    /// What the agent said beside its message.
+    pub facts: Vec<Fact>,
 }
 
 /// Where events were committed.
@@ -101,6 +104,7 @@ pub(super) async fn append_all(
     for append in appends {
         results.push(match last_seq_of(append.lease.run) {
             Some(last_seq) => {
+                fact::store(tx, append.lease.run, append.session, &append.facts).await?;
                 let count = Seq::try_from(append.events.len()).unwrap_or(Seq::MAX);
                 if count > 0 {
                     let (first_seq, events) = (last_seq - count + 1, append.events.clone());

@@ -12,6 +12,7 @@ pub mod audit;
 mod backup;
 mod error;
 pub mod event;
+pub mod fact;
 pub mod message;
 pub mod migrate;
 mod place;

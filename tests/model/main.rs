@@ -32,7 +32,7 @@ use mainstay::store::session::{Closed, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Store, StoreError, event};
 use mainstay::worker::ProcessIdentity;
-use mainstay::workspace::{WhenFull, Workspace};
+use mainstay::workspace::{ClientAccess, WhenFull, Workspace};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use proptest_state_machine::{StateMachineTest, prop_state_machine};
@@ -101,7 +101,7 @@ async fn register(store: &Store) -> WorkerKey {
 
 fn workspace(number: usize, slots: u32) -> Workspace {
     let (name, agent) = (WORKSPACES[number].parse().unwrap(), AGENTS[0].parse().unwrap());
-    Workspace { name, dir: "/".into(), agent, slots, when_full: WhenFull::Share }
+    Workspace { name, dir: "/".into(), agent, slots, when_full: WhenFull::Share, client: ClientAccess::default() }
 }
 
 fn session_id(name: usize) -> mainstay::id::SessionId {
@@ -318,6 +318,7 @@ impl System {
             run_id: self.id_of(append.lease.run),
             said: append.said && to > offset,
             events,
+            facts: Vec::new(),
             source_offset: to,
             parts: append.parts.map(parts),
         };

@@ -30,6 +30,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// message may hold, because agents also write what becomes no message.
 const MAX_STDOUT_BYTES: u64 = 1024 * 1024 * 1024;
 
+/// The most that may wait to be read by an agent: answers to its requests are small.
+const MAX_INPUT_BYTES: usize = 256 * 1024 * 1024;
+
 /// So much of stderr goes into the spool as it comes, in case that the host cannot tell the rest at the end.
 const SPOOLED_STDERR_BYTES: usize = 16 * 1024;
 
@@ -53,7 +56,7 @@ pub(super) struct Agent {
     exited: OwnedFd,
     status: Option<WaitStatus>,
     stage: Stage,
-    stdin: Option<Message>,
+    stdin: Option<Stdin>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     excerpt: Excerpt,
@@ -62,14 +65,18 @@ pub(super) struct Agent {
     grace: Duration,
     limit_at: Option<Instant>,
     stop_wanted: bool,
+    /// How long it may be without an engine, and since when it is. Of an agent that has this nothing is kept that it says.
+    alone: Option<(Duration, Instant)>,
 }
 
-/// What is left of the message to write.
+/// What is left to write.
 #[derive(Debug)]
-struct Message {
+struct Stdin {
     pipe: ChildStdin,
     bytes: Vec<u8>,
     written: usize,
+    /// More may come.
+    stays_open: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +107,12 @@ impl Agent {
             return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".to_owned());
         };
         let stdin = child.stdin.take().zip(launch.stdin);
-        let stdin = stdin.map(|(pipe, message)| Message { pipe, bytes: message.into_bytes(), written: 0 });
+        let stdin = stdin.map(|(pipe, message)| Stdin {
+            pipe,
+            bytes: message.into_bytes(),
+            written: 0,
+            stays_open: launch.stdin_stays_open,
+        });
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let fds = [
             stdin.as_ref().map(|stdin| stdin.pipe.as_fd()),
@@ -130,6 +142,7 @@ impl Agent {
                 .checked_add(LIMIT_MARGIN)
                 .and_then(|limit| now.checked_add(limit)),
             stop_wanted: false,
+            alone: launch.alone_ms.map(|ms| (Duration::from_millis(ms), now)),
         })
     }
 
@@ -141,7 +154,8 @@ impl Agent {
     /// What to look at; its stdout only when there is room for it.
     pub(super) fn poll_fds(&self, room: bool) -> impl Iterator<Item = PollFd<'_>> {
         let is_running = self.status.is_none().then(|| PollFd::new(&self.exited, PollFlags::IN));
-        let stdin = self.stdin.as_ref().map(|stdin| PollFd::new(&stdin.pipe, PollFlags::OUT));
+        let to_write = self.stdin.as_ref().filter(|stdin| stdin.written < stdin.bytes.len());
+        let stdin = to_write.map(|stdin| PollFd::new(&stdin.pipe, PollFlags::OUT));
         let stdout = self.stdout.as_ref().filter(|_| room).map(|pipe| PollFd::new(pipe, PollFlags::IN));
         let stderr = self.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
         [is_running, stdin, stdout, stderr].into_iter().flatten()
@@ -290,18 +304,55 @@ impl Agent {
         }
     }
 
+    /// Writes more to its stdin, if that is open. What an agent does not read is not kept without end.
+    pub(super) fn write(&mut self, bytes: &[u8]) {
+        let Some(stdin) = self.stdin.as_mut().filter(|stdin| stdin.stays_open) else { return };
+        if stdin.bytes.len() - stdin.written + bytes.len() > MAX_INPUT_BYTES {
+            self.stdin = None;
+            return;
+        }
+        stdin.bytes.drain(..stdin.written);
+        stdin.written = 0;
+        stdin.bytes.extend_from_slice(bytes);
+        self.write_stdin();
+    }
+
+    /// Closes its stdin behind what is to be written.
+    pub(super) fn close_input(&mut self) {
+        if let Some(stdin) = &mut self.stdin {
+            stdin.stays_open = false;
+        }
+        self.write_stdin();
+    }
+
+    /// An agent that is to end when it was without an engine for too long is asked to.
+    pub(super) fn keep_company(&mut self, has_engine: bool, spool: &mut Spool) {
+        let now = Instant::now();
+        let Some((patience, since)) = &mut self.alone else { return };
+        if has_engine {
+            *since = now;
+        } else if now.duration_since(*since) >= *patience {
+            self.stop_for(Cause::HostLost, spool);
+        }
+    }
+
     fn write_stdin(&mut self) {
-        let Some(message) = &mut self.stdin else { return };
-        while message.written < message.bytes.len() {
-            match message.pipe.write(&message.bytes[message.written..]) {
-                Ok(written) => message.written += written,
+        let Some(stdin) = &mut self.stdin else { return };
+        while stdin.written < stdin.bytes.len() {
+            match stdin.pipe.write(&stdin.bytes[stdin.written..]) {
+                Ok(written) => stdin.written += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It does not want to read it all, and may do so.
-                Err(_) => break,
+                Err(_) => {
+                    self.stdin = None;
+                    return;
+                }
             }
         }
-        self.stdin = None;
+        if !stdin.stays_open {
+            self.stdin = None;
+        }
     }
 
     fn read_stdout(&mut self, spool: &mut Spool) {
@@ -309,6 +360,8 @@ impl Agent {
         let Some(pipe) = &mut self.stdout else { return };
         match read(pipe, &mut piece) {
             Some(0) => self.stdout = None,
+            // It may go on for months, and nobody asks for it.
+            Some(read) if self.alone.is_some() => self.excerpt.push(&piece[..read]),
             Some(read) => {
                 spool.add(&FromHost::Stdout(Bytes::copy_from_slice(&piece[..read])));
                 self.stdout_bytes += read as u64;
@@ -347,7 +400,11 @@ impl Agent {
         if let Some(mut pipe) = self.stdout.take() {
             let mut left = readable(&pipe);
             while let Some(read) = read(&mut pipe, &mut piece[..left.min(READ_BYTES)]).filter(|read| *read > 0) {
-                spool.add(&FromHost::Stdout(Bytes::copy_from_slice(&piece[..read])));
+                if self.alone.is_some() {
+                    self.excerpt.push(&piece[..read]);
+                } else {
+                    spool.add(&FromHost::Stdout(Bytes::copy_from_slice(&piece[..read])));
+                }
                 left -= read;
             }
         }

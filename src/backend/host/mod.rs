@@ -216,13 +216,23 @@ impl Host {
                 // The engine that started us is the first to come. When it goes without a word, nobody will.
                 Err(_) if self.known.is_none() => self.start_nothing(None),
                 // Whoever does not say who it is, or is gone, is not served.
-                Ok(Some(FromEngine::Start(_) | FromEngine::Stop(_))) | Err(_) => {}
+                Ok(Some(_)) | Err(_) => {}
             }
         }
         while let Some(engine) = &mut self.engine {
             match engine.hear() {
                 Ok(None) => break,
                 Ok(Some(FromEngine::Start(launch))) => self.start(*launch),
+                Ok(Some(FromEngine::Input(bytes))) => {
+                    if let Work::Agent { agent, .. } = &mut self.work {
+                        agent.write(&bytes);
+                    }
+                }
+                Ok(Some(FromEngine::CloseInput)) => {
+                    if let Work::Agent { agent, .. } = &mut self.work {
+                        agent.close_input();
+                    }
+                }
                 Ok(Some(FromEngine::Stop(stop))) => match &mut self.work {
                     Work::Agent { agent, .. } => agent.stop(&stop, &mut self.spool),
                     Work::Awaited { .. } => self.start_nothing(None),
@@ -304,6 +314,7 @@ impl Host {
     fn look_around(&mut self) {
         if let Work::Agent { agent, .. } = &mut self.work {
             agent.take_away_zombies();
+            agent.keep_company(self.engine.is_some(), &mut self.spool);
             // The database is gone: nobody will ever ask for this agent.
             if self.spool.is_removed() {
                 agent.stop_for(Cause::HostLost, &mut self.spool);

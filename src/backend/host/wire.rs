@@ -12,7 +12,7 @@ use crate::backend::launch::Launch;
 use crate::run::Cause;
 
 /// The newest version of this protocol that this build speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest that a host may say: a piece of output, or an end with its stderr.
 pub const MAX_FROM_HOST_BYTES: usize = 1024 * 1024;
@@ -27,6 +27,10 @@ pub enum FromEngine {
     Hello(Hello),
     /// Start the agent. Only the engine that started the host says it, once.
     Start(Box<Launch>),
+    /// Write this to its stdin, which it keeps open.
+    Input(Bytes),
+    /// Close its stdin.
+    CloseInput,
     /// End the agent and all that it started.
     Stop(Stop),
 }
@@ -119,6 +123,8 @@ impl FromEngine {
         match self {
             Self::Hello(hello) => json(b'h', hello),
             Self::Start(launch) => json(b's', launch),
+            Self::Input(bytes) => raw(b'i', bytes),
+            Self::CloseInput => raw(b'c', &[]),
             Self::Stop(stop) => json(b'x', stop),
         }
     }
@@ -128,6 +134,8 @@ impl FromEngine {
         match frame.kind {
             b'h' => read(frame).map(Self::Hello),
             b's' => read(frame).map(Self::Start),
+            b'i' => Some(Self::Input(frame.payload.clone())),
+            b'c' => Some(Self::CloseInput),
             b'x' => read(frame).map(Self::Stop),
             _ => None,
         }
@@ -137,11 +145,6 @@ impl FromEngine {
 impl FromHost {
     /// The frame that says it.
     pub fn to_frame(&self) -> Vec<u8> {
-        let raw = |kind, bytes: &[u8]| {
-            let mut frame = Vec::new();
-            encode(kind, bytes, &mut frame);
-            frame
-        };
         match self {
             Self::Welcome(welcome) => json(b'w', welcome),
             Self::Began(began) => json(b'b', began),
@@ -166,6 +169,12 @@ impl FromHost {
             _ => None,
         }
     }
+}
+
+fn raw(kind: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode(kind, bytes, &mut frame);
+    frame
 }
 
 fn json(kind: u8, value: &impl Serialize) -> Vec<u8> {

@@ -48,8 +48,8 @@ impl Lines {
             Some("agent") if self.source.is_news(event) => self.agent(event, &mut events),
             Some("error") if self.source.is_news(event) => {
                 events.push(AgentEvent::Error(match event.get("data").filter(|data| !data.is_null()) {
-                    Some(data) => error::message(data),
-                    None => error::message(&Value::Object(event.clone())),
+                    Some(data) => error::message(data).into(),
+                    None => error::message(&Value::Object(event.clone())).into(),
                 }));
             }
             _ => {}
@@ -88,7 +88,7 @@ impl Lines {
             // Not an end: the agent may go on to try again.
             Some("error") => {
                 self.source.restart();
-                events.push(AgentEvent::Error(error::message(&Value::Object(data.clone()))));
+                events.push(AgentEvent::Error(error::message(&Value::Object(data.clone())).into()));
             }
             _ => {}
         }
@@ -100,10 +100,8 @@ impl Lines {
         let urls = urls.map(js::trim).filter(|url| !url.is_empty());
         events.extend(urls.map(|url| AgentEvent::Text(format!("\n![media]({url})\n"))));
         if text(data, "stopReason") == Some("error") {
-            events.push(AgentEvent::Error(error::message(match data.get("errorMessage") {
-                Some(message) => message,
-                None => &Value::Null,
-            })));
+            let message = data.get("errorMessage").unwrap_or(&Value::Null);
+            events.push(AgentEvent::Error(error::message(message).into()));
         }
     }
 
@@ -115,7 +113,7 @@ impl Lines {
                 self.next_message();
                 let input = data.get("args").filter(|args| args.is_object() || args.is_array());
                 let input = input.cloned().unwrap_or_else(|| json!({}));
-                events.push(AgentEvent::ToolStarted { id, name: name.unwrap_or_default(), input });
+                events.push(AgentEvent::ToolStarted { id, name: name.unwrap_or_default(), input, parent: None });
             }
             Some("update") => {
                 if let Some(partial) = data.get("partialResult").filter(|partial| !partial.is_null()) {

@@ -35,8 +35,9 @@ fn a_line_is_of_the_protocol_when_it_is_a_json_object() {
 
 #[test]
 fn one_event_at_a_time() {
-    let started =
-        |id: &str, name: &str, input| vec![AgentEvent::ToolStarted { id: id.to_owned(), name: name.to_owned(), input }];
+    let started = |id: &str, name: &str, input| {
+        vec![AgentEvent::ToolStarted { id: id.to_owned(), name: name.to_owned(), input, parent: None }]
+    };
     let finished = |name: Option<&str>, result| {
         vec![AgentEvent::ToolFinished { id: "t".to_owned(), name: name.map(str::to_owned), result }]
     };
@@ -44,13 +45,13 @@ fn one_event_at_a_time() {
         ("lifecycle", json!({"phase": "start"}), vec![status("Preparing response...")]),
         ("lifecycle", json!({"phase": "model"}), vec![]),
         ("lifecycle", json!({"phase": "end", "status": "cancelled"}), vec![Ended]),
-        ("lifecycle", json!({"phase": "error", "error": {"message": "deep"}}), vec![Error("deep".to_owned())]),
+        ("lifecycle", json!({"phase": "error", "error": {"message": "deep"}}), vec![Error("deep".into())]),
         ("thinking", json!({"delta": "hm"}), vec![Reasoning("hm".to_owned())]),
         ("thinking", json!({"delta": 5}), vec![]),
         ("assistant", json!({"delta": ""}), vec![]),
         ("assistant", json!({"mediaUrls": [" u ", " ", 5], "delta": "a"}), vec![said("a"), said("\n![media](u)\n")]),
-        ("assistant", json!({"stopReason": "error", "errorMessage": "e"}), vec![Error("e".to_owned())]),
-        ("assistant", json!({"stopReason": "error"}), vec![Error("Agent reported an error.".to_owned())]),
+        ("assistant", json!({"stopReason": "error", "errorMessage": "e"}), vec![Error("e".into())]),
+        ("assistant", json!({"stopReason": "error"}), vec![Error("Agent reported an error.".into())]),
         ("assistant", json!({"stopReason": "stop", "errorMessage": "e"}), vec![]),
         ("assistant", json!("text"), vec![]),
         ("compaction", json!({"phase": "start"}), vec![status("Optimizing session context...")]),
@@ -91,7 +92,7 @@ fn errors_outside_of_the_agent() {
         (json!({"type": "event", "event": "error", "payload": {"error": {"message": "nested"}}}), "nested"),
         (json!({"event": "error"}), r#"Agent reported an error: {"event":"error"}"#),
     ] {
-        assert_eq!(read(std::slice::from_ref(&line)), [Error(expected.to_owned())], "{line}");
+        assert_eq!(read(std::slice::from_ref(&line)), [Error((*expected).into())], "{line}");
     }
 }
 
@@ -110,7 +111,7 @@ fn a_gateway_frame_nests_the_event() {
         // As an aborted run was seen to end: the count begins anew.
         frame("lifecycle", json!({"phase": "error", "error": "This operation was aborted"}), 1),
     ];
-    let aborted = Error("This operation was aborted".to_owned());
+    let aborted = Error("This operation was aborted".into());
     let expected = [Status("Preparing response...".to_owned()), said("I"), said(" ran."), Ended, aborted];
     assert_eq!(read(&lines), expected);
 }
@@ -270,9 +271,11 @@ proptest! {
                     AgentEvent::ToolStarted { input, .. } => prop_assert!(input.is_object() || input.is_array()),
                     AgentEvent::ToolProgress { output, .. } => prop_assert!(output.is_object()),
                     AgentEvent::ToolFinished { result: Ok(output), .. } => prop_assert!(output.is_object()),
-                    AgentEvent::ToolFinished { result: Err(text), .. } | Error(text) | Text(text)
+                    AgentEvent::ToolFinished { result: Err(text), .. } | Text(text)
                     | Reasoning(text) | Status(text) => prop_assert!(!text.is_empty()),
+                    Error(error) => prop_assert!(!error.message.is_empty()),
                     Ended => {}
+                    other => prop_assert!(false, "{other:?}"),
                 }
             }
         }

@@ -20,11 +20,11 @@ fn error(message: &str) -> AgentEvent {
 }
 
 fn started(id: &str, name: &str) -> AgentEvent {
-    AgentEvent::ToolStarted { id: id.into(), name: name.into(), input: json!({}) }
+    AgentEvent::ToolStarted { id: id.into(), name: name.into(), input: json!({}), parent: None }
 }
 
 fn given(id: &str, input: Value) -> AgentEvent {
-    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input }
+    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input, parent: None }
 }
 
 fn progress(id: &str) -> AgentEvent {

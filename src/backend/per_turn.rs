@@ -1,0 +1,69 @@
+//! One process a turn, under a host: what is started for a prompt, what its lines mean, and what is written to its stdin.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::launch::{Launch, Stdin};
+use super::process::{Holding, Hosts};
+use super::{Adoption, Backend, LineParser, Prompt, Reply, StartError};
+use crate::agent::ProcessSpec;
+use crate::permission::{Decision, PermissionRequest};
+
+/// How a kind of agent is spoken to.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect {
+    /// Arguments behind those of the config.
+    pub arguments: fn(&Prompt) -> Vec<OsString>,
+    /// What it reads on its stdin.
+    pub stdin: fn(&Prompt) -> Stdin,
+    /// Reads what it says in a turn.
+    pub parser: fn() -> LineParser,
+    /// As [`Backend::answer`].
+    pub answer: fn(&PermissionRequest, &Decision) -> Option<String>,
+}
+
+impl Dialect {
+    /// An agent that is given its message in an argument, or else on its stdin, and that asks nothing.
+    pub fn of_lines(parser: fn() -> LineParser) -> Self {
+        Self { arguments: |_| Vec::new(), stdin: |_| Stdin::MessageUnlessAsked, parser, answer: |_, _| None }
+    }
+}
+
+/// A backend that starts one process per turn.
+#[derive(Debug, Clone)]
+pub struct PerTurn {
+    spec: ProcessSpec,
+    dialect: Dialect,
+    holding: Holding,
+}
+
+impl PerTurn {
+    /// A backend that starts `spec` for each turn, under one of `hosts`. A cancelled turn has `kill_grace` between SIGTERM
+    /// and SIGKILL.
+    pub fn new(spec: ProcessSpec, kill_grace: Duration, dialect: Dialect, hosts: Hosts) -> Self {
+        let holding = Holding { hosts, kill_grace, max_line_bytes: spec.max_line_bytes };
+        Self { spec, dialect, holding }
+    }
+
+    async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
+        let (more, stdin) = ((self.dialect.arguments)(&prompt), (self.dialect.stdin)(&prompt));
+        let launch = Launch::for_turn(&self.spec, more, stdin, &prompt, self.holding.kill_grace)?;
+        self.holding.start(launch, prompt.start_by, (self.dialect.parser)()).await
+    }
+}
+
+impl Backend for PerTurn {
+    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
+        Box::pin(self.start(prompt))
+    }
+
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
+        Box::pin(async { Some(self.holding.go_on(adoption, (self.dialect.parser)()).await) })
+    }
+
+    fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
+        (self.dialect.answer)(request, decision)
+    }
+}

@@ -1,0 +1,113 @@
+//! The keys of an agent that depend on its driver: each driver takes its own, and no others.
+
+use std::collections::BTreeMap;
+
+use super::section::{Section, Whole};
+use super::{ConfigError, limits};
+use crate::agent::{DEFAULT_MAX_LINE_BYTES, Driver, GatewaySpec, ProcessSpec};
+
+/// The keys that only some drivers take.
+pub(super) struct DriverKeys {
+    pub command: Option<Vec<String>>,
+    pub env: Option<BTreeMap<String, String>>,
+    pub max_line_bytes: Option<Whole>,
+    pub shared: Option<bool>,
+    pub url: Option<String>,
+    pub token: Option<String>,
+    pub gateway_agent: Option<String>,
+}
+
+const DRIVERS: &str = "use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway";
+
+const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
+
+/// The driver of an agent and what it takes.
+pub(super) fn read(
+    section: &Section<'_>,
+    word: Option<&str>,
+    is_builtin: bool,
+    given: DriverKeys,
+) -> Result<Driver, ConfigError> {
+    let word = match word {
+        Some(word) => word,
+        // Only the built-in agent has a driver of its own accord.
+        None if is_builtin => "demo",
+        None => return Err(section.error(&["driver"], format!("is missing: {DRIVERS}"))),
+    };
+    let takes: &[&str] = match word {
+        "demo" => &[],
+        "openclaw" | "claude" | "codex" | "opencode" => &PROCESS_KEYS,
+        "acp" => &["command", "env", "max_line_bytes", "shared"],
+        "openclaw-gateway" => &["url", "token", "gateway_agent"],
+        other => return Err(section.error(&["driver"], format!("{other:?} is not a driver: {DRIVERS}"))),
+    };
+    let keys = [
+        ("command", given.command.is_some()),
+        ("env", given.env.is_some()),
+        ("max_line_bytes", given.max_line_bytes.is_some()),
+        ("shared", given.shared.is_some()),
+        ("url", given.url.is_some()),
+        ("token", given.token.is_some()),
+        ("gateway_agent", given.gateway_agent.is_some()),
+    ];
+    if let Some((key, _)) = keys.into_iter().find(|(key, given)| *given && !takes.contains(key)) {
+        return Err(section.error(&[key], format!("does not fit the driver {word}")));
+    }
+    let or_default = |mut given: DriverKeys, program: &str| {
+        given.command.get_or_insert_with(|| vec![program.to_owned()]);
+        process_spec(section, given, "")
+    };
+    Ok(match word {
+        "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
+        "claude" => Driver::Claude(or_default(given, "claude")?),
+        "codex" => Driver::Codex(or_default(given, "codex")?),
+        "opencode" => Driver::Opencode(or_default(given, "opencode")?),
+        "acp" => {
+            let shared = given.shared.unwrap_or_default();
+            Driver::Acp { process: process_spec(section, given, "[\"goose\", \"acp\"]")?, shared }
+        }
+        "openclaw-gateway" => Driver::OpenclawGateway(gateway(section, given)?),
+        _ => Driver::Demo,
+    })
+}
+
+fn gateway(section: &Section<'_>, given: DriverKeys) -> Result<GatewaySpec, ConfigError> {
+    let url = given.url.unwrap_or_else(|| "ws://127.0.0.1:18789".to_owned());
+    let host = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://"));
+    if !host.is_some_and(|host| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic())) {
+        return Err(section.error(&["url"], format!("{url:?}: an address such as ws://127.0.0.1:18789 is needed")));
+    }
+    let agent = given.gateway_agent.unwrap_or_else(|| "{slot}".to_owned());
+    if agent.is_empty() || agent.contains('\0') {
+        return Err(section.error(&["gateway_agent"], "names no agent"));
+    }
+    Ok(GatewaySpec { url, token: given.token, agent })
+}
+
+fn process_spec(section: &Section<'_>, given: DriverKeys, example: &str) -> Result<ProcessSpec, ConfigError> {
+    let wrong = |problem: &str| Err(section.error(&["command"], problem));
+    let command = match given.command {
+        None => {
+            return wrong(&format!("is missing: this driver needs the program and its arguments, such as {example}"));
+        }
+        Some(command) if command.first().is_none_or(String::is_empty) => return wrong("begins with no program"),
+        Some(command) if command.iter().any(|arg| arg.contains('\0')) => return wrong("has a NUL character in it"),
+        Some(command) => command,
+    };
+    let env = given.env.unwrap_or_default();
+    for (name, value) in &env {
+        let problem = if name.is_empty() || name.contains(['=', '\0']) {
+            "is not a name that a variable can have: no =, no NUL, not empty"
+        } else if name.starts_with("MAINSTAY_") {
+            "is reserved: names that begin with MAINSTAY_ are set by Mainstay"
+        } else if value.contains('\0') {
+            "has a NUL character in its value"
+        } else {
+            continue;
+        };
+        return Err(section.error(&["env", name], problem));
+    }
+    let mut max_line_bytes = DEFAULT_MAX_LINE_BYTES;
+    section.number("max_line_bytes", given.max_line_bytes, limits::MAX_LINE_BYTES, &mut max_line_bytes)?;
+    Ok(ProcessSpec { command, env, max_line_bytes })
+}

@@ -1,0 +1,104 @@
+//! What went wrong with an agent, as a class that programs can act on, and what people can do about it.
+//!
+//! Always: a class comes from a typed signal (a code, a kind, a status), never from the words of a message. An error
+//! without one has no class.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+/// Kinds of failure that have each their own remedy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorClass {
+    /// The provider does not know the agent, or refuses its key.
+    Authentication,
+    /// The provider takes no more requests until a time that it may have said.
+    RateLimit,
+    /// The provider cannot keep up.
+    Overloaded,
+    /// The conversation is longer than the model takes.
+    ContextTooLong,
+    /// The agent's program is not there.
+    AgentMissing,
+    /// The agent said what its protocol does not allow.
+    Protocol,
+    /// The agent ended without being asked to.
+    Crashed,
+}
+
+impl ErrorClass {
+    /// Every class.
+    pub const ALL: [Self; 7] = [
+        Self::Authentication,
+        Self::RateLimit,
+        Self::Overloaded,
+        Self::ContextTooLong,
+        Self::AgentMissing,
+        Self::Protocol,
+        Self::Crashed,
+    ];
+
+    /// The word in the database, in JSON and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authentication => "authentication",
+            Self::RateLimit => "rate_limit",
+            Self::Overloaded => "overloaded",
+            Self::ContextTooLong => "context_too_long",
+            Self::AgentMissing => "agent_missing",
+            Self::Protocol => "protocol",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Authentication => "Log the agent in, or correct its key in `env` of the agent.",
+            Self::RateLimit => "Wait until the limit is over, then send the message again.",
+            Self::Overloaded => "The provider is busy: send the message again in a moment.",
+            Self::ContextTooLong => "Begin a new session, or ask for less at once.",
+            Self::AgentMissing => "Install the agent: `mainstay agents` says how.",
+            Self::Protocol => "Check that the agent's version fits: `mainstay agents` shows it.",
+            Self::Crashed => "Look at what the agent wrote to stderr: `mainstay show` prints it.",
+        }
+    }
+}
+
+impl std::str::FromStr for ErrorClass {
+    type Err = UnknownClass;
+    fn from_str(text: &str) -> Result<Self, UnknownClass> {
+        let found = Self::ALL.into_iter().find(|class| class.as_str() == text);
+        found.ok_or_else(|| UnknownClass(text.chars().take(40).collect()))
+    }
+}
+
+/// The word names no class.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a class of errors")]
+pub struct UnknownClass(String);
+
+/// An error that an agent reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentError {
+    /// For people, in the agent's words.
+    pub message: String,
+    /// What kind it is, if the agent says so in a way that can be trusted.
+    pub class: Option<ErrorClass>,
+    /// When it makes sense to try again, if anybody said so.
+    pub retry_at: Option<Timestamp>,
+}
+
+impl AgentError {
+    /// An error of a known class.
+    pub fn of(class: ErrorClass, message: impl Into<String>) -> Self {
+        Self { message: message.into(), class: Some(class), retry_at: None }
+    }
+}
+
+impl<T: Into<String>> From<T> for AgentError {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), class: None, retry_at: None }
+    }
+}

@@ -1,0 +1,211 @@
+//! A permission: what an agent asks before it uses a tool, and how that was decided.
+//!
+//! Always: the first answer counts. What was asked and answered, by whom and when, is kept.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::id::{RunId, SessionId};
+
+/// What a tool does, in the words of ACP; policies are written for these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are ACP's")]
+pub enum ToolKind {
+    Read,
+    Edit,
+    Delete,
+    Move,
+    Search,
+    Execute,
+    Think,
+    Fetch,
+    SwitchMode,
+    #[default]
+    Other,
+}
+
+impl ToolKind {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Read,
+        Self::Edit,
+        Self::Delete,
+        Self::Move,
+        Self::Search,
+        Self::Execute,
+        Self::Think,
+        Self::Fetch,
+        Self::SwitchMode,
+        Self::Other,
+    ];
+
+    /// The word in config, database and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Edit => "edit",
+            Self::Delete => "delete",
+            Self::Move => "move",
+            Self::Search => "search",
+            Self::Execute => "execute",
+            Self::Think => "think",
+            Self::Fetch => "fetch",
+            Self::SwitchMode => "switch_mode",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What choosing an option means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are ACP's")]
+pub enum OptionKind {
+    AllowOnce,
+    AllowAlways,
+    RejectOnce,
+    RejectAlways,
+}
+
+impl OptionKind {
+    /// Whether the tool may be used.
+    pub fn allows(self) -> bool {
+        matches!(self, Self::AllowOnce | Self::AllowAlways)
+    }
+}
+
+/// One of the answers that an agent offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionOption {
+    /// Its id, the agent's own.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// What it means.
+    pub kind: OptionKind,
+}
+
+/// What an agent asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PermissionRequest {
+    /// By which the agent knows its request; unique in the turn.
+    pub request: String,
+    /// The tool call that waits; empty when the agent names none.
+    pub tool_call: String,
+    /// The tool.
+    pub tool: String,
+    /// What the tool does.
+    pub kind: ToolKind,
+    /// In a sentence, for people.
+    pub title: String,
+    /// What the tool would be given.
+    pub input: Value,
+    /// The answers that it takes, at least one.
+    pub options: Vec<PermissionOption>,
+}
+
+impl PermissionRequest {
+    /// The option that allows or denies with the least effect: once before always.
+    pub fn option_for(&self, allow: bool) -> Option<&PermissionOption> {
+        let wanted = if allow {
+            [OptionKind::AllowOnce, OptionKind::AllowAlways]
+        } else {
+            [OptionKind::RejectOnce, OptionKind::RejectAlways]
+        };
+        wanted.into_iter().find_map(|kind| self.options.iter().find(|option| option.kind == kind))
+    }
+}
+
+/// How a request was decided; what the agent is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// With one of its options.
+    Selected(PermissionOption),
+    /// Denied although no option says so, or the turn is cancelled.
+    Cancelled,
+}
+
+impl Decision {
+    /// Whether the tool may be used.
+    pub fn allows(&self) -> bool {
+        match self {
+            Self::Selected(option) => option.kind.allows(),
+            Self::Cancelled => false,
+        }
+    }
+}
+
+/// Where a request is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PermissionState {
+    /// Somebody has to answer.
+    Pending,
+    /// The tool may be used.
+    Allowed,
+    /// It may not.
+    Denied,
+    /// Nobody answered in time: it may not.
+    Expired,
+    /// The turn ended first.
+    Cancelled,
+}
+
+impl PermissionState {
+    /// Every state.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Allowed, Self::Denied, Self::Expired, Self::Cancelled];
+
+    /// The word in the database and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A permission, as readers see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Permission {
+    /// Its id: the `approvalId` of the AI SDK.
+    pub id: String,
+    /// The run that waits for it.
+    pub run_id: RunId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// What was asked.
+    #[serde(flatten)]
+    pub request: PermissionRequest,
+    /// Where it is in its life.
+    pub state: PermissionState,
+    /// The option that was chosen.
+    pub option: Option<String>,
+    /// Who answered: `http`, `cli`, `chat`, `policy`, or a name that a client gave.
+    pub answered_by: Option<String>,
+    /// Why, as far as whoever answered said so.
+    pub reason: Option<String>,
+    /// When it was asked.
+    pub requested_at: Timestamp,
+    /// When it expires.
+    pub expires_at: Option<Timestamp>,
+    /// When it was decided.
+    pub answered_at: Option<Timestamp>,
+}
+
+/// What is done with a request of an agent for a kind of tool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Somebody is asked.
+    #[default]
+    Ask,
+    /// It may.
+    Allow,
+    /// It may not.
+    Deny,
+}

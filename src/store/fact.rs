@@ -1,0 +1,122 @@
+//! What an agent says beside its message: which session of its own it is in, what the turn used, what it offers. Stored in
+//! the transaction that stores the events made of the same output, so that each is stored once.
+
+use super::StoreError;
+use super::writer::Tx;
+use crate::clock::Timestamp;
+use crate::failure::ErrorClass;
+use crate::lease::{RunKey, SessionKey};
+use crate::usage::Usage;
+
+/// One thing to store beside the events of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// The agent's own id of the conversation, and how the turn came by it.
+    AgentSession {
+        /// The id.
+        id: String,
+        /// `new`, `reused`, `resumed` or `loaded`.
+        origin: &'static str,
+    },
+    /// What the turn used so far.
+    Usage(Usage),
+    /// What kind of error it reported, and when it makes sense to try again. The first is the cause of the others.
+    Failure {
+        /// The kind.
+        class: ErrorClass,
+        /// When to try again.
+        retry_at: Option<Timestamp>,
+    },
+    /// The modes and options that the agent offers, as JSON.
+    Advertised(String),
+    /// What the agent calls the conversation.
+    Title(String),
+}
+
+/// Stores the facts of a run, whose lease is known to be good in this transaction.
+pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, facts: &[Fact]) -> Result<(), StoreError> {
+    for fact in facts {
+        match fact {
+            Fact::AgentSession { id, origin } => agent_session(tx, run, session, id, origin).await?,
+            Fact::Usage(usage) => store_usage(tx, run, usage).await?,
+            Fact::Failure { class, retry_at } => {
+                let (class, retry_at) = (class.as_str(), retry_at.map(Timestamp::as_millis));
+                sqlx::query!(
+                    "UPDATE runs SET error_class = ?2, retry_at = ?3 WHERE key = ?1 AND error_class IS NULL",
+                    run,
+                    class,
+                    retry_at
+                )
+                .execute(&mut *tx.conn)
+                .await?;
+            }
+            Fact::Advertised(advertised) => {
+                sqlx::query!("UPDATE sessions SET advertised = ?2 WHERE key = ?1", session, advertised)
+                    .execute(&mut *tx.conn)
+                    .await?;
+            }
+            Fact::Title(title) => {
+                sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1", session, title)
+                    .execute(&mut *tx.conn)
+                    .await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A new id takes the place of the old one, which stays in the history.
+async fn agent_session(
+    tx: &mut Tx<'_>,
+    run: RunKey,
+    session: SessionKey,
+    id: &str,
+    origin: &str,
+) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    let known = sqlx::query!(
+        "UPDATE agent_sessions SET origin = ?3, run_key = ?4, used_at = ?5
+         WHERE key = (SELECT key FROM agent_sessions WHERE session_key = ?1 ORDER BY key DESC LIMIT 1) AND id = ?2",
+        session,
+        id,
+        origin,
+        run,
+        now
+    );
+    if known.execute(&mut *tx.conn).await?.rows_affected() == 0 {
+        sqlx::query!(
+            "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
+             SELECT ?1, agent, ?2, ?3, key, ?5, ?5 FROM runs WHERE key = ?4",
+            session,
+            id,
+            origin,
+            run,
+            now
+        )
+        .execute(&mut *tx.conn)
+        .await?;
+    }
+    sqlx::query!("UPDATE sessions SET agent_session = ?2 WHERE key = ?1", session, id).execute(&mut *tx.conn).await?;
+    Ok(())
+}
+
+async fn store_usage(tx: &mut Tx<'_>, run: RunKey, usage: &Usage) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE runs SET input_tokens = coalesce(?2, input_tokens), output_tokens = coalesce(?3, output_tokens),
+             cache_read_tokens = coalesce(?4, cache_read_tokens), cache_write_tokens = coalesce(?5, cache_write_tokens),
+             reasoning_tokens = coalesce(?6, reasoning_tokens), cost_usd = coalesce(?7, cost_usd),
+             context_tokens = coalesce(?8, context_tokens), context_size = coalesce(?9, context_size) WHERE key = ?1",
+        run,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+        usage.cost_usd,
+        usage.context_tokens,
+        usage.context_size
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
+}
