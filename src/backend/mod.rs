@@ -23,6 +23,7 @@ pub mod relay;
 mod stderr;
 mod temp_dir;
 mod template;
+mod warm_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::launch::{Launch, Stdin};
-use super::process::{Holding, Hosts};
+use super::process::{Holding, Hosts, Reading};
 use super::{Adoption, Backend, LineParser, Prompt, Reply, StartError};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
@@ -20,6 +20,8 @@ pub struct Dialect {
     pub stdin: fn(&Prompt) -> Stdin,
     /// Reads what it says in a turn.
     pub parser: fn() -> LineParser,
+    /// What is written to its stdin to stop a turn, before it is sent SIGTERM.
+    pub interrupt: Option<fn() -> String>,
     /// As [`Backend::answer`].
     pub answer: fn(&PermissionRequest, &Decision) -> Option<String>,
 }
@@ -27,7 +29,13 @@ pub struct Dialect {
 impl Dialect {
     /// An agent that is given its message in an argument, or else on its stdin, and that asks nothing.
     pub fn of_lines(parser: fn() -> LineParser) -> Self {
-        Self { arguments: |_| Vec::new(), stdin: |_| Stdin::MessageUnlessAsked, parser, answer: |_, _| None }
+        Self {
+            arguments: |_| Vec::new(),
+            stdin: |_| Stdin::MessageUnlessAsked,
+            parser,
+            interrupt: None,
+            answer: |_, _| None,
+        }
     }
 }
 
@@ -47,10 +55,14 @@ impl PerTurn {
         Self { spec, dialect, holding }
     }
 
+    fn reading(&self) -> Reading {
+        Reading { parser: (self.dialect.parser)(), interrupt: self.dialect.interrupt.map(|line| line()) }
+    }
+
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
         let (more, stdin) = ((self.dialect.arguments)(&prompt), (self.dialect.stdin)(&prompt));
         let launch = Launch::for_turn(&self.spec, more, stdin, &prompt, self.holding.kill_grace)?;
-        self.holding.start(launch, prompt.start_by, (self.dialect.parser)()).await
+        self.holding.start(launch, prompt.start_by, self.reading()).await
     }
 }
 
@@ -60,7 +72,7 @@ impl Backend for PerTurn {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
-        Box::pin(async { Some(self.holding.go_on(adoption, (self.dialect.parser)()).await) })
+        Box::pin(async { Some(self.holding.go_on(adoption, self.reading()).await) })
     }
 
     fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {

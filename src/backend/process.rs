@@ -48,6 +48,21 @@ const UNSAID_BYTES: usize = 64 * 1024;
 /// A process whose socket was closed because it ended is seen to be gone after a moment.
 const DIES_WITHIN: Duration = Duration::from_secs(2);
 
+/// How a process is understood.
+pub(super) struct Reading {
+    /// What its lines mean.
+    pub parser: LineParser,
+    /// The line that stops a turn in its own protocol, before it is sent SIGTERM.
+    pub interrupt: Option<String>,
+}
+
+impl Reading {
+    /// Nothing is read.
+    pub(super) fn nothing() -> Self {
+        Self { parser: Box::new(|_| Some(Vec::new())), interrupt: None }
+    }
+}
+
 /// How processes are held: under which hosts, and how patiently.
 #[derive(Debug, Clone)]
 pub(super) struct Holding {
@@ -60,12 +75,12 @@ pub(super) struct Holding {
 }
 
 impl Holding {
-    /// Starts a host for a process, and makes ready to start that; what it says is read with `parser`.
+    /// Starts a host for a process, and makes ready to start that; what it says is read as `reading` says.
     pub(super) async fn start(
         &self,
         launch: Launch,
         start_by: std::time::Instant,
-        parser: LineParser,
+        reading: Reading,
     ) -> Result<Reply, StartError> {
         let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
@@ -77,14 +92,14 @@ impl Holding {
         }
         let (process, link) = self.hosts.start(attempt, start_by).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
-        Ok(self.talk(attempt, host, Some(link), Some(launch), 0, parser))
+        Ok(self.talk(attempt, host, Some(link), Some(launch), 0, reading))
     }
 
     /// Goes on with a process that another worker started.
-    pub(super) async fn go_on(&self, adoption: Adoption, parser: LineParser) -> Reply {
+    pub(super) async fn go_on(&self, adoption: Adoption, reading: Reading) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.hosts.connect(attempt, &adoption.host.process).await;
-        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset, parser)
+        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset, reading)
     }
 
     fn talk(
@@ -94,15 +109,21 @@ impl Holding {
         link: Option<UnixStream>,
         launch: Option<Vec<u8>>,
         offset: u64,
-        parser: LineParser,
+        reading: Reading,
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
-        let output = Output::new(self.max_line_bytes, parser, sender.clone(), offset);
+        let output = Output::new(self.max_line_bytes, reading.parser, sender.clone(), offset);
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
-        let steering =
-            Steering { control: control.clone(), hello, launch, records: sender, kill_grace: self.kill_grace };
+        let steering = Steering {
+            control: control.clone(),
+            hello,
+            launch,
+            records: sender,
+            kill_grace: self.kill_grace,
+            interrupt: reading.interrupt,
+        };
         let talk =
             Talk { attempt, process: host.process.clone(), hosts: self.hosts.clone(), heard: Heard::new(output) };
         let end = tokio::spawn(talk.run(link, steering));
@@ -119,6 +140,8 @@ struct Steering {
     /// Closed when nobody takes the records any more.
     records: mpsc::Sender<Record>,
     kill_grace: Duration,
+    /// What stops a turn in the agent's own protocol.
+    interrupt: Option<String>,
 }
 
 /// Why no more is said to a host.
@@ -148,7 +171,7 @@ impl Steering {
                     (asked, killed) = (true, true);
                     force_at = Some(Instant::now() + CONFIRM + PATIENCE);
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
-                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms: 0 }).to_frame());
+                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms: 0, interrupt: None }).to_frame());
                 }
                 () = self.control.asked(), if !asked => {
                     asked = true;
@@ -156,7 +179,7 @@ impl Steering {
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
                     // None would be SIGKILL at once.
                     let grace_ms = u64::try_from(self.kill_grace.as_millis()).unwrap_or(u64::MAX).max(1);
-                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms }).to_frame());
+                    unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms, interrupt: self.interrupt.take() }).to_frame());
                 }
                 () = self.control.begun(), if self.launch.is_some() => {
                     unsaid.extend(self.launch.take().into_iter().flatten());

@@ -83,6 +83,8 @@ struct Stdin {
 enum Stage {
     /// It runs, and nobody asked for anything else.
     Running,
+    /// It was asked to end its turn in its own protocol.
+    Interrupted { term_at: Instant, kill_at: Instant },
     /// It was asked to end.
     Asked { kill_at: Instant },
     /// It has ended, and what it left running was asked to.
@@ -165,6 +167,7 @@ impl Agent {
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
         match self.stage {
             Stage::Running => self.limit_at,
+            Stage::Interrupted { term_at, .. } => Some(term_at),
             Stage::Asked { kill_at } => Some(kill_at),
             // Nothing tells that a grandchild is gone.
             Stage::Closing { .. } | Stage::Killing { .. } => Some(now + Duration::from_millis(5)),
@@ -181,10 +184,19 @@ impl Agent {
         let kill_at = Instant::now() + Duration::from_millis(stop.grace_ms);
         match &mut self.stage {
             _ if stop.grace_ms == 0 => self.kill(),
-            Stage::Running => {
-                self.signal(Signal::TERM);
-                self.stage = Stage::Asked { kill_at };
-            }
+            Stage::Running => match &stop.interrupt {
+                Some(line) if self.stdin.is_some() => {
+                    self.write(format!("{line}\n").as_bytes());
+                    self.close_input();
+                    let term_at = Instant::now() + Duration::from_millis(stop.grace_ms / 2);
+                    self.stage = Stage::Interrupted { term_at, kill_at };
+                }
+                _ => {
+                    self.signal(Signal::TERM);
+                    self.stage = Stage::Asked { kill_at };
+                }
+            },
+            Stage::Interrupted { kill_at: at, .. } => *at = kill_at.min(*at),
             Stage::Asked { kill_at: at } | Stage::Closing { kill_at: at } => *at = kill_at.min(*at),
             Stage::Killing { .. } | Stage::Gone { .. } => {}
         }
@@ -193,7 +205,7 @@ impl Agent {
     /// Asks it to end of our own accord.
     pub(super) fn stop_for(&mut self, cause: Cause, spool: &mut Spool) {
         let grace_ms = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
-        self.stop(&Stop { cause, grace_ms }, spool);
+        self.stop(&Stop { cause, grace_ms, interrupt: None }, spool);
     }
 
     /// Takes the exit status of what it left to us and has ended.
@@ -212,7 +224,11 @@ impl Agent {
             self.read_stdout(spool);
         }
         match self.stage {
-            Stage::Running | Stage::Asked { .. } if self.has_exited() => self.close(now),
+            Stage::Running | Stage::Interrupted { .. } | Stage::Asked { .. } if self.has_exited() => self.close(now),
+            Stage::Interrupted { term_at, kill_at } if now >= term_at => {
+                self.signal(Signal::TERM);
+                self.stage = Stage::Asked { kill_at };
+            }
             Stage::Running if self.limit_at.is_some_and(|at| now >= at) => self.stop_for(Cause::TurnTimeout, spool),
             Stage::Asked { kill_at } if now >= kill_at => self.kill(),
             Stage::Closing { kill_at } => {
@@ -232,7 +248,7 @@ impl Agent {
                     self.stage = Stage::Killing { give_up_at, again_at: now + KILL_AGAIN };
                 }
             }
-            Stage::Running | Stage::Asked { .. } | Stage::Gone { .. } => {}
+            Stage::Running | Stage::Interrupted { .. } | Stage::Asked { .. } | Stage::Gone { .. } => {}
         }
     }
 
@@ -253,7 +269,11 @@ impl Agent {
         self.read_rest(spool);
         let remaining = match self.stage {
             Stage::Gone { remaining } => remaining,
-            Stage::Running | Stage::Asked { .. } | Stage::Closing { .. } | Stage::Killing { .. } => 0,
+            Stage::Running
+            | Stage::Interrupted { .. }
+            | Stage::Asked { .. }
+            | Stage::Closing { .. }
+            | Stage::Killing { .. } => 0,
         };
         Ended {
             code: self.status.and_then(WaitStatus::exit_status),
@@ -367,7 +387,7 @@ impl Agent {
                 self.stdout_bytes += read as u64;
                 if self.stdout_bytes > MAX_STDOUT_BYTES {
                     self.stdout = None;
-                    self.stop(&Stop { cause: Cause::OutputLimit, grace_ms: 0 }, spool);
+                    self.stop(&Stop { cause: Cause::OutputLimit, grace_ms: 0, interrupt: None }, spool);
                 }
             }
             None => {}

@@ -51,8 +51,12 @@ pub struct Hello {
 pub struct Stop {
     /// Why; kept in the spool for whoever has to say how the run ended.
     pub cause: Cause,
-    /// Time between SIGTERM and SIGKILL; none for SIGKILL at once.
+    /// Time until SIGKILL; none for SIGKILL at once.
     pub grace_ms: u64,
+    /// What stops it in its own protocol: it is written to its stdin, and half of the time goes by before SIGTERM. A host
+    /// that does not know of this sends SIGTERM at once.
+    #[serde(default)]
+    pub interrupt: Option<String>,
 }
 
 /// What a host says to an engine.

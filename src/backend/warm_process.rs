@@ -1,0 +1,56 @@
+//! The process of a live agent that is kept warm, under a host of its own: how it is started, and gone on with by another
+//! engine.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use super::launch::{Launch, Stdin};
+use super::process::{Holding, Reading};
+use super::{Adoption, Prompt, Reply, StartError, WarmStart};
+use crate::agent::ProcessSpec;
+use crate::id::SessionId;
+use crate::options::SessionOptions;
+
+/// A host is started at once, or not at all.
+const START_WITHIN: Duration = Duration::from_secs(30);
+
+/// Makes ready to start `spec` with `more` arguments.
+///
+/// # Errors
+/// [`StartError`] when it could not be started; then nothing of it is left.
+pub(super) async fn start(
+    holding: &Holding,
+    spec: &ProcessSpec,
+    more: Vec<OsString>,
+    stdin: Stdin,
+    start: &WarmStart,
+) -> Result<Reply, StartError> {
+    let prompt = prompt_of(start)?;
+    let launch = Launch::for_turn(spec, more, stdin, &prompt, holding.kill_grace)?.kept_warm(start.alone);
+    holding.start(launch, prompt.start_by, Reading::nothing()).await
+}
+
+/// Goes on with one that another engine started.
+pub(super) async fn adopt(holding: &Holding, adoption: Adoption) -> Reply {
+    holding.go_on(adoption, Reading::nothing()).await
+}
+
+/// What fills the placeholders of its command: one that is shared has no session, and the workspace's name in its place.
+fn prompt_of(start: &WarmStart) -> Result<Prompt, StartError> {
+    let shared = || start.workspace.as_str().parse::<SessionId>().map_err(|error| StartError(error.to_string()));
+    Ok(Prompt {
+        attempt: start.attempt,
+        session: start.session.clone().map_or_else(shared, Ok)?,
+        slot: start.workspace.to_string(),
+        workspace: start.workspace.clone(),
+        dir: start.dir.clone(),
+        agent_session: None,
+        message: String::new(),
+        attachments: Vec::new(),
+        options: SessionOptions::default(),
+        oneshot: false,
+        endpoint: None,
+        start_by: Instant::now() + START_WITHIN,
+        limit: Duration::MAX,
+    })
+}
