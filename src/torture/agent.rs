@@ -5,7 +5,7 @@
 //! One thread only: of a process with more, the first may be seen dead while another still holds the locks.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufRead, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -14,7 +14,9 @@ use std::time::Duration;
 use anyhow::Context;
 use procfs::process::Process;
 use rustix::process::{Signal, getpid, kill_process, setsid};
+use serde_json::Value;
 
+use super::dialect::{Dialect, Speech};
 use super::record::{Identity, Line, MARK, Said, Writer};
 
 /// The longest pause between two words.
@@ -29,8 +31,31 @@ const MAX_STRAY: Duration = Duration::from_secs(300);
 pub struct Agent {
     /// Where it writes its record.
     pub record: PathBuf,
-    /// What it was sent: its seed.
-    pub seed: u64,
+    /// What it was sent: its seed. None when it is told in the way of its protocol.
+    pub seed: Option<u64>,
+    /// How it speaks.
+    pub dialect: Dialect,
+    /// Further arguments, as its driver gives them.
+    pub arguments: Vec<String>,
+}
+
+impl Agent {
+    /// What it is asked is a seed.
+    fn seed(&self) -> anyhow::Result<u64> {
+        let asked = match (self.seed, self.dialect) {
+            (Some(seed), _) => return Ok(seed),
+            (None, Dialect::Openclaw) => anyhow::bail!("a seed is needed"),
+            (None, Dialect::Codex) => self.arguments.last().cloned().context("a message is needed")?,
+            (None, Dialect::Claude) => {
+                let mut line = String::new();
+                io::stdin().lock().read_line(&mut line)?;
+                let line: Value = serde_json::from_str(&line)?;
+                let content = &line["message"]["content"];
+                content.as_str().or_else(|| content[0]["text"].as_str()).context("a text is needed")?.to_owned()
+            }
+        };
+        Ok(asked.trim().parse()?)
+    }
 }
 
 /// How an agent comes to its end.
@@ -103,7 +128,7 @@ impl Manners {
 /// # Errors
 /// When it was not started by an engine, or cannot write its record.
 pub fn run(agent: &Agent) -> anyhow::Result<u8> {
-    let mut rng = fastrand::Rng::with_seed(agent.seed);
+    let mut rng = fastrand::Rng::with_seed(agent.seed()?);
     let manners = Manners::choose(&mut rng);
     // Before any lock is taken, so that it inherits none between its fork and its exec.
     if let Some(stray) = manners.stray {
@@ -116,8 +141,8 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
-    let told = manners.retells.then(String::new);
-    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, told, stdout: Some(io::stdout()) };
+    let speech = Speech::new(agent.dialect, manners.retells);
+    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, speech, stdout: Some(io::stdout()) };
     match voice.talk(&manners) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
@@ -200,14 +225,16 @@ struct Voice {
     record: Writer,
     pid: u32,
     words: u32,
-    /// All of its text so far, if it says that again with every word.
-    told: Option<String>,
+    speech: Speech,
     /// None when nobody listens any more.
     stdout: Option<io::Stdout>,
 }
 
 impl Voice {
     fn talk(&mut self, manners: &Manners) -> io::Result<()> {
+        for line in self.speech.begin() {
+            self.print(&line.to_string())?;
+        }
         for number in 0..manners.words {
             match self.one_thing(number) {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
@@ -220,7 +247,9 @@ impl Voice {
             }
         }
         if manners.end == End::Well && self.rng.bool() {
-            self.print(r#"{"event":"agent","stream":"lifecycle","data":{"phase":"end"}}"#)?;
+            for line in self.speech.end() {
+                self.print(&line.to_string())?;
+            }
         }
         Ok(())
     }
@@ -243,7 +272,7 @@ impl Voice {
                 Ok(())
             }
             // Too long to be said again and again.
-            _ if self.told.is_some() => Ok(()),
+            _ if self.speech.retells() => Ok(()),
             _ => {
                 let mut word = self.word();
                 word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
@@ -277,15 +306,9 @@ impl Voice {
     }
 
     fn say(&mut self, said: Said) -> io::Result<()> {
-        let line = match (&said, &mut self.told) {
-            (Said::Text(word), Some(told)) => {
-                told.push_str(word);
-                Said::retold_to_openclaw(told)
-            }
-            _ => said.to_openclaw(),
-        };
+        let lines = self.speech.say(&said);
         self.record.write(&Line::Said(said))?;
-        self.print(&line)
+        lines.iter().try_for_each(|line| self.print(&line.to_string()))
     }
 
     fn print(&mut self, line: &str) -> io::Result<()> {
