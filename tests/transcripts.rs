@@ -16,10 +16,12 @@ use serde_json::{Value, json};
 
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-/// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, fn() -> LineParser); 2] = [("claude", claude::parser), ("codex", codex::parser)];
+type Parser = fn() -> LineParser;
 
-fn transcripts() -> Vec<(fn() -> LineParser, PathBuf)> {
+/// The drivers that read lines of a real agent.
+const DRIVERS: [(&str, Parser); 2] = [("claude", claude::parser), ("codex", codex::parser)];
+
+fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut all = Vec::new();
     for (driver, parser) in DRIVERS {
@@ -53,6 +55,7 @@ fn written(event: &AgentEvent) -> Value {
         AgentEvent::Title(title) => json!({"title": title}),
         AgentEvent::Advertised(offers) => json!({"advertised": offers}),
         AgentEvent::Usage(usage) => json!({"usage": usage}),
+        AgentEvent::TotalUsage(usage) => json!({"total_usage": usage}),
         AgentEvent::Error(error) => {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})

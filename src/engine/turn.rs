@@ -67,7 +67,8 @@ impl Turn {
             | AgentEvent::Session { .. }
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
-            | AgentEvent::Usage(_) => {}
+            | AgentEvent::Usage(_)
+            | AgentEvent::TotalUsage(_) => {}
         }
         said
     }
