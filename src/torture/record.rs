@@ -96,7 +96,7 @@ pub(super) struct Writer(File);
 
 impl Writer {
     pub(super) fn create(dir: &Path, agent: &Identity) -> io::Result<Self> {
-        let path = dir.join(format!("{}.{}", agent.run, agent.pid));
+        let path = dir.join(format!("{}.{}.{}", agent.run, agent.pid, agent.attempt));
         let mut writer = Self(OpenOptions::new().create(true).append(true).open(path)?);
         writer.write(&Line::Began(agent.clone()))?;
         Ok(writer)
