@@ -297,6 +297,8 @@ impl<'a> Drive<'a> {
             let said = events.iter().any(Chunk::is_said);
             if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
+                // One that reads its stdin waits for more otherwise.
+                reply.control.close_input().await;
             }
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);
