@@ -238,7 +238,8 @@ impl Talk {
                 None => {}
             }
         } else {
-            drop(steering);
+            // Nobody is there to read what is written.
+            drop(steering.control.inputs());
         }
         let spool = self.hosts.spool_of(self.attempt);
         if self.heard.end.is_none()
