@@ -265,7 +265,8 @@ impl<'a> Drive<'a> {
                     exit_by = None;
                     None
                 }
-                Some(()) = OptionFuture::from(untold) => {
+                // What was not taken cannot be: the agent, or what holds it, is gone or stopped.
+                Some(_) = OptionFuture::from(untold) => {
                     self.asking.untold.pop_front();
                     continue;
                 }
