@@ -90,7 +90,10 @@ async fn an_agent_waits_for_its_answer_and_is_told() {
         let run = scene.send("asking", session, "hi").await;
         let permission = asked(&scene.engine, run.id).await;
         assert_eq!((permission.state, permission.run_id), (PermissionState::Pending, run.id));
-        assert_eq!((permission.request.title.as_str(), &permission.request.input), ("Run ls", &json!({"command": "ls"})));
+        assert_eq!(
+            (permission.request.title.as_str(), &permission.request.input),
+            ("Run ls", &json!({"command": "ls"}))
+        );
         let decided = answer(&scene.engine, permission.id, approved).await.unwrap();
         assert_eq!((decided.state, decided.option.as_deref()), (state, Some(option)));
         assert_eq!((decided.answered_by.as_deref(), decided.reason.as_deref()), (Some("test"), Some("because")));
@@ -210,8 +213,14 @@ async fn a_cancel_answers_what_is_asked() {
 
 #[tokio::test]
 async fn the_idle_limit_waits_for_the_answer() {
-    let scene = Scene::new(&[], &config("[agents.quick]\ndriver = \"demo\"\nidle_timeout = \"1s\"\n\
-        [workspaces.quick]\nagent = \"quick\"\n")).await;
+    let scene = Scene::new(
+        &[],
+        &config(
+            "[agents.quick]\ndriver = \"demo\"\nidle_timeout = \"1s\"\n\
+        [workspaces.quick]\nagent = \"quick\"\n",
+        ),
+    )
+    .await;
     let waiting = scene.send("quick", "asks", "/ask").await;
     let id = asked(&scene.engine, waiting.id).await.id;
     // Its neighbour, which began later, is at its limit meanwhile.
@@ -282,7 +291,10 @@ async fn a_chat_ends_at_the_question_and_goes_on_behind_it() {
     }
     assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running);
     let id = of_run(&scene.engine, run.id).await.remove(0).id;
-    assert!(seen.trim_end().ends_with(&format!(r#"{{"type":"tool-approval-request","approvalId":"{id}","toolCallId":"call-1"}}"#)));
+    assert!(
+        seen.trim_end()
+            .ends_with(&format!(r#"{{"type":"tool-approval-request","approvalId":"{id}","toolCallId":"call-1"}}"#))
+    );
     let session = "s".parse().unwrap();
     let paused = scene.engine.paused_at(&session, &[id]).await.unwrap();
     assert!(scene.engine.paused_at(&"other".parse().unwrap(), &[id]).await.is_err(), "it is of another session");
