@@ -8,7 +8,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode};
+use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
 use mainstay::engine::turn::Turn;
 use mainstay::run::Outcome;
 use proptest::prelude::*;
@@ -19,7 +19,8 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 type Parser = fn() -> LineParser;
 
 /// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, Parser); 2] = [("claude", claude::parser), ("codex", codex::parser)];
+const DRIVERS: [(&str, Parser); 3] =
+    [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
 
 fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");

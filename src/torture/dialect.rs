@@ -16,11 +16,13 @@ pub enum Dialect {
     Claude,
     /// The items of `codex exec`.
     Codex,
+    /// ACP, to many turns.
+    Acp,
 }
 
 impl Dialect {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Openclaw, Self::Claude, Self::Codex];
+    pub const ALL: [Self; 4] = [Self::Openclaw, Self::Claude, Self::Codex, Self::Acp];
 
     /// The word on the command line.
     pub fn as_str(self) -> &'static str {
@@ -28,6 +30,7 @@ impl Dialect {
             Self::Openclaw => "openclaw",
             Self::Claude => "claude",
             Self::Codex => "codex",
+            Self::Acp => "acp",
         }
     }
 }
@@ -35,7 +38,7 @@ impl Dialect {
 impl std::str::FromStr for Dialect {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|dialect| dialect.as_str() == text).ok_or("openclaw, claude or codex is needed")
+        Self::ALL.into_iter().find(|dialect| dialect.as_str() == text).ok_or("openclaw, claude, codex or acp is needed")
     }
 }
 
@@ -50,13 +53,20 @@ pub(super) struct Speech {
     /// The block that is open, in a message of Claude's.
     open: Option<&'static str>,
     block: u32,
+    /// The conversation, in ACP.
+    session: String,
 }
 
 impl Speech {
     /// The speech of a turn. `retells`: all of the text is said again with every word, where the protocol has that.
     pub(super) fn new(dialect: Dialect, retells: bool) -> Self {
         let told = (retells && dialect == Dialect::Openclaw).then(String::new);
-        Self { dialect, told, things: 0, open: None, block: 0 }
+        Self { dialect, told, things: 0, open: None, block: 0, session: String::new() }
+    }
+
+    /// The speech of a turn in ACP.
+    pub(super) fn of_acp(session: String) -> Self {
+        Self { session, ..Self::new(Dialect::Acp, false) }
     }
 
     /// Whether all of the text is said again with every word.
@@ -67,7 +77,7 @@ impl Speech {
     /// What comes before all else.
     pub(super) fn begin(&self) -> Vec<Value> {
         match self.dialect {
-            Dialect::Openclaw => Vec::new(),
+            Dialect::Openclaw | Dialect::Acp => Vec::new(),
             Dialect::Claude => vec![
                 json!({"type": "system", "subtype": "init", "session_id": "00000000-0000-4000-8000-000000000000"}),
                 event(json!({"type": "message_start", "message": {"id": "msg_0", "role": "assistant", "content": []}})),
@@ -86,6 +96,7 @@ impl Speech {
             Dialect::Openclaw => vec![self.openclaw(said)],
             Dialect::Claude => self.claude(said),
             Dialect::Codex => vec![self.codex(said)],
+            Dialect::Acp => vec![self.acp(said)],
         }
     }
 
@@ -99,6 +110,8 @@ impl Speech {
                 lines.push(json!({"type": "result", "subtype": "success", "is_error": false, "num_turns": 1}));
                 lines
             }
+            // The answer to the prompt says it.
+            Dialect::Acp => Vec::new(),
             Dialect::Codex => {
                 vec![json!({"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": self.things}})]
             }
@@ -172,6 +185,29 @@ impl Speech {
         self.open.take().map(|_| self.block += 1).map(|()| stop).into_iter().collect()
     }
 
+    fn acp(&self, said: &Said) -> Value {
+        let text = |text: &str| json!({"type": "text", "text": text});
+        let ended = |id: &str, words: &str, status: &str| {
+            let content = [json!({"type": "content", "content": text(words)})];
+            json!({"toolCallId": id, "status": status, "content": content})
+        };
+        let (kind, said) = match said {
+            Said::Text(words) => ("agent_message_chunk", json!({"content": text(words)})),
+            Said::Reasoning(words) => ("agent_thought_chunk", json!({"content": text(words)})),
+            Said::ToolStarted { id, input } => {
+                let input = json!({"input": input});
+                let status = "in_progress";
+                (
+                    "tool_call",
+                    json!({"toolCallId": id, "title": "work", "kind": "other", "status": status, "rawInput": input}),
+                )
+            }
+            Said::ToolFinished { id, output } => ("tool_call_update", ended(id, output, "completed")),
+            Said::ToolFailed { id, error } => ("tool_call_update", ended(id, error, "failed")),
+        };
+        update(&self.session, kind, said)
+    }
+
     fn codex(&self, said: &Said) -> Value {
         let command = |id: &str, words: &str| json!({"id": id, "type": "command_execution", "command": words});
         let ended = |id: &str, words: &str, code: i32, status: &str| {
@@ -197,6 +233,12 @@ impl Speech {
             Said::ToolFailed { id, error } => ended(id, error, 1, "failed"),
         }
     }
+}
+
+/// A notification of ACP.
+pub(super) fn update(session: &str, kind: &str, mut update: Value) -> Value {
+    update["sessionUpdate"] = kind.into();
+    json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": session, "update": update}})
 }
 
 fn event(event: Value) -> Value {

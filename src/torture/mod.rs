@@ -7,6 +7,7 @@
 //! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run comes to its end), stop, check
 //! (`check.rs`).
 
+mod acp;
 pub mod agent;
 mod camp;
 mod chaos;
