@@ -9,6 +9,8 @@ mod error;
 pub mod feed;
 pub mod fold;
 mod lookout;
+mod progress;
+mod prompting;
 mod readiness;
 mod reading;
 mod sending;

@@ -65,6 +65,7 @@ impl Turn {
             | AgentEvent::Plan(_)
             | AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
+            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
             | AgentEvent::Usage(_) => {}

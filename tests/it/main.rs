@@ -11,5 +11,6 @@ mod hostile;
 mod limits;
 mod run;
 mod scene;
+mod sessions;
 mod sweep;
 mod time;
