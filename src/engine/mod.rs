@@ -10,6 +10,8 @@ pub mod feed;
 pub mod fold;
 mod lookout;
 mod permissions;
+mod progress;
+mod prompting;
 mod readiness;
 mod reading;
 mod sending;

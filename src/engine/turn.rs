@@ -68,6 +68,7 @@ impl Turn {
             | AgentEvent::Plan(_)
             | AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
+            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
             | AgentEvent::Usage(_)

@@ -39,6 +39,8 @@ pub enum Fact {
     Permission(Box<NewPermission>),
     /// It went on with what it had asked for, although nobody answered.
     PermissionOver(PermissionId),
+    /// The tail of what it said so far.
+    Progress(String),
 }
 
 /// Stores the facts of a run, whose lease is known to be good in this transaction.
@@ -66,6 +68,11 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
             }
             Fact::Advertised(advertised) => {
                 sqlx::query!("UPDATE sessions SET advertised = ?2 WHERE key = ?1", session, advertised)
+                    .execute(&mut *tx.conn)
+                    .await?;
+            }
+            Fact::Progress(progress) => {
+                sqlx::query!("UPDATE runs SET progress = ?2 WHERE key = ?1", run, progress)
                     .execute(&mut *tx.conn)
                     .await?;
             }
