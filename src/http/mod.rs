@@ -112,6 +112,7 @@ fn router(app: App) -> Router {
         .route("/v1/runs/{id}/events", get(events::of_run))
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
+        .route("/v1/agents", get(status::agents))
         .route("/api/chat", post(chat::send))
         .route("/api/chat/{id}/stream", get(chat::resume))
         .route(status::HEALTH, get(status::health))
