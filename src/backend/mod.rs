@@ -20,6 +20,7 @@ pub mod openclaw_gateway;
 pub mod opencode;
 mod output;
 pub mod per_turn;
+pub mod probe;
 pub mod process;
 pub mod reap;
 pub mod relay;
