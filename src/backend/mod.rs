@@ -121,6 +121,8 @@ pub enum AgentEvent {
     Advertised(Value),
     /// What the turn used so far.
     Usage(Usage),
+    /// What its session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// It reports an error of its own.
     Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.

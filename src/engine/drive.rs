@@ -389,6 +389,7 @@ impl<'a> Drive<'a> {
             AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }

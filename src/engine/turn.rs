@@ -71,7 +71,8 @@ impl Turn {
             | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
-            | AgentEvent::Usage(_) => {}
+            | AgentEvent::Usage(_)
+            | AgentEvent::TotalUsage(_) => {}
         }
         said
     }
