@@ -94,5 +94,8 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// # Errors
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}")))
+    match driver {
+        "acp" => super::acp::relay::run(),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
+    }
 }
