@@ -132,6 +132,18 @@ impl Driver {
         }
     }
 
+    /// The process that it starts, if it starts one.
+    pub fn process(&self) -> Option<&ProcessSpec> {
+        match self {
+            Self::Demo | Self::OpenclawGateway(_) => None,
+            Self::Openclaw(process)
+            | Self::Claude(process)
+            | Self::Codex(process)
+            | Self::Opencode(process)
+            | Self::Acp { process, .. } => Some(process),
+        }
+    }
+
     /// The word in the config.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -172,6 +184,14 @@ pub struct ProcessSpec {
     pub env: BTreeMap<String, String>,
     /// A longer line of output is counted and skipped.
     pub max_line_bytes: usize,
+}
+
+impl ProcessSpec {
+    /// A command without placeholders or an environment of its own.
+    pub fn of(command: &[&str]) -> Self {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Self { command, env: BTreeMap::new(), max_line_bytes: DEFAULT_MAX_LINE_BYTES }
+    }
 }
 
 /// 16 MiB: agents were seen to write single lines of 570 KB, and of several MB with an image in a tool result.

@@ -247,6 +247,18 @@ impl Store {
         load(&self.readers, &keys).await
     }
 
+    /// How many runs are running, of each agent that has any.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn running_by_agent(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT agent, count(*) AS "running!" FROM runs INDEXED BY runs_running WHERE status = 'running' GROUP BY agent"#
+        );
+        let rows = rows.fetch_all(&self.readers).await?;
+        Ok(rows.into_iter().map(|row| (row.agent, row.running)).collect())
+    }
+
     /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were no event.
     ///
     /// # Errors
