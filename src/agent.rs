@@ -83,6 +83,27 @@ impl OnInterrupt {
 /// What an agent is told when it is to resume, unless the config says otherwise.
 pub const RESUME_MESSAGE: &str = "Your last turn was interrupted. Go on where you stopped.";
 
+/// The options that Claude Code is told; those of its own are named as on its command line.
+pub const CLAUDE_OPTIONS: [&str; 8] = [
+    "mode",
+    "model",
+    "permission_profile",
+    "extra.agent",
+    "extra.append-system-prompt",
+    "extra.effort",
+    "extra.fallback-model",
+    "extra.max-budget-usd",
+];
+
+/// The options that Codex is told; those of its own are named as in its config.
+pub const CODEX_OPTIONS: [&str; 5] = [
+    "model",
+    "permission_profile",
+    "extra.model_reasoning_effort",
+    "extra.model_reasoning_summary",
+    "extra.model_verbosity",
+];
+
 /// How an agent is reached. A variant holds what only it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Driver {
@@ -125,8 +146,8 @@ impl Driver {
     pub fn takes_options(&self) -> Takes {
         match self {
             Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => Takes::Only(&[]),
-            Self::Claude(_) => Takes::Only(&["mode", "model", "permission_profile"]),
-            Self::Codex(_) => Takes::Only(&["model"]),
+            Self::Claude(_) => Takes::Only(&CLAUDE_OPTIONS),
+            Self::Codex(_) => Takes::Only(&CODEX_OPTIONS),
             Self::Opencode(_) => Takes::Only(&["mode", "model"]),
             Self::Acp { .. } => Takes::Advertised,
         }
