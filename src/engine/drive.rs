@@ -119,11 +119,13 @@ struct Drive<'a> {
     signals: Signals,
     turn: Turn,
     offset: u64,
+    /// What the agent wrote before this position is stored, and is heard again.
+    known: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
-        Self { shared, worker, subject, signals, turn: Turn::default(), offset: 0 }
+        Self { shared, worker, subject, signals, turn: Turn::default(), offset: 0, known: 0 }
     }
 
     fn span(&self) -> tracing::Span {
@@ -198,6 +200,7 @@ impl<'a> Drive<'a> {
         let chunks = self.insist(|| self.shared.store.run_chunks(self.subject.lease.run)).await?;
         self.turn = Turn::replay(chunks.iter().filter_map(|chunk| serde_json::from_str(chunk).ok()));
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
+        self.known = self.offset;
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
             Some(reply) => self.follow(agent, reply).await,
@@ -344,7 +347,14 @@ impl<'a> Drive<'a> {
     fn hear(&mut self, records: &mut Vec<Record>, asked: Option<Cause>) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            self.offset = self.offset.max(record.offset);
+            if record.offset <= self.known {
+                record.events.into_iter().for_each(|event| self.turn.hear_again(event));
+                if record.offset == self.known {
+                    self.turn.go_on();
+                }
+                continue;
+            }
+            self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
                 if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
