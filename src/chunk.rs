@@ -68,6 +68,13 @@ pub enum Chunk {
         provider_executed: bool,
         dynamic: bool,
     },
+    ToolApprovalRequest {
+        approval_id: String,
+        tool_call_id: String,
+    },
+    ToolOutputDenied {
+        tool_call_id: String,
+    },
     File {
         url: String,
         media_type: String,
@@ -185,6 +192,10 @@ mod tests {
         assert_eq!(retracted.to_json(), r#"{"type":"data-retracted","id":"retracted-3","data":{"parts":[1,2]}}"#);
         let file = Chunk::File { url: "data:,x".into(), media_type: "text/plain".into() };
         assert_eq!(file.to_json(), r#"{"type":"file","url":"data:,x","mediaType":"text/plain"}"#);
+        let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };
+        assert_eq!(request.to_json(), r#"{"type":"tool-approval-request","approvalId":"a","toolCallId":"t"}"#);
+        let denied = Chunk::ToolOutputDenied { tool_call_id: "t".into() };
+        assert_eq!(denied.to_json(), r#"{"type":"tool-output-denied","toolCallId":"t"}"#);
         assert_eq!(
             Chunk::Finish { finish_reason: FinishReason::Stop }.to_json(),
             r#"{"type":"finish","finishReason":"stop"}"#

@@ -59,9 +59,7 @@ impl Turn {
     pub fn go_on(&mut self) {
         let Some(past) = self.past.take() else { return };
         self.ended = past.ended;
-        if past.repetition.is_same_in(&past.fold, &self.fold) {
-            self.repetition = past.repetition;
-        }
+        self.repetition = past.repetition.found_in(&past.fold, &self.fold);
     }
 
     /// What to tell readers of an agent event.
@@ -104,9 +102,16 @@ impl Turn {
             self.end_repetition(&mut said);
         }
         self.close_block(&mut said);
-        let unfinished: Vec<_> = self.fold.unfinished_tools().map(|(_, tool)| tool.tool_call_id.clone()).collect();
-        for id in unfinished {
-            self.say(tool_failed(id, without_result(status).to_owned()), &mut said);
+        let unfinished = self.fold.unfinished_tools();
+        let unfinished: Vec<_> =
+            unfinished.map(|(_, tool)| (tool.tool_call_id.clone(), tool.question().is_some())).collect();
+        for (tool_call_id, asks) in unfinished {
+            let end = if asks {
+                Chunk::ToolOutputDenied { tool_call_id }
+            } else {
+                tool_failed(tool_call_id, without_result(status).to_owned())
+            };
+            self.say(end, &mut said);
         }
         let sentence = outcome.error.as_deref().unwrap_or("The run failed.");
         if status == Status::Failed && self.first_error.is_none() {

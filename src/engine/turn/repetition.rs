@@ -108,9 +108,13 @@ impl Repetition {
         self.said.is_none() && self.parts.first().is_some_and(|first| *first < part)
     }
 
-    /// Whether the parts are the same in two turns.
-    pub(super) fn is_same_in(&self, one: &Fold, other: &Fold) -> bool {
-        self.parts.iter().all(|part| one.block(*part) == other.block(*part))
+    /// The same in another fold of the same turn; nothing when that has other words. It may have more parts before the
+    /// message: what was asked there.
+    pub(super) fn found_in(self, one: &Fold, other: &Fold) -> Self {
+        let more = other.len().saturating_sub(one.len());
+        let found = self.parts.iter().all(|part| one.block(*part) == other.block(part + more));
+        let parts = self.parts.iter().map(|part| part + more).collect();
+        if found { Self { parts, ..self } } else { Self::default() }
     }
 
     fn is_whole(&self, fold: &Fold) -> bool {
