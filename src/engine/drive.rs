@@ -81,12 +81,14 @@ struct Drive<'a> {
     offset: u64,
     /// The agent does not know the session that it was to go on in.
     session_lost: bool,
+    /// What the agent wrote before this position is stored, and is heard again.
+    known: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, session_lost: false }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, known: 0, session_lost: false }
     }
 
     fn span(&self) -> tracing::Span {
@@ -168,6 +170,7 @@ impl<'a> Drive<'a> {
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
+        self.known = self.offset;
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
             Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
@@ -354,7 +357,14 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            self.offset = self.offset.max(record.offset);
+            if record.offset <= self.known {
+                record.events.into_iter().for_each(|event| self.turn.hear_again(event));
+                if record.offset == self.known {
+                    self.turn.go_on();
+                }
+                continue;
+            }
+            self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
                 if self.session_lost || asked.is_some() && matches!(event, AgentEvent::Error(_)) {
