@@ -8,8 +8,11 @@ pub mod claude;
 pub mod codex;
 mod control;
 pub mod demo;
+#[cfg(test)]
+mod fixtures;
 mod home;
 pub mod host;
+mod json;
 mod launch;
 mod lines;
 pub mod openclaw;
