@@ -8,7 +8,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode};
+use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
 use mainstay::engine::turn::Turn;
 use mainstay::run::Outcome;
 use proptest::prelude::*;
@@ -16,10 +16,13 @@ use serde_json::{Value, json};
 
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-/// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, fn() -> LineParser); 2] = [("claude", claude::parser), ("codex", codex::parser)];
+type Parser = fn() -> LineParser;
 
-fn transcripts() -> Vec<(fn() -> LineParser, PathBuf)> {
+/// The drivers that read lines of a real agent.
+const DRIVERS: [(&str, Parser); 3] =
+    [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
+
+fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut all = Vec::new();
     for (driver, parser) in DRIVERS {
@@ -53,10 +56,12 @@ fn written(event: &AgentEvent) -> Value {
         AgentEvent::Title(title) => json!({"title": title}),
         AgentEvent::Advertised(offers) => json!({"advertised": offers}),
         AgentEvent::Usage(usage) => json!({"usage": usage}),
+        AgentEvent::TotalUsage(usage) => json!({"total_usage": usage}),
         AgentEvent::Error(error) => {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
         }
+        AgentEvent::SessionLost => json!("session lost"),
         AgentEvent::Ended => json!("ended"),
     }
 }

@@ -20,6 +20,7 @@ pub mod openclaw_gateway;
 pub mod opencode;
 mod output;
 pub mod per_turn;
+pub mod probe;
 pub mod process;
 pub mod reap;
 pub mod relay;
@@ -33,12 +34,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
@@ -110,6 +112,9 @@ pub enum AgentEvent {
         /// How the turn came by it.
         origin: SessionOrigin,
     },
+    /// It does not know the session of its own that it was to go on in, and nothing was done. Comes instead of
+    /// [`AgentEvent::Session`]; what it says behind it is not listened to.
+    SessionLost,
     /// What it calls the conversation.
     Title(String),
     /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there
@@ -117,6 +122,8 @@ pub enum AgentEvent {
     Advertised(Value),
     /// What the turn used so far.
     Usage(Usage),
+    /// What its session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// It reports an error of its own.
     Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.
@@ -135,7 +142,8 @@ pub enum Again {
 }
 
 /// How a turn came by the agent's own session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SessionOrigin {
     /// It is a new one.
     New,
@@ -216,8 +224,19 @@ pub struct Adoption {
 
 /// The agent could not be started: nothing of it ran.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("failed to start agent: {0}")]
-pub struct StartError(pub String);
+#[error("failed to start agent: {message}")]
+pub struct StartError {
+    /// What is wrong and what can be done, for people.
+    pub message: String,
+    /// What kind of failure it is, if it is one of those that programs act on.
+    pub class: Option<ErrorClass>,
+}
+
+impl<T: Into<String>> From<T> for StartError {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), class: None }
+    }
+}
 
 /// An agent that answers a prompt.
 #[derive(Debug)]
@@ -315,6 +334,6 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
         Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
         Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
         Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
-        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::backend(spec, agent.kill_grace, hosts)),
+        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
     }
 }
