@@ -28,6 +28,8 @@ pub struct RelayedTurn {
     pub session: String,
     /// The run.
     pub run: String,
+    /// The try at it.
+    pub attempt: i64,
     /// The slot's id, or the workspace's.
     pub slot: String,
     /// Where to work.
@@ -52,6 +54,7 @@ impl RelayedTurn {
         Self {
             session: prompt.session.to_string(),
             run: prompt.attempt.run.to_string(),
+            attempt: prompt.attempt.number,
             slot: prompt.slot.clone(),
             dir: prompt.dir.clone(),
             agent_session: prompt.agent_session.clone(),
@@ -94,5 +97,8 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// # Errors
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}")))
+    match driver {
+        "opencode" => super::opencode::relay::run(),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
+    }
 }

@@ -55,11 +55,6 @@ fn no_output(exit: &ExitReport) -> Outcome {
     }
 }
 
-/// The outcome of a run whose agent does not know the session that it was to go on in, also not in a second try.
-pub fn session_lost() -> Outcome {
-    Outcome::because(Cause::AgentError, "The agent does not know the session that it was to go on in.")
-}
-
 /// Whether a run may have failed only because its agent was to go on in a session that it cannot go on in.
 pub fn may_be_stale(outcome: &Outcome) -> bool {
     outcome.class == Some(ErrorClass::Crashed)

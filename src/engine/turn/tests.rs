@@ -51,6 +51,8 @@ fn short(chunk: &Chunk) -> String {
         Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
         Chunk::ToolOutputAvailable { tool_call_id, .. } => format!("{tool_call_id}~"),
         Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
+        Chunk::ToolApprovalRequest { tool_call_id, .. } => format!("{tool_call_id}?"),
+        Chunk::ToolOutputDenied { tool_call_id } => format!("{tool_call_id}x"),
         Chunk::DataStatus { data, .. } => format!("status={}", data.label),
         Chunk::Error { error_text } => format!("error={error_text}"),
         Chunk::Finish { finish_reason } => format!("finish={finish_reason:?}"),
