@@ -8,7 +8,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode};
+use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
 use mainstay::engine::turn::Turn;
 use mainstay::run::Outcome;
 use proptest::prelude::*;
@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, fn() -> LineParser); 2] = [("claude", claude::parser), ("codex", codex::parser)];
+const DRIVERS: [(&str, fn() -> LineParser); 3] =
+    [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
 
 fn transcripts() -> Vec<(fn() -> LineParser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");

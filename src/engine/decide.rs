@@ -62,7 +62,8 @@ pub fn may_be_stale(outcome: &Outcome) -> bool {
 
 /// The outcome of a run whose agent could not be started.
 pub fn not_started(error: &StartError) -> Outcome {
-    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.0))
+    let sentence = format!("Failed to start agent: {}", error.message);
+    Outcome { class: error.class, ..Outcome::because(Cause::SpawnFailed, sentence) }
 }
 
 /// The outcome of a run that was ended for this.

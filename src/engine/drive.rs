@@ -282,9 +282,12 @@ impl<'a> Drive<'a> {
                     exit_by = None;
                     None
                 }
-                // What was not taken cannot be: the agent, or what holds it, is gone or stopped.
-                Some(_) = OptionFuture::from(untold) => {
+                Some(told) = OptionFuture::from(untold) => {
                     self.asking.untold.pop_front();
+                    if !told {
+                        // Whoever goes on with it tells it again; otherwise its limits end it.
+                        tracing::warn!("failed to tell the agent how its request was decided");
+                    }
                     continue;
                 }
                 () = self.asking.look(&self.signals.answers), if is_asking => {

@@ -286,7 +286,10 @@ impl Turn {
     fn start_tool(&mut self, id: String, name: String, input: Value, said: &mut Vec<Chunk>) -> String {
         let known = if id.is_empty() { None } else { self.fold.tool(&id) };
         let (id, name) = match known {
-            Some(tool) if tool.is_finished() || tool.input.as_ref() == Some(&input) => return id,
+            // One that waits for an answer is not shown otherwise before it has one.
+            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input.as_ref() == Some(&input) => {
+                return id;
+            }
             Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
             None => {
                 let made = self.begin_part("tool", said);
@@ -329,7 +332,7 @@ impl Turn {
     fn show_progress(&mut self, id: &str, output: Value, said: &mut Vec<Chunk>) {
         let id = if id.is_empty() { self.newest_without_id(None) } else { Some(id.to_owned()) };
         if let Some(tool_call_id) = id
-            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished())
+            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished() && tool.question().is_none())
         {
             let preliminary = Some(true);
             self.say(

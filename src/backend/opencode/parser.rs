@@ -14,6 +14,7 @@ use super::speech::{Speech, Voice};
 use super::tools::{Tools, file};
 use super::watch::text;
 use crate::backend::{Again, AgentEvent, LineParser};
+use crate::clock::Timestamp;
 use crate::failure::AgentError;
 use crate::usage::Usage;
 
@@ -106,6 +107,9 @@ impl Turn {
             "session.status" if is_ours && text(properties, "/status/type") == Some("retry") => {
                 let reason = text(properties, "/status/message").unwrap_or_default();
                 events.push(AgentEvent::Status(format!("Trying again: {reason}")));
+                // It tries without end. When the turn is ended meanwhile, this is why nothing came of it.
+                let retry_at = properties.pointer("/status/next").and_then(count).map(Timestamp::from_millis);
+                self.error = Some((AgentError { retry_at, ..AgentError::from(reason) }, false));
             }
             "session.updated" if is_ours => {
                 let title = text(properties, "/info/title").filter(|title| !title.starts_with(UNTITLED));
@@ -164,6 +168,7 @@ impl Turn {
             }
             "tool" => events.extend(self.tools.stands(part, parent)),
             "step-start" if is_ours && self.heard.insert(id.to_owned()) => {
+                self.error = None;
                 if !is_for_person {
                     events.push(status("Making the conversation shorter..."));
                 } else {
