@@ -84,9 +84,11 @@ impl Turn {
             AgentEvent::Ended => self.ended = true,
             AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
+            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
-            | AgentEvent::Usage(_) => {}
+            | AgentEvent::Usage(_)
+            | AgentEvent::TotalUsage(_) => {}
         }
         said
     }
