@@ -79,14 +79,12 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
-    /// What the agent wrote before this position is stored, and is heard again.
-    known: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, known: 0 }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0 }
     }
 
     fn span(&self) -> tracing::Span {
@@ -168,7 +166,6 @@ impl<'a> Drive<'a> {
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
-        self.known = self.offset;
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
             Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
@@ -352,11 +349,8 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            if record.offset <= self.known {
-                record.events.into_iter().for_each(|event| self.turn.hear_again(event));
-                if record.offset == self.known {
-                    self.turn.go_on();
-                }
+            if record.offset <= self.offset {
+                self.turn.hear_again(record.events, record.offset == self.offset);
                 continue;
             }
             self.offset = record.offset;
