@@ -21,6 +21,7 @@ use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
+use crate::message;
 use crate::metrics::METRICS;
 use crate::options::SessionOptions;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -144,9 +145,9 @@ impl<'a> Drive<'a> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
-        let message = match &agent.on_interrupt {
-            OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
-            OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
+        let (message, attachments) = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act.
@@ -161,7 +162,7 @@ impl<'a> Drive<'a> {
             dir: workspace.dir.clone(),
             agent_session: claimed.agent_session.clone(),
             message,
-            attachments: Vec::new(),
+            attachments,
             options: SessionOptions::default(),
             oneshot: false,
             endpoint: None,
