@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::AgentName;
+use crate::options::Takes;
 use crate::permission::{Policy, ToolKind};
 
 /// A chat agent as the config describes it.
@@ -117,6 +118,17 @@ impl Driver {
             | Self::Acp { .. }
             | Self::Opencode(_)
             | Self::OpenclawGateway(_) => true,
+        }
+    }
+
+    /// Which options of a session its agents can be told.
+    pub fn takes_options(&self) -> Takes {
+        match self {
+            Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => Takes::Only(&[]),
+            Self::Claude(_) => Takes::Only(&["mode", "model", "permission_profile"]),
+            Self::Codex(_) => Takes::Only(&["model"]),
+            Self::Opencode(_) => Takes::Only(&["mode", "model"]),
+            Self::Acp { .. } => Takes::Advertised,
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::demo::Demo;
-use mainstay::backend::per_turn::{Dialect, PerTurn};
+use mainstay::backend::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::backend::process::{Hosts, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
 use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply};
@@ -96,6 +96,8 @@ struct Turn {
     attempt: Attempt,
     reply: Reply,
     records: Vec<Record>,
+    /// Up to here it was heard before.
+    known: u64,
 }
 
 impl Turn {
@@ -103,7 +105,7 @@ impl Turn {
         let attempt = prompt.attempt;
         let reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();
-        Self { attempt, reply, records: Vec::new() }
+        Self { attempt, reply, records: Vec::new(), known: 0 }
     }
 
     /// A shell script that is not patient when it is cancelled.
@@ -116,7 +118,8 @@ impl Turn {
     }
 
     fn events(&self) -> Vec<AgentEvent> {
-        self.records.iter().flat_map(|record| record.events.clone()).collect()
+        let news = self.records.iter().filter(|record| record.offset > self.known);
+        news.flat_map(|record| record.events.clone()).collect()
     }
 
     fn texts(&self) -> Vec<String> {
@@ -191,7 +194,7 @@ async fn nothing_is_started_before_its_host_is_known_and_it_was_said_to_begin() 
     let prompt = Prompt { dir: dir.path().to_owned(), ..prompt("") };
     let backend = per_turn(spec(&["sh", "-c", ": >started; echo $PPID; read forever </dev/zero"]), NEVER);
     let attempt = prompt.attempt;
-    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap();
     assert_eq!(reap::is_alive(&host.process), Liveness::Alive);
     assert_eq!((host.attempt, dir.path().join("started").exists()), (attempt.number, false));
@@ -244,6 +247,41 @@ async fn a_message_without_a_placeholder_goes_to_stdin_whatever_its_size() {
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().join("\n") + "\n", message);
     assert_eq!(turn.records.last().unwrap().offset, message.len() as u64);
+}
+
+/// Reads its stdin line by line and says each, until that is closed.
+fn echo(interrupt: Option<fn() -> String>) -> PerTurn {
+    let stdin = |_: &Prompt| Stdin::Open("first\n".to_owned());
+    let dialect = Dialect { stdin, interrupt, ..Dialect::of_lines(lines) };
+    let script = "while read line; do echo \"got $line\"; done; echo closed";
+    PerTurn::new(spec(&["sh", "-c", script]), Duration::from_secs(20), dialect, hosts())
+}
+
+#[tokio::test]
+async fn an_open_stdin_takes_lines_until_it_is_closed_also_from_whoever_comes_next() {
+    let backend = echo(None);
+    let mut turn = Turn::start(&backend, prompt("")).await;
+    assert_eq!(turn.hear(1).await, ["got first"]);
+    assert!(turn.reply.control.write("second").await);
+    assert_eq!(turn.hear(2).await, ["got first", "got second"]);
+    turn.reply.control.leave();
+    assert_eq!(in_time(&mut turn.reply.end).await.unwrap(), End::Left);
+    let offset = turn.records.last().unwrap().offset;
+    let mut adopted = adopt(&backend, &turn, offset).await;
+    assert!(adopted.reply.control.write("third").await && adopted.reply.control.close_input().await);
+    assert_eq!(adopted.hear(2).await, ["got third", "closed"]);
+    let End::Exited(exit) = in_time(&mut adopted.reply.end).await.unwrap() else { panic!("it did not end") };
+    assert_eq!((exit.code, exit.stopped), (Some(0), None));
+}
+
+#[tokio::test]
+async fn a_turn_is_stopped_in_the_protocol_of_its_agent_before_it_is_asked_with_a_signal() {
+    let mut turn = Turn::start(&echo(Some(|| "stop".to_owned())), prompt("")).await;
+    assert_eq!(turn.hear(1).await, ["got first"]);
+    turn.reply.control.stop(Cause::TurnTimeout);
+    assert_eq!(turn.hear(3).await, ["got first", "got stop", "closed"]);
+    let End::Exited(exit) = in_time(&mut turn.reply.end).await.unwrap() else { panic!("it did not end") };
+    assert_eq!((exit.code, exit.signal, exit.stopped), (Some(0), None, Some(Cause::TurnTimeout)));
 }
 
 #[tokio::test]
@@ -489,7 +527,7 @@ async fn adopt(backend: &PerTurn, left: &Turn, offset: u64) -> Turn {
     let attempt = Attempt { number: left.attempt.number + 1, ..left.attempt };
     let host = left.reply.host.clone().unwrap();
     let reply = backend.adopt(Adoption { attempt, host, offset }).await.unwrap();
-    Turn { attempt: left.attempt, reply, records: Vec::new() }
+    Turn { attempt: left.attempt, reply, records: Vec::new(), known: offset }
 }
 
 #[tokio::test]
@@ -620,7 +658,7 @@ async fn a_host_that_does_not_take_what_it_is_told_is_ended_too() {
     let prompt = prompt(&message);
     let attempt = prompt.attempt;
     let backend = per_turn(spec(&["cat"]), NEVER);
-    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap().process;
     rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::STOP)
         .unwrap();

@@ -5,7 +5,7 @@
 //! by an open directory.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
@@ -24,6 +24,8 @@ use crate::worker::ProcessIdentity;
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// What a host says of its own troubles.
 const LOG: &str = "log";
+/// It has a line to say, and then ends.
+const LOG_BYTES: u64 = 4096;
 
 /// The hosts of agents, as an engine starts and finds them.
 #[derive(Debug, Clone)]
@@ -51,6 +53,18 @@ impl Hosts {
     /// The file that holds what the agent of an attempt said.
     pub(super) fn spool_of(&self, attempt: Attempt) -> PathBuf {
         self.dir_of(attempt).join(host::SPOOL)
+    }
+
+    /// What the host of an attempt said of its own troubles, as far as it is short.
+    pub(super) async fn log_of(&self, attempt: Attempt) -> Option<String> {
+        let path = self.dir_of(attempt).join(LOG);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = Vec::new();
+            File::open(path)?.take(LOG_BYTES).read_to_end(&mut text)?;
+            io::Result::Ok(String::from_utf8_lossy(&text).trim().to_owned())
+        });
+        // Who cannot be asked has nothing to say.
+        read.await.ok()?.ok().filter(|text| !text.is_empty())
     }
 
     /// Starts a host, which waits to be told what to start. A full disk is waited for as long as there is time.

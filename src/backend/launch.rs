@@ -212,31 +212,13 @@ fn has_file(program: &OsStr, dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RunId;
+    use crate::backend::fixtures::prompt;
 
     fn spec(command: &[&str], env: &[(&str, &str)]) -> ProcessSpec {
         ProcessSpec {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             max_line_bytes: 1024,
-        }
-    }
-
-    fn prompt(message: &str) -> Prompt {
-        Prompt {
-            start_by: Instant::now(),
-            limit: Duration::from_secs(60),
-            attempt: Attempt { run: RunId::generate(), number: 3 },
-            session: "s".parse().unwrap(),
-            slot: "slot".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: "/".into(),
-            agent_session: None,
-            message: message.to_owned(),
-            attachments: Vec::new(),
-            options: crate::options::SessionOptions::default(),
-            oneshot: false,
-            endpoint: None,
         }
     }
 
@@ -255,8 +237,8 @@ mod tests {
         }
         assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
-        assert_eq!(variable("PWD"), Some(Some("/".to_owned())));
-        assert_eq!(variable("KEY"), Some(Some("slot".to_owned())));
+        assert_eq!(variable("PWD"), Some(Some("/srv/w".to_owned())));
+        assert_eq!(variable("KEY"), Some(Some("chat-slot-w-1".to_owned())));
         assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.attempt).to_str().map(str::to_owned)));
     }
 

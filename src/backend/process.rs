@@ -237,7 +237,8 @@ impl Talk {
                 None => {}
             }
         } else {
-            drop(steering);
+            // Nobody is there to read what is written.
+            drop(steering.control.inputs());
         }
         let spool = self.hosts.spool_of(self.attempt);
         if self.heard.end.is_none()
@@ -267,6 +268,8 @@ impl Talk {
                 let remaining = end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
+                let log = self.hosts.log_of(self.attempt).await;
+                let stderr = [stderr, log].into_iter().flatten().reduce(|stderr, log| format!("{stderr}\n{log}"));
                 End::HostLost(ExitReport { stderr, remaining, ..self.report() })
             }
         }

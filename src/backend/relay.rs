@@ -29,6 +29,8 @@ pub struct RelayedTurn {
     pub session: String,
     /// The run.
     pub run: String,
+    /// The try at it.
+    pub attempt: i64,
     /// The slot's id, or the workspace's.
     pub slot: String,
     /// Where to work.
@@ -53,6 +55,7 @@ impl RelayedTurn {
         Self {
             session: prompt.session.to_string(),
             run: prompt.attempt.run.to_string(),
+            attempt: prompt.attempt.number,
             slot: prompt.slot.clone(),
             dir: prompt.dir.clone(),
             agent_session: prompt.agent_session.clone(),
@@ -96,6 +99,8 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
     match driver {
+        "acp" => super::acp::relay::run(),
+        "opencode" => super::opencode::relay::run(),
         "openclaw-gateway" => super::openclaw_gateway::relay(),
         _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
     }

@@ -26,6 +26,7 @@ use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
+pub(crate) use document::nearest;
 pub use error::ConfigError;
 
 /// Everything that can be configured, with every value checked.

@@ -11,7 +11,9 @@ mod events;
 mod extract;
 mod guard;
 mod observe;
+mod options;
 mod page;
+mod permissions;
 mod runs;
 mod serve;
 mod sessions;
@@ -33,7 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 
-pub use chat::read_chat;
+pub use chat::{ChatRequest, read_chat};
 pub use error::Error;
 pub use extract::read_cursor;
 pub use runs::read_new_run;
@@ -104,12 +106,21 @@ fn router(app: App) -> Router {
         .route("/v1/sessions", get(sessions::list).post(sessions::create))
         .route("/v1/sessions/{id}", get(sessions::show).patch(sessions::update))
         .route("/v1/sessions/{id}/close", post(sessions::close))
+        .route("/v1/sessions/{id}/reset", post(options::reset))
+        .route("/v1/sessions/{id}/agent-sessions", get(options::agent_sessions))
+        .route("/v1/sessions/{id}/children", get(sessions::children))
+        .route(
+            "/v1/sessions/{id}/options",
+            get(options::show).put(options::replace).patch(options::update).delete(options::clear),
+        )
         .route("/v1/sessions/{id}/messages", get(sessions::messages))
         .route("/v1/sessions/{id}/runs", get(runs::list_of_session).post(runs::send))
         .route("/v1/sessions/{id}/events", get(events::of_session))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/runs/{id}/events", get(events::of_run))
+        .route("/v1/permissions", get(permissions::list))
+        .route("/v1/permissions/{id}", get(permissions::show).post(permissions::answer))
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
         .route("/v1/agents", get(status::agents))

@@ -7,6 +7,7 @@
 //!
 //! Proof: `tests/store.rs`, `tests/plans.rs`.
 
+pub mod agent_session;
 pub mod assignment;
 pub mod audit;
 mod backup;
@@ -15,6 +16,7 @@ pub mod event;
 pub mod fact;
 pub mod message;
 pub mod migrate;
+pub mod permission;
 mod place;
 pub mod reading;
 pub mod run;

@@ -15,6 +15,7 @@ mod agent;
 pub mod frame;
 mod link;
 mod spool;
+mod stdin;
 pub mod wire;
 
 use std::ffi::OsString;

@@ -14,7 +14,7 @@ mod source;
 use serde_json::{Map, Value, json};
 
 use self::source::{Said, Source};
-use super::{AgentEvent, LineParser};
+use super::{AgentEvent, LineParser, json};
 use crate::usage::Usage;
 
 type Fields = Map<String, Value>;
@@ -44,7 +44,7 @@ impl Lines {
         if line.is_empty() {
             return Some(Vec::new());
         }
-        let Value::Object(frame) = js::parse(line)? else { return None };
+        let Value::Object(frame) = json::parse(line)? else { return None };
         let event = match frame.get("payload") {
             Some(Value::Object(payload)) if !frame.contains_key("stream") => payload,
             _ => &frame,
