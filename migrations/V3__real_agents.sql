@@ -59,10 +59,10 @@ END;
 
 CREATE TABLE permissions (
     key          INTEGER NOT NULL PRIMARY KEY,
-    id           TEXT    NOT NULL UNIQUE,               -- the approvalId of the AI SDK
+    id           TEXT    NOT NULL UNIQUE CHECK (length(id) = 36), -- UUIDv7; the approvalId of the AI SDK
     run_key      INTEGER NOT NULL REFERENCES runs (key),
-    request_id   TEXT    NOT NULL,                      -- by which the agent knows its request
-    tool_call_id TEXT    NOT NULL,
+    request      TEXT    NOT NULL,                      -- by which the agent knows it
+    tool_call    TEXT    NOT NULL,                      -- the toolCallId of the AI SDK
     tool         TEXT    NOT NULL,
     kind         TEXT    NOT NULL CHECK (kind IN ('read', 'edit', 'delete', 'move', 'search', 'execute', 'think', 'fetch',
                                                   'switch_mode', 'other')),
@@ -76,7 +76,7 @@ CREATE TABLE permissions (
     requested_at INTEGER NOT NULL,
     expires_at   INTEGER,
     answered_at  INTEGER,
-    UNIQUE (run_key, request_id),
+    UNIQUE (run_key, request),
     CHECK ((state = 'pending') = (answered_at IS NULL)),
     CHECK (state <> 'allowed' OR option_id IS NOT NULL)
 ) STRICT;
@@ -167,7 +167,7 @@ CREATE VIEW v_backends AS
     LEFT JOIN workers w ON w.key = b.worker_key;
 
 CREATE VIEW v_permissions AS
-    SELECT p.id, r.id AS run_id, s.id AS session_id, p.tool_call_id, p.tool, p.kind, p.title, p.input, p.options, p.state,
+    SELECT p.id, r.id AS run_id, s.id AS session_id, p.request, p.tool_call, p.tool, p.kind, p.title, p.input, p.options, p.state,
         p.option_id AS option, p.answered_by, p.reason,
         strftime('%Y-%m-%dT%H:%M:%fZ', p.requested_at / 1000.0, 'unixepoch') AS requested_at,
         strftime('%Y-%m-%dT%H:%M:%fZ', p.expires_at / 1000.0, 'unixepoch') AS expires_at,

@@ -66,6 +66,13 @@ pub enum Chunk {
         provider_executed: bool,
         dynamic: bool,
     },
+    ToolApprovalRequest {
+        approval_id: String,
+        tool_call_id: String,
+    },
+    ToolOutputDenied {
+        tool_call_id: String,
+    },
     DataStatus {
         data: StatusLabel,
         transient: bool,
@@ -144,6 +151,10 @@ mod tests {
             output.to_json(),
             r#"{"type":"tool-output-available","toolCallId":"t","output":{"a":1},"providerExecuted":true,"dynamic":true}"#
         );
+        let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };
+        assert_eq!(request.to_json(), r#"{"type":"tool-approval-request","approvalId":"a","toolCallId":"t"}"#);
+        let denied = Chunk::ToolOutputDenied { tool_call_id: "t".into() };
+        assert_eq!(denied.to_json(), r#"{"type":"tool-output-denied","toolCallId":"t"}"#);
         assert_eq!(
             Chunk::Finish { finish_reason: FinishReason::Stop }.to_json(),
             r#"{"type":"finish","finishReason":"stop"}"#

@@ -173,6 +173,12 @@ uuid_id!(
     "backend id"
 );
 
+uuid_id!(
+    /// Names a permission; the `approvalId` of the AI SDK.
+    PermissionId,
+    "permission id"
+);
+
 impl From<BackendId> for RunId {
     /// A backend's processes are held, marked and found as those of a run are; its id stands in place of a run's.
     fn from(id: BackendId) -> Self {

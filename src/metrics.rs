@@ -9,10 +9,11 @@ use std::sync::LazyLock;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::permission::PermissionState;
 use crate::run::Status;
 
 const PREFIX: &str = "mainstay";
@@ -24,6 +25,8 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 pub(crate) struct Metrics {
     registry: Registry,
     settled: Family<[(&'static str, &'static str); 1], Counter>,
+    decided: Family<[(&'static str, &'static str); 1], Counter>,
+    pub permissions_pending: Gauge,
     pub lost_runs_adopted: Counter,
     pub lost_runs_left: Counter,
     pub lost_runs_settled: Counter,
@@ -59,6 +62,11 @@ impl Metrics {
 
         let settled: Family<_, Counter> = Family::default();
         registry.register("runs_settled", "Runs that this process executed to their end", settled.clone());
+        let decided: Family<_, Counter> = Family::default();
+        registry.register("permissions_decided", "What agents asked here, by how it was decided", decided.clone());
+        let permissions_pending = Gauge::default();
+        let help = "What agents ask here and nobody has answered yet";
+        registry.register("permissions_pending", help, permissions_pending.clone());
         // From 0.1 ms, without a sync, to 6.5 s, after the longest wait for another process.
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 4.0, 9));
         registry.register("commit_seconds", "Time of a transaction that wrote, in seconds", commit_seconds.clone());
@@ -102,11 +110,16 @@ impl Metrics {
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),
             accepts_failed: counter("accepts_failed", "Connections that could not be accepted"),
             settled,
+            decided,
+            permissions_pending,
             commit_seconds,
             registry,
         };
         for end in Status::ALL.into_iter().filter(|status| status.is_settled()) {
             metrics.runs_settled(end);
+        }
+        for state in PermissionState::ALL.into_iter().filter(|state| *state != PermissionState::Pending) {
+            metrics.permissions_decided(state);
         }
         metrics
     }
@@ -114,6 +127,11 @@ impl Metrics {
     /// Runs that ended like this.
     pub fn runs_settled(&self, status: Status) -> Counter {
         self.settled.get_or_create_owned(&[("status", status.as_str())])
+    }
+
+    /// Permissions that were decided like this.
+    pub fn permissions_decided(&self, state: PermissionState) -> Counter {
+        self.decided.get_or_create_owned(&[("state", state.as_str())])
     }
 }
 

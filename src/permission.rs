@@ -2,11 +2,13 @@
 //!
 //! Always: the first answer counts. What was asked and answered, by whom and when, is kept.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::id::{RunId, SessionId};
+use crate::id::{PermissionId, RunId, SessionId};
 
 /// What a tool does, in the words of ACP; policies are written for these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -116,6 +118,29 @@ impl PermissionRequest {
         };
         wanted.into_iter().find_map(|kind| self.options.iter().find(|option| option.kind == kind))
     }
+
+    /// What an answer decides; `None` when there is no such option, or none that allows.
+    pub fn decide(&self, answer: &Answer) -> Option<Decision> {
+        match answer {
+            Answer::Option(id) => self.options.iter().find(|option| option.id == *id).cloned().map(Decision::Selected),
+            Answer::Approved(true) => self.option_for(true).cloned().map(Decision::Selected),
+            Answer::Approved(false) => Some(self.denial()),
+        }
+    }
+
+    /// How it is denied, which is always possible.
+    fn denial(&self) -> Decision {
+        self.option_for(false).cloned().map_or(Decision::Cancelled, Decision::Selected)
+    }
+}
+
+/// What somebody answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// One of the options, by its id.
+    Option(String),
+    /// Yes or no: the option that means so with the least effect.
+    Approved(bool),
 }
 
 /// How a request was decided; what the agent is told.
@@ -134,6 +159,19 @@ impl Decision {
             Self::Selected(option) => option.kind.allows(),
             Self::Cancelled => false,
         }
+    }
+
+    /// The id of the option that was chosen.
+    pub fn option(&self) -> Option<&str> {
+        match self {
+            Self::Selected(option) => Some(&option.id),
+            Self::Cancelled => None,
+        }
+    }
+
+    /// Where a request is that was decided so.
+    pub fn state(&self) -> PermissionState {
+        if self.allows() { PermissionState::Allowed } else { PermissionState::Denied }
     }
 }
 
@@ -169,11 +207,23 @@ impl PermissionState {
     }
 }
 
+/// There is no such state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no state of a permission: pending, allowed, denied, expired and cancelled are")]
+pub struct UnknownState(String);
+
+impl FromStr for PermissionState {
+    type Err = UnknownState;
+    fn from_str(word: &str) -> Result<Self, UnknownState> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word).ok_or_else(|| UnknownState(word.to_owned()))
+    }
+}
+
 /// A permission, as readers see it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Permission {
     /// Its id: the `approvalId` of the AI SDK.
-    pub id: String,
+    pub id: PermissionId,
     /// The run that waits for it.
     pub run_id: RunId,
     /// Its session.
@@ -195,6 +245,30 @@ pub struct Permission {
     pub expires_at: Option<Timestamp>,
     /// When it was decided.
     pub answered_at: Option<Timestamp>,
+}
+
+impl Permission {
+    /// What the agent is told, once it was decided. That nobody answered in time denies it.
+    pub fn decision(&self) -> Option<Decision> {
+        match self.state {
+            PermissionState::Pending => None,
+            PermissionState::Allowed | PermissionState::Denied => {
+                let chosen = self.option.clone().and_then(|id| self.request.decide(&Answer::Option(id)));
+                Some(chosen.unwrap_or(Decision::Cancelled))
+            }
+            PermissionState::Expired => Some(self.request.denial()),
+            PermissionState::Cancelled => Some(Decision::Cancelled),
+        }
+    }
+
+    /// Whether it was decided as this answer would decide it.
+    pub fn agrees_with(&self, answer: &Answer) -> bool {
+        match answer {
+            Answer::Option(id) => self.option.as_ref() == Some(id),
+            Answer::Approved(true) => self.state == PermissionState::Allowed,
+            Answer::Approved(false) => self.state == PermissionState::Denied,
+        }
+    }
 }
 
 /// What is done with a request of an agent for a kind of tool.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::demo::Demo;
-use mainstay::backend::per_turn::{Dialect, PerTurn};
+use mainstay::backend::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::backend::process::{Hosts, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
 use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply};
@@ -244,6 +244,41 @@ async fn a_message_without_a_placeholder_goes_to_stdin_whatever_its_size() {
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(turn.texts().join("\n") + "\n", message);
     assert_eq!(turn.records.last().unwrap().offset, message.len() as u64);
+}
+
+/// Reads its stdin line by line and says each, until that is closed.
+fn echo(interrupt: Option<fn() -> String>) -> PerTurn {
+    let stdin = |_: &Prompt| Stdin::Open("first\n".to_owned());
+    let dialect = Dialect { stdin, interrupt, ..Dialect::of_lines(lines) };
+    let script = "while read line; do echo \"got $line\"; done; echo closed";
+    PerTurn::new(spec(&["sh", "-c", script]), Duration::from_secs(20), dialect, hosts())
+}
+
+#[tokio::test]
+async fn an_open_stdin_takes_lines_until_it_is_closed_also_from_whoever_comes_next() {
+    let backend = echo(None);
+    let mut turn = Turn::start(&backend, prompt("")).await;
+    assert_eq!(turn.hear(1).await, ["got first"]);
+    assert!(turn.reply.control.write("second").await);
+    assert_eq!(turn.hear(2).await, ["got first", "got second"]);
+    turn.reply.control.leave();
+    assert_eq!(in_time(&mut turn.reply.end).await.unwrap(), End::Left);
+    let offset = turn.records.last().unwrap().offset;
+    let mut adopted = adopt(&backend, &turn, offset).await;
+    assert!(adopted.reply.control.write("third").await && adopted.reply.control.close_input().await);
+    assert_eq!(adopted.hear(2).await, ["got third", "closed"]);
+    let End::Exited(exit) = in_time(&mut adopted.reply.end).await.unwrap() else { panic!("it did not end") };
+    assert_eq!((exit.code, exit.stopped), (Some(0), None));
+}
+
+#[tokio::test]
+async fn a_turn_is_stopped_in_the_protocol_of_its_agent_before_it_is_asked_with_a_signal() {
+    let mut turn = Turn::start(&echo(Some(|| "stop".to_owned())), prompt("")).await;
+    assert_eq!(turn.hear(1).await, ["got first"]);
+    turn.reply.control.stop(Cause::TurnTimeout);
+    assert_eq!(turn.hear(3).await, ["got first", "got stop", "closed"]);
+    let End::Exited(exit) = in_time(&mut turn.reply.end).await.unwrap() else { panic!("it did not end") };
+    assert_eq!((exit.code, exit.signal, exit.stopped), (Some(0), None, Some(Cause::TurnTimeout)));
 }
 
 #[tokio::test]

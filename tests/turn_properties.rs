@@ -9,6 +9,7 @@ use mainstay::backend::AgentEvent;
 use mainstay::chunk::Chunk;
 use mainstay::engine::fold::Fold;
 use mainstay::engine::turn::Turn;
+use mainstay::permission::{PermissionRequest, ToolKind};
 use mainstay::run::{Cause, Outcome, Status};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -34,6 +35,37 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         text().prop_map(|text| AgentEvent::Error(text.into())),
         Just(AgentEvent::Ended),
     ]
+}
+
+/// A question, the answer to one, or what an agent says.
+#[derive(Debug, Clone)]
+enum Step {
+    Hear(AgentEvent),
+    Ask(String, String),
+    Answer(String, bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let id = || prop::sample::select(vec!["", "a", "b", "tool-2", "permission-1"]).prop_map(str::to_owned);
+    let question = || prop::sample::select(vec!["p", "q"]).prop_map(str::to_owned);
+    prop_oneof![
+        3 => event().prop_map(Step::Hear),
+        1 => (id(), question()).prop_map(|(tool_call, id)| Step::Ask(tool_call, id)),
+        1 => (question(), any::<bool>()).prop_map(|(id, allowed)| Step::Answer(id, allowed)),
+    ]
+}
+
+fn take(turn: &mut Turn, step: Step) -> Vec<Chunk> {
+    match step {
+        Step::Hear(event) => turn.hear(event),
+        Step::Ask(tool_call, id) => {
+            let (tool, title, input) = ("x".to_owned(), String::new(), json!({}));
+            let request = id.clone();
+            let kind = ToolKind::Other;
+            turn.ask(&PermissionRequest { request, tool_call, tool, kind, title, input, options: Vec::new() }, id).1
+        }
+        Step::Answer(id, allowed) => turn.answered(&id, allowed),
+    }
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -77,6 +109,21 @@ proptest! {
         prop_assert_eq!(&fold, turn.fold());
         let parts: Value = serde_json::from_str(&fold.parts_json()).expect("parts are JSON");
         prop_assert_eq!(parts.as_array().map(Vec::len), Some(fold.len()));
+    }
+
+    #[test]
+    fn a_stream_with_questions_is_well_formed(steps in prop::collection::vec(step(), 0..40), outcome in outcome()) {
+        let mut turn = Turn::default();
+        let mut chunks: Vec<Chunk> = steps.into_iter().flat_map(|step| take(&mut turn, step)).collect();
+        chunks.extend(turn.close(&outcome));
+        prop_assert_eq!(rules::check(&chunks), Ok(()), "{:#?}", chunks);
+        let mut fold = Fold::default();
+        stored(&chunks).for_each(|chunk| fold.apply(&chunk));
+        prop_assert_eq!(&fold, turn.fold());
+        let parts = fold.parts_json();
+        prop_assert!(!parts.contains("approval-requested"));
+        // The AI SDK does not take a message that does not say how a question was answered.
+        prop_assert_eq!(parts.matches(r#""approval":"#).count(), parts.matches(r#""approved":"#).count());
     }
 
     /// Wherever the process dies, its successor says what it would have said.

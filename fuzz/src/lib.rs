@@ -14,7 +14,7 @@ use mainstay::chunk::Chunk;
 use mainstay::config::{Config, limits};
 use mainstay::engine::turn::Turn;
 use mainstay::engine::{Send, fold::Fold};
-use mainstay::http::{Error, read_chat, read_cursor, read_new_run};
+use mainstay::http::{ChatRequest, Error, read_chat, read_cursor, read_new_run};
 use mainstay::run::{Cause, Outcome};
 use serde_json::Value;
 
@@ -143,7 +143,11 @@ pub fn new_run(data: &[u8]) {
 
 /// The body of a request of `useChat`.
 pub fn chat(data: &[u8]) {
-    is_sendable_or_refused(read_chat(data));
+    match read_chat(data) {
+        Ok(ChatRequest::Send(send)) => is_sendable_or_refused(Ok(*send)),
+        Ok(ChatRequest::Answers(_, answers)) => assert!(!answers.is_empty()),
+        Err(error) => is_sendable_or_refused(Err(error)),
+    }
 }
 
 fn is_sendable_or_refused(read: Result<Send, Error>) {

@@ -1,12 +1,205 @@
-//! Codex: `codex exec --json`, a process a turn.
+//! Codex: `codex exec --json`, a process a turn. It is told the message on its command line, asks nothing, and reports
+//! each thing it did when that is done: there is no text word by word.
+//!
+//! Its conversations are threads of its own; `exec resume` goes on with one.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
-use super::per_turn::{Dialect, PerTurn};
+use serde_json::{Map, Value, json};
+
+use super::json::{self, items, text};
+use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
+use super::{Again, AgentEvent, LineParser, Prompt, SessionOrigin};
 use crate::agent::ProcessSpec;
+use crate::usage::Usage;
+
+/// A longer message is written to its stdin: the system takes no argument of 128 KiB.
+const MAX_ARGUMENT_BYTES: usize = 100 * 1024;
+
+/// The further options that a session may have, by their names in its config.
+const EXTRA: [&str; 3] = ["model_reasoning_effort", "model_reasoning_summary", "model_verbosity"];
 
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
-    PerTurn::new(spec.clone(), kill_grace, Dialect::of_lines(super::openclaw::parser), hosts.clone())
+    let stdin = |prompt: &Prompt| if fits(&prompt.message) { Stdin::Closed } else { Stdin::MessageUnlessAsked };
+    let dialect = Dialect { arguments, stdin, ..Dialect::of_lines(parser) };
+    PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
+}
+
+/// Whether a message can be an argument.
+fn fits(message: &str) -> bool {
+    message.len() <= MAX_ARGUMENT_BYTES && !message.contains('\0')
+}
+
+fn arguments(prompt: &Prompt) -> Vec<OsString> {
+    let options = &prompt.options;
+    // Where an agent may work is said by the workspace, whether that is a repository or not.
+    let mut arguments: Vec<OsString> = ["exec", "--json", "--skip-git-repo-check"].map(OsString::from).into();
+    arguments.extend(options.model.as_ref().map(|model| format!("--model={model}").into()));
+    let mut set = |key: &str, value: Option<&String>| {
+        // A JSON string is a TOML string.
+        arguments.extend(value.map(|value| format!("--config={key}={}", json!(value)).into()));
+    };
+    set("sandbox_mode", options.permission_profile.as_ref());
+    for key in EXTRA {
+        set(key, options.extra.get(key));
+    }
+    match &prompt.agent_session {
+        _ if prompt.oneshot => arguments.push("--ephemeral".into()),
+        Some(thread) => arguments.extend(["resume".into(), thread.into()]),
+        None => {}
+    }
+    if fits(&prompt.message) {
+        arguments.extend(["--".into(), prompt.message.clone().into()]);
+    } else {
+        arguments.push("-".into());
+    }
+    arguments
+}
+
+/// Reads the lines of a turn.
+pub fn parser() -> LineParser {
+    Box::new(read)
+}
+
+fn read(line: &str) -> Option<Vec<AgentEvent>> {
+    let line = json::parse(line)?;
+    let within = |key: &str| line.get(key).unwrap_or(&Value::Null);
+    Some(match line.get("type")?.as_str()? {
+        "thread.started" => {
+            let id = text(&line, "thread_id").to_owned();
+            vec![AgentEvent::Session { id, origin: SessionOrigin::New }]
+        }
+        "item.started" | "item.updated" => item(within("item"), false),
+        "item.completed" => item(within("item"), true),
+        // That it tries again is said as an error, too. The one that ends the turn is said again as its failure.
+        "error" => vec![AgentEvent::Status(text(&line, "message").to_owned())],
+        "turn.completed" => vec![AgentEvent::Usage(usage(within("usage"))), AgentEvent::Ended],
+        "turn.failed" => {
+            let message = match text(within("error"), "message") {
+                "" => "The agent failed and did not say why.",
+                message => message,
+            };
+            vec![AgentEvent::Error(message.into()), AgentEvent::Ended]
+        }
+        _ => Vec::new(),
+    })
+}
+
+/// A thing that it says or does.
+fn item(item: &Value, is_done: bool) -> Vec<AgentEvent> {
+    let words = |key| text(item, key).to_owned();
+    match text(item, "type") {
+        "agent_message" if is_done => {
+            vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Text(words("text"))]
+        }
+        "reasoning" if is_done => vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Reasoning(words("text"))],
+        "todo_list" => vec![AgentEvent::Plan(plan(item))],
+        // What it was warned of does not end the turn.
+        "error" => vec![AgentEvent::Status(words("message"))],
+        "command_execution" => tool(item, is_done, "command_execution", &["command"]),
+        "file_change" => tool(item, is_done, "file_change", &["changes"]),
+        "web_search" => tool(item, is_done, "web_search", &["query", "action"]),
+        "mcp_tool_call" => {
+            let name = format!("{}.{}", text(item, "server"), text(item, "tool"));
+            tool(item, is_done, &name, &["arguments"])
+        }
+        // A kind that we do not know, but that is worked at: shown as a tool with what is told of it.
+        kind if item.get("status").is_some_and(Value::is_string) => tool(item, is_done, kind, &["tool", "prompt"]),
+        _ => Vec::new(),
+    }
+}
+
+/// Something that it does. Of its members those in `given` are what it was started with, the others what came of it.
+fn tool(item: &Value, is_done: bool, name: &str, given: &[&str]) -> Vec<AgentEvent> {
+    let id = text(item, "id").to_owned();
+    let (mut input, mut output) = (Map::new(), Map::new());
+    for (key, value) in item.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        match key.as_str() {
+            "id" | "type" | "status" | "server" => {}
+            key if given.contains(&key) => _ = input.insert(key.to_owned(), value.clone()),
+            "tool" => {}
+            key => _ = output.insert(key.to_owned(), value.clone()),
+        }
+    }
+    let input = match input.remove("arguments") {
+        Some(arguments) => arguments,
+        None => Value::Object(input),
+    };
+    let mut events = vec![AgentEvent::ToolStarted { id: id.clone(), name: name.to_owned(), input, parent: None }];
+    let failed = matches!(text(item, "status"), "failed" | "declined");
+    if is_done {
+        let result = if failed { Err(failure(item)) } else { Ok(Value::Object(output)) };
+        events.push(AgentEvent::ToolFinished { id, name: None, result });
+    } else if output.values().any(|value| value.as_str().is_none_or(|words| !words.is_empty())) {
+        events.push(AgentEvent::ToolProgress { id, output: Value::Object(output) });
+    }
+    events
+}
+
+/// The words of something that failed.
+fn failure(item: &Value) -> String {
+    let error = item.get("error").map(|error| text(error, "message")).unwrap_or_default();
+    let output = text(item, "aggregated_output").trim_end();
+    let code = item.get("exit_code").and_then(Value::as_i64).map(|code| format!("exit code {code}"));
+    let said: Vec<_> =
+        [error, output, code.as_deref().unwrap_or_default()].into_iter().filter(|s| !s.is_empty()).collect();
+    if said.is_empty() { text(item, "status").to_owned() } else { said.join("\n") }
+}
+
+fn plan(item: &Value) -> Value {
+    let step = |step: &Value| {
+        let status = if step.get("completed") == Some(&Value::Bool(true)) { "completed" } else { "pending" };
+        json!({"content": text(step, "text"), "status": status})
+    };
+    items(item, "items").iter().map(step).collect()
+}
+
+/// It counts what it took from a cache as part of what it read.
+fn usage(usage: &Value) -> Usage {
+    let count = |key: &str| usage.get(key).and_then(Value::as_i64);
+    let cached = count("cached_input_tokens");
+    Usage {
+        input_tokens: count("input_tokens").map(|read| read.saturating_sub(cached.unwrap_or(0)).max(0)),
+        output_tokens: count("output_tokens"),
+        cache_read_tokens: cached,
+        cache_write_tokens: count("cache_write_input_tokens"),
+        reasoning_tokens: count("reasoning_output_tokens"),
+        ..Usage::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::fixtures::prompt;
+
+    #[test]
+    fn the_message_is_the_last_argument_or_comes_on_stdin() {
+        let words = |prompt: &Prompt| -> Vec<_> {
+            arguments(prompt).into_iter().map(|word| word.into_string().unwrap()).collect()
+        };
+        let mut prompt = prompt("--help");
+        assert_eq!(words(&prompt), ["exec", "--json", "--skip-git-repo-check", "--", "--help"]);
+        prompt.message = "x".repeat(MAX_ARGUMENT_BYTES + 1);
+        prompt.agent_session = Some("0-1".into());
+        prompt.options.model = Some("m".into());
+        prompt.options.permission_profile = Some("read-only".into());
+        prompt.options.extra = [("model_verbosity", "low"), ("notify", "[]")].map(|(k, v)| (k.into(), v.into())).into();
+        assert_eq!(
+            words(&prompt)[3..],
+            [
+                "--model=m",
+                "--config=sandbox_mode=\"read-only\"",
+                "--config=model_verbosity=\"low\"",
+                "resume",
+                "0-1",
+                "-"
+            ]
+        );
+        prompt.oneshot = true;
+        assert_eq!(words(&prompt)[6..], ["--ephemeral", "-"]);
+    }
 }

@@ -3,6 +3,7 @@
 //! Always: asking again changes nothing; the first reason to stop is kept.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -12,6 +13,9 @@ use crate::run::Cause;
 
 /// Lines that wait to be written to an agent; answers to its requests are few.
 const INPUTS_WAITING: usize = 16;
+
+/// A line is taken at once, unless the process that holds the agent is stopped.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is written to an agent's stdin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,16 +54,19 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Writes a line to its stdin, if that is open.
-    pub async fn write(&self, line: &str) {
-        // It fails when the agent is gone, and then nobody waits for the line.
-        let _ = self.input.send(Input::Line(format!("{line}\n").into())).await;
+    /// Writes a line to its stdin, if that is open. Whether it was passed on: it is not when the agent is gone, or when what
+    /// holds it takes nothing for a while.
+    pub async fn write(&self, line: &str) -> bool {
+        self.pass_on(Input::Line(format!("{line}\n").into())).await
     }
 
-    /// Closes its stdin: nothing more is written.
-    pub async fn close_input(&self) {
-        // As above.
-        let _ = self.input.send(Input::Close).await;
+    /// Closes its stdin: nothing more is written. As [`Control::write`].
+    pub async fn close_input(&self) -> bool {
+        self.pass_on(Input::Close).await
+    }
+
+    async fn pass_on(&self, input: Input) -> bool {
+        self.input.send_timeout(input, TAKEN_WITHIN).await.is_ok()
     }
 
     /// What is to be written, for the one who writes it.

@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use serde_json::json;
+use futures_util::future::{BoxFuture, OptionFuture};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use super::control::Input;
 use super::{Adoption, AgentEvent, Backend, Control, End, Prompt, Record, Reply, StartError};
+use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest, ToolKind};
 use crate::run::ExitReport;
 
 /// Records that may wait for the reader before the agent has to.
@@ -32,7 +34,8 @@ const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 
 const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call with progress), /fail TEXT (reports an error), \
-    /exit N (ends with exit code N), /hang (says nothing more until it is cancelled)";
+    /exit N (ends with exit code N), /hang (says nothing more until it is cancelled), \
+    /ask TEXT (asks for a permission to write that to a file, and says what was answered)";
 
 /// The backend of the demo agent.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +45,7 @@ impl Backend for Demo {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         let (records, receiver) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
-        let mut voice = Voice { records, control: control.clone(), said: 0 };
+        let mut voice = Voice { records, inputs: control.inputs(), control: control.clone(), said: 0 };
         let end = tokio::spawn(async move {
             let answer = async {
                 voice.begun().await?;
@@ -61,6 +64,10 @@ impl Backend for Demo {
     fn adopt(&self, _: Adoption) -> BoxFuture<'_, Option<Reply>> {
         Box::pin(async { None })
     }
+
+    fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
+        Some(json!({ "request": request.request, "option": decision.option() }).to_string())
+    }
 }
 
 /// What a message asks the demo agent to do.
@@ -71,6 +78,7 @@ enum Directive {
     Fail(String),
     Exit(i32),
     Hang,
+    Ask(String),
     /// A directive that it does not know, or not with this argument; the answer for it.
     Unknown(String),
 }
@@ -97,6 +105,7 @@ impl Directive {
             "fail" => Self::Fail(argument.to_owned()),
             "tool" => Self::Tool,
             "hang" => Self::Hang,
+            "ask" => Self::Ask(argument.to_owned()),
             _ => {
                 let word = quote(word);
                 Self::Unknown(format!("The demo agent does not know /{word}. It knows: {DIRECTIVES}."))
@@ -123,6 +132,7 @@ async fn answer(voice: &mut Voice, message: &str) -> Result<i32, Stopped> {
             voice.write("Saying nothing more until I am cancelled.").await?;
             return Err(voice.stopped().await);
         }
+        Some(Directive::Ask(text)) => ask(voice, &text).await?,
         Some(Directive::Unknown(text)) => voice.write(&text).await?,
     }
     voice.say(AgentEvent::Ended).await?;
@@ -186,6 +196,34 @@ async fn show_a_tool(voice: &mut Voice) -> Result<(), Stopped> {
     voice.write(&format!("The tool counted to {STEPS}.")).await
 }
 
+async fn ask(voice: &mut Voice, text: &str) -> Result<(), Stopped> {
+    let (id, name) = ("call-1".to_owned(), "write_file".to_owned());
+    let input = json!({ "path": "demo.txt", "content": quote(text) });
+    let started = AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: input.clone(), parent: None };
+    voice.say(started).await?;
+    let option = |id: &str, name: &str, kind| PermissionOption { id: id.to_owned(), name: name.to_owned(), kind };
+    let request = PermissionRequest {
+        request: "ask-1".to_owned(),
+        tool_call: id.clone(),
+        tool: name.clone(),
+        kind: ToolKind::Edit,
+        title: "Write demo.txt".to_owned(),
+        input,
+        options: vec![
+            option("allow", "Allow once", OptionKind::AllowOnce),
+            option("always", "Allow always", OptionKind::AllowAlways),
+            option("reject", "Reject", OptionKind::RejectOnce),
+        ],
+    };
+    voice.say(AgentEvent::Permission(request.clone())).await?;
+    let chosen = voice.answer(&request).await?;
+    let allowed = chosen.as_ref().is_some_and(|option| option.kind.allows());
+    let result = if allowed { Ok(json!({ "written": true })) } else { Err("It was not allowed.".to_owned()) };
+    voice.say(AgentEvent::ToolFinished { id, name: Some(name), result }).await?;
+    let answer = chosen.map_or_else(|| "nothing that it offered".to_owned(), |option| format!("“{}”", option.name));
+    voice.write(&format!("The answer was {answer}. As a demo, it wrote nothing.")).await
+}
+
 /// The agent was stopped; what its end looks like, as if it were a process.
 #[derive(Debug)]
 struct Stopped {
@@ -196,6 +234,8 @@ struct Stopped {
 struct Voice {
     records: mpsc::Sender<Record>,
     control: Control,
+    /// What is written to it.
+    inputs: Option<mpsc::Receiver<Input>>,
     said: u64,
 }
 
@@ -224,6 +264,25 @@ impl Voice {
             self.say(AgentEvent::Text(token)).await?;
         }
         Ok(())
+    }
+
+    /// Waits until its request is answered: with one of its options, or with none.
+    async fn answer(&mut self, request: &PermissionRequest) -> Result<Option<PermissionOption>, Stopped> {
+        loop {
+            let mut inputs = self.inputs.take();
+            let input = tokio::select! {
+                biased;
+                stopped = self.stopped() => return Err(stopped),
+                Some(Some(input)) = OptionFuture::from(inputs.as_mut().map(|inputs| inputs.recv())) => input,
+            };
+            self.inputs = inputs;
+            let Input::Line(line) = input else { continue };
+            let told: Value = serde_json::from_slice(&line).unwrap_or_default();
+            if told["request"] == request.request {
+                let option = request.options.iter().find(|option| told["option"] == option.id);
+                return Ok(option.cloned());
+            }
+        }
     }
 
     /// Waits until somebody wants it to stop: by asking, or by not listening any more.
@@ -283,6 +342,7 @@ mod tests {
             ("  /tool\nplease", Some(Directive::Tool)),
             ("/slow 3", Some(Directive::Slow(3))),
             ("/slow 100000", Some(Directive::Slow(100_000))),
+            ("/ask hello", Some(Directive::Ask("hello".to_owned()))),
             ("/exit 7", Some(Directive::Exit(7))),
             ("/fail the disk is full", Some(Directive::Fail("the disk is full".to_owned()))),
         ] {

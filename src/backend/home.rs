@@ -5,7 +5,7 @@
 //! by an open directory.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
@@ -24,6 +24,8 @@ use crate::worker::ProcessIdentity;
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// What a host says of its own troubles.
 const LOG: &str = "log";
+/// It has a line to say, and then ends.
+const LOG_BYTES: u64 = 4096;
 
 /// The hosts of agents, as an engine starts and finds them.
 #[derive(Debug, Clone)]
@@ -53,17 +55,29 @@ impl Hosts {
         self.dir_of(attempt).join(host::SPOOL)
     }
 
+    /// What the host of an attempt said of its own troubles, as far as it is short.
+    pub(super) async fn log_of(&self, attempt: Attempt) -> Option<String> {
+        let path = self.dir_of(attempt).join(LOG);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = Vec::new();
+            File::open(path)?.take(LOG_BYTES).read_to_end(&mut text)?;
+            io::Result::Ok(String::from_utf8_lossy(&text).trim().to_owned())
+        });
+        // Who cannot be asked has nothing to say.
+        read.await.ok()?.ok().filter(|text| !text.is_empty())
+    }
+
     /// Starts a host, which waits to be told what to start. A full disk is waited for as long as there is time.
     pub(super) async fn start(
         &self,
         attempt: Attempt,
         start_by: Instant,
     ) -> Result<(ProcessIdentity, UnixStream), StartError> {
-        let failed = |what: &str, error: io::Error| StartError(format!("{what}: {error}"));
+        let failed = |what: &str, error: io::Error| StartError::from(format!("{what}: {error}"));
         let Prepared { home, handle, listener, log } = loop {
             let home = self.dir_of(attempt);
             let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
-            match prepared.map_err(|_| StartError("the engine is going down".to_owned()))? {
+            match prepared.map_err(|_| StartError::from("the engine is going down"))? {
                 Ok(prepared) => break prepared,
                 Err(error) if is_full(&error) && Instant::now() < start_by => {
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -85,7 +99,7 @@ impl Hosts {
             // Its exit status is taken whenever it comes: dropping the child does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             let process = pid.and_then(reap::identity_of);
-            let process = process.ok_or_else(|| StartError("its host ended at once".to_owned()))?;
+            let process = process.ok_or_else(|| StartError::from("its host ended at once"))?;
             let link = UnixStream::connect(socket_in(&handle)).await;
             Ok((process, link.map_err(|error| failed("its host could not be reached", error))?))
         };

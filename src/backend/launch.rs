@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Prompt, StartError, reap, temp_dir, template};
 use crate::agent::ProcessSpec;
+use crate::failure::ErrorClass;
 use crate::run::Attempt;
 
 /// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the others speak for it to
@@ -85,17 +86,17 @@ impl Launch {
         let mut words = spec.command.iter().map(|word| fill(word, "command", prompt));
         let program = words.next().unwrap_or_else(|| Ok(OsString::new()))?;
         if program.is_empty() {
-            return Err(StartError("`command` names no program".to_owned()));
+            return Err(StartError::from("`command` names no program"));
         }
         let mut arguments = words.collect::<Result<Vec<_>, _>>()?;
         if more.iter().any(|word| word.as_bytes().contains(&0)) {
-            return Err(StartError("a NUL character cannot be handed over: take it out of the message".to_owned()));
+            return Err(StartError::from("a NUL character cannot be handed over: take it out of the message"));
         }
         arguments.extend(more);
         let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.attempt).into())];
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(StartError(format!("`env` has the name {name:?}, which no variable can have")));
+                return Err(StartError::from(format!("`env` has the name {name:?}, which no variable can have")));
             }
             environment.push((name.into(), fill(value, name, prompt)?));
         }
@@ -155,7 +156,13 @@ impl Launch {
     }
 
     /// What a failed spawn means and what can be done.
-    pub(super) fn explain(&self, error: &io::Error) -> String {
+    pub(super) fn explain(&self, error: &io::Error) -> StartError {
+        let is_missing = error.kind() == io::ErrorKind::NotFound && self.dir.is_dir();
+        let class = is_missing.then_some(ErrorClass::AgentMissing);
+        StartError { message: self.words_for(error), class }
+    }
+
+    fn words_for(&self, error: &io::Error) -> String {
         let shown = self.program.display();
         let dir = self.dir.display();
         if !self.dir.is_dir() {
@@ -193,7 +200,7 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
     } else {
         "take it out"
     };
-    Err(StartError(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
+    Err(StartError::from(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
 }
 
 /// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
@@ -219,31 +226,13 @@ fn has_file(program: &OsStr, dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RunId;
+    use crate::backend::fixtures::prompt;
 
     fn spec(command: &[&str], env: &[(&str, &str)]) -> ProcessSpec {
         ProcessSpec {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             max_line_bytes: 1024,
-        }
-    }
-
-    fn prompt(message: &str) -> Prompt {
-        Prompt {
-            start_by: Instant::now(),
-            limit: Duration::from_secs(60),
-            attempt: Attempt { run: RunId::generate(), number: 3 },
-            session: "s".parse().unwrap(),
-            slot: "slot".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: "/".into(),
-            agent_session: None,
-            message: message.to_owned(),
-            attachments: Vec::new(),
-            options: crate::options::SessionOptions::default(),
-            oneshot: false,
-            endpoint: None,
         }
     }
 
@@ -262,8 +251,8 @@ mod tests {
         }
         assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
-        assert_eq!(variable("PWD"), Some(Some("/".to_owned())));
-        assert_eq!(variable("KEY"), Some(Some("slot".to_owned())));
+        assert_eq!(variable("PWD"), Some(Some("/srv/w".to_owned())));
+        assert_eq!(variable("KEY"), Some(Some("chat-slot-w-1".to_owned())));
         assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.attempt).to_str().map(str::to_owned)));
     }
 

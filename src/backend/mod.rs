@@ -8,8 +8,11 @@ pub mod claude;
 pub mod codex;
 mod control;
 pub mod demo;
+#[cfg(test)]
+mod fixtures;
 mod home;
 pub mod host;
+mod json;
 mod launch;
 mod lines;
 pub mod openclaw;
@@ -36,7 +39,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
@@ -215,8 +218,19 @@ pub struct Adoption {
 
 /// The agent could not be started: nothing of it ran.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("failed to start agent: {0}")]
-pub struct StartError(pub String);
+#[error("failed to start agent: {message}")]
+pub struct StartError {
+    /// What is wrong and what can be done, for people.
+    pub message: String,
+    /// What kind of failure it is, if it is one of those that programs act on.
+    pub class: Option<ErrorClass>,
+}
+
+impl<T: Into<String>> From<T> for StartError {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), class: None }
+    }
+}
 
 /// An agent that answers a prompt.
 #[derive(Debug)]
@@ -314,6 +328,6 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
         Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
         Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
         Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
-        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::backend(spec, agent.kill_grace, hosts)),
+        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::launch::{Launch, Stdin};
+use super::launch::Launch;
+pub use super::launch::Stdin;
 use super::process::{Holding, Hosts, Reading};
 use super::{Adoption, Backend, LineParser, Prompt, Reply, StartError};
 use crate::agent::ProcessSpec;

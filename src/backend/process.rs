@@ -24,7 +24,7 @@ use super::control::{Control, Input};
 pub use super::home::Hosts;
 use super::host::frame::{Corrupt, Decoder};
 use super::host::wire::{
-    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, Stop, VERSION,
+    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, NotStarted, Stop, VERSION,
 };
 use super::host::{CLOSING, CONFIRM};
 use super::launch::Launch;
@@ -86,7 +86,7 @@ impl Holding {
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
         if launch.len() > MAX_FROM_ENGINE_BYTES {
             let megabytes = MAX_FROM_ENGINE_BYTES / (1024 * 1024);
-            return Err(StartError(format!(
+            return Err(StartError::from(format!(
                 "the message is too long to be handed over: {megabytes} MiB with all else"
             )));
         }
@@ -238,7 +238,8 @@ impl Talk {
                 None => {}
             }
         } else {
-            drop(steering);
+            // Nobody is there to read what is written.
+            drop(steering.control.inputs());
         }
         let spool = self.hosts.spool_of(self.attempt);
         if self.heard.end.is_none()
@@ -261,13 +262,15 @@ impl Talk {
                     ..self.report()
                 })
             }
-            Some(HowItEnded::NotStarted(error)) => End::NotStarted(error.map(StartError)),
+            Some(HowItEnded::NotStarted(error)) => End::NotStarted(error),
             // It serves somebody else now.
             None if !is_dead(&self.process).await => End::Left,
             None => {
                 let remaining = end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
+                let log = self.hosts.log_of(self.attempt).await;
+                let stderr = [stderr, log].into_iter().flatten().reduce(|stderr, log| format!("{stderr}\n{log}"));
                 End::HostLost(ExitReport { stderr, remaining, ..self.report() })
             }
         }
@@ -326,7 +329,7 @@ struct Heard {
 }
 
 enum HowItEnded {
-    NotStarted(Option<String>),
+    NotStarted(Option<StartError>),
     Ended(Ended),
 }
 
@@ -398,7 +401,10 @@ impl Heard {
                 Some(FromHost::Stderr(piece)) => self.stderr.push(&piece),
                 Some(FromHost::Began(began)) => self.began = Some(began),
                 Some(FromHost::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
-                Some(FromHost::NotStarted(not_started)) => self.end = Some(HowItEnded::NotStarted(not_started.error)),
+                Some(FromHost::NotStarted(NotStarted { error, class })) => {
+                    let error = error.map(|message| StartError { message, class });
+                    self.end = Some(HowItEnded::NotStarted(error));
+                }
                 Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
                 Some(FromHost::Welcome(_)) | None => {}
             }

@@ -57,26 +57,11 @@ fn value<'a>(name: &str, prompt: &'a Prompt) -> Option<Cow<'a, OsStr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RunId;
-    use crate::run::Attempt;
+    use crate::backend::fixtures::prompt;
 
     #[test]
     fn fills_each_placeholder_once_and_leaves_other_braces() {
-        let prompt = Prompt {
-            start_by: std::time::Instant::now(),
-            limit: std::time::Duration::ZERO,
-            attempt: Attempt { run: RunId::generate(), number: 1 },
-            session: "s-1".parse().unwrap(),
-            slot: "chat-slot-w-1".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: "/srv/w".into(),
-            agent_session: None,
-            message: "look at {run} {session} $(id) \"'\n".to_owned(),
-            attachments: Vec::new(),
-            options: crate::options::SessionOptions::default(),
-            oneshot: false,
-            endpoint: None,
-        };
+        let prompt = prompt("look at {run} {session} $(id) \"'\n");
         let run = prompt.attempt.run.to_string();
         for (template, filled) in [
             ("", ""),

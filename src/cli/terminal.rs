@@ -69,6 +69,16 @@ impl<W: Write> TerminalView<W> {
                 let name = self.tools.remove(tool_call_id).unwrap_or_default();
                 self.line(RED, "✗", &join(&name, error_text))?;
             }
+            Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
+                let name = self.tools.get(tool_call_id).cloned().unwrap_or_default();
+                self.line(TOOL, "?", &join(&name, "waits for an answer; allow or deny it with"))?;
+                // Whole, because people copy it.
+                writeln!(self.out, "  mainstay permissions --answer {} allow", one_line(approval_id, LINE_CHARS))?;
+            }
+            Chunk::ToolOutputDenied { tool_call_id } => {
+                let name = self.tools.remove(tool_call_id).unwrap_or_default();
+                self.line(RED, "✗", &join(&name, "was not allowed"))?;
+            }
             Chunk::DataStatus { data, .. } => self.line(DIM, "·", &data.label)?,
             Chunk::Error { error_text } => {
                 self.end_line()?;
@@ -192,7 +202,7 @@ mod tests {
         let start = json!({"type": "start", "messageId": "m", "messageMetadata": {}});
         let preliminary = json!({"type": "tool-output-available", "toolCallId": "1", "output": "half",
                                  "providerExecuted": true, "dynamic": true, "preliminary": true});
-        let table: [(&str, Vec<Value>, &str); 14] = [
+        let table: [(&str, Vec<Value>, &str); 15] = [
             ("nothing said", vec![start.clone(), json!({"type": "start-step"}), finish()], ""),
             ("deltas run on", vec![text("1", "He"), text("1", ""), text("1", "llo"), finish()], "Hello\n"),
             ("one line end, not two", vec![text("1", "Hello\n"), end("text-end", "1"), finish()], "Hello\n"),
@@ -226,6 +236,16 @@ mod tests {
                 "a tool without input or output",
                 vec![call("1", "now", json!({})), output("1", json!(null))],
                 "→ now\n← now\n",
+            ),
+            (
+                "a tool that asks first",
+                vec![
+                    call("1", "rm", json!("x")),
+                    json!({"type": "tool-approval-request", "approvalId": "a-1", "toolCallId": "1"}),
+                    json!({"type": "tool-output-denied", "toolCallId": "1"}),
+                ],
+                "→ rm x\n? rm waits for an answer; allow or deny it with\n  mainstay permissions --answer a-1 allow\n\
+                 ✗ rm was not allowed\n",
             ),
             (
                 "results in another order, and one that is unknown",

@@ -14,6 +14,7 @@ use super::signals::StopSignals;
 use super::table;
 use crate::config::duration;
 use crate::torture::agent::{Agent, Stray};
+use crate::torture::dialect::Dialect;
 use crate::torture::{self, Plan, Report, agent};
 
 /// Kills of a torture that was told neither how many nor for how long.
@@ -64,12 +65,17 @@ pub struct TortureArgs {
 /// `torture-agent`
 #[derive(Debug, Args)]
 pub struct TortureAgentArgs {
-    #[arg(long, requires = "seed", required_unless_present = "stray")]
+    #[arg(long, required_unless_present = "stray")]
     record: Option<PathBuf>,
-    #[arg(long)]
+    #[arg(long, requires = "record")]
     seed: Option<u64>,
+    #[arg(long, requires = "record", default_value = "openclaw")]
+    speaks: Dialect,
     #[arg(long, conflicts_with = "record")]
     stray: Option<Stray>,
+    /// What a driver adds.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<String>,
 }
 
 fn limit(text: &str) -> Result<Duration, &'static str> {
@@ -116,11 +122,14 @@ pub(super) async fn run(args: &TortureArgs, json: bool) -> anyhow::Result<Exit> 
 
 /// Is an agent of a torture, or what one left behind.
 pub(super) fn agent(args: &TortureAgentArgs) -> anyhow::Result<ExitCode> {
-    let status = match (args.stray, &args.record, args.seed) {
-        (Some(stray), ..) => agent::stray(stray).map(|()| 0)?,
-        (None, Some(record), Some(seed)) => agent::run(&Agent { record: record.clone(), seed })?,
+    let status = match (args.stray, args.record.clone()) {
+        (Some(stray), _) => agent::stray(stray).map(|()| 0)?,
+        (None, Some(record)) => {
+            let arguments = args.arguments.clone();
+            agent::run(&Agent { record, seed: args.seed, dialect: args.speaks, arguments })?
+        }
         // The parser lets nothing else through.
-        _ => 2,
+        (None, None) => 2,
     };
     Ok(status.into())
 }
@@ -167,7 +176,7 @@ mod tests {
     fn an_agent_has_a_record_and_a_seed_and_a_stray_has_neither() {
         let parses = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
         assert!(parses("mainstay torture-agent --record r --seed 7") && parses("mainstay torture-agent --stray deaf"));
-        for wrong in ["", " --record r", " --seed 7", " --stray mute", " --stray deaf --record r --seed 7"] {
+        for wrong in ["", " --seed 7", " --stray mute", " --stray deaf --record r --seed 7"] {
             assert!(!parses(&format!("mainstay torture-agent{wrong}")), "{wrong}");
         }
     }

@@ -73,7 +73,11 @@ pub(super) fn read(
 
 fn gateway(section: &Section<'_>, given: DriverKeys) -> Result<GatewaySpec, ConfigError> {
     let url = given.url.unwrap_or_else(|| "ws://127.0.0.1:18789".to_owned());
-    let host = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://"));
+    if url.starts_with("wss://") {
+        let advice = "reach a gateway on another machine through a tunnel, such as `ssh -L 18789:127.0.0.1:18789`";
+        return Err(section.error(&["url"], format!("{url:?}: TLS is not built in; {advice}")));
+    }
+    let host = url.strip_prefix("ws://");
     if !host.is_some_and(|host| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic())) {
         return Err(section.error(&["url"], format!("{url:?}: an address such as ws://127.0.0.1:18789 is needed")));
     }

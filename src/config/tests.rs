@@ -121,6 +121,11 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "[workspaces.\"ö\\u001b\"]\ndirr = 1",
             "2: unknown key workspaces.\"ö\\u{1b}\".dirr: the nearest known one is dir",
         ),
+        (
+            "[agents.x]\ndriver = \"openclaw-gateway\"\nurl = \"wss://x\"",
+            "3: agents.x.url: \"wss://x\": TLS is not built in; reach a gateway on another machine through a tunnel, such \
+             as `ssh -L 18789:127.0.0.1:18789`",
+        ),
         ("[server]\nlisten = 80", "2: server.listen: invalid type: integer `80`, expected a string"),
         (
             "[server]\nlisten = \"localhost\"",

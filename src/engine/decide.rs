@@ -43,7 +43,7 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: 
 
 /// The outcome of a run whose agent could not be started.
 pub fn not_started(error: &StartError) -> Outcome {
-    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.0))
+    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.message))
 }
 
 /// The outcome of a run that was ended for this.

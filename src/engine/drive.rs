@@ -1,7 +1,11 @@
 //! Drive: one claimed run, from the prompt to its settlement. Reads what the agent says, turns it into events, appends
 //! them, and watches for every reason to stop. The first reason wins.
 //!
-//! Proof: `tests/it/run.rs`.
+//! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
+
+mod asking;
+mod insist;
+mod left;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +15,21 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
+use self::asking::Asking;
+use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, not_started};
 use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
-use crate::backend::{Adoption, AgentEvent, End, Prompt, Record, Reply, reap};
+use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::options::SessionOptions;
 use crate::run::{Cause, ExitReport, Outcome};
-use crate::store::StoreError;
 use crate::store::event::Append;
 use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
@@ -33,30 +38,10 @@ use crate::store::run::{Claimed, Orphan};
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
 /// How long an agent that said its turn is over may take to end its process.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
-/// Between two tries of a write that failed for a passing reason (a full disk, a lock).
-const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// How long writes are tried again once the process is to end: its runs are then left to the next sweep.
-const LAST_TRIES: Duration = Duration::from_secs(10);
 /// Records taken in one append.
 const RECORDS_AT_ONCE: usize = 64;
 /// The most that a run may say: its message is held in memory and shown as one.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
-
-/// Why a run is left without settling it.
-enum Left {
-    /// Somebody else has it now.
-    LeaseLost,
-    /// The database fails for good; the lease runs out and somebody else goes on with it.
-    Store(StoreError),
-    /// This process goes, and the agent goes on.
-    HandedOver,
-}
-
-impl From<LeaseLost> for Left {
-    fn from(_: LeaseLost) -> Self {
-        Self::LeaseLost
-    }
-}
 
 /// Drives a run from its prompt to its end.
 pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claimed, signals: Signals) {
@@ -85,45 +70,19 @@ pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan
     .await;
 }
 
-fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
-    match driven {
-        Ok(Some(outcome)) => {
-            let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let (status, cause) = (outcome.status(), outcome.cause.as_str());
-            METRICS.runs_settled(status).inc();
-            tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
-        }
-        Ok(None) => {
-            METRICS.runs_put_back.inc();
-            tracing::info!("run put back to the queue");
-        }
-        Err(Left::LeaseLost) => {
-            METRICS.leases_lost.inc();
-            tracing::warn!("lease lost: the agent was left alone, nothing more was written");
-        }
-        Err(Left::Store(error)) => {
-            METRICS.runs_left.inc();
-            tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
-        }
-        Err(Left::HandedOver) => {
-            METRICS.runs_handed_over.inc();
-            tracing::info!("run handed over: its agent goes on");
-        }
-    }
-}
-
 struct Drive<'a> {
     shared: &'a Shared,
     worker: WorkerKey,
     subject: Subject,
     signals: Signals,
     turn: Turn,
+    asking: Asking,
     offset: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
-        Self { shared, worker, subject, signals, turn: Turn::default(), offset: 0 }
+        Self { shared, worker, subject, signals, turn: Turn::default(), asking: Asking::default(), offset: 0 }
     }
 
     fn span(&self) -> tracing::Span {
@@ -187,7 +146,7 @@ impl<'a> Drive<'a> {
             }
         }
         reply.control.begin();
-        self.follow(agent, reply).await
+        self.follow(agent, backend.as_ref(), reply).await
     }
 
     /// The same for a run that another worker began.
@@ -197,10 +156,12 @@ impl<'a> Drive<'a> {
         let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
         let chunks = self.insist(|| self.shared.store.run_chunks(self.subject.lease.run)).await?;
         self.turn = Turn::replay(chunks.iter().filter_map(|chunk| serde_json::from_str(chunk).ok()));
+        self.asking =
+            Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
-            Some(reply) => self.follow(agent, reply).await,
+            Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
             None => Err(Left::HandedOver),
         }
     }
@@ -211,8 +172,8 @@ impl<'a> Drive<'a> {
     }
 
     /// Follows the agent to its end.
-    async fn follow(mut self, agent: &Agent, mut reply: Reply) -> Result<Option<Outcome>, Left> {
-        let heard = self.listen(agent, &mut reply).await;
+    async fn follow(mut self, agent: &Agent, backend: &dyn Backend, mut reply: Reply) -> Result<Option<Outcome>, Left> {
+        let heard = self.listen(agent, backend, &mut reply).await;
         match &heard {
             // Whoever comes next settles the run from the spool; a plain stop does not leave its agent running.
             Err(Left::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
@@ -273,7 +234,7 @@ impl<'a> Drive<'a> {
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
-    async fn listen(&mut self, agent: &Agent, reply: &mut Reply) -> Result<Option<Cause>, Left> {
+    async fn listen(&mut self, agent: &Agent, backend: &dyn Backend, reply: &mut Reply) -> Result<Option<Cause>, Left> {
         let began = Instant::now();
         let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
         let turn_ends_at = began + self.limit(agent).saturating_sub(age);
@@ -283,7 +244,10 @@ impl<'a> Drive<'a> {
         let mut asked: Option<Cause> = None;
         let mut records = Vec::with_capacity(RECORDS_AT_ONCE);
         loop {
-            let idle_from = (!self.turn.is_tool_running()).then_some(progress_at + agent.idle_timeout);
+            let is_asking = self.asking.is_waiting();
+            let is_idle = !self.turn.is_tool_running() && !is_asking;
+            let idle_from = is_idle.then_some(progress_at + agent.idle_timeout);
+            let untold = self.asking.untold.front().map(|line| reply.control.write(line));
             let wish = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
@@ -300,6 +264,19 @@ impl<'a> Drive<'a> {
                     reply.control.stop(Cause::Finished);
                     exit_by = None;
                     None
+                }
+                Some(told) = OptionFuture::from(untold) => {
+                    self.asking.untold.pop_front();
+                    if !told {
+                        // Whoever goes on with it tells it again; otherwise its limits end it.
+                        tracing::warn!("failed to tell the agent how its request was decided");
+                    }
+                    continue;
+                }
+                () = self.asking.look(&self.signals.answers), if is_asking => {
+                    self.heed_answers(backend).await?;
+                    progress_at = Instant::now();
+                    continue;
                 }
                 count = reply.records.recv_many(&mut records, RECORDS_AT_ONCE) => {
                     if count == 0 {
@@ -320,16 +297,20 @@ impl<'a> Drive<'a> {
             if records.is_empty() {
                 continue;
             }
-            let (events, facts) = self.hear(&mut records, asked);
+            let (events, facts) = self.hear(agent, backend, &mut records, asked);
             let said = events.iter().any(Chunk::is_said);
             if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
+                // One that reads its stdin waits for more otherwise.
+                reply.control.close_input().await;
             }
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);
                 reply.control.kill(Cause::OutputLimit);
             }
-            let snapshot = snapshot_at.is_none_or(|at: Instant| at.elapsed() >= SNAPSHOT_INTERVAL);
+            // Whoever opens the conversation while somebody is asked sees the question.
+            let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));
+            let snapshot = asks || snapshot_at.is_none_or(|at: Instant| at.elapsed() >= SNAPSHOT_INTERVAL);
             if snapshot {
                 snapshot_at = Some(Instant::now());
             }
@@ -341,7 +322,13 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn hear(&mut self, records: &mut Vec<Record>, asked: Option<Cause>) -> (Vec<Chunk>, Vec<Fact>) {
+    fn hear(
+        &mut self,
+        agent: &Agent,
+        backend: &dyn Backend,
+        records: &mut Vec<Record>,
+        asked: Option<Cause>,
+    ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
             self.offset = self.offset.max(record.offset);
@@ -351,7 +338,21 @@ impl<'a> Drive<'a> {
                     continue;
                 }
                 facts.extend(self.fact_of(&event));
-                chunks.extend(self.turn.hear(event));
+                match event {
+                    AgentEvent::Permission(request) => {
+                        let now = self.shared.store.clock().now();
+                        let (rules, turn) = (&agent.permissions, &mut self.turn);
+                        let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
+                        facts.extend(fact);
+                        chunks.extend(said);
+                    }
+                    event => {
+                        if let AgentEvent::ToolFinished { id, .. } = &event {
+                            facts.extend(self.asking.finished(id));
+                        }
+                        chunks.extend(self.turn.hear(event));
+                    }
+                }
             }
         }
         (chunks, facts)
@@ -391,7 +392,10 @@ impl<'a> Drive<'a> {
 
     async fn settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
         match self.try_settle(outcome.clone(), exit.clone()).await? {
-            Ok(()) => Ok(Some(outcome)),
+            Ok(()) => {
+                self.asking.ended();
+                Ok(Some(outcome))
+            }
             Err(LeaseLost) => {
                 // A cancel that was stored a moment before decides the outcome.
                 let requests = self.insist(|| self.shared.store.cancel_requests(self.worker)).await?;
@@ -415,37 +419,5 @@ impl<'a> Drive<'a> {
         }
         settle.exit = exit;
         Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
-    }
-
-    /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
-    async fn insist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Left>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let (mut last_try, mut tries) = (None, 0_u64);
-        loop {
-            match write().await {
-                Ok(done) => return Ok(done),
-                Err(error) if error.is_transient() => {
-                    METRICS.writes_retried.inc();
-                    tries += 1;
-                    // A disk may stay full for days: each line comes after twice the time of the one before.
-                    if tries.is_power_of_two() {
-                        tracing::warn!(%error, tries, "failed to write; trying again");
-                    }
-                    let give_up = async {
-                        self.shared.ending.cancelled().await;
-                        tokio::time::sleep_until(*last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES)).await;
-                    };
-                    tokio::select! {
-                        () = tokio::time::sleep(WRITE_AGAIN) => {}
-                        () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                        () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
-                        () = give_up => return Err(Left::Store(error)),
-                    }
-                }
-                Err(error) => return Err(Left::Store(error)),
-            }
-        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::event::Seq;
 use crate::id::{InvalidId, RunId};
 use crate::message::InvalidMessage;
+use crate::permission::Permission;
 use crate::store::StoreError;
 use crate::store::run::Refusal;
 
@@ -35,6 +36,12 @@ pub enum EngineError {
     /// The session has unfinished runs.
     #[error("the session is busy with run {0}: cancel it first, or close with cancel")]
     SessionBusy(RunId),
+    /// The permission was decided otherwise before.
+    #[error("the permission is {} already{}", .0.state.as_str(), by_whom(.0))]
+    Decided(Box<Permission>),
+    /// The agent does not offer this answer to what it asks.
+    #[error("the agent offers no such answer: it takes {}", options_of(.0))]
+    NotOffered(Box<Permission>),
     /// The cursor is beyond the newest event.
     #[error("cursor {after} is beyond the newest event, {last_seq}")]
     CursorAhead {
@@ -55,4 +62,13 @@ pub enum EngineError {
     /// This process could not be identified, which recovery needs.
     #[error("failed to read this process's identity from /proc: {0}")]
     Identity(std::io::Error),
+}
+
+fn by_whom(permission: &Permission) -> String {
+    permission.answered_by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default()
+}
+
+fn options_of(permission: &Permission) -> String {
+    let options = permission.request.options.iter().map(|option| format!("{:?} ({})", option.id, option.name));
+    options.collect::<Vec<_>>().join(", ")
 }

@@ -6,6 +6,8 @@
 //!
 //! Proof: `tests/it/feed.rs`.
 
+mod pause;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,9 @@ use crate::lease::{RunKey, SessionKey};
 use crate::metrics::METRICS;
 use crate::store::event::Range;
 use crate::store::{Committed, Notice, Store, StoreError};
+
+pub use pause::Pause;
+use pause::Pausing;
 
 /// Commits that a reader may be behind before it goes back to the store.
 const RING: usize = 64;
@@ -74,7 +79,7 @@ impl Feed {
                 (committed.session, Signal::Events(committed.clone()), Some(committed.last_seq()))
             }
             Notice::Grown(session) => (*session, Signal::Look, None),
-            Notice::Ready | Notice::CancelRequested(_) => return,
+            Notice::Ready | Notice::CancelRequested(_) | Notice::PermissionAnswered(_) => return,
         };
         let mut channels = self.channels();
         let Some(channel) = channels.get_mut(&session) else { return };
@@ -186,6 +191,8 @@ pub struct Follower {
     cursor: Seq,
     signals: broadcast::Receiver<Signal>,
     state: State,
+    /// Of a chat: it ends where somebody has to answer.
+    pausing: Option<Pausing>,
     /// When to look into the store by itself. Kept between calls: a caller may drop them more often than that.
     look_at: Instant,
 }
@@ -229,7 +236,8 @@ impl Follower {
     /// [`super::Engine`] asks that for one.
     pub fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
         let signals = feed.subscribe(session);
-        Self { store, session, scope, cursor: after, signals, state: State::CatchingUp, look_at: Instant::now() }
+        let (state, look_at) = (State::CatchingUp, Instant::now());
+        Self { store, session, scope, cursor: after, signals, state, pausing: None, look_at }
     }
 
     /// The newest event that was given out, or the cursor that it began with.
@@ -237,13 +245,7 @@ impl Follower {
         self.cursor
     }
 
-    /// The next piece of the stream as SSE text (`id:` and `data:` lines). `None` after the end of a run.
-    ///
-    /// Cancel safe: a dropped call loses nothing.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn next_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
+    async fn read_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
         loop {
             match self.step().await? {
                 None => return Ok(None),

@@ -79,7 +79,18 @@ pub struct Tool {
     error_text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     preliminary: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<Approval>,
     provider_executed: bool,
+}
+
+/// What was asked before a tool was used. The stream does not say how that was answered: it shows in what becomes of the
+/// tool. A message without the answer is refused where the AI SDK validates it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Approval {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approved: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -87,17 +98,32 @@ pub struct Tool {
 enum ToolState {
     InputStreaming,
     InputAvailable,
+    ApprovalRequested,
     OutputAvailable,
     OutputError,
+    OutputDenied,
 }
 
 impl Tool {
     /// Whether it gave its last result.
     pub fn is_finished(&self) -> bool {
         match self.state {
-            ToolState::InputStreaming | ToolState::InputAvailable => false,
+            ToolState::InputStreaming | ToolState::InputAvailable | ToolState::ApprovalRequested => false,
             ToolState::OutputAvailable => self.preliminary != Some(true),
-            ToolState::OutputError => true,
+            ToolState::OutputError | ToolState::OutputDenied => true,
+        }
+    }
+
+    /// The question that it waits for an answer to.
+    pub fn question(&self) -> Option<&str> {
+        let asks = self.state == ToolState::ApprovalRequested;
+        self.approval.as_ref().filter(|_| asks).map(|approval| approval.id.as_str())
+    }
+
+    /// It goes on, or does not.
+    fn answered(&mut self, approved: bool) {
+        if let Some(approval) = &mut self.approval {
+            approval.approved.get_or_insert(approved);
         }
     }
 
@@ -137,6 +163,7 @@ impl Fold {
             }
             Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
                 self.update(tool_call_id, |tool| {
+                    tool.answered(true);
                     tool.state = ToolState::OutputAvailable;
                     tool.output = Some(output.clone());
                     tool.error_text = None;
@@ -146,6 +173,7 @@ impl Fold {
             }
             Chunk::ToolOutputError { tool_call_id, error_text, provider_executed, .. } => {
                 self.update(tool_call_id, |tool| {
+                    tool.answered(true);
                     tool.state = ToolState::OutputError;
                     tool.output = None;
                     tool.error_text = Some(error_text.clone());
@@ -153,6 +181,14 @@ impl Fold {
                     tool.provider_executed = *provider_executed;
                 });
             }
+            Chunk::ToolApprovalRequest { approval_id, tool_call_id } => self.update(tool_call_id, |tool| {
+                tool.state = ToolState::ApprovalRequested;
+                tool.approval = Some(Approval { id: approval_id.clone(), approved: None });
+            }),
+            Chunk::ToolOutputDenied { tool_call_id } => self.update(tool_call_id, |tool| {
+                tool.answered(false);
+                tool.state = ToolState::OutputDenied;
+            }),
             Chunk::Finish { .. } => self.finished = true,
             Chunk::Start { .. } | Chunk::DataStatus { .. } | Chunk::Error { .. } | Chunk::Abort => {}
         }
@@ -253,10 +289,14 @@ impl Fold {
             output: None,
             error_text: None,
             preliminary: None,
+            approval: None,
             provider_executed,
         };
         if self.tools.get(id).is_some_and(|part| *part >= self.step_parts) {
-            self.update(id, |tool| *tool = announced);
+            self.update(id, |tool| {
+                tool.answered(true);
+                *tool = Tool { approval: tool.approval.take(), ..announced };
+            });
         } else {
             let part = self.parts.len();
             self.tools.insert(id.to_owned(), part);

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::fold::{Block, Fold};
 use crate::backend::AgentEvent;
 use crate::chunk::{Chunk, FinishReason, StatusLabel};
+use crate::permission::PermissionRequest;
 use crate::run::{Outcome, Status};
 
 /// The state of a turn.
@@ -34,6 +35,8 @@ const ERROR_MARK: &str = "[error] ";
 const ERROR_ID: &str = "error";
 /// For a tool that the agent does not name.
 const UNNAMED_TOOL: &str = "tool";
+/// The ids of tool parts begin with this when they are there for a question that names no tool call.
+const ASKED_ID: &str = "permission";
 
 impl Turn {
     /// The turn after the chunks that are stored of it. That the agent said its end is no chunk and not known again.
@@ -72,6 +75,56 @@ impl Turn {
         said
     }
 
+    /// What to tell readers when somebody has to answer what the agent asks. Answers with the call of the tool that is
+    /// shown to wait.
+    pub fn ask(&mut self, request: &PermissionRequest, approval_id: String) -> (String, Vec<Chunk>) {
+        let mut said = Vec::new();
+        if self.fold.is_finished() {
+            return (request.tool_call.clone(), said);
+        }
+        // A chat client leaves the stream here and comes back with the answer: nothing may be open.
+        self.close_block(&mut said);
+        let known = self.fold.tool(&request.tool_call).map(|tool| tool.is_finished());
+        let tool_call_id = if known == Some(false) {
+            request.tool_call.clone()
+        } else {
+            let id = match known {
+                None if !request.tool_call.is_empty() => request.tool_call.clone(),
+                _ => self.unused(format!("{ASKED_ID}-{}", self.fold.len() + usize::from(!self.fold.is_step_open()))),
+            };
+            self.start_tool(id, request.tool.clone(), request.input.clone(), &mut said)
+        };
+        self.say(Chunk::ToolApprovalRequest { approval_id, tool_call_id: tool_call_id.clone() }, &mut said);
+        (tool_call_id, said)
+    }
+
+    /// What to tell readers when that was answered; nothing when they know, or when the tool asks something else by now.
+    pub fn answered(&mut self, approval_id: &str, allowed: bool) -> Vec<Chunk> {
+        let mut said = Vec::new();
+        let waiting = self.fold.unfinished_tools().find(|(_, tool)| tool.question() == Some(approval_id));
+        let Some((part, tool)) = waiting.map(|(part, tool)| (part, tool.clone())) else { return said };
+        let is_ours = tool.tool_call_id.trim_end_matches('_') == format!("{ASKED_ID}-{part}");
+        let (tool_call_id, tool_name) = (tool.tool_call_id, tool.tool_name);
+        // As in `ask`: another question may still be open.
+        self.close_block(&mut said);
+        let (provider_executed, dynamic) = (true, true);
+        let chunk = match (allowed, is_ours) {
+            (false, _) => Chunk::ToolOutputDenied { tool_call_id },
+            // Nothing else will be heard of it.
+            (true, true) => {
+                let output = json!({"allowed": true});
+                Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, dynamic, preliminary: None }
+            }
+            // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
+            (true, false) => {
+                let input = tool.input.unwrap_or(Value::Null);
+                Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed, dynamic }
+            }
+        };
+        self.say(chunk, &mut said);
+        said
+    }
+
     /// The end of the stream; nothing when it has ended.
     pub fn close(&mut self, outcome: &Outcome) -> Vec<Chunk> {
         let mut said = Vec::new();
@@ -80,9 +133,16 @@ impl Turn {
         }
         let status = outcome.status();
         self.close_block(&mut said);
-        let unfinished: Vec<_> = self.fold.unfinished_tools().map(|(_, tool)| tool.tool_call_id.clone()).collect();
-        for id in unfinished {
-            self.say(tool_failed(id, without_result(status).to_owned()), &mut said);
+        let unfinished = self.fold.unfinished_tools();
+        let unfinished: Vec<_> =
+            unfinished.map(|(_, tool)| (tool.tool_call_id.clone(), tool.question().is_some())).collect();
+        for (tool_call_id, asks) in unfinished {
+            let end = if asks {
+                Chunk::ToolOutputDenied { tool_call_id }
+            } else {
+                tool_failed(tool_call_id, without_result(status).to_owned())
+            };
+            self.say(end, &mut said);
         }
         let sentence = outcome.error.as_deref().unwrap_or("The run failed.");
         if status == Status::Failed && self.first_error.is_none() {
@@ -226,7 +286,10 @@ impl Turn {
     fn start_tool(&mut self, id: String, name: String, input: Value, said: &mut Vec<Chunk>) -> String {
         let known = if id.is_empty() { None } else { self.fold.tool(&id) };
         let (id, name) = match known {
-            Some(tool) if tool.is_finished() || tool.input.as_ref() == Some(&input) => return id,
+            // One that waits for an answer is not shown otherwise before it has one.
+            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input.as_ref() == Some(&input) => {
+                return id;
+            }
             Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
             None => {
                 let made = self.begin_part("tool", said);
@@ -269,7 +332,7 @@ impl Turn {
     fn show_progress(&mut self, id: &str, output: Value, said: &mut Vec<Chunk>) {
         let id = if id.is_empty() { self.newest_without_id(None) } else { Some(id.to_owned()) };
         if let Some(tool_call_id) = id
-            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished())
+            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished() && tool.question().is_none())
         {
             let preliminary = Some(true);
             self.say(
@@ -294,7 +357,14 @@ impl Turn {
             Some(_) => id,
             None => self.start_tool(id, name.unwrap_or_default(), json!({}), said),
         };
+        if self.fold.unfinished_tools().any(|(_, tool)| tool.question().is_some()) {
+            // As in `ask`: when this was the last one at work, all that is left waits for answers.
+            self.close_block(said);
+        }
+        let asks = self.fold.tool(&tool_call_id).is_some_and(|tool| tool.question().is_some());
         let chunk = match result {
+            // It was not to be used, whoever decided so.
+            Err(_) if asks => Chunk::ToolOutputDenied { tool_call_id },
             Ok(output) => Chunk::ToolOutputAvailable {
                 tool_call_id,
                 output,

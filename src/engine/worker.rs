@@ -46,6 +46,8 @@ pub(super) struct Signals {
     pub cancel: CancellationToken,
     /// The lease is lost: end the agent, write nothing.
     pub lost: CancellationToken,
+    /// What its agent asked may be decided.
+    pub answers: Arc<Notify>,
     /// Until then nobody else can have taken the run over: measured from before the claim, or the last renewal, was sent.
     good_until: watch::Receiver<Instant>,
 }
@@ -123,7 +125,8 @@ impl Executing {
     /// A run is in execution from now on.
     pub fn add(&self, lease: Lease, until: Instant) -> Signals {
         let (good_until, seen) = watch::channel(until);
-        let signals = Signals { cancel: CancellationToken::new(), lost: CancellationToken::new(), good_until: seen };
+        let (cancel, lost) = (CancellationToken::new(), CancellationToken::new());
+        let signals = Signals { cancel, lost, answers: Arc::default(), good_until: seen };
         self.runs().insert(lease.run, Execution { lease, signals: signals.clone(), good_until });
         self.count.send_modify(|count| *count += 1);
         signals
@@ -167,6 +170,11 @@ impl Executing {
         match notice {
             Notice::Ready => self.ready.notify_one(),
             Notice::CancelRequested(run) => self.cancel(*run),
+            Notice::PermissionAnswered(run) => {
+                if let Some(execution) = self.runs().get(run) {
+                    execution.signals.answers.notify_one();
+                }
+            }
             Notice::Events(_) | Notice::Grown(_) => {}
         }
     }
@@ -176,6 +184,11 @@ impl Executing {
         if let Some(execution) = self.runs().get(&run) {
             execution.signals.cancel.cancel();
         }
+    }
+
+    /// Lets the runs look for answers: another process may have stored one.
+    pub fn look_for_answers(&self) {
+        self.runs().values().for_each(|execution| execution.signals.answers.notify_one());
     }
 
     fn leases(&self) -> Vec<Lease> {

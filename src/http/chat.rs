@@ -1,7 +1,8 @@
 //! `/api/chat`: what `useChat` of the AI SDK speaks, on the same runs as everything else.
 //!
 //! Always: the history that the client sends along is not looked at. The conversation is in the database; of the request
-//! only the last user message counts, and its id makes a second try the same send.
+//! only the last message counts: a user's is sent, and its id makes a second try the same send; in the assistant's stand
+//! answers to what its agent asked. The stream of a run ends where somebody has to answer, and goes on in the answer.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,11 +14,12 @@ use serde_json::value::RawValue;
 use super::App;
 use super::error::Error;
 use super::extract::{Body, Cursor, Id, Params, parse};
-use super::runs::{Wait, cancel_current, nothing_to_cancel, stream_of};
+use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
 use crate::engine::{EngineError, Purpose, Refusal, Send, Sent};
-use crate::id::{InvalidId, MessageId, SessionId};
+use crate::id::{InvalidId, MessageId, PermissionId, SessionId};
 use crate::message::{Role, UserMessage};
+use crate::permission::Answer;
 
 /// Other fields are the application's own and are left alone.
 #[derive(Deserialize)]
@@ -50,13 +52,34 @@ struct UiMessage {
     metadata: Option<Value>,
 }
 
+/// What a chat asks for.
+#[derive(Debug)]
+pub enum ChatRequest {
+    /// A message is sent.
+    Send(Box<Send>),
+    /// What the agent asked is answered.
+    Answers(SessionId, Vec<ChatAnswer>),
+}
+
+/// One answer of a chat.
+#[derive(Debug, Clone)]
+pub struct ChatAnswer {
+    id: PermissionId,
+    approved: bool,
+    reason: Option<String>,
+}
+
 impl Chat {
-    fn into_send(self) -> Result<Send, Error> {
+    fn read(self) -> Result<ChatRequest, Error> {
         let unknown = |code| move |error: InvalidId| Error::invalid(code, error.to_string());
         let session: SessionId = self.id.parse()?;
         let workspace = self.workspace.map(|name| name.parse()).transpose().map_err(unknown("unknown_workspace"))?;
         let agent = self.agent.map(|name| name.parse()).transpose().map_err(unknown("unknown_agent"))?;
-        let (message, named) = last_message(&self.messages)?;
+        let last = last_message(&self.messages)?;
+        if last.role == Role::Assistant && self.trigger == Trigger::SubmitMessage {
+            return Ok(ChatRequest::Answers(session, answers(&last.parts)?));
+        }
+        let (message, named) = last.into_user()?;
         let purpose = match self.trigger {
             Trigger::SubmitMessage if named && self.message_id.as_deref() == Some(message.id.as_str()) => Purpose::Edit,
             Trigger::SubmitMessage => Purpose::Send,
@@ -65,16 +88,17 @@ impl Chat {
                 return Err(Error::invalid("invalid_message", "the message to be answered anew needs its id"));
             }
         };
-        Ok(Send { purpose, workspace, agent, ..Send::new(session, message) })
+        let send = Send { purpose, workspace, agent, ..Send::new(session, message) };
+        Ok(ChatRequest::Send(send.into()))
     }
 }
 
-/// What the body of `POST /api/chat` asks to be sent.
+/// What the body of `POST /api/chat` asks for.
 ///
 /// # Errors
-/// 400 for what is no JSON, 422 for what is no chat, or none whose last message can be sent.
-pub fn read_chat(body: &[u8]) -> Result<Send, Error> {
-    parse::<Chat>(body)?.into_send()
+/// 400 for what is no JSON, 422 for what is no chat, or none whose last message can be sent or answers anything.
+pub fn read_chat(body: &[u8]) -> Result<ChatRequest, Error> {
+    parse::<Chat>(body)?.read()
 }
 
 pub(super) async fn send(
@@ -82,7 +106,30 @@ pub(super) async fn send(
     Cursor(after): Cursor,
     Body(chat): Body<Chat>,
 ) -> Result<Response, Error> {
-    stream_of(&app, &take(&app, chat.into_send()?).await?, after).await
+    let (run, after) = match chat.read()? {
+        ChatRequest::Send(send) => {
+            let sent = take(&app, *send).await?;
+            // A cursor only means something when the client had the beginning before.
+            (sent.run.id, if sent.created { 0 } else { after })
+        }
+        ChatRequest::Answers(session, answers) => {
+            let asked: Vec<_> = answers.iter().map(|answer| answer.id).collect();
+            let paused = app.engine.paused_at(&session, &asked).await?;
+            answer(&app, answers).await?;
+            (paused.run, paused.after)
+        }
+    };
+    Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?))
+}
+
+/// One that comes too late does not keep the others from being heard.
+async fn answer(app: &App, answers: Vec<ChatAnswer>) -> Result<(), EngineError> {
+    let mut result = Ok(());
+    for ChatAnswer { id, approved, reason } in answers {
+        let answered = app.engine.answer_permission(id, Answer::Approved(approved), "chat", reason).await;
+        result = result.and(answered.map(drop));
+    }
+    result
 }
 
 /// `useChat` also names the message when it sends one with an id of the application's own: then there is none to edit.
@@ -98,26 +145,58 @@ async fn take(app: &App, send: Send) -> Result<Sent, EngineError> {
     }
 }
 
-/// The last message, and whether the client gave it an id.
-fn last_message(messages: &[Box<RawValue>]) -> Result<(UserMessage, bool), Error> {
-    let invalid = |message: &str| Error::invalid("invalid_message", message);
+fn last_message(messages: &[Box<RawValue>]) -> Result<UiMessage, Error> {
     let last = messages.last().ok_or_else(|| invalid("messages is empty: its last one is what is sent"))?;
-    let last: UiMessage = serde_json::from_str(last.get())
-        .map_err(|error| invalid(&format!("the last of the messages is no UI message: {error}")))?;
-    match last.role {
-        Role::User => {}
-        Role::Assistant => {
-            return Err(invalid(
-                "the last message is the assistant's: answers to tool approvals cannot be sent this way yet, and to \
-                 have it answered anew is the trigger \"regenerate-message\", with the messages up to the user's",
-            ));
+    serde_json::from_str(last.get())
+        .map_err(|error| invalid(&format!("the last of the messages is no UI message: {error}")))
+}
+
+fn invalid(message: &str) -> Error {
+    Error::invalid("invalid_message", message)
+}
+
+impl UiMessage {
+    /// The message of a person, and whether the client gave it an id.
+    fn into_user(self) -> Result<(UserMessage, bool), Error> {
+        match self.role {
+            Role::User => {}
+            Role::Assistant => {
+                return Err(invalid(
+                    "the last message is the assistant's: to have it answered anew, send the messages up to the user's",
+                ));
+            }
+            Role::System => return Err(invalid("the last message is a system message: only a user's can be sent")),
         }
-        Role::System => return Err(invalid("the last message is a system message: only a user's can be sent")),
+        let id = self.id.filter(|id| !id.is_empty());
+        let named = id.is_some();
+        let id = id.map_or_else(|| Ok(MessageId::generate()), |id| id.parse())?;
+        Ok((UserMessage::from_parts(id, self.parts, self.metadata)?, named))
     }
-    let id = last.id.filter(|id| !id.is_empty());
-    let named = id.is_some();
-    let id = id.map_or_else(|| Ok(MessageId::generate()), |id| id.parse())?;
-    Ok((UserMessage::from_parts(id, last.parts, last.metadata)?, named))
+}
+
+/// The answers in a message of the assistant: the tools in it whose approval was responded to.
+fn answers(parts: &[Value]) -> Result<Vec<ChatAnswer>, Error> {
+    #[derive(Deserialize)]
+    struct Approval {
+        id: String,
+        approved: bool,
+        reason: Option<String>,
+    }
+    let responded = parts.iter().filter(|part| part["state"] == "approval-responded");
+    let answers = responded.map(|part| {
+        let approval = Approval::deserialize(&part["approval"])
+            .map_err(|error| invalid(&format!("a tool has an approval that is none: {error}")))?;
+        let id = approval.id.parse().map_err(|error: InvalidId| invalid(&error.to_string()))?;
+        Ok(ChatAnswer { id, approved: approval.approved, reason: approval.reason })
+    });
+    let answers = answers.collect::<Result<Vec<_>, Error>>()?;
+    if answers.is_empty() {
+        return Err(invalid(
+            "the last message is the assistant's, but none of its tools has the state \"approval-responded\"; to have it \
+             answered anew is the trigger \"regenerate-message\", with the messages up to the user's",
+        ));
+    }
+    Ok(answers)
 }
 
 /// What a page that was just opened asks: is there an answer under way? Its stream, or 204.
@@ -127,7 +206,7 @@ pub(super) async fn resume(
     Cursor(after): Cursor,
 ) -> Result<Response, Error> {
     match app.engine.current_run(&session).await {
-        Ok(Some(run)) => Ok(sse::respond(&app, app.engine.follow_run(run.id, after).await?)),
+        Ok(Some(run)) => Ok(sse::respond(&app, app.engine.follow_chat(run.id, after).await?)),
         // A chat is known here from its first message on; the page has it before.
         Ok(None) | Err(EngineError::NotFound { .. }) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(error) => Err(error.into()),

@@ -90,6 +90,8 @@ impl From<EngineError> for Error {
             },
             EngineError::SessionDiffers(_) => conflict("session_differs"),
             EngineError::SessionBusy(_) => conflict("busy"),
+            EngineError::Decided(_) => conflict("decided"),
+            EngineError::NotOffered(_) => Self::invalid("not_offered", text),
             EngineError::CursorAhead { .. } => Self::malformed("cursor_ahead", text),
             EngineError::ShuttingDown => Self::unavailable("shutting_down", text),
             EngineError::Store(StoreError::Closed) => Self::unavailable("shutting_down", text),

@@ -12,6 +12,7 @@ mod extract;
 mod guard;
 mod observe;
 mod page;
+mod permissions;
 mod runs;
 mod serve;
 mod sessions;
@@ -33,7 +34,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 
-pub use chat::read_chat;
+pub use chat::{ChatRequest, read_chat};
 pub use error::Error;
 pub use extract::read_cursor;
 pub use runs::read_new_run;
@@ -110,6 +111,8 @@ fn router(app: App) -> Router {
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/runs/{id}/events", get(events::of_run))
+        .route("/v1/permissions", get(permissions::list))
+        .route("/v1/permissions/{id}", get(permissions::show).post(permissions::answer))
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
         .route("/api/chat", post(chat::send))

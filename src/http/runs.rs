@@ -85,7 +85,7 @@ pub(super) async fn send(
 }
 
 /// The stream that answers a send. A cursor only means something when the client had the beginning before.
-pub(super) async fn stream_of(app: &App, sent: &Sent, after: Seq) -> Result<Response, Error> {
+async fn stream_of(app: &App, sent: &Sent, after: Seq) -> Result<Response, Error> {
     let after = if sent.created { 0 } else { after };
     Ok(sse::respond(app, app.engine.follow_run(sent.run.id, after).await?))
 }

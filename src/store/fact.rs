@@ -2,9 +2,11 @@
 //! the transaction that stores the events made of the same output, so that each is stored once.
 
 use super::StoreError;
+use super::permission::{self, NewPermission};
 use super::writer::Tx;
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
+use crate::id::PermissionId;
 use crate::lease::{RunKey, SessionKey};
 use crate::usage::Usage;
 
@@ -31,6 +33,10 @@ pub enum Fact {
     Advertised(String),
     /// What the agent calls the conversation.
     Title(String),
+    /// It asks before it uses a tool.
+    Permission(Box<NewPermission>),
+    /// It went on with what it had asked for, although nobody answered.
+    PermissionOver(PermissionId),
 }
 
 /// Stores the facts of a run, whose lease is known to be good in this transaction.
@@ -39,6 +45,8 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
         match fact {
             Fact::AgentSession { id, origin } => agent_session(tx, run, session, id, origin).await?,
             Fact::Usage(usage) => store_usage(tx, run, usage).await?,
+            Fact::Permission(new) => permission::insert(tx, run, new).await?,
+            Fact::PermissionOver(id) => permission::close(tx, *id).await?,
             Fact::Failure { class, retry_at } => {
                 let (class, retry_at) = (class.as_str(), retry_at.map(Timestamp::as_millis));
                 sqlx::query!(

@@ -15,6 +15,7 @@ pub mod event;
 pub mod fact;
 pub mod message;
 pub mod migrate;
+pub mod permission;
 mod place;
 pub mod reading;
 pub mod run;

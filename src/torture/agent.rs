@@ -5,7 +5,7 @@
 //! One thread only: of a process with more, the first may be seen dead while another still holds the locks.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufRead, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -14,7 +14,10 @@ use std::time::Duration;
 use anyhow::Context;
 use procfs::process::Process;
 use rustix::process::{Signal, getpid, kill_process, setsid};
+use serde_json::Value;
 
+use super::acp;
+use super::dialect::{Dialect, Speech};
 use super::record::{Identity, Line, MARK, Said, Writer};
 
 /// The longest pause between two words.
@@ -29,13 +32,36 @@ const MAX_STRAY: Duration = Duration::from_secs(300);
 pub struct Agent {
     /// Where it writes its record.
     pub record: PathBuf,
-    /// What it was sent: its seed.
-    pub seed: u64,
+    /// What it was sent: its seed. None when it is told in the way of its protocol.
+    pub seed: Option<u64>,
+    /// How it speaks.
+    pub dialect: Dialect,
+    /// Further arguments, as its driver gives them.
+    pub arguments: Vec<String>,
+}
+
+impl Agent {
+    /// What it is asked is a seed.
+    fn seed(&self) -> anyhow::Result<u64> {
+        let asked = match (self.seed, self.dialect) {
+            (Some(seed), _) => return Ok(seed),
+            (None, Dialect::Openclaw | Dialect::Acp) => anyhow::bail!("a seed is needed"),
+            (None, Dialect::Codex) => self.arguments.last().cloned().context("a message is needed")?,
+            (None, Dialect::Claude) => {
+                let mut line = String::new();
+                io::stdin().lock().read_line(&mut line)?;
+                let line: Value = serde_json::from_str(&line)?;
+                let content = &line["message"]["content"];
+                content.as_str().or_else(|| content[0]["text"].as_str()).context("a text is needed")?.to_owned()
+            }
+        };
+        Ok(asked.trim().parse()?)
+    }
 }
 
 /// How an agent comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Well,
     Code(u8),
     Crash,
@@ -43,16 +69,16 @@ enum End {
 }
 
 /// What an agent does beside talking.
-struct Manners {
+pub(super) struct Manners {
     words: u32,
-    end: End,
+    pub(super) end: End,
     /// Does not end when it is asked to.
     ignores_sigterm: bool,
     /// Goes on working when nobody listens any more.
     ignores_broken_pipe: bool,
     /// Says all of its text again with every word, so that whoever listens has to know what was said.
     retells: bool,
-    stray: Option<Stray>,
+    pub(super) stray: Option<Stray>,
 }
 
 /// A process that an agent leaves behind, in a session of its own.
@@ -84,7 +110,7 @@ impl std::str::FromStr for Stray {
 }
 
 impl Manners {
-    fn choose(rng: &mut fastrand::Rng) -> Self {
+    pub(super) fn choose(rng: &mut fastrand::Rng) -> Self {
         let words = if rng.u8(..10) == 0 { rng.u32(1..4) } else { rng.u32(4..80) };
         let end = match rng.u8(..100) {
             0..80 => End::Well,
@@ -103,7 +129,10 @@ impl Manners {
 /// # Errors
 /// When it was not started by an engine, or cannot write its record.
 pub fn run(agent: &Agent) -> anyhow::Result<u8> {
-    let mut rng = fastrand::Rng::with_seed(agent.seed);
+    if agent.dialect == Dialect::Acp {
+        return acp::serve(&agent.record);
+    }
+    let mut rng = fastrand::Rng::with_seed(agent.seed()?);
     let manners = Manners::choose(&mut rng);
     // Before any lock is taken, so that it inherits none between its fork and its exec.
     if let Some(stray) = manners.stray {
@@ -116,9 +145,9 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
-    let told = manners.retells.then(String::new);
-    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, told, stdout: Some(io::stdout()) };
-    match voice.talk(&manners) {
+    let speech = Speech::new(agent.dialect, manners.retells);
+    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, speech, stdout: Some(io::stdout()) };
+    match voice.talk(&manners, || false) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
     }
@@ -149,7 +178,7 @@ pub fn stray(stray: Stray) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn leave_behind(stray: Stray) -> anyhow::Result<()> {
+pub(super) fn leave_behind(stray: Stray) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["torture-agent", "--stray", stray.as_str()]);
     // Nobody waits for it: that is what it is for.
@@ -186,7 +215,7 @@ fn identity() -> anyhow::Result<Identity> {
 }
 
 /// Takes a place for as long as the file is open; meeting somebody there is what the record is for.
-fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
+pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
     let lock = OpenOptions::new().create(true).append(true).open(dir.join(format!("{kind}-{name}")))?;
     if lock.try_lock().is_err() {
         record.write(&Line::Met(format!("{kind} {name}")))?;
@@ -195,20 +224,26 @@ fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Res
 }
 
 /// What an agent talks with.
-struct Voice {
-    rng: fastrand::Rng,
-    record: Writer,
-    pid: u32,
-    words: u32,
-    /// All of its text so far, if it says that again with every word.
-    told: Option<String>,
+pub(super) struct Voice {
+    pub(super) rng: fastrand::Rng,
+    pub(super) record: Writer,
+    pub(super) pid: u32,
+    pub(super) words: u32,
+    pub(super) speech: Speech,
     /// None when nobody listens any more.
-    stdout: Option<io::Stdout>,
+    pub(super) stdout: Option<io::Stdout>,
 }
 
 impl Voice {
-    fn talk(&mut self, manners: &Manners) -> io::Result<()> {
+    /// Talks until all is said, or until it is cancelled, which is asked before each thing.
+    pub(super) fn talk(&mut self, manners: &Manners, mut is_cancelled: impl FnMut() -> bool) -> io::Result<()> {
+        for line in self.speech.begin() {
+            self.print(&line.to_string())?;
+        }
         for number in 0..manners.words {
+            if is_cancelled() {
+                return Ok(());
+            }
             match self.one_thing(number) {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
                     self.stdout = None
@@ -220,7 +255,9 @@ impl Voice {
             }
         }
         if manners.end == End::Well && self.rng.bool() {
-            self.print(r#"{"event":"agent","stream":"lifecycle","data":{"phase":"end"}}"#)?;
+            for line in self.speech.end() {
+                self.print(&line.to_string())?;
+            }
         }
         Ok(())
     }
@@ -243,7 +280,7 @@ impl Voice {
                 Ok(())
             }
             // Too long to be said again and again.
-            _ if self.told.is_some() => Ok(()),
+            _ if self.speech.retells() => Ok(()),
             _ => {
                 let mut word = self.word();
                 word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
@@ -253,18 +290,18 @@ impl Voice {
     }
 
     fn use_tool(&mut self, id: String) -> io::Result<()> {
-        let input = self.word();
+        let input = self.word().trim_end().to_owned();
         self.say(Said::ToolStarted { id: id.clone(), input })?;
         sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
         match self.rng.u8(..10) {
             // Its end is left open.
             0 => Ok(()),
             1 => {
-                let error = self.word();
+                let error = self.word().trim_end().to_owned();
                 self.say(Said::ToolFailed { id, error })
             }
             _ => {
-                let output = self.word();
+                let output = self.word().trim_end().to_owned();
                 self.say(Said::ToolFinished { id, output })
             }
         }
@@ -277,15 +314,9 @@ impl Voice {
     }
 
     fn say(&mut self, said: Said) -> io::Result<()> {
-        let line = match (&said, &mut self.told) {
-            (Said::Text(word), Some(told)) => {
-                told.push_str(word);
-                Said::retold_to_openclaw(told)
-            }
-            _ => said.to_openclaw(),
-        };
+        let lines = self.speech.say(&said);
         self.record.write(&Line::Said(said))?;
-        self.print(&line)
+        lines.iter().try_for_each(|line| self.print(&line.to_string()))
     }
 
     fn print(&mut self, line: &str) -> io::Result<()> {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+use super::dialect::Dialect;
 use super::{LOOK_AGAIN, processes};
 use crate::config::Config;
 
@@ -45,6 +46,7 @@ impl Camp {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());
         let (binary, records, dir) = (quoted(&self.binary), quoted(&self.records()), quoted(&self.dir));
+        let agents: String = Dialect::ALL.map(|dialect| agent_text(dialect, &binary, &records)).concat();
         let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
         format!(
             r#"[engine]
@@ -53,16 +55,9 @@ sweep_interval = "1s"
 shutdown_grace = "300ms"
 idle_ttl = "500ms"
 
-[agents.torture]
-driver = "openclaw"
-command = [{binary}, "torture-agent", "--record", {records}, "--seed", "{{message}}"]
-max_concurrent = 1000
-kill_grace = "200ms"
-idle_timeout = "3s"
-turn_timeout = "10s"
-
+{agents}
 [workspaces.default]
-agent = "torture"
+agent = "torture-openclaw"
 slots = {slots}
 dir = {dir}
 "#
@@ -152,6 +147,31 @@ dir = {dir}
         let panics = |log: String| log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect();
         logs.flat_map::<Vec<_>, _>(panics).collect()
     }
+}
+
+/// The names of the agents, one for each way to speak.
+pub(super) fn agents() -> impl Iterator<Item = String> + Clone {
+    Dialect::ALL.into_iter().map(agent)
+}
+
+fn agent(dialect: Dialect) -> String {
+    format!("torture-{}", dialect.as_str())
+}
+
+fn agent_text(dialect: Dialect, binary: &Value, records: &Value) -> String {
+    let (name, driver) = (agent(dialect), dialect.as_str());
+    let seed = if dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
+    format!(
+        r#"
+[agents.{name}]
+driver = "{driver}"
+command = [{binary}, "torture-agent", "--record", {records}, "--speaks", "{driver}"{seed}]
+max_concurrent = 1000
+kill_grace = "200ms"
+idle_timeout = "3s"
+turn_timeout = "10s"
+"#
+    )
 }
 
 /// SQLite unlinks its temporary files as soon as it has opened them; a kill may come in between.

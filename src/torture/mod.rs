@@ -7,11 +7,13 @@
 //! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run comes to its end), stop, check
 //! (`check.rs`).
 
+mod acp;
 pub mod agent;
 mod camp;
 mod chaos;
 mod check;
 mod client;
+pub mod dialect;
 mod fleet;
 mod journal;
 mod processes;
@@ -123,6 +125,7 @@ async fn trouble(
     let fleet = Arc::new(Fleet::new(camp, journal, plan.engines));
     fleet.start().await;
     let sessions: Vec<String> = (0..plan.sessions).map(|number| format!("session-{number}")).collect();
+    found_sessions(&sessions, &fleet).await?;
     let (stop_chaos, stop_writers, stop_readers) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
@@ -163,6 +166,17 @@ async fn trouble(
     let heard = readers.join_all().await;
     tell(&progress(journal, began.elapsed()));
     Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host() }))
+}
+
+/// Makes the sessions, each with one of the agents.
+async fn found_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()> {
+    let to = fleet.addresses().any(&mut fastrand::Rng::new()).context("no engine listens")?;
+    for (session, agent) in sessions.iter().zip(camp::agents().cycle()) {
+        let body = serde_json::json!({"id": session, "agent": agent});
+        let answer = client::ask(to, hyper::Method::POST, "/v1/sessions", Some(&body)).await?;
+        anyhow::ensure!(answer.status == 201, "{session} could not be made: {} {}", answer.status, answer.body);
+    }
+    Ok(())
 }
 
 fn progress(journal: &Journal, elapsed: Duration) -> String {

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::chunk::Chunk;
 
@@ -27,43 +27,20 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// The line that an OpenClaw agent writes for it.
-    pub(super) fn to_openclaw(&self) -> String {
-        let result = |text: &str| json!({"content": [{"type": "text", "text": text}]});
-        let (stream, data) = match self {
-            Self::Text(text) => ("assistant", json!({"delta": text})),
-            Self::Reasoning(text) => ("thinking", json!({"delta": text})),
-            Self::ToolStarted { id, input } => {
-                ("tool", json!({"phase": "start", "toolCallId": id, "name": "work", "args": {"input": input}}))
-            }
-            Self::ToolFinished { id, output } => {
-                ("tool", json!({"phase": "result", "toolCallId": id, "result": result(output)}))
-            }
-            Self::ToolFailed { id, error } => {
-                ("tool", json!({"phase": "result", "toolCallId": id, "isError": true, "result": result(error)}))
-            }
-        };
-        json!({"event": "agent", "stream": stream, "data": data}).to_string()
-    }
-
-    /// The line of an agent that says with each word what it has said so far.
-    pub(super) fn retold_to_openclaw(so_far: &str) -> String {
-        json!({"event": "agent", "stream": "assistant", "data": {"text": so_far}}).to_string()
-    }
-
     /// What a stored chunk says in the agent's words; none for what only frames them.
     pub(super) fn of_chunk(chunk: Chunk) -> Option<Self> {
-        let word = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let said = match chunk {
             Chunk::TextDelta { delta, .. } => Self::Text(delta),
             Chunk::ReasoningDelta { delta, .. } => Self::Reasoning(delta),
             Chunk::ToolInputAvailable { tool_call_id: id, input, .. } => {
-                Self::ToolStarted { id, input: word(&input, "input") }
+                Self::ToolStarted { id, input: words_in(&input) }
             }
             Chunk::ToolOutputAvailable { tool_call_id: id, output, .. } => {
-                Self::ToolFinished { id, output: word(&output, "text") }
+                Self::ToolFinished { id, output: words_in(&output) }
             }
-            Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => Self::ToolFailed { id, error },
+            Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => {
+                Self::ToolFailed { id, error: first_word(&error) }
+            }
             _ => return None,
         };
         said.words().starts_with(MARK).then_some(said)
@@ -82,6 +59,21 @@ impl Said {
     pub(super) fn shown(&self) -> String {
         self.words().chars().take(40).collect()
     }
+}
+
+/// The word of an agent in what a driver made of it: each has a shape of its own for the input and output of a tool, and
+/// some say more below it.
+fn words_in(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.starts_with(MARK) => first_word(text),
+        Value::Array(items) => items.iter().map(words_in).find(|found| !found.is_empty()).unwrap_or_default(),
+        Value::Object(map) => map.values().map(words_in).find(|found| !found.is_empty()).unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
+fn first_word(text: &str) -> String {
+    text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
 /// A line of a record.
@@ -111,7 +103,7 @@ pub(super) struct Writer(File);
 
 impl Writer {
     pub(super) fn create(dir: &Path, agent: &Identity) -> io::Result<Self> {
-        let path = dir.join(format!("{}.{}", agent.run, agent.pid));
+        let path = dir.join(format!("{}.{}.{}", agent.run, agent.pid, agent.attempt));
         let mut writer = Self(OpenOptions::new().create(true).append(true).open(path)?);
         writer.write(&Line::Began(agent.clone()))?;
         Ok(writer)

@@ -9,6 +9,7 @@ mod daemon;
 mod feed;
 mod hostile;
 mod limits;
+mod permission;
 mod run;
 mod scene;
 mod sweep;

@@ -12,6 +12,8 @@ struct Rules {
     used: HashSet<String>,
     /// Each announced tool, and whether it gave its last result.
     tools: HashMap<String, bool>,
+    /// The tools that wait for an answer.
+    asking: HashSet<String>,
     over: bool,
     finished: bool,
 }
@@ -70,16 +72,39 @@ impl Rules {
                 rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
                 rule(self.tools.insert(id.clone(), false).is_none(), "a tool starts once")?;
             }
+            Chunk::ToolApprovalRequest { approval_id, tool_call_id: id } => {
+                rule(self.open.is_none() && !approval_id.is_empty(), "a question closes what is open")?;
+                rule(self.tools.get(id) == Some(&false), "a question is about a tool at work")?;
+                self.asking.insert(id.clone());
+            }
+            Chunk::ToolOutputDenied { tool_call_id: id } => {
+                rule(self.asking.remove(id), "only what was asked for is denied")?;
+                rule(self.open.is_none(), "a stream can pause at a question")?;
+                self.tools.insert(id.clone(), true);
+            }
             Chunk::ToolInputAvailable { tool_call_id: id, .. } => {
+                self.asking.remove(id);
                 rule(self.tools.get(id) == Some(&false), "input is for a tool at work")?;
             }
             Chunk::ToolOutputAvailable { tool_call_id: id, preliminary, .. } => {
                 rule(preliminary.is_none_or(|preliminary| preliminary), "preliminary is true or absent")?;
-                let before = self.tools.insert(id.clone(), preliminary.is_none());
+                let last = preliminary.is_none();
+                rule(!last || self.asking.is_empty() || self.open.is_none(), "a stream can pause at a question")?;
+                rule(last || !self.asking.contains(id), "a tool that asks does not work")?;
+                self.asking.remove(id);
+                let before = self.tools.insert(id.clone(), last);
                 rule(before == Some(false), "output is of a tool at work")?;
             }
             Chunk::ToolOutputError { tool_call_id: id, .. } => {
+                rule(self.asking.is_empty() || self.open.is_none(), "a stream can pause at a question")?;
+                rule(!self.asking.contains(id), "what was asked for is denied")?;
                 rule(self.tools.insert(id.clone(), true) == Some(false), "failures are of a tool at work")?;
+            }
+            Chunk::ToolApprovalRequest { tool_call_id: id, approval_id } => {
+                rule(!approval_id.is_empty() && self.tools.get(id) == Some(&false), "a tool at work asks")?;
+            }
+            Chunk::ToolOutputDenied { tool_call_id: id } => {
+                rule(self.tools.insert(id.clone(), true) == Some(false), "a tool at work is denied")?;
             }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;

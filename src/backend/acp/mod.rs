@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use self::bridge::Setup;
+pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
@@ -56,7 +57,7 @@ impl Acp {
                 let endpoint = prompt.endpoint.clone().unwrap_or_default();
                 Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
             },
-            parser: parser::parser,
+            parser,
             interrupt: None,
             answer,
         };
@@ -66,8 +67,8 @@ impl Acp {
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
         let Holding { hosts, max_line_bytes, .. } = &self.holding;
         let socket = hosts.dir_of(start.attempt).join(SOCKET);
-        let socket = std::path::absolute(socket).map_err(|error| StartError(error.to_string()))?;
-        let no_text = || StartError("the path of mainstay, or of its data, is no text".to_owned());
+        let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
+        let no_text = || StartError::from("the path of mainstay, or of its data, is no text");
         let endpoint = socket.to_str().ok_or_else(no_text)?.to_owned();
         let program = hosts.program().to_str().ok_or_else(no_text)?.to_owned();
         let mut command = vec![program, bridge::COMMAND.to_owned()];

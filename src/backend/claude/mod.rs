@@ -1,12 +1,93 @@
-//! Claude Code: a process a turn that speaks JSON lines in both directions.
+//! Claude Code: a process a turn that speaks JSON lines in both directions. Its stdin stays open as long as the turn
+//! lasts, because that is how it is answered when it asks whether it may use a tool, and how it is interrupted.
+//!
+//! Its conversations are files of its own, by the directory that it works in; `--resume` goes on with one.
 
+mod input;
+mod lines;
+mod result;
+
+use std::ffi::OsString;
 use std::time::Duration;
 
-use super::per_turn::{Dialect, PerTurn};
+use super::Prompt;
+use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
 use crate::agent::ProcessSpec;
 
+pub use lines::parser;
+
+/// What makes it speak lines, say each word as it comes, and ask on its stdout. Its own tool to ask a question would get
+/// no answer: without it, it asks in its message.
+const ALWAYS: [&str; 7] = [
+    "-p",
+    "--output-format=stream-json",
+    "--input-format=stream-json",
+    "--verbose",
+    "--include-partial-messages",
+    "--permission-prompt-tool=stdio",
+    "--disallowedTools=AskUserQuestion",
+];
+
+/// The further options that a session may have, by their names on the command line.
+const EXTRA: [&str; 5] = ["agent", "append-system-prompt", "effort", "fallback-model", "max-budget-usd"];
+
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
-    PerTurn::new(spec.clone(), kill_grace, Dialect::of_lines(super::openclaw::parser), hosts.clone())
+    let dialect = Dialect {
+        arguments,
+        stdin: |prompt| Stdin::Open(input::message(prompt)),
+        parser,
+        interrupt: Some(input::interrupt),
+        answer: |request, decision| Some(input::answer(request, decision)),
+    };
+    PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
+}
+
+fn arguments(prompt: &Prompt) -> Vec<OsString> {
+    let options = &prompt.options;
+    let mut arguments: Vec<OsString> = ALWAYS.map(OsString::from).into();
+    // One word each, so that no value is taken for a flag.
+    let mut add = |flag: &str, value: Option<&String>| {
+        arguments.extend(value.map(|value| format!("--{flag}={value}").into()));
+    };
+    add("model", options.model.as_ref());
+    add("permission-mode", options.permission_profile.as_ref().or(options.mode.as_ref()));
+    for flag in EXTRA {
+        add(flag, options.extra.get(flag));
+    }
+    if prompt.oneshot {
+        arguments.push("--no-session-persistence".into());
+    } else {
+        add("resume", prompt.agent_session.as_ref());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::fixtures::prompt;
+
+    fn added(prompt: &Prompt) -> Vec<String> {
+        let words = arguments(prompt).into_iter().map(|word| word.into_string().unwrap());
+        words.skip(ALWAYS.len()).collect()
+    }
+
+    #[test]
+    fn only_what_was_set_is_said_on_the_command_line() {
+        let mut prompt = prompt("hello");
+        assert_eq!(added(&prompt), Vec::<String>::new());
+        prompt.agent_session = Some("0-1".into());
+        prompt.options.model = Some("--verbose".into());
+        prompt.options.mode = Some("plan".into());
+        prompt.options.extra = [("effort", "low"), ("settings", "{}")].map(|(k, v)| (k.into(), v.into())).into();
+        assert_eq!(added(&prompt), ["--model=--verbose", "--permission-mode=plan", "--effort=low", "--resume=0-1"]);
+        prompt.options.permission_profile = Some("acceptEdits".into());
+        prompt.oneshot = true;
+        assert_eq!(
+            added(&prompt),
+            ["--model=--verbose", "--permission-mode=acceptEdits", "--effort=low", "--no-session-persistence"]
+        );
+    }
 }

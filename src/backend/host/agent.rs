@@ -6,9 +6,9 @@
 //! that its pid, which is also the id of its group, belongs to nobody else meanwhile. Output that was written before the
 //! end is read; the end never waits for more output.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{ChildStderr, ChildStdin, ChildStdout};
+use std::process::{ChildStderr, ChildStdout};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +17,9 @@ use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process_group, pidfd_open, wait};
 
 use super::spool::Spool;
+use super::stdin::Stdin;
 use super::wire::{Began, Ended, FromHost, Stop, Stopping};
+use crate::backend::StartError;
 use crate::backend::launch::Launch;
 use crate::backend::reap;
 use crate::backend::stderr::Excerpt;
@@ -29,9 +31,6 @@ const READ_BYTES: usize = 64 * 1024;
 /// The most that an agent may write to stdout in one turn: it is kept on disk until the turn is over. Much more than a
 /// message may hold, because agents also write what becomes no message.
 const MAX_STDOUT_BYTES: u64 = 1024 * 1024 * 1024;
-
-/// The most that may wait to be read by an agent: answers to its requests are small.
-const MAX_INPUT_BYTES: usize = 256 * 1024 * 1024;
 
 /// So much of stderr goes into the spool as it comes, in case that the host cannot tell the rest at the end.
 const SPOOLED_STDERR_BYTES: usize = 16 * 1024;
@@ -69,16 +68,6 @@ pub(super) struct Agent {
     alone: Option<(Duration, Instant)>,
 }
 
-/// What is left to write.
-#[derive(Debug)]
-struct Stdin {
-    pipe: ChildStdin,
-    bytes: Vec<u8>,
-    written: usize,
-    /// More may come.
-    stays_open: bool,
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     /// It runs, and nobody asked for anything else.
@@ -97,7 +86,7 @@ enum Stage {
 
 impl Agent {
     /// Starts it. Says why not for people.
-    pub(super) fn start(launch: Launch, spool: &mut Spool) -> Result<Self, String> {
+    pub(super) fn start(launch: Launch, spool: &mut Spool) -> Result<Self, StartError> {
         let mut command = launch.command();
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -106,25 +95,17 @@ impl Agent {
         let (Some(leader), Some(identity), Some(exited)) = (pid, identity, exited) else {
             // What was started ends with us: nobody was told of it yet.
             let _ = child.kill();
-            return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".to_owned());
+            return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".into());
         };
         let stdin = child.stdin.take().zip(launch.stdin);
-        let stdin = stdin.map(|(pipe, message)| Stdin {
-            pipe,
-            bytes: message.into_bytes(),
-            written: 0,
-            stays_open: launch.stdin_stays_open,
-        });
+        let stdin = stdin.map(|(pipe, first)| Stdin::new(pipe, first, launch.stdin_stays_open));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let fds = [
-            stdin.as_ref().map(|stdin| stdin.pipe.as_fd()),
-            stdout.as_ref().map(AsFd::as_fd),
-            stderr.as_ref().map(AsFd::as_fd),
-        ];
+        let fds =
+            [stdin.as_ref().map(Stdin::as_fd), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
         if let Err(error) = fds.into_iter().flatten().try_for_each(|fd| ioctl_fionbio(fd, true)) {
             // As above.
             let _ = child.kill();
-            return Err(format!("its pipes cannot be used: {error}"));
+            return Err(format!("its pipes cannot be used: {error}").into());
         }
         spool.add(&FromHost::Began(Began { pid: identity.pid, started_at_ticks: identity.started_at_ticks }));
         let now = Instant::now();
@@ -156,8 +137,7 @@ impl Agent {
     /// What to look at; its stdout only when there is room for it.
     pub(super) fn poll_fds(&self, room: bool) -> impl Iterator<Item = PollFd<'_>> {
         let is_running = self.status.is_none().then(|| PollFd::new(&self.exited, PollFlags::IN));
-        let to_write = self.stdin.as_ref().filter(|stdin| stdin.written < stdin.bytes.len());
-        let stdin = to_write.map(|stdin| PollFd::new(&stdin.pipe, PollFlags::OUT));
+        let stdin = self.stdin.as_ref().and_then(Stdin::poll_fd);
         let stdout = self.stdout.as_ref().filter(|_| room).map(|pipe| PollFd::new(pipe, PollFlags::IN));
         let stderr = self.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
         [is_running, stdin, stdout, stderr].into_iter().flatten()
@@ -324,25 +304,18 @@ impl Agent {
         }
     }
 
-    /// Writes more to its stdin, if that is open. What an agent does not read is not kept without end.
+    /// Writes more to its stdin, if that is open.
     pub(super) fn write(&mut self, bytes: &[u8]) {
-        let Some(stdin) = self.stdin.as_mut().filter(|stdin| stdin.stays_open) else { return };
-        if stdin.bytes.len() - stdin.written + bytes.len() > MAX_INPUT_BYTES {
-            self.stdin = None;
-            return;
+        if let Some(stdin) = &mut self.stdin {
+            stdin.add(bytes);
         }
-        stdin.bytes.drain(..stdin.written);
-        stdin.written = 0;
-        stdin.bytes.extend_from_slice(bytes);
-        self.write_stdin();
     }
 
     /// Closes its stdin behind what is to be written.
     pub(super) fn close_input(&mut self) {
         if let Some(stdin) = &mut self.stdin {
-            stdin.stays_open = false;
+            stdin.close();
         }
-        self.write_stdin();
     }
 
     /// An agent that is to end when it was without an engine for too long is asked to.
@@ -357,20 +330,7 @@ impl Agent {
     }
 
     fn write_stdin(&mut self) {
-        let Some(stdin) = &mut self.stdin else { return };
-        while stdin.written < stdin.bytes.len() {
-            match stdin.pipe.write(&stdin.bytes[stdin.written..]) {
-                Ok(written) => stdin.written += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It does not want to read it all, and may do so.
-                Err(_) => {
-                    self.stdin = None;
-                    return;
-                }
-            }
-        }
-        if !stdin.stays_open {
+        if self.stdin.as_mut().is_some_and(Stdin::write) {
             self.stdin = None;
         }
     }
@@ -380,12 +340,10 @@ impl Agent {
         let Some(pipe) = &mut self.stdout else { return };
         match read(pipe, &mut piece) {
             Some(0) => self.stdout = None,
-            // It may go on for months, and nobody asks for it.
-            Some(read) if self.alone.is_some() => self.excerpt.push(&piece[..read]),
             Some(read) => {
-                spool.add(&FromHost::Stdout(Bytes::copy_from_slice(&piece[..read])));
+                self.keep_stdout(&piece[..read], spool);
                 self.stdout_bytes += read as u64;
-                if self.stdout_bytes > MAX_STDOUT_BYTES {
+                if self.alone.is_none() && self.stdout_bytes > MAX_STDOUT_BYTES {
                     self.stdout = None;
                     self.stop(&Stop { cause: Cause::OutputLimit, grace_ms: 0, interrupt: None }, spool);
                 }
@@ -401,6 +359,15 @@ impl Agent {
             Some(0) => self.stderr = None,
             Some(read) => self.keep_stderr(&piece[..read], spool),
             None => {}
+        }
+    }
+
+    /// What a live agent says that is kept warm is for people, as its stderr is: it may go on for months.
+    fn keep_stdout(&mut self, bytes: &[u8], spool: &mut Spool) {
+        if self.alone.is_some() {
+            self.excerpt.push(bytes);
+        } else {
+            spool.add(&FromHost::Stdout(Bytes::copy_from_slice(bytes)));
         }
     }
 
@@ -420,11 +387,7 @@ impl Agent {
         if let Some(mut pipe) = self.stdout.take() {
             let mut left = readable(&pipe);
             while let Some(read) = read(&mut pipe, &mut piece[..left.min(READ_BYTES)]).filter(|read| *read > 0) {
-                if self.alone.is_some() {
-                    self.excerpt.push(&piece[..read]);
-                } else {
-                    spool.add(&FromHost::Stdout(Bytes::copy_from_slice(&piece[..read])));
-                }
+                self.keep_stdout(&piece[..read], spool);
                 left -= read;
             }
         }

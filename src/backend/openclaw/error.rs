@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use super::js;
+use crate::backend::json;
 
 /// Where a message is looked for, in this order.
 const KEYS: [&str; 3] = ["error", "message", "errorMessage"];
@@ -37,7 +38,7 @@ fn find(payload: &Value) -> Option<String> {
 /// text without one stays as it is.
 pub fn body(text: &str) -> String {
     let message = || {
-        let json = js::parse(&text[text.find('{')?..])?;
+        let json = json::parse(&text[text.find('{')?..])?;
         let candidates = [json.pointer("/error/message"), json.get("message"), json.get("error")];
         // The first that is there decides, even when it is no text: the rest is then something else.
         let first = candidates.into_iter().flatten().find(|value| !value.is_null())?;

@@ -1,6 +1,7 @@
 //! Tables of events and what readers hear of them.
 
 use super::*;
+use crate::permission::ToolKind;
 use crate::run::Cause;
 
 fn text(text: &str) -> AgentEvent {
@@ -50,6 +51,8 @@ fn short(chunk: &Chunk) -> String {
         Chunk::ToolInputAvailable { tool_call_id, input, .. } => format!("{tool_call_id}<{input}"),
         Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
         Chunk::ToolOutputAvailable { tool_call_id, .. } => format!("{tool_call_id}~"),
+        Chunk::ToolApprovalRequest { approval_id, tool_call_id } => format!("{tool_call_id}?{approval_id}"),
+        Chunk::ToolOutputDenied { tool_call_id } => format!("{tool_call_id}-"),
         Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
         Chunk::DataStatus { data, .. } => format!("status={}", data.label),
         Chunk::Error { error_text } => format!("error={error_text}"),
@@ -177,4 +180,64 @@ fn a_turn_goes_on_from_what_is_stored() {
     let more: Vec<_> = more.into_iter().flat_map(|event| again.hear(event)).collect();
     assert_eq!(shorts(&more), "text-3+b tool-2> text-3) (reasoning-4 reasoning-4+c");
     assert_eq!(again.agent_error(), Some("e"));
+}
+
+fn asks(tool_call: &str) -> PermissionRequest {
+    PermissionRequest {
+        request: "1".into(),
+        tool_call: tool_call.into(),
+        tool: "n".into(),
+        kind: ToolKind::Other,
+        title: "May it?".into(),
+        input: json!(1),
+        options: Vec::new(),
+    }
+}
+
+/// A turn that has heard some events and a question, and what was said of the question.
+fn asked(events: Vec<AgentEvent>, tool_call: &str) -> (Turn, String) {
+    let mut turn = Turn::default();
+    events.into_iter().for_each(|event| drop(turn.hear(event)));
+    let (_, said) = turn.ask(&asks(tool_call), "q".into());
+    (turn, shorts(&said))
+}
+
+#[test]
+fn a_question_is_shown_on_a_tool_and_with_nothing_open() {
+    let table = [
+        (vec![given("t", json!(1)), text("a")], "t", "text-2) t?q"),
+        (vec![text("a")], "t", "text-1) n:t t<1 t?q"),
+        (vec![], "", "[ n:permission-1 permission-1<1 permission-1?q"),
+        (vec![given("t", json!(1)), finished("t", "")], "t", "n:permission-2 permission-2<1 permission-2?q"),
+    ];
+    for (events, tool_call, expected) in table {
+        assert_eq!(asked(events, tool_call).1, expected);
+    }
+}
+
+#[test]
+fn a_tool_that_was_asked_for_goes_on_or_is_denied() {
+    for (tool_call, allowed, expected) in
+        [("t", true, "t<1"), ("t", false, "t-"), ("", true, "permission-1>"), ("", false, "permission-1-")]
+    {
+        let (mut turn, _) = asked(vec![], tool_call);
+        assert_eq!(shorts(&turn.answered("other", allowed)), "");
+        assert_eq!(shorts(&turn.answered("q", allowed)), expected);
+        assert_eq!(shorts(&turn.answered("q", !allowed)), "", "once");
+        assert!(!turn.fold().parts_json().contains("approval-requested"));
+    }
+}
+
+#[test]
+fn nothing_but_its_end_takes_a_question_away() {
+    let (mut turn, _) = asked(vec![given("t", json!(1))], "t");
+    let kept = [given("t", json!(2)), progress("t"), text("a")];
+    assert_eq!(shorts(&kept.into_iter().flat_map(|event| turn.hear(event)).collect::<Vec<_>>()), "(text-2 text-2+a");
+    let mut other = turn.clone();
+    // The stream of a chat ends at the first of these chunks.
+    assert_eq!(shorts(&turn.hear(failed("t"))), "text-2) t-");
+    assert_eq!(shorts(&other.hear(finished("t", ""))), "text-2) t>");
+    let (mut turn, _) = asked(vec![given("t", json!(1)), given("u", json!(1))], "t");
+    assert_eq!(shorts(&turn.close(&Outcome::cancelled())), "t- u!The run was cancelled. ] abort finish=Other");
+    assert!(turn.fold().parts_json().contains(r#""approval":{"id":"q","approved":false}"#));
 }

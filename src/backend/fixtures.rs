@@ -1,0 +1,27 @@
+//! What the tests of this floor share.
+
+use std::time::{Duration, Instant};
+
+use super::Prompt;
+use crate::id::RunId;
+use crate::options::SessionOptions;
+use crate::run::Attempt;
+
+/// A prompt with nothing special about it.
+pub fn prompt(message: &str) -> Prompt {
+    Prompt {
+        start_by: Instant::now(),
+        limit: Duration::from_secs(60),
+        attempt: Attempt { run: RunId::generate(), number: 3 },
+        session: "s-1".parse().unwrap(),
+        slot: "chat-slot-w-1".to_owned(),
+        workspace: "w".parse().unwrap(),
+        dir: "/srv/w".into(),
+        agent_session: None,
+        message: message.to_owned(),
+        attachments: Vec::new(),
+        options: SessionOptions::default(),
+        oneshot: false,
+        endpoint: None,
+    }
+}

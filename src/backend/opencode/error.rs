@@ -1,0 +1,80 @@
+//! Errors of the server, as it names them.
+
+use serde_json::Value;
+
+use super::watch::text;
+use crate::failure::{AgentError, ErrorClass};
+
+/// What the server says when a turn was aborted.
+const ABORTED: &str = "MessageAbortedError";
+
+/// Whether it only says that the turn was aborted.
+pub(super) fn is_abort(error: &Value) -> bool {
+    text(error, "/name") == Some(ABORTED)
+}
+
+/// An error (`{name, data: {message, statusCode?, …}}`) in words, and its class as far as its name or status says one.
+pub(super) fn read(error: &Value) -> AgentError {
+    let name = text(error, "/name").unwrap_or("UnknownError");
+    let message = text(error, "/data/message").filter(|message| !message.trim().is_empty());
+    let message = match (name, message) {
+        (ABORTED, _) => "The turn was aborted in opencode.",
+        // What follows is where in its own code it happened.
+        (_, Some(message)) => message.split("\n    at ").next().unwrap_or(message),
+        ("MessageOutputLengthError", None) => "The answer is longer than the model may write at once.",
+        (name, None) => name,
+    };
+    AgentError { message: message.to_owned(), class: class(name, error), retry_at: None }
+}
+
+fn class(name: &str, error: &Value) -> Option<ErrorClass> {
+    match name {
+        "ProviderAuthError" => Some(ErrorClass::Authentication),
+        "ContextOverflowError" => Some(ErrorClass::ContextTooLong),
+        "APIError" => match error.pointer("/data/statusCode").and_then(Value::as_u64)? {
+            401 | 403 => Some(ErrorClass::Authentication),
+            429 => Some(ErrorClass::RateLimit),
+            503 | 529 => Some(ErrorClass::Overloaded),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_error_has_a_class_when_its_name_or_status_says_so() {
+        for (error, message, class) in [
+            (
+                json!({"name": "ProviderAuthError", "data": {"providerID": "x", "message": "no key"}}),
+                "no key",
+                Some(ErrorClass::Authentication),
+            ),
+            (
+                json!({"name": "APIError", "data": {"message": "slow down", "statusCode": 429}}),
+                "slow down",
+                Some(ErrorClass::RateLimit),
+            ),
+            (
+                json!({"name": "APIError", "data": {"message": "busy", "statusCode": 529}}),
+                "busy",
+                Some(ErrorClass::Overloaded),
+            ),
+            (json!({"name": "APIError", "data": {"message": "429"}}), "429", None),
+            (
+                json!({"name": "ContextOverflowError", "data": {"message": "too long"}}),
+                "too long",
+                Some(ErrorClass::ContextTooLong),
+            ),
+            (json!({"name": "UnknownError", "data": {"message": "E: no\n    at f (x.js:1)\n    at g"}}), "E: no", None),
+            (json!({"name": "ContentFilterError"}), "ContentFilterError", None),
+            (json!(17), "UnknownError", None),
+        ] {
+            assert_eq!(read(&error), AgentError { message: message.to_owned(), class, retry_at: None }, "{error}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Which events belong to a turn, and when it is over. Pure: events in, answers out.
+//!
+//! Always: a turn is over only after the server was busy with it, or refused it. A server says more than once that it is
+//! idle, and after an abort it goes on to say how the message ended: as long as a message is open, more comes.
+
+use std::collections::{BTreeSet, HashSet};
+
+use serde_json::Value;
+
+/// What is known of a turn.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    root: String,
+    /// The session and those of its sub-agents.
+    family: HashSet<String>,
+    /// The last message that was there before the turn. Ids grow.
+    before: Option<String>,
+    has_prompt: bool,
+    was_busy: bool,
+    is_idle: bool,
+    was_refused: bool,
+    /// Messages of the agent that are not complete.
+    open: HashSet<String>,
+    /// Permissions that nobody has answered.
+    asked: BTreeSet<String>,
+}
+
+impl Watch {
+    /// A turn of a session that begins behind the message `before`.
+    pub(super) fn new(root: &str, before: Option<String>) -> Self {
+        Self { root: root.to_owned(), family: HashSet::from([root.to_owned()]), before, ..Self::default() }
+    }
+
+    /// Takes notice of an event; whether it belongs to the turn.
+    pub(super) fn see(&mut self, event: &Value) -> bool {
+        let (Some(kind), Some(properties)) = (text(event, "/type"), event.get("properties")) else { return false };
+        let child = (kind == "session.created").then(|| properties.get("info")).flatten();
+        if let Some(child) = child
+            && let (Some(id), Some(parent)) = (text(child, "/id"), text(child, "/parentID"))
+            && self.family.contains(parent)
+        {
+            self.family.insert(id.to_owned());
+        }
+        let session = text(properties, "/sessionID").or_else(|| text(properties, "/part/sessionID"));
+        let Some(session) = session.filter(|session| self.family.contains(*session)) else { return false };
+        match kind {
+            "permission.asked" => self.asked.extend(text(properties, "/id").map(str::to_owned)),
+            "permission.replied" => {
+                self.asked.remove(text(properties, "/requestID").unwrap_or_default());
+            }
+            _ => {}
+        }
+        if session != self.root {
+            return true;
+        }
+        match kind {
+            "message.updated" => return self.see_message(properties),
+            "message.part.updated" => return self.is_of_turn(text(properties, "/part/messageID")),
+            "session.status" => {
+                let is_idle = text(properties, "/status/type") == Some("idle");
+                self.was_busy |= self.has_prompt && !is_idle;
+                self.is_idle = is_idle;
+            }
+            "session.idle" => self.is_idle = true,
+            "session.error" => self.was_refused = true,
+            _ => {}
+        }
+        true
+    }
+
+    fn see_message(&mut self, properties: &Value) -> bool {
+        let id = text(properties, "/info/id");
+        if !self.is_of_turn(id) {
+            return false;
+        }
+        match (text(properties, "/info/role"), id) {
+            (Some("user"), _) => self.has_prompt = true,
+            (Some("assistant"), Some(id)) if properties.pointer("/info/time/completed").is_none() => {
+                self.open.insert(id.to_owned());
+            }
+            (Some("assistant"), Some(id)) => {
+                self.open.remove(id);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    fn is_of_turn(&self, message: Option<&str>) -> bool {
+        message.is_some_and(|message| self.before.as_deref().is_none_or(|before| message > before))
+    }
+
+    /// Whether the server should be asked if it is idle: all that was begun is complete.
+    pub(super) fn may_be_over(&self) -> bool {
+        self.open.is_empty() && (self.was_refused || self.is_idling())
+    }
+
+    /// Whether the server says that it is idle after it was busy with the turn.
+    pub(super) fn is_idling(&self) -> bool {
+        self.is_idle && self.was_busy
+    }
+
+    /// The server, being asked, is busy.
+    pub(super) fn goes_on(&mut self) {
+        (self.is_idle, self.was_refused, self.was_busy) = (false, false, true);
+    }
+
+    /// Permissions that nobody has answered.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = &str> {
+        self.asked.iter().map(String::as_str)
+    }
+
+    /// Whether something asked belongs to the turn and is not known; requests of turns that were aborted stay listed.
+    pub(super) fn is_news(&self, request: &Value) -> bool {
+        let is_listed = text(request, "/id").is_some_and(|id| self.asked.contains(id));
+        let message = text(request, "/tool/messageID");
+        !is_listed && message.is_none_or(|message| self.is_of_turn(Some(message)))
+    }
+}
+
+/// The text at a JSON pointer.
+pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
+    value.pointer(pointer).and_then(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn message(id: &str, role: &str, completed: bool) -> Value {
+        let time = if completed { json!({"created": 1, "completed": 2}) } else { json!({"created": 1}) };
+        json!({"type": "message.updated",
+               "properties": {"sessionID": "ses_1", "info": {"id": id, "role": role, "time": time}}})
+    }
+
+    fn status(word: &str) -> Value {
+        json!({"type": "session.status", "properties": {"sessionID": "ses_1", "status": {"type": word}}})
+    }
+
+    fn simple(kind: &str) -> Value {
+        json!({"type": kind, "properties": {"sessionID": "ses_1"}})
+    }
+
+    #[test]
+    fn idle_counts_only_after_the_server_was_busy_with_the_turn() {
+        let mut watch = Watch::new("ses_1", Some("msg_1".to_owned()));
+        for event in [status("busy"), status("idle"), simple("session.idle"), message("msg_2", "user", false)] {
+            watch.see(&event);
+            assert!(!watch.may_be_over(), "{event}");
+        }
+        // The second idle of an abort that came before.
+        watch.see(&simple("session.idle"));
+        assert!(!watch.may_be_over());
+        watch.see(&status("busy"));
+        watch.see(&message("msg_3", "assistant", false));
+        watch.see(&message("msg_3", "assistant", true));
+        assert!(!watch.may_be_over());
+        watch.see(&status("idle"));
+        assert!(watch.may_be_over());
+    }
+
+    #[test]
+    fn after_an_abort_it_waits_for_the_end_of_the_message() {
+        let mut watch = Watch::new("ses_1", None);
+        for event in [message("msg_2", "user", false), status("busy"), message("msg_3", "assistant", false)] {
+            watch.see(&event);
+        }
+        for event in [simple("session.error"), status("idle"), simple("session.idle")] {
+            watch.see(&event);
+            assert!(!watch.may_be_over(), "{event}");
+        }
+        assert!(watch.is_idling());
+        watch.see(&message("msg_3", "assistant", true));
+        assert!(watch.may_be_over());
+    }
+
+    #[test]
+    fn a_prompt_that_is_refused_before_it_began_is_over() {
+        let mut watch = Watch::new("ses_1", None);
+        watch.see(&simple("session.error"));
+        assert!(watch.may_be_over());
+    }
+
+    #[test]
+    fn only_the_session_and_its_sub_agents_count() {
+        let mut watch = Watch::new("ses_1", Some("msg_5".to_owned()));
+        let of = |session: &str| json!({"type": "message.part.delta", "properties": {"sessionID": session}});
+        assert!(watch.see(&of("ses_1")));
+        assert!(!watch.see(&of("ses_2")));
+        let created = json!({"type": "session.created",
+            "properties": {"sessionID": "ses_2", "info": {"id": "ses_2", "parentID": "ses_1"}}});
+        assert!(watch.see(&created) && watch.see(&of("ses_2")));
+        assert!(!watch.see(&message("msg_4", "assistant", false)), "an earlier message");
+        assert!(!watch.see(&json!({"type": "server.heartbeat", "properties": {}})));
+        assert!(!watch.see(&json!([1])));
+    }
+}

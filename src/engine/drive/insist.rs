@@ -1,0 +1,48 @@
+//! Writes of a run, tried until they are done.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Drive, Left};
+use crate::metrics::METRICS;
+use crate::store::StoreError;
+
+/// Between two tries of a write that failed for a passing reason (a full disk, a lock).
+const WRITE_AGAIN: Duration = Duration::from_millis(250);
+/// How long writes are tried again once the process is to end: its runs are then left to the next sweep.
+const LAST_TRIES: Duration = Duration::from_secs(10);
+
+impl Drive<'_> {
+    /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
+    pub(super) async fn insist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Left>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let (mut last_try, mut tries) = (None, 0_u64);
+        loop {
+            match write().await {
+                Ok(done) => return Ok(done),
+                Err(error) if error.is_transient() => {
+                    METRICS.writes_retried.inc();
+                    tries += 1;
+                    // A disk may stay full for days: each line comes after twice the time of the one before.
+                    if tries.is_power_of_two() {
+                        tracing::warn!(%error, tries, "failed to write; trying again");
+                    }
+                    let give_up = async {
+                        self.shared.ending.cancelled().await;
+                        tokio::time::sleep_until(*last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES)).await;
+                    };
+                    tokio::select! {
+                        () = tokio::time::sleep(WRITE_AGAIN) => {}
+                        () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                        () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
+                        () = give_up => return Err(Left::Store(error)),
+                    }
+                }
+                Err(error) => return Err(Left::Store(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! How driving a run ended, in the log and in numbers.
+
+use tokio::time::Instant;
+
+use crate::lease::LeaseLost;
+use crate::metrics::METRICS;
+use crate::run::Outcome;
+use crate::store::StoreError;
+
+/// Why a run is left without settling it.
+pub(super) enum Left {
+    /// Somebody else has it now.
+    LeaseLost,
+    /// The database fails for good; the lease runs out and somebody else goes on with it.
+    Store(StoreError),
+    /// This process goes, and the agent goes on.
+    HandedOver,
+}
+
+impl From<LeaseLost> for Left {
+    fn from(_: LeaseLost) -> Self {
+        Self::LeaseLost
+    }
+}
+
+pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
+    match driven {
+        Ok(Some(outcome)) => {
+            let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let (status, cause) = (outcome.status(), outcome.cause.as_str());
+            METRICS.runs_settled(status).inc();
+            tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
+        }
+        Ok(None) => {
+            METRICS.runs_put_back.inc();
+            tracing::info!("run put back to the queue");
+        }
+        Err(Left::LeaseLost) => {
+            METRICS.leases_lost.inc();
+            tracing::warn!("lease lost: the agent was left alone, nothing more was written");
+        }
+        Err(Left::Store(error)) => {
+            METRICS.runs_left.inc();
+            tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
+        }
+        Err(Left::HandedOver) => {
+            METRICS.runs_handed_over.inc();
+            tracing::info!("run handed over: its agent goes on");
+        }
+    }
+}

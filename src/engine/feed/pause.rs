@@ -1,0 +1,161 @@
+//! Where the stream of a chat pauses: at a question that somebody has to answer. The AI SDK sends an answer as a message,
+//! and a message only when the stream before it has ended. So that ends as soon as the run waits for nothing but answers,
+//! and goes on in the answer to the message.
+//!
+//! Always: the same chunks give the same places, so that whoever answers gets what stands behind the one where its
+//! stream ended. A question that is answered pauses nothing any more.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::{Follower, State};
+use crate::chunk::Chunk;
+use crate::store::StoreError;
+
+/// The tools at work, as far as they decide where a stream pauses.
+#[derive(Debug, Clone, Default)]
+pub struct Pause {
+    /// By call; with the question that the tool waits for an answer to.
+    unfinished: HashMap<String, Option<String>>,
+}
+
+impl Pause {
+    /// Takes the next chunk. Answers with the open questions when nothing else is waited for behind it.
+    pub fn take(&mut self, chunk: &Chunk) -> Option<Vec<String>> {
+        match chunk {
+            Chunk::ToolInputStart { tool_call_id, .. }
+            | Chunk::ToolInputAvailable { tool_call_id, .. }
+            | Chunk::ToolOutputAvailable { tool_call_id, preliminary: Some(true), .. } => {
+                self.unfinished.insert(tool_call_id.clone(), None);
+                return None;
+            }
+            Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
+                self.unfinished.insert(tool_call_id.clone(), Some(approval_id.clone()));
+            }
+            Chunk::ToolOutputAvailable { tool_call_id, .. }
+            | Chunk::ToolOutputError { tool_call_id, .. }
+            | Chunk::ToolOutputDenied { tool_call_id } => {
+                self.unfinished.remove(tool_call_id);
+            }
+            _ => return None,
+        }
+        let questions: Option<Vec<_>> = self.unfinished.values().cloned().collect();
+        questions.filter(|questions| !questions.is_empty())
+    }
+
+    /// The same for a chunk as JSON. Only those of tools are read.
+    pub fn take_json(&mut self, event: &str) -> Option<Vec<String>> {
+        if !event.starts_with(r#"{"type":"tool-"#) {
+            return None;
+        }
+        // A chunk that this build does not know is nothing that it waits for.
+        serde_json::from_str(event).ok().and_then(|chunk| self.take(&chunk))
+    }
+}
+
+/// A stream that pauses: what was read of it and not given out yet.
+#[derive(Debug)]
+pub(super) struct Pausing {
+    pause: Pause,
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    frames: Bytes,
+    /// Where it may end, each with the questions that are open there.
+    places: VecDeque<(usize, Vec<String>)>,
+}
+
+impl Follower {
+    /// The same, but its SSE text ends where somebody has to answer. `pause` has taken the chunks up to the cursor.
+    pub fn pausing(mut self, pause: Pause) -> Self {
+        self.pausing = Some(Pausing { pause, held: None });
+        self
+    }
+
+    /// The next piece of the stream as SSE text (`id:` and `data:` lines). `None` after the end of a run.
+    ///
+    /// Cancel safe: a dropped call loses nothing.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn next_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
+        if self.pausing.as_ref().is_none_or(|pausing| pausing.held.is_none()) {
+            let frames = self.read_frames().await?;
+            let (Some(pausing), Some(frames)) = (&mut self.pausing, frames.clone()) else { return Ok(frames) };
+            pausing.hold(frames);
+        }
+        while let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
+            let Some((end, questions)) = held.places.front() else { break };
+            if self.store.are_pending(questions).await? {
+                held.frames.truncate(*end);
+                held.places.clear();
+                self.state = State::Finished;
+            } else {
+                held.places.pop_front();
+            }
+        }
+        Ok(self.pausing.as_mut().and_then(|pausing| pausing.held.take()).map(|held| held.frames))
+    }
+}
+
+impl Pausing {
+    fn hold(&mut self, frames: Bytes) {
+        let mut places = VecDeque::new();
+        let mut at = 0;
+        for frame in frames.split_inclusive(|byte| *byte == b'\n') {
+            at += frame.len();
+            let event = frame.strip_prefix(b"data: ").and_then(|event| std::str::from_utf8(event).ok());
+            if let Some(questions) = event.and_then(|event| self.pause.take_json(event.trim_end())) {
+                // Behind the empty line that ends an event.
+                places.push_back((at + 1, questions));
+            }
+        }
+        self.held = Some(Held { frames, places });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(pause: &mut Pause, event: &str) -> Vec<String> {
+        let mut questions = pause.take_json(event).unwrap_or_default();
+        questions.sort();
+        questions
+    }
+
+    #[test]
+    fn a_stream_pauses_when_only_answers_are_waited_for() {
+        let started = |id: &str| {
+            format!(
+                r#"{{"type":"tool-input-available","toolCallId":"{id}","toolName":"t","input":{{}},"providerExecuted":true,"dynamic":true}}"#
+            )
+        };
+        let asks =
+            |id: &str| format!(r#"{{"type":"tool-approval-request","approvalId":"ask-{id}","toolCallId":"{id}"}}"#);
+        let done = |id: &str| {
+            format!(
+                r#"{{"type":"tool-output-error","toolCallId":"{id}","errorText":"e","providerExecuted":true,"dynamic":true}}"#
+            )
+        };
+        let denied = |id: &str| format!(r#"{{"type":"tool-output-denied","toolCallId":"{id}"}}"#);
+        let mut pause = Pause::default();
+        for (event, expected) in [
+            (started("a"), &[][..]),
+            (started("b"), &[]),
+            (asks("a"), &[]),
+            (r#"{"type":"text-delta","id":"x","delta":"y"}"#.to_owned(), &[]),
+            (done("b"), &["ask-a"]),
+            (started("c"), &[]),
+            (asks("c"), &["ask-a", "ask-c"]),
+            (denied("a"), &["ask-c"]),
+            (started("c"), &[]),
+            (done("c"), &[]),
+        ] {
+            assert_eq!(take(&mut pause, &event), expected, "{event}");
+        }
+    }
+}

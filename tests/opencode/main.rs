@@ -1,0 +1,425 @@
+//! The relay of a turn against a server that behaves as real ones do on bad days.
+//!
+//! Always: waiting is done on what the server was asked, on what the relay says, or on its end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod fake;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use fake::{Fake, Follower, SESSION};
+use mainstay::backend::{AgentEvent, decode, opencode};
+use mainstay::failure::{AgentError, ErrorClass};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A relay that was told a turn.
+struct Relay {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: Vec<u8>,
+}
+
+fn turn(endpoint: &str, agent_session: Option<&str>, options: Value) -> Value {
+    json!({"session": "s", "run": "r", "slot": "w", "dir": "/a dir", "agent_session": agent_session, "message": "hello",
+           "attachments": [{"media_type": "text/plain", "filename": "a.txt", "url": "data:text/plain,a"}],
+           "options": options, "oneshot": false, "endpoint": endpoint})
+}
+
+impl Relay {
+    async fn start(turn: Value) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(["relay", "opencode"]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(format!("{turn}\n").as_bytes()).await.unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, stdin, lines, said: Vec::new() }
+    }
+
+    /// Waits until it says a line with these words.
+    async fn says(&mut self, words: &str) {
+        loop {
+            let line = self.lines.next_line().await.unwrap().unwrap_or_else(|| panic!("it ended without {words}"));
+            self.said.extend(format!("{line}\n").into_bytes());
+            if line.contains(words) {
+                return;
+            }
+        }
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// What it said, to its end, which is a good one.
+    async fn end(mut self) -> Vec<AgentEvent> {
+        let mut rest = Vec::new();
+        let mut reader = self.lines.into_inner();
+        reader.read_to_end(&mut rest).await.unwrap();
+        self.said.extend(rest);
+        assert_eq!(self.child.wait().await.unwrap().code(), Some(0));
+        let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser(), 0);
+        records.into_iter().flat_map(|record| record.events).collect()
+    }
+}
+
+async fn in_time(test: impl Future<Output = ()>) {
+    tokio::time::timeout(DEADLINE, test).await.expect("it takes too long");
+}
+
+fn message(id: &str, role: &str, completed: bool) -> Value {
+    let time = if completed { json!({"created": 1, "completed": 2}) } else { json!({"created": 1}) };
+    json!({"sessionID": SESSION, "id": id, "role": role, "time": time})
+}
+
+fn text_part(text: &str, whole: bool) -> Value {
+    let time = if whole { json!({"start": 1, "end": 2}) } else { json!({"start": 1}) };
+    json!({"id": "prt_1", "messageID": "msg_2", "sessionID": SESSION, "type": "text", "text": text, "time": time})
+}
+
+fn delta(text: &str) -> Value {
+    json!({"messageID": "msg_2", "partID": "prt_1", "field": "text", "delta": text})
+}
+
+/// The prompt is taken, and the agent begins to write.
+async fn begins(follower: &Follower) {
+    follower.of_session("message.updated", json!({"info": message("msg_1", "user", false)})).await;
+    follower.of_session("session.status", json!({"status": {"type": "busy"}})).await;
+    follower.of_session("message.updated", json!({"info": message("msg_2", "assistant", false)})).await;
+    follower.of_session("message.part.updated", json!({"part": text_part("", false)})).await;
+    follower.of_session("message.part.delta", delta("one ")).await;
+}
+
+async fn ends(follower: &Follower, text: &str) {
+    follower.of_session("message.part.updated", json!({"part": text_part(text, true)})).await;
+    follower.of_session("message.updated", json!({"info": message("msg_2", "assistant", true)})).await;
+    follower.of_session("session.status", json!({"status": {"type": "idle"}})).await;
+}
+
+fn text_of(events: &[AgentEvent]) -> String {
+    let texts = events.iter().filter_map(|event| match event {
+        AgentEvent::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+fn error_of(events: &[AgentEvent]) -> Option<&AgentError> {
+    events.iter().find_map(|event| match event {
+        AgentEvent::Error(error) => Some(error),
+        _ => None,
+    })
+}
+
+fn session_of(events: &[AgentEvent]) -> (String, &'static str) {
+    let session = events.iter().find_map(|event| match event {
+        AgentEvent::Session { id, origin } => Some((id.clone(), origin.as_str())),
+        _ => None,
+    });
+    session.expect("no session")
+}
+
+#[tokio::test]
+async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let options = json!({"mode": "build", "model": "p/a/b", "extra": {"variant": "high"}});
+        let relay = Relay::start(turn(&fake.endpoint, None, options)).await;
+        let follower = fake.followed().await;
+        let asked = fake.asked("POST /session/ses_new/prompt_async").await;
+        assert_eq!(asked.authorization, "Basic b3BlbmNvZGU6c2VjcmV0");
+        assert!(asked.what.ends_with("?directory=%2Fa%20dir"), "{}", asked.what);
+        let parts = json!([{"type": "text", "text": "hello"},
+            {"type": "file", "mime": "text/plain", "url": "data:text/plain,a", "filename": "a.txt"}]);
+        let prompt = json!({"parts": parts, "agent": "build", "model": {"providerID": "p", "modelID": "a/b"},
+            "variant": "high"});
+        assert_eq!(asked.body, prompt);
+        // An idle that belongs to what was before, and the text of somebody else's session.
+        follower.of_session("session.idle", json!({})).await;
+        follower.tell("message.part.delta", json!({"sessionID": "ses_other", "delta": "not ours"})).await;
+        begins(&follower).await;
+        ends(&follower, "one two").await;
+        let events = relay.end().await;
+        assert_eq!(session_of(&events), (SESSION.to_owned(), "new"));
+        assert_eq!(text_of(&events), "one two");
+        assert_eq!((error_of(&events), events.last()), (None, Some(&AgentEvent::Ended)));
+        assert!(events.iter().any(|event| matches!(event, AgentEvent::Advertised(_))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn options_that_the_server_does_not_offer_are_not_pushed() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        fake.answers("POST /session/ses_new/prompt_async", 400, json!({"data": {"message": "no"}}));
+        let relay = Relay::start(turn(&fake.endpoint, None, json!({"mode": "helper", "model": "p/c"}))).await;
+        let _follower = fake.followed().await;
+        let asked = fake.asked("POST /session/ses_new/prompt_async").await;
+        assert_eq!((asked.body.get("agent"), asked.body.get("model")), (None, None));
+        let events = relay.end().await;
+        let labels = events.iter().filter(|event| matches!(event, AgentEvent::Status(_))).count();
+        assert_eq!(labels, 2);
+        assert_eq!(error_of(&events).unwrap().message, "opencode: HTTP status 400: no");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_that_the_server_knows_is_gone_on_with() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
+        fake.answers("GET /session/ses_new/message", 200, json!([{"info": {"id": "msg_0"}, "parts": []}]));
+        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), json!({}))).await;
+        let follower = fake.followed().await;
+        fake.asked("POST /session/ses_new/prompt_async").await;
+        begins(&follower).await;
+        ends(&follower, "one").await;
+        assert_eq!(session_of(&relay.end().await), (SESSION.to_owned(), "resumed"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_that_the_server_does_not_know_is_replaced() {
+    for known in ["ses_gone", "../../etc", "ses_?x=/"] {
+        in_time(async {
+            let mut fake = Fake::start().await;
+            let relay = Relay::start(turn(&fake.endpoint, Some(known), json!({}))).await;
+            let follower = fake.followed().await;
+            begins(&follower).await;
+            ends(&follower, "one").await;
+            assert_eq!(session_of(&relay.end().await), (SESSION.to_owned(), "new"), "{known}");
+            fake.asked("POST /session").await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_relay_left_running_is_ended_before_the_next_prompt() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
+        fake.answers("GET /session/ses_new/message", 200, json!([]));
+        fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
+        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), json!({}))).await;
+        fake.asked("POST /session/ses_new/abort").await;
+        fake.answers("GET /session/status", 200, json!({}));
+        let follower = fake.followed().await;
+        fake.asked("POST /session/ses_new/prompt_async").await;
+        begins(&follower).await;
+        ends(&follower, "one").await;
+        assert_eq!(text_of(&relay.end().await), "one ");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_nobody_listens_the_agent_has_crashed() {
+    in_time(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://opencode:secret@{}", listener.local_addr().unwrap());
+        drop(listener);
+        let events = Relay::start(turn(&endpoint, None, json!({}))).await.end().await;
+        let error = error_of(&events).unwrap();
+        assert_eq!(error.class, Some(ErrorClass::Crashed));
+        assert!(!error.message.contains("secret"), "{error:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_dies_in_mid_turn_has_crashed() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        relay.says("one ").await;
+        fake.die().await;
+        follower.cut().await;
+        let events = relay.end().await;
+        assert_eq!(text_of(&events), "one ");
+        assert_eq!(error_of(&events).unwrap().class, Some(ErrorClass::Crashed));
+        assert_eq!(events.last(), Some(&AgentEvent::Ended));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        relay.says("one ").await;
+        let messages = json!([{"info": message("msg_1", "user", false), "parts": []},
+            {"info": message("msg_2", "assistant", false), "parts": [text_part("", false),
+                {"id": "prt_2", "messageID": "msg_2", "sessionID": SESSION, "type": "tool", "tool": "bash",
+                 "callID": "call_1", "state": {"status": "completed", "input": {"command": "ls"}, "output": "a"}}]}]);
+        fake.answers("GET /session/ses_new/message", 200, messages);
+        let permission = json!({"id": "per_1", "sessionID": SESSION, "permission": "bash"});
+        fake.answers("GET /permission", 200, json!([permission]));
+        fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
+        follower.cut().await;
+        let follower = fake.followed().await;
+        relay.says("caught_up").await;
+        follower.of_session("message.part.delta", delta("three ")).await;
+        fake.answers("GET /session/status", 200, json!({}));
+        ends(&follower, "one two three ").await;
+        let events = relay.end().await;
+        assert_eq!(text_of(&events), "one two three ");
+        let tools = events.iter().filter(|event| matches!(event, AgentEvent::ToolFinished { .. })).count();
+        let permissions = events.iter().filter(|event| matches!(event, AgentEvent::Permission(_))).count();
+        assert_eq!((tools, permissions), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        relay.says("one ").await;
+        let messages = json!([{"info": message("msg_2", "assistant", true), "parts": [text_part("one two", true)]}]);
+        fake.answers("GET /session/ses_new/message", 200, messages);
+        follower.cut().await;
+        let _follower = fake.followed().await;
+        let events = relay.end().await;
+        assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two", None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        let asked = json!({"id": "per_1", "permission": "bash"});
+        follower.of_session("permission.asked", asked).await;
+        relay.says("per_1").await;
+        let go = fake.holds("POST /session/ses_new/abort");
+        relay.terminate();
+        fake.asked("POST /session/ses_new/abort").await;
+        go.send(()).unwrap();
+        let aborted = json!({"error": {"name": "MessageAbortedError", "data": {"message": "Aborted"}}});
+        follower.of_session("session.error", aborted).await;
+        follower.of_session("session.idle", json!({})).await;
+        // What the server still has to say of the message comes behind its first idle.
+        ends(&follower, "one two").await;
+        let rejected = fake.asked("POST /permission/per_1/reply").await;
+        assert_eq!(rejected.body, json!({"reply": "reject"}));
+        let events = relay.end().await;
+        assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two", None));
+        assert_eq!(events.last(), Some(&AgentEvent::Ended));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_whose_host_is_gone_aborts_the_turn() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        relay.says("one ").await;
+        drop(relay.lines);
+        follower.of_session("message.part.delta", delta("two ")).await;
+        fake.asked("POST /session/ses_new/abort").await;
+        drop(relay.stdin);
+        relay.child.wait().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
+    in_time(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let relay = Relay::start(turn(&endpoint, None, json!({}))).await;
+        let (_silent, _) = listener.accept().await.unwrap();
+        relay.terminate();
+        let events = relay.end().await;
+        assert_eq!(events, [AgentEvent::Ended]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn permissions_are_answered_and_questions_refused() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        follower.of_session("permission.asked", json!({"id": "per_1", "permission": "bash"})).await;
+        relay.says("per_1").await;
+        relay.stdin.write_all(b"nonsense\n{\"permission\":\"../x\",\"reply\":\"once\"}\n").await.unwrap();
+        relay.stdin.write_all(b"{\"permission\":\"per_1\",\"reply\":\"once\"}\n").await.unwrap();
+        let answered = fake.asked("POST /permission/per_1/reply").await;
+        assert_eq!(answered.body, json!({"reply": "once"}));
+        follower.of_session("permission.replied", json!({"requestID": "per_1", "reply": "once"})).await;
+        follower.of_session("question.asked", json!({"id": "que_1", "questions": []})).await;
+        fake.asked("POST /question/que_1/reject").await;
+        ends(&follower, "one").await;
+        relay.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_and_endless_events_are_passed_over() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        follower.raw("data: {\"type\":\n\ndata: [1,2\n\nevent: x\nid: 3\n: comment\n\u{0}\u{1}\r\r\ndata: 7\n\n").await;
+        follower.raw("data: ").await;
+        let piece = "x".repeat(1024 * 1024);
+        for _ in 0..20 {
+            follower.raw(&piece).await;
+        }
+        follower.raw("\n\n").await;
+        follower.of_session("message.part.delta", delta("two ")).await;
+        ends(&follower, "one two three").await;
+        let events = relay.end().await;
+        assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two three", None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endless_header_is_an_error() {
+    in_time(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let relay = Relay::start(turn(&endpoint, None, json!({}))).await;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nx: ").await.unwrap();
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+        let events = relay.end().await;
+        assert_eq!(error_of(&events).unwrap().class, Some(ErrorClass::Crashed));
+    })
+    .await;
+}
