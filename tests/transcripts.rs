@@ -16,11 +16,13 @@ use serde_json::{Value, json};
 
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
+type Parser = fn() -> LineParser;
+
 /// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, fn() -> LineParser); 4] =
+const DRIVERS: [(&str, Parser); 4] =
     [("acp", acp::parser), ("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
 
-fn transcripts() -> Vec<(fn() -> LineParser, PathBuf)> {
+fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut all = Vec::new();
     for (driver, parser) in DRIVERS {
@@ -54,10 +56,12 @@ fn written(event: &AgentEvent) -> Value {
         AgentEvent::Title(title) => json!({"title": title}),
         AgentEvent::Advertised(offers) => json!({"advertised": offers}),
         AgentEvent::Usage(usage) => json!({"usage": usage}),
+        AgentEvent::TotalUsage(usage) => json!({"total_usage": usage}),
         AgentEvent::Error(error) => {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
         }
+        AgentEvent::SessionLost => json!("session lost"),
         AgentEvent::Ended => json!("ended"),
     }
 }

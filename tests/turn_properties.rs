@@ -70,7 +70,7 @@ fn take(turn: &mut Turn, step: Step) -> Vec<Chunk> {
 
 fn outcome() -> impl Strategy<Value = Outcome> {
     let cause = prop::sample::select(Cause::ALL.to_vec());
-    (cause, prop::option::of(Just("why".to_owned()))).prop_map(|(cause, error)| Outcome { cause, error })
+    (cause, prop::option::of(Just("why".to_owned()))).prop_map(|(cause, error)| Outcome::of(cause, error))
 }
 
 fn hear(turn: &mut Turn, events: &[AgentEvent]) -> Vec<Chunk> {

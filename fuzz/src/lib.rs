@@ -40,7 +40,7 @@ pub fn agent_lines(data: &[u8]) {
     assert_eq!(records.last().map(|record| record.offset), Some(output.len() as u64));
 
     let cause = Cause::ALL[usize::from(*end) % Cause::ALL.len()];
-    let outcome = Outcome { cause, error: None };
+    let outcome = Outcome::of(cause, None);
     let mut turn = Turn::default();
     let first: Vec<_> = before.iter().flat_map(|record| &record.events).flat_map(|e| turn.hear(e.clone())).collect();
     let stored = first.iter().map(|chunk| serde_json::from_str(&chunk.to_json()).expect("a stored chunk is a chunk"));

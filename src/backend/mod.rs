@@ -20,6 +20,7 @@ pub mod openclaw_gateway;
 pub mod opencode;
 mod output;
 pub mod per_turn;
+pub mod probe;
 pub mod process;
 pub mod reap;
 pub mod relay;
@@ -111,6 +112,9 @@ pub enum AgentEvent {
         /// How the turn came by it.
         origin: SessionOrigin,
     },
+    /// It does not know the session of its own that it was to go on in, and nothing was done. Comes instead of
+    /// [`AgentEvent::Session`]; what it says behind it is not listened to.
+    SessionLost,
     /// What it calls the conversation.
     Title(String),
     /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there
@@ -118,6 +122,8 @@ pub enum AgentEvent {
     Advertised(Value),
     /// What the turn used so far.
     Usage(Usage),
+    /// What its session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// It reports an error of its own.
     Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.

@@ -3,6 +3,7 @@
 //! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
+mod agents;
 mod args;
 mod attach;
 mod backup;
@@ -99,6 +100,10 @@ pub enum Command {
     Runs(RunsArgs),
     /// List the messages of a session, in order
     Messages(MessagesArgs),
+    /// List agents: what is found of each here, and how to get the others
+    ///
+    /// Starts the program of each, to ask its version.
+    Agents,
     /// List slots and who sits in them
     Slots,
     /// List the processes that execute runs
@@ -151,11 +156,14 @@ impl Cli {
         if let Command::Torture(args) = &self.command {
             return torture::run(args, self.json).await;
         }
+        let mut out = std::io::stdout();
+        if let Command::Agents = &self.command {
+            return agents::run(&self.db, config, self.json, &mut out).await;
+        }
         let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
-        let mut out = std::io::stdout();
         match &self.command {
             Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
             Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
@@ -172,7 +180,6 @@ impl Cli {
             _ => Engine::open(&self.db, config).await,
         };
         let engine = engine.context("failed to open the database")?;
-        let mut out = std::io::stdout();
         let done = match &self.command {
             Command::Serve(_) => return serve::run(engine).await,
             Command::Run(args) => run::run(&engine, args, message, self.json).await,

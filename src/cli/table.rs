@@ -242,7 +242,9 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Execution;
+    use crate::options::SessionOptions;
+    use crate::session::{Execution, SessionMode};
+    use crate::usage::Usage;
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -255,6 +257,14 @@ mod tests {
             idle_ttl_ms: 1000,
             assignment: None,
             execution: Execution::Streaming,
+            mode: SessionMode::default(),
+            options: SessionOptions::default(),
+            agent_session: None,
+            spawned_by: None,
+            label: None,
+            progress: None,
+            last_outcome: None,
+            usage: Usage::default(),
             last_seq: 12,
             created_at: NOW,
             updated_at: NOW - Duration::from_secs(200),

@@ -200,6 +200,14 @@ impl Fold {
         serde_json::to_string(&self.parts).unwrap_or_default()
     }
 
+    /// What the agent said, part by part.
+    pub fn texts(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text { text, .. } => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     /// Whether the message has no parts.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()

@@ -68,9 +68,11 @@ impl Turn {
             | AgentEvent::Plan(_)
             | AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
+            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
-            | AgentEvent::Usage(_) => {}
+            | AgentEvent::Usage(_)
+            | AgentEvent::TotalUsage(_) => {}
         }
         said
     }

@@ -7,6 +7,7 @@
 //!
 //! Proof: `tests/store.rs`, `tests/plans.rs`.
 
+pub mod agent_session;
 pub mod assignment;
 pub mod audit;
 mod backup;

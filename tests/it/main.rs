@@ -12,5 +12,6 @@ mod limits;
 mod permission;
 mod run;
 mod scene;
+mod sessions;
 mod sweep;
 mod time;

@@ -100,12 +100,6 @@ impl Rules {
                 rule(!self.asking.contains(id), "what was asked for is denied")?;
                 rule(self.tools.insert(id.clone(), true) == Some(false), "failures are of a tool at work")?;
             }
-            Chunk::ToolApprovalRequest { tool_call_id: id, approval_id } => {
-                rule(!approval_id.is_empty() && self.tools.get(id) == Some(&false), "a tool at work asks")?;
-            }
-            Chunk::ToolOutputDenied { tool_call_id: id } => {
-                rule(self.tools.insert(id.clone(), true) == Some(false), "a tool at work is denied")?;
-            }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;
             }

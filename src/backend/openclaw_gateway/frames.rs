@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::connection::class_of;
 use crate::backend::openclaw::{Lines, error};
-use crate::backend::{AgentEvent, LineParser, SessionOrigin, json};
+use crate::backend::{AgentEvent, LineParser, SessionOrigin};
 use crate::failure::{AgentError, ErrorClass};
 use crate::usage::Usage;
 
@@ -51,7 +51,7 @@ struct Frames {
 
 impl Frames {
     fn read(&mut self, line: &str) -> Option<Vec<AgentEvent>> {
-        let frame = json::parse(line)?;
+        let frame = crate::backend::json::parse(line)?;
         let events = match frame["type"].as_str()? {
             "event" => {
                 let data = &frame["payload"]["data"];
