@@ -153,7 +153,7 @@ impl Reader {
         let call = &params["toolCall"];
         let id = call["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
-        tool.update(call);
+        tool.ask(call);
         tool.announce(id, events);
         events.push(AgentEvent::Permission(PermissionRequest {
             request: message["id"].to_string(),
