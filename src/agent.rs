@@ -184,8 +184,8 @@ impl Driver {
     }
 }
 
-/// What Claude Code can be told, whatever it offers.
-const CLAUDE_OPTIONS: [&str; 8] = [
+/// What Claude Code can be told, whatever it offers; further options are named as on its command line.
+pub const CLAUDE_OPTIONS: [&str; 8] = [
     "mode",
     "model",
     "permission_profile",
@@ -195,8 +195,9 @@ const CLAUDE_OPTIONS: [&str; 8] = [
     "extra.fallback-model",
     "extra.max-budget-usd",
 ];
-/// What Codex can be told.
-const CODEX_OPTIONS: [&str; 5] = [
+
+/// What Codex can be told; further options are named as in its config.
+pub const CODEX_OPTIONS: [&str; 5] = [
     "model",
     "permission_profile",
     "extra.model_reasoning_effort",
