@@ -109,6 +109,7 @@ impl Table {
                     outcome: Outcome::completed(),
                     exit: ExitReport::default(),
                     parts: Some(PARTS.into()),
+                    progress: None,
                     resumes: 0,
                 };
                 store.settle(settle).await.unwrap().unwrap();

@@ -14,6 +14,8 @@ CREATE TABLE backends (
     state          TEXT    NOT NULL CHECK (state IN
                        ('stopped', 'starting', 'running', 'crashed', 'restarting', 'stopping')),
     reason         TEXT,                                -- why it is in this state, for people
+    error_class    TEXT CHECK (error_class IN ('authentication', 'rate_limit', 'overloaded', 'context_too_long',
+                       'agent_missing', 'protocol', 'crashed')), -- what kind of failure it was given up for
     worker_key     INTEGER REFERENCES workers (key),    -- who watches over it; NULL: whoever sweeps next
     generation     INTEGER NOT NULL DEFAULT 0,          -- counts its starts; an event of an older one is stale
     process_host   TEXT,                                -- boot id and pid namespace: where `pid` means something
@@ -35,6 +37,8 @@ CREATE TABLE backends (
 CREATE UNIQUE INDEX one_live_backend_per_key ON backends (agent, workspace, coalesce(session_key, 0))
     WHERE state <> 'stopped';
 CREATE INDEX backends_live ON backends (used_at) WHERE state <> 'stopped';
+CREATE INDEX backends_watched ON backends (worker_key) WHERE worker_key IS NOT NULL;
+CREATE INDEX backends_by_place ON backends (agent, workspace, coalesce(session_key, 0), key);
 
 ALTER TABLE runs ADD COLUMN backend_key INTEGER REFERENCES backends (key); -- the live agent that its turn is on
 CREATE INDEX runs_on_backend ON runs (backend_key) WHERE backend_key IS NOT NULL AND status = 'running';
@@ -49,6 +53,11 @@ CREATE TRIGGER busy_backends_are_not_stopped BEFORE UPDATE OF state ON backends
     WHEN NEW.state = 'stopping' AND OLD.state = 'running' BEGIN
     SELECT RAISE(ABORT, 'the backend is busy')
         WHERE EXISTS (SELECT 1 FROM runs WHERE backend_key = NEW.key AND status = 'running');
+END;
+CREATE TRIGGER backends_end_with_their_session AFTER UPDATE OF state ON assignments
+    WHEN NEW.ended_at IS NOT NULL AND OLD.ended_at IS NULL BEGIN
+    UPDATE backends SET close_when_idle = 1 WHERE key IN
+        (SELECT key FROM backends INDEXED BY backends_live WHERE state <> 'stopped' AND session_key = NEW.session_key);
 END;
 CREATE TRIGGER backend_is_used AFTER UPDATE OF status ON runs
     WHEN NEW.settled_at IS NOT NULL AND OLD.settled_at IS NULL AND NEW.backend_key IS NOT NULL BEGIN
@@ -100,17 +109,34 @@ CREATE TABLE agent_sessions (
     id          TEXT    NOT NULL,
     origin      TEXT    NOT NULL CHECK (origin IN ('new', 'reused', 'resumed', 'loaded')), -- how the newest turn came by it
     run_key     INTEGER NOT NULL REFERENCES runs (key), -- the newest turn in it
+    lost_in     INTEGER REFERENCES runs (key),          -- the turn that found it lost, and began a new one
     began_at    INTEGER NOT NULL,
     used_at     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX agent_sessions_in_order ON agent_sessions (session_key, key);
+CREATE INDEX agent_sessions_of_run ON agent_sessions (run_key);
+CREATE UNIQUE INDEX a_turn_gives_up_one_agent_session ON agent_sessions (lost_in) WHERE lost_in IS NOT NULL;
 
 ALTER TABLE sessions ADD COLUMN options TEXT NOT NULL DEFAULT '{}' CHECK (json_type(options) = 'object');
 ALTER TABLE sessions ADD COLUMN advertised TEXT CHECK (json_valid(advertised)); -- modes and options that its agent offers
 ALTER TABLE sessions ADD COLUMN oneshot INTEGER NOT NULL DEFAULT 0 CHECK (oneshot IN (0, 1)); -- its agent forgets it after each turn
-ALTER TABLE sessions ADD COLUMN spawned_by INTEGER REFERENCES sessions (key); -- the session that it works for
+-- The session that it works for; an older one, so that there are no circles.
+ALTER TABLE sessions ADD COLUMN spawned_by INTEGER REFERENCES sessions (key) CHECK (spawned_by < key);
 ALTER TABLE sessions ADD COLUMN label TEXT;
 CREATE INDEX sessions_spawned ON sessions (spawned_by) WHERE spawned_by IS NOT NULL;
+
+CREATE TRIGGER children_keep_their_parent BEFORE UPDATE OF spawned_by ON sessions
+    WHEN NEW.spawned_by IS NOT OLD.spawned_by BEGIN
+    SELECT RAISE(ABORT, 'a session keeps its parent');
+END;
+
+-- The turn failed without a word in the new one as well: it was not the agent's session that made it fail.
+CREATE TRIGGER agent_session_is_kept AFTER UPDATE OF status ON runs
+    WHEN NEW.status = 'failed' AND OLD.status = 'running' AND NEW.said = 0 BEGIN
+    UPDATE sessions SET agent_session = (SELECT id FROM agent_sessions WHERE lost_in = NEW.key)
+        WHERE key = NEW.session_key AND EXISTS (SELECT 1 FROM agent_sessions WHERE lost_in = NEW.key);
+    UPDATE agent_sessions SET lost_in = NULL WHERE lost_in = NEW.key;
+END;
 
 -- ── what a turn reports ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,8 +152,28 @@ ALTER TABLE runs ADD COLUMN error_class TEXT CHECK (error_class IN ('authenticat
     'context_too_long', 'agent_missing', 'protocol', 'crashed'));
 ALTER TABLE runs ADD COLUMN retry_at INTEGER;           -- when it makes sense to try again, if anybody said so
 ALTER TABLE runs ADD COLUMN progress TEXT;              -- the tail of what it said, for whoever watches many
+CREATE INDEX runs_settled ON runs (settled_at) WHERE settled_at IS NOT NULL;
 
 -- ── the public face ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+DROP VIEW v_sessions;
+CREATE VIEW v_sessions AS
+    SELECT s.id, s.workspace, s.agent, s.title,
+        CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') THEN 'streaming'
+             WHEN q.key IS NULL THEN 'idle'
+             WHEN q.not_before > (julianday('now') - 2440587.5) * 86400000 THEN 'parked' ELSE 'queued' END AS execution,
+        a.state AS assignment, p.id AS slot, s.last_seq, s.idle_ttl_ms, iif(s.oneshot, 'oneshot', 'persistent') AS mode,
+        s.options, s.advertised, s.agent_session, o.id AS spawned_by, s.label,
+        (SELECT count(*) FROM messages m WHERE m.session_key = s.key AND m.superseded_at IS NULL) AS messages,
+        (SELECT count(*) FROM runs r WHERE r.session_key = s.key) AS runs,
+        strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at / 1000.0, 'unixepoch') AS created_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', s.updated_at / 1000.0, 'unixepoch') AS updated_at
+    FROM sessions s
+    LEFT JOIN sessions o ON o.key = s.spawned_by
+    LEFT JOIN assignments a ON a.session_key = s.key AND a.state IN ('active', 'idle')
+    LEFT JOIN slots p ON p.key = a.slot_key
+    LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
+        ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1);
 
 DROP VIEW v_runs;
 CREATE VIEW v_runs AS
@@ -152,8 +198,25 @@ CREATE VIEW v_runs AS
     LEFT JOIN workers w ON w.key = r.lease_worker
     LEFT JOIN backends k ON k.key = r.backend_key;
 
+-- `text` without what a model took back when it was asked again.
+DROP VIEW v_messages;
+CREATE VIEW v_messages AS
+    SELECT s.id AS session_id, m.id, m.role, r.id AS run_id, r.status AS run_status, m.position AS seq,
+        (SELECT group_concat(p.value ->> '$.text', '')
+            FROM (SELECT json_group_array(part.value) AS parts FROM json_each(m.parts) d, json_each(d.value, '$.data.parts') part
+                    WHERE d.value ->> '$.type' = 'data-retracted' AND m.role = 'assistant') retracted
+            CROSS JOIN json_each(m.parts) p
+            WHERE p.value ->> '$.type' = 'text'
+                AND NOT EXISTS (SELECT 1 FROM json_each(retracted.parts) void WHERE void.value = p.key)) AS text,
+        m.parts, m.metadata,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000.0, 'unixepoch') AS created_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.updated_at / 1000.0, 'unixepoch') AS updated_at
+    FROM messages m JOIN sessions s ON s.key = m.session_key LEFT JOIN runs r ON r.key = m.run_key
+    WHERE m.superseded_at IS NULL;
+
 CREATE VIEW v_backends AS
-    SELECT b.id, b.agent, b.workspace, s.id AS session_id, b.state, b.reason, w.id AS worker, b.generation, b.pid, b.endpoint,
+    SELECT b.id, b.agent, b.workspace, s.id AS session_id, b.state, b.reason, b.error_class, w.id AS worker, b.generation, b.pid,
+        iif(b.endpoint LIKE 'http://%@%', 'http://' || substr(b.endpoint, instr(b.endpoint, '@') + 1), b.endpoint) AS endpoint,
         (SELECT count(*) FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS running,
         b.close_when_idle, json_array_length(b.restarts) AS recent_restarts,
         strftime('%Y-%m-%dT%H:%M:%fZ', b.created_at / 1000.0, 'unixepoch') AS created_at,
@@ -175,10 +238,11 @@ CREATE VIEW v_permissions AS
     FROM permissions p JOIN runs r ON r.key = p.run_key JOIN sessions s ON s.key = r.session_key;
 
 CREATE VIEW v_agent_sessions AS
-    SELECT s.id AS session_id, a.agent, a.id, a.origin, r.id AS run_id,
+    SELECT s.id AS session_id, a.agent, a.id, a.origin, r.id AS run_id, l.id AS lost_in,
         strftime('%Y-%m-%dT%H:%M:%fZ', a.began_at / 1000.0, 'unixepoch') AS began_at,
         strftime('%Y-%m-%dT%H:%M:%fZ', a.used_at / 1000.0, 'unixepoch') AS used_at
-    FROM agent_sessions a JOIN sessions s ON s.key = a.session_key JOIN runs r ON r.key = a.run_key;
+    FROM agent_sessions a JOIN sessions s ON s.key = a.session_key JOIN runs r ON r.key = a.run_key
+    LEFT JOIN runs l ON l.key = a.lost_in;
 
 CREATE VIEW v_usage AS
     SELECT s.id AS session_id, r.agent, count(*) AS runs, sum(r.input_tokens) AS input_tokens,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::AgentName;
+use crate::options::Takes;
 use crate::permission::{Policy, ToolKind};
 
 /// A chat agent as the config describes it.
@@ -120,6 +121,29 @@ impl Driver {
         }
     }
 
+    /// Which options of a session its agents can be told.
+    pub fn takes_options(&self) -> Takes {
+        match self {
+            Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => Takes::Only(&[]),
+            Self::Claude(_) => Takes::Only(&["mode", "model", "permission_profile"]),
+            Self::Codex(_) => Takes::Only(&["model"]),
+            Self::Opencode(_) => Takes::Only(&["mode", "model"]),
+            Self::Acp { .. } => Takes::Advertised,
+        }
+    }
+
+    /// The process that it starts, if it starts one.
+    pub fn process(&self) -> Option<&ProcessSpec> {
+        match self {
+            Self::Demo | Self::OpenclawGateway(_) => None,
+            Self::Openclaw(process)
+            | Self::Claude(process)
+            | Self::Codex(process)
+            | Self::Opencode(process)
+            | Self::Acp { process, .. } => Some(process),
+        }
+    }
+
     /// The word in the config.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -160,6 +184,14 @@ pub struct ProcessSpec {
     pub env: BTreeMap<String, String>,
     /// A longer line of output is counted and skipped.
     pub max_line_bytes: usize,
+}
+
+impl ProcessSpec {
+    /// A command without placeholders or an environment of its own.
+    pub fn of(command: &[&str]) -> Self {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Self { command, env: BTreeMap::new(), max_line_bytes: DEFAULT_MAX_LINE_BYTES }
+    }
 }
 
 /// 16 MiB: agents were seen to write single lines of 570 KB, and of several MB with an image in a tool result.

@@ -1,10 +1,17 @@
 //! The options of a session: what its agent is told beside the messages. An option that the agent does not offer is not
 //! pushed to it.
+//!
+//! Always: texts are trimmed, not empty, bounded and without control characters, so that each can be one argument of a
+//! process; [`SessionOptions::patched`] is the one way in.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::nearest;
 
 /// The options of a session; none are set in a new one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,4 +35,341 @@ pub struct SessionOptions {
     /// Further options of the agent, by its own keys.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, String>,
+}
+
+const KEYS: [&str; 6] = ["mode", "model", "cwd", "permission_profile", "timeout_seconds", "extra"];
+/// Longest texts, in characters.
+const MAX_MODE_CHARS: usize = 64;
+const MAX_MODEL_CHARS: usize = 200;
+const MAX_CWD_CHARS: usize = 4096;
+const MAX_PROFILE_CHARS: usize = 80;
+const MAX_EXTRA_KEY_CHARS: usize = 64;
+const MAX_EXTRA_VALUE_CHARS: usize = 512;
+/// Most further options.
+const MAX_EXTRAS: usize = 32;
+/// Longest limit of a turn: a day.
+const MAX_TIMEOUT_SECONDS: u32 = 24 * 3600;
+
+/// An option that cannot be set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOption {
+    /// There is none of this name.
+    #[error(
+        "unknown option {key:?}: the nearest known one is {nearest}; an option of the agent's own goes into `extra`"
+    )]
+    UnknownKey {
+        /// The name.
+        key: String,
+        /// What may have been meant.
+        nearest: &'static str,
+    },
+    /// Its value is not one that it can have.
+    #[error("the option {key} {problem}")]
+    Value {
+        /// The option.
+        key: String,
+        /// What is wrong, and what is needed.
+        problem: String,
+    },
+}
+
+impl SessionOptions {
+    /// The options after a change: what the patch names takes the place of what was, null clears, the rest stays; the same
+    /// within `extra`.
+    ///
+    /// # Errors
+    /// [`InvalidOption`] for the first thing that is wrong; nothing is changed then.
+    pub fn patched(&self, patch: &Map<String, Value>) -> Result<Self, InvalidOption> {
+        let mut options = self.clone();
+        for (key, value) in patch {
+            match key.as_str() {
+                "mode" => options.mode = text(key, value, MAX_MODE_CHARS)?,
+                "model" => options.model = text(key, value, MAX_MODEL_CHARS)?,
+                "cwd" => options.cwd = directory(key, value)?,
+                "permission_profile" => options.permission_profile = text(key, value, MAX_PROFILE_CHARS)?,
+                "timeout_seconds" => options.timeout_seconds = seconds(key, value)?,
+                "extra" => options.extra = extras(&options.extra, value)?,
+                unknown => {
+                    let (key, nearest) = (excerpt(unknown), nearest(unknown, &KEYS));
+                    return Err(InvalidOption::UnknownKey { key, nearest });
+                }
+            }
+        }
+        Ok(options)
+    }
+
+    /// The change that sets an option to a text, as a command line says it: `extra.KEY` is an option of the agent's own.
+    /// Without a text it is cleared.
+    pub fn patch_of(key: &str, value: Option<&str>) -> Map<String, Value> {
+        let to_value = |key: &str, text: &str| match text.trim().parse::<u64>() {
+            Ok(number) if key == "timeout_seconds" => Value::from(number),
+            _ => Value::from(text),
+        };
+        let value = value.map_or(Value::Null, |text| to_value(key, text));
+        match key.strip_prefix("extra.") {
+            Some(own) => {
+                Map::from_iter([("extra".to_owned(), Value::Object(Map::from_iter([(own.to_owned(), value)])))])
+            }
+            None => Map::from_iter([(key.to_owned(), value)]),
+        }
+    }
+
+    /// The limit of a turn, if there is one.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_seconds.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// What becomes of each option that is set, as far as it is known.
+    pub fn effects(&self, takes: Takes, advertised: Option<&Value>) -> BTreeMap<String, Effect> {
+        let mut effects = BTreeMap::new();
+        let mut add = |key: String, effect| effects.insert(key, effect);
+        if self.cwd.is_some() {
+            add("cwd".to_owned(), Effect::Applied);
+        }
+        if self.timeout_seconds.is_some() {
+            add("timeout_seconds".to_owned(), Effect::Applied);
+        }
+        let named = [("mode", &self.mode), ("model", &self.model), ("permission_profile", &self.permission_profile)];
+        let named =
+            named.into_iter().filter_map(|(key, value)| value.as_deref().map(|value| (key, key.to_owned(), value)));
+        let extra = self.extra.iter().map(|(key, value)| (key.as_str(), format!("extra.{key}"), value.as_str()));
+        for (key, name, value) in named.chain(extra) {
+            let effect = match (takes, advertised) {
+                (Takes::Only(keys), _) if keys.contains(&name.as_str()) => Effect::Applied,
+                (Takes::Only(_), _) => Effect::Ignored,
+                (Takes::Advertised, None) => Effect::Unknown,
+                (Takes::Advertised, Some(advertised)) if is_offered(advertised, key, value) => Effect::Applied,
+                (Takes::Advertised, Some(_)) => Effect::Ignored,
+            };
+            add(name, effect);
+        }
+        effects
+    }
+}
+
+/// Which options an agent can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// These, whatever their values.
+    Only(&'static [&'static str]),
+    /// Those that it says it offers.
+    Advertised,
+}
+
+/// What becomes of an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// It holds from the next turn on.
+    Applied,
+    /// The agent does not offer it, and is not told.
+    Ignored,
+    /// The agent has not said yet what it offers; its first turn tells.
+    Unknown,
+}
+
+/// Whether an agent offers a mode or an option of this name and with this value.
+fn is_offered(advertised: &Value, key: &str, value: &str) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let modes = list(&advertised["modes"]["availableModes"]);
+    let is_mode = key == "mode" && modes.iter().any(|mode| mode["id"] == value);
+    let options = list(&advertised["config_options"]);
+    let is_option = options.iter().any(|option| {
+        let is_named = option["id"] == key || option["category"] == key;
+        // A choice, perhaps in groups; what is no choice takes any value.
+        let choices = list(&option["options"]);
+        let groups = choices.iter().flat_map(|choice| list(&choice["options"]));
+        let has_value = choices.iter().cloned().chain(groups).any(|choice| choice["value"] == value);
+        is_named && (choices.is_empty() || has_value)
+    });
+    is_mode || is_option
+}
+
+fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, InvalidOption> {
+    Err(InvalidOption::Value { key: excerpt(key), problem: problem.into() })
+}
+
+/// So much of a foreign word goes into an error.
+fn excerpt(word: &str) -> String {
+    word.chars().take(MAX_EXTRA_KEY_CHARS).collect()
+}
+
+fn text(key: &str, value: &Value, max_chars: usize) -> Result<Option<String>, InvalidOption> {
+    let text = match value {
+        Value::Null => return Ok(None),
+        Value::String(text) => text.trim(),
+        _ => return wrong(key, "needs a text, or null to clear it"),
+    };
+    if text.is_empty() {
+        return wrong(key, "is empty: null clears it");
+    }
+    if text.chars().count() > max_chars {
+        return wrong(key, format!("may have at most {max_chars} characters"));
+    }
+    if text.chars().any(char::is_control) {
+        return wrong(key, "has a control character in it");
+    }
+    Ok(Some(text.to_owned()))
+}
+
+fn directory(key: &str, value: &Value) -> Result<Option<PathBuf>, InvalidOption> {
+    match text(key, value, MAX_CWD_CHARS)? {
+        Some(path) if !Path::new(&path).is_absolute() => wrong(key, "needs an absolute path"),
+        path => Ok(path.map(PathBuf::from)),
+    }
+}
+
+fn seconds(key: &str, value: &Value) -> Result<Option<u32>, InvalidOption> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let seconds = value.as_u64().and_then(|seconds| u32::try_from(seconds).ok());
+    match seconds.filter(|seconds| (1..=MAX_TIMEOUT_SECONDS).contains(seconds)) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => wrong(key, format!("needs a whole number from 1 to {MAX_TIMEOUT_SECONDS}, or null to clear it")),
+    }
+}
+
+fn extras(current: &BTreeMap<String, String>, value: &Value) -> Result<BTreeMap<String, String>, InvalidOption> {
+    let changes = match value {
+        Value::Null => return Ok(BTreeMap::new()),
+        Value::Object(changes) => changes,
+        _ => return wrong("extra", "needs an object of texts, or null to clear it"),
+    };
+    let mut extras = current.clone();
+    for (key, value) in changes {
+        let name = format!("extra.{key}");
+        let key = key.trim();
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+        let begins_well = key.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !begins_well || !key.chars().all(legal) || key.len() > MAX_EXTRA_KEY_CHARS {
+            let rule = "1 to 64 of A–Z a–z 0–9 . _ : -, the first a letter or digit";
+            return wrong(&name, format!("has a name that no option can have: {rule}"));
+        }
+        match text(&name, value, MAX_EXTRA_VALUE_CHARS)? {
+            Some(value) => extras.insert(key.to_owned(), value),
+            None => extras.remove(key),
+        };
+    }
+    match extras.len() {
+        ..=MAX_EXTRAS => Ok(extras),
+        _ => wrong("extra", format!("may have at most {MAX_EXTRAS} entries")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(options: &SessionOptions, patch: Value) -> Result<SessionOptions, String> {
+        options.patched(patch.as_object().unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_null_clears() {
+        let first =
+            json!({"mode": " plan ", "cwd": "/srv", "timeout_seconds": 60, "extra": {"effort": "high", "b_2": "x"}});
+        let options = patched(&SessionOptions::default(), first).unwrap();
+        assert_eq!(options.mode.as_deref(), Some("plan"));
+        let options =
+            patched(&options, json!({"cwd": null, "model": "m", "extra": {"effort": null, "c": "y"}})).unwrap();
+        let expected = json!({"mode": "plan", "model": "m", "timeout_seconds": 60, "extra": {"b_2": "x", "c": "y"}});
+        assert_eq!(serde_json::to_value(&options).unwrap(), expected);
+        assert_eq!(options.timeout(), Some(Duration::from_secs(60)));
+        assert_eq!(patched(&options, json!({"extra": null})).unwrap().extra, BTreeMap::new());
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_refused_with_what_is_needed() {
+        let many: Map<_, _> = (0..33).map(|n| (format!("k{n}"), json!("v"))).collect();
+        for (patch, problem) in [
+            (json!({"modle": "x"}), "the nearest known one is model"),
+            (json!({"mode": 1}), "mode needs a text"),
+            (json!({"mode": "  "}), "mode is empty"),
+            (json!({"mode": "x".repeat(65)}), "at most 64 characters"),
+            (json!({"model": "a\nb"}), "control character"),
+            (json!({"model": "a\u{0}b"}), "control character"),
+            (json!({"permission_profile": "é".repeat(81)}), "at most 80 characters"),
+            (json!({"cwd": "relative/path"}), "absolute"),
+            (json!({"cwd": "/".repeat(4097)}), "at most 4096"),
+            (json!({"timeout_seconds": 0}), "from 1 to 86400"),
+            (json!({"timeout_seconds": 86_401}), "from 1 to 86400"),
+            (json!({"timeout_seconds": 1.5}), "from 1 to 86400"),
+            (json!({"timeout_seconds": "60"}), "from 1 to 86400"),
+            (json!({"extra": []}), "an object of texts"),
+            (json!({"extra": {"-flag": "x"}}), "no option can have"),
+            (json!({"extra": {"": "x"}}), "no option can have"),
+            (json!({"extra": {"a b": "x"}}), "no option can have"),
+            (json!({"extra": {"a": "x".repeat(513)}}), "extra.a may have at most 512"),
+            (json!({"extra": {"a": {}}}), "extra.a needs a text"),
+            (json!({"extra": many}), "at most 32"),
+        ] {
+            let error = patched(&SessionOptions::default(), patch.clone()).unwrap_err();
+            assert!(error.contains(problem), "{patch}: {error}");
+        }
+        let long = patched(&SessionOptions::default(), json!({"x".repeat(10_000): 1})).unwrap_err();
+        assert!(long.len() < 300, "{long}");
+    }
+
+    #[test]
+    fn a_command_line_says_the_same() {
+        for (key, value, patch) in [
+            ("model", Some("m"), json!({"model": "m"})),
+            ("model", None, json!({"model": null})),
+            ("timeout_seconds", Some("60"), json!({"timeout_seconds": 60})),
+            ("timeout_seconds", Some("soon"), json!({"timeout_seconds": "soon"})),
+            ("extra.effort", Some("7"), json!({"extra": {"effort": "7"}})),
+            ("extra.effort", None, json!({"extra": {"effort": null}})),
+        ] {
+            assert_eq!(Value::Object(SessionOptions::patch_of(key, value)), patch);
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_an_option_is_known_from_what_the_agent_offers() {
+        let set = json!({"mode": "plan", "model": "big", "cwd": "/", "extra": {"effort": "high", "other": "x"}});
+        let options = patched(&SessionOptions::default(), set).unwrap();
+        let told =
+            |takes, advertised: Option<&Value>| serde_json::to_value(options.effects(takes, advertised)).unwrap();
+        let fixed = json!({"cwd": "applied", "mode": "ignored", "model": "applied", "extra.effort": "ignored",
+            "extra.other": "ignored"});
+        assert_eq!(told(Takes::Only(&["model"]), None), fixed);
+        assert_eq!(told(Takes::Advertised, None)["mode"], "unknown");
+        let advertised = json!({
+            "modes": {"availableModes": [{"id": "plan"}]},
+            "config_options": [
+                {"id": "m", "category": "model", "options": [{"name": "group", "options": [{"value": "big"}]}]},
+                {"id": "effort", "options": [{"value": "low"}]},
+                {"id": "other"},
+            ],
+        });
+        let offered = json!({"cwd": "applied", "mode": "applied", "model": "applied", "extra.effort": "ignored",
+            "extra.other": "applied"});
+        assert_eq!(told(Takes::Advertised, Some(&advertised)), offered);
+        for hostile in [json!(null), json!([]), json!({"modes": 1, "config_options": {"a": 1}}), json!("x")] {
+            assert_eq!(told(Takes::Advertised, Some(&hostile))["model"], "ignored");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_set_fits_and_is_read_back_the_same(key in "[a-z_]{1,20}|mode|cwd|extra", value in ".{0,100}") {
+            for patch in [
+                SessionOptions::patch_of(&key, Some(&value)),
+                SessionOptions::patch_of(&format!("extra.{value}"), Some(&key)),
+                SessionOptions::patch_of(&key, None),
+            ] {
+                let Ok(options) = SessionOptions::default().patched(&patch) else { continue };
+                let stored = serde_json::to_string(&options).unwrap();
+                proptest::prop_assert!(!stored.chars().any(char::is_control), "{}", stored);
+                proptest::prop_assert_eq!(&serde_json::from_str::<SessionOptions>(&stored).unwrap(), &options);
+                // What was accepted once is accepted as it is stored, and changes nothing.
+                let again = serde_json::to_value(&options).unwrap();
+                proptest::prop_assert_eq!(&options.patched(again.as_object().unwrap()).unwrap(), &options);
+                proptest::prop_assert_eq!(options.patched(&Map::new()).unwrap(), options);
+            }
+        }
+    }
 }

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::event::Seq;
+use crate::failure::ErrorClass;
 use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
+use crate::usage::Usage;
 
 /// Where a run is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -183,22 +185,36 @@ pub struct Outcome {
     pub cause: Cause,
     /// The cause in a sentence for people; none when the run was completed.
     pub error: Option<String>,
+    /// What kind of failure it is. Of [`Cause::AgentError`] none: what the agent said of it is stored already.
+    pub class: Option<ErrorClass>,
+    /// When it makes sense to try again, if anybody said so.
+    pub retry_at: Option<Timestamp>,
 }
 
 impl Outcome {
     /// The agent came to a normal end.
     pub fn completed() -> Self {
-        Self { cause: Cause::Finished, error: None }
+        Self::of(Cause::Finished, None)
     }
 
     /// The run was cancelled.
     pub fn cancelled() -> Self {
-        Self { cause: Cause::Cancelled, error: None }
+        Self::of(Cause::Cancelled, None)
     }
 
     /// Any other end, with a sentence for people.
     pub fn because(cause: Cause, error: impl Into<String>) -> Self {
-        Self { cause, error: Some(error.into()) }
+        Self::of(cause, Some(error.into()))
+    }
+
+    /// An end that nothing more is known of than its cause, and perhaps a sentence for people.
+    pub fn of(cause: Cause, error: Option<String>) -> Self {
+        Self { cause, error, class: None, retry_at: None }
+    }
+
+    /// The same, of a kind of failure.
+    pub fn with_class(self, class: ErrorClass) -> Self {
+        Self { class: Some(class), ..self }
     }
 
     /// The status it leaves the run in.
@@ -273,7 +289,7 @@ pub struct ExitReport {
 }
 
 /// A run, as readers see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Run {
     /// Its id.
     pub id: RunId,
@@ -295,6 +311,16 @@ pub struct Run {
     pub cause: Option<String>,
     /// Why it ended, for people.
     pub error: Option<String>,
+    /// What kind of failure it is, when it failed and that is known.
+    pub error_class: Option<ErrorClass>,
+    /// What a person can do about it.
+    pub advice: Option<&'static str>,
+    /// When it makes sense to try again, if anybody said so.
+    pub retry_at: Option<Timestamp>,
+    /// The tail of what its agent said, on one line.
+    pub progress: Option<String>,
+    /// What it used, as far as its agent says so.
+    pub usage: Usage,
     /// Higher goes first in the queue; −1000 to 1000.
     pub priority: i64,
     /// How often it was claimed.

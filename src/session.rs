@@ -1,11 +1,17 @@
 //! A session: one conversation. It owns a log of events, messages, and the agent's own id for resuming it.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::assignment::Assignment;
 use crate::clock::Timestamp;
 use crate::event::Seq;
-use crate::id::{AgentName, SessionId, WorkspaceName};
+use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
+use crate::options::{Effect, SessionOptions};
+use crate::run::Status;
+use crate::usage::Usage;
 
 /// What a session is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -33,8 +39,49 @@ impl Execution {
     }
 }
 
-/// A session, as readers see it.
+/// Whether its agent remembers a session from turn to turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionMode {
+    /// Each turn goes on in the agent's own session.
+    #[default]
+    Persistent,
+    /// Each turn begins a new one, and the agent may forget it.
+    Oneshot,
+}
+
+/// An id under which an agent has known a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AgentSession {
+    /// The agent.
+    pub agent: AgentName,
+    /// Its id.
+    pub id: String,
+    /// How the newest turn in it came by it: `new`, `reused`, `resumed` or `loaded`.
+    pub origin: String,
+    /// The newest turn in it.
+    pub run_id: RunId,
+    /// The turn that found it lost, and began a new one.
+    pub lost_in: Option<RunId>,
+    /// When it was first heard of.
+    pub began_at: Timestamp,
+    /// When the newest turn in it was told of it.
+    pub used_at: Timestamp,
+}
+
+/// What is known of the options of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OptionsReport {
+    /// Those that are set.
+    pub options: SessionOptions,
+    /// What becomes of each: `applied`, `ignored`, or `unknown` until the agent has said what it offers.
+    pub effects: BTreeMap<String, Effect>,
+    /// What the agent offers, in its own words; null when it has not said so.
+    pub advertised: Option<Value>,
+}
+
+/// A session, as readers see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Session {
     /// Its id.
     pub id: SessionId,
@@ -50,6 +97,22 @@ pub struct Session {
     pub assignment: Option<Assignment>,
     /// What it is doing.
     pub execution: Execution,
+    /// Whether its agent remembers it from turn to turn.
+    pub mode: SessionMode,
+    /// What its agent is told beside the messages.
+    pub options: SessionOptions,
+    /// The agent's own session that the next turn goes on in; none before the first turn and after a reset.
+    pub agent_session: Option<AgentSession>,
+    /// The session that it works for.
+    pub spawned_by: Option<SessionId>,
+    /// What it is for, in a word or two.
+    pub label: Option<String>,
+    /// The tail of what its agent said last, on one line.
+    pub progress: Option<String>,
+    /// How its newest settled run ended.
+    pub last_outcome: Option<Status>,
+    /// What all its runs used, as far as their agents say so; of the context as it is now.
+    pub usage: Usage,
     /// The newest event of its log; 0 when there is none.
     pub last_seq: Seq,
     /// When it was created.

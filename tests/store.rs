@@ -122,6 +122,7 @@ impl Scene {
             outcome,
             exit: ExitReport::default(),
             parts: Some(r#"[{"type":"text","text":"hi","state":"done"}]"#.into()),
+            progress: None,
             resumes: 0,
         };
         self.store.settle(settle).await.unwrap().map(|_| ())

@@ -76,7 +76,7 @@ fn read(line: &str) -> Option<Vec<AgentEvent>> {
         "item.completed" => item(within("item"), true),
         // That it tries again is said as an error, too. The one that ends the turn is said again as its failure.
         "error" => vec![AgentEvent::Status(text(&line, "message").to_owned())],
-        "turn.completed" => vec![AgentEvent::Usage(usage(within("usage"))), AgentEvent::Ended],
+        "turn.completed" => vec![AgentEvent::TotalUsage(usage(within("usage"))), AgentEvent::Ended],
         "turn.failed" => {
             let message = match text(within("error"), "message") {
                 "" => "The agent failed and did not say why.",
@@ -157,7 +157,7 @@ fn plan(item: &Value) -> Value {
     items(item, "items").iter().map(step).collect()
 }
 
-/// It counts what it took from a cache as part of what it read.
+/// What the whole thread used. What it took from a cache is counted as part of what it read.
 fn usage(usage: &Value) -> Usage {
     let count = |key: &str| usage.get(key).and_then(Value::as_i64);
     let cached = count("cached_input_tokens");

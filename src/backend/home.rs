@@ -73,11 +73,11 @@ impl Hosts {
         attempt: Attempt,
         start_by: Instant,
     ) -> Result<(ProcessIdentity, UnixStream), StartError> {
-        let failed = |what: &str, error: io::Error| StartError(format!("{what}: {error}"));
+        let failed = |what: &str, error: io::Error| StartError::from(format!("{what}: {error}"));
         let Prepared { home, handle, listener, log } = loop {
             let home = self.dir_of(attempt);
             let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
-            match prepared.map_err(|_| StartError("the engine is going down".to_owned()))? {
+            match prepared.map_err(|_| StartError::from("the engine is going down"))? {
                 Ok(prepared) => break prepared,
                 Err(error) if is_full(&error) && Instant::now() < start_by => {
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -99,7 +99,7 @@ impl Hosts {
             // Its exit status is taken whenever it comes: dropping the child does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             let process = pid.and_then(reap::identity_of);
-            let process = process.ok_or_else(|| StartError("its host ended at once".to_owned()))?;
+            let process = process.ok_or_else(|| StartError::from("its host ended at once"))?;
             let link = UnixStream::connect(socket_in(&handle)).await;
             Ok((process, link.map_err(|error| failed("its host could not be reached", error))?))
         };

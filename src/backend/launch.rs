@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, reap, temp_dir, template};
+use super::{Prompt, StartError, probe, reap, temp_dir, template};
 use crate::agent::ProcessSpec;
+use crate::failure::ErrorClass;
 use crate::run::Attempt;
 
 /// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the others speak for it to
@@ -85,17 +86,17 @@ impl Launch {
         let mut words = spec.command.iter().map(|word| fill(word, "command", prompt));
         let program = words.next().unwrap_or_else(|| Ok(OsString::new()))?;
         if program.is_empty() {
-            return Err(StartError("`command` names no program".to_owned()));
+            return Err(StartError::from("`command` names no program"));
         }
         let mut arguments = words.collect::<Result<Vec<_>, _>>()?;
         if more.iter().any(|word| word.as_bytes().contains(&0)) {
-            return Err(StartError("a NUL character cannot be handed over: take it out of the message".to_owned()));
+            return Err(StartError::from("a NUL character cannot be handed over: take it out of the message"));
         }
         arguments.extend(more);
         let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.attempt).into())];
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(StartError(format!("`env` has the name {name:?}, which no variable can have")));
+                return Err(StartError::from(format!("`env` has the name {name:?}, which no variable can have")));
             }
             environment.push((name.into(), fill(value, name, prompt)?));
         }
@@ -155,7 +156,13 @@ impl Launch {
     }
 
     /// What a failed spawn means and what can be done.
-    pub(super) fn explain(&self, error: &io::Error) -> String {
+    pub(super) fn explain(&self, error: &io::Error) -> StartError {
+        let is_missing = error.kind() == io::ErrorKind::NotFound && self.dir.is_dir();
+        let class = is_missing.then_some(ErrorClass::AgentMissing);
+        StartError { message: self.words_for(error), class }
+    }
+
+    fn words_for(&self, error: &io::Error) -> String {
         let shown = self.program.display();
         let dir = self.dir.display();
         if !self.dir.is_dir() {
@@ -166,8 +173,9 @@ impl Launch {
                 format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
             }
             io::ErrorKind::NotFound => {
+                let how = probe::how_to_install(&shown.to_string());
                 format!(
-                    "the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent"
+                    "the program {shown} was not found: install it{how}, put it on PATH, or correct `command` of the agent"
                 )
             }
             io::ErrorKind::PermissionDenied => {
@@ -193,22 +201,7 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
     } else {
         "take it out"
     };
-    Err(StartError(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
-}
-
-/// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
-pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
-    let program = spec.command.first().map_or("", String::as_str);
-    if !dir.is_dir() {
-        return Some(format!("the directory {} is not there", dir.display()));
-    }
-    // What comes of a placeholder, only the turn says.
-    if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
-        return None;
-    }
-    let path = spec.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
-    let found = which::which_in(program, path, dir);
-    found.err().map(|_| format!("the program {program} was not found on PATH, or must not be executed"))
+    Err(StartError::from(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
 }
 
 /// Whether a program given as a path is there; one without a slash is looked for on PATH.

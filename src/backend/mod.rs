@@ -20,6 +20,7 @@ pub mod openclaw_gateway;
 pub mod opencode;
 mod output;
 pub mod per_turn;
+pub mod probe;
 pub mod process;
 pub mod reap;
 pub mod relay;
@@ -33,12 +34,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
@@ -63,7 +65,8 @@ pub enum AgentEvent {
     Reasoning(String),
     /// It writes to the person.
     Text(String),
-    /// A message of the model begins; it may be one that was said before, in part.
+    /// A message of the model begins; it may be one that was said before, in part. Of a sub-agent's messages nothing is
+    /// said here.
     MessageBegan(Again),
     /// It starts a tool.
     ToolStarted {
@@ -110,6 +113,9 @@ pub enum AgentEvent {
         /// How the turn came by it.
         origin: SessionOrigin,
     },
+    /// It does not know the session of its own that it was to go on in, and nothing was done. Comes instead of
+    /// [`AgentEvent::Session`]; what it says behind it is not listened to.
+    SessionLost,
     /// What it calls the conversation.
     Title(String),
     /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there
@@ -117,6 +123,8 @@ pub enum AgentEvent {
     Advertised(Value),
     /// What the turn used so far.
     Usage(Usage),
+    /// What its session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// It reports an error of its own.
     Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.
@@ -128,14 +136,15 @@ pub enum AgentEvent {
 pub enum Again {
     /// It is new.
     No,
-    /// It may be: the agent does not say. It is when it begins with the same words.
+    /// It may be: the agent does not say. It is when it says the newest message again, word by word.
     Perhaps,
-    /// It is, and what was said of it is void.
+    /// It is the newest message once more, of which nothing counts any more.
     Yes,
 }
 
 /// How a turn came by the agent's own session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SessionOrigin {
     /// It is a new one.
     New,
@@ -159,7 +168,8 @@ impl SessionOrigin {
     }
 }
 
-/// A piece of an agent's output: what was read between the last record's offset and this one's.
+/// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Backend::adopt`]
+/// what was read before is read again; a record ends at [`Adoption::offset`], and what comes behind it is news.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Position in the agent's output just behind this piece; grows from record to record.
@@ -216,8 +226,19 @@ pub struct Adoption {
 
 /// The agent could not be started: nothing of it ran.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("failed to start agent: {0}")]
-pub struct StartError(pub String);
+#[error("failed to start agent: {message}")]
+pub struct StartError {
+    /// What is wrong and what can be done, for people.
+    pub message: String,
+    /// What kind of failure it is, if it is one of those that programs act on.
+    pub class: Option<ErrorClass>,
+}
+
+impl<T: Into<String>> From<T> for StartError {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), class: None }
+    }
+}
 
 /// An agent that answers a prompt.
 #[derive(Debug)]
@@ -315,6 +336,6 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
         Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
         Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
         Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
-        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::backend(spec, agent.kill_grace, hosts)),
+        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
     }
 }

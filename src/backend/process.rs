@@ -24,11 +24,10 @@ use super::control::{Control, Input};
 pub use super::home::Hosts;
 use super::host::frame::{Corrupt, Decoder};
 use super::host::wire::{
-    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, Stop, VERSION,
+    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, NotStarted, Stop, VERSION,
 };
 use super::host::{CLOSING, CONFIRM};
 use super::launch::Launch;
-pub use super::launch::what_is_missing;
 use super::output::Output;
 use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;
@@ -86,7 +85,7 @@ impl Holding {
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
         if launch.len() > MAX_FROM_ENGINE_BYTES {
             let megabytes = MAX_FROM_ENGINE_BYTES / (1024 * 1024);
-            return Err(StartError(format!(
+            return Err(StartError::from(format!(
                 "the message is too long to be handed over: {megabytes} MiB with all else"
             )));
         }
@@ -262,7 +261,7 @@ impl Talk {
                     ..self.report()
                 })
             }
-            Some(HowItEnded::NotStarted(error)) => End::NotStarted(error.map(StartError)),
+            Some(HowItEnded::NotStarted(error)) => End::NotStarted(error),
             // It serves somebody else now.
             None if !is_dead(&self.process).await => End::Left,
             None => {
@@ -329,7 +328,7 @@ struct Heard {
 }
 
 enum HowItEnded {
-    NotStarted(Option<String>),
+    NotStarted(Option<StartError>),
     Ended(Ended),
 }
 
@@ -401,7 +400,10 @@ impl Heard {
                 Some(FromHost::Stderr(piece)) => self.stderr.push(&piece),
                 Some(FromHost::Began(began)) => self.began = Some(began),
                 Some(FromHost::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
-                Some(FromHost::NotStarted(not_started)) => self.end = Some(HowItEnded::NotStarted(not_started.error)),
+                Some(FromHost::NotStarted(NotStarted { error, class })) => {
+                    let error = error.map(|message| StartError { message, class });
+                    self.end = Some(HowItEnded::NotStarted(error));
+                }
                 Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
                 Some(FromHost::Welcome(_)) | None => {}
             }

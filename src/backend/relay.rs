@@ -7,9 +7,10 @@
 //! end, whatever that was.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, BufRead};
 use std::process::ExitCode;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process::Hosts;
@@ -87,7 +88,7 @@ pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<String
 /// # Errors
 /// When the program's path is no text.
 pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Result<ProcessSpec, StartError> {
-    let program = hosts.program().to_str().ok_or_else(|| StartError("the path of mainstay is no text".to_owned()))?;
+    let program = hosts.program().to_str().ok_or_else(|| StartError::from("the path of mainstay is no text"))?;
     let command = [program, COMMAND, driver].map(str::to_owned).to_vec();
     Ok(ProcessSpec { command, env: std::collections::BTreeMap::new(), max_line_bytes })
 }
@@ -98,7 +99,21 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
     match driver {
+        "acp" => super::acp::relay::run(),
         "opencode" => super::opencode::relay::run(),
+        "openclaw-gateway" => super::openclaw_gateway::relay(),
         _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
     }
+}
+
+/// The turn on the first line of stdin.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn read_turn<T: DeserializeOwned>() -> io::Result<T> {
+    let mut line = Vec::new();
+    // Whoever writes it has limited it.
+    io::stdin().lock().read_until(b'\n', &mut line)?;
+    serde_json::from_slice(&line)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no turn: {error}")))
 }

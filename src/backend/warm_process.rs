@@ -37,7 +37,7 @@ pub(super) async fn adopt(holding: &Holding, adoption: Adoption) -> Reply {
 
 /// What fills the placeholders of its command: one that is shared has no session, and the workspace's name in its place.
 fn prompt_of(start: &WarmStart) -> Result<Prompt, StartError> {
-    let shared = || start.workspace.as_str().parse::<SessionId>().map_err(|error| StartError(error.to_string()));
+    let shared = || start.workspace.as_str().parse::<SessionId>().map_err(|error| StartError::from(error.to_string()));
     Ok(Prompt {
         attempt: start.attempt,
         session: start.session.clone().map_or_else(shared, Ok)?,

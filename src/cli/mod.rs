@@ -3,6 +3,7 @@
 //! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
+mod agents;
 mod args;
 mod attach;
 mod backup;
@@ -12,6 +13,7 @@ pub mod exit;
 mod init;
 mod input;
 mod list;
+mod permissions;
 pub mod plain;
 mod run;
 mod send;
@@ -99,10 +101,16 @@ pub enum Command {
     Runs(RunsArgs),
     /// List the messages of a session, in order
     Messages(MessagesArgs),
+    /// List agents: what is found of each here, and how to get the others
+    ///
+    /// Starts the program of each, to ask its version.
+    Agents,
     /// List slots and who sits in them
     Slots,
     /// List the processes that execute runs
     Workers,
+    /// List what agents ask before they use a tool, or answer it
+    Permissions(PermissionsArgs),
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -151,11 +159,14 @@ impl Cli {
         if let Command::Torture(args) = &self.command {
             return torture::run(args, self.json).await;
         }
+        let mut out = std::io::stdout();
+        if let Command::Agents = &self.command {
+            return agents::run(&self.db, config, self.json, &mut out).await;
+        }
         let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
-        let mut out = std::io::stdout();
         match &self.command {
             Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
             Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
@@ -172,7 +183,6 @@ impl Cli {
             _ => Engine::open(&self.db, config).await,
         };
         let engine = engine.context("failed to open the database")?;
-        let mut out = std::io::stdout();
         let done = match &self.command {
             Command::Serve(_) => return serve::run(engine).await,
             Command::Run(args) => run::run(&engine, args, message, self.json).await,
@@ -180,6 +190,7 @@ impl Cli {
             Command::Attach(args) => attach::run(&engine, args, self.json).await,
             Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
             Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
+            Command::Permissions(args) => permissions::run(&engine, args, self.json, &mut out).await,
             listing => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
@@ -221,6 +232,8 @@ mod tests {
             "mainstay messages a",
             "mainstay slots",
             "mainstay workers -q",
+            "mainstay permissions --state denied --session a",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
@@ -245,6 +258,9 @@ mod tests {
             "mainstay send a hello --priority 1001",
             "mainstay attach a --after -1",
             "mainstay runs --status done",
+            "mainstay permissions --state open",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
+            "mainstay permissions --reason why",
             "mainstay sessions --limit 0",
             "mainstay backup",
             "mainstay sessions -v -q",

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::plain::one_line;
 use crate::clock::Timestamp;
 use crate::message::{Message, prompt};
+use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
@@ -200,6 +201,31 @@ impl Listed for Worker {
     }
 }
 
+impl Listed for Permission {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("PERMISSION"),
+        Column::Whole("STATE"),
+        Column::Whole("SESSION"),
+        Column::Whole("ASKED"),
+        Column::Narrow("EXPIRES"),
+        Column::Narrow("TOOL"),
+        Column::Narrow("ASKS"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let expires_at = self.expires_at.filter(|_| self.state == PermissionState::Pending);
+        vec![
+            self.id.to_string(),
+            self.state.as_str().to_owned(),
+            self.session_id.to_string(),
+            relative(self.requested_at, now),
+            or_dash(expires_at.map(|at| relative(at, now))),
+            self.request.tool.clone(),
+            format!("{} {}", self.request.title, self.request.input),
+        ]
+    }
+}
+
 impl Listed for Message {
     const COLUMNS: &'static [Column] = &[Column::Whole("ROLE"), Column::Narrow("TEXT"), Column::Whole("MESSAGE")];
 
@@ -242,7 +268,9 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Execution;
+    use crate::options::SessionOptions;
+    use crate::session::{Execution, SessionMode};
+    use crate::usage::Usage;
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -255,6 +283,14 @@ mod tests {
             idle_ttl_ms: 1000,
             assignment: None,
             execution: Execution::Streaming,
+            mode: SessionMode::default(),
+            options: SessionOptions::default(),
+            agent_session: None,
+            spawned_by: None,
+            label: None,
+            progress: None,
+            last_outcome: None,
+            usage: Usage::default(),
             last_seq: 12,
             created_at: NOW,
             updated_at: NOW - Duration::from_secs(200),

@@ -115,7 +115,7 @@ fn dotted(path: &[&str]) -> String {
 }
 
 /// The known word that is most like the given one.
-pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> &'k str {
+pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> &'k str {
     // Jaro–Winkler is quadratic in the length; nobody misspells a key at this length.
     let word: String = word.chars().take(64).collect();
     let likeness = |key: &&&str| strsim::jaro_winkler(&word, key);

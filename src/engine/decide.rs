@@ -6,6 +6,7 @@
 use super::stderr;
 use super::turn::Turn;
 use crate::backend::StartError;
+use crate::failure::ErrorClass;
 use crate::run::{Cause, ExitReport, Outcome};
 
 /// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything.
@@ -22,28 +23,51 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: 
         return Outcome::completed();
     }
     match (exit.code, exit.signal) {
-        (Some(0), _) if !turn.heard_anything() => Outcome::because(Cause::NoOutput, "No response from agent."),
+        (Some(0), _) if !turn.heard_anything() => no_output(exit),
         (Some(0), _) => Outcome::completed(),
         (Some(code), _) => {
             let sentence = exit.stderr.as_deref().and_then(stderr::cause);
             let sentence =
                 sentence.unwrap_or_else(|| format!("Agent exited with code {code}. Check server logs for details."));
-            Outcome::because(Cause::ExitCode, sentence)
+            Outcome::because(Cause::ExitCode, sentence).with_class(ErrorClass::Crashed)
         }
         // It had said all, and somebody ended what was left of it.
         (None, _) if turn.has_ended() => Outcome::completed(),
         (None, Some(signal)) => {
             let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
-            Outcome::because(Cause::Signal, format!("Agent was ended by signal {signal}{name}."))
+            let sentence = format!("Agent was ended by signal {signal}{name}.");
+            Outcome::because(Cause::Signal, sentence).with_class(ErrorClass::Crashed)
         }
         // Whoever watched the process lost its end, and only a known good end completes a run.
         (None, None) => Outcome::because(Cause::Internal, "It is not known how the agent ended."),
     }
 }
 
+/// The outcome of a run whose agent ended well and said nothing that could be understood.
+fn no_output(exit: &ExitReport) -> Outcome {
+    match exit.malformed_lines {
+        0 => Outcome::because(Cause::NoOutput, "No response from agent.").with_class(ErrorClass::Crashed),
+        lines => {
+            let sentence =
+                format!("No response from agent: none of the {lines} lines that it wrote is in its protocol.");
+            Outcome::because(Cause::NoOutput, sentence).with_class(ErrorClass::Protocol)
+        }
+    }
+}
+
+/// The outcome of a run whose agent does not know the session that it was to go on in, also not in a second try.
+pub fn session_lost() -> Outcome {
+    Outcome::because(Cause::AgentError, "The agent does not know the session that it was to go on in.")
+}
+
+/// Whether a run may have failed only because its agent was to go on in a session that it cannot go on in.
+pub fn may_be_stale(outcome: &Outcome) -> bool {
+    outcome.class == Some(ErrorClass::Crashed)
+}
+
 /// The outcome of a run whose agent could not be started.
 pub fn not_started(error: &StartError) -> Outcome {
-    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.0))
+    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.message))
 }
 
 /// The outcome of a run that was ended for this.
@@ -132,9 +156,23 @@ mod tests {
             for event in heard {
                 turn.hear(event.clone());
             }
-            let expected = Outcome { cause, error: error.map(str::to_owned) };
+            let is_crash = matches!(cause, Cause::ExitCode | Cause::Signal | Cause::NoOutput);
+            let class = is_crash.then_some(ErrorClass::Crashed);
+            let expected = Outcome { class, ..Outcome::of(cause, error.map(str::to_owned)) };
             assert_eq!(decide(asked, &turn, &exit, false), expected, "{asked:?} {heard:?} {exit:?}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_only_says_what_cannot_be_read_speaks_another_protocol() {
+        let exit = |code, malformed_lines| ExitReport { code: Some(code), malformed_lines, ..ExitReport::default() };
+        let outcome = decide(None, &Turn::default(), &exit(0, 3), false);
+        assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
+        assert!(outcome.error.unwrap().contains("3 lines"));
+        assert_eq!(decide(None, &Turn::default(), &exit(1, 3), false).class, Some(ErrorClass::Crashed));
+        let mut turn = Turn::default();
+        turn.hear(AgentEvent::Text("a".into()));
+        assert_eq!(decide(None, &turn, &exit(0, 3), false), Outcome::completed());
     }
 
     #[test]

@@ -18,7 +18,9 @@ use tracing::Instrument;
 use self::asking::Asking;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, not_started};
+use super::decide::{asked_for, decide, may_be_stale, not_started, session_lost};
+use super::progress::progress;
+use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
@@ -28,7 +30,6 @@ use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
-use crate::options::SessionOptions;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::event::Append;
 use crate::store::fact::Fact;
@@ -78,11 +79,16 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
+    /// The agent does not know the session that it was to go on in.
+    session_lost: bool,
+    /// What the agent wrote before this position is stored, and is heard again.
+    known: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
-        Self { shared, worker, subject, signals, turn: Turn::default(), asking: Asking::default(), offset: 0 }
+        let (turn, asking) = (Turn::default(), Asking::default());
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, known: 0, session_lost: false }
     }
 
     fn span(&self) -> tracing::Span {
@@ -107,6 +113,11 @@ impl<'a> Drive<'a> {
             OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
             OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
         };
+        let options = options_of(claimed);
+        let dir = match working_dir(&options, workspace).await {
+            Ok(dir) => dir,
+            Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
+        };
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act.
         let start_by = self.signals.good_until();
@@ -117,12 +128,12 @@ impl<'a> Drive<'a> {
             session: claimed.session_id.clone(),
             slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
             workspace: claimed.workspace.clone(),
-            dir: workspace.dir.clone(),
+            dir,
             agent_session: claimed.agent_session.clone(),
             message,
             attachments: Vec::new(),
-            options: SessionOptions::default(),
-            oneshot: false,
+            options,
+            oneshot: claimed.oneshot,
             endpoint: None,
         };
         let Some(backend) = self.shared.backends.get(&agent.name) else {
@@ -159,6 +170,7 @@ impl<'a> Drive<'a> {
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
+        self.known = self.offset;
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
             Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
@@ -199,12 +211,18 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
+                let outcome = match asked {
+                    None if self.session_lost => session_lost(),
+                    asked => decide(asked, &self.turn, &exit, was_let_go),
+                };
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
-                if asked == Some(Cause::Shutdown) && may_begin_again && self.put_back().await? {
-                    None
-                } else {
-                    self.settle(decide(asked, &self.turn, &exit, was_let_go), exit).await?
-                }
+                let is_put_back = may_begin_again
+                    && match asked {
+                        Some(Cause::Shutdown) => self.put_back().await?,
+                        None if self.session_lost || may_be_stale(&outcome) => self.put_back_afresh().await?,
+                        _ => false,
+                    };
+                if is_put_back { None } else { self.settle(outcome, exit).await? }
             }
             Ok(End::HostLost(exit)) => {
                 METRICS.hosts_lost.inc();
@@ -231,6 +249,14 @@ impl<'a> Drive<'a> {
 
     async fn put_back(&self) -> Result<bool, Left> {
         self.insist(|| self.shared.store.put_back(self.subject.lease)).await
+    }
+
+    async fn put_back_afresh(&self) -> Result<bool, Left> {
+        let is_put_back = self.insist(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
+        if is_put_back {
+            tracing::warn!("the agent could not go on in its session; trying once more in a new one");
+        }
+        Ok(is_put_back)
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
@@ -265,9 +291,12 @@ impl<'a> Drive<'a> {
                     exit_by = None;
                     None
                 }
-                // What was not taken cannot be: the agent, or what holds it, is gone or stopped.
-                Some(_) = OptionFuture::from(untold) => {
+                Some(told) = OptionFuture::from(untold) => {
                     self.asking.untold.pop_front();
+                    if !told {
+                        // Whoever goes on with it tells it again; otherwise its limits end it.
+                        tracing::warn!("failed to tell the agent how its request was decided");
+                    }
                     continue;
                 }
                 () = self.asking.look(&self.signals.answers), if is_asking => {
@@ -296,7 +325,7 @@ impl<'a> Drive<'a> {
             }
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
             let said = events.iter().any(Chunk::is_said);
-            if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
+            if (self.turn.has_ended() || self.session_lost) && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
                 // One that reads its stdin waits for more otherwise.
                 reply.control.close_input().await;
@@ -328,12 +357,20 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            self.offset = self.offset.max(record.offset);
+            if record.offset <= self.known {
+                record.events.into_iter().for_each(|event| self.turn.hear_again(event));
+                if record.offset == self.known {
+                    self.turn.go_on();
+                }
+                continue;
+            }
+            self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
-                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
+                if self.session_lost || asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
+                self.session_lost = event == AgentEvent::SessionLost;
                 facts.extend(self.fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
@@ -362,6 +399,7 @@ impl<'a> Drive<'a> {
             AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }
@@ -369,10 +407,11 @@ impl<'a> Drive<'a> {
         }
     }
 
-    async fn append(&mut self, chunks: Vec<Chunk>, facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {
+    async fn append(&mut self, chunks: Vec<Chunk>, mut facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {
         if chunks.is_empty() && facts.is_empty() {
             return Ok(());
         }
+        facts.extend(progress(self.turn.fold()).filter(|_| snapshot).map(Fact::Progress));
         let append = Append {
             lease: self.subject.lease,
             session: self.subject.session,
@@ -411,6 +450,7 @@ impl<'a> Drive<'a> {
         let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
         let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
+        settle.progress = progress(self.turn.fold());
         if exit.remaining > 0 {
             settle.resumes = 0;
         }

@@ -3,6 +3,7 @@
 use crate::event::Seq;
 use crate::id::{InvalidId, RunId};
 use crate::message::InvalidMessage;
+use crate::options::InvalidOption;
 use crate::permission::Permission;
 use crate::store::StoreError;
 use crate::store::run::Refusal;
@@ -24,6 +25,9 @@ pub enum EngineError {
     /// The message cannot be sent.
     #[error(transparent)]
     InvalidMessage(#[from] InvalidMessage),
+    /// An option of a session cannot be set.
+    #[error(transparent)]
+    InvalidOption(#[from] InvalidOption),
     /// A value is outside what is allowed.
     #[error("{0}")]
     InvalidValue(String),

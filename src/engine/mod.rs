@@ -1,6 +1,7 @@
 //! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed us) talk
 //! to [`Engine`] and the nouns, and to nothing below.
 
+pub mod agents;
 mod backup;
 pub mod decide;
 pub mod doctor;
@@ -10,6 +11,8 @@ pub mod feed;
 pub mod fold;
 mod lookout;
 mod permissions;
+mod progress;
+mod prompting;
 mod readiness;
 mod reading;
 mod sending;

@@ -60,11 +60,11 @@ impl Engine {
         if let Some(timeout) = send.options.timeout {
             check_duration("timeout_ms", timeout)?;
         }
-        let known = self.shared.store.find_session(&send.session).await?;
+        let known = self.shared.store.find_workspace_of(&send.session).await?;
         let workspace = match (&send.workspace, known) {
             (Some(name), _) => self.workspace(name)?,
             // A session of a workspace that is not configured here waits for a process that knows it.
-            (None, Some(session)) => match self.shared.config.workspaces.get(&session.workspace) {
+            (None, Some(known)) => match self.shared.config.workspaces.get(&known) {
                 Some(workspace) => workspace,
                 None => self.default_workspace()?,
             },
@@ -101,6 +101,18 @@ impl Engine {
             tracing::info!(run.id = %run.id, session.id = %run.session_id, "cancel requested");
         }
         Ok((run, cancelled.was_settled))
+    }
+
+    /// Asks for all runs of the sessions below a session to stop: of those that work for it, and of those that work for them.
+    /// Its own are left alone. Answers with those that were not settled.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn cancel_descendants(&self, id: &SessionId) -> Result<Vec<RunId>, EngineError> {
+        let key = self.session_key(id).await?;
+        let runs = self.shared.store.cancel_descendants(key).await?;
+        tracing::info!(session.id = %id, runs = runs.len(), "cancel requested of what works for the session");
+        Ok(runs)
     }
 
     /// Cancels what a session is at: its running run, else the next in its queue. `None` when it is at nothing.

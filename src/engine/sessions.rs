@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use super::{Engine, EngineError, MessageCursor, MessagePage, SessionCursor, check_duration, not_found};
+use serde_json::{Map, Value};
+
+use super::{Engine, EngineError, MessageCursor, MessagePage, Refusal, SessionCursor, check_duration, not_found};
 use crate::clock::millis;
 use crate::id::{AgentName, SessionId, WorkspaceName};
-use crate::session::Session;
+use crate::lease::SessionKey;
+use crate::options::{SessionOptions, Takes};
+use crate::session::{AgentSession, OptionsReport, Session, SessionMode};
+use crate::store::agent_session::Reset;
 use crate::store::session::{Closed, Created, NamedValues, NewSession};
 
 /// A session to be made.
@@ -21,10 +26,22 @@ pub struct CreateSession {
     pub title: Option<String>,
     /// How long it keeps its slot while nothing happens; the engine's default when none.
     pub idle_ttl: Option<Duration>,
+    /// Whether its agent remembers it from turn to turn; it does when none is given.
+    pub mode: Option<SessionMode>,
+    /// Its options, by their names in JSON.
+    pub options: Option<Map<String, Value>>,
+    /// The session that it works for, which must exist.
+    pub spawned_by: Option<SessionId>,
+    /// What it is for, in a word or two: up to 160 characters.
+    pub label: Option<String>,
 }
 
 /// Longest title, in characters.
 const MAX_TITLE_CHARS: usize = 500;
+/// Longest label, in characters.
+const MAX_LABEL_CHARS: usize = 160;
+/// So much of the history of a session in its agents is told.
+const AGENT_SESSIONS: i64 = 50;
 
 impl Engine {
     /// Creates a session. Answers with it, and whether it is new.
@@ -41,17 +58,29 @@ impl Engine {
         let idle_ttl = create.idle_ttl.unwrap_or(self.shared.config.engine.idle_ttl);
         check_duration("idle_ttl_ms", idle_ttl)?;
         check_title(create.title.as_deref())?;
+        check_label(create.label.as_deref())?;
+        let options = create.options.as_ref().map(|given| SessionOptions::default().patched(given)).transpose()?;
         let id = create.id.unwrap_or_else(SessionId::generate);
         let mut new = NewSession::of(workspace.name.clone(), agent, millis(idle_ttl));
         new.title = create.title.clone();
+        new.mode = create.mode.unwrap_or_default();
+        new.options = options.clone().unwrap_or_default();
+        new.spawned_by = create.spawned_by.clone();
+        new.label = create.label.clone();
+        let parent = create.spawned_by.clone();
         let named = NamedValues {
             workspace: create.workspace,
             agent: create.agent,
             title: create.title,
             idle_ttl_ms: create.idle_ttl.map(millis),
+            mode: create.mode,
+            options,
+            spawned_by: create.spawned_by,
+            label: create.label,
         };
         match self.shared.store.create_session(id.clone(), new, named).await? {
             Created::Different => Err(EngineError::SessionDiffers(id.to_string())),
+            Created::NoParent => Err(not_found("parent session", parent.as_ref().map_or("", SessionId::as_str))),
             created => Ok((self.session(&id).await?, created == Created::New)),
         }
     }
@@ -96,6 +125,85 @@ impl Engine {
         self.shared.store.find_session(id).await?.ok_or_else(|| not_found("session", id))
     }
 
+    /// The options of a session, what becomes of each, and what its agent offers. No agent is asked.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn session_options(&self, id: &SessionId) -> Result<OptionsReport, EngineError> {
+        let told = self.shared.store.find_told(id).await?.ok_or_else(|| not_found("session", id))?;
+        // An agent that is not configured here may offer anything.
+        let agent = self.shared.config.agents.get(&told.agent);
+        let takes = agent.map_or(Takes::Advertised, |agent| agent.driver.takes_options());
+        let effects = told.options.effects(takes, told.advertised.as_ref());
+        Ok(OptionsReport { options: told.options, effects, advertised: told.advertised })
+    }
+
+    /// Changes options of a session, from its next turn on: what `patch` names takes the place of what was, null clears.
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidOption`], and then nothing is changed; [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn update_options(
+        &self,
+        id: &SessionId,
+        patch: Map<String, Value>,
+    ) -> Result<OptionsReport, EngineError> {
+        let changed = self.shared.store.change_options(id.clone(), move |options| options.patched(&patch)).await?;
+        changed.ok_or_else(|| not_found("session", id))??;
+        self.session_options(id).await
+    }
+
+    /// Sets the options of a session, from its next turn on; those that are not named are cleared.
+    ///
+    /// # Errors
+    /// As [`Engine::update_options`].
+    pub async fn replace_options(
+        &self,
+        id: &SessionId,
+        options: Map<String, Value>,
+    ) -> Result<OptionsReport, EngineError> {
+        let options = SessionOptions::default().patched(&options)?;
+        let changed = self.shared.store.change_options(id.clone(), move |_| Ok(options.clone())).await?;
+        changed.ok_or_else(|| not_found("session", id))??;
+        self.session_options(id).await
+    }
+
+    /// Has the agent of a session forget it: the next turn begins a new session of the agent. The conversation stays, and
+    /// so do its options unless `options`. No agent is asked.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`]; [`EngineError::Refused`] in the midst of a run; [`EngineError::Store`].
+    pub async fn reset_session(&self, id: &SessionId, options: bool) -> Result<Session, EngineError> {
+        match self.shared.store.reset_session(id.clone(), options).await? {
+            None => Err(not_found("session", id)),
+            Some(Reset::Busy(run)) => Err(Refusal::Busy(run).into()),
+            Some(Reset::Done) => self.session(id).await,
+        }
+    }
+
+    /// The newest ids under which agents have known a session, newest first; at most 50.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn list_agent_sessions(&self, id: &SessionId) -> Result<Vec<AgentSession>, EngineError> {
+        let key = self.session_key(id).await?;
+        Ok(self.shared.store.list_agent_sessions(key, AGENT_SESSIONS).await?)
+    }
+
+    /// A page of the sessions that work for a session, and of those that work for them, each behind the one that it works
+    /// for and with the cursor behind it; 0 is the beginning.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn list_descendants(
+        &self,
+        id: &SessionId,
+        after: SessionKey,
+        limit: i64,
+    ) -> Result<Vec<(SessionKey, Session)>, EngineError> {
+        let key = self.session_key(id).await?;
+        Ok(self.shared.store.list_descendants(key, after, limit).await?)
+    }
+
     /// A page of sessions, the one with the latest news first, each with the cursor behind it.
     ///
     /// # Errors
@@ -132,4 +240,17 @@ fn check_title(title: Option<&str>) -> Result<(), EngineError> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_label(label: Option<&str>) -> Result<(), EngineError> {
+    let is_fine = |label: &str| {
+        (1..=MAX_LABEL_CHARS).contains(&label.chars().count())
+            && label.trim() == label
+            && !label.contains(char::is_control)
+    };
+    if label.is_none_or(is_fine) {
+        return Ok(());
+    }
+    let rule = "without control characters and white space around it";
+    Err(EngineError::InvalidValue(format!("label must have 1 to {MAX_LABEL_CHARS} characters, {rule}")))
 }

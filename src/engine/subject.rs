@@ -19,7 +19,7 @@ pub(super) struct Subject {
     pub session_id: SessionId,
     /// Its agent.
     pub agent: AgentName,
-    /// Its own limit for the whole turn.
+    /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
 }
 
@@ -35,6 +35,7 @@ impl Subject {
             outcome,
             exit: ExitReport::default(),
             parts,
+            progress: None,
             resumes: config.agents.get(&self.agent).map_or(0, |agent| agent.on_interrupt.resumes()),
         }
     }

@@ -74,12 +74,14 @@ impl From<EngineError> for Error {
         let text = error.to_string();
         let conflict = |code| Self::new(StatusCode::CONFLICT, code, text.clone());
         match error {
-            // These two are only ever named in a body: the resource is there, the value is not.
+            // These are only ever named in a body: the resource is there, the value is not.
             EngineError::NotFound { what: "workspace", .. } => Self::invalid("unknown_workspace", text),
             EngineError::NotFound { what: "agent", .. } => Self::invalid("unknown_agent", text),
+            EngineError::NotFound { what: "parent session", .. } => Self::invalid("unknown_parent", text),
             EngineError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
             EngineError::InvalidId(error) => error.into(),
             EngineError::InvalidMessage(error) => error.into(),
+            EngineError::InvalidOption(_) => Self::invalid("invalid_option", text),
             EngineError::InvalidValue(_) => Self::invalid("invalid_value", text),
             EngineError::Refused(refusal) => match refusal {
                 Refusal::Busy(_) => conflict("busy"),

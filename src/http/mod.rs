@@ -11,6 +11,7 @@ mod events;
 mod extract;
 mod guard;
 mod observe;
+mod options;
 mod page;
 mod permissions;
 mod runs;
@@ -105,6 +106,13 @@ fn router(app: App) -> Router {
         .route("/v1/sessions", get(sessions::list).post(sessions::create))
         .route("/v1/sessions/{id}", get(sessions::show).patch(sessions::update))
         .route("/v1/sessions/{id}/close", post(sessions::close))
+        .route("/v1/sessions/{id}/reset", post(options::reset))
+        .route("/v1/sessions/{id}/agent-sessions", get(options::agent_sessions))
+        .route("/v1/sessions/{id}/children", get(sessions::children))
+        .route(
+            "/v1/sessions/{id}/options",
+            get(options::show).put(options::replace).patch(options::update).delete(options::clear),
+        )
         .route("/v1/sessions/{id}/messages", get(sessions::messages))
         .route("/v1/sessions/{id}/runs", get(runs::list_of_session).post(runs::send))
         .route("/v1/sessions/{id}/events", get(events::of_session))
@@ -115,6 +123,7 @@ fn router(app: App) -> Router {
         .route("/v1/permissions/{id}", get(permissions::show).post(permissions::answer))
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
+        .route("/v1/agents", get(status::agents))
         .route("/api/chat", post(chat::send))
         .route("/api/chat/{id}/stream", get(chat::resume))
         .route(status::HEALTH, get(status::health))

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::App;
 use super::error::Error;
@@ -16,7 +17,7 @@ use super::runs::{Wait, cancel_current};
 use crate::engine::{CreateSession, MessageCursor, SessionCursor};
 use crate::id::SessionId;
 use crate::message::Message;
-use crate::session::Session;
+use crate::session::{Session, SessionMode};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
@@ -26,6 +27,10 @@ pub(super) struct Create {
     agent: Option<String>,
     title: Option<String>,
     idle_ttl_ms: Option<u64>,
+    mode: Option<SessionMode>,
+    options: Option<Map<String, Value>>,
+    spawned_by: Option<String>,
+    label: Option<String>,
 }
 
 pub(super) async fn create(State(app): State<App>, Body(body): Body<Create>) -> Result<Response, Error> {
@@ -35,6 +40,10 @@ pub(super) async fn create(State(app): State<App>, Body(body): Body<Create>) -> 
         agent: body.agent.map(|name| name.parse()).transpose()?,
         title: body.title,
         idle_ttl: body.idle_ttl_ms.map(Duration::from_millis),
+        mode: body.mode,
+        options: body.options,
+        spawned_by: body.spawned_by.map(|id| id.parse()).transpose()?,
+        label: body.label,
     };
     let (session, new) = app.engine.create_session(create).await?;
     if !new {
@@ -91,8 +100,36 @@ pub(super) async fn cancel(
     State(app): State<App>,
     Id(id): Id<SessionId>,
     Params(wait): Params<Wait>,
+    Params(below): Params<Below>,
 ) -> Result<Response, Error> {
-    Ok(cancel_current(&app, &id, wait.duration()?).await?)
+    let wait = wait.duration()?;
+    if below.children()? {
+        app.engine.cancel_descendants(&id).await?;
+    }
+    Ok(cancel_current(&app, &id, wait).await?)
+}
+
+/// Whether what is below a session is meant, too.
+#[derive(Deserialize)]
+pub(super) struct Below {
+    children: Option<String>,
+}
+
+impl Below {
+    fn children(&self) -> Result<bool, Error> {
+        flag("children", self.children.as_deref())
+    }
+}
+
+/// The sessions that work for this one, and those that work for them.
+pub(super) async fn children(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    Params(page): Params<Page>,
+) -> Result<Json<Items<Session>>, Error> {
+    let limit = page.limit()?;
+    let rows = app.engine.list_descendants(&id, page.cursor()?.unwrap_or(0), limit + 1).await?;
+    Ok(Json(Items::first(rows, limit, |(cursor, _)| cursor.to_string()).map(|(_, session)| session)))
 }
 
 #[derive(Deserialize)]
@@ -106,14 +143,18 @@ pub(super) async fn messages(
     Params(page): Params<Page>,
     Params(params): Params<MessageParams>,
 ) -> Result<Json<Items<Message>>, Error> {
-    let partial = match params.partial.as_deref() {
-        Some("1" | "true") => true,
-        None | Some("0" | "false") => false,
-        Some(_) => return Err(Error::malformed("invalid_query", "partial is 1 or 0")),
-    };
+    let partial = flag("partial", params.partial.as_deref())?;
     let limit = page.limit_or(MAX_LIMIT)?;
     let after = page.cursor_pair()?.map_or(MessageCursor::START, |(position, key)| MessageCursor { position, key });
     let page = app.engine.list_messages(&id, after, limit, partial).await?;
     let next_cursor = page.next.map(|next| page::pair(next.position, next.key));
     Ok(Json(Items { items: page.messages, next_cursor }))
+}
+
+fn flag(name: &str, value: Option<&str>) -> Result<bool, Error> {
+    match value {
+        Some("1" | "true") => Ok(true),
+        None | Some("0" | "false") => Ok(false),
+        Some(_) => Err(Error::malformed("invalid_query", format!("{name} is 1 or 0"))),
+    }
 }

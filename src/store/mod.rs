@@ -7,8 +7,10 @@
 //!
 //! Proof: `tests/store.rs`, `tests/plans.rs`.
 
+pub mod agent_session;
 pub mod assignment;
 pub mod audit;
+pub mod backend;
 mod backup;
 mod error;
 pub mod event;

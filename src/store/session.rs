@@ -1,14 +1,17 @@
-//! The table `sessions`.
+//! The table `sessions`: made, changed, closed. `session/load.rs` reads it.
+
+mod load;
 
 use sqlx::SqliteConnection;
 
 use super::writer::{Notice, Tx};
 use super::{Store, StoreError, assignment, run};
-use crate::assignment::{Assignment, AssignmentState};
-use crate::clock::Timestamp;
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
 use crate::lease::SessionKey;
-use crate::session::{Execution, Session};
+use crate::options::SessionOptions;
+use crate::session::SessionMode;
+
+pub use load::SessionCursor;
 
 /// What a session is created with.
 #[derive(Debug, Clone)]
@@ -21,6 +24,22 @@ pub struct NewSession {
     pub title: Option<String>,
     /// How long it keeps its slot while nothing happens.
     pub idle_ttl_ms: i64,
+    /// Whether its agent remembers it from turn to turn.
+    pub mode: SessionMode,
+    /// What its agent is told beside the messages.
+    pub options: SessionOptions,
+    /// The session that it works for.
+    pub spawned_by: Option<SessionId>,
+    /// What it is for.
+    pub label: Option<String>,
+}
+
+impl NewSession {
+    /// A session of this workspace and agent, of which nothing more is said.
+    pub fn of(workspace: WorkspaceName, agent: AgentName, idle_ttl_ms: i64) -> Self {
+        let (mode, options) = (SessionMode::default(), SessionOptions::default());
+        Self { workspace, agent, title: None, idle_ttl_ms, mode, options, spawned_by: None, label: None }
+    }
 }
 
 /// What a caller said that a session is to have; the rest may be as it is.
@@ -34,6 +53,14 @@ pub struct NamedValues {
     pub title: Option<String>,
     /// Its idle TTL.
     pub idle_ttl_ms: Option<i64>,
+    /// Whether its agent remembers it.
+    pub mode: Option<SessionMode>,
+    /// Its options.
+    pub options: Option<SessionOptions>,
+    /// The session that it works for.
+    pub spawned_by: Option<SessionId>,
+    /// What it is for.
+    pub label: Option<String>,
 }
 
 /// What a write needs to know of a session.
@@ -73,16 +100,22 @@ pub async fn find(conn: &mut SqliteConnection, id: &SessionId) -> Result<Option<
 /// Creates a session.
 pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result<Known, StoreError> {
     let (text, workspace, agent) = (id.as_str(), new.workspace.as_str(), new.agent.as_str());
-    let now = tx.now.as_millis();
+    let (options, oneshot, now) = (options_json(&new.options)?, new.mode == SessionMode::Oneshot, tx.now.as_millis());
+    let parent = new.spawned_by.as_ref().map(SessionId::as_str);
     let inserted = sqlx::query!(
-        "INSERT INTO sessions (id, workspace, agent, title, idle_ttl_ms, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
+        "INSERT INTO sessions (id, workspace, agent, title, idle_ttl_ms, created_at, updated_at, oneshot, options, label,
+             spawned_by)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9, (SELECT key FROM sessions WHERE id = ?10))",
         text,
         workspace,
         agent,
         new.title,
         new.idle_ttl_ms,
-        now
+        now,
+        oneshot,
+        options,
+        new.label,
+        parent
     )
     .execute(&mut *tx.conn)
     .await?;
@@ -93,6 +126,14 @@ pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result
         idle_ttl_ms: new.idle_ttl_ms,
         has_place: false,
     })
+}
+
+pub(super) fn options_json(options: &SessionOptions) -> Result<String, StoreError> {
+    serde_json::to_string(options).map_err(|error| StoreError::Invalid(error.to_string()))
+}
+
+pub(super) fn read_options(json: &str) -> Result<SessionOptions, StoreError> {
+    serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("options of a session ({error})")))
 }
 
 /// Names a session that has no title.
@@ -120,6 +161,8 @@ pub enum Created {
     Same,
     /// It was there with others.
     Different,
+    /// There is no session that it could work for.
+    NoParent,
 }
 
 /// What closing a session came to.
@@ -150,20 +193,35 @@ impl Store {
                 let text = id.as_str();
                 let workspace = named.workspace.as_ref().map(WorkspaceName::as_str);
                 let agent = named.agent.as_ref().map(AgentName::as_str);
+                let oneshot = named.mode.map(|mode| mode == SessionMode::Oneshot);
+                let options = named.options.as_ref().map(options_json).transpose()?;
+                let parent = named.spawned_by.as_ref().map(SessionId::as_str);
                 let same = sqlx::query_scalar!(
                     r#"SELECT (coalesce(?2, workspace) = workspace AND coalesce(?3, agent) = agent
-                           AND coalesce(?4, idle_ttl_ms) = idle_ttl_ms AND (?5 IS NULL OR title IS ?5)) AS "same!: bool"
+                           AND coalesce(?4, idle_ttl_ms) = idle_ttl_ms AND (?5 IS NULL OR title IS ?5)
+                           AND coalesce(?6, oneshot) = oneshot AND coalesce(?7, options) = options
+                           AND (?8 IS NULL OR spawned_by IS (SELECT key FROM sessions WHERE id = ?8))
+                           AND (?9 IS NULL OR label IS ?9)) AS "same!: bool"
                        FROM sessions WHERE id = ?1"#,
                     text,
                     workspace,
                     agent,
                     named.idle_ttl_ms,
-                    named.title
+                    named.title,
+                    oneshot,
+                    options,
+                    parent,
+                    named.label
                 );
                 match same.fetch_optional(&mut *tx.conn).await? {
                     Some(true) => return Ok(Created::Same),
                     Some(false) => return Ok(Created::Different),
                     None => {}
+                }
+                if let Some(parent) = &new.spawned_by
+                    && find(tx.conn, parent).await?.is_none()
+                {
+                    return Ok(Created::NoParent);
                 }
                 create(tx, &id, &new).await?;
                 Ok(Created::New)
@@ -243,96 +301,15 @@ impl Store {
         Ok(sqlx::query_scalar!("SELECT key FROM sessions WHERE id = ?1", id).fetch_optional(&self.readers).await?)
     }
 
-    /// A session by its id.
+    /// The workspace of a session.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn find_session(&self, id: &SessionId) -> Result<Option<Session>, StoreError> {
-        let Some(key) = self.find_session_key(id).await? else { return Ok(None) };
-        Ok(self.load_sessions(&format!("[{key}]")).await?.pop().map(|(_, session)| session))
+    pub async fn find_workspace_of(&self, id: &SessionId) -> Result<Option<WorkspaceName>, StoreError> {
+        let id = id.as_str();
+        let found = sqlx::query_scalar!("SELECT workspace FROM sessions WHERE id = ?1", id);
+        Ok(found.fetch_optional(&self.readers).await?.map(|name| name.parse()).transpose()?)
     }
-
-    /// A page of sessions, the one with the latest news first, with the cursor of each.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn list_sessions(
-        &self,
-        before: Option<SessionCursor>,
-        limit: i64,
-    ) -> Result<Vec<(SessionCursor, Session)>, StoreError> {
-        let before = before.unwrap_or(SessionCursor { updated_at: i64::MAX, key: i64::MAX });
-        let keys = sqlx::query_scalar!(
-            r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT key FROM sessions WHERE (updated_at, key) < (?1, ?2)
-             ORDER BY updated_at DESC, key DESC LIMIT ?3 + 0)"#,
-            before.updated_at,
-            before.key,
-            limit
-        )
-        .fetch_one(&self.readers)
-        .await?;
-        self.load_sessions(&keys).await
-    }
-
-    async fn load_sessions(&self, keys: &str) -> Result<Vec<(SessionCursor, Session)>, StoreError> {
-        let now = self.clock.now().as_millis();
-        let rows = sqlx::query!(
-            r#"SELECT s.key, s.id, s.workspace, s.agent, s.title, s.idle_ttl_ms, s.last_seq, s.created_at, s.updated_at,
-                   a.state AS "state?", a.last_active_at AS "last_active_at?", p.id AS "slot?",
-                   a.slot_key IS NOT NULL AND EXISTS (SELECT 1 FROM assignments o WHERE o.session_key = s.key
-                       AND o.key < a.key AND o.slot_key <> a.slot_key) AS "slot_changed!: bool",
-                   EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') AS "running!: bool",
-                   q.key AS "queued?", q.not_before AS "not_before?"
-               FROM sessions s
-               LEFT JOIN assignments a ON a.session_key = s.key AND a.state IN ('active', 'idle')
-               LEFT JOIN slots p ON p.key = a.slot_key
-               LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
-                   ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)
-               WHERE s.key IN (SELECT value FROM json_each(?1)) ORDER BY s.updated_at DESC, s.key DESC"#,
-            keys
-        )
-        .fetch_all(&self.readers)
-        .await?;
-        rows.into_iter()
-            .map(|row| {
-                let execution = match (row.running, row.queued) {
-                    (true, _) => Execution::Streaming,
-                    (false, None) => Execution::Idle,
-                    (false, Some(_)) if row.not_before.is_some_and(|at| at > now) => Execution::Parked,
-                    (false, Some(_)) => Execution::Queued,
-                };
-                let assignment = row.state.zip(row.last_active_at).map(|(state, at)| Assignment {
-                    slot: row.slot.clone(),
-                    state: if state == "active" { AssignmentState::Active } else { AssignmentState::Idle },
-                    last_active_at: Timestamp::from_millis(at),
-                    slot_changed: row.slot_changed,
-                });
-                let cursor = SessionCursor { updated_at: row.updated_at, key: row.key };
-                let session = Session {
-                    id: row.id.parse()?,
-                    workspace: row.workspace.parse()?,
-                    agent: row.agent.parse()?,
-                    title: row.title,
-                    idle_ttl_ms: row.idle_ttl_ms,
-                    assignment,
-                    execution,
-                    last_seq: row.last_seq,
-                    created_at: Timestamp::from_millis(row.created_at),
-                    updated_at: Timestamp::from_millis(row.updated_at),
-                };
-                Ok((cursor, session))
-            })
-            .collect()
-    }
-}
-
-/// A place in the list of sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionCursor {
-    /// When the session there had news.
-    pub updated_at: i64,
-    /// Its row.
-    pub key: SessionKey,
 }
 
 /// The queued and running runs of a session, the running one first.

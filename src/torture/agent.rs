@@ -290,18 +290,18 @@ impl Voice {
     }
 
     fn use_tool(&mut self, id: String) -> io::Result<()> {
-        let input = self.word();
+        let input = self.word().trim_end().to_owned();
         self.say(Said::ToolStarted { id: id.clone(), input })?;
         sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
         match self.rng.u8(..10) {
             // Its end is left open.
             0 => Ok(()),
             1 => {
-                let error = self.word();
+                let error = self.word().trim_end().to_owned();
                 self.say(Said::ToolFailed { id, error })
             }
             _ => {
-                let output = self.word();
+                let output = self.word().trim_end().to_owned();
                 self.say(Said::ToolFinished { id, output })
             }
         }

@@ -38,7 +38,9 @@ impl Said {
             Chunk::ToolOutputAvailable { tool_call_id: id, output, .. } => {
                 Self::ToolFinished { id, output: words_in(&output) }
             }
-            Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => Self::ToolFailed { id, error },
+            Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => {
+                Self::ToolFailed { id, error: first_word(&error) }
+            }
             _ => return None,
         };
         said.words().starts_with(MARK).then_some(said)
@@ -59,14 +61,19 @@ impl Said {
     }
 }
 
-/// The words of an agent in what a driver made of them: each has a shape of its own for the input and output of a tool.
+/// The word of an agent in what a driver made of it: each has a shape of its own for the input and output of a tool, and
+/// some say more below it.
 fn words_in(value: &Value) -> String {
     match value {
-        Value::String(text) if text.starts_with(MARK) => text.clone(),
+        Value::String(text) if text.starts_with(MARK) => first_word(text),
         Value::Array(items) => items.iter().map(words_in).find(|found| !found.is_empty()).unwrap_or_default(),
         Value::Object(map) => map.values().map(words_in).find(|found| !found.is_empty()).unwrap_or_default(),
         _ => String::new(),
     }
+}
+
+fn first_word(text: &str) -> String {
+    text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
 /// A line of a record.

@@ -3,5 +3,7 @@
 //! `MAINSTAY_TEST_FAKE_LLM`, the model server's `server.mjs`. A test whose agent is not here says so and is skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod claude;
+mod codex;
 mod opencode;
 mod scene;

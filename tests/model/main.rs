@@ -341,9 +341,10 @@ impl System {
             run_id: self.id_of(settle.lease.run),
             events: kinds.map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect(),
             source_offset: self.reading(settle.lease).offset,
-            outcome: Outcome { cause: settle.cause, error: None },
+            outcome: Outcome::of(settle.cause, None),
             exit: ExitReport::default(),
             parts: settle.parts.map(parts),
+            progress: None,
             resumes: 0,
         };
         written(self.store().settle(settle).await)

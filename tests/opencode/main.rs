@@ -89,7 +89,7 @@ impl Relay {
         reader.read_to_end(&mut rest).await.unwrap();
         self.said.extend(rest);
         assert_eq!(self.child.wait().await.unwrap().code(), Some(0));
-        let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser(), 0);
+        let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser());
         records.into_iter().flat_map(|record| record.events).collect()
     }
 }

@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_pro
 use super::spool::Spool;
 use super::stdin::Stdin;
 use super::wire::{Began, Ended, FromHost, Stop, Stopping};
+use crate::backend::StartError;
 use crate::backend::launch::Launch;
 use crate::backend::reap;
 use crate::backend::stderr::Excerpt;
@@ -85,7 +86,7 @@ enum Stage {
 
 impl Agent {
     /// Starts it. Says why not for people.
-    pub(super) fn start(launch: Launch, spool: &mut Spool) -> Result<Self, String> {
+    pub(super) fn start(launch: Launch, spool: &mut Spool) -> Result<Self, StartError> {
         let mut command = launch.command();
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -94,7 +95,7 @@ impl Agent {
         let (Some(leader), Some(identity), Some(exited)) = (pid, identity, exited) else {
             // What was started ends with us: nobody was told of it yet.
             let _ = child.kill();
-            return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".to_owned());
+            return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".into());
         };
         let stdin = child.stdin.take().zip(launch.stdin);
         let stdin = stdin.map(|(pipe, first)| Stdin::new(pipe, first, launch.stdin_stays_open));
@@ -104,7 +105,7 @@ impl Agent {
         if let Err(error) = fds.into_iter().flatten().try_for_each(|fd| ioctl_fionbio(fd, true)) {
             // As above.
             let _ = child.kill();
-            return Err(format!("its pipes cannot be used: {error}"));
+            return Err(format!("its pipes cannot be used: {error}").into());
         }
         spool.add(&FromHost::Began(Began { pid: identity.pid, started_at_ticks: identity.started_at_ticks }));
         let now = Instant::now();

@@ -34,6 +34,7 @@ pub(super) use self::agent::{CLOSING, CONFIRM};
 use self::link::Link;
 use self::spool::Spool;
 use self::wire::{FromEngine, FromHost, Hello, NotStarted, VERSION, Welcome};
+use super::StartError;
 use super::launch::Launch;
 use super::temp_dir::TempDir;
 use crate::run::Cause;
@@ -277,7 +278,9 @@ impl Host {
         }
         let temp_dir = match TempDir::create(launch.attempt) {
             Ok(temp_dir) => temp_dir,
-            Err(error) => return self.start_nothing(Some(format!("no temporary directory could be made: {error}"))),
+            Err(error) => {
+                return self.start_nothing(Some(format!("no temporary directory could be made: {error}").into()));
+            }
         };
         match Agent::start(launch, &mut self.spool) {
             Ok(agent) => self.work = Work::Agent { agent: Box::new(agent), temp_dir },
@@ -285,11 +288,12 @@ impl Host {
         }
     }
 
-    fn start_nothing(&mut self, error: Option<String>) {
+    fn start_nothing(&mut self, error: Option<StartError>) {
         if !matches!(self.work, Work::Awaited { .. }) {
             return;
         }
-        self.spool.add(&FromHost::NotStarted(NotStarted { error }));
+        let class = error.as_ref().and_then(|error| error.class);
+        self.spool.add(&FromHost::NotStarted(NotStarted { error: error.map(|error| error.message), class }));
         self.work = Work::Over { leave_at: Instant::now() + RETENTION };
     }
 

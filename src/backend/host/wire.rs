@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, encode};
 use crate::backend::launch::Launch;
+use crate::failure::ErrorClass;
 use crate::run::Cause;
 
 /// The newest version of this protocol that this build speaks.
@@ -106,6 +107,9 @@ pub struct Stopping {
 pub struct NotStarted {
     /// For people; none when nobody wants it any more.
     pub error: Option<String>,
+    /// What kind of failure it is, if it is a known one.
+    #[serde(default)]
+    pub class: Option<ErrorClass>,
 }
 
 /// How an agent ended.

@@ -6,7 +6,7 @@
 //! Deliberately absent: what a stream of the AI SDK needs (ids for tools without one, starts for results without one).
 //! The turn sees to that for every agent.
 
-mod error;
+pub(super) mod error;
 mod js;
 mod result;
 mod source;
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use self::source::{Said, Source};
 use super::{AgentEvent, LineParser, json};
+use crate::usage::Usage;
 
 type Fields = Map<String, Value>;
 
@@ -26,14 +27,19 @@ pub fn parser() -> LineParser {
 
 /// What is remembered from line to line.
 #[derive(Debug, Default)]
-struct Lines {
+pub(super) struct Lines {
     source: Source,
     text: Said,
     thinking: Said,
 }
 
 impl Lines {
-    fn read(&mut self, line: &str) -> Option<Vec<AgentEvent>> {
+    /// What is missing of the last message, when some of what was said did not come through: all of it is known now.
+    pub(super) fn complete(&mut self, message: &str) -> Option<AgentEvent> {
+        self.text.rest_of(message).map(|rest| AgentEvent::Text(rest.to_owned()))
+    }
+
+    pub(super) fn read(&mut self, line: &str) -> Option<Vec<AgentEvent>> {
         let line = js::trim(line);
         if line.is_empty() {
             return Some(Vec::new());
@@ -45,7 +51,8 @@ impl Lines {
         };
         let mut events = Vec::new();
         match text(&frame, "event") {
-            Some("agent") if self.source.is_news(event) => self.agent(event, &mut events),
+            // The second is what one who was not there when the run began hears of its tools.
+            Some("agent" | "session.tool") if self.source.is_news(event) => self.agent(event, &mut events),
             Some("error") if self.source.is_news(event) => {
                 events.push(AgentEvent::Error(match event.get("data").filter(|data| !data.is_null()) {
                     Some(data) => error::message(data).into(),
@@ -67,6 +74,10 @@ impl Lines {
             }
             (Some("assistant"), _) => self.assistant(data, events),
             (Some("tool"), phase) => self.tool(phase, data, events),
+            (Some("usage"), _) => {
+                let output_tokens = data.get("outputTokens").and_then(Value::as_i64);
+                events.extend(output_tokens.map(|_| AgentEvent::Usage(Usage { output_tokens, ..Usage::default() })));
+            }
             (Some("compaction"), Some("start")) => events.push(status("Optimizing session context...")),
             (Some("compaction"), Some("end")) if data.get("willRetry") == Some(&Value::Bool(true)) => {
                 events.push(status("Retrying with compacted context..."));

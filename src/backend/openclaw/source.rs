@@ -81,12 +81,28 @@ impl Said {
             *self = Self { item: Some(item.to_owned()), ..Self::default() };
         }
         let news = match (text(data, "delta"), text(data, "text")) {
+            (Some(delta), Some(so_far)) if self.item.is_some() => self.with_lost(delta, so_far),
             (Some(delta), _) => delta,
             (None, Some(so_far)) => self.beyond(so_far),
             (None, None) => "",
         };
         self.all.push_str(news);
         (!news.is_empty()).then_some(news)
+    }
+
+    /// What is new, with what was lost before it: an item's text so far says so, unless it is written otherwise there.
+    fn with_lost<'a>(&self, delta: &'a str, so_far: &'a str) -> &'a str {
+        so_far.strip_prefix(&self.all).filter(|news| news.ends_with(delta)).unwrap_or(delta)
+    }
+
+    /// What is missing of a message that is known whole now; all of it when it is not the one that was begun.
+    pub fn rest_of<'a>(&mut self, whole: &'a str) -> Option<&'a str> {
+        let whole = whole.trim_end();
+        let begun = [self.all.trim_end(), self.all[self.message..].trim_end()];
+        let rest_behind = |begun: &&str| whole.strip_prefix(*begun).filter(|_| !begun.is_empty());
+        let rest = if begun[0].ends_with(whole) { "" } else { begun.iter().find_map(rest_behind).unwrap_or(whole) };
+        self.all.push_str(rest);
+        (!rest.is_empty()).then_some(rest)
     }
 
     /// The part of a message that was not said yet. Agents differ in where a message begins: with the turn, or anew

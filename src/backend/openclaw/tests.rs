@@ -286,3 +286,23 @@ proptest! {
         prop_assert_eq!(js::stringify(&Value::from(number)).parse::<f64>().unwrap(), number);
     }
 }
+
+#[test]
+fn what_was_lost_of_an_item_is_taken_from_its_text_so_far() {
+    let mut lines = Lines::default();
+    let mut said = |text: &str, delta: &str| {
+        let data = json!({"text": text, "delta": delta, "itemId": "i"});
+        let line = json!({"event": "agent", "stream": "assistant", "data": data}).to_string();
+        lines.read(&line).unwrap()
+    };
+    let text = |text: &str| vec![AgentEvent::Text(text.into())];
+    assert_eq!(said("one", "one"), text("one"));
+    assert_eq!(said("one two three", " three"), text(" two three"));
+    // Written otherwise there than it was said: what is new counts.
+    assert_eq!(said("One, two, three, four", " four"), text(" four"));
+    for (whole, rest) in
+        [("one two three four", vec![]), ("one two three four five", text(" five")), ("six", text("six"))]
+    {
+        assert_eq!(lines.complete(whole).into_iter().collect::<Vec<_>>(), rest, "{whole}");
+    }
+}

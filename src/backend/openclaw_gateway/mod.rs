@@ -1,21 +1,82 @@
-//! A running OpenClaw gateway: a relay takes each turn to it over a WebSocket.
+//! A running OpenClaw gateway: a relay takes each turn to it over a WebSocket. The gateway's agents are our slots: it takes
+//! one run per agent at a time.
+//!
+//! Always: the token of the gateway stands in the first line on the relay's stdin, and neither in its arguments nor in its
+//! environment.
+
+mod connection;
+mod frames;
+mod relay;
 
 use std::time::Duration;
 
-use super::per_turn::{Dialect, PerTurn};
-use super::process::Hosts;
-use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec, ProcessSpec};
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
-/// The backend of an agent.
-pub fn backend(spec: &GatewaySpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
-    PerTurn::new(
-        ProcessSpec {
-            command: vec![spec.url.clone()],
-            env: Default::default(),
-            max_line_bytes: DEFAULT_MAX_LINE_BYTES,
-        },
-        kill_grace,
-        Dialect::of_lines(super::openclaw::parser),
-        hosts.clone(),
-    )
+use super::launch::{Launch, Stdin};
+use super::process::{Holding, Hosts, Reading};
+use super::relay::RelayedTurn;
+use super::{Adoption, Backend, Prompt, Reply, StartError, template};
+use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
+
+pub use frames::parser;
+pub(super) use relay::run as relay;
+
+/// The driver's word.
+const DRIVER: &str = "openclaw-gateway";
+
+/// A backend whose turns are taken to a gateway.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    spec: GatewaySpec,
+    holding: Holding,
+}
+
+/// A turn, as its relay is told.
+#[derive(Serialize, Deserialize)]
+struct GatewayTurn {
+    turn: RelayedTurn,
+    /// The gateway's agent.
+    agent: String,
+    token: Option<String>,
+    /// After so many seconds the gateway ends the run itself, should nobody be left to do it.
+    limit_s: u64,
+}
+
+impl Gateway {
+    /// The gateway that `spec` describes. A cancelled turn has `kill_grace` to be confirmed.
+    pub fn new(spec: &GatewaySpec, kill_grace: Duration, hosts: &Hosts) -> Self {
+        let holding = Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
+        Self { spec: spec.clone(), holding }
+    }
+
+    fn reading() -> Reading {
+        Reading { parser: parser(), interrupt: None }
+    }
+
+    async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
+        let agent = template::fill(&self.spec.agent, &prompt).into_string();
+        let agent = agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))?;
+        let turn = GatewayTurn {
+            turn: RelayedTurn::new(&prompt, self.spec.url.clone()),
+            agent,
+            token: self.spec.token.clone(),
+            limit_s: prompt.limit.as_secs().max(1),
+        };
+        // Texts, numbers and maps of texts: none of them can fail to serialise.
+        let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
+        let process = super::relay::process(&self.holding.hosts, DRIVER, self.holding.max_line_bytes)?;
+        let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.holding.kill_grace)?;
+        self.holding.start(launch, prompt.start_by, Self::reading()).await
+    }
+}
+
+impl Backend for Gateway {
+    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
+        Box::pin(self.start(prompt))
+    }
+
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
+        Box::pin(async { Some(self.holding.go_on(adoption, Self::reading()).await) })
+    }
 }

@@ -56,7 +56,7 @@ impl Opencode {
     }
 
     async fn start_server(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
-        let port = free_port().map_err(|error| StartError(format!("no port is free for it: {error}")))?;
+        let port = free_port().map_err(|error| StartError::from(format!("no port is free for it: {error}")))?;
         let password = uuid::Uuid::new_v4().simple().to_string();
         let mut spec = self.spec.clone();
         spec.env.insert("OPENCODE_SERVER_USERNAME".to_owned(), server::USER.to_owned());
@@ -72,7 +72,7 @@ impl Backend for Opencode {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         match &self.turns {
             Ok(_) if prompt.endpoint.is_none() => {
-                Box::pin(async { Err(StartError("no opencode server runs for the workspace".to_owned())) })
+                Box::pin(async { Err(StartError::from("no opencode server runs for the workspace")) })
             }
             Ok(turns) => turns.prompt(prompt),
             Err(error) => Box::pin(async { Err(error.clone()) }),

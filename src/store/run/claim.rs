@@ -65,7 +65,11 @@ pub struct Claimed {
     pub message_parts: String,
     /// The agent's own id of the conversation.
     pub agent_session: Option<String>,
-    /// Its own limit for the whole turn.
+    /// The options of the session, as JSON.
+    pub options: String,
+    /// Whether the agent may forget the conversation after the turn.
+    pub oneshot: bool,
+    /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
     /// Whether it goes on from an interrupted run that had said something: then the agent knows the message.
     pub resumes: bool,
@@ -104,7 +108,7 @@ pub struct Orphan {
     pub worker_dead: bool,
     /// Its agent.
     pub agent: AgentName,
-    /// Its own limit for the whole turn.
+    /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
     /// The process that holds the agent, if one was started.
     pub host: Option<AgentHost>,
@@ -242,13 +246,18 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                    FROM candidates)
                WHERE place_rank = 1 AND agent_rank <= places)
            RETURNING key AS "key!", id AS "id!", lease_token AS "token!", session_key AS "session_key!",
-               response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!", timeout_ms AS "timeout_ms?",
+               response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!",
+               coalesce(timeout_ms, (SELECT 1000 * (options ->> '$.timeout_seconds') FROM sessions
+                   WHERE sessions.key = session_key)) AS "timeout_ms?: i64",
                queued_at AS "queued_at!", resumes IS NOT NULL AND EXISTS (SELECT 1 FROM runs b WHERE b.message_key = runs.message_key AND b.said = 1)
                    AS "resumes!: bool",
                (SELECT id FROM slots WHERE slots.key = slot_key) AS "slot?: String",
                (SELECT parts FROM messages WHERE messages.key = message_key) AS "message_parts!: String",
                (SELECT id FROM sessions WHERE sessions.key = session_key) AS "session_id!: String",
-               (SELECT agent_session FROM sessions WHERE sessions.key = session_key) AS "agent_session?: String""#,
+               (SELECT iif(oneshot, NULL, agent_session) FROM sessions WHERE sessions.key = session_key)
+                   AS "agent_session?: String",
+               (SELECT options FROM sessions WHERE sessions.key = session_key) AS "options!: String",
+               (SELECT oneshot FROM sessions WHERE sessions.key = session_key) AS "oneshot!: bool""#,
         now,
         request.worker,
         expires_at,
@@ -274,6 +283,8 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             slot: row.slot,
             message_parts: row.message_parts,
             agent_session: row.agent_session,
+            options: row.options,
+            oneshot: row.oneshot,
             timeout_ms: row.timeout_ms,
             resumes: row.resumes,
             queued_at: Timestamp::from_millis(row.queued_at),
@@ -325,7 +336,8 @@ async fn take_over(
     let ran_out = to_json(&ran_out.collect::<Vec<_>>())?;
     let expires_at = (tx.now + lease).as_millis();
     let rows = sqlx::query!(
-        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.agent, r.timeout_ms, r.pid,
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.agent,
+               coalesce(r.timeout_ms, 1000 * (s.options ->> '$.timeout_seconds')) AS "timeout_ms?: i64", r.pid,
                r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
                r.cancel_requested_at, w.key AS worker_key, w.id AS worker
            FROM runs r INDEXED BY runs_leased

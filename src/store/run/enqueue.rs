@@ -1,7 +1,7 @@
 //! Enqueue: the message, its run and the session's place, in one transaction.
 
 use crate::clock::millis;
-use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
+use crate::id::{MessageId, RunId, SessionId, WorkspaceName};
 use crate::lease::{RunKey, SessionKey};
 use crate::message::UserMessage;
 use crate::run::{RunOptions, WhenBusy};
@@ -274,12 +274,4 @@ async fn insert(
     .execute(&mut *tx.conn)
     .await?;
     Ok(inserted.last_insert_rowid())
-}
-
-/// For tests and tools: the names as the store keeps them.
-impl NewSession {
-    /// A session of this workspace and agent.
-    pub fn of(workspace: WorkspaceName, agent: AgentName, idle_ttl_ms: i64) -> Self {
-        Self { workspace, agent, title: None, idle_ttl_ms }
-    }
 }

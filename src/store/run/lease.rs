@@ -1,7 +1,7 @@
 //! What the holder of a lease does with a run besides speaking: say who holds the agent, let go, put back.
 
 use crate::lease::Lease;
-use crate::store::writer::Notice;
+use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::worker::AgentHost;
 
@@ -55,22 +55,50 @@ impl Store {
     /// # Errors
     /// Outside: why nothing was stored. Inside: false when the lease is lost, or when it has spoken or is to be cancelled.
     pub async fn put_back(&self, lease: Lease) -> Result<bool, StoreError> {
+        self.write(move |tx| Box::pin(async move { put_back(tx, lease).await })).await
+    }
+
+    /// Puts a run back whose agent ended without a word when it was to go on in a session of its own: the next try begins
+    /// a new one. A run does so once, and only while the agent has not said that it is in that session.
+    ///
+    /// # Errors
+    /// Outside: why nothing was stored. Inside: false when it cannot be, also for the reasons of [`Store::put_back`].
+    pub async fn put_back_afresh(&self, lease: Lease) -> Result<bool, StoreError> {
         self.write(move |tx| {
             Box::pin(async move {
-                let done = sqlx::query!(
-                    "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
-                         slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
-                         host_secret = NULL, source_offset = 0
-                     WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
-                       AND cancel_requested_at IS NULL",
+                let lost = sqlx::query_scalar!(
+                    r#"UPDATE agent_sessions SET lost_in = ?1
+                       WHERE key = (SELECT a.key FROM runs r JOIN sessions s ON s.key = r.session_key
+                               JOIN agent_sessions a ON a.session_key = s.key AND a.id = s.agent_session
+                           WHERE r.key = ?1 AND r.lease_token = ?2 AND r.status = 'running' AND r.said = 0
+                             AND r.cancel_requested_at IS NULL AND s.oneshot = 0
+                           ORDER BY a.key DESC LIMIT 1)
+                         AND run_key <> ?1 AND NOT EXISTS (SELECT 1 FROM agent_sessions WHERE lost_in = ?1)
+                       RETURNING session_key AS "session_key!""#,
                     lease.run,
                     lease.token
                 );
-                let done = done.execute(&mut *tx.conn).await?.rows_affected() == 1;
-                tx.notices.push(Notice::Ready);
-                Ok(done)
+                let Some(session) = lost.fetch_optional(&mut *tx.conn).await? else { return Ok(false) };
+                let forget = sqlx::query!("UPDATE sessions SET agent_session = NULL WHERE key = ?1", session);
+                forget.execute(&mut *tx.conn).await?;
+                put_back(tx, lease).await
             })
         })
         .await
     }
+}
+
+async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
+             slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
+             host_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL
+         WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
+           AND cancel_requested_at IS NULL",
+        lease.run,
+        lease.token
+    );
+    let done = done.execute(&mut *tx.conn).await?.rows_affected() == 1;
+    tx.notices.push(Notice::Ready);
+    Ok(done)
 }

@@ -12,9 +12,11 @@ use std::collections::HashSet;
 
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
+use crate::failure::ErrorClass;
 use crate::id::{RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
 use crate::run::{Run, Status};
+use crate::usage::Usage;
 
 pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
@@ -36,6 +38,17 @@ struct Row {
     status: String,
     cause: Option<String>,
     error: Option<String>,
+    error_class: Option<String>,
+    retry_at: Option<i64>,
+    progress: Option<String>,
+    input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
+    cache_read_tokens: Option<i64>,
+    cache_write_tokens: Option<i64>,
+    reasoning_tokens: Option<i64>,
+    cost_usd: Option<f64>,
+    context_tokens: Option<i64>,
+    context_size: Option<i64>,
     priority: i64,
     attempts: i64,
     timeout_ms: Option<i64>,
@@ -56,6 +69,10 @@ impl TryFrom<Row> for Located {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
+        // Only of a failure: while a run goes on, its agent may still get over what it reported.
+        let is_failed = row.status == Status::Failed.as_str();
+        let class = row.error_class.filter(|_| is_failed).map(|class| class.parse::<ErrorClass>()).transpose();
+        let class = class.map_err(|error| StoreError::Invalid(error.to_string()))?;
         let run = Run {
             id: row.id.parse()?,
             session_id: row.session_id.parse()?,
@@ -67,6 +84,20 @@ impl TryFrom<Row> for Located {
             status: row.status.parse().map_err(|e: crate::run::UnknownStatus| StoreError::Invalid(e.to_string()))?,
             cause: row.cause,
             error: row.error,
+            error_class: class,
+            advice: class.map(ErrorClass::advice),
+            retry_at: row.retry_at.filter(|_| is_failed).map(Timestamp::from_millis),
+            progress: row.progress,
+            usage: Usage {
+                input_tokens: row.input_tokens,
+                output_tokens: row.output_tokens,
+                cache_read_tokens: row.cache_read_tokens,
+                cache_write_tokens: row.cache_write_tokens,
+                reasoning_tokens: row.reasoning_tokens,
+                cost_usd: row.cost_usd,
+                context_tokens: row.context_tokens,
+                context_size: row.context_size,
+            },
             priority: row.priority,
             attempts: row.attempts,
             timeout_ms: row.timeout_ms,
@@ -113,7 +144,9 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
-               p.id AS "slot?", r.status, r.cause, r.error, r.priority, r.attempts, r.timeout_ms,
+               p.id AS "slot?", r.status, r.cause, r.error, r.error_class, r.retry_at, r.progress, r.input_tokens,
+               r.output_tokens, r.cache_read_tokens, r.cache_write_tokens, r.reasoning_tokens, r.cost_usd, r.context_tokens,
+               r.context_size, r.priority, r.attempts, r.timeout_ms,
                r.exit_code, r.exit_signal, r.first_seq, r.last_seq,
                (SELECT id FROM runs b WHERE b.key = r.resumes) AS "resumes?", r.malformed_lines, r.queued_at, r.not_before,
                r.claimed_at, r.cancel_requested_at, r.settled_at
@@ -212,6 +245,18 @@ impl Store {
             }
         };
         load(&self.readers, &keys).await
+    }
+
+    /// How many runs are running, of each agent that has any.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn running_by_agent(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT agent, count(*) AS "running!" FROM runs INDEXED BY runs_running WHERE status = 'running' GROUP BY agent"#
+        );
+        let rows = rows.fetch_all(&self.readers).await?;
+        Ok(rows.into_iter().map(|row| (row.agent, row.running)).collect())
     }
 
     /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were no event.

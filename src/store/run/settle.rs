@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::chunk::Chunk;
+use crate::clock::Timestamp;
 use crate::event::Seq;
 use crate::id::RunId;
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
@@ -32,6 +33,8 @@ pub struct Settle {
     pub exit: ExitReport,
     /// The whole message, as JSON parts; none when the agent said nothing.
     pub parts: Option<String>,
+    /// The tail of what the agent said; none when it said nothing.
+    pub progress: Option<String>,
     /// When it was interrupted: how many runs may follow one message because of that.
     pub resumes: u32,
 }
@@ -76,6 +79,9 @@ pub(in crate::store) async fn settle_all(
                 s.exit.stderr,
                 s.exit.malformed_lines,
                 s.exit.malformed_sample,
+                s.progress,
+                s.outcome.class,
+                s.outcome.retry_at.map(Timestamp::as_millis),
             ])
         })
         .collect();
@@ -84,6 +90,9 @@ pub(in crate::store) async fn settle_all(
         r#"UPDATE runs SET status = e.value ->> 4, cause = e.value ->> 5, error = e.value ->> 6, settled_at = ?2,
                exit_code = e.value ->> 7, exit_signal = e.value ->> 8, stderr = e.value ->> 9,
                malformed_lines = e.value ->> 10, malformed_sample = e.value ->> 11,
+               progress = coalesce(e.value ->> 12, progress),
+               error_class = coalesce(e.value ->> 13, iif(e.value ->> 5 = 'agent_error', error_class, NULL)),
+               retry_at = coalesce(e.value ->> 14, iif(e.value ->> 5 = 'agent_error', retry_at, NULL)),
                last_seq = last_seq + (e.value ->> 2), source_offset = max(source_offset, e.value ->> 3),
                lease_worker = NULL, lease_expires_at = NULL
            FROM jsonb_each(?1) e
@@ -216,6 +225,35 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
 }
 
 impl Store {
+    /// Asks for all runs of the sessions below a session to stop, as [`Store::cancel_run`] does. Answers with those that were
+    /// not settled.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn cancel_descendants(&self, of: SessionKey) -> Result<Vec<RunId>, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let runs = sqlx::query!(
+                    r#"WITH RECURSIVE below (key) AS (
+                           SELECT key FROM sessions WHERE spawned_by = ?1
+                           UNION SELECT s.key FROM below b JOIN sessions s ON s.spawned_by = b.key)
+                       SELECT r.key AS "key!", r.id FROM below b JOIN runs r ON r.session_key = b.key
+                           WHERE r.status = 'running'
+                       UNION ALL
+                       SELECT r.key, r.id FROM below b JOIN runs r INDEXED BY runs_queued ON r.session_key = b.key
+                           WHERE r.status = 'queued'"#,
+                    of
+                );
+                let runs = runs.fetch_all(&mut *tx.conn).await?;
+                for run in &runs {
+                    request_cancel(tx, run.key).await?;
+                }
+                runs.into_iter().map(|run| Ok(run.id.parse()?)).collect()
+            })
+        })
+        .await
+    }
+
     /// Asks for a run to stop: stored before anything is sent, in whatever state the run is; asking again changes nothing.
     ///
     /// # Errors

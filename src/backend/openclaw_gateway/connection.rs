@@ -1,0 +1,182 @@
+//! A connection to a gateway: the handshake, requests, and the frames that come.
+//!
+//! Always: nothing is waited for without a limit, and no frame may be longer than [`MAX_FRAME_BYTES`].
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+use crate::failure::{AgentError, ErrorClass};
+
+/// Somewhat more than gateways send (25 MiB).
+const MAX_FRAME_BYTES: usize = 32 * 1024 * 1024;
+/// From the first packet to the gateway's consent; its own limit for that.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+/// A gateway says something at least every 30 s; one that was silent for so much longer is not there any more.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// A gateway that took us in.
+pub(super) struct Connection {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Names the gateway's process, when it says so.
+    pub boot: Option<String>,
+}
+
+/// Why there is no connection.
+pub(super) enum Refused {
+    /// Another try may succeed: nobody answers, or the gateway is not ready.
+    NotNow(AgentError),
+    /// No other try would.
+    ForGood(AgentError),
+}
+
+impl Refused {
+    pub(super) fn error(self) -> AgentError {
+        match self {
+            Self::NotNow(error) | Self::ForGood(error) => error,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects and introduces us.
+    pub(super) async fn open(url: &str, token: Option<&str>) -> Result<Self, Refused> {
+        let until = Instant::now() + HANDSHAKE;
+        let stranger = || {
+            let message = format!("what listens at {url} does not answer as an OpenClaw gateway does");
+            Refused::ForGood(AgentError::of(ErrorClass::Protocol, message))
+        };
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_FRAME_BYTES)).max_frame_size(Some(MAX_FRAME_BYTES));
+        let socket = match timeout_at(until, connect_async_with_config(url, Some(config), true)).await {
+            Ok(Ok((socket, _))) => socket,
+            Ok(Err(error)) => return Err(not_connected(url, error)),
+            Err(_) => return Err(stranger()),
+        };
+        let mut connection = Self { socket, boot: None };
+        let mut asked = false;
+        loop {
+            match timeout_at(until, connection.socket.next()).await {
+                Ok(Some(Ok(Message::Text(text)))) => {
+                    let Ok(frame) = serde_json::from_str::<Value>(&text) else { continue };
+                    if frame["event"] == "connect.challenge" && !asked {
+                        asked = true;
+                        // That it cannot be sent shows where an answer is waited for.
+                        let _ = connection.request("connect", "connect", introduction(token)).await;
+                    } else if frame["type"] == "res" && frame["id"] == "connect" {
+                        if frame["ok"] != true {
+                            return Err(refused(&frame["error"]));
+                        }
+                        connection.boot = frame["payload"]["server"]["bootId"].as_str().map(str::to_owned);
+                        return Ok(connection);
+                    }
+                }
+                Ok(Some(Ok(Message::Close(Some(close))))) if close.code == CloseCode::Policy => {
+                    let message = format!("the gateway refuses the connection: {}", close.reason);
+                    return Err(Refused::ForGood(AgentError::of(ErrorClass::Authentication, message)));
+                }
+                Ok(Some(Ok(_))) => {}
+                Ok(None | Some(Err(_))) => {
+                    let message = format!("the gateway at {url} closed the connection before it took us in");
+                    return Err(Refused::NotNow(message.into()));
+                }
+                Err(_) => return Err(stranger()),
+            }
+        }
+    }
+
+    /// Asks for something; its answer is one of the frames that come. `None` when the connection is broken.
+    pub(super) async fn request(&mut self, id: &str, method: &str, params: Value) -> Option<()> {
+        let frame = json!({"type": "req", "id": id, "method": method, "params": params});
+        self.socket.send(Message::text(frame.to_string())).await.ok()
+    }
+
+    /// The next frame; `None` when the connection is broken.
+    pub(super) async fn next_frame(&mut self) -> Option<String> {
+        loop {
+            match timeout_at(Instant::now() + SILENCE, self.socket.next()).await.ok()?? {
+                Ok(Message::Text(text)) => return Some(text.to_string()),
+                Ok(Message::Close(_)) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+fn introduction(token: Option<&str>) -> Value {
+    let mut params = json!({
+        "minProtocol": 3,
+        "maxProtocol": 4,
+        // What programs beside the gateway call themselves: it asks no pairing of them when they show its token.
+        "client": {
+            "id": "gateway-client",
+            "displayName": "mainstay",
+            "version": env!("CARGO_PKG_VERSION"),
+            "platform": "linux",
+            "mode": "backend",
+        },
+        "role": "operator",
+        "scopes": ["operator.read", "operator.write", "operator.admin"],
+        "caps": ["tool-events"],
+    });
+    if let Some(token) = token {
+        params["auth"] = json!({"token": token});
+    }
+    params
+}
+
+fn not_connected(url: &str, error: tungstenite::Error) -> Refused {
+    match error {
+        tungstenite::Error::Io(error) => {
+            let advice = "start it with `openclaw gateway run`, or correct `url` of the agent";
+            let message = format!("no OpenClaw gateway can be reached at {url}: {error}; {advice}");
+            Refused::NotNow(AgentError::of(ErrorClass::AgentMissing, message))
+        }
+        tungstenite::Error::Http(response) => {
+            let status = response.status().as_u16();
+            let class = if matches!(status, 401 | 403) { ErrorClass::Authentication } else { ErrorClass::Protocol };
+            let message = format!("what listens at {url} answered with HTTP status {status}, not with a WebSocket");
+            Refused::ForGood(AgentError::of(class, message))
+        }
+        error => {
+            let message = format!("what listens at {url} is no OpenClaw gateway: {error}");
+            Refused::ForGood(AgentError::of(ErrorClass::Protocol, message))
+        }
+    }
+}
+
+/// What the gateway says instead of taking us in.
+fn refused(error: &Value) -> Refused {
+    let words = error["message"].as_str().unwrap_or("no reason given");
+    let error = AgentError {
+        message: format!("the gateway refuses the connection: {words}"),
+        class: class_of(error),
+        retry_at: None,
+    };
+    // It is still starting.
+    if error.class == Some(ErrorClass::Overloaded) { Refused::NotNow(error) } else { Refused::ForGood(error) }
+}
+
+/// The class of an error of the gateway, as far as its codes say it.
+pub(super) fn class_of(error: &Value) -> Option<ErrorClass> {
+    let reason = error["details"]["code"].as_str().unwrap_or_default();
+    let needs = ["AUTH_", "DEVICE_", "CONTROL_UI_", "PAIRING_"];
+    if reason == "AUTH_RATE_LIMITED" {
+        return Some(ErrorClass::RateLimit);
+    }
+    if needs.iter().any(|prefix| reason.starts_with(prefix)) {
+        return Some(ErrorClass::Authentication);
+    }
+    match error["code"].as_str()? {
+        "UNAUTHORIZED" | "NOT_PAIRED" | "NOT_LINKED" => Some(ErrorClass::Authentication),
+        "UNAVAILABLE" if error["retryable"] == true => Some(ErrorClass::Overloaded),
+        _ => None,
+    }
+}

@@ -1,0 +1,314 @@
+//! The relay of a turn: it asks the gateway for a run, and copies the frames of that run to its stdout.
+//!
+//! Always: the gateway is asked once for a run (the idempotency key is ours), and the turn ends when the gateway has
+//! answered how the run ended. A broken connection ends nothing: the run goes on in the gateway, and is followed again.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::GatewayTurn;
+use super::connection::{Connection, Refused};
+use super::frames::Own;
+use crate::backend::relay::read_turn;
+use crate::failure::{AgentError, ErrorClass};
+use crate::message::Attachment;
+
+/// How long a gateway that is starting, or went away in a turn, is waited for.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(120);
+/// Between two tries to connect: the first, and the longest.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// After the end of the run was told, its answer comes at once, or not at all.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
+/// How long the gateway is to wait in one request for the end of a run.
+const WAIT_MS: u64 = 30_000;
+
+/// Relays the turn on stdin, to its end.
+///
+/// # Errors
+/// When stdin says no turn, or stdout cannot be written to.
+pub fn run() -> io::Result<ExitCode> {
+    let turn: GatewayTurn = read_turn()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Relay::new(turn).run(signal_in(&runtime)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn signal_in(runtime: &tokio::runtime::Runtime) -> io::Result<Signal> {
+    let _guard = runtime.enter();
+    signal(SignalKind::terminate())
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// The gateway has not answered that it took it.
+    Asked,
+    /// It goes on.
+    Accepted,
+    /// The gateway told its end, and will answer how it ended until then.
+    Told(Instant),
+    /// It ended while nobody listened; its last words are asked for.
+    Missed,
+    /// All was said.
+    Over,
+}
+
+struct Relay {
+    asked: GatewayTurn,
+    session_key: String,
+    progress: Progress,
+    cancelled: bool,
+    knows_session: bool,
+    requests: u64,
+}
+
+impl Relay {
+    fn new(asked: GatewayTurn) -> Self {
+        let session_key = format!("agent:{}:web:{}", asked.agent, asked.turn.session);
+        Self { asked, session_key, progress: Progress::Asked, cancelled: false, knows_session: false, requests: 0 }
+    }
+
+    async fn run(mut self, mut terminate: Signal) -> io::Result<()> {
+        let Some(mut connection) = self.connect(&mut terminate, None).await? else { return Ok(()) };
+        let mut asked = self.ask(&mut connection).await;
+        loop {
+            if asked.is_some() && self.follow(&mut connection, &mut terminate).await?.is_some() {
+                return Ok(());
+            }
+            let boot = connection.boot.take();
+            let Some(again) = self.connect(&mut terminate, boot).await? else { return Ok(()) };
+            connection = again;
+            say(&Own::Reconnected.to_line())?;
+            asked = self.ask_again(&mut connection).await;
+        }
+    }
+
+    /// Connects, first or again; `None` when it cannot be, which was said then, or is not wanted any more.
+    async fn connect(&mut self, terminate: &mut Signal, boot: Option<String>) -> io::Result<Option<Connection>> {
+        let give_up = Instant::now() + COMES_BACK_WITHIN;
+        let is_first = self.progress == Progress::Asked;
+        let mut pause = TRY_AGAIN.0;
+        loop {
+            let open = Connection::open(&self.asked.turn.endpoint, self.asked.token.as_deref());
+            let opened = tokio::select! {
+                opened = open => opened,
+                _ = terminate.recv(), if !self.cancelled => {
+                    self.cancelled = true;
+                    if is_first { return Ok(None) } else { continue }
+                }
+            };
+            let refused = match opened {
+                // What a gateway was at is gone with it; its successor must not be asked to begin anew.
+                Ok(connection) if boot.is_some() && connection.boot != boot => {
+                    let lost =
+                        AgentError::of(ErrorClass::Crashed, "the gateway was restarted in the midst of the turn");
+                    say(&Own::Failed(&lost).to_line())?;
+                    return Ok(None);
+                }
+                Ok(connection) => return Ok(Some(connection)),
+                Err(refused) => refused,
+            };
+            let may_come = match &refused {
+                // A gateway that nobody started is said at once; one that is busy starting is waited for.
+                Refused::NotNow(error) => !is_first || error.class == Some(ErrorClass::Overloaded),
+                Refused::ForGood(_) => false,
+            };
+            if !may_come || Instant::now() + pause >= give_up {
+                say(&Own::Failed(&refused.error()).to_line())?;
+                return Ok(None);
+            }
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 2).min(TRY_AGAIN.1),
+                _ = terminate.recv(), if !self.cancelled => {
+                    self.cancelled = true;
+                    if is_first { return Ok(None) }
+                }
+            }
+        }
+    }
+
+    /// Asks for the run. To ask again with the same key is the same run.
+    async fn ask(&mut self, connection: &mut Connection) -> Option<()> {
+        let turn = &self.asked.turn;
+        let names = || turn.attachments.iter().map(|file| file.filename.as_deref().unwrap_or(&file.media_type));
+        let message = match turn.message.trim() {
+            // The gateway takes no message without text.
+            "" => format!("Attached: {}", names().collect::<Vec<_>>().join(", ")),
+            _ => turn.message.clone(),
+        };
+        let mut params = json!({
+            "message": message,
+            "agentId": self.asked.agent,
+            "sessionKey": self.session_key,
+            "idempotencyKey": turn.run,
+            "timeout": self.asked.limit_s,
+        });
+        if !turn.attachments.is_empty() {
+            params["attachments"] = turn.attachments.iter().filter_map(attached).collect();
+        }
+        connection.request("agent", "agent", params).await
+    }
+
+    /// What a new connection has to be told of a run that may go on.
+    async fn ask_again(&mut self, connection: &mut Connection) -> Option<()> {
+        if self.progress == Progress::Asked {
+            return self.ask(connection).await;
+        }
+        let session = json!({"key": self.session_key});
+        connection.request("subscribe", "sessions.messages.subscribe", session).await?;
+        if self.cancelled {
+            self.abort(connection).await?;
+        }
+        self.wait(connection).await
+    }
+
+    async fn wait(&mut self, connection: &mut Connection) -> Option<()> {
+        self.requests += 1;
+        let params = json!({"runId": self.asked.turn.run, "timeoutMs": WAIT_MS});
+        connection.request(&format!("wait-{}", self.requests), "agent.wait", params).await
+    }
+
+    async fn abort(&mut self, connection: &mut Connection) -> Option<()> {
+        let params = json!({"sessionKey": self.session_key, "runId": self.asked.turn.run});
+        connection.request("abort", "chat.abort", params).await
+    }
+
+    /// Follows the run until it is over, or the connection is broken: `None`.
+    async fn follow(&mut self, connection: &mut Connection, terminate: &mut Signal) -> io::Result<Option<()>> {
+        while self.progress != Progress::Over {
+            let told = async {
+                match self.progress {
+                    Progress::Told(until) => sleep_until(until).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let asked = tokio::select! {
+                biased;
+                _ = terminate.recv(), if !self.cancelled => {
+                    self.cancelled = true;
+                    self.abort(connection).await
+                }
+                frame = connection.next_frame() => match frame {
+                    Some(frame) => self.take(&frame, connection).await?,
+                    None => None,
+                },
+                () = told => {
+                    self.progress = Progress::Over;
+                    Some(())
+                }
+            };
+            if asked.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// Takes a frame. `None` when the connection turns out to be broken.
+    async fn take(&mut self, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
+        let Ok(frame) = serde_json::from_str::<Value>(text) else {
+            // Counted by whoever reads the lines.
+            say(text)?;
+            return Ok(Some(()));
+        };
+        let payload = &frame["payload"];
+        match (frame["type"].as_str(), frame["event"].as_str(), frame["id"].as_str()) {
+            (Some("event"), Some("agent" | "session.tool"), _) if payload["runId"] == self.asked.turn.run.as_str() => {
+                self.event(payload)?;
+                say(text)?;
+            }
+            (Some("res"), _, Some("agent")) => {
+                if let Some(key) = payload["sessionKey"].as_str() {
+                    key.clone_into(&mut self.session_key);
+                }
+                match payload["status"].as_str().filter(|_| frame["ok"] == true) {
+                    Some("accepted") => self.progress = Progress::Accepted,
+                    // It was taken before, and will be answered to a connection that is gone.
+                    Some("in_flight") => {
+                        self.progress = Progress::Accepted;
+                        return Ok(self.wait(connection).await);
+                    }
+                    _ => {
+                        self.progress = Progress::Over;
+                        say(text)?;
+                    }
+                }
+            }
+            (Some("res"), _, Some("abort")) if payload["aborted"] == false => {
+                // Nothing is left to be aborted.
+                self.progress = Progress::Told(Instant::now() + ANSWER_GRACE);
+            }
+            (Some("res"), _, Some("history")) => {
+                self.progress = Progress::Over;
+                say(text)?;
+            }
+            (Some("res"), _, Some(id)) if id.starts_with("wait-") => {
+                return self.waited(&frame, text, connection).await;
+            }
+            _ => {}
+        }
+        Ok(Some(()))
+    }
+
+    /// Looks at an event of the run, before it is passed on.
+    fn event(&mut self, payload: &Value) -> io::Result<()> {
+        if let Some(id) = payload["sessionId"].as_str().filter(|_| !self.knows_session) {
+            self.knows_session = true;
+            let same = self.asked.turn.agent_session.as_deref() == Some(id);
+            say(&Own::Session { id, same }.to_line())?;
+        }
+        let data = &payload["data"];
+        let is_lifecycle = payload["stream"] == "lifecycle";
+        self.progress = match data["phase"].as_str() {
+            // An error may be followed by another try; a settled one is not.
+            Some("end") if is_lifecycle => Progress::Told(Instant::now() + ANSWER_GRACE),
+            Some("error") if is_lifecycle && data["executionSettled"] == true => {
+                Progress::Told(Instant::now() + ANSWER_GRACE)
+            }
+            _ if is_lifecycle || self.progress == Progress::Asked => Progress::Accepted,
+            _ => self.progress,
+        };
+        Ok(())
+    }
+
+    /// Takes the answer to how the run ended, which is asked for where its own answer goes to a connection that is gone.
+    async fn waited(&mut self, frame: &Value, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
+        let payload = &frame["payload"];
+        let is_said = |key: &str| !payload[key].is_null();
+        let goes_on = payload["status"] == "timeout" && !["endedAt", "stopReason", "error"].into_iter().any(is_said);
+        if frame["ok"] != true {
+            // A gateway that cannot be asked this tells the end all the same, if it comes while we listen.
+            return Ok(Some(()));
+        }
+        if goes_on {
+            return Ok(self.wait(connection).await);
+        }
+        say(text)?;
+        if matches!(self.progress, Progress::Told(_)) {
+            self.progress = Progress::Over;
+            return Ok(Some(()));
+        }
+        self.progress = Progress::Missed;
+        let params = json!({"sessionKey": self.session_key, "limit": 4});
+        Ok(connection.request("history", "chat.history", params).await)
+    }
+}
+
+/// A file as the gateway takes it: what a `data:` URL holds.
+fn attached(file: &Attachment) -> Option<Value> {
+    let (_, content) = file.url.split_once(";base64,")?;
+    Some(json!({"type": "image", "mimeType": file.media_type, "fileName": file.filename, "content": content}))
+}
+
+/// Writes a line.
+fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    // JSON has no line breaks that mean something.
+    writeln!(out, "{}", line.replace(['\n', '\r'], " "))?;
+    out.flush()
+}

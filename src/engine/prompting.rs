@@ -1,0 +1,31 @@
+//! What the options of a session mean for a turn that begins.
+
+use std::path::PathBuf;
+
+use crate::options::SessionOptions;
+use crate::run::{Cause, Outcome};
+use crate::store::run::Claimed;
+use crate::workspace::Workspace;
+
+/// The options of the session of a run.
+pub(super) fn options_of(claimed: &Claimed) -> SessionOptions {
+    // Checked when they were stored: they can only be unreadable after somebody else wrote them.
+    serde_json::from_str(&claimed.options).unwrap_or_default()
+}
+
+/// Where a turn works: the directory of its session, else that of the workspace.
+///
+/// # Errors
+/// How the run ends when the directory of the session is not there.
+pub(super) async fn working_dir(options: &SessionOptions, workspace: &Workspace) -> Result<PathBuf, Outcome> {
+    let Some(dir) = &options.cwd else { return Ok(workspace.dir.clone()) };
+    match tokio::fs::metadata(dir).await {
+        Ok(found) if found.is_dir() => Ok(dir.clone()),
+        _ => {
+            let dir = dir.display();
+            let problem =
+                format!("the directory {dir} is not there: create it, or change the option `cwd` of the session");
+            Err(Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {problem}")))
+        }
+    }
+}

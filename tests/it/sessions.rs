@@ -1,0 +1,211 @@
+//! What a session tells its agent, how it goes on in the agent's own session, and sessions that work for others.
+
+use mainstay::engine::{CreateSession, EngineError};
+use mainstay::failure::ErrorClass;
+use mainstay::id::SessionId;
+use mainstay::run::{Run, Status};
+use mainstay::session::SessionMode;
+use serde_json::{Map, Value, json};
+
+use crate::scene::{Scene, says};
+
+/// An agent that is told its own session as the second argument; the first is the message.
+async fn scene(script: &str) -> Scene {
+    // A JSON string is a TOML string.
+    let script = Value::from(script);
+    let agent = format!(
+        "[agents.a]\ndriver = \"openclaw\"\nkill_grace = \"500ms\"\n\
+         command = [\"sh\", \"-c\", {script}, \"agent\", \"{{message}}\", \"{{agent_session}}\"]\n\
+         [workspaces.a]\nagent = \"a\"\n"
+    );
+    Scene::new(&[], &agent).await
+}
+
+fn id(session: &str) -> SessionId {
+    session.parse().unwrap()
+}
+
+fn map(value: Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+/// Makes it so that the agent told its own session in a run.
+async fn remember(scene: &Scene, run: &Run, agent_session: &str) {
+    let (db, run, agent_session) = (scene.dir.path().join("m.db"), run.id.to_string(), agent_session.to_owned());
+    let write = move || {
+        let other = rusqlite::Connection::open(db).unwrap();
+        other.busy_timeout(crate::scene::PATIENCE).unwrap();
+        other
+            .execute(
+                "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
+                 SELECT session_key, agent, ?2, 'new', key, 0, 0 FROM runs WHERE id = ?1",
+                [&run, &agent_session],
+            )
+            .unwrap();
+        let set = "UPDATE sessions SET agent_session = ?2 WHERE key = (SELECT session_key FROM runs WHERE id = ?1)";
+        other.execute(set, [&run, &agent_session]).unwrap();
+    };
+    tokio::task::spawn_blocking(write).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_turn_that_ends_without_a_word_in_an_old_session_is_tried_once_more_in_a_new_one() {
+    let scene = scene(&format!("test -z \"$2\" || exit 7; {}", says("new"))).await;
+    let first = scene.turn("a", "s", "hi").await;
+    remember(&scene, &first, "old").await;
+    assert_eq!(scene.engine.session(&id("s")).await.unwrap().agent_session.unwrap().id, "old");
+    let second = scene.turn("a", "s", "hi").await;
+    assert_eq!((second.status, second.attempts), (Status::Completed, 2));
+    assert_eq!(
+        scene.story(second.id).await,
+        "start start-step text-start text-delta=new text-end finish-step finish=stop"
+    );
+    assert_eq!(scene.engine.session(&id("s")).await.unwrap().agent_session, None);
+    let history = scene.engine.list_agent_sessions(&id("s")).await.unwrap();
+    assert_eq!(
+        history.iter().map(|one| (one.id.as_str(), one.lost_in)).collect::<Vec<_>>(),
+        [("old", Some(second.id))]
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_fails_in_a_new_session_as_well_keeps_the_old_one() {
+    let scene = scene(&format!("test \"$1\" = fine || exit 7; {}", says("ok"))).await;
+    let first = scene.turn("a", "s", "fine").await;
+    remember(&scene, &first, "old").await;
+    let second = scene.turn("a", "s", "hi").await;
+    assert_eq!((second.status, second.attempts), (Status::Failed, 2));
+    assert_eq!((second.cause.as_deref(), second.error_class), (Some("exit_code"), Some(ErrorClass::Crashed)));
+    assert_eq!(second.advice, Some(ErrorClass::Crashed.advice()));
+    let kept = scene.engine.session(&id("s")).await.unwrap().agent_session.unwrap();
+    assert_eq!((kept.id.as_str(), kept.lost_in, kept.run_id), ("old", None, first.id));
+    assert_eq!(scene.turn("a", "s", "fine").await.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_turn_that_has_spoken_is_not_tried_again() {
+    let scene = scene(&format!("{}; test -z \"$2\" || exit 7", says("word"))).await;
+    let first = scene.turn("a", "s", "hi").await;
+    remember(&scene, &first, "old").await;
+    let second = scene.turn("a", "s", "hi").await;
+    assert_eq!((second.status, second.attempts), (Status::Failed, 1));
+    assert_eq!(scene.engine.session(&id("s")).await.unwrap().agent_session.unwrap().id, "old");
+}
+
+#[tokio::test]
+async fn after_a_reset_the_next_turn_begins_anew() {
+    let scene = scene(&format!("test -z \"$2\" || exit 7; {}", says("new"))).await;
+    let first = scene.turn("a", "s", "hi").await;
+    remember(&scene, &first, "old").await;
+    scene.engine.update_options(&id("s"), map(json!({"model": "m"}))).await.unwrap();
+    let session = scene.engine.reset_session(&id("s"), false).await.unwrap();
+    assert_eq!((session.agent_session, session.options.model.as_deref()), (None, Some("m")));
+    assert_eq!(scene.engine.list_agent_sessions(&id("s")).await.unwrap()[0].lost_in, None);
+    let second = scene.turn("a", "s", "hi").await;
+    assert_eq!((second.status, second.attempts), (Status::Completed, 1));
+    assert_eq!(scene.engine.reset_session(&id("s"), true).await.unwrap().options.model, None);
+    assert!(matches!(scene.engine.reset_session(&id("t"), true).await, Err(EngineError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_oneshot_session_begins_anew_each_time() {
+    let scene = scene(&format!("test -z \"$2\" || exit 7; {}", says("new"))).await;
+    let create = CreateSession {
+        id: Some(id("s")),
+        workspace: Some("a".parse().unwrap()),
+        mode: Some(SessionMode::Oneshot),
+        ..CreateSession::default()
+    };
+    scene.engine.create_session(create).await.unwrap();
+    let first = scene.turn("a", "s", "hi").await;
+    remember(&scene, &first, "old").await;
+    let second = scene.turn("a", "s", "hi").await;
+    assert_eq!((second.status, second.attempts), (Status::Completed, 1));
+}
+
+#[tokio::test]
+async fn a_session_may_work_elsewhere_and_take_less_time() {
+    let tell = r#"printf '{"event":"agent","stream":"assistant","data":{"delta":"%s"}}\n' "$PWD""#;
+    let script = format!("test \"$1\" = where && {tell} && exit; {}; exec tail -f /dev/null", says("begun"));
+    let scene = scene(&script).await;
+    let elsewhere = scene.dir.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let options = map(json!({"cwd": elsewhere, "timeout_seconds": 1}));
+    let create = CreateSession { id: Some(id("s")), options: Some(options), ..CreateSession::default() };
+    let create = CreateSession { workspace: Some("a".parse().unwrap()), ..create };
+    scene.engine.create_session(create).await.unwrap();
+    let run = scene.turn("a", "s", "where").await;
+    assert_eq!((run.status, run.progress.as_deref()), (Status::Completed, elsewhere.to_str()));
+    let run = scene.turn("a", "s", "stay").await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::TimedOut, Some("turn_timeout")));
+
+    std::fs::remove_dir(&elsewhere).unwrap();
+    let run = scene.turn("a", "s", "where").await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("spawn_failed")));
+    assert!(run.error.unwrap().contains("change the option `cwd` of the session"));
+    scene.engine.update_options(&id("s"), map(json!({"cwd": null}))).await.unwrap();
+    let run = scene.turn("a", "s", "where").await;
+    assert_eq!(run.progress.as_deref(), scene.dir.path().to_str());
+}
+
+#[tokio::test]
+async fn what_a_session_is_at_shows_while_it_goes_on() {
+    let scene = scene(&format!("{}; exec tail -f /dev/null", says("Looking around."))).await;
+    let run = scene.send("a", "s", "hi").await;
+    scene.said(run.id, "around.").await;
+    assert_eq!(scene.engine.run(run.id).await.unwrap().progress.as_deref(), Some("Looking around."));
+    let session = scene.engine.session(&id("s")).await.unwrap();
+    assert_eq!((session.progress.as_deref(), session.last_outcome), (Some("Looking around."), None));
+    scene.engine.cancel_run(run.id).await.unwrap();
+    scene.settled(run.id).await;
+    assert_eq!(scene.engine.session(&id("s")).await.unwrap().last_outcome, Some(Status::Cancelled));
+}
+
+#[tokio::test]
+async fn an_agent_of_another_protocol_is_told_as_such() {
+    let scene = scene("echo plain words; echo more").await;
+    let run = scene.turn("a", "s", "hi").await;
+    assert_eq!((run.cause.as_deref(), run.error_class), (Some("no_output"), Some(ErrorClass::Protocol)));
+    assert_eq!(run.malformed_lines, 2);
+}
+
+#[tokio::test]
+async fn children_are_cancelled_only_when_that_is_asked_for() {
+    let scene = scene(&format!("{}; exec tail -f /dev/null", says("begun"))).await;
+    let child = async |name: &str, parent: &str| {
+        let create = CreateSession {
+            id: Some(id(name)),
+            workspace: Some("a".parse().unwrap()),
+            spawned_by: Some(id(parent)),
+            label: Some(format!("for {parent}")),
+            ..CreateSession::default()
+        };
+        scene.engine.create_session(create).await.map(|(session, _)| session)
+    };
+    assert!(matches!(child("early", "parent").await, Err(EngineError::NotFound { what: "parent session", .. })));
+    let parent = scene.send("a", "parent", "hi").await;
+    child("child", "parent").await.unwrap();
+    let grandchild = child("grandchild", "child").await.unwrap();
+    assert_eq!((grandchild.spawned_by, grandchild.label.as_deref()), (Some(id("child")), Some("for child")));
+    let running = scene.send("a", "child", "hi").await;
+    let queued = scene.send("a", "grandchild", "hi").await;
+    let behind = scene.send("a", "grandchild", "later").await;
+    for run in [&parent, &running] {
+        scene.said(run.id, "begun").await;
+    }
+    scene.engine.cancel_session(&id("parent")).await.unwrap();
+    assert_eq!(scene.settled(parent.id).await.status, Status::Cancelled);
+    assert_eq!(scene.engine.run(running.id).await.unwrap().status, Status::Running);
+
+    let below = scene.engine.list_descendants(&id("parent"), 0, 10).await.unwrap();
+    assert_eq!(below.iter().map(|(_, one)| one.id.as_str()).collect::<Vec<_>>(), ["child", "grandchild"]);
+    let mut cancelled = scene.engine.cancel_descendants(&id("parent")).await.unwrap();
+    cancelled.sort_unstable_by_key(ToString::to_string);
+    let mut expected = vec![running.id, queued.id, behind.id];
+    expected.sort_unstable_by_key(ToString::to_string);
+    assert_eq!(cancelled, expected);
+    for run in expected {
+        assert_eq!(scene.settled(run).await.status, Status::Cancelled);
+    }
+    assert_eq!(scene.engine.cancel_descendants(&id("parent")).await.unwrap(), []);
+}
