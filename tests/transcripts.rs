@@ -61,7 +61,6 @@ fn written(event: &AgentEvent) -> Value {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
         }
-        AgentEvent::SessionLost => json!("session lost"),
         AgentEvent::Ended => json!("ended"),
     }
 }

@@ -49,7 +49,8 @@ impl Store {
         self.write(move |tx| {
             let change = change.clone();
             Box::pin(async move {
-                let (from, to, class) = (change.from.as_str(), change.to.as_str(), change.class.map(ErrorClass::as_str));
+                let (from, to, class) =
+                    (change.from.as_str(), change.to.as_str(), change.class.map(ErrorClass::as_str));
                 let (restarts, now) = (json_of(&change.restarts), tx.now.as_millis());
                 let not_before = change.not_before.map(Timestamp::as_millis);
                 let unused_since = change.unused_since.map(Timestamp::as_millis);
