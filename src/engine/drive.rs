@@ -4,6 +4,7 @@
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
 mod asking;
+mod fact;
 mod insist;
 mod left;
 
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use self::asking::Asking;
+use self::fact::fact_of;
 use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, may_be_stale, not_started, session_lost};
@@ -27,7 +29,6 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -365,7 +366,7 @@ impl<'a> Drive<'a> {
                     continue;
                 }
                 self.session_lost = event == AgentEvent::SessionLost;
-                facts.extend(self.fact_of(&event));
+                facts.extend(fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
                         let now = self.shared.store.clock().now();
@@ -384,21 +385,6 @@ impl<'a> Drive<'a> {
             }
         }
         (chunks, facts)
-    }
-
-    /// What is stored of an event beside what readers are told.
-    fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
-        match event {
-            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
-            AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
-            AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
-            AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
-            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
-            AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
-                Some(Fact::Failure { class: *class, retry_at: *retry_at })
-            }
-            _ => None,
-        }
     }
 
     async fn append(&mut self, chunks: Vec<Chunk>, mut facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {

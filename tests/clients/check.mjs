@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util';
 
 import { failure } from './checks/failure.mjs';
 import { live } from './checks/live.mjs';
+import { permissions } from './checks/permissions.mjs';
 import { findCases, recorded } from './checks/recorded.mjs';
 import { refusals } from './checks/refusals.mjs';
 import { send } from './checks/send.mjs';
@@ -56,7 +57,7 @@ const bin = resolve(options.bin ?? newestBinary());
 const cases = findCases(resolve(options.cases));
 const only = new RegExp(options.only);
 const read = options.streams ? streams(options.streams) : [];
-const every = [...recorded(cases), ...read, ...live, ...send, ...wire, ...failure, ...refusals];
+const every = [...recorded(cases), ...read, ...live, ...send, ...wire, ...permissions, ...failure, ...refusals];
 const checks = every.filter((check) => only.test(check.name));
 if (checks.length === 0) throw new Error(`no check has a name that ${only} matches`);
 const root = await mkdtemp(join(tmpdir(), 'mainstay-clients-'));

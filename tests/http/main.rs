@@ -3,6 +3,7 @@
 
 mod chat;
 mod guards;
+mod permissions;
 mod refusals;
 mod runs;
 mod scene;
