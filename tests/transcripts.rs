@@ -10,7 +10,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, Record, claude, codex, decode, opencode};
+use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
 use mainstay::chunk::Chunk;
 use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
@@ -65,7 +65,6 @@ fn written(event: &AgentEvent) -> Value {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
         }
-        AgentEvent::SessionLost => json!("session lost"),
         AgentEvent::Ended => json!("ended"),
     }
 }
@@ -102,23 +101,29 @@ fn recorded_conversations_are_heard_as_written() {
     assert!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
 }
 
-/// Whoever goes on with a turn reads its output from the beginning, and says what is behind the position, as if nobody had
-/// been away.
+/// Wherever an engine dies, the one that goes on with its turn says the rest as it would have.
 #[test]
 fn whoever_goes_on_in_the_midst_says_the_rest() {
     for (parser, file) in transcripts() {
-        let whole = decode([&fs::read(&file).unwrap()[..]], MAX_LINE_BYTES, parser());
-        let events = |records: &[Record]| records.iter().flat_map(|record| record.events.clone()).collect::<Vec<_>>();
-        for at in (0..whole.len()).step_by(whole.len().div_ceil(7)) {
-            let (before, behind) = whole.split_at(at + 1);
-            let mut turn = Turn::default();
-            let said: Vec<_> = events(before).into_iter().flat_map(|event| turn.hear(event)).collect();
-            let mut next = Turn::replay(said.into_iter());
-            next.hear_again(events(before), true);
-            for event in events(behind) {
-                assert_eq!(next.hear(event.clone()), turn.hear(event), "{} behind {at}", file.display());
+        let records = decode([&fs::read(&file).unwrap()[..]], MAX_LINE_BYTES, parser());
+        let mut turn = Turn::default();
+        let (mut stored, mut successors) = (Vec::new(), Vec::new());
+        for (at, record) in records.iter().enumerate() {
+            let said: Vec<_> = record.events.iter().flat_map(|event| turn.hear(event.clone())).collect();
+            for successor in &mut successors {
+                let again: Vec<_> =
+                    record.events.iter().flat_map(|event| Turn::hear(successor, event.clone())).collect();
+                assert_eq!(again, said, "{}", file.display());
+            }
+            stored.extend(said);
+            if at % records.len().div_ceil(7) == 0 {
+                let mut successor = Turn::replay(stored.iter().cloned());
+                let known = records[..=at].iter().flat_map(|record| record.events.clone());
+                successor.hear_again(known.collect(), true);
+                successors.push(successor);
             }
         }
+        assert!(successors.iter().all(|successor| *successor == turn), "{}", file.display());
     }
 }
 

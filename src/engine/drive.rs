@@ -4,7 +4,6 @@
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
 mod asking;
-mod fact;
 mod insist;
 mod left;
 
@@ -17,10 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use self::asking::Asking;
-use self::fact::fact_of;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, may_be_stale, not_started, session_lost};
+use super::decide::{asked_for, decide, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
@@ -29,6 +27,7 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
+use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -80,14 +79,12 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
-    /// The agent does not know the session that it was to go on in.
-    session_lost: bool,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, session_lost: false }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0 }
     }
 
     fn span(&self) -> tracing::Span {
@@ -209,15 +206,12 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let outcome = match asked {
-                    None if self.session_lost => session_lost(),
-                    asked => decide(asked, &self.turn, &exit, was_let_go),
-                };
+                let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
-                        None if self.session_lost || may_be_stale(&outcome) => self.put_back_afresh().await?,
+                        None if may_be_stale(&outcome) => self.put_back_afresh().await?,
                         _ => false,
                     };
                 if is_put_back { None } else { self.settle(outcome, exit).await? }
@@ -323,7 +317,7 @@ impl<'a> Drive<'a> {
             }
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
             let said = events.iter().any(Chunk::is_said);
-            if (self.turn.has_ended() || self.session_lost) && exit_by.is_none() && asked.is_none() {
+            if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
                 // One that reads its stdin waits for more otherwise.
                 reply.control.close_input().await;
@@ -362,11 +356,10 @@ impl<'a> Drive<'a> {
             self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
-                if self.session_lost || asked.is_some() && matches!(event, AgentEvent::Error(_)) {
+                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
-                self.session_lost = event == AgentEvent::SessionLost;
-                facts.extend(fact_of(&event));
+                facts.extend(self.fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
                         let now = self.shared.store.clock().now();
@@ -385,6 +378,21 @@ impl<'a> Drive<'a> {
             }
         }
         (chunks, facts)
+    }
+
+    /// What is stored of an event beside what readers are told.
+    fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
+        match event {
+            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
+            AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
+            AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
+            AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
+            AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
+                Some(Fact::Failure { class: *class, retry_at: *retry_at })
+            }
+            _ => None,
+        }
     }
 
     async fn append(&mut self, chunks: Vec<Chunk>, mut facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {

@@ -84,7 +84,6 @@ impl Turn {
             AgentEvent::Ended => self.ended = true,
             AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
-            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
             | AgentEvent::Usage(_)

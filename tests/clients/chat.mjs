@@ -47,7 +47,8 @@ class MemoryState {
  * place of the default one; `answer` gives what is answered in place of a daemon.
  */
 export function openChat(options) {
-  const { version = NEWEST, url, id, messages = [], headers, resumeFrom, sendAutomaticallyWhen, answer = fetch } = options;
+  const { version = NEWEST, url, id, messages = [], headers } = options;
+  const { resumeFrom, sendAutomaticallyWhen, answer = fetch } = options;
   const Chat = chats.get(version);
   const { DefaultChatTransport } = sdks.get(version);
   const resumeRequest = () => ({ api: resumeFrom, headers: { accept: 'text/event-stream', ...headers } });

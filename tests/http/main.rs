@@ -3,6 +3,7 @@
 
 mod chat;
 mod guards;
+mod options;
 mod permissions;
 mod refusals;
 mod runs;

@@ -88,16 +88,6 @@ impl Rules {
                 rule(self.open.is_none(), "a stream can pause at a question")?;
                 self.tools.insert(id.clone(), true);
             }
-            Chunk::ToolApprovalRequest { approval_id, tool_call_id: id } => {
-                rule(self.open.is_none() && !approval_id.is_empty(), "a question closes what is open")?;
-                rule(self.tools.get(id) == Some(&false), "a question is about a tool at work")?;
-                self.asking.insert(id.clone());
-            }
-            Chunk::ToolOutputDenied { tool_call_id: id } => {
-                rule(self.asking.remove(id), "only what was asked for is denied")?;
-                rule(self.open.is_none(), "a stream can pause at a question")?;
-                self.tools.insert(id.clone(), true);
-            }
             Chunk::ToolInputAvailable { tool_call_id: id, .. } => {
                 self.asking.remove(id);
                 rule(self.tools.get(id) == Some(&false), "input is for a tool at work")?;
