@@ -14,10 +14,12 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 
 const README: &str = include_str!("../README.md");
+const AGENTS: &str = include_str!("../docs/agents.md");
 const SQL: &str = include_str!("../docs/sql.md");
-const PAGES: [(&str, &str); 8] = [
+const PAGES: [(&str, &str); 9] = [
     ("README.md", README),
     ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
+    ("docs/agents.md", AGENTS),
     ("docs/architecture.md", include_str!("../docs/architecture.md")),
     ("docs/config.md", include_str!("../docs/config.md")),
     ("docs/http.md", include_str!("../docs/http.md")),
@@ -148,10 +150,12 @@ fn every_status_and_cause_is_explained() {
 
 #[test]
 fn the_example_of_a_config_is_one() {
-    let examples = blocks(README, "toml");
-    assert!(!examples.is_empty());
-    for example in examples {
-        Config::load(example, Path::new("README.md"), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+    for (name, page) in [("README.md", README), ("docs/agents.md", AGENTS)] {
+        let examples = blocks(page, "toml");
+        assert!(!examples.is_empty());
+        for example in examples {
+            Config::load(example, Path::new(name), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 }
 
