@@ -177,6 +177,14 @@ mod tests {
     use crate::backend::fixtures::prompt;
 
     #[test]
+    fn what_it_can_be_told_is_known_of_the_driver() {
+        let spec = ProcessSpec { command: Vec::new(), env: [].into(), max_line_bytes: 1 };
+        let takes = crate::agent::Driver::Codex(spec).takes_options();
+        let extra = takes.always.iter().filter_map(|option| option.strip_prefix("extra."));
+        assert_eq!(extra.collect::<Vec<_>>(), EXTRA);
+    }
+
+    #[test]
     fn the_message_is_the_last_argument_or_comes_on_stdin() {
         let words = |prompt: &Prompt| -> Vec<_> {
             arguments(prompt).into_iter().map(|word| word.into_string().unwrap()).collect()

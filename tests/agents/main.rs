@@ -5,4 +5,5 @@
 
 mod claude;
 mod codex;
+mod opencode;
 mod scene;

@@ -39,7 +39,7 @@ pub struct Model {
 }
 
 impl Model {
-    fn start(dir: &Path) -> Self {
+    pub fn start(dir: &Path) -> Self {
         let log = dir.join("model.log");
         let mut child = Command::new("node")
             .arg(std::env::var_os("MAINSTAY_TEST_FAKE_LLM").unwrap())

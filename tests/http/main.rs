@@ -3,6 +3,8 @@
 
 mod chat;
 mod guards;
+mod options;
+mod permissions;
 mod refusals;
 mod runs;
 mod scene;

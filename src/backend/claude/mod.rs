@@ -75,6 +75,14 @@ mod tests {
     }
 
     #[test]
+    fn what_it_can_be_told_is_known_of_the_driver() {
+        let spec = ProcessSpec { command: Vec::new(), env: [].into(), max_line_bytes: 1 };
+        let takes = crate::agent::Driver::Claude(spec).takes_options();
+        let extra = takes.always.iter().filter_map(|option| option.strip_prefix("extra."));
+        assert_eq!(extra.collect::<Vec<_>>(), EXTRA);
+    }
+
+    #[test]
     fn only_what_was_set_is_said_on_the_command_line() {
         let mut prompt = prompt("hello");
         assert_eq!(added(&prompt), Vec::<String>::new());
