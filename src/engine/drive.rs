@@ -29,6 +29,7 @@ use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, 
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::{LeaseLost, WorkerKey};
+use crate::message;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::event::Append;
@@ -105,9 +106,9 @@ impl<'a> Drive<'a> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
-        let message = match &agent.on_interrupt {
-            OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
-            OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
+        let (message, attachments) = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
         let options = options_of(claimed);
         let dir = match working_dir(&options, workspace).await {
@@ -127,7 +128,7 @@ impl<'a> Drive<'a> {
             dir,
             agent_session: claimed.agent_session.clone(),
             message,
-            attachments: Vec::new(),
+            attachments,
             options,
             oneshot: claimed.oneshot,
             endpoint: None,

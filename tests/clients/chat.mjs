@@ -46,7 +46,9 @@ class MemoryState {
  * A chat as a page opens it. `messages` is the history that it was served; `resumeFrom` an address to resume from in
  * place of the default one; `answer` gives what is answered in place of a daemon.
  */
-export function openChat({ version = NEWEST, url, id, messages = [], headers, resumeFrom, sendAutomaticallyWhen, answer = fetch }) {
+export function openChat(options) {
+  const { version = NEWEST, url, id, messages = [], headers } = options;
+  const { resumeFrom, sendAutomaticallyWhen, answer = fetch } = options;
   const Chat = chats.get(version);
   const { DefaultChatTransport } = sdks.get(version);
   const resumeRequest = () => ({ api: resumeFrom, headers: { accept: 'text/event-stream', ...headers } });
