@@ -163,8 +163,11 @@ pub struct Turn {
 impl Turn {
     pub async fn hear(&mut self) -> bool {
         let Some(record) = within(self.reply.records.recv()).await else { return false };
-        self.offset = record.offset;
-        self.events.extend(record.events);
+        // Whoever goes on with a turn is told again what was known.
+        if record.offset > self.offset {
+            self.offset = record.offset;
+            self.events.extend(record.events);
+        }
         true
     }
 
