@@ -5,5 +5,8 @@
 
 mod claude;
 mod codex;
+mod goose;
+mod live;
 mod opencode;
+mod opencode_acp;
 mod scene;
