@@ -40,8 +40,7 @@ pub fn agent_lines(data: &[u8]) {
     let first: Vec<_> = before.iter().flat_map(|record| &record.events).flat_map(|e| turn.hear(e.clone())).collect();
     let stored = first.iter().map(|chunk| serde_json::from_str(&chunk.to_json()).expect("a stored chunk is a chunk"));
     let mut successor = Turn::replay(stored);
-    said(before).for_each(|event| successor.hear_again(event.clone()));
-    successor.go_on();
+    successor.hear_again(said(before).cloned().collect(), true);
     let mut rest = Vec::new();
     for event in after.iter().flat_map(|record| &record.events) {
         let said = turn.hear(event.clone());

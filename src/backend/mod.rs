@@ -113,9 +113,6 @@ pub enum AgentEvent {
         /// How the turn came by it.
         origin: SessionOrigin,
     },
-    /// It does not know the session of its own that it was to go on in, and nothing was done. Comes instead of
-    /// [`AgentEvent::Session`]; what it says behind it is not listened to.
-    SessionLost,
     /// What it calls the conversation.
     Title(String),
     /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there

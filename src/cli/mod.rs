@@ -13,6 +13,7 @@ pub mod exit;
 mod init;
 mod input;
 mod list;
+mod permissions;
 pub mod plain;
 mod run;
 mod send;
@@ -108,6 +109,8 @@ pub enum Command {
     Slots,
     /// List the processes that execute runs
     Workers,
+    /// List what agents ask before they use a tool, or answer it
+    Permissions(PermissionsArgs),
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -187,6 +190,7 @@ impl Cli {
             (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
             (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
             (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
+            (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
             (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
@@ -228,6 +232,8 @@ mod tests {
             "mainstay messages a",
             "mainstay slots",
             "mainstay workers -q",
+            "mainstay permissions --state denied --session a",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
@@ -252,6 +258,9 @@ mod tests {
             "mainstay send a hello --priority 1001",
             "mainstay attach a --after -1",
             "mainstay runs --status done",
+            "mainstay permissions --state open",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
+            "mainstay permissions --reason why",
             "mainstay sessions --limit 0",
             "mainstay backup",
             "mainstay sessions -v -q",

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::plain::one_line;
 use crate::clock::Timestamp;
 use crate::message::{Message, attachments, prompt};
+use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
@@ -196,6 +197,31 @@ impl Listed for Worker {
             self.version.clone(),
             relative(self.started_at, now),
             relative(self.heartbeat_at, now),
+        ]
+    }
+}
+
+impl Listed for Permission {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("PERMISSION"),
+        Column::Whole("STATE"),
+        Column::Whole("SESSION"),
+        Column::Whole("ASKED"),
+        Column::Narrow("EXPIRES"),
+        Column::Narrow("TOOL"),
+        Column::Narrow("ASKS"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let expires_at = self.expires_at.filter(|_| self.state == PermissionState::Pending);
+        vec![
+            self.id.to_string(),
+            self.state.as_str().to_owned(),
+            self.session_id.to_string(),
+            relative(self.requested_at, now),
+            or_dash(expires_at.map(|at| relative(at, now))),
+            self.request.tool.clone(),
+            format!("{} {}", self.request.title, self.request.input),
         ]
     }
 }

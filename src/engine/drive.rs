@@ -18,7 +18,7 @@ use tracing::Instrument;
 use self::asking::Asking;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, may_be_stale, not_started, session_lost};
+use super::decide::{asked_for, decide, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
@@ -80,16 +80,12 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
-    /// The agent does not know the session that it was to go on in.
-    session_lost: bool,
-    /// What the agent wrote before this position is stored, and is heard again.
-    known: u64,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, known: 0, session_lost: false }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0 }
     }
 
     fn span(&self) -> tracing::Span {
@@ -171,7 +167,6 @@ impl<'a> Drive<'a> {
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
-        self.known = self.offset;
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
             Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
@@ -212,15 +207,12 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let outcome = match asked {
-                    None if self.session_lost => session_lost(),
-                    asked => decide(asked, &self.turn, &exit, was_let_go),
-                };
+                let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
-                        None if self.session_lost || may_be_stale(&outcome) => self.put_back_afresh().await?,
+                        None if may_be_stale(&outcome) => self.put_back_afresh().await?,
                         _ => false,
                     };
                 if is_put_back { None } else { self.settle(outcome, exit).await? }
@@ -326,7 +318,7 @@ impl<'a> Drive<'a> {
             }
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
             let said = events.iter().any(Chunk::is_said);
-            if (self.turn.has_ended() || self.session_lost) && exit_by.is_none() && asked.is_none() {
+            if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
                 // One that reads its stdin waits for more otherwise.
                 reply.control.close_input().await;
@@ -358,20 +350,16 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            if record.offset <= self.known {
-                record.events.into_iter().for_each(|event| self.turn.hear_again(event));
-                if record.offset == self.known {
-                    self.turn.go_on();
-                }
+            if record.offset <= self.offset {
+                self.turn.hear_again(record.events, record.offset == self.offset);
                 continue;
             }
             self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
-                if self.session_lost || asked.is_some() && matches!(event, AgentEvent::Error(_)) {
+                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
-                self.session_lost = event == AgentEvent::SessionLost;
                 facts.extend(self.fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {

@@ -22,6 +22,8 @@ pub struct Fold {
     tools: HashMap<String, usize>,
     /// The parts of the tools that gave no result yet.
     unfinished: BTreeSet<usize>,
+    /// The parts that do not count any more.
+    retracted: BTreeSet<usize>,
     /// Where the parts of the newest step begin.
     step_parts: usize,
     step_open: bool,
@@ -213,6 +215,7 @@ impl Fold {
             Chunk::DataPlan { id, data } => self.plan(id, data),
             Chunk::DataRetracted { id, data } => {
                 self.bytes += data.parts.len() * size_of::<usize>();
+                self.retracted.extend(&data.parts);
                 self.push(Part::DataRetracted { id: id.clone(), data: data.clone() });
             }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => self.update(tool_call_id, |tool| {
@@ -234,9 +237,10 @@ impl Fold {
         serde_json::to_string(&self.parts).unwrap_or_default()
     }
 
-    /// What the agent said, part by part.
+    /// What the agent said, part by part, without what is retracted.
     pub fn texts(&self) -> impl DoubleEndedIterator<Item = &str> {
-        self.parts.iter().filter_map(|part| match part {
+        let counting = self.parts.iter().enumerate().filter(|(at, _)| !self.retracted.contains(at));
+        counting.filter_map(|(_, part)| match part {
             Part::Text { text, .. } => Some(text.as_str()),
             _ => None,
         })

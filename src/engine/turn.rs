@@ -49,17 +49,17 @@ impl Turn {
         turn
     }
 
-    /// Hears an event again whose chunks are among those of [`Turn::replay`]. Nothing is told of it.
-    pub fn hear_again(&mut self, event: AgentEvent) {
-        self.past.get_or_insert_default().hear(event);
-    }
-
-    /// All that was known is heard again: now it is known, too, what no chunk says. If it makes another message than the
-    /// one that is stored, what is stored counts.
-    pub fn go_on(&mut self) {
-        let Some(past) = self.past.take() else { return };
-        self.ended = past.ended;
-        self.repetition = past.repetition.found_in(&past.fold, &self.fold);
+    /// Hears events again whose chunks are among those of [`Turn::replay`]; nothing is told of them. When that is `all`, it is
+    /// known, too, what no chunk says. If it makes another message than the one that is stored, what is stored counts.
+    pub fn hear_again(&mut self, events: Vec<AgentEvent>, all: bool) {
+        let past = self.past.get_or_insert_default();
+        for event in events {
+            past.hear(event);
+        }
+        if all && let Some(past) = self.past.take() {
+            self.ended = past.ended;
+            self.repetition = past.repetition.found_in(&past.fold, &self.fold);
+        }
     }
 
     /// What to tell readers of an agent event.
@@ -84,7 +84,6 @@ impl Turn {
             AgentEvent::Ended => self.ended = true,
             AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
-            | AgentEvent::SessionLost
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
             | AgentEvent::Usage(_)

@@ -175,7 +175,7 @@ impl Executing {
                     execution.signals.answers.notify_one();
                 }
             }
-            Notice::Events(_) | Notice::Grown(_) => {}
+            Notice::Events(_) | Notice::Grown(_) | Notice::Backends => {}
         }
     }
 

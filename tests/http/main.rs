@@ -4,6 +4,8 @@
 mod chat;
 mod files;
 mod guards;
+mod options;
+mod permissions;
 mod refusals;
 mod runs;
 mod scene;

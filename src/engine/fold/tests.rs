@@ -127,3 +127,13 @@ fn a_tool_keeps_whose_it_is() {
     let fold = fold(&again);
     assert_eq!(parts(&fold)[0]["callProviderMetadata"], metadata);
 }
+
+#[test]
+fn what_is_retracted_was_not_said() {
+    let text = |id: &str| {
+        [json!({"type": "text-start", "id": id}), json!({"type": "text-delta", "id": id, "delta": id})].into_iter()
+    };
+    let retracted = [json!({"type": "data-retracted", "id": "r", "data": {"parts": [0]}})];
+    let fold = fold(&text("a").chain(retracted).chain(text("b")).collect::<Vec<_>>());
+    assert_eq!(fold.texts().collect::<Vec<_>>(), ["b"]);
+}
