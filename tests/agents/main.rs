@@ -5,5 +5,6 @@
 
 mod claude;
 mod codex;
+mod files;
 mod opencode;
 mod scene;
