@@ -6,5 +6,8 @@
 mod claude;
 mod codex;
 mod files;
+mod goose;
+mod live;
 mod opencode;
+mod opencode_acp;
 mod scene;
