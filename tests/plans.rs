@@ -12,7 +12,7 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 9] = [
+const SHORT_WALKS: [&str; 10] = [
     "USING INDEX runs_ready",                   // at most one a session, best first
     "USING COVERING INDEX runs_running",        // what runs now
     "USING INDEX runs_leased",                  // the same
@@ -20,6 +20,7 @@ const SHORT_WALKS: [&str; 9] = [
     "USING INDEX assignments_idle",             // at most one a slot or sharing session
     "USING INDEX sqlite_autoindex_slots_2",     // the config's slots
     "SCAN workers",                             // a row a process
+    "USING INDEX backends_live",                // at most `max_backends`
     "VIRTUAL TABLE",                            // JSON that was handed in
     "CONSTANT ROW",
 ];

@@ -108,6 +108,8 @@ pub enum Command {
     Slots,
     /// List the processes that execute runs
     Workers,
+    /// List the live agents that are kept warm, those that ended last behind them
+    Backends,
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -228,6 +230,7 @@ mod tests {
             "mainstay messages a",
             "mainstay slots",
             "mainstay workers -q",
+            "mainstay backends --json",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
