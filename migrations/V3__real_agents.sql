@@ -198,6 +198,22 @@ CREATE VIEW v_runs AS
     LEFT JOIN workers w ON w.key = r.lease_worker
     LEFT JOIN backends k ON k.key = r.backend_key;
 
+-- `text` without what a model took back when it was asked again.
+DROP VIEW v_messages;
+CREATE VIEW v_messages AS
+    SELECT s.id AS session_id, m.id, m.role, r.id AS run_id, r.status AS run_status, m.position AS seq,
+        (SELECT group_concat(p.value ->> '$.text', '')
+            FROM (SELECT json_group_array(part.value) AS parts FROM json_each(m.parts) d, json_each(d.value, '$.data.parts') part
+                    WHERE d.value ->> '$.type' = 'data-retracted' AND m.role = 'assistant') retracted
+            CROSS JOIN json_each(m.parts) p
+            WHERE p.value ->> '$.type' = 'text'
+                AND NOT EXISTS (SELECT 1 FROM json_each(retracted.parts) void WHERE void.value = p.key)) AS text,
+        m.parts, m.metadata,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000.0, 'unixepoch') AS created_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.updated_at / 1000.0, 'unixepoch') AS updated_at
+    FROM messages m JOIN sessions s ON s.key = m.session_key LEFT JOIN runs r ON r.key = m.run_key
+    WHERE m.superseded_at IS NULL;
+
 CREATE VIEW v_backends AS
     SELECT b.id, b.agent, b.workspace, s.id AS session_id, b.state, b.reason, b.error_class, w.id AS worker, b.generation, b.pid,
         iif(b.endpoint LIKE 'http://%@%', 'http://' || substr(b.endpoint, instr(b.endpoint, '@') + 1), b.endpoint) AS endpoint,

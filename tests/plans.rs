@@ -16,6 +16,7 @@ const SHORT_WALKS: [&str; 10] = [
     "USING INDEX runs_ready",                   // at most one a session, best first
     "USING COVERING INDEX runs_running",        // what runs now
     "USING INDEX runs_leased",                  // the same
+    "INDEX permissions_pending",                // what agents wait for now
     "COVERING INDEX one_ready_run_per_session", // stops at the first
     "USING INDEX assignments_idle",             // at most one a slot or sharing session
     "USING INDEX sqlite_autoindex_slots_2",     // the config's slots
@@ -25,8 +26,11 @@ const SHORT_WALKS: [&str; 10] = [
     "CONSTANT ROW",
 ];
 /// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
-const PAGES: [&str; 2] =
-    ["SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r", "slot_changed"];
+const PAGES: [&str; 3] = [
+    "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
+    "WHERE (?1 IS NULL OR p.state = ?1)",
+    "slot_changed",
+];
 
 async fn database(dir: &Path) -> Connection {
     let path = dir.join("m.db");

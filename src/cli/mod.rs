@@ -13,6 +13,7 @@ pub mod exit;
 mod init;
 mod input;
 mod list;
+mod permissions;
 pub mod plain;
 mod run;
 mod send;
@@ -110,6 +111,8 @@ pub enum Command {
     Workers,
     /// List the live agents that are kept warm, those that ended last behind them
     Backends,
+    /// List what agents ask before they use a tool, or answer it
+    Permissions(PermissionsArgs),
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -173,23 +176,24 @@ impl Cli {
         }
         // Before the database is made: a command without a message leaves nothing behind.
         let message = match &self.command {
-            Command::Run(args) => args.message()?,
-            Command::Send(args) => args.message()?,
-            _ => String::new(),
+            Command::Run(args) => Some(args.message(config.server.max_body_bytes)?),
+            Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
+            _ => None,
         };
         let engine = match &self.command {
             Command::Serve(_) => serve::open(&self.db, config).await,
             _ => Engine::open(&self.db, config).await,
         };
         let engine = engine.context("failed to open the database")?;
-        let done = match &self.command {
-            Command::Serve(_) => return serve::run(engine).await,
-            Command::Run(args) => run::run(&engine, args, message, self.json).await,
-            Command::Send(args) => send::run(&engine, args, message, self.json, &mut out).await,
-            Command::Attach(args) => attach::run(&engine, args, self.json).await,
-            Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
-            Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
-            listing => list::run(&engine, listing, self.json, &mut out).await,
+        let done = match (&self.command, message) {
+            (Command::Serve(_), _) => return serve::run(engine).await,
+            (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.json).await,
+            (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.json, &mut out).await,
+            (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
+            (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
+            (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
+            (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
+            (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
@@ -231,6 +235,8 @@ mod tests {
             "mainstay slots",
             "mainstay workers -q",
             "mainstay backends --json",
+            "mainstay permissions --state denied --session a",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
@@ -255,6 +261,9 @@ mod tests {
             "mainstay send a hello --priority 1001",
             "mainstay attach a --after -1",
             "mainstay runs --status done",
+            "mainstay permissions --state open",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
+            "mainstay permissions --reason why",
             "mainstay sessions --limit 0",
             "mainstay backup",
             "mainstay sessions -v -q",

@@ -20,7 +20,7 @@ use tracing::Instrument;
 use self::asking::Asking;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, may_be_stale, not_started, session_lost};
+use super::decide::{asked_for, decide, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
@@ -31,6 +31,7 @@ use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, 
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
+use crate::message;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::Taken;
@@ -82,8 +83,6 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
-    /// The agent does not know the session that it was to go on in.
-    session_lost: bool,
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
@@ -92,18 +91,7 @@ struct Drive<'a> {
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self {
-            shared,
-            worker,
-            subject,
-            signals,
-            turn,
-            asking,
-            offset: 0,
-            session_lost: false,
-            began: Instant::now(),
-            on: None,
-        }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, began: Instant::now(), on: None }
     }
 
     fn span(&self) -> tracing::Span {
@@ -124,9 +112,9 @@ impl<'a> Drive<'a> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
-        let message = match &agent.on_interrupt {
-            OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
-            OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
+        let (message, attachments) = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
         let options = options_of(claimed);
         let dir = match working_dir(&options, workspace).await {
@@ -157,7 +145,7 @@ impl<'a> Drive<'a> {
             dir,
             agent_session: claimed.agent_session.clone(),
             message,
-            attachments: Vec::new(),
+            attachments,
             options,
             oneshot: claimed.oneshot,
             endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
@@ -231,10 +219,7 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let outcome = match asked {
-                    None if self.session_lost => session_lost(),
-                    asked => decide(asked, &self.turn, &exit, was_let_go),
-                };
+                let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
@@ -242,7 +227,7 @@ impl<'a> Drive<'a> {
                         None if outcome.cause != Cause::Finished && self.has_lost_its_backend(backend).await? => {
                             self.put_back().await?
                         }
-                        None if self.session_lost || may_be_stale(&outcome) => self.put_back_afresh().await?,
+                        None if may_be_stale(&outcome) => self.put_back_afresh().await?,
                         _ => false,
                     };
                 if is_put_back { None } else { self.settle(outcome, exit).await? }
@@ -336,7 +321,7 @@ impl<'a> Drive<'a> {
             }
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
             let said = events.iter().any(Chunk::is_said);
-            if (self.turn.has_ended() || self.session_lost) && exit_by.is_none() && asked.is_none() {
+            if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
                 exit_by = Some(Instant::now() + EXIT_GRACE);
                 // One that reads its stdin waits for more otherwise.
                 reply.control.close_input().await;
@@ -368,13 +353,16 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            self.offset = self.offset.max(record.offset);
+            if record.offset <= self.offset {
+                self.turn.hear_again(record.events, record.offset == self.offset);
+                continue;
+            }
+            self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
-                if self.session_lost || asked.is_some() && matches!(event, AgentEvent::Error(_)) {
+                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
-                self.session_lost = event == AgentEvent::SessionLost;
                 facts.extend(self.fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
