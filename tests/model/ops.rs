@@ -316,7 +316,7 @@ fn parts() -> impl Strategy<Value = Option<u8>> {
 fn append(model: &Model) -> BoxedStrategy<Op> {
     let what = (0..4_usize, select(vec![1, 5000]), prop::bool::weighted(0.6), parts(), prop::bool::weighted(0.05));
     let ask = (0..3_u8, prop::bool::weighted(0.2)).prop_map(|(request, by_policy)| Ask { request, by_policy });
-    (lease(model), what, prop::option::weighted(0.4, ask))
+    (lease(model), what, prop::option::weighted(0.7, ask))
         .prop_map(|(lease, (count, bytes, said, parts, broken), asks)| {
             let parts = parts.filter(|_| said && count > 0);
             Op::Append(Append { lease, count, bytes, said, parts, asks, broken })
@@ -372,7 +372,7 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
         (when(running, 12), settle(model)),
         (when(running, 3), (0..2_usize, leases()).prop_map(|(worker, leases)| Op::Renew { worker, leases }).boxed()),
         (5, run(model).prop_map(|run| Op::Cancel { run }).boxed()),
-        (when(asking, 6), answer(model)),
+        (when(asking, 16), answer(model)),
         (when(asking, 3), run(model).prop_map(|run| Op::ExpireQuestions { run }).boxed()),
         (when(running, 5), lease(model).prop_map(|lease| Op::PutBack { lease }).boxed()),
         (when(running, 2), lease(model).prop_map(|lease| Op::GiveBack { lease }).boxed()),

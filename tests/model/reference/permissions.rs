@@ -6,7 +6,7 @@ use super::{Model, index};
 use crate::ops::{Answer, Ask};
 
 /// A question may be open for so long.
-pub const OPEN_MS: i64 = 40_000;
+pub const OPEN_MS: i64 = 20_000;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Permission {
