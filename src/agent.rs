@@ -123,13 +123,14 @@ impl Driver {
 
     /// Which options of a session its agents can be told.
     pub fn takes_options(&self) -> Takes {
-        match self {
-            Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => Takes::Only(&[]),
-            Self::Claude(_) => Takes::Only(&["mode", "model", "permission_profile"]),
-            Self::Codex(_) => Takes::Only(&["model"]),
-            Self::Opencode(_) => Takes::Only(&["mode", "model"]),
-            Self::Acp { .. } => Takes::Advertised,
-        }
+        let (always, advertised): (&[&str], _) = match self {
+            Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => (&[], false),
+            Self::Claude(_) => (&CLAUDE_OPTIONS, false),
+            Self::Codex(_) => (&CODEX_OPTIONS, false),
+            Self::Opencode(_) => (&["extra.variant"], true),
+            Self::Acp { .. } => (&[], true),
+        };
+        Takes { always, advertised }
     }
 
     /// The process that it starts, if it starts one.
@@ -142,6 +143,31 @@ impl Driver {
             | Self::Opencode(process)
             | Self::Acp { process, .. } => Some(process),
         }
+    }
+
+    /// The files that its agents take in a message: their media types, of which `*` stands for any.
+    pub fn takes(&self) -> &'static [&'static str] {
+        match self {
+            Self::Demo => &["text/*"],
+            Self::Claude(_) | Self::Opencode(_) => &["image/*", "application/pdf", "text/*"],
+            // An agent that says less of itself refuses the rest when it is given it.
+            Self::Acp { .. } => &["image/*", "audio/*", "application/*", "text/*"],
+            Self::OpenclawGateway(_) => &["image/*"],
+            Self::Openclaw(_) | Self::Codex(_) => &[],
+        }
+    }
+
+    /// Whether its agents take a file of a media type in a message.
+    pub fn accepts(&self, media_type: &str) -> bool {
+        self.takes().iter().any(|taken| match taken.strip_suffix('*') {
+            Some(kind) => media_type.starts_with(kind),
+            None => *taken == media_type,
+        })
+    }
+
+    /// Whether they take one of which the message only says where it is.
+    pub fn takes_links(&self) -> bool {
+        !self.takes().is_empty() && !matches!(self, Self::OpenclawGateway(_))
     }
 
     /// The word in the config.
@@ -157,6 +183,27 @@ impl Driver {
         }
     }
 }
+
+/// What Claude Code can be told, whatever it offers; further options are named as on its command line.
+pub const CLAUDE_OPTIONS: [&str; 8] = [
+    "mode",
+    "model",
+    "permission_profile",
+    "extra.agent",
+    "extra.append-system-prompt",
+    "extra.effort",
+    "extra.fallback-model",
+    "extra.max-budget-usd",
+];
+
+/// What Codex can be told; further options are named as in its config.
+pub const CODEX_OPTIONS: [&str; 5] = [
+    "model",
+    "permission_profile",
+    "extra.model_reasoning_effort",
+    "extra.model_reasoning_summary",
+    "extra.model_verbosity",
+];
 
 /// An OpenClaw gateway.
 #[derive(Clone, PartialEq, Eq)]

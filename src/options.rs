@@ -134,12 +134,11 @@ impl SessionOptions {
             named.into_iter().filter_map(|(key, value)| value.as_deref().map(|value| (key, key.to_owned(), value)));
         let extra = self.extra.iter().map(|(key, value)| (key.as_str(), format!("extra.{key}"), value.as_str()));
         for (key, name, value) in named.chain(extra) {
-            let effect = match (takes, advertised) {
-                (Takes::Only(keys), _) if keys.contains(&name.as_str()) => Effect::Applied,
-                (Takes::Only(_), _) => Effect::Ignored,
-                (Takes::Advertised, None) => Effect::Unknown,
-                (Takes::Advertised, Some(advertised)) if is_offered(advertised, key, value) => Effect::Applied,
-                (Takes::Advertised, Some(_)) => Effect::Ignored,
+            let effect = match advertised {
+                _ if takes.always.contains(&name.as_str()) => Effect::Applied,
+                None if takes.advertised => Effect::Unknown,
+                Some(offers) if takes.advertised && is_offered(offers, key, value) => Effect::Applied,
+                _ => Effect::Ignored,
             };
             add(name, effect);
         }
@@ -149,11 +148,11 @@ impl SessionOptions {
 
 /// Which options an agent can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
-    /// These, whatever their values.
-    Only(&'static [&'static str]),
+pub struct Takes {
+    /// These, whatever their values; `extra.KEY` is one of its own.
+    pub always: &'static [&'static str],
     /// Those that it says it offers.
-    Advertised,
+    pub advertised: bool,
 }
 
 /// What becomes of an option.
@@ -333,10 +332,12 @@ mod tests {
         let options = patched(&SessionOptions::default(), set).unwrap();
         let told =
             |takes, advertised: Option<&Value>| serde_json::to_value(options.effects(takes, advertised)).unwrap();
-        let fixed = json!({"cwd": "applied", "mode": "ignored", "model": "applied", "extra.effort": "ignored",
+        let (fixed, flexible) =
+            (Takes { always: &["model"], advertised: false }, Takes { always: &[], advertised: true });
+        let expected = json!({"cwd": "applied", "mode": "ignored", "model": "applied", "extra.effort": "ignored",
             "extra.other": "ignored"});
-        assert_eq!(told(Takes::Only(&["model"]), None), fixed);
-        assert_eq!(told(Takes::Advertised, None)["mode"], "unknown");
+        assert_eq!(told(fixed, None), expected);
+        assert_eq!(told(flexible, None)["mode"], "unknown");
         let advertised = json!({
             "modes": {"availableModes": [{"id": "plan"}]},
             "config_options": [
@@ -347,9 +348,9 @@ mod tests {
         });
         let offered = json!({"cwd": "applied", "mode": "applied", "model": "applied", "extra.effort": "ignored",
             "extra.other": "applied"});
-        assert_eq!(told(Takes::Advertised, Some(&advertised)), offered);
+        assert_eq!(told(flexible, Some(&advertised)), offered);
         for hostile in [json!(null), json!([]), json!({"modes": 1, "config_options": {"a": 1}}), json!("x")] {
-            assert_eq!(told(Takes::Advertised, Some(&hostile))["model"], "ignored");
+            assert_eq!(told(flexible, Some(&hostile))["model"], "ignored");
         }
     }
 

@@ -55,11 +55,6 @@ fn no_output(exit: &ExitReport) -> Outcome {
     }
 }
 
-/// The outcome of a run whose agent does not know the session that it was to go on in, also not in a second try.
-pub fn session_lost() -> Outcome {
-    Outcome::because(Cause::AgentError, "The agent does not know the session that it was to go on in.")
-}
-
 /// Whether a run may have failed only because its agent was to go on in a session that it cannot go on in.
 pub fn may_be_stale(outcome: &Outcome) -> bool {
     outcome.class == Some(ErrorClass::Crashed)
@@ -67,7 +62,8 @@ pub fn may_be_stale(outcome: &Outcome) -> bool {
 
 /// The outcome of a run whose agent could not be started.
 pub fn not_started(error: &StartError) -> Outcome {
-    Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {}", error.message))
+    let sentence = format!("Failed to start agent: {}", error.message);
+    Outcome { class: error.class, ..Outcome::because(Cause::SpawnFailed, sentence) }
 }
 
 /// The outcome of a run that was ended for this.

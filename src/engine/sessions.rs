@@ -133,7 +133,7 @@ impl Engine {
         let told = self.shared.store.find_told(id).await?.ok_or_else(|| not_found("session", id))?;
         // An agent that is not configured here may offer anything.
         let agent = self.shared.config.agents.get(&told.agent);
-        let takes = agent.map_or(Takes::Advertised, |agent| agent.driver.takes_options());
+        let takes = agent.map_or(Takes { always: &[], advertised: true }, |agent| agent.driver.takes_options());
         let effects = told.options.effects(takes, told.advertised.as_ref());
         Ok(OptionsReport { options: told.options, effects, advertised: told.advertised })
     }

@@ -35,12 +35,12 @@ pub enum Fact {
     Advertised(String),
     /// What the agent calls the conversation.
     Title(String),
+    /// The tail of what it said so far.
+    Progress(String),
     /// It asks before it uses a tool.
     Permission(Box<NewPermission>),
     /// It went on with what it had asked for, although nobody answered.
     PermissionOver(PermissionId),
-    /// The tail of what it said so far.
-    Progress(String),
 }
 
 /// Stores the facts of a run, whose lease is known to be good in this transaction.

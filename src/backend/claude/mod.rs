@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Prompt;
 use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
-use crate::agent::ProcessSpec;
+use crate::agent::{CLAUDE_OPTIONS, ProcessSpec};
 
 pub use lines::parser;
 
@@ -28,9 +28,6 @@ const ALWAYS: [&str; 7] = [
     "--permission-prompt-tool=stdio",
     "--disallowedTools=AskUserQuestion",
 ];
-
-/// The further options that a session may have, by their names on the command line.
-const EXTRA: [&str; 5] = ["agent", "append-system-prompt", "effort", "fallback-model", "max-budget-usd"];
 
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
@@ -53,7 +50,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     };
     add("model", options.model.as_ref());
     add("permission-mode", options.permission_profile.as_ref().or(options.mode.as_ref()));
-    for flag in EXTRA {
+    for flag in CLAUDE_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
         add(flag, options.extra.get(flag));
     }
     if prompt.oneshot {
