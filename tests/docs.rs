@@ -59,6 +59,9 @@ async fn filled(dir: &Path) -> (Engine, RunId) {
     let mut follower = engine.follow_run(hanging, 0).await.unwrap();
     follower.next_events().await.unwrap();
     send("busy", "behind it").await;
+    let asking = send("asks", "/ask").await;
+    let mut follower = engine.follow_run(asking, 0).await.unwrap();
+    while !follower.next_events().await.unwrap().unwrap().iter().any(|event| event.event.contains("approvalId")) {}
     (engine, tool)
 }
 
