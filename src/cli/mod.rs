@@ -16,12 +16,14 @@ pub mod plain;
 mod run;
 mod send;
 mod serve;
+mod session;
 mod signals;
 mod stream;
 mod supervisor;
 pub mod table;
 pub mod terminal;
 mod torture;
+mod tree;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,7 +96,9 @@ pub enum Command {
     /// Free a session's slot; the next message opens the session again
     Close(CloseArgs),
     /// List sessions, the last used first
-    Sessions(ListArgs),
+    Sessions(SessionsArgs),
+    /// Show a session and what its agent is told; make it, change that, or have the agent forget it
+    Session(SessionArgs),
     /// List runs, the newest first
     Runs(RunsArgs),
     /// List the messages of a session, in order
@@ -151,7 +155,10 @@ impl Cli {
         if let Command::Torture(args) = &self.command {
             return torture::run(args, self.json).await;
         }
-        let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
+        let makes_a_database = match &self.command {
+            Command::Session(args) => args.new,
+            command => matches!(command, Command::Serve(_) | Command::Run(_) | Command::Send(_)),
+        };
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
@@ -180,6 +187,7 @@ impl Cli {
             Command::Attach(args) => attach::run(&engine, args, self.json).await,
             Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
             Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
+            Command::Session(args) => session::run(&engine, args, self.json, &mut out).await,
             listing => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
@@ -217,6 +225,9 @@ mod tests {
             "mainstay cancel a --wait",
             "mainstay close a --cancel",
             "mainstay sessions --json -vv",
+            "mainstay sessions --tree",
+            "mainstay session a --set model=x=y --unset extra.effort --reset",
+            "mainstay session a --new --spawned-by b --label tests --oneshot --set mode=plan",
             "mainstay runs --session a --status timed_out --limit 5",
             "mainstay messages a",
             "mainstay slots",
@@ -246,6 +257,9 @@ mod tests {
             "mainstay attach a --after -1",
             "mainstay runs --status done",
             "mainstay sessions --limit 0",
+            "mainstay session",
+            "mainstay session a --label x",
+            "mainstay session a --set model",
             "mainstay backup",
             "mainstay sessions -v -q",
         ] {

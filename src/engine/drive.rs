@@ -27,7 +27,7 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -79,11 +79,14 @@ struct Drive<'a> {
     turn: Turn,
     asking: Asking,
     offset: u64,
+    /// What kind of error the agent reported.
+    reported: Option<ErrorClass>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
-        Self { shared, worker, subject, signals, turn: Turn::default(), asking: Asking::default(), offset: 0 }
+        let (turn, asking) = (Turn::default(), Asking::default());
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, reported: None }
     }
 
     fn span(&self) -> tracing::Span {
@@ -205,7 +208,10 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let outcome = decide(asked, &self.turn, &exit, was_let_go);
+                let mut outcome = decide(asked, &self.turn, &exit, was_let_go);
+                if outcome.cause == Cause::AgentError {
+                    outcome.class = self.reported;
+                }
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
@@ -383,6 +389,7 @@ impl<'a> Drive<'a> {
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
+                self.reported.get_or_insert(*class);
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }
             _ => None,
