@@ -39,6 +39,7 @@ CREATE UNIQUE INDEX one_live_backend_per_key ON backends (agent, workspace, coal
 CREATE INDEX backends_live ON backends (used_at) WHERE state <> 'stopped';
 CREATE INDEX backends_watched ON backends (worker_key) WHERE worker_key IS NOT NULL;
 CREATE INDEX backends_by_place ON backends (agent, workspace, coalesce(session_key, 0), key);
+CREATE INDEX backends_stopped ON backends (stopped_at) WHERE stopped_at IS NOT NULL;
 
 ALTER TABLE runs ADD COLUMN backend_key INTEGER REFERENCES backends (key); -- the live agent that its turn is on
 CREATE INDEX runs_on_backend ON runs (backend_key) WHERE backend_key IS NOT NULL AND status = 'running';
@@ -152,7 +153,8 @@ ALTER TABLE runs ADD COLUMN error_class TEXT CHECK (error_class IN ('authenticat
     'context_too_long', 'agent_missing', 'protocol', 'crashed'));
 ALTER TABLE runs ADD COLUMN retry_at INTEGER;           -- when it makes sense to try again, if anybody said so
 ALTER TABLE runs ADD COLUMN progress TEXT;              -- the tail of what it said, for whoever watches many
-CREATE INDEX runs_settled ON runs (settled_at) WHERE settled_at IS NOT NULL;
+-- Answers how the last day went without reading the runs themselves, which may be wide.
+CREATE INDEX runs_settled ON runs (settled_at, claimed_at, status, error_class) WHERE settled_at IS NOT NULL;
 
 -- ── the public face ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,6 +57,7 @@ pub mod permission;
 pub mod run;
 pub mod session;
 pub mod slot;
+pub mod stats;
 pub mod usage;
 pub mod warm;
 pub mod worker;

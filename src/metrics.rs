@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::failure::ErrorClass;
 use crate::permission::PermissionState;
 use crate::run::Status;
 
@@ -25,6 +26,8 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 pub(crate) struct Metrics {
     registry: Registry,
     settled: Family<[(&'static str, &'static str); 1], Counter>,
+    failed: Family<[(&'static str, &'static str); 1], Counter>,
+    pub run_seconds: Histogram,
     decided: Family<[(&'static str, &'static str); 1], Counter>,
     pub permissions_pending: Gauge,
     pub lost_runs_adopted: Counter,
@@ -75,6 +78,15 @@ impl Metrics {
         let permissions_pending = Gauge::default();
         let help = "What agents ask here and nobody has answered yet";
         registry.register("permissions_pending", help, permissions_pending.clone());
+        let failed: Family<_, Counter> = Family::default();
+        registry.register("runs_failed", "Runs that failed in this process, by class", failed.clone());
+        // From a tenth of a second to half a day.
+        let run_seconds = Histogram::new(exponential_buckets(0.1, 4.0, 10));
+        registry.register(
+            "run_seconds",
+            "Time of a run in this process, from its claim to its end",
+            run_seconds.clone(),
+        );
         // From 0.1 ms, without a sync, to 6.5 s, after the longest wait for another process.
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 4.0, 9));
         registry.register("commit_seconds", "Time of a transaction that wrote, in seconds", commit_seconds.clone());
@@ -132,6 +144,8 @@ impl Metrics {
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),
             accepts_failed: counter("accepts_failed", "Connections that could not be accepted"),
             settled,
+            failed,
+            run_seconds,
             decided,
             permissions_pending,
             commit_seconds,
@@ -139,6 +153,9 @@ impl Metrics {
         };
         for end in Status::ALL.into_iter().filter(|status| status.is_settled()) {
             metrics.runs_settled(end);
+        }
+        for class in ErrorClass::ALL.into_iter().map(Some).chain([None]) {
+            metrics.runs_failed(class);
         }
         for state in PermissionState::ALL.into_iter().filter(|state| *state != PermissionState::Pending) {
             metrics.permissions_decided(state);
@@ -149,6 +166,11 @@ impl Metrics {
     /// Runs that ended like this.
     pub fn runs_settled(&self, status: Status) -> Counter {
         self.settled.get_or_create_owned(&[("status", status.as_str())])
+    }
+
+    /// Runs that failed like this.
+    pub fn runs_failed(&self, class: Option<ErrorClass>) -> Counter {
+        self.failed.get_or_create_owned(&[("class", class.map_or("other", ErrorClass::as_str))])
     }
 
     /// Permissions that were decided like this.
@@ -169,6 +191,16 @@ pub(crate) struct Gauges {
     pub writes_waiting: u64,
     pub database_bytes: u64,
     pub wal_bytes: u64,
+    /// Of all processes on the file; none when it cannot be read.
+    pub file: Option<FileGauges>,
+}
+
+/// What is so in the file at this moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileGauges {
+    pub runs_running: u64,
+    pub runs_queued: u64,
+    pub sessions_placed: u64,
 }
 
 /// All of it in the text format of OpenMetrics, which Prometheus reads.
@@ -182,6 +214,11 @@ pub(crate) fn render(gauges: &Gauges) -> String {
     gauge("database_bytes", "Size of the database file", gauges.database_bytes);
     gauge("wal_bytes", "Size of its write-ahead log", gauges.wal_bytes);
     gauge("backends_awaited", "Turns that wait here for a warm backend", gauges.backends_awaited);
+    if let Some(file) = gauges.file {
+        gauge("runs_running", "Runs that run, over all processes on the file", file.runs_running);
+        gauge("runs_queued", "Runs that wait, over all processes on the file", file.runs_queued);
+        gauge("sessions_placed", "Sessions that have a slot or share an agent", file.sessions_placed);
+    }
     let backends: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
     for (state, count) in &gauges.backends {
         backends.get_or_create_owned(&[("state", *state)]).set(i64::try_from(*count).unwrap_or(i64::MAX));

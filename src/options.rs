@@ -98,20 +98,25 @@ impl SessionOptions {
         Ok(options)
     }
 
-    /// The change that sets an option to a text, as a command line says it: `extra.KEY` is an option of the agent's own.
-    /// Without a text it is cleared.
-    pub fn patch_of(key: &str, value: Option<&str>) -> Map<String, Value> {
-        let to_value = |key: &str, text: &str| match text.trim().parse::<u64>() {
-            Ok(number) if key == "timeout_seconds" => Value::from(number),
-            _ => Value::from(text),
-        };
-        let value = value.map_or(Value::Null, |text| to_value(key, text));
-        match key.strip_prefix("extra.") {
-            Some(own) => {
-                Map::from_iter([("extra".to_owned(), Value::Object(Map::from_iter([(own.to_owned(), value)])))])
-            }
-            None => Map::from_iter([(key.to_owned(), value)]),
+    /// The change that sets options to texts, as a command line says it: `extra.KEY` is an option of the agent's own. One
+    /// without a text is cleared.
+    pub fn patch_of<'a>(changes: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Map<String, Value> {
+        let (mut patch, mut extra) = (Map::new(), Map::new());
+        for (key, text) in changes {
+            let value = match text.map(|text| (text, text.trim().parse::<u64>())) {
+                None => Value::Null,
+                Some((_, Ok(number))) if key == "timeout_seconds" => Value::from(number),
+                Some((text, _)) => Value::from(text),
+            };
+            match key.strip_prefix("extra.") {
+                Some(own) => extra.insert(own.to_owned(), value),
+                None => patch.insert(key.to_owned(), value),
+            };
         }
+        if !extra.is_empty() {
+            patch.insert("extra".to_owned(), Value::Object(extra));
+        }
+        patch
     }
 
     /// The limit of a turn, if there is one.
@@ -165,6 +170,17 @@ pub enum Effect {
     Ignored,
     /// The agent has not said yet what it offers; its first turn tells.
     Unknown,
+}
+
+impl Effect {
+    /// The word in JSON and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Ignored => "ignored",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Whether an agent offers a mode or an option of this name and with this value.
@@ -314,15 +330,14 @@ mod tests {
 
     #[test]
     fn a_command_line_says_the_same() {
-        for (key, value, patch) in [
-            ("model", Some("m"), json!({"model": "m"})),
-            ("model", None, json!({"model": null})),
-            ("timeout_seconds", Some("60"), json!({"timeout_seconds": 60})),
-            ("timeout_seconds", Some("soon"), json!({"timeout_seconds": "soon"})),
-            ("extra.effort", Some("7"), json!({"extra": {"effort": "7"}})),
-            ("extra.effort", None, json!({"extra": {"effort": null}})),
+        for (changes, patch) in [
+            (vec![("model", Some("m")), ("mode", None)], json!({"model": "m", "mode": null})),
+            (vec![("timeout_seconds", Some("60"))], json!({"timeout_seconds": 60})),
+            (vec![("timeout_seconds", Some("soon"))], json!({"timeout_seconds": "soon"})),
+            (vec![("extra.effort", Some("7")), ("extra.b", None)], json!({"extra": {"effort": "7", "b": null}})),
+            (vec![], json!({})),
         ] {
-            assert_eq!(Value::Object(SessionOptions::patch_of(key, value)), patch);
+            assert_eq!(Value::Object(SessionOptions::patch_of(changes)), patch);
         }
     }
 
@@ -357,11 +372,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_is_set_fits_and_is_read_back_the_same(key in "[a-z_]{1,20}|mode|cwd|extra", value in ".{0,100}") {
-            for patch in [
-                SessionOptions::patch_of(&key, Some(&value)),
-                SessionOptions::patch_of(&format!("extra.{value}"), Some(&key)),
-                SessionOptions::patch_of(&key, None),
-            ] {
+            let own = format!("extra.{value}");
+            for change in [(&*key, Some(&*value)), (&*own, Some(&*key)), (&*key, None)] {
+                let patch = SessionOptions::patch_of([change]);
                 let Ok(options) = SessionOptions::default().patched(&patch) else { continue };
                 let stored = serde_json::to_string(&options).unwrap();
                 proptest::prop_assert!(!stored.chars().any(char::is_control), "{}", stored);

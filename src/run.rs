@@ -185,7 +185,7 @@ pub struct Outcome {
     pub cause: Cause,
     /// The cause in a sentence for people; none when the run was completed.
     pub error: Option<String>,
-    /// What kind of failure it is. Of [`Cause::AgentError`] none: what the agent said of it is stored already.
+    /// What kind of failure it is. What an agent said of its own error is stored already, and counts then.
     pub class: Option<ErrorClass>,
     /// When it makes sense to try again, if anybody said so.
     pub retry_at: Option<Timestamp>,

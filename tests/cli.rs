@@ -141,7 +141,8 @@ async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str)
 async fn help_and_version_are_results() {
     let scene = Scene::new();
     let help = scene.mainstay(&["--help"]).await.printed();
-    let commands = "serve run send attach cancel close sessions runs messages slots workers show sweep doctor backup";
+    let commands =
+        "serve run send attach cancel close sessions session runs messages slots workers show sweep doctor backup";
     for command in commands.split(' ') {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in the help");
         assert!(scene.mainstay(&[command, "--help"]).await.printed().contains(&format!("Usage: mainstay {command}")));
@@ -531,4 +532,37 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
     let failed = ended(scene.command(&["run", "--agent", "claude", "hi"]).env("PATH", &path).spawn().unwrap()).await;
     assert!(failed.stdout.contains("npm install -g @anthropic-ai/claude-code"), "{failed:?}");
     assert_eq!(failed.code, Some(1));
+}
+
+#[tokio::test]
+async fn a_session_is_made_told_and_shown_with_what_works_for_it() {
+    let scene = Scene::new();
+    assert!(scene.mainstay(&["session", "a"]).await.refused(1).contains("there is no database"));
+    let shown = scene.mainstay(&["session", "a", "--new", "--set", "model=x=y", "--set", "extra.k=v"]).await.printed();
+    assert!(shown.contains("option model: ignored") && shown.contains("option extra.k: ignored"), "{shown}");
+    let made = ["--json", "session", "b", "--new", "--spawned-by", "a", "--label", "tests", "--oneshot"];
+    let told = scene.mainstay(&made).await.json().remove(0);
+    assert_eq!((&told["session"]["spawned_by"], &told["session"]["mode"]), (&"a".into(), &"oneshot".into()));
+    assert!(scene.mainstay(&["session", "c", "--new", "--spawned-by", "x"]).await.refused(1).contains("\"x\""));
+
+    let set = ["--json", "session", "a", "--unset", "extra.k", "--set", "timeout_seconds=60", "--reset"];
+    let told = scene.mainstay(&set).await.json().remove(0);
+    assert_eq!(told["told"]["options"], serde_json::json!({"model": "x=y", "timeout_seconds": 60}));
+    assert_eq!(told["children"][0]["id"], "b");
+    let wrong = scene.mainstay(&["session", "a", "--set", "modle=x", "--set", "mode=plan"]).await.refused(1);
+    assert!(wrong.contains("the nearest known one is model"), "{wrong}");
+    assert!(!scene.mainstay(&["session", "a"]).await.printed().contains("plan"));
+    assert!(scene.mainstay(&["session", "nobody"]).await.refused(1).contains("nobody"));
+
+    let run = scene.mainstay(&["run", "--session", "b", "/exit 3"]).await;
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.contains("Look at what the agent wrote"), "{}", run.stderr);
+    let tree = scene.mainstay(&["sessions", "--tree"]).await.printed();
+    let rows: Vec<_> = tree.lines().skip(1).map(|line| line.split_whitespace().take(4).collect::<Vec<_>>()).collect();
+    assert_eq!(rows, [["a", "-", "idle", "demo"], ["·", "b", "tests", "failed"]]);
+    assert!(tree.contains("exit code 3"), "{tree}");
+    let queued = scene.mainstay(&["-q", "--json", "send", "b", "later"]).await.json().remove(0);
+    assert!(scene.mainstay(&["cancel", "a", "--children"]).await.printed().starts_with("1 runs below"));
+    let run = scene.mainstay(&["--json", "show", queued["id"].as_str().unwrap()]).await.json().remove(0);
+    assert_eq!((&run["status"], &run["usage"]), (&"cancelled".into(), &serde_json::json!({})));
 }

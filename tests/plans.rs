@@ -12,23 +12,27 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 10] = [
-    "USING INDEX runs_ready",                   // at most one a session, best first
-    "USING COVERING INDEX runs_running",        // what runs now
-    "USING INDEX runs_leased",                  // the same
-    "INDEX permissions_pending",                // what agents wait for now
-    "COVERING INDEX one_ready_run_per_session", // stops at the first
-    "USING INDEX assignments_idle",             // at most one a slot or sharing session
-    "USING INDEX sqlite_autoindex_slots_2",     // the config's slots
-    "SCAN workers",                             // a row a process
-    "USING INDEX backends_live",                // at most `max_backends`
-    "VIRTUAL TABLE",                            // JSON that was handed in
+const SHORT_WALKS: [&str; 14] = [
+    "USING INDEX runs_ready",                         // at most one a session, best first
+    "USING COVERING INDEX runs_running",              // what runs now
+    "USING INDEX runs_leased",                        // the same
+    "INDEX permissions_pending",                      // what agents wait for now
+    "COVERING INDEX one_ready_run_per_session",       // stops at the first
+    "USING INDEX assignments_idle",                   // at most one a slot or sharing session
+    "USING INDEX sqlite_autoindex_slots_2",           // the config's slots
+    "COVERING INDEX one_running_run_per_session",     // what runs now, counted
+    "COVERING INDEX runs_queued",                     // what waits now, counted
+    "COVERING INDEX one_live_assignment_per_session", // at most one a slot or sharing session
+    "INDEX backends_live",                            // at most `max_backends`
+    "SCAN workers",                                   // a row a process
+    "VIRTUAL TABLE",                                  // JSON that was handed in
     "CONSTANT ROW",
 ];
 /// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
-const PAGES: [&str; 3] = [
+const PAGES: [&str; 4] = [
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
     "WHERE (?1 IS NULL OR p.state = ?1)",
+    "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT p.key FROM permissions p",
     "slot_changed",
 ];
 

@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use mainstay::clock::{Clock, ManualClock, Timestamp};
 use mainstay::config::Durability;
+use mainstay::failure::ErrorClass;
 use mainstay::id::{MessageId, RunId, SessionId};
 use mainstay::lease::{HeldLease, LeaseLost, WorkerKey};
 use mainstay::message::UserMessage;
-use mainstay::run::{ExitReport, Outcome, RunOptions, Status};
+use mainstay::run::{Cause, ExitReport, Outcome, RunOptions, Status};
 use mainstay::store::event::{Append, Range};
+use mainstay::store::fact::Fact;
 use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle};
-use mainstay::store::session::NewSession;
+use mainstay::store::session::{NamedValues, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
+use mainstay::usage::Usage;
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{ClientAccess, WhenFull, Workspace};
 
@@ -921,4 +924,114 @@ async fn who_waits_for_one_run_claims_nothing_behind_it() {
     assert_eq!(claimed.iter().map(|one| one.run).collect::<Vec<_>>(), [awaited.run.id]);
     scene.settle(&claimed[0], Outcome::completed()).await.unwrap();
     assert!(scene.store.claim(request).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
+    let scene = Scene::new(1).await;
+    let mut ids = Vec::new();
+    let usage = |input, cost| Usage { input_tokens: Some(input), cost_usd: Some(cost), ..Usage::default() };
+    let limited = Fact::Failure { class: ErrorClass::RateLimit, retry_at: Some(Timestamp::from_millis(7)) };
+    let later = Fact::Failure { class: ErrorClass::Overloaded, retry_at: None };
+    let agent_error = Outcome::because(Cause::AgentError, "why");
+    let limit = Outcome::because(Cause::OutputLimit, "too long");
+    let crashed = Outcome::because(Cause::ExitCode, "code 3").with_class(ErrorClass::Crashed);
+    let turns = [
+        (vec![Fact::Usage(usage(10, 0.5)), limited.clone(), later], agent_error, Some(ErrorClass::RateLimit), Some(7)),
+        // What the agent got over, or what did not end the turn, is no class of its failure.
+        (vec![Fact::Usage(usage(5, 0.25)), limited.clone()], Outcome::completed(), None, None),
+        (vec![limited.clone()], limit, None, None),
+        (vec![limited], crashed, Some(ErrorClass::Crashed), None),
+    ];
+    for (number, (facts, outcome, class, retry_at)) in turns.into_iter().enumerate() {
+        let sent = scene.send("s", &format!("m{number}")).await;
+        let claimed = scene.claim(1).await.remove(0);
+        let append = Append { facts, ..scene.text(&claimed, "a") };
+        scene.store.append(append).await.unwrap().unwrap();
+        let going = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
+        assert_eq!((going.error_class, going.retry_at), (None, None));
+        scene.settle(&claimed, outcome).await.unwrap();
+        let run = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
+        assert_eq!((run.error_class, run.retry_at.map(Timestamp::as_millis)), (class, retry_at), "{number}");
+        assert_eq!(run.advice, class.map(ErrorClass::advice));
+        ids.push(run.id);
+    }
+    let session = scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(session.usage, usage(15, 0.75));
+
+    let stats = scene.store.stats(scene.clock.now() - Duration::from_secs(60)).await.unwrap();
+    let counts = |counts: &[(&str, i64)]| counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+    assert_eq!(stats.errors, counts(&[("crashed", 1), ("other", 1), ("rate_limit", 1)]));
+    assert_eq!((stats.turns.active, stats.turns.queued, stats.turns.ended["completed"]), (0, 0, 1));
+    assert_eq!((stats.turns.ended["failed"], stats.turns.ended["interrupted"]), (3, 0));
+    assert_eq!((stats.latency_ms.average, stats.latency_ms.max), (Some(0), Some(0)));
+    assert_eq!((stats.sessions.placed, stats.sessions.used), (1, 1));
+    scene.clock.advance(Duration::from_secs(3600));
+    let stats = scene.store.stats(scene.clock.now() - Duration::from_secs(60)).await.unwrap();
+    assert_eq!((stats.errors.len(), stats.latency_ms.average, stats.sessions.used), (0, None, 0));
+}
+
+#[tokio::test]
+async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_before() {
+    let scene = Scene::new(1).await;
+    let own = |id: &str| Fact::AgentSession { id: id.to_owned(), origin: "new" };
+    let said = |claimed: &Claimed, facts| Append { facts, events: vec![], said: false, ..scene.text(claimed, "") };
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap(), "there is none to give up");
+    scene.store.append(said(&claimed, vec![own("first")])).await.unwrap().unwrap();
+    assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap(), "its agent said that it is in it");
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+
+    scene.send("s", "m2").await;
+    let old = scene.claim(1).await.remove(0);
+    assert_eq!(old.agent_session.as_deref(), Some("first"));
+    assert!(scene.store.put_back_afresh(old.lease).await.unwrap());
+    assert!(!scene.store.put_back_afresh(old.lease).await.unwrap(), "the lease is gone");
+    let again = scene.claim(1).await.remove(0);
+    assert_eq!((again.run, again.agent_session.as_deref()), (old.run, None));
+    scene.store.append(said(&again, vec![own("second")])).await.unwrap().unwrap();
+    assert!(!scene.store.put_back_afresh(again.lease).await.unwrap(), "once is enough");
+    let mut spoken = scene.text(&again, "a");
+    spoken.source_offset = 20;
+    scene.store.append(spoken).await.unwrap().unwrap();
+    scene.settle(&again, Outcome::because(Cause::ExitCode, "code 1")).await.unwrap();
+
+    let history = scene.store.list_agent_sessions(again.session, 10).await.unwrap();
+    let history: Vec<_> = history.iter().map(|one| (one.id.as_str(), one.lost_in)).collect();
+    assert_eq!(history, [("second", None), ("first", Some(old.run))]);
+    let session = scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(session.agent_session.unwrap().id, "second");
+
+    // A turn that has spoken is never run again, and one that is to stop neither.
+    scene.send("s", "m3").await;
+    let claimed = scene.claim(1).await.remove(0);
+    scene.store.append(scene.text(&claimed, "a")).await.unwrap().unwrap();
+    assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap());
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    let sent = scene.send("s", "m4").await;
+    let claimed = scene.claim(1).await.remove(0);
+    scene.store.cancel_run(sent.run.run.id).await.unwrap();
+    assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_session_is_never_its_own_parent() {
+    let scene = Scene::new(1).await;
+    let new = |parent: Option<&str>| NewSession {
+        spawned_by: parent.map(|id| id.parse().unwrap()),
+        ..NewSession::of("default".parse().unwrap(), "demo".parse().unwrap(), 1000)
+    };
+    for (id, parent) in [("a", None), ("b", Some("a"))] {
+        scene.store.create_session(id.parse().unwrap(), new(parent), NamedValues::default()).await.unwrap();
+    }
+    let other = rusqlite::Connection::open(&scene.path).unwrap();
+    for sql in [
+        "UPDATE sessions SET spawned_by = (SELECT key FROM sessions WHERE id = 'b') WHERE id = 'a'",
+        "UPDATE sessions SET spawned_by = NULL WHERE id = 'b'",
+        "INSERT INTO sessions (key, id, workspace, agent, idle_ttl_ms, created_at, updated_at, spawned_by)
+         VALUES (99, 'c', 'w', 'a', 1, 0, 0, 99)",
+    ] {
+        assert!(other.execute(sql, []).is_err(), "{sql}");
+    }
 }

@@ -120,6 +120,10 @@ pub struct CancelArgs {
     /// Wait until the run has ended
     #[arg(long)]
     pub wait: bool,
+
+    /// Cancel also what the sessions below do: those that work for the session, and those that work for them
+    #[arg(long)]
+    pub children: bool,
 }
 
 /// `close`
@@ -133,12 +137,85 @@ pub struct CloseArgs {
     pub cancel: bool,
 }
 
-/// `sessions`, and what other lists have in common with it
+/// What lists have in common
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Show this many at most
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
+}
+
+/// `sessions`
+#[derive(Debug, Args)]
+pub struct SessionsArgs {
+    /// Show each session below the one that it works for, with what it is doing
+    #[arg(long)]
+    pub tree: bool,
+
+    /// How many
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// `session`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Options: mode, model, cwd, permission_profile, timeout_seconds, and extra.KEY for one of the agent's \
+                        own. They hold from the next turn on; no agent is started."
+)]
+pub struct SessionArgs {
+    /// The session
+    #[arg(value_name = "ID")]
+    pub session: SessionId,
+
+    /// Make it; it may exist with the same values
+    #[arg(long)]
+    pub new: bool,
+
+    /// The agent of a new session [default: the agent of its workspace]
+    #[arg(long, value_name = "NAME", requires = "new")]
+    pub agent: Option<AgentName>,
+
+    /// The workspace of a new session [default: default]
+    #[arg(long, value_name = "NAME", requires = "new")]
+    pub workspace: Option<WorkspaceName>,
+
+    /// The session that a new session works for
+    #[arg(long, value_name = "ID", requires = "new")]
+    pub spawned_by: Option<SessionId>,
+
+    /// What a new session is for, in a word or two
+    #[arg(long, value_name = "TEXT", requires = "new")]
+    pub label: Option<String>,
+
+    /// The agent forgets a new session after each turn
+    #[arg(long, requires = "new")]
+    pub oneshot: bool,
+
+    /// Set an option; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
+
+    /// Clear an option; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub unset: Vec<String>,
+
+    /// Have the agent forget the session: its next turn begins a new one of the agent
+    #[arg(long)]
+    pub reset: bool,
+}
+
+impl SessionArgs {
+    /// What is to become of the options.
+    pub fn changes(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let set = self.set.iter().map(|(key, value)| (key.as_str(), Some(value.as_str())));
+        set.chain(self.unset.iter().map(|key| (key.as_str(), None)))
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is needed")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `runs`

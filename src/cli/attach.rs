@@ -3,11 +3,11 @@
 use anyhow::Context;
 
 use super::exit::Exit;
-use super::run::exit_of;
+use super::run::{advise, exit_of};
 use super::send::warn_if_nobody_executes;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
-use super::{AttachArgs, Target};
+use super::{AttachArgs, AttachFormat, Target};
 use crate::engine::{Engine, EngineError, Follower};
 use crate::id::{RunId, SessionId};
 use crate::run::Status;
@@ -67,7 +67,13 @@ pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyho
     }
     output.end()?;
     match found {
-        Found::Run(run) => Ok(exit_of(&engine.run(run).await?)),
+        Found::Run(run) => {
+            let run = engine.run(run).await?;
+            if args.format(json) == AttachFormat::Text {
+                advise(&run);
+            }
+            Ok(exit_of(&run))
+        }
         Found::Session(_) => Ok(Exit::Done),
     }
 }

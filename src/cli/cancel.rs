@@ -15,11 +15,19 @@ pub(super) async fn cancel(
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let run = match find(engine, &args.target).await? {
-        Found::Run(run) => Some(engine.cancel_run(run).await.context("failed to cancel")?.0),
-        Found::Session(session) => engine.cancel_session(&session).await.context("failed to cancel")?,
+    let (run, session) = match find(engine, &args.target).await? {
+        Found::Run(run) => {
+            let run = engine.cancel_run(run).await.context("failed to cancel")?.0;
+            (Some(run.clone()), run.session_id)
+        }
+        Found::Session(session) => (engine.cancel_session(&session).await.context("failed to cancel")?, session),
     };
-    if run.as_ref().is_some_and(|run| !run.status.is_settled()) && !engine.is_executed_elsewhere().await? {
+    let below = match args.children {
+        true => engine.cancel_descendants(&session).await.context("failed to cancel what is below")?,
+        false => Vec::new(),
+    };
+    let is_unsettled = run.as_ref().is_some_and(|run| !run.status.is_settled());
+    if (is_unsettled || !below.is_empty()) && !engine.is_executed_elsewhere().await? {
         // Nobody is there to heed it: what a dead daemon left is ended here.
         engine.sweep().await.context("failed to sweep")?;
     }
@@ -27,6 +35,9 @@ pub(super) async fn cancel(
         Some(run) if args.wait => Some(engine.wait_settled(run.id).await?),
         run => run,
     };
+    if !json && !below.is_empty() {
+        writeln!(out, "{} runs below are being cancelled", below.len())?;
+    }
     match run {
         Some(run) if json => table::json(out, &run)?,
         Some(run) if run.status.is_settled() => writeln!(out, "{} {}", run.id, run.status)?,

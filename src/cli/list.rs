@@ -8,6 +8,7 @@ use serde_json::json;
 use super::attach::{Found, find};
 use super::exit::Exit;
 use super::plain::plain;
+use super::tree::Branch;
 use super::{Command, RunsArgs, ShowArgs, table};
 use crate::clock::Timestamp;
 use crate::engine::{Engine, MessageCursor, RunFilter};
@@ -20,9 +21,12 @@ pub(super) async fn run(engine: &Engine, command: &Command, json: bool, out: &mu
     let now = engine.now();
     match command {
         Command::Sessions(args) => {
-            let sessions = engine.list_sessions(None, i64::from(args.limit)).await?;
+            let sessions = engine.list_sessions(None, i64::from(args.list.limit)).await?;
             let sessions: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
-            table::list(out, &sessions, json, now)?;
+            match args.tree {
+                true => table::list(out, &Branch::all_of(sessions), json, now)?,
+                false => table::list(out, &sessions, json, now)?,
+            }
         }
         Command::Runs(args) => runs(engine, args, json, now, out).await?,
         Command::Messages(args) => messages(engine, &args.session, json, now, out).await?,

@@ -18,12 +18,14 @@ pub mod plain;
 mod run;
 mod send;
 mod serve;
+mod session;
 mod signals;
 mod stream;
 mod supervisor;
 pub mod table;
 pub mod terminal;
 mod torture;
+mod tree;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,7 +98,9 @@ pub enum Command {
     /// Free a session's slot; the next message opens the session again
     Close(CloseArgs),
     /// List sessions, the last used first
-    Sessions(ListArgs),
+    Sessions(SessionsArgs),
+    /// Show a session and what its agent is told; make it, change that, or have the agent forget it
+    Session(SessionArgs),
     /// List runs, the newest first
     Runs(RunsArgs),
     /// List the messages of a session, in order
@@ -165,7 +169,10 @@ impl Cli {
         if let Command::Agents = &self.command {
             return agents::run(&self.db, config, self.json, &mut out).await;
         }
-        let makes_a_database = matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Send(_));
+        let makes_a_database = match &self.command {
+            Command::Session(args) => args.new,
+            command => matches!(command, Command::Serve(_) | Command::Run(_) | Command::Send(_)),
+        };
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
@@ -193,6 +200,7 @@ impl Cli {
             (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
             (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
             (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
+            (Command::Session(args), _) => session::run(&engine, args, self.json, &mut out).await,
             (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
@@ -230,6 +238,9 @@ mod tests {
             "mainstay cancel a --wait",
             "mainstay close a --cancel",
             "mainstay sessions --json -vv",
+            "mainstay sessions --tree",
+            "mainstay session a --set model=x=y --unset extra.effort --reset",
+            "mainstay session a --new --spawned-by b --label tests --oneshot --set mode=plan",
             "mainstay runs --session a --status timed_out --limit 5",
             "mainstay messages a",
             "mainstay slots",
@@ -265,6 +276,9 @@ mod tests {
             "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
             "mainstay permissions --reason why",
             "mainstay sessions --limit 0",
+            "mainstay session",
+            "mainstay session a --label x",
+            "mainstay session a --set model",
             "mainstay backup",
             "mainstay sessions -v -q",
         ] {

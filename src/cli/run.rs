@@ -63,11 +63,24 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     }
     output.end()?;
     let run = engine.run(run.id).await?;
+    if !json {
+        advise(&run);
+    }
     if args.session.is_none() && !json && std::io::stderr().is_terminal() {
         // A hint for whoever sits there; nobody is left to tell when stderr is gone.
         let _ = writeln!(std::io::stderr(), "(go on with: --session {session})");
     }
     Ok(if interrupted { Exit::Interrupted } else { exit_of(&run) })
+}
+
+/// What a person can do about a failure, on stderr; nobody is left to tell when that is gone.
+pub(super) fn advise(run: &Run) {
+    if let Some(advice) = run.advice {
+        let _ = writeln!(std::io::stderr(), "{advice}");
+    }
+    if let Some(at) = run.retry_at {
+        let _ = writeln!(std::io::stderr(), "The limit is over at {at}.");
+    }
 }
 
 /// The exit status that a settled run asks for.

@@ -17,9 +17,12 @@ use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
+use crate::usage::Usage;
 use crate::warm::Backend;
 use crate::worker::Worker;
 
+/// What stands in a cell of which nothing is known.
+const NOTHING_KNOWN: &str = "-";
 /// Longer cells are cut even where there is no terminal to fit.
 const CELL_CHARS: usize = 200;
 
@@ -30,6 +33,15 @@ pub enum Column {
     Whole(&'static str),
     /// Gives way to the others.
     Narrow(&'static str),
+    /// The same, and left out when it would say nothing of any item.
+    Spare(&'static str),
+}
+
+impl Column {
+    fn title(self) -> &'static str {
+        let (Self::Whole(title) | Self::Narrow(title) | Self::Spare(title)) = self;
+        title
+    }
 }
 
 /// What can be listed in a table.
@@ -61,7 +73,8 @@ pub fn record(out: &mut impl Write, item: &impl Serialize, as_json: bool) -> io:
     }
     let Value::Object(fields) = serde_json::to_value(item)? else { return json(out, item) };
     let width = fields.keys().map(String::len).max().unwrap_or_default();
-    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+    let is_empty = |value: &Value| value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
+    for (name, value) in fields.iter().filter(|(_, value)| !is_empty(value)) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         writeln!(out, "{name:width$}  {}", one_line(&value, CELL_CHARS))?;
     }
@@ -84,13 +97,20 @@ fn table<T: Listed>(items: &[T], now: Timestamp, width: Option<u16>) -> String {
     if let Some(width) = width {
         table.set_width(width);
     }
-    table.set_header(T::COLUMNS.iter().map(|(Column::Whole(title) | Column::Narrow(title))| *title));
-    for item in items {
-        let mut row = Row::from(item.cells(now).iter().map(|text| Cell::new(one_line(text, CELL_CHARS))));
+    let rows: Vec<_> = items.iter().map(|item| item.cells(now)).collect();
+    let says_something =
+        |index: usize| rows.iter().any(|cells| cells.get(index).is_some_and(|text| text != NOTHING_KNOWN));
+    let shown = T::COLUMNS.iter().enumerate();
+    let shown = shown.filter(|(index, column)| !matches!(column, Column::Spare(_)) || says_something(*index));
+    let shown: Vec<_> = shown.collect();
+    table.set_header(shown.iter().map(|(_, column)| column.title()));
+    for cells in &rows {
+        let cells = shown.iter().filter_map(|(index, _)| cells.get(*index));
+        let mut row = Row::from(cells.map(|text| Cell::new(one_line(text, CELL_CHARS))));
         row.max_height(1);
         table.add_row(row);
     }
-    for (column, kind) in table.column_iter_mut().zip(T::COLUMNS) {
+    for (column, (_, kind)) in table.column_iter_mut().zip(shown) {
         // Two spaces between columns, none at the edge.
         column.set_padding((0, 2));
         if let Column::Whole(_) = kind {
@@ -109,6 +129,7 @@ impl Listed for Session {
         Column::Narrow("SLOT"),
         Column::Whole("SEQ"),
         Column::Whole("UPDATED"),
+        Column::Spare("USED"),
         Column::Narrow("TITLE"),
     ];
 
@@ -122,6 +143,7 @@ impl Listed for Session {
             or_dash(slot),
             self.last_seq.to_string(),
             relative(self.updated_at, now),
+            or_dash(used(&self.usage)),
             or_dash(self.title.clone()),
         ]
     }
@@ -135,6 +157,7 @@ impl Listed for Run {
         Column::Narrow("AGENT"),
         Column::Whole("QUEUED"),
         Column::Whole("TOOK"),
+        Column::Spare("USED"),
         Column::Narrow("ERROR"),
     ];
 
@@ -147,6 +170,7 @@ impl Listed for Run {
             self.agent.to_string(),
             relative(self.queued_at, now),
             or_dash(took),
+            or_dash(used(&self.usage)),
             or_dash(self.error.clone()),
         ]
     }
@@ -269,12 +293,34 @@ impl Listed for Message {
     }
 }
 
-fn or_dash(text: Option<impl ToString>) -> String {
-    text.map_or_else(|| "-".to_owned(), |text| text.to_string())
+pub(super) fn or_dash(text: Option<impl ToString>) -> String {
+    text.map_or_else(|| NOTHING_KNOWN.to_owned(), |text| text.to_string())
+}
+
+/// Tokens in and out, and money; none when nothing is known of them.
+pub(super) fn used(usage: &Usage) -> Option<String> {
+    let read = [usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
+    let read = read.into_iter().flatten().reduce(i64::saturating_add);
+    let known = [
+        read.map(|tokens| format!("{} in", short(tokens))),
+        usage.output_tokens.map(|tokens| format!("{} out", short(tokens))),
+        usage.cost_usd.map(|cost| format!("${cost:.4}")),
+    ];
+    let known: Vec<_> = known.into_iter().flatten().collect();
+    (!known.is_empty()).then(|| known.join(", "))
+}
+
+/// A number with at most four digits, rounded down.
+fn short(number: i64) -> String {
+    match number {
+        ..10_000 => number.to_string(),
+        10_000..10_000_000 => format!("{}k", number / 1000),
+        _ => format!("{}M", number / 1_000_000),
+    }
 }
 
 /// How far away an instant is, in one unit.
-fn relative(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn relative(at: Timestamp, now: Timestamp) -> String {
     let (past, future) = (now.since(at), at.since(now));
     if future >= Duration::from_secs(1) {
         format!("in {}", span(future))
@@ -300,15 +346,14 @@ fn span(duration: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::options::SessionOptions;
     use crate::session::{Execution, SessionMode};
-    use crate::usage::Usage;
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-    fn session(id: &str, title: &str) -> Session {
+    pub fn session(id: &str, title: &str) -> Session {
         Session {
             id: id.parse().unwrap(),
             workspace: "default".parse().unwrap(),
@@ -339,6 +384,13 @@ SESSION  DOING      WORKSPACE  AGENT  SLOT  SEQ  UPDATED    TITLE
 a        streaming  default    demo   -     12   3 min ago  Hello
 web:2    streaming  default    demo   -     12   3 min ago  Two lines ␛[2J";
         assert_eq!(table(&items, NOW, None), expected);
+        let mut items = items;
+        items[1].usage.output_tokens = Some(7);
+        let told = table(&items, NOW, None);
+        assert!(
+            told.contains("USED   TITLE") && told.contains("-      Hello") && told.contains("7 out  Two"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -373,6 +425,20 @@ web:2    streaming  default    demo   -     12   3 min ago  Two lines ␛[2J";
         let mut lines: Vec<_> = str::from_utf8(&out).unwrap().lines().collect();
         lines.sort_unstable();
         assert_eq!(lines, ["exit_code  3", "id         a", "title      x ␛"]);
+    }
+
+    #[test]
+    fn what_was_used_is_short() {
+        let usage = |input, output, cost_usd| Usage {
+            input_tokens: input,
+            cache_read_tokens: input,
+            output_tokens: output,
+            cost_usd,
+            ..Usage::default()
+        };
+        assert_eq!(used(&usage(None, None, None)), None);
+        assert_eq!(used(&usage(Some(600), Some(20), Some(0.012_34))).as_deref(), Some("1200 in, 20 out, $0.0123"));
+        assert_eq!(used(&usage(Some(6_000), Some(12_000_000), None)).as_deref(), Some("12k in, 12M out"));
     }
 
     #[test]

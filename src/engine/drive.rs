@@ -29,7 +29,7 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
 use crate::message;
 use crate::metrics::METRICS;
@@ -86,12 +86,15 @@ struct Drive<'a> {
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
+    /// What kind of error the agent reported.
+    reported: Option<ErrorClass>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, began: Instant::now(), on: None }
+        let began = Instant::now();
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on: None, reported: None }
     }
 
     fn span(&self) -> tracing::Span {
@@ -219,7 +222,10 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let outcome = decide(asked, &self.turn, &exit, was_let_go);
+                let mut outcome = decide(asked, &self.turn, &exit, was_let_go);
+                if outcome.cause == Cause::AgentError {
+                    outcome.class = self.reported;
+                }
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
@@ -393,6 +399,7 @@ impl<'a> Drive<'a> {
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
+                self.reported.get_or_insert(*class);
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }
             _ => None,

@@ -40,8 +40,9 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
 use crate::id::{AgentName, BackendId, RunId, SessionId};
 use crate::lease::SessionKey;
-use crate::metrics::{self, Gauges};
+use crate::metrics::{self, FileGauges, Gauges};
 use crate::slot::Slot;
+use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::backend::StopRequest;
 use crate::store::reading::Reading;
@@ -383,12 +384,28 @@ impl Engine {
         }
     }
 
+    /// How the whole is, over all processes on the file, and how it went in the last `window`: up to a year.
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidValue`] for a window out of range, [`EngineError::Store`].
+    pub async fn stats(&self, window: Duration) -> Result<Stats, EngineError> {
+        check_duration("window", window)?;
+        Ok(self.shared.store.stats(self.now() - window).await?)
+    }
+
     /// What an operator watches, in the text format of OpenMetrics: the counters of this process and how this engine is
     /// now. `docs/operations.md` lists them.
-    pub fn metrics(&self) -> String {
+    pub async fn metrics(&self) -> String {
         let shared = &self.shared;
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let (database_bytes, wal_bytes) = shared.store.sizes();
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        // Whatever is wrong with the file: the rest is worth knowing all the more.
+        let file = shared.store.stats(self.now()).await.ok().map(|stats| FileGauges {
+            runs_running: number(stats.turns.active),
+            runs_queued: number(stats.turns.queued),
+            sessions_placed: number(stats.sessions.placed),
+        });
         metrics::render(&Gauges {
             runs_executing: count(shared.executing.count()),
             runs_capacity: shared.worker.get().map_or(0, |worker| worker.capacity().into()),
@@ -398,6 +415,7 @@ impl Engine {
             wal_bytes,
             backends: shared.supervision.live(),
             backends_awaited: shared.supervision.waiting.load(std::sync::atomic::Ordering::Relaxed),
+            file,
         })
     }
 

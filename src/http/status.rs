@@ -1,9 +1,12 @@
 //! How the engine is: agents, slots, workers, metrics, and the two questions that supervisors ask.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
@@ -13,6 +16,7 @@ use super::page::{Items, Page};
 use crate::catalogue::AgentReport;
 use crate::engine::EngineError;
 use crate::slot::Slot;
+use crate::stats::Stats;
 use crate::worker::Worker;
 
 /// The one route that needs no token.
@@ -33,10 +37,22 @@ pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) 
     Ok(Json(Items::of(app.engine.list_workers().await?, &page)?))
 }
 
+/// What is counted, unless the query says otherwise: a day.
+const WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Deserialize)]
+pub(super) struct StatsParams {
+    window_seconds: Option<u64>,
+}
+
+pub(super) async fn stats(State(app): State<App>, Params(params): Params<StatsParams>) -> Result<Json<Stats>, Error> {
+    Ok(Json(app.engine.stats(params.window_seconds.map_or(WINDOW, Duration::from_secs)).await?))
+}
+
 /// Counters and gauges, for Prometheus.
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
     let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, open_metrics)], app.engine.metrics())
+    ([(header::CONTENT_TYPE, open_metrics)], app.engine.metrics().await)
 }
 
 /// The process is up and answers.

@@ -23,6 +23,7 @@ pub mod reading;
 pub mod run;
 pub mod session;
 pub mod slot;
+mod stats;
 mod upgrade;
 mod wal;
 pub mod worker;

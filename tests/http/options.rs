@@ -118,3 +118,25 @@ async fn sessions_that_work_for_another_are_found_and_cancelled_with_it() {
     assert_eq!(scene.post_nothing("/v1/sessions/root/cancel?children=1").await.body, json!({"run": null}));
     assert_eq!(scene.get(&format!("/v1/runs/{below}")).await.text("status"), "cancelled");
 }
+
+#[tokio::test]
+async fn how_the_whole_is_shows_at_a_glance() {
+    let scene = Scene::new().await;
+    let run = scene.send("s", "hi").await;
+    let stats = scene.get("/v1/stats").await.body;
+    assert_eq!((&stats["turns"]["queued"], &stats["turns"]["active"]), (&json!(1), &json!(0)));
+    assert_eq!((&stats["turns"]["completed"], &stats["sessions"]["placed"]), (&json!(0), &json!(1)));
+    assert_eq!(stats["latency_ms"], json!({"average": null, "max": null}));
+    scene.cancel(&run).await;
+    let stats = scene.get("/v1/stats?window_seconds=60").await.body;
+    assert_eq!((&stats["turns"]["queued"], &stats["turns"]["cancelled"]), (&json!(0), &json!(1)));
+    assert_eq!((&stats["errors"], &stats["permissions_pending"]), (&json!({}), &json!(0)));
+    for window in ["0", "31536001", "18446744073709551615"] {
+        let answer = scene.get(&format!("/v1/stats?window_seconds={window}")).await;
+        assert_eq!(answer.refused(), (422, "invalid_value"), "{window}");
+    }
+    for window in ["", "-1", "x", "1.5", "99999999999999999999"] {
+        let answer = scene.get(&format!("/v1/stats?window_seconds={window}")).await;
+        assert_eq!(answer.refused(), (400, "invalid_query"), "{window}");
+    }
+}

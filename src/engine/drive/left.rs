@@ -2,9 +2,10 @@
 
 use tokio::time::Instant;
 
+use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::metrics::METRICS;
-use crate::run::Outcome;
+use crate::run::{Outcome, Status};
 use crate::store::StoreError;
 
 /// Why a run is left without settling it.
@@ -29,7 +30,12 @@ pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
             let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (status, cause) = (outcome.status(), outcome.cause.as_str());
             METRICS.runs_settled(status).inc();
-            tracing::info!(%status, cause, error = outcome.error, duration_ms, "run settled");
+            METRICS.run_seconds.observe(began.elapsed().as_secs_f64());
+            if status == Status::Failed {
+                METRICS.runs_failed(outcome.class).inc();
+            }
+            let class = outcome.class.map(ErrorClass::as_str);
+            tracing::info!(%status, cause, class, error = outcome.error, duration_ms, "run settled");
         }
         Ok(None) => {
             METRICS.runs_put_back.inc();

@@ -91,8 +91,8 @@ pub(in crate::store) async fn settle_all(
                exit_code = e.value ->> 7, exit_signal = e.value ->> 8, stderr = e.value ->> 9,
                malformed_lines = e.value ->> 10, malformed_sample = e.value ->> 11,
                progress = coalesce(e.value ->> 12, progress),
-               error_class = coalesce(e.value ->> 13, iif(e.value ->> 5 = 'agent_error', error_class, NULL)),
-               retry_at = coalesce(e.value ->> 14, iif(e.value ->> 5 = 'agent_error', retry_at, NULL)),
+               error_class = iif(e.value ->> 5 = 'agent_error', coalesce(error_class, e.value ->> 13), e.value ->> 13),
+               retry_at = iif(e.value ->> 5 = 'agent_error', coalesce(retry_at, e.value ->> 14), e.value ->> 14),
                last_seq = last_seq + (e.value ->> 2), source_offset = max(source_offset, e.value ->> 3),
                lease_worker = NULL, lease_expires_at = NULL
            FROM jsonb_each(?1) e
@@ -236,11 +236,12 @@ impl Store {
                 let runs = sqlx::query!(
                     r#"WITH RECURSIVE below (key) AS (
                            SELECT key FROM sessions WHERE spawned_by = ?1
-                           UNION SELECT s.key FROM below b JOIN sessions s ON s.spawned_by = b.key)
-                       SELECT r.key AS "key!", r.id FROM below b JOIN runs r ON r.session_key = b.key
+                           UNION SELECT s.key FROM below JOIN sessions s ON s.spawned_by = below.key)
+                       SELECT r.key AS "key!", r.id FROM below CROSS JOIN runs r INDEXED BY one_running_run_per_session
+                           ON r.session_key = below.key
                            WHERE r.status = 'running'
                        UNION ALL
-                       SELECT r.key, r.id FROM below b JOIN runs r INDEXED BY runs_queued ON r.session_key = b.key
+                       SELECT r.key, r.id FROM below CROSS JOIN runs r INDEXED BY runs_queued ON r.session_key = below.key
                            WHERE r.status = 'queued'"#,
                     of
                 );

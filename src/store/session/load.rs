@@ -56,7 +56,7 @@ impl Store {
         let keys = sqlx::query_scalar!(
             r#"WITH RECURSIVE below (key) AS (
                    SELECT key FROM sessions WHERE spawned_by = ?1
-                   UNION SELECT s.key FROM below b JOIN sessions s ON s.spawned_by = b.key)
+                   UNION SELECT s.key FROM below JOIN sessions s ON s.spawned_by = below.key)
                SELECT json_group_array(key) AS "keys!: String"
                FROM (SELECT key FROM below WHERE key > ?2 ORDER BY key LIMIT ?3 + 0)"#,
             of,
