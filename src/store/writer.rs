@@ -7,8 +7,7 @@
 //!
 //! Proof: `tests/store.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
