@@ -8,14 +8,14 @@ use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
 use mainstay::backend::{Again, AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
 use mainstay::permission::ToolKind;
-use mainstay::run::Cause;
+use mainstay::run::{Cause, Status};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::live::{Live, errors_of, session_of, text_of, until};
-use crate::scene::{Model, installed, slow_words, within};
+use crate::scene::{Scene, installed, slow_words, within};
 
 /// A server takes 600 MB: one at a time is enough.
 pub static ONE: Mutex<()> = Mutex::const_new(());
@@ -25,7 +25,7 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
     let program = installed("opencode")?;
     let one = ONE.lock().await;
     let live = Live::start(true, |dir, model| {
-        configure(dir, model);
+        configure(dir, &model.url);
         Driver::Opencode(ProcessSpec {
             command: vec![program.display().to_string()],
             env: environment(dir),
@@ -36,8 +36,8 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
 }
 
 /// Tells opencode, in the directory that it works in, which model there is, and what it has to ask for.
-pub fn configure(dir: &Path, model: &Model) {
-    let options = json!({"baseURL": format!("{}/v1", model.url), "apiKey": "none"});
+pub fn configure(dir: &Path, model: &str) {
+    let options = json!({"baseURL": format!("{model}/v1"), "apiKey": "none"});
     let models = json!({"m": {"tool_call": true, "reasoning": true, "limit": {"context": 100_000, "output": 8000}}});
     let config = json!({"autoupdate": false, "share": "disabled", "snapshot": false, "model": "it/m",
         "small_model": "it/m", "permission": {"bash": "ask", "edit": "ask"},
@@ -251,4 +251,34 @@ async fn a_connection_that_breaks_in_mid_turn_costs_no_word() {
     let permissions = events.iter().filter(|event| matches!(event, AgentEvent::Permission(_))).count();
     assert_eq!(permissions, 1);
     live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_restarted_daemons_go_on_with_the_server_and_its_sessions() {
+    let Some(program) = installed("opencode") else { return };
+    let _one = ONE.lock().await;
+    let keys = |dir: &Path, model: &str| {
+        configure(dir, model);
+        let env: Vec<_> = environment(dir).iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        format!("driver = \"opencode\"\ncommand = [{program:?}]\nenv = {{ {} }}", env.join(", "))
+    };
+    let mut scene = Scene::new(keys).await;
+    let run = scene.send("s", "[[slow:100:50]]").await;
+    for word in ["w5 ", "w30 ", "w60 "] {
+        scene.chunks_until(run, word).await;
+        scene.kill();
+        scene.start();
+    }
+    let settled = scene.settled(run).await;
+    assert_eq!(settled.status, Status::Completed, "{:?}\n{}", settled.error, scene.log());
+    assert_eq!(scene.text(run).await, slow_words(100));
+
+    let before = scene.model.turns("slow");
+    scene.stop();
+    scene.start();
+    let run = scene.turn("s", "[[slow:3:1]]").await;
+    assert_eq!((run.status, scene.text(run.id).await), (Status::Completed, slow_words(3)), "{:?}", run.error);
+    assert!(scene.model.turns("slow") > before, "the model was told what was before");
+    assert_eq!(scene.value("SELECT count(*) FROM v_agent_sessions"), "1");
+    scene.stop();
 }

@@ -14,7 +14,7 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
     let program = installed("opencode")?;
     let one = ONE.lock().await;
     let live = Live::start(true, |dir, model| {
-        configure(dir, model);
+        configure(dir, &model.url);
         let process = ProcessSpec {
             command: vec![program.display().to_string(), "acp".to_owned()],
             env: environment(dir),
