@@ -145,6 +145,31 @@ impl Driver {
         }
     }
 
+    /// The files that its agents take in a message: their media types, of which `*` stands for any.
+    pub fn takes(&self) -> &'static [&'static str] {
+        match self {
+            Self::Demo => &["text/*"],
+            Self::Claude(_) | Self::Opencode(_) => &["image/*", "application/pdf", "text/*"],
+            // An agent that says less of itself refuses the rest when it is given it.
+            Self::Acp { .. } => &["image/*", "audio/*", "application/*", "text/*"],
+            Self::OpenclawGateway(_) => &["image/*"],
+            Self::Openclaw(_) | Self::Codex(_) => &[],
+        }
+    }
+
+    /// Whether its agents take a file of a media type in a message.
+    pub fn accepts(&self, media_type: &str) -> bool {
+        self.takes().iter().any(|taken| match taken.strip_suffix('*') {
+            Some(kind) => media_type.starts_with(kind),
+            None => *taken == media_type,
+        })
+    }
+
+    /// Whether they take one of which the message only says where it is.
+    pub fn takes_links(&self) -> bool {
+        !self.takes().is_empty() && !matches!(self, Self::OpenclawGateway(_))
+    }
+
     /// The word in the config.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -159,8 +184,8 @@ impl Driver {
     }
 }
 
-/// What Claude Code can be told, whatever it offers.
-const CLAUDE_OPTIONS: [&str; 8] = [
+/// What Claude Code can be told, whatever it offers; further options are named as on its command line.
+pub const CLAUDE_OPTIONS: [&str; 8] = [
     "mode",
     "model",
     "permission_profile",
@@ -170,8 +195,9 @@ const CLAUDE_OPTIONS: [&str; 8] = [
     "extra.fallback-model",
     "extra.max-budget-usd",
 ];
-/// What Codex can be told.
-const CODEX_OPTIONS: [&str; 5] = [
+
+/// What Codex can be told; further options are named as in its config.
+pub const CODEX_OPTIONS: [&str; 5] = [
     "model",
     "permission_profile",
     "extra.model_reasoning_effort",

@@ -10,7 +10,7 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
+use mainstay::backend::{AgentEvent, LineParser, acp, claude, codex, decode, opencode};
 use mainstay::chunk::Chunk;
 use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
@@ -23,8 +23,8 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 type Parser = fn() -> LineParser;
 
 /// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, Parser); 3] =
-    [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
+const DRIVERS: [(&str, Parser); 4] =
+    [("acp", acp::parser), ("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
 
 fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
@@ -199,6 +199,19 @@ fn words() -> impl Strategy<Value = Value> {
         "is_error",
         "request",
         "items",
+        "method",
+        "session/update",
+        "session/request_permission",
+        "params",
+        "update",
+        "sessionUpdate",
+        "agent_message_chunk",
+        "tool_call_update",
+        "toolCall",
+        "toolCallId",
+        "completed",
+        "options",
+        "mainstay",
     ];
     prop::sample::select(word.to_vec()).prop_map(Value::from)
 }

@@ -12,14 +12,11 @@ use super::json::{self, items, text};
 use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
 use super::{Again, AgentEvent, LineParser, Prompt, SessionOrigin};
-use crate::agent::ProcessSpec;
+use crate::agent::{CODEX_OPTIONS, ProcessSpec};
 use crate::usage::Usage;
 
 /// A longer message is written to its stdin: the system takes no argument of 128 KiB.
 const MAX_ARGUMENT_BYTES: usize = 100 * 1024;
-
-/// The further options that a session may have, by their names in its config.
-const EXTRA: [&str; 3] = ["model_reasoning_effort", "model_reasoning_summary", "model_verbosity"];
 
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
@@ -43,7 +40,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
         arguments.extend(value.map(|value| format!("--config={key}={}", json!(value)).into()));
     };
     set("sandbox_mode", options.permission_profile.as_ref());
-    for key in EXTRA {
+    for key in CODEX_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
         set(key, options.extra.get(key));
     }
     match &prompt.agent_session {
@@ -175,14 +172,6 @@ fn usage(usage: &Value) -> Usage {
 mod tests {
     use super::*;
     use crate::backend::fixtures::prompt;
-
-    #[test]
-    fn what_it_can_be_told_is_known_of_the_driver() {
-        let spec = ProcessSpec { command: Vec::new(), env: [].into(), max_line_bytes: 1 };
-        let takes = crate::agent::Driver::Codex(spec).takes_options();
-        let extra = takes.always.iter().filter_map(|option| option.strip_prefix("extra."));
-        assert_eq!(extra.collect::<Vec<_>>(), EXTRA);
-    }
 
     #[test]
     fn the_message_is_the_last_argument_or_comes_on_stdin() {

@@ -27,7 +27,7 @@ pub mod relay;
 mod stderr;
 mod temp_dir;
 mod template;
-mod warm_process;
+pub mod warm_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +47,7 @@ use crate::options::SessionOptions;
 use crate::permission::{Decision, PermissionRequest};
 use crate::run::{Attempt, ExitReport};
 use crate::usage::Usage;
+use crate::warm::Care;
 use crate::worker::AgentHost;
 use crate::workspace::ClientAccess;
 
@@ -290,6 +291,11 @@ pub trait Backend: Send + Sync {
 pub trait Warm: Send + Sync {
     /// Whether all sessions of a workspace share one; otherwise each session has its own.
     fn is_shared(&self) -> bool;
+
+    /// How it is looked after.
+    fn care(&self) -> Care {
+        Care::default()
+    }
 
     /// Gets ready to start it, as [`Backend::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
     ///

@@ -1,7 +1,7 @@
 //! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or who
 //! listens at its address.
 //!
-//! Always: it takes no longer than [`PATIENCE`] for an agent, and nothing is left of what was started for it.
+//! Always: it takes no longer than [`PATIENCE`] for an agent, and nothing is left of the process group that was started for it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
             let Some(path) = find_program(spec, dir)? else {
                 return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
             };
-            let version = timeout(PATIENCE * 2, version_of(&path, spec)).await.ok().flatten();
+            let version = version_of(&path, spec).await;
             Ok(Found { at: path.display().to_string(), version })
         }
     }
@@ -93,17 +93,12 @@ async fn version_of(path: &Path, spec: &ProcessSpec) -> Option<String> {
     let mut child = command.spawn().ok()?;
     let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     let mut said = Vec::new();
-    let out = child.stdout.take()?;
-    let ended = async {
-        // What was said before a failure counts.
-        let _ = out.take(MAX_VERSION_BYTES).read_to_end(&mut said).await;
-        child.wait().await
-    };
-    if timeout(PATIENCE, ended).await.is_err() {
-        // It is gone already when this fails.
-        let _ = group.map(|group| kill_process_group(group, Signal::KILL));
-        let _ = child.wait().await;
-    }
+    let mut out = child.stdout.take()?.take(MAX_VERSION_BYTES);
+    // What was said before it failed, or took too long, counts.
+    let _ = timeout(PATIENCE, out.read_to_end(&mut said)).await;
+    // Before it is waited for, so that the group is still its own. Those that are gone already are no failure.
+    let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+    let _ = child.wait().await;
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
     Some(line.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect())

@@ -47,6 +47,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub workspace: Option<WorkspaceName>,
 
+    /// A file to send along; may be given several times, and then the message may be left out
+    #[arg(long, value_name = "FILE")]
+    pub attach: Vec<PathBuf>,
+
     /// The message; `-` reads it from stdin, as does leaving it out when stdin is no terminal
     pub text: Option<String>,
 }
@@ -59,6 +63,10 @@ pub struct SendArgs {
 
     /// The message; `-` reads it from stdin
     pub text: String,
+
+    /// A file to send along; may be given several times, and then the message may be empty
+    #[arg(long, value_name = "FILE")]
+    pub attach: Vec<PathBuf>,
 
     /// What to do when the session has a queued or running run
     #[arg(long, value_name = "HOW", default_value = "enqueue", value_parser = when_busy())]

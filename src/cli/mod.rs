@@ -174,24 +174,24 @@ impl Cli {
         }
         // Before the database is made: a command without a message leaves nothing behind.
         let message = match &self.command {
-            Command::Run(args) => args.message()?,
-            Command::Send(args) => args.message()?,
-            _ => String::new(),
+            Command::Run(args) => Some(args.message(config.server.max_body_bytes)?),
+            Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
+            _ => None,
         };
         let engine = match &self.command {
             Command::Serve(_) => serve::open(&self.db, config).await,
             _ => Engine::open(&self.db, config).await,
         };
         let engine = engine.context("failed to open the database")?;
-        let done = match &self.command {
-            Command::Serve(_) => return serve::run(engine).await,
-            Command::Run(args) => run::run(&engine, args, message, self.json).await,
-            Command::Send(args) => send::run(&engine, args, message, self.json, &mut out).await,
-            Command::Attach(args) => attach::run(&engine, args, self.json).await,
-            Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
-            Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
-            Command::Permissions(args) => permissions::run(&engine, args, self.json, &mut out).await,
-            listing => list::run(&engine, listing, self.json, &mut out).await,
+        let done = match (&self.command, message) {
+            (Command::Serve(_), _) => return serve::run(engine).await,
+            (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.json).await,
+            (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.json, &mut out).await,
+            (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
+            (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
+            (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
+            (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
+            (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;

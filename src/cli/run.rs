@@ -12,15 +12,14 @@ use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::{AttachFormat, RunArgs};
 use crate::engine::{Engine, Send};
-use crate::id::{MessageId, SessionId};
+use crate::id::SessionId;
 use crate::message::UserMessage;
 use crate::run::{Run, Status};
 
 /// How often it is looked whether somebody executes the run: the daemon that would may have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: bool) -> anyhow::Result<Exit> {
-    let message = UserMessage::text(MessageId::generate(), message)?;
+pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, json: bool) -> anyhow::Result<Exit> {
     let session = args.session.clone().unwrap_or_else(SessionId::generate);
     let mut signals = StopSignals::new()?;
     let mut send = Send::new(session.clone(), message);

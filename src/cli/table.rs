@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::plain::one_line;
 use crate::clock::Timestamp;
-use crate::message::{Message, prompt};
+use crate::message::{Message, attachments, prompt};
 use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
@@ -231,7 +231,9 @@ impl Listed for Message {
 
     fn cells(&self, _: Timestamp) -> Vec<String> {
         let parts: Vec<Value> = serde_json::from_str(self.parts.get()).unwrap_or_default();
-        vec![self.role.as_str().to_owned(), prompt(&parts), self.id.to_string()]
+        let files = attachments(&parts).into_iter().map(|file| format!("[{}]", file.label()));
+        let said = files.chain([prompt(&parts)]).collect::<Vec<_>>().join(" ");
+        vec![self.role.as_str().to_owned(), said, self.id.to_string()]
     }
 }
 

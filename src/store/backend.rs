@@ -37,6 +37,8 @@ pub struct Watched {
     pub session: Option<SessionId>,
     /// Where it is in its life.
     pub state: BackendState,
+    /// Why it is there.
+    pub reason: Option<String>,
     /// How often it was started.
     pub generation: i64,
     /// Who watches over it.
@@ -51,6 +53,8 @@ pub struct Watched {
     pub close_when_idle: bool,
     /// When it was restarted lately.
     pub restarts: Vec<Timestamp>,
+    /// It is not started again before this.
+    pub not_before: Option<Timestamp>,
     /// When a turn last began or ended on it.
     pub used_at: Timestamp,
 }
@@ -62,6 +66,7 @@ struct Row {
     workspace: String,
     session: Option<String>,
     state: String,
+    reason: Option<String>,
     generation: i64,
     worker: Option<WorkerKey>,
     process_host: Option<String>,
@@ -72,6 +77,7 @@ struct Row {
     is_busy: bool,
     close_when_idle: bool,
     restarts: String,
+    not_before: Option<i64>,
     used_at: i64,
 }
 
@@ -93,6 +99,7 @@ impl TryFrom<Row> for Watched {
             workspace: row.workspace.parse()?,
             session: row.session.map(|id| id.parse()).transpose()?,
             state: state_of(&row.state)?,
+            reason: row.reason,
             generation: row.generation,
             worker: row.worker,
             host: host.map(|(process, secret)| AgentHost { process, attempt: row.generation, secret }),
@@ -100,6 +107,7 @@ impl TryFrom<Row> for Watched {
             is_busy: row.is_busy,
             close_when_idle: row.close_when_idle,
             restarts: times_of(&row.restarts),
+            not_before: row.not_before.map(Timestamp::from_millis),
             used_at: Timestamp::from_millis(row.used_at),
         })
     }

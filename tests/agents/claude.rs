@@ -4,13 +4,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
+use mainstay::backend::per_turn::PerTurn;
 use mainstay::backend::process::Hosts;
 use mainstay::backend::{AgentEvent, Backend, Prompt, claude};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
-use mainstay::options::SessionOptions;
-use mainstay::permission::{Decision, ToolKind};
+use mainstay::message::Attachment;
+use mainstay::options::{Effect, SessionOptions};
+use mainstay::permission::{Answer, Decision, PermissionState, ToolKind};
 use mainstay::run::{Attempt, Status};
+use serde_json::json;
 
 use crate::scene::{PATIENCE, Scene, first, installed, left_of, slow_words, within};
 
@@ -142,21 +145,86 @@ async fn the_engine_may_be_killed_three_times_in_a_turn() {
     assert_eq!(left_of(run.id), 0);
 }
 
-/// What the agent is answered on its stdin, whoever decided it.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_does_what_it_is_allowed_and_nothing_else() {
-    let Some(scene) = scene().await else { return };
-    let dir = scene.dir.path();
-    let spec = ProcessSpec {
-        command: vec![installed("claude").unwrap().display().to_string()],
-        env: environment(dir, &scene.model.url).map(|(name, value)| (name.to_owned(), value)).into(),
-        max_line_bytes: 1024 * 1024,
-    };
-    let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.join("agents"));
-    let backend = claude::backend(&spec, PATIENCE, &hosts);
-    for (allow, is_left) in [(false, true), (true, false)] {
-        let file = dir.join("work/file");
+async fn a_question_outlives_the_engine_and_is_answered_by_somebody_else() {
+    let Some(mut scene) = scene().await else { return };
+    let file = scene.dir.path().join("work/file");
+    for (approved, is_left) in [(true, false), (false, true)] {
         std::fs::write(&file, "").unwrap();
+        let run = scene.send("s", "[[tool:rm -f file]]").await;
+        let asked = scene.asked(run).await;
+        assert_eq!((asked.request.tool.as_str(), asked.request.kind), ("Bash", ToolKind::Execute));
+        scene.kill();
+        scene.start();
+        assert!(file.exists());
+        scene.engine.answer_permission(asked.id, Answer::Approved(approved), "somebody", None).await.unwrap();
+        let run = scene.settled(run).await;
+        assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+        assert_eq!(file.exists(), is_left);
+        assert!(scene.text(run.id).await.contains("Done."));
+    }
+    let run = scene.send("s", "[[tool:rm -f file]]").await;
+    let asked = scene.asked(run).await;
+    scene.engine.cancel_run(run).await.unwrap();
+    assert_eq!(scene.settled(run).await.status, Status::Cancelled);
+    assert_eq!(scene.engine.permission(asked.id).await.unwrap().state, PermissionState::Cancelled);
+    assert_eq!((file.exists(), left_of(run)), (true, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_that_it_does_not_know_any_more_is_begun_anew() {
+    let Some(scene) = scene().await else { return };
+    scene.turn("s", "[[text:one]]").await;
+    std::fs::remove_dir_all(scene.dir.path().join("home/.claude/projects")).unwrap();
+    let run = scene.turn("s", "[[text:two]]").await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert_eq!(scene.text(run.id).await, "two");
+    assert_eq!(scene.value("SELECT group_concat(origin) FROM v_agent_sessions"), "new,new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_options_of_the_session_are_told() {
+    let Some(scene) = scene().await else { return };
+    scene.turn("s", "[[text:one]]").await;
+    let options =
+        json!({"model": "some-model", "mode": "plan", "extra": {"append-system-prompt": "Be brief, please."}});
+    let session = "s".parse().unwrap();
+    let report = scene.engine.update_options(&session, options.as_object().unwrap().clone()).await.unwrap();
+    assert!(report.effects.values().all(|effect| *effect == Effect::Applied), "{:?}", report.effects);
+    scene.turn("s", "[[text:two]]").await;
+    let asked = scene.model.asked("text");
+    assert_eq!(asked["model"], "some-model");
+    assert!(asked["body"]["system"].to_string().contains("Be brief, please."));
+    let mode = scene.value("SELECT advertised ->> '$.modes.currentModeId' FROM v_sessions");
+    assert_eq!(mode, "plan");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_ended_with_the_process_that_holds_it() {
+    let Some(scene) = scene().await else { return };
+    let run = scene.send("s", "[[slow:1000:50]]").await;
+    scene.chunks_until(run, "w3 ").await;
+    let host = scene.value(&format!("SELECT pid FROM v_runs WHERE id = '{run}'"));
+    assert!(std::process::Command::new("kill").args(["-9", &host]).status().unwrap().success());
+    assert_eq!(scene.settled(run).await.status, Status::Interrupted);
+    assert_eq!(left_of(run), 0);
+}
+
+/// A turn without an engine: what it says, and what it is answered.
+struct Direct {
+    backend: PerTurn,
+    prompt: Prompt,
+}
+
+impl Direct {
+    fn new(scene: &Scene, message: &str) -> Self {
+        let dir = scene.dir.path();
+        let spec = ProcessSpec {
+            command: vec![installed("claude").unwrap().display().to_string()],
+            env: environment(dir, &scene.model.url).map(|(name, value)| (name.to_owned(), value)).into(),
+            max_line_bytes: 1024 * 1024,
+        };
+        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.join("agents"));
         let prompt = Prompt {
             start_by: Instant::now() + PATIENCE,
             limit: PATIENCE,
@@ -166,36 +234,68 @@ async fn it_does_what_it_is_allowed_and_nothing_else() {
             workspace: "w".parse().unwrap(),
             dir: dir.join("work"),
             agent_session: None,
-            message: "[[tool:rm -f file]]".to_owned(),
+            message: message.to_owned(),
             attachments: Vec::new(),
             options: SessionOptions::default(),
             oneshot: false,
             endpoint: None,
         };
-        let mut reply = backend.prompt(prompt).await.unwrap();
+        Self { backend: claude::backend(&spec, PATIENCE, &hosts), prompt }
+    }
+
+    /// All that it says, when it may do what it asks for, or not.
+    async fn turn(self, allow: bool) -> Vec<AgentEvent> {
+        let mut reply = self.backend.prompt(self.prompt).await.unwrap();
         reply.control.begin();
-        let (mut asked, mut result) = (Vec::new(), None);
+        let mut said = Vec::new();
         while let Some(record) = within(reply.records.recv()).await {
             for event in record.events {
-                match event {
-                    AgentEvent::Permission(request) => {
-                        assert!(file.exists(), "it did not wait");
-                        let option = request.option_for(allow).unwrap().clone();
-                        let line = backend.answer(&request, &Decision::Selected(option)).unwrap();
-                        reply.control.write(&line).await;
-                        asked.push(request);
-                    }
-                    AgentEvent::ToolFinished { result: finished, .. } => result = Some(finished),
-                    AgentEvent::Ended => assert!(reply.control.close_input().await),
-                    _ => {}
+                if let AgentEvent::Permission(request) = &event {
+                    let option = request.option_for(allow).unwrap().clone();
+                    let line = self.backend.answer(request, &Decision::Selected(option)).unwrap();
+                    // Whoever goes on with a run tells it again.
+                    assert!(reply.control.write(&line).await && reply.control.write(&line).await);
                 }
+                if event == AgentEvent::Ended {
+                    assert!(reply.control.close_input().await);
+                }
+                said.push(event);
             }
         }
-        let [request] = asked.as_slice() else { panic!("asked {asked:?}") };
-        assert_eq!((request.tool.as_str(), request.kind), ("Bash", ToolKind::Execute));
-        assert_eq!(request.input["command"], "rm -f file");
-        assert!(!request.tool_call.is_empty());
-        assert_eq!((result.unwrap().is_ok(), file.exists()), (allow, is_left));
         within(reply.end).await.unwrap();
+        said
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_be_told_twice() {
+    let Some(scene) = scene().await else { return };
+    let file = scene.dir.path().join("work/file");
+    for (allow, is_left) in [(false, true), (true, false)] {
+        std::fs::write(&file, "").unwrap();
+        let said = Direct::new(&scene, "[[tool:rm -f file]]").turn(allow).await;
+        let asked = said.iter().filter(|event| matches!(event, AgentEvent::Permission(_))).count();
+        assert_eq!((asked, file.exists()), (1, is_left), "{said:?}");
+        let done =
+            said.iter().filter(|event| matches!(event, AgentEvent::ToolFinished { result, .. } if result.is_ok()));
+        assert_eq!(done.count(), usize::from(allow));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_message_reach_the_model() {
+    const PIXEL: &str =
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    let Some(scene) = scene().await else { return };
+    let mut direct = Direct::new(&scene, "[[text:seen]]");
+    let file = |media_type: &str, data: &str| Attachment {
+        media_type: media_type.to_owned(),
+        filename: Some("it".to_owned()),
+        url: format!("data:{media_type};base64,{data}"),
+    };
+    direct.prompt.attachments = vec![file("image/png", PIXEL), file("text/plain", "cmVhZCBtZQ==")];
+    let said = direct.turn(false).await;
+    assert!(said.contains(&AgentEvent::Ended), "{said:?}");
+    let body = scene.model.asked("text")["body"]["messages"].to_string();
+    assert!(body.contains("\"media_type\":\"image/png\"") && body.contains("read me"), "{body}");
 }

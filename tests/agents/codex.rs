@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use mainstay::options::Effect;
 use mainstay::run::Status;
+use serde_json::json;
 
 use crate::scene::{Scene, first, installed, left_of};
 
@@ -84,6 +86,33 @@ async fn a_cancelled_turn_keeps_what_was_said_and_leaves_no_process() {
     assert_eq!(left_of(run), 0);
     let run = scene.turn("s", "[[text:still here]]").await;
     assert_eq!(scene.text(run.id).await, "still here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_it_does_not_know_any_more_is_begun_anew() {
+    let Some(scene) = scene().await else { return };
+    scene.turn("s", "[[text:one]]").await;
+    std::fs::remove_dir_all(scene.dir.path().join("home/sessions")).unwrap();
+    let run = scene.turn("s", "[[text:two]]").await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert_eq!(scene.text(run.id).await, "two");
+    assert_eq!(scene.value("SELECT group_concat(origin) FROM v_agent_sessions"), "new,new");
+    assert_eq!(scene.value("SELECT group_concat(input_tokens) FROM v_runs"), "11,11");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_options_of_the_session_are_told() {
+    let Some(scene) = scene().await else { return };
+    scene.turn("s", "[[text:one]]").await;
+    let options = json!({"model": "some-model", "extra": {"model_reasoning_effort": "low"}});
+    let session = "s".parse().unwrap();
+    let report = scene.engine.update_options(&session, options.as_object().unwrap().clone()).await.unwrap();
+    assert!(report.effects.values().all(|effect| *effect == Effect::Applied), "{:?}", report.effects);
+    let run = scene.turn("s", "[[text:two]]").await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    let asked = scene.model.asked("text");
+    assert_eq!(asked["model"], "some-model");
+    assert_eq!(asked["body"]["reasoning"]["effort"], "low", "{asked}");
 }
 
 /// A message that no argument can hold.

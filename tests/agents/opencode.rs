@@ -1,256 +1,60 @@
 //! opencode: a live server, and turns that are relayed to it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use mainstay::agent::{Agent, DEFAULT_MAX_LINE_BYTES, Driver, OnInterrupt, Permissions, ProcessSpec};
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{Adoption, Again, AgentEvent, Backend, End, Prompt, Reply, SessionOrigin, WarmStart, open};
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::backend::{Again, AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
-use mainstay::id::RunId;
-use mainstay::options::SessionOptions;
-use mainstay::permission::{Decision, PermissionRequest, ToolKind};
-use mainstay::run::{Attempt, Cause};
-use mainstay::workspace::ClientAccess;
+use mainstay::permission::ToolKind;
+use mainstay::run::Cause;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{Model, PATIENCE, installed, slow_words, within};
+use crate::live::{Live, errors_of, session_of, text_of, until};
+use crate::scene::{Model, installed, slow_words, within};
 
 /// A server takes 600 MB: one at a time is enough.
-static ONE: Mutex<()> = Mutex::const_new(());
+pub static ONE: Mutex<()> = Mutex::const_new(());
 
-/// Between two looks at what tells nobody that it changed.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-
-/// A live server of a workspace, and the model behind it.
-struct Live {
-    backend: Arc<dyn Backend>,
-    model: Model,
-    server: Reply,
-    endpoint: String,
-    dir: tempfile::TempDir,
-    _one: MutexGuard<'static, ()>,
-}
-
-impl Live {
-    async fn start() -> Option<Self> {
-        let program = installed("opencode")?;
-        let one = ONE.lock().await;
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["work", "home"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let model = Model::start(dir.path());
-        let options = json!({"baseURL": format!("{}/v1", model.url), "apiKey": "none"});
-        let models =
-            json!({"m": {"tool_call": true, "reasoning": true, "limit": {"context": 100_000, "output": 8000}}});
-        let config = json!({"autoupdate": false, "share": "disabled", "snapshot": false, "model": "it/m",
-            "small_model": "it/m", "permission": {"bash": "ask", "edit": "ask"},
-            "provider": {"it": {"npm": "@ai-sdk/openai-compatible", "options": options, "models": models}}});
-        std::fs::write(dir.path().join("work/opencode.json"), config.to_string()).unwrap();
-        let mut env = ["AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS"]
-            .map(|what| (format!("OPENCODE_DISABLE_{what}"), "1".to_owned()))
-            .to_vec();
-        env.push(("HOME".to_owned(), dir.path().join("home").display().to_string()));
-        let process = ProcessSpec {
+/// A live server of a workspace.
+async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
+    let program = installed("opencode")?;
+    let one = ONE.lock().await;
+    let live = Live::start(true, |dir, model| {
+        configure(dir, model);
+        Driver::Opencode(ProcessSpec {
             command: vec![program.display().to_string()],
-            env: env.into_iter().collect(),
+            env: environment(dir),
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
-        };
-        let agent = Agent {
-            name: "it".parse().unwrap(),
-            driver: Driver::Opencode(process),
-            turn_timeout: PATIENCE,
-            idle_timeout: PATIENCE,
-            kill_grace: Duration::from_secs(20),
-            max_concurrent: 8,
-            on_interrupt: OnInterrupt::Stop,
-            permissions: Permissions::default(),
-            keep_warm: PATIENCE,
-        };
-        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
-        let backend = open(&agent, &hosts);
-        let (server, endpoint) = serve(&*backend, dir.path()).await;
-        Some(Self { backend, model, server, endpoint, dir, _one: one })
-    }
-
-    /// Ends the server, and starts another.
-    async fn restart(&mut self) {
-        self.server.control.stop(Cause::Finished);
-        within(&mut self.server.end).await.unwrap();
-        let before = self.endpoint.clone();
-        (self.server, self.endpoint) = serve(&*self.backend, self.dir.path()).await;
-        assert_ne!(self.endpoint, before);
-    }
-
-    async fn begin(&self, agent_session: Option<&str>, message: &str) -> Turn {
-        self.begin_at(&self.endpoint, agent_session, message).await
-    }
-
-    async fn begin_at(&self, endpoint: &str, agent_session: Option<&str>, message: &str) -> Turn {
-        let attempt = Attempt { run: RunId::generate(), number: 1 };
-        let prompt = Prompt {
-            attempt,
-            session: "s".parse().unwrap(),
-            slot: "w".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: self.dir.path().join("work"),
-            agent_session: agent_session.map(str::to_owned),
-            message: message.to_owned(),
-            attachments: Vec::new(),
-            options: SessionOptions::default(),
-            oneshot: false,
-            endpoint: Some(endpoint.to_owned()),
-            start_by: Instant::now() + PATIENCE,
-            limit: PATIENCE,
-        };
-        let reply = self.backend.prompt(prompt).await.unwrap();
-        reply.control.begin();
-        Turn { backend: self.backend.clone(), attempt, reply, offset: 0, events: Vec::new() }
-    }
-
-    /// A turn to its end.
-    async fn turn(&self, agent_session: Option<&str>, message: &str) -> Vec<AgentEvent> {
-        self.begin(agent_session, message).await.end().await
-    }
-
-    /// Processes with these words in their command.
-    fn running(&self, words: &str) -> usize {
-        let command = |pid: &Path| std::fs::read(pid.join("cmdline")).unwrap_or_default();
-        let is_it = |pid: &Path| String::from_utf8_lossy(&command(pid)).replace('\0', " ").trim() == words;
-        std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_it(&entry.path())).count()
-    }
-
-    async fn stop(mut self) {
-        self.server.control.stop(Cause::Finished);
-        within(&mut self.server.end).await.unwrap();
-    }
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    within(async {
-        while !condition() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    })
-    .await;
-}
-
-async fn serve(backend: &dyn Backend, dir: &Path) -> (Reply, String) {
-    let start = WarmStart {
-        attempt: Attempt { run: RunId::generate(), number: 1 },
-        workspace: "w".parse().unwrap(),
-        dir: dir.join("work"),
-        session: None,
-        client: ClientAccess::default(),
-        alone: PATIENCE,
-    };
-    let warm = backend.warm().unwrap();
-    assert!(warm.is_shared());
-    let (server, endpoint) = warm.start(start).await.unwrap();
-    server.control.begin();
-    within(async {
-        while warm.probe(&endpoint).await.is_err() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    })
-    .await;
-    (server, endpoint)
-}
-
-struct Turn {
-    backend: Arc<dyn Backend>,
-    attempt: Attempt,
-    reply: Reply,
-    offset: u64,
-    events: Vec<AgentEvent>,
-}
-
-impl Turn {
-    async fn hear(&mut self) -> bool {
-        let Some(record) = within(self.reply.records.recv()).await else { return false };
-        self.offset = record.offset;
-        self.events.extend(record.events);
-        true
-    }
-
-    async fn hear_until(&mut self, is_it: impl Fn(&AgentEvent) -> bool) -> AgentEvent {
-        loop {
-            if let Some(event) = self.events.iter().find(|event| is_it(event)) {
-                return event.clone();
-            }
-            assert!(self.hear().await, "it ended: {:#?}", self.events);
-        }
-    }
-
-    async fn hear_text(&mut self, text: &str) {
-        self.hear_until(|event| matches!(event, AgentEvent::Text(said) if said.contains(text))).await;
-    }
-
-    async fn asked(&mut self) -> PermissionRequest {
-        match self.hear_until(|event| matches!(event, AgentEvent::Permission(_))).await {
-            AgentEvent::Permission(request) => request,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn answer(&self, request: &PermissionRequest, allow: bool) {
-        let decision = Decision::Selected(request.option_for(allow).unwrap().clone());
-        self.reply.control.write(&self.backend.answer(request, &decision).unwrap()).await;
-    }
-
-    async fn end(mut self) -> Vec<AgentEvent> {
-        while self.hear().await {}
-        match within(&mut self.reply.end).await.unwrap() {
-            End::Exited(report) => assert_eq!(report.code, Some(0), "{report:?}"),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(self.events.last(), Some(&AgentEvent::Ended), "{:#?}", self.events);
-        self.events
-    }
-
-    /// As when the engine is killed and another one goes on.
-    async fn change_engine(&mut self) {
-        let host = self.reply.host.clone().unwrap();
-        self.reply.control.leave();
-        within(&mut self.reply.end).await.unwrap();
-        let attempt = Attempt { number: self.attempt.number + 1, ..self.attempt };
-        let adoption = Adoption { attempt, host, offset: self.offset };
-        (self.attempt, self.reply) = (attempt, self.backend.adopt(adoption).await.unwrap());
-    }
-}
-
-fn text_of(events: &[AgentEvent]) -> String {
-    let texts = events.iter().filter_map(|event| match event {
-        AgentEvent::Text(text) => Some(text.as_str()),
-        _ => None,
+        })
     });
-    texts.collect()
+    Some((live.await, one))
 }
 
-fn session_of(events: &[AgentEvent]) -> (String, SessionOrigin) {
-    let found = events.iter().find_map(|event| match event {
-        AgentEvent::Session { id, origin } => Some((id.clone(), *origin)),
-        _ => None,
-    });
-    found.unwrap()
+/// Tells opencode, in the directory that it works in, which model there is, and what it has to ask for.
+pub fn configure(dir: &Path, model: &Model) {
+    let options = json!({"baseURL": format!("{}/v1", model.url), "apiKey": "none"});
+    let models = json!({"m": {"tool_call": true, "reasoning": true, "limit": {"context": 100_000, "output": 8000}}});
+    let config = json!({"autoupdate": false, "share": "disabled", "snapshot": false, "model": "it/m",
+        "small_model": "it/m", "permission": {"bash": "ask", "edit": "ask"},
+        "provider": {"it": {"npm": "@ai-sdk/openai-compatible", "options": options, "models": models}}});
+    std::fs::write(dir.join("work/opencode.json"), config.to_string()).unwrap();
 }
 
-fn errors_of(events: &[AgentEvent]) -> Vec<Option<ErrorClass>> {
-    let errors = events.iter().filter_map(|event| match event {
-        AgentEvent::Error(error) => Some(error.class),
-        _ => None,
-    });
-    errors.collect()
+/// What opencode needs in its environment to stay in a directory.
+pub fn environment(dir: &Path) -> BTreeMap<String, String> {
+    let off = ["AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS"];
+    let off = off.map(|what| (format!("OPENCODE_DISABLE_{what}"), "1".to_owned()));
+    off.into_iter().chain([("HOME".to_owned(), dir.join("home").display().to_string())]).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_goes_on_in_one_session_with_tools_that_ask_and_also_on_another_server() {
-    let Some(mut live) = Live::start().await else { return };
+    let Some((mut live, _one)) = start().await else { return };
     let events = live.turn(None, "[[reasoning]]").await;
     let (id, origin) = session_of(&events);
     assert_eq!((origin, text_of(&events).as_str()), (SessionOrigin::New, "The answer is 42."));
@@ -305,7 +109,7 @@ async fn a_conversation_goes_on_in_one_session_with_tools_that_ask_and_also_on_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_share_a_server_and_what_a_provider_refuses_is_tried_again() {
-    let Some(live) = Live::start().await else { return };
+    let Some((live, _one)) = start().await else { return };
     let (one, two, again) = tokio::join!(
         live.turn(None, "[[slow:20:20]]"),
         live.turn(None, "[[slow:30:20]]"),
@@ -346,7 +150,7 @@ async fn sessions_share_a_server_and_what_a_provider_refuses_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_turn_is_aborted_with_its_tool() {
-    let Some(live) = Live::start().await else { return };
+    let Some((live, _one)) = start().await else { return };
     let mut turn = live.begin(None, "[[slow:1000:50]]").await;
     turn.hear_text("w3 ").await;
     turn.reply.control.stop(Cause::Cancelled);
@@ -385,7 +189,7 @@ async fn a_cancelled_turn_is_aborted_with_its_tool() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_engines_cost_no_word_and_a_killed_server_is_a_crash() {
-    let Some(mut live) = Live::start().await else { return };
+    let Some((mut live, _one)) = start().await else { return };
     let mut turn = live.begin(None, "[[slow:60:50]]").await;
     for word in ["w5 ", "w20 ", "w40 "] {
         turn.hear_text(word).await;
@@ -401,7 +205,7 @@ async fn killed_engines_cost_no_word_and_a_killed_server_is_a_crash() {
     within(&mut live.server.end).await.unwrap();
     let events = turn.end().await;
     assert_eq!(errors_of(&events), [Some(ErrorClass::Crashed)]);
-    (live.server, live.endpoint) = serve(&*live.backend, live.dir.path()).await;
+    live.start_again().await;
     let events = live.turn(Some(&id), "[[text:again]]").await;
     assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Resumed, "again"));
     live.stop().await;
@@ -425,7 +229,7 @@ async fn proxy(to: String, cut: Arc<std::sync::Mutex<CancellationToken>>) -> Str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_breaks_in_mid_turn_costs_no_word() {
-    let Some(live) = Live::start().await else { return };
+    let Some((live, _one)) = start().await else { return };
     let cut = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
     let (credentials, address) = live.endpoint.rsplit_once('@').unwrap();
     let endpoint = format!("{credentials}@{}", proxy(address.to_owned(), cut.clone()).await);

@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mainstay::config::Config;
-use mainstay::engine::{Engine, Send};
+use mainstay::engine::{Engine, PermissionFilter, Send};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
+use mainstay::permission::Permission;
 use mainstay::run::Run;
 use serde_json::Value;
 
@@ -23,7 +24,7 @@ pub async fn within<F: Future>(future: F) -> F::Output {
 /// The program of an agent, if it is here; otherwise it is said that the test is skipped.
 pub fn installed(agent: &str) -> Option<PathBuf> {
     let found = std::env::var_os("MAINSTAY_TEST_AGENTS").map(|dir| Path::new(&dir).join(agent));
-    let found = found.filter(|program| program.exists() && std::env::var_os("MAINSTAY_TEST_FAKE_LLM").is_some());
+    let found = found.filter(|program| program.exists());
     if found.is_none() {
         // Not through `eprintln!`, which the test harness keeps to itself.
         let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {agent} is not installed ***");
@@ -42,9 +43,10 @@ impl Model {
     pub fn start(dir: &Path) -> Self {
         let log = dir.join("model.log");
         let mut child = Command::new("node")
-            .arg(std::env::var_os("MAINSTAY_TEST_FAKE_LLM").unwrap())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/agents/model.mjs"))
             .arg("0")
             .arg(&log)
+            .env("FAKE_LLM_BODIES", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -53,11 +55,19 @@ impl Model {
         Self { child, log, url: format!("http://127.0.0.1:{}", said["listening"]) }
     }
 
-    /// How long the conversation was that the model was last asked to go on with, of those with this script.
-    pub fn turns(&self, script: &str) -> i64 {
+    /// What the model was last asked, of all that had this script: `{model, turns, body, …}`.
+    pub fn asked(&self, script: &str) -> Value {
         let log = std::fs::read_to_string(&self.log).unwrap();
         let asked = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        asked.filter(|line| line["scenario"] == script).last().map_or(0, |line| line["turns"].as_i64().unwrap())
+        asked
+            .filter(|line| line["scenario"] == script)
+            .last()
+            .unwrap_or_else(|| panic!("not asked for {script}: {log}"))
+    }
+
+    /// How long the conversation was that the model was last asked to go on with, of those with this script.
+    pub fn turns(&self, script: &str) -> i64 {
+        self.asked(script)["turns"].as_i64().unwrap()
     }
 }
 
@@ -151,6 +161,15 @@ impl Scene {
     /// Waits until a run is settled.
     pub async fn settled(&self, run: RunId) -> Run {
         within(self.engine.wait_settled(run)).await.unwrap()
+    }
+
+    /// What an agent asks, once it asks it in a run.
+    pub async fn asked(&self, run: RunId) -> Permission {
+        self.chunks_until(run, "tool-approval-request").await;
+        let filter = PermissionFilter { run: Some(run), ..PermissionFilter::default() };
+        let mut asked = self.engine.list_permissions(&filter, 10).await.unwrap();
+        assert_eq!(asked.len(), 1);
+        asked.remove(0).1
     }
 
     /// Sends a message and waits for the end of its run.

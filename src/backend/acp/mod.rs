@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use self::bridge::Setup;
+pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
@@ -56,7 +57,7 @@ impl Acp {
                 let endpoint = prompt.endpoint.clone().unwrap_or_default();
                 Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
             },
-            parser: parser::parser,
+            parser,
             interrupt: None,
             answer,
         };

@@ -52,8 +52,11 @@ pub enum Place {
     Taken(Taken),
     /// It will run, or end; then it is looked for again.
     Awaited(BackendId),
-    /// As many live as may, and none that nobody needs could be found, or one is being closed.
-    Full,
+    /// As many live as may: one is being closed, or all are needed.
+    Full {
+        /// Whether this look closed one.
+        evicted: bool,
+    },
     /// It was given up, and is not started before a time.
     GivenUp {
         /// Why, for people.
@@ -144,8 +147,8 @@ async fn take(tx: &mut Tx<'_>, wanted: &Wanted) -> Result<Place, StoreError> {
         let reason = before.reason.clone().unwrap_or_else(|| "it was given up".to_owned());
         return Ok(Place::GivenUp { reason, class: class_of(before.error_class.clone())?, until });
     }
-    if !has_room(tx, wanted.most).await? {
-        return Ok(Place::Full);
+    if let Some(full) = find_room(tx, wanted.most).await? {
+        return Ok(full);
     }
     let restarts = before.map_or_else(|| "[]".to_owned(), |before| before.restarts);
     create(tx, wanted, &restarts).await
@@ -174,19 +177,19 @@ async fn go_on(
     Ok(Place::Taken(Taken { key, generation, endpoint }))
 }
 
-/// Whether one more may live. When none may, the one that was not used for longest is closed, if nobody needs it; one at a
-/// time, so that nobody closes more than are needed.
-async fn has_room(tx: &mut Tx<'_>, most: u32) -> Result<bool, StoreError> {
+/// None when one more may live. Otherwise the one that was not used for longest is closed, if nobody needs it; one at a time,
+/// so that no more are closed than have to be.
+async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreError> {
     let count = sqlx::query!(
         r#"SELECT count(*) AS "live!: i64", coalesce(sum(state = 'stopping'), 0) AS "stopping!: i64"
            FROM backends INDEXED BY backends_live WHERE state <> 'stopped'"#
     );
     let count = count.fetch_one(&mut *tx.conn).await?;
     if count.live < i64::from(most) {
-        return Ok(true);
+        return Ok(None);
     }
     if count.live - count.stopping < i64::from(most) {
-        return Ok(false);
+        return Ok(Some(Place::Full { evicted: false }));
     }
     let (now, spared) = (tx.now.as_millis(), (tx.now - SPARED_FOR).as_millis());
     let evicted = sqlx::query!(
@@ -200,10 +203,11 @@ async fn has_room(tx: &mut Tx<'_>, most: u32) -> Result<bool, StoreError> {
         now,
         spared
     );
-    if evicted.execute(&mut *tx.conn).await?.rows_affected() > 0 {
+    let evicted = evicted.execute(&mut *tx.conn).await?.rows_affected() > 0;
+    if evicted {
         tx.notices.push(Notice::Backends);
     }
-    Ok(false)
+    Ok(Some(Place::Full { evicted }))
 }
 
 async fn create(tx: &mut Tx<'_>, wanted: &Wanted, restarts: &str) -> Result<Place, StoreError> {

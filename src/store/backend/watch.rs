@@ -138,10 +138,10 @@ impl Store {
     pub async fn live_backends(&self) -> Result<Vec<Watched>, StoreError> {
         let rows = sqlx::query_as!(
             Row,
-            r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.generation, b.worker_key AS worker,
+            r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
                    b.process_host, b.pid, b.pid_started_at, b.host_secret, b.endpoint,
                    EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "is_busy!: bool",
-                   b.close_when_idle AS "close_when_idle: bool", b.restarts, b.used_at
+                   b.close_when_idle AS "close_when_idle: bool", b.restarts, b.not_before, b.used_at
                FROM backends b INDEXED BY backends_live LEFT JOIN sessions s ON s.key = b.session_key
                WHERE b.state <> 'stopped' ORDER BY b.used_at"#
         );

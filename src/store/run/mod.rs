@@ -165,14 +165,15 @@ async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> R
 }
 
 impl Store {
-    /// Those of some runs that are running.
+    /// Those of some runs that are running, and of some backends, under whose ids processes are held as well, that live.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn running_among(&self, runs: Vec<RunId>) -> Result<HashSet<RunId>, StoreError> {
         let ids = serde_json::to_string(&runs).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let running = sqlx::query_scalar!(
-            "SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND status = 'running'",
+            r#"SELECT id AS "id!" FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND status = 'running'
+               UNION ALL SELECT id FROM backends WHERE id IN (SELECT value FROM json_each(?1)) AND state <> 'stopped'"#,
             ids
         );
         running.fetch_all(&self.readers).await?.into_iter().map(|id| Ok(id.parse()?)).collect()

@@ -9,19 +9,20 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use agent_client_protocol::schema::ProtocolVersion;
 use agent_client_protocol::v1::schema::{
     CancelNotification, ClientCapabilities, ContentBlock, FileSystemCapabilities, Implementation, InitializeRequest,
-    InitializeResponse, PromptRequest,
+    InitializeResponse, Meta, PromptRequest,
 };
 use agent_client_protocol::v1::{ConnectionTo, Responder};
 use agent_client_protocol::{Agent, Error, UntypedMessage};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::client::Client;
 use super::process::Process;
 use super::session::Session;
 use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
+use crate::backend::relay::RelayedTurn;
 use crate::workspace::ClientAccess;
 
 /// What is said of a session before its id is known to us.
@@ -128,8 +129,18 @@ impl Bridge {
     }
 
     /// Prompts the agent, and waits for its answer, which is taken in its place among what is said of the session.
-    pub(super) async fn ask_for_turn(&self, session: &str, prompt: Vec<ContentBlock>) -> Result<Value, Error> {
-        let request = UntypedMessage::new("session/prompt", PromptRequest::new(session.to_owned(), prompt))?;
+    /// It is told in `_meta` which run it works for.
+    pub(super) async fn ask_for_turn(
+        &self,
+        session: &str,
+        prompt: Vec<ContentBlock>,
+        turn: &RelayedTurn,
+    ) -> Result<Value, Error> {
+        let RelayedTurn { run, attempt, session: ours, slot, .. } = turn;
+        let ours = json!({"run": run, "attempt": attempt, "session": ours, "slot": slot});
+        let prompt =
+            PromptRequest::new(session.to_owned(), prompt).meta(Meta::from_iter([("mainstay".to_owned(), ours)]));
+        let request = UntypedMessage::new("session/prompt", prompt)?;
         let request = self.connected()?.connection.prepare_request(request);
         let id = serde_json::to_string(request.raw_id())?;
         self.state().prompts.insert(id.clone(), session.to_owned());

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::agent::Bridge;
 use crate::backend::lines::{Line, Splitter};
-use crate::backend::reap;
+use crate::backend::{json, reap};
 use crate::worker::ProcessIdentity;
 
 /// Time for each way to ask.
@@ -173,7 +173,7 @@ impl Reader {
         loop {
             let mut rest = &self.piece[self.at..self.read];
             let line = match self.splitter.next_line(&mut rest) {
-                Some(Line::Whole(line)) => Some(String::from_utf8_lossy(line).into_owned()),
+                Some(Line::Whole(line)) => Some(mended(String::from_utf8_lossy(line).into_owned())),
                 Some(Line::TooLong(_)) => {
                     // As above.
                     let _ = writeln!(io::stderr(), "mainstay: a line of the agent was longer than max_line_bytes");
@@ -192,6 +192,14 @@ impl Reader {
             }
         }
     }
+}
+
+/// Agents in JavaScript cut characters into halves, and write what is no text.
+fn mended(line: String) -> String {
+    if !line.contains("\\ud") && !line.contains("\\uD") {
+        return line;
+    }
+    json::parse(&line).map(|message| message.to_string()).unwrap_or_default()
 }
 
 /// What is said to the agent, line by line.

@@ -191,7 +191,7 @@ impl Bridge {
         }
         let result = match applied {
             Ok(Ok(())) if cancelled.is_cancelled() => Ok(()),
-            Ok(Ok(())) => self.prompt(&id, prompt, lines, cancelled).await,
+            Ok(Ok(())) => self.prompt(&id, prompt, turn, lines, cancelled).await,
             Ok(Err(error)) => Err(own_error(&error)),
             Err(_) => {
                 Err(Own::error(ErrorClass::Crashed, "The agent did not take the options of the session in time."))
@@ -211,11 +211,12 @@ impl Bridge {
         &self,
         id: &str,
         prompt: Vec<ContentBlock>,
+        turn: &RelayedTurn,
         lines: &mpsc::Sender<String>,
         cancelled: &CancellationToken,
     ) -> Result<(), Own> {
         let begun = Instant::now();
-        let mut answer = std::pin::pin!(self.ask_for_turn(id, prompt));
+        let mut answer = std::pin::pin!(self.ask_for_turn(id, prompt, turn));
         let answered = tokio::select! {
             answered = &mut answer => Some(answered),
             () = cancelled.cancelled() => {

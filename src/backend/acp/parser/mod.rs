@@ -5,15 +5,17 @@
 //! Proof: `tests/transcripts/acp`.
 
 mod error;
+mod message;
 mod tool;
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use self::message::Message;
 use self::tool::Tool;
 use super::wire::Own;
-use crate::backend::{Again, AgentEvent, LineParser};
+use crate::backend::{AgentEvent, LineParser, json};
 use crate::failure::AgentError;
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest};
 use crate::usage::Usage;
@@ -25,7 +27,7 @@ const DESCRIPTION_CHARS: usize = 200;
 pub fn parser() -> LineParser {
     let mut reader = Reader::default();
     Box::new(move |line| {
-        let message: Value = serde_json::from_str(line).ok()?;
+        let message = json::parse(line)?;
         let mut events = Vec::new();
         reader.read(&message, &mut events)?;
         Some(events)
@@ -35,7 +37,7 @@ pub fn parser() -> LineParser {
 /// What has been read of a turn.
 #[derive(Default)]
 struct Reader {
-    /// The message that the model is in, and whether a tool was used since it began.
+    /// The message that the model is in.
     message: Message,
     tools: HashMap<String, Tool>,
     /// What the agent offers, as last said.
@@ -47,21 +49,18 @@ struct Reader {
     has_ended: bool,
 }
 
-#[derive(Default)]
-struct Message {
-    id: Option<String>,
-    /// How it began: the kind of chunk, and the chunk.
-    beginning: Option<(String, String)>,
-    used_tools: bool,
-}
-
 impl Reader {
     /// None when the line is of no protocol that we know.
     fn read(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
         if message.get("mainstay").is_some() {
             let own = serde_json::from_value(message.clone()).ok()?;
+            self.message.let_go(events);
             self.own(own, events);
             return Some(());
+        }
+        let is_chunk = message["params"]["update"]["sessionUpdate"].as_str().is_some_and(|it| it.ends_with("_chunk"));
+        if !is_chunk {
+            self.message.let_go(events);
         }
         match message.get("method").and_then(Value::as_str) {
             Some("session/update") => self.update(&message["params"]["update"], events),
@@ -107,7 +106,7 @@ impl Reader {
                 }
             }
             "current_mode_update" => {
-                let mut modes = self.advertised.get("modes").cloned().unwrap_or_else(|| json!({}));
+                let mut modes = self.advertised.get("modes").cloned().unwrap_or_else(|| serde_json::json!({}));
                 modes["currentModeId"] = update["currentModeId"].clone();
                 self.advertise([("modes", modes)], events);
             }
@@ -124,18 +123,19 @@ impl Reader {
 
     fn chunk(&mut self, kind: &str, update: &Value, events: &mut Vec<AgentEvent>) {
         let content = &update["content"];
-        let text = content["text"].as_str().filter(|_| content["type"] == "text");
-        let begins = self.message.begins(kind, update["messageId"].as_str(), text.unwrap_or_default());
-        events.extend(begins.map(AgentEvent::MessageBegan));
-        match text {
-            Some(text) if kind == "agent_thought_chunk" => events.push(AgentEvent::Reasoning(text.to_owned())),
-            Some(text) => events.push(AgentEvent::Text(text.to_owned())),
-            None => events.extend(said(content)),
-        }
+        let said = match content["text"].as_str().filter(|_| content["type"] == "text") {
+            Some(text) if kind == "agent_thought_chunk" => AgentEvent::Reasoning(text.to_owned()),
+            Some(text) => AgentEvent::Text(text.to_owned()),
+            None => match said(content) {
+                Some(said) => said,
+                None => return,
+            },
+        };
+        self.message.add(update["messageId"].as_str(), said, events);
     }
 
     fn tool(&mut self, update: &Value, events: &mut Vec<AgentEvent>) {
-        self.message.used_tools = true;
+        self.message.used_a_tool();
         let id = update["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
         tool.update(update);
@@ -149,11 +149,11 @@ impl Reader {
         if options.is_empty() {
             return;
         }
-        self.message.used_tools = true;
+        self.message.used_a_tool();
         let call = &params["toolCall"];
         let id = call["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
-        tool.update(call);
+        tool.ask(call);
         tool.announce(id, events);
         events.push(AgentEvent::Permission(PermissionRequest {
             request: message["id"].to_string(),
@@ -212,28 +212,6 @@ impl Reader {
     }
 }
 
-impl Message {
-    /// Whether a message begins with a chunk, and whether it may have been said before. Agents ask the model again when
-    /// its stream breaks: some give the message another id then, some just begin it anew.
-    fn begins(&mut self, kind: &str, id: Option<&str>, text: &str) -> Option<Again> {
-        let is_other = self.id.is_some() && id.is_some() && self.id.as_deref() != id;
-        let beginning = (kind.to_owned(), text.to_owned());
-        let again = if self.used_tools {
-            is_other.then_some(Again::No)
-        } else if is_other || (id.is_some() && self.beginning.as_ref() == Some(&beginning)) {
-            Some(Again::Perhaps)
-        } else {
-            None
-        };
-        if is_other || self.used_tools || self.beginning.is_none() {
-            self.beginning = Some(beginning);
-        }
-        self.used_tools = false;
-        self.id = id.map(str::to_owned).or(self.id.take());
-        again
-    }
-}
-
 /// The answers that a request for permission takes, as far as we know what they mean.
 pub(super) fn options(params: &Value) -> Vec<PermissionOption> {
     let offered = params["options"].as_array().into_iter().flatten();
@@ -276,7 +254,7 @@ fn said(content: &Value) -> Option<AgentEvent> {
 /// A command that the agent offers, in short.
 fn command(command: &Value) -> Value {
     let description = command["description"].as_str().unwrap_or_default();
-    let mut short = json!({
+    let mut short = serde_json::json!({
         "name": command["name"],
         "description": description.chars().take(DESCRIPTION_CHARS).collect::<String>(),
     });

@@ -53,6 +53,18 @@ impl Tool {
         self.status = text("status").or(self.status.take());
     }
 
+    /// Takes what a request for permission says. Its input may be less than what is known.
+    pub(super) fn ask(&mut self, call: &Value) {
+        let known = self.input.take();
+        self.update(call);
+        if let (Some(Value::Object(known)), Some(Value::Object(input))) = (&known, &mut self.input) {
+            for (key, value) in known {
+                input.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        self.input = self.input.take().or(known);
+    }
+
     /// Says what is new. The status of a tool that was cancelled is not to be trusted: what it says is why it failed.
     pub(super) fn tell(&mut self, id: &str, is_cancelled: bool, events: &mut Vec<AgentEvent>) {
         if self.is_finished {
