@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mainstay::backend::{LineParser, claude, codex, decode, opencode};
+use mainstay::backend::{LineParser, acp, claude, codex, decode, opencode};
 use mainstay::config::Config;
 use mainstay::engine::{Engine, Send, turn::Turn};
 use mainstay::id::MessageId;
@@ -48,8 +48,8 @@ pub fn measure(runtime: &Runtime) {
         line(driver, &columns.each_ref().map(String::as_str));
     }
     line("µs a recorded line", &["understood", "as JSON", "and heard"]);
-    let parsers: [(&str, fn() -> LineParser); 3] =
-        [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
+    let parsers: [(&str, fn() -> LineParser); 4] =
+        [("acp", acp::parser), ("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
     for (driver, parser) in parsers {
         let columns = cost(driver, parser).map(|us| format!("{us:.1}"));
         line(driver, &columns.each_ref().map(String::as_str));
