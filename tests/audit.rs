@@ -96,6 +96,11 @@ async fn whatever_breaks_a_promise_is_found() {
         ),
         ("settled_runs_say_why", &format!("UPDATE runs SET cause = NULL WHERE key = {SETTLED}")),
         ("settled_runs_say_why", &format!("UPDATE runs SET first_seq = NULL, last_seq = NULL WHERE key = {SETTLED}")),
+        (
+            "backends_are_one_of_a_kind",
+            "INSERT INTO backends (id, agent, workspace, state, created_at, used_at)
+             VALUES ('0192f0c1-2345-7000-8000-0123456789ab', 'a', 'default', 'running', 1, 1)",
+        ),
         ("causes_fit", &format!("UPDATE runs SET cause = 'exit_code' WHERE key = {SETTLED}")),
         ("messages_have_a_run", "DELETE FROM runs WHERE status = 'queued'"),
         ("messages_are_in_place", "UPDATE messages SET position = 2 WHERE role = 'user'"),
@@ -133,7 +138,7 @@ async fn whatever_breaks_a_promise_is_found() {
     // Every check was seen to fail (the first one below), and there are none that were not.
     let sound = audit(&dir.path().join("copy.db")).await;
     assert_eq!(names(&sound), Vec::<&str>::new());
-    assert_eq!(sound.checks.len(), 20);
+    assert_eq!(sound.checks.len(), 21);
 }
 
 #[tokio::test]

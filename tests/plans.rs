@@ -21,6 +21,7 @@ const SHORT_WALKS: [&str; 10] = [
     "USING INDEX assignments_idle",             // at most one a slot or sharing session
     "USING INDEX sqlite_autoindex_slots_2",     // the config's slots
     "SCAN workers",                             // a row a process
+    "USING INDEX backends_live",                // at most `max_backends`
     "VIRTUAL TABLE",                            // JSON that was handed in
     "CONSTANT ROW",
 ];

@@ -109,6 +109,8 @@ pub enum Command {
     Slots,
     /// List the processes that execute runs
     Workers,
+    /// List the live agents that are kept warm, those that ended last behind them
+    Backends,
     /// List what agents ask before they use a tool, or answer it
     Permissions(PermissionsArgs),
     /// Show everything about one run or session
@@ -232,6 +234,7 @@ mod tests {
             "mainstay messages a",
             "mainstay slots",
             "mainstay workers -q",
+            "mainstay backends --json",
             "mainstay permissions --state denied --session a",
             "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",

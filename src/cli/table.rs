@@ -17,6 +17,7 @@ use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
+use crate::warm::Backend;
 use crate::worker::Worker;
 
 /// Longer cells are cut even where there is no terminal to fit.
@@ -197,6 +198,37 @@ impl Listed for Worker {
             self.version.clone(),
             relative(self.started_at, now),
             relative(self.heartbeat_at, now),
+        ]
+    }
+}
+
+impl Listed for Backend {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("BACKEND"),
+        Column::Whole("STATE"),
+        Column::Narrow("AGENT"),
+        Column::Narrow("WORKSPACE"),
+        Column::Narrow("SESSION"),
+        Column::Whole("TURNS"),
+        Column::Whole("USED"),
+        Column::Narrow("WHY"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let state = if self.close_when_idle && self.stopped_at.is_none() {
+            format!("{}, closes", self.state.as_str())
+        } else {
+            self.state.as_str().to_owned()
+        };
+        vec![
+            self.id.to_string(),
+            state,
+            self.agent.to_string(),
+            self.workspace.to_string(),
+            self.session_id.as_ref().map_or_else(|| "shared".to_owned(), ToString::to_string),
+            self.running.to_string(),
+            relative(self.used_at, now),
+            or_dash(self.reason.clone()),
         ]
     }
 }

@@ -21,7 +21,7 @@ use crate::backend::reap::{self, Liveness};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::id::RunId;
-use crate::run::{Attempt, Status};
+use crate::run::Attempt;
 use crate::store::audit::Depth;
 use crate::store::reading::{Known, Reading};
 use crate::store::worker::Registered;
@@ -133,11 +133,11 @@ async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError>
     let processes = spawn_blocking(reap::marked_processes).await.unwrap_or_default();
     let known = known(reading, processes.iter().map(|(attempt, _)| *attempt)).await?;
     let left = processes.into_iter().filter_map(|(attempt, process)| {
-        let run = known.get(&attempt.run).filter(|run| run.status != Status::Running)?;
+        let run = known.get(&attempt.run).filter(|run| !run.is_live)?;
         // In a copy of the file, the same run is another one.
         let is_of_this_file = attempt.origin() == Attempt { number: run.token, ..attempt }.origin();
         let lives = is_of_this_file && reap::is_alive(&process) == Liveness::Alive;
-        let detail = || format!("was started by run {}, which is {}", attempt.run, run.status);
+        let detail = || format!("was started by {}", run.what);
         lives.then(|| Finding::new(format!("process {}", process.pid), detail()))
     });
     let advice =
@@ -153,9 +153,9 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
     let known = known(reading, attempts.iter().copied()).await?;
     let left = attempts.into_iter().filter_map(|attempt| {
         let run = known.get(&attempt.run);
-        let detail = match run.map(|run| run.status) {
-            Some(Status::Running) => return None,
-            Some(status) => format!("its run is {status}"),
+        let detail = match run {
+            Some(run) if run.is_live => return None,
+            Some(run) => format!("it belongs to {}", run.what),
             None => "its run is not in this database".to_owned(),
         };
         let home = hosts.dir_of(attempt);

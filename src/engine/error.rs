@@ -1,7 +1,7 @@
 //! What the engine refuses or fails to do, told apart by kind; surfaces map the kinds, never the texts.
 
 use crate::event::Seq;
-use crate::id::{InvalidId, RunId};
+use crate::id::{BackendId, InvalidId, RunId};
 use crate::message::InvalidMessage;
 use crate::options::InvalidOption;
 use crate::permission::Permission;
@@ -46,6 +46,9 @@ pub enum EngineError {
     /// The agent does not offer this answer to what it asks.
     #[error("the agent offers no such answer: it takes {}", options_of(.0))]
     NotOffered(Box<Permission>),
+    /// A turn is on the backend.
+    #[error("backend {0} is busy: force it, and it ends as soon as no turn is on it")]
+    BackendBusy(BackendId),
     /// The cursor is beyond the newest event.
     #[error("cursor {after} is beyond the newest event, {last_seq}")]
     CursorAhead {

@@ -38,13 +38,15 @@ use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
-use crate::id::{AgentName, RunId, SessionId};
+use crate::id::{AgentName, BackendId, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::metrics::{self, Gauges};
 use crate::slot::Slot;
 use crate::store::Store;
+use crate::store::backend::StopRequest;
 use crate::store::reading::Reading;
 use crate::store::run::{Located, Only};
+use crate::warm;
 use crate::worker::Worker;
 
 pub use crate::store::StoreError;
@@ -345,6 +347,28 @@ impl Engine {
         Ok(self.shared.store.list_workers().await?)
     }
 
+    /// The warm backends that live, then those that ended last: 100 at most, or as many as live.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn list_backends(&self) -> Result<Vec<warm::Backend>, EngineError> {
+        Ok(self.shared.store.list_backends(BACKENDS_LISTED).await?)
+    }
+
+    /// Asks for a warm backend to end. With `force` also one that a turn is on: it ends as soon as none is.
+    ///
+    /// # Errors
+    /// [`EngineError::BackendBusy`], [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn stop_backend(&self, id: BackendId, force: bool) -> Result<warm::Backend, EngineError> {
+        match self.shared.store.stop_backend(id, force).await? {
+            StopRequest::Unknown => return Err(not_found("backend", id)),
+            StopRequest::Busy => return Err(EngineError::BackendBusy(id)),
+            StopRequest::Asked => {}
+        }
+        let found = self.shared.store.find_backend(id).await?;
+        found.ok_or_else(|| not_found("backend", id))
+    }
+
     /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just
     /// now, and the loop that claims runs and renews their leases came round. While one of them hangs, or was not
     /// started, it does not come back.
@@ -389,6 +413,9 @@ impl Engine {
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {
     EngineError::NotFound { what, id: id.to_string() }
 }
+
+/// Backends that end are history, which `v_backends` shows whole.
+const BACKENDS_LISTED: i64 = 100;
 
 /// A write takes milliseconds, unless the database is locked or its disk is full.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);

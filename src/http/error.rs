@@ -91,7 +91,7 @@ impl From<EngineError> for Error {
                 Refusal::NoSuchMessage(_) => Self::new(StatusCode::NOT_FOUND, "no_such_message", text),
             },
             EngineError::SessionDiffers(_) => conflict("session_differs"),
-            EngineError::SessionBusy(_) => conflict("busy"),
+            EngineError::SessionBusy(_) | EngineError::BackendBusy(_) => conflict("busy"),
             EngineError::Decided(_) => conflict("decided"),
             EngineError::NotOffered(_) => Self::invalid("not_offered", text),
             EngineError::CursorAhead { .. } => Self::malformed("cursor_ahead", text),

@@ -5,6 +5,7 @@
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
 
 mod auth;
+mod backends;
 mod chat;
 mod error;
 mod events;
@@ -121,6 +122,8 @@ fn router(app: App) -> Router {
         .route("/v1/runs/{id}/events", get(events::of_run))
         .route("/v1/permissions", get(permissions::list))
         .route("/v1/permissions/{id}", get(permissions::show).post(permissions::answer))
+        .route("/v1/backends", get(backends::list))
+        .route("/v1/backends/{id}/stop", post(backends::stop))
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
         .route("/v1/agents", get(status::agents))

@@ -79,7 +79,7 @@ fn check(name: &'static str, found: Result<Vec<Finding>, sqlx::Error>) -> Check 
 /// Each answers with subjects and details, at most ?1 of them; ?2 has the status that each cause leads to. Unchecked by the
 /// compiler, unlike every other query: those have to be answered by an index (`tests/plans.rs`), and these are there to
 /// read everything.
-const CHECKS: [(&str, &str); 19] = [
+const CHECKS: [(&str, &str); 20] = [
     (
         "references",
         "SELECT \"table\" || ' ' || coalesce(rowid, '?'), 'points to a row of ' || parent || ' that does not exist'
@@ -222,6 +222,16 @@ const CHECKS: [(&str, &str); 19] = [
                       WHERE a.slot_key = p.key AND a.state IN ('active', 'idle')) LIMIT 1) AS free
              FROM sessions s)
          WHERE waits <> (queued AND NOT placed) OR closing OR free IS NOT NULL LIMIT ?1 + 0",
+    ),
+    (
+        "backends_are_one_of_a_kind",
+        "SELECT group_concat(id, ' '), 'live at once for one place' FROM backends NOT INDEXED WHERE state <> 'stopped'
+             GROUP BY agent, workspace, coalesce(session_key, 0) HAVING count(*) > 1
+         UNION ALL
+         SELECT id, 'it is said to run, but nobody can reach it' FROM backends WHERE state = 'running' AND endpoint IS NULL
+         UNION ALL
+         SELECT id, 'it is ' || state || ', and said to have a process' FROM backends
+             WHERE state IN ('stopped', 'restarting') AND pid IS NOT NULL LIMIT ?1 + 0",
     ),
     (
         "causes_fit",

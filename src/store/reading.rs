@@ -14,7 +14,6 @@ use super::{StoreError, check_version, migrate, migrations, options};
 use crate::clock::Timestamp;
 use crate::id::RunId;
 use crate::lease::WorkerKey;
-use crate::run::Status;
 
 /// An open database that is only looked at.
 #[derive(Debug)]
@@ -34,12 +33,14 @@ pub struct Held {
     pub expires_at: Timestamp,
 }
 
-/// What is known of a run that something on this machine names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is known of a run, or of a warm backend, that something on this machine names.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Its status.
-    pub status: Status,
-    /// The newest token of its lease.
+    /// Whether it may have processes: the run is running, the backend is not stopped.
+    pub is_live: bool,
+    /// What it is, for people: `run …, which is completed`.
+    pub what: String,
+    /// The newest token of its lease; the newest start of a backend.
     pub token: i64,
 }
 
@@ -129,18 +130,22 @@ impl Reading {
         held.collect()
     }
 
-    /// Those of some runs that are in this file.
+    /// Those of some runs that are in this file; warm backends have processes under their own ids in the same way.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn known_among(&mut self, runs: &[RunId]) -> Result<HashMap<RunId, Known>, StoreError> {
         let ids = serde_json::to_string(runs).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        let rows =
-            sqlx::query!("SELECT id, status, lease_token FROM runs WHERE id IN (SELECT value FROM json_each(?1))", ids);
+        let rows = sqlx::query!(
+            r#"SELECT id AS "id!", status AS "status!", lease_token AS "token!", status = 'running' AS "is_live!: bool",
+                   'run' AS "kind!: String" FROM runs WHERE id IN (SELECT value FROM json_each(?1))
+               UNION ALL SELECT id, state, generation, state <> 'stopped', 'backend' FROM backends
+                   WHERE id IN (SELECT value FROM json_each(?1))"#,
+            ids
+        );
         let known = rows.fetch_all(&mut self.conn).await?.into_iter().map(|row| {
-            let status =
-                row.status.parse().map_err(|e: crate::run::UnknownStatus| StoreError::Invalid(e.to_string()))?;
-            Ok((row.id.parse()?, Known { status, token: row.lease_token }))
+            let what = format!("{} {}, which is {}", row.kind, row.id, row.status);
+            Ok((row.id.parse()?, Known { is_live: row.is_live, what, token: row.token }))
         });
         known.collect()
     }

@@ -15,3 +15,4 @@ mod scene;
 mod sessions;
 mod sweep;
 mod time;
+mod warm;

@@ -20,21 +20,43 @@ pub enum StopRequest {
 }
 
 impl Store {
-    /// The backends that live, then those that ended last; `limit` of them.
+    /// The backends that live, then those that ended last, of the `limit` newest.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn list_backends(&self, limit: i64) -> Result<Vec<Backend>, StoreError> {
+        let keys = sqlx::query_scalar!(
+            r#"SELECT json_group_array(key) AS "keys!: String" FROM (
+                   SELECT key FROM backends INDEXED BY backends_live WHERE state <> 'stopped'
+                   UNION SELECT key FROM (SELECT key FROM backends ORDER BY key DESC LIMIT ?1 + 0))"#,
+            limit
+        );
+        let keys = keys.fetch_one(&self.readers).await?;
+        self.load_backends(&keys).await
+    }
+
+    /// A backend by its id.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn find_backend(&self, id: BackendId) -> Result<Option<Backend>, StoreError> {
+        let id = id.to_string();
+        let key = sqlx::query_scalar!("SELECT key FROM backends WHERE id = ?1", id);
+        match key.fetch_optional(&self.readers).await? {
+            Some(key) => Ok(self.load_backends(&format!("[{key}]")).await?.pop()),
+            None => Ok(None),
+        }
+    }
+
+    async fn load_backends(&self, keys: &str) -> Result<Vec<Backend>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.error_class, w.id AS "worker?",
                    b.generation, b.pid, b.close_when_idle AS "close_when_idle: bool", b.created_at, b.started_at,
                    b.healthy_at, b.used_at, b.not_before, b.stopped_at,
                    (SELECT count(*) FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "running!: i64"
                FROM backends b LEFT JOIN sessions s ON s.key = b.session_key LEFT JOIN workers w ON w.key = b.worker_key
-               WHERE b.key IN (SELECT key FROM backends INDEXED BY backends_live WHERE state <> 'stopped')
-                  OR b.key IN (SELECT key FROM backends ORDER BY key DESC LIMIT ?1 + 0)
-               ORDER BY (b.state = 'stopped'), b.key DESC LIMIT ?1 + 0"#,
-            limit
+               WHERE b.key IN (SELECT value FROM json_each(?1)) ORDER BY (b.state = 'stopped'), b.key DESC"#,
+            keys
         )
         .fetch_all(&self.readers)
         .await?;
