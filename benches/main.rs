@@ -7,6 +7,7 @@
 
 mod append;
 mod claim;
+mod drivers;
 mod fanout;
 mod hosts;
 mod latency;
@@ -21,16 +22,21 @@ use std::time::Instant;
 /// Name, and what it measures.
 type Topic = (&'static str, fn(&tokio::runtime::Runtime));
 
-const TOPICS: [Topic; 6] = [
+const TOPICS: [Topic; 7] = [
     ("append", append::measure),
     ("claim", claim::measure),
     ("replay", replay::measure),
     ("latency", latency::measure),
     ("fanout", fanout::measure),
     ("hosts", hosts::measure),
+    ("drivers", drivers::measure),
 ];
 
 fn main() {
+    let mut words = std::env::args().skip(1);
+    if words.next().is_some_and(|word| word == drivers::AGENT) {
+        return drivers::agent(&words.next().unwrap());
+    }
     // cargo adds `--bench`; whatever else begins with a dash is meant for another harness.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -25,6 +25,11 @@ fn what_agents_write_becomes_a_well_formed_stream() {
 }
 
 #[test]
+fn what_agents_of_any_driver_write_becomes_a_well_formed_stream() {
+    run("drivers", targets::drivers);
+}
+
+#[test]
 fn a_config_is_legal_or_a_clear_error() {
     run("config", targets::config);
 }

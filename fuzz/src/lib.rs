@@ -9,7 +9,9 @@ use std::path::Path;
 use axum::http::{HeaderMap, HeaderValue, Uri};
 use mainstay::backend::host::frame::{Decoder, Frame, encode};
 use mainstay::backend::host::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
-use mainstay::backend::{AgentEvent, Record, decode, openclaw};
+use mainstay::backend::{
+    AgentEvent, LineParser, Record, acp, claude, codex, decode, openclaw, openclaw_gateway, opencode,
+};
 use mainstay::chunk::Chunk;
 use mainstay::config::{Config, limits};
 use mainstay::engine::turn::Turn;
@@ -21,15 +23,30 @@ use serde_json::Value;
 #[path = "../../tests/rules/mod.rs"]
 mod rules;
 
-/// What an agent writes: a byte for the size of the reads, one for the longest line, one for the end of the run, then the
-/// output. How it was cut changes nothing that it says; readers get a well-formed stream; and whoever goes on in the midst
-/// of it, from what is stored, says the same.
+/// What an agent writes: see [`lines`].
 pub fn agent_lines(data: &[u8]) {
+    lines(data, openclaw::parser);
+}
+
+/// What an agent of any driver writes: a byte for the driver, then as [`lines`].
+pub fn drivers(data: &[u8]) {
+    let [driver, data @ ..] = data else { return };
+    lines(data, PARSERS[usize::from(*driver) % PARSERS.len()]);
+}
+
+/// The drivers by the first byte of an input; a new one goes to the end.
+const PARSERS: [fn() -> LineParser; 6] =
+    [openclaw::parser, claude::parser, codex::parser, opencode::parser, acp::parser, openclaw_gateway::parser];
+
+/// A byte for the size of the reads, one for the longest line, one for the end of the run, then the output. How it was cut
+/// changes nothing that it says; readers get a well-formed stream; and whoever goes on in the midst of it, from what is
+/// stored, says the same.
+fn lines(data: &[u8], parser: fn() -> LineParser) {
     let [cut, longest, end, output @ ..] = data else { return };
     let longest = 16 * (1 + usize::from(*longest));
     let pieces = || output.chunks(1 + usize::from(*cut));
-    let records = decode([output], longest, openclaw::parser());
-    assert!(said(&records).eq(said(&decode(pieces(), longest, openclaw::parser()))));
+    let records = decode([output], longest, parser());
+    assert!(said(&records).eq(said(&decode(pieces(), longest, parser()))));
     let (before, after) = records.split_at(records.len() / 2);
     assert!(records.is_sorted_by_key(|record| record.offset));
     assert_eq!(records.last().map(|record| record.offset), Some(output.len() as u64));
