@@ -67,9 +67,14 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
                 .await?;
             }
             Fact::Advertised(advertised) => {
-                sqlx::query!("UPDATE sessions SET advertised = ?2 WHERE key = ?1", session, advertised)
-                    .execute(&mut *tx.conn)
-                    .await?;
+                // A key that is not there did not change.
+                sqlx::query!(
+                    "UPDATE sessions SET advertised = json_patch(coalesce(advertised, '{}'), ?2) WHERE key = ?1",
+                    session,
+                    advertised
+                )
+                .execute(&mut *tx.conn)
+                .await?;
             }
             Fact::Progress(progress) => {
                 sqlx::query!("UPDATE runs SET progress = ?2 WHERE key = ?1", run, progress)

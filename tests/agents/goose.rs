@@ -1,36 +1,101 @@
 //! goose over ACP: a process of one session, which ends cancelled turns as if they were whole, and hangs when its questions are
 //! not taken back.
 
+use std::path::Path;
+
 use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
 use mainstay::backend::{AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
-use mainstay::permission::ToolKind;
-use mainstay::run::Cause;
+use mainstay::permission::{Answer, ToolKind};
+use mainstay::run::{Cause, Status};
 
 use crate::live::{Live, errors_of, session_of, text_of, until};
-use crate::scene::{installed, slow_words, within};
+use crate::scene::{Scene, installed, left_of, slow_words, within};
+
+/// The environment in which it talks to nobody but the model server, and asks before it uses a tool.
+fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
+    [
+        ("HOME", dir.join("home").display().to_string()),
+        ("GOOSE_PROVIDER", "openai".to_owned()),
+        ("GOOSE_MODEL", "fake-model".to_owned()),
+        ("GOOSE_MODE", "approve".to_owned()),
+        ("GOOSE_DISABLE_KEYRING", "1".to_owned()),
+        ("OPENAI_API_KEY", "none".to_owned()),
+        ("OPENAI_HOST", model.to_owned()),
+        ("OPENAI_BASE_PATH", "v1/chat/completions".to_owned()),
+    ]
+}
 
 async fn start() -> Option<Live> {
     let program = installed("goose")?;
     let live = Live::start(false, |dir, model| {
-        let env = [
-            ("HOME", dir.join("home").display().to_string()),
-            ("GOOSE_PROVIDER", "openai".to_owned()),
-            ("GOOSE_MODEL", "fake-model".to_owned()),
-            ("GOOSE_MODE", "approve".to_owned()),
-            ("GOOSE_DISABLE_KEYRING", "1".to_owned()),
-            ("OPENAI_API_KEY", "none".to_owned()),
-            ("OPENAI_HOST", model.url.clone()),
-            ("OPENAI_BASE_PATH", "v1/chat/completions".to_owned()),
-        ];
+        let env = environment(dir, &model.url).map(|(name, value)| (name.to_owned(), value));
         let process = ProcessSpec {
             command: vec![program.display().to_string(), "acp".to_owned()],
-            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            env: env.into_iter().collect(),
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
         };
         Driver::Acp { process, shared: false }
     });
     Some(live.await)
+}
+
+/// The same under a daemon.
+async fn scene() -> Option<Scene> {
+    let program = installed("goose")?;
+    let keys = |dir: &Path, model: &str| {
+        let env = environment(dir, model).map(|(name, value)| format!("{name} = {value:?}")).join(", ");
+        format!("driver = \"acp\"\ncommand = [{program:?}, \"acp\"]\nenv = {{ {env} }}")
+    };
+    Some(Scene::new(keys).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_live_agent_goes_on_whatever_becomes_of_the_daemon_and_the_conversation_whatever_becomes_of_it() {
+    let Some(mut scene) = scene().await else { return };
+    let origin = "SELECT origin FROM v_agent_sessions";
+    let run = scene.turn("s", "[[text:one]]").await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert_eq!(scene.value(origin), "new");
+
+    let run = scene.send("s", "[[slow:60:100]]").await;
+    for word in ["w5 ", "w20 ", "w35 "] {
+        scene.chunks_until(run, word).await;
+        scene.kill();
+        scene.start();
+    }
+    let run = scene.settled(run).await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert_eq!(scene.text(run.id).await, slow_words(60));
+    assert_eq!((scene.value(origin).as_str(), left_of(run.id)), ("reused", 0));
+
+    // Between two turns.
+    scene.kill();
+    scene.start();
+    let run = scene.send("s", "[[tool:touch made]]").await;
+    let asked = scene.asked(run).await;
+    scene.kill();
+    scene.start();
+    scene.engine.answer_permission(asked.id, Answer::Approved(true), "somebody", None).await.unwrap();
+    let run = scene.settled(run).await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert!(scene.dir.path().join("work/made").exists());
+    assert_eq!(scene.value(origin), "reused");
+    assert_eq!(scene.value("SELECT count(*) FROM backends"), "1");
+
+    let before = scene.model.turns("text");
+    let host = scene.value("SELECT pid FROM backends WHERE state = 'running'");
+    assert!(std::process::Command::new("kill").args(["-KILL", &host]).status().unwrap().success());
+    let run = scene.turn("s", "[[text:again]]").await;
+    assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+    assert_eq!((scene.text(run.id).await.as_str(), scene.value(origin).as_str()), ("again", "loaded"));
+    assert!(scene.model.turns("text") > before + 4, "the model was told what was before");
+
+    let run = scene.send("s", "[[slow:1000:50]]").await;
+    scene.chunks_until(run, "w3 ").await;
+    scene.engine.cancel_run(run).await.unwrap();
+    let run = scene.settled(run).await;
+    assert_eq!(run.status, Status::Cancelled);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,10 +31,10 @@ async fn relay() -> io::Result<ExitCode> {
     let mut input = BufReader::new(tokio::io::stdin());
     let line = read_line(&mut input).await?.unwrap_or_default();
     let turn: RelayedTurn = serde_json::from_str(&line).map_err(io::Error::other)?;
-    let link = match wire::connect(Path::new(&turn.endpoint)).await {
-        Ok(link) => link,
-        Err(error) => return say_lost(&format!("The live agent cannot be reached: {error}.")).await,
-    };
+    // Nothing was said: the turn may be tried on another live agent.
+    let unreachable =
+        |error: io::Error| io::Error::new(error.kind(), format!("the live agent cannot be reached: {error}"));
+    let link = wire::connect(Path::new(&turn.endpoint)).await.map_err(unreachable)?;
     let (said, mut link) = link.into_split();
     let turn = format!("{}\n", wire::line(&ToBridge::Turn(Box::new(turn))));
     // That the bridge is gone shows where it is listened to.
@@ -58,6 +58,9 @@ async fn copy_out(mut said: OwnedReadHalf) -> io::Result<bool> {
     let mut tail = Vec::new();
     loop {
         let read = said.read(&mut piece).await.unwrap_or(0);
+        if read == 0 && tail.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the live agent ended before it said anything"));
+        }
         if read == 0 {
             return Ok(tail == end.as_bytes());
         }

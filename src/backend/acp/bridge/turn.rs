@@ -34,6 +34,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const SESSION_WITHIN: Duration = Duration::from_secs(120);
 /// Lines that wait for a relay.
 const LINES_WAITING: usize = 16;
+/// When a process was started is known this exactly.
+const STARTED_WITHIN: Duration = Duration::from_millis(10);
 /// Requests that wait for a person in one turn.
 pub(super) const MAX_OPEN_REQUESTS: usize = 64;
 
@@ -259,7 +261,7 @@ impl Bridge {
         let Some(attempt) = own_attempt() else { return };
         let agent = self.process.identity().cloned();
         for signal in [Signal::TERM, Signal::KILL] {
-            let (agent, age) = (agent.clone(), begun.elapsed());
+            let (agent, age) = (agent.clone(), begun.elapsed() + STARTED_WITHIN);
             let looked = tokio::task::spawn_blocking(move || {
                 let mut left = reap::survivors(attempt.into(), None);
                 left.retain(|process| Some(process) != agent.as_ref() && reap::age(process) < age);

@@ -154,7 +154,10 @@ impl Reader {
         let id = call["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
         tool.ask(call);
-        tool.announce(id, events);
+        // Of a question that belongs to no call nothing else will be said.
+        if !id.is_empty() {
+            tool.announce(id, events);
+        }
         events.push(AgentEvent::Permission(PermissionRequest {
             request: message["id"].to_string(),
             tool_call: id.to_owned(),
