@@ -12,7 +12,7 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 10] = [
+const SHORT_WALKS: [&str; 11] = [
     "USING INDEX runs_ready",                   // at most one a session, best first
     "USING COVERING INDEX runs_running",        // what runs now
     "USING INDEX runs_leased",                  // the same
@@ -26,10 +26,11 @@ const SHORT_WALKS: [&str; 10] = [
     "CONSTANT ROW",
 ];
 /// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
-const PAGES: [&str; 3] = [
+const PAGES: [&str; 4] = [
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
     "WHERE (?1 IS NULL OR p.state = ?1)",
     "slot_changed",
+    "UNION SELECT key FROM (SELECT key FROM backends",
 ];
 
 async fn database(dir: &Path) -> Connection {
