@@ -417,6 +417,55 @@ async fn a_flag_goes_before_a_variable_before_the_file() {
 }
 
 #[tokio::test]
+async fn what_an_agent_asks_is_answered_from_another_terminal() {
+    let scene = Scene::new();
+    for (word, says) in [("allow", "“Allow once”"), ("always", "“Allow always”"), ("deny", "“Reject”")] {
+        let (running, mut lines) = scene.begin(&["run", "--session", word, "/ask"]);
+        until(&mut lines, "  mainstay permissions --answer ").await;
+        let listed = scene.mainstay(&["permissions", "--session", word, "--json"]).await.json();
+        let (id, state) = (listed[0]["id"].as_str().unwrap(), listed[0]["state"].as_str().unwrap());
+        assert_eq!((listed.len(), state), (1, "pending"));
+        assert!(scene.mainstay(&["permissions"]).await.printed().contains(id));
+        let wrong = scene.mainstay(&["permissions", "--answer", id, "maybe"]).await.refused(1);
+        assert!(wrong.contains("\"always\" (Allow always)"), "{wrong}");
+        let state = if word == "deny" { "denied" } else { "allowed" };
+        let answered = scene.mainstay(&["permissions", "--answer", id, word, "--reason", "why"]).await.printed();
+        assert_eq!(answered, format!("{id} {state}\n"));
+        until(&mut lines, says).await;
+        assert_eq!(ended(running).await.code, Some(0));
+        let other = if word == "deny" { "allow" } else { "deny" };
+        let late = scene.mainstay(&["permissions", "--answer", id, other]).await.refused(1);
+        assert!(late.contains(&format!("{state} already, by cli")), "{late}");
+        assert!(scene.mainstay(&["permissions", "--json"]).await.json().is_empty(), "nothing is left to do");
+        assert_eq!(scene.mainstay(&["permissions", "--json", "--state", state]).await.json()[0]["reason"], "why");
+    }
+    assert_eq!(scene.mainstay(&["permissions", "--all", "--json"]).await.json().len(), 3);
+}
+
+/// In a terminal that `script` makes.
+#[tokio::test]
+async fn whoever_sits_at_the_terminal_is_asked() {
+    if Command::new("script").arg("--version").stdout(Stdio::null()).status().await.is_err() {
+        println!("SKIPPED: whoever_sits_at_the_terminal_is_asked: script (util-linux) is not installed");
+        return;
+    }
+    let scene = Scene::new();
+    for (answer, says) in [("y", "“Allow once”"), ("perhaps\nno", "“Reject”")] {
+        let run = format!("{} run /ask", env!("CARGO_BIN_EXE_mainstay"));
+        let mut terminal = Command::new("script");
+        terminal.args(["-qefc", &run, "/dev/null"]).current_dir(scene.dir.path()).kill_on_drop(true);
+        terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = terminal.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        until(&mut lines, "Write demo.txt: ").await;
+        stdin.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        until(&mut lines, says).await;
+        assert_eq!(ended(child).await.code, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_file_goes_along_with_a_message_or_instead_of_one() {
     let scene = Scene::new();
     scene.write("a.txt", "hello");

@@ -14,10 +14,12 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 
 const README: &str = include_str!("../README.md");
+const AGENTS: &str = include_str!("../docs/agents.md");
 const SQL: &str = include_str!("../docs/sql.md");
-const PAGES: [(&str, &str); 8] = [
+const PAGES: [(&str, &str); 9] = [
     ("README.md", README),
     ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
+    ("docs/agents.md", AGENTS),
     ("docs/architecture.md", include_str!("../docs/architecture.md")),
     ("docs/config.md", include_str!("../docs/config.md")),
     ("docs/http.md", include_str!("../docs/http.md")),
@@ -57,6 +59,9 @@ async fn filled(dir: &Path) -> (Engine, RunId) {
     let mut follower = engine.follow_run(hanging, 0).await.unwrap();
     follower.next_events().await.unwrap();
     send("busy", "behind it").await;
+    let asking = send("asks", "/ask").await;
+    let mut follower = engine.follow_run(asking, 0).await.unwrap();
+    while !follower.next_events().await.unwrap().unwrap().iter().any(|event| event.event.contains("approvalId")) {}
     (engine, tool)
 }
 
@@ -148,10 +153,12 @@ fn every_status_and_cause_is_explained() {
 
 #[test]
 fn the_example_of_a_config_is_one() {
-    let examples = blocks(README, "toml");
-    assert!(!examples.is_empty());
-    for example in examples {
-        Config::load(example, Path::new("README.md"), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+    for (name, page) in [("README.md", README), ("docs/agents.md", AGENTS)] {
+        let examples = blocks(page, "toml");
+        assert!(!examples.is_empty());
+        for example in examples {
+            Config::load(example, Path::new(name), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 }
 

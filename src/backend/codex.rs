@@ -199,4 +199,76 @@ mod tests {
         prompt.oneshot = true;
         assert_eq!(words(&prompt)[6..], ["--ephemeral", "-"]);
     }
+
+    #[test]
+    fn items_are_what_it_says_and_does() {
+        let read = |kind: &str, item: Value| read(&json!({"type": kind, "item": item}).to_string()).unwrap();
+        let started = |name: &str, input: Value| AgentEvent::ToolStarted {
+            id: "i".into(),
+            name: name.into(),
+            input,
+            parent: None,
+        };
+        let finished = |result: Result<Value, &str>| AgentEvent::ToolFinished {
+            id: "i".into(),
+            name: None,
+            result: result.map_err(str::to_owned),
+        };
+        let file = json!([{"path": "a", "kind": "add"}]);
+        for (item, events) in [
+            (
+                json!({"id": "i", "type": "file_change", "changes": file, "status": "completed"}),
+                vec![started("file_change", json!({"changes": file})), finished(Ok(json!({})))],
+            ),
+            (
+                json!({"id": "i", "type": "mcp_tool_call", "server": "s", "tool": "t", "arguments": {"a": 1}, "result": {"b": 2},
+                    "error": null, "status": "completed"}),
+                vec![started("s.t", json!({"a": 1})), finished(Ok(json!({"result": {"b": 2}})))],
+            ),
+            (
+                json!({"id": "i", "type": "mcp_tool_call", "server": "s", "tool": "t", "arguments": {}, "error": {"message": "no"},
+                    "status": "failed"}),
+                vec![started("s.t", json!({})), finished(Err("no"))],
+            ),
+            (
+                json!({"id": "i", "type": "web_search", "query": "q"}),
+                vec![started("web_search", json!({"query": "q"})), finished(Ok(json!({})))],
+            ),
+            (
+                json!({"id": "i", "type": "command_execution", "command": "c", "aggregated_output": "o\n", "exit_code": 1,
+                    "status": "failed"}),
+                vec![started("command_execution", json!({"command": "c"})), finished(Err("o\nexit code 1"))],
+            ),
+            (
+                json!({"id": "i", "type": "command_execution", "command": "c", "status": "declined"}),
+                vec![started("command_execution", json!({"command": "c"})), finished(Err("declined"))],
+            ),
+            (
+                json!({"id": "i", "type": "some_day", "tool": "wait", "found": 1, "status": "completed"}),
+                vec![started("some_day", json!({"tool": "wait"})), finished(Ok(json!({"found": 1})))],
+            ),
+            (json!({"id": "i", "type": "some_day"}), vec![]),
+            (
+                json!({"type": "todo_list", "items": [{"text": "a", "completed": true}, {"text": "b", "completed": false}]}),
+                vec![AgentEvent::Plan(json!([
+                    {"content": "a", "status": "completed"}, {"content": "b", "status": "pending"}
+                ]))],
+            ),
+            (json!({"type": "error", "message": "careful"}), vec![AgentEvent::Status("careful".into())]),
+        ] {
+            assert_eq!(read("item.completed", item.clone()), events, "{item}");
+        }
+        let running = json!({"id": "i", "type": "command_execution", "command": "c", "aggregated_output": "o", "status": "in_progress"});
+        let progress = AgentEvent::ToolProgress { id: "i".into(), output: json!({"aggregated_output": "o"}) };
+        assert_eq!(read("item.updated", running), [started("command_execution", json!({"command": "c"})), progress]);
+        assert_eq!(read("item.started", json!({"type": "agent_message", "text": "not yet"})), []);
+    }
+
+    #[test]
+    fn what_came_from_a_cache_is_not_counted_as_read() {
+        let line = json!({"type": "turn.completed", "usage": {"input_tokens": 100, "cached_input_tokens": 80, "output_tokens": 5}});
+        let total =
+            Usage { input_tokens: Some(20), cache_read_tokens: Some(80), output_tokens: Some(5), ..Usage::default() };
+        assert_eq!(read(&line.to_string()), Some(vec![AgentEvent::TotalUsage(total), AgentEvent::Ended]));
+    }
 }

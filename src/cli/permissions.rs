@@ -54,7 +54,8 @@ pub(super) async fn run(
     let permissions = engine.list_permissions(&filter, i64::from(args.list.limit)).await?;
     let permissions: Vec<_> = permissions.into_iter().map(|(_, permission)| permission).collect();
     table::list(out, &permissions, json, engine.now())?;
-    if !json && permissions.iter().any(|permission| permission.state == PermissionState::Pending) {
+    let is_person = !json && io::stderr().is_terminal();
+    if is_person && permissions.iter().any(|permission| permission.state == PermissionState::Pending) {
         // A hint for whoever sits there; nobody is left to tell when stderr is gone.
         let _ = writeln!(io::stderr(), "(answer with: mainstay permissions --answer ID allow|deny|OPTION)");
     }

@@ -218,10 +218,10 @@ fn every_key_is_checked_under_its_own_name() {
         for key in known_keys(path).unwrap() {
             let name = format!("{}.{key}", path.join("."));
             let error = load(&format!("\n[{}]\n{key} = false", path.join("."))).expect_err(&name).to_string();
-            let problem = match key {
+            let problem = match *key {
                 // The one that is a switch, and does not fit this driver.
-                &"shared" => "does not fit",
-                &"permissions" => "a table is needed",
+                "shared" => "does not fit",
+                "permissions" => "a table is needed",
                 _ => "invalid type: boolean",
             };
             assert!(error.starts_with(&format!("mainstay.toml:3: {name}: {problem}")), "{error}");

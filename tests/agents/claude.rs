@@ -13,12 +13,12 @@ use mainstay::message::Attachment;
 use mainstay::options::{Effect, SessionOptions};
 use mainstay::permission::{Answer, Decision, PermissionState, ToolKind};
 use mainstay::run::{Attempt, Status};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::scene::{PATIENCE, Scene, first, installed, left_of, slow_words, within};
 
 /// The environment in which it talks to nobody but the model server. It gives up early, so that a test sees how.
-fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
+pub fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
     let on = || "1".to_owned();
     [
         ("HOME", dir.join("home").display().to_string()),
@@ -208,6 +208,36 @@ async fn it_is_ended_with_the_process_that_holds_it() {
     assert!(std::process::Command::new("kill").args(["-9", &host]).status().unwrap().success());
     assert_eq!(scene.settled(run).await.status, Status::Interrupted);
     assert_eq!(left_of(run), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sub_agents_are_shown_with_the_call_they_work_for() {
+    let Some(scene) = scene().await else { return };
+    for message in ["[[task]]", "[[task:background]]"] {
+        let run = scene.turn("s", message).await;
+        assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+        let chunks = scene.chunks(run.id).await;
+        let call = first(&chunks, "tool-input-start")["toolCallId"].clone();
+        let is_inner = |chunk: &&Value| chunk["type"] == "tool-input-available" && chunk["toolName"] == "Bash";
+        let inner = chunks.iter().find(is_inner).unwrap();
+        assert_eq!(inner["providerMetadata"]["mainstay"]["parentToolCallId"], call, "{chunks:#?}");
+        let output =
+            |chunk: &&Value| chunk["type"] == "tool-output-available" && chunk["toolCallId"] == inner["toolCallId"];
+        assert_eq!(chunks.iter().find(output).unwrap()["output"], "helped");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_again_after_a_broken_stream_is_heard_once() {
+    let Some(scene) = scene().await else { return };
+    for (message, text) in [
+        ("[[disconnect]]", "This sentence will be cut off before its end comes."),
+        ("[[badjson]]", "Half of this is broken."),
+    ] {
+        let run = scene.turn("s", message).await;
+        assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
+        assert_eq!(scene.text(run.id).await, text);
+    }
 }
 
 /// A turn without an engine: what it says, and what it is answered.

@@ -5,6 +5,7 @@
 
 mod claude;
 mod codex;
+mod files;
 mod goose;
 mod live;
 mod opencode;

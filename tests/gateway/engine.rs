@@ -31,7 +31,7 @@ async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
 
     let mut peer = gateway.accept("b").await;
     let asked = peer.accept_run().await;
-    assert_eq!(asked["idempotencyKey"], json!(run.id));
+    assert_eq!(asked["idempotencyKey"], json!(format!("{}-1", run.id)));
     assert_eq!(asked["attachments"][0]["content"], "AAAA");
     let agent = asked["agentId"].as_str().unwrap();
     assert!(agent.starts_with("x-chat-slot-default-"), "{agent}");
@@ -39,7 +39,7 @@ async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
     peer.event(&asked["idempotencyKey"], 1, "lifecycle", json!({"phase": "start"})).await;
     peer.says(&asked["idempotencyKey"], 2, "a picture", "a picture").await;
     peer.event(&asked["idempotencyKey"], 3, "lifecycle", json!({"phase": "end"})).await;
-    peer.answer("agent", json!({"runId": run.id, "status": "ok"})).await;
+    peer.answer("agent", json!({"runId": asked["idempotencyKey"], "status": "ok"})).await;
 
     let run = in_time(engine.wait_settled(run.id)).await.unwrap();
     assert_eq!((run.status.as_str(), run.error), ("completed", None));

@@ -158,7 +158,7 @@ impl Turn {
     }
 
     pub async fn with_grace(url: String, prompt: Prompt, grace: Duration) -> Self {
-        let run = json!(prompt.attempt.run);
+        let run = json!(format!("{}-{}", prompt.attempt.run, prompt.attempt.number));
         let attempt = prompt.attempt;
         let reply = backend(url, grace).prompt(prompt).await.unwrap();
         reply.control.begin();

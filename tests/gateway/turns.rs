@@ -27,7 +27,7 @@ async fn a_turn_is_one_run_of_the_slots_agent() {
     assert_eq!(
         asked,
         json!({"message": "hi {message}", "agentId": "a", "sessionKey": "agent:a:web:s-1",
-               "idempotencyKey": turn.run, "timeout": 1800})
+               "idempotencyKey": turn.run, "timeout": 1830})
     );
     peer.event(&turn.run, 1, "lifecycle", json!({"phase": "start"})).await;
     peer.says(&turn.run, 3, "Hel", "Hel").await;
@@ -70,7 +70,7 @@ async fn the_token_is_where_nobody_else_can_read_it() {
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
     peer.accept_run().await;
-    let marker = format!("MAINSTAY_RUN={}", turn.run.as_str().unwrap());
+    let marker = format!("MAINSTAY_RUN={}", turn.run.as_str().unwrap().strip_suffix("-1").unwrap());
     let mut seen = 0;
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -152,6 +152,25 @@ async fn a_turn_goes_on_without_its_engine_and_the_next_one_hears_all_of_it() {
     peer.answer("agent", result(&turn.run)).await;
     assert_eq!(turn.ends().await, done());
     assert_eq!(turn.text(), "one two");
+}
+
+#[tokio::test]
+async fn an_error_that_the_gateway_gets_over_is_none_of_the_run() {
+    for (settled, status, errors) in [(false, "ok", 0), (false, "error", 1), (true, "ok", 1)] {
+        let gateway = FakeGateway::start().await;
+        let mut turn = Turn::at(gateway.url()).await;
+        let mut peer = gateway.accept("b").await;
+        peer.accept_run().await;
+        let error = json!({"phase": "error", "error": "overloaded", "executionSettled": settled});
+        peer.event(&turn.run, 1, "lifecycle", error).await;
+        peer.event(&turn.run, 2, "lifecycle", json!({"phase": "start"})).await;
+        peer.says(&turn.run, 3, "with another model", "with another model").await;
+        peer.event(&turn.run, 4, "lifecycle", json!({"phase": "end"})).await;
+        peer.answer("agent", json!({"runId": turn.run, "status": status, "summary": "other words"})).await;
+        turn.ends().await;
+        let words: Vec<_> = turn.errors().into_iter().map(|error| error.message).collect();
+        assert_eq!(words, vec!["overloaded"; errors], "{settled} {status}");
+    }
 }
 
 #[tokio::test]

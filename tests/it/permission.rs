@@ -299,11 +299,7 @@ async fn what_is_answered_while_no_engine_lives_is_told_by_the_next() {
 async fn a_chat_ends_at_the_question_and_goes_on_behind_it() {
     let scene = Scene::new(&[], &config("")).await;
     let run = scene.send("demo", "s", "/ask").await;
-    let mut chat = scene.engine.follow_chat(run.id, 0).await.unwrap();
-    let mut seen = String::new();
-    while let Some(frames) = within(chat.next_frames()).await.unwrap() {
-        seen += std::str::from_utf8(&frames).unwrap();
-    }
+    let mut seen = read_chat(&scene, run.id, 0).await;
     assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running);
     let id = of_run(&scene.engine, run.id).await.remove(0).id;
     assert!(
@@ -314,17 +310,74 @@ async fn a_chat_ends_at_the_question_and_goes_on_behind_it() {
     let paused = scene.engine.paused_at(&session, &[id]).await.unwrap();
     assert!(scene.engine.paused_at(&"other".parse().unwrap(), &[id]).await.is_err(), "it is of another session");
     answer(&scene.engine, id, true).await.unwrap();
-    let mut chat = scene.engine.follow_chat(paused.run, paused.after).await.unwrap();
-    while let Some(frames) = within(chat.next_frames()).await.unwrap() {
-        seen += std::str::from_utf8(&frames).unwrap();
-    }
+    seen += &read_chat(&scene, paused.run, paused.after).await;
     let all = read_all(scene.engine.follow_run(run.id, 0).await.unwrap()).await;
     let all: String = all.iter().map(|(seq, event)| format!("id: {}\ndata: {event}\n\n", seq.unwrap())).collect();
     assert_eq!(seen, all, "the two streams are one, and a question that is answered ends none");
-    let mut again = scene.engine.follow_chat(run.id, 0).await.unwrap();
-    let mut replayed = String::new();
-    while let Some(frames) = within(again.next_frames()).await.unwrap() {
-        replayed += std::str::from_utf8(&frames).unwrap();
+    assert_eq!(read_chat(&scene, run.id, 0).await, all);
+}
+
+/// What the chat of a run reads to where it ends.
+async fn read_chat(scene: &Scene, run: RunId, after: i64) -> String {
+    let mut chat = scene.engine.follow_chat(run, after).await.unwrap();
+    let mut seen = String::new();
+    while let Some(frames) = within(chat.next_frames()).await.unwrap() {
+        seen += std::str::from_utf8(&frames).unwrap();
     }
-    assert_eq!(replayed, all);
+    seen
+}
+
+#[tokio::test]
+async fn a_chat_waits_until_only_answers_are_waited_for() {
+    let says = |line: Value| format!("printf '%s\\n' '{line}'\n");
+    let tool = |id: &str| {
+        let tool = json!({"type": "tool_use", "id": id, "name": "Bash", "input": {}});
+        says(json!({"type": "assistant", "message": {"id": id, "role": "assistant", "content": [tool]}}))
+    };
+    let asks = |id: &str| {
+        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": id, "input": {}});
+        says(json!({"type": "control_request", "request_id": id, "request": request}))
+    };
+    let done = |id: &str| {
+        let result = json!({"type": "tool_result", "tool_use_id": id, "content": "ok"});
+        says(json!({"type": "user", "message": {"role": "user", "content": [result]}}))
+    };
+    let script = [
+        "read -r message\n".to_owned(),
+        says(json!({"type": "system", "subtype": "init", "session_id": "c1"})),
+        [tool("working"), tool("a"), tool("b")].concat(),
+        [asks("a"), asks("b"), done("working")].concat(),
+        "read -r one; ".to_owned() + &done("b"),
+        "read -r two; ".to_owned() + &done("a"),
+        says(json!({"type": "result", "subtype": "success", "is_error": false, "result": "done"})),
+    ];
+    let script = Value::from(script.concat());
+    let more = format!(
+        "[agents.parallel]\ndriver = \"claude\"\ncommand = [\"sh\", \"-c\", {script}, \"agent\"]\n\
+         [workspaces.parallel]\nagent = \"parallel\"\n"
+    );
+    let scene = Scene::new(&[], &config(&more)).await;
+    let run = scene.send("parallel", "s", "hi").await.id;
+    let first = read_chat(&scene, run, 0).await;
+    assert_eq!(first.matches("tool-approval-request").count(), 2);
+    assert!(
+        first.lines().rev().nth(1).unwrap().contains(r#""type":"tool-output-available","toolCallId":"working""#),
+        "{first}"
+    );
+    let asked = of_run(&scene.engine, run).await;
+    let find = |id: &str| asked.iter().find(|asked| asked.request.tool_call == id).unwrap().id;
+    let session = "s".parse().unwrap();
+    // The newer one is answered first, and alone: what is left ends the stream again.
+    let paused = scene.engine.paused_at(&session, &[find("b")]).await.unwrap();
+    answer(&scene.engine, find("b"), true).await.unwrap();
+    let second = read_chat(&scene, run, paused.after).await;
+    assert!(second.lines().rev().nth(1).unwrap().contains(r#""toolCallId":"b""#), "{second}");
+    answer(&scene.engine, find("a"), true).await.unwrap();
+    let seen = first + &second;
+    let last_seq = seen.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap();
+    let third = read_chat(&scene, run, last_seq.parse().unwrap()).await;
+    scene.settled(run).await;
+    let all = read_all(scene.engine.follow_run(run, 0).await.unwrap()).await;
+    let all: String = all.iter().map(|(seq, event)| format!("id: {}\ndata: {event}\n\n", seq.unwrap())).collect();
+    assert_eq!(seen + &third, all);
 }

@@ -67,6 +67,9 @@ pub struct Message {
     text: String,
 }
 
+/// Run, request, state, when it expires, when it was decided.
+type Permission = (i64, String, String, Option<i64>, Option<i64>);
+
 /// Everything in the file, in the order of its keys.
 #[derive(Debug, Default)]
 pub struct Picture {
@@ -74,6 +77,7 @@ pub struct Picture {
     pub runs: Vec<Run>,
     pub places: Vec<Place>,
     pub messages: Vec<Message>,
+    pub permissions: Vec<Permission>,
     /// Key, workspace, enabled.
     pub slots: Vec<(i64, String, bool)>,
     pub workers: BTreeSet<i64>,
@@ -175,6 +179,10 @@ impl Observer {
                     })
                 },
             ),
+            permissions: self.list(
+                "SELECT run_key, request, state, expires_at, answered_at FROM permissions ORDER BY key",
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+            ),
             slots: self.list("SELECT key, workspace, enabled FROM slots ORDER BY key", |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             }),
@@ -214,10 +222,16 @@ impl Observer {
         the_right_runs_are_ready(&new);
         places_are_right(&new);
         messages_are_where_they_belong(&new);
+        questions_are_of_running_runs(&new);
         let broken = self.list("PRAGMA foreign_key_check", |row| row.get::<_, String>(0));
         assert!(broken.is_empty(), "rows that point nowhere in {broken:?}");
         as_the_model_says(&new, model);
         self.seen = new;
+    }
+
+    /// The id of a permission, if there is one.
+    pub fn permission_id(&self, key: i64) -> Option<String> {
+        self.list(&format!("SELECT id FROM permissions WHERE key = {key}"), |row| row.get(0)).pop()
     }
 
     /// For the end of a case, as it reads every page.
@@ -230,6 +244,9 @@ impl Observer {
             let (now, now_span) = new.settled.get(run).expect("a settled run stays");
             assert_eq!(row, now, "settled run {run} has changed");
             assert!(span.is_none() || span == now_span, "the span of settled run {run} has changed");
+        }
+        for (old, new) in self.seen.permissions.iter().zip(&new.permissions) {
+            assert!(old.2 == "pending" || old == new, "a decision has changed: {old:?} to {new:?}");
         }
         for (old, new) in self.seen.runs.iter().zip(&new.runs) {
             assert!(old.token <= new.token, "the lease token of run {} went back", old.key);
@@ -358,6 +375,13 @@ fn messages_are_where_they_belong(picture: &Picture) {
     }
 }
 
+fn questions_are_of_running_runs(picture: &Picture) {
+    for (run, request, state, ..) in &picture.permissions {
+        let status = &picture.runs[index(*run)].status;
+        assert!(state != "pending" || status == "running", "question {request} is open, but run {run} is {status}");
+    }
+}
+
 /// The rows that the model predicts.
 fn as_the_model_says(picture: &Picture, model: &Model) {
     let sessions = (1..).zip(&model.sessions).map(|(key, session)| Session {
@@ -420,6 +444,10 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
     });
     assert_eq!(picture.messages, messages.collect::<Vec<_>>());
     assert_eq!(picture.messages.len(), model.messages.len());
+    let permissions = model.permissions.iter().map(|asked| {
+        (asked.run, asked.request.to_string(), asked.state.to_owned(), asked.expires_at, asked.answered_at)
+    });
+    assert_eq!(picture.permissions, permissions.collect::<Vec<_>>());
     let slots = (1..).zip(&model.slots).map(|(key, slot)| (key, WORKSPACES[slot.workspace].to_owned(), slot.enabled));
     assert_eq!(picture.slots, slots.collect::<Vec<_>>());
     assert_eq!(picture.workers, model.workers);

@@ -22,11 +22,15 @@ use std::time::Duration;
 use futures_util::future::{LocalBoxFuture, join_all};
 use mainstay::clock::{ManualClock, Timestamp};
 use mainstay::config::Durability;
-use mainstay::id::{RunId, WorkerId};
+use mainstay::id::{PermissionId, RunId, WorkerId};
 use mainstay::lease::{HeldLease, Lease, LeaseLost, RunKey, WorkerKey};
 use mainstay::message::UserMessage;
+use mainstay::permission::Answer as PermissionAnswer;
+use mainstay::permission::{OptionKind, PermissionOption, PermissionRequest, ToolKind};
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions};
 use mainstay::store::event::Appended;
+use mainstay::store::fact::Fact;
+use mainstay::store::permission::{Answered, GiveAnswer, NewPermission};
 use mainstay::store::run::{ClaimRequest, Enqueue, Lost, Only, Refusal, Settle};
 use mainstay::store::session::{Closed, NewSession};
 use mainstay::store::worker::Registration;
@@ -38,8 +42,8 @@ use proptest::test_runner::RngSeed;
 use proptest_state_machine::{StateMachineTest, prop_state_machine};
 
 use invariants::Observer;
-use ops::{AGENTS, Answer, Claim, LEASE_MS, Op, SCRIPT_LINES, START_MS, Seen, TTL_MS, Taken, WORKSPACES};
-use reference::{Model, key};
+use ops::{AGENTS, Answer, Ask, Claim, LEASE_MS, Op, SCRIPT_LINES, START_MS, Seen, TTL_MS, Taken, WORKSPACES};
+use reference::{Model, OPEN_MS, key};
 
 /// Enough for every push, in a few seconds.
 const CASES: u32 = 64;
@@ -216,6 +220,8 @@ impl System {
             Op::Update { session, ttl } => {
                 Answer::Is(store.update_session(session_id(*session), None, Some(*ttl)).await.unwrap())
             }
+            Op::Answer { permission, approved } => self.answer(*permission, *approved).await,
+            Op::ExpireQuestions { run } => Answer::Count(store.expire_permissions(*run).await.unwrap()),
             Op::Register { .. } => Answer::Worker(register(store).await),
             Op::Deregister { worker } => {
                 store.deregister_worker(self.workers[*worker]).await.unwrap();
@@ -318,7 +324,12 @@ impl System {
             run_id: self.id_of(append.lease.run),
             said: append.said && to > offset,
             events,
-            facts: Vec::new(),
+            facts: append
+                .asks
+                .filter(|_| append.said && to > offset)
+                .map(|ask| self.fact_of(ask))
+                .into_iter()
+                .collect(),
             source_offset: to,
             parts: append.parts.map(parts),
         };
@@ -330,6 +341,36 @@ impl System {
                 Answer::LastSeq(seq)
             }
             answer => answer,
+        }
+    }
+
+    fn fact_of(&self, ask: Ask) -> Fact {
+        let option = |id: &str, kind| PermissionOption { id: id.to_owned(), name: id.to_owned(), kind };
+        let request = PermissionRequest {
+            request: ask.request.to_string(),
+            tool_call: "t".into(),
+            tool: "bash".into(),
+            kind: ToolKind::Execute,
+            title: "May it?".into(),
+            input: serde_json::json!({}),
+            options: vec![option("yes", OptionKind::AllowOnce), option("no", OptionKind::RejectOnce)],
+        };
+        let decision = request.decide(&PermissionAnswer::Approved(true)).filter(|_| ask.by_policy);
+        let open_for = Duration::from_millis(OPEN_MS.unsigned_abs());
+        let expires_at = decision.is_none().then(|| self.store().clock().now() + open_for);
+        Fact::Permission(Box::new(NewPermission { id: PermissionId::generate(), request, expires_at, decision }))
+    }
+
+    async fn answer(&self, permission: i64, approved: bool) -> Answer {
+        // Whoever answers knows the question by its id, which nobody can predict.
+        let id = self.observer.permission_id(permission).map_or_else(PermissionId::generate, |id| id.parse().unwrap());
+        let answer = PermissionAnswer::Approved(approved);
+        let given = GiveAnswer { id, answer, by: "test".into(), reason: None };
+        match self.store().answer_permission(given).await.unwrap() {
+            Some(Answered::Decided(asked)) => Answer::Decided { state: asked.state.as_str(), is_first: true },
+            Some(Answered::Before(asked)) => Answer::Decided { state: asked.state.as_str(), is_first: false },
+            Some(Answered::NotOffered(_)) => Answer::Failed,
+            None => Answer::Unknown,
         }
     }
 
@@ -481,7 +522,7 @@ impl System {
 
     /// Reads an agent to its end, and settles: all of its script is there then.
     fn finish(&mut self, model: &mut Model, lease: Lease) -> Answer {
-        let rest = ops::Append { lease, count: 100, bytes: 1, said: true, parts: None, broken: false };
+        let rest = ops::Append { lease, count: 100, bytes: 1, said: true, parts: None, asks: None, broken: false };
         self.go(model, Op::Append(rest));
         let answer = self.go(model, Op::Settle(ops::Settle { lease, cause: Cause::Finished, parts: Some(0) }));
         let said = &self.observer.seen.lines[&lease.run];

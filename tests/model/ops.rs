@@ -70,6 +70,13 @@ pub enum Op {
         run: RunKey,
         until: i64,
     },
+    Answer {
+        permission: i64,
+        approved: bool,
+    },
+    ExpireQuestions {
+        run: RunKey,
+    },
     Tick(i64),
     Reopen {
         close: bool,
@@ -135,8 +142,17 @@ pub struct Append {
     pub bytes: usize,
     pub said: bool,
     pub parts: Option<u8>,
+    /// What it asks, if it says anything.
+    pub asks: Option<Ask>,
     /// Not JSON: it must fail, and alone.
     pub broken: bool,
+}
+
+/// A question of an agent.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    pub request: u8,
+    pub by_policy: bool,
 }
 
 impl Append {
@@ -195,7 +211,11 @@ pub enum Answer {
     Worker(WorkerKey),
     Count(u64),
     Is(bool),
-    /// No such run or session.
+    Decided {
+        state: &'static str,
+        is_first: bool,
+    },
+    /// No such run, session or question.
     Unknown,
     /// The write failed and nothing was stored.
     Failed,
@@ -295,12 +315,22 @@ fn parts() -> impl Strategy<Value = Option<u8>> {
 
 fn append(model: &Model) -> BoxedStrategy<Op> {
     let what = (0..4_usize, select(vec![1, 5000]), prop::bool::weighted(0.6), parts(), prop::bool::weighted(0.05));
-    (lease(model), what)
-        .prop_map(|(lease, (count, bytes, said, parts, broken))| {
+    let ask = (0..3_u8, prop::bool::weighted(0.2)).prop_map(|(request, by_policy)| Ask { request, by_policy });
+    (lease(model), what, prop::option::weighted(0.7, ask))
+        .prop_map(|(lease, (count, bytes, said, parts, broken), asks)| {
             let parts = parts.filter(|_| said && count > 0);
-            Op::Append(Append { lease, count, bytes, said, parts, broken })
+            Op::Append(Append { lease, count, bytes, said, parts, asks, broken })
         })
         .boxed()
+}
+
+/// Mostly to a question that is open; now and then to one that is decided, or that nobody asked.
+fn answer(model: &Model) -> BoxedStrategy<Op> {
+    let open: Vec<_> =
+        (1..).zip(&model.permissions).filter(|(_, asked)| asked.state == "pending").map(|(key, _)| key).collect();
+    let every = 1..=key(model.permissions.len());
+    let which = prop_oneof![4 => select(if open.is_empty() { vec![1] } else { open }), 1 => every];
+    (which, any::<bool>()).prop_map(|(permission, approved)| Op::Answer { permission, approved }).boxed()
 }
 
 fn settle(model: &Model) -> BoxedStrategy<Op> {
@@ -330,6 +360,7 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
     let session = || prop_oneof![6 => select(known.clone()), 1 => 0..SESSIONS];
     let running = model.runs.iter().any(|run| run.status == Status::Running);
     let ready = (1..key(model.runs.len())).any(|run| model.is_ready(run));
+    let asking = model.permissions.iter().any(|asked| asked.state == "pending");
     let when = |possible: bool, weight: u32| if possible { weight } else { 1 };
     let idle = model.places.iter().any(|place| place.ended.is_none() && !model.is_busy(place.session));
     let ran_out = prop::collection::vec(seen(model), 0..3);
@@ -341,6 +372,8 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
         (when(running, 12), settle(model)),
         (when(running, 3), (0..2_usize, leases()).prop_map(|(worker, leases)| Op::Renew { worker, leases }).boxed()),
         (5, run(model).prop_map(|run| Op::Cancel { run }).boxed()),
+        (when(asking, 16), answer(model)),
+        (when(asking, 3), run(model).prop_map(|run| Op::ExpireQuestions { run }).boxed()),
         (when(running, 5), lease(model).prop_map(|lease| Op::PutBack { lease }).boxed()),
         (when(running, 2), lease(model).prop_map(|lease| Op::GiveBack { lease }).boxed()),
         (

@@ -10,8 +10,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fake::{Fake, Follower, SESSION};
+use mainstay::agent::ProcessSpec;
+use mainstay::backend::process::Hosts;
 use mainstay::backend::relay::RelayedTurn;
-use mainstay::backend::{AgentEvent, decode, opencode};
+use mainstay::backend::{AgentEvent, Warm, decode, opencode};
 use mainstay::failure::{AgentError, ErrorClass};
 use mainstay::message::Attachment;
 use mainstay::options::SessionOptions;
@@ -389,6 +391,64 @@ async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
         relay.terminate();
         let events = relay.end().await;
         assert_eq!(events, [AgentEvent::Ended]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_turn_that_is_cancelled_while_it_is_prompted_is_aborted() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let go = fake.holds("POST /session/ses_new/prompt_async");
+        let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
+        let follower = fake.followed().await;
+        fake.asked("POST /session/ses_new/prompt_async").await;
+        relay.terminate();
+        go.send(()).unwrap();
+        fake.asked("POST /session/ses_new/abort").await;
+        // The server begins only now: the abort was for nothing.
+        begins(&follower).await;
+        fake.asked("POST /session/ses_new/abort").await;
+        ends(&follower, "one").await;
+        assert_eq!(relay.end().await.last(), Some(&AgentEvent::Ended));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_for_one_turn_is_removed() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let relay = Relay::start(RelayedTurn { oneshot: true, ..turn(&fake.endpoint, None, options()) }).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        ends(&follower, "one").await;
+        fake.asked("DELETE /session/ses_new").await;
+        relay.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_is_well_only_when_it_says_so_in_time() {
+    in_time(async {
+        let process =
+            ProcessSpec { command: vec!["opencode".to_owned()], env: Default::default(), max_line_bytes: 1024 };
+        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), "/nonexistent".into());
+        let backend = opencode::Opencode::new(&process, Duration::ZERO, &hosts);
+        let fake = Fake::start().await;
+        for (answer, is_well) in
+            [(json!({"healthy": true}), true), (json!({"healthy": false}), false), (json!(1), false)]
+        {
+            fake.answers("GET /global/health", 200, answer);
+            assert_eq!(backend.probe(&fake.endpoint).await.is_ok(), is_well);
+        }
+        fake.answers("GET /global/health", 401, json!({"healthy": true}));
+        assert!(backend.probe(&fake.endpoint).await.is_err());
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for endpoint in [format!("http://{}", silent.local_addr().unwrap()), "/a/socket".to_owned(), String::new()] {
+            assert!(backend.probe(&endpoint).await.is_err(), "{endpoint}");
+        }
     })
     .await;
 }

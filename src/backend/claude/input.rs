@@ -14,7 +14,10 @@ const DENIED: &str = "The person does not allow this.";
 /// The line of a message. Files come first: models look at them better before they read what is asked of them.
 pub(super) fn message(prompt: &Prompt) -> String {
     let mut content: Vec<_> = prompt.attachments.iter().map(block).collect();
-    content.push(json!({"type": "text", "text": prompt.message}));
+    // The model refuses an empty text; there are files then.
+    if !prompt.message.trim().is_empty() {
+        content.push(json!({"type": "text", "text": prompt.message}));
+    }
     let message = json!({"role": "user", "content": content});
     format!("{}\n", json!({"type": "user", "message": message, "parent_tool_use_id": null, "session_id": ""}))
 }

@@ -6,6 +6,8 @@
 mod input;
 mod lines;
 mod result;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -59,32 +61,4 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
         add("resume", prompt.agent_session.as_ref());
     }
     arguments
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::fixtures::prompt;
-
-    fn added(prompt: &Prompt) -> Vec<String> {
-        let words = arguments(prompt).into_iter().map(|word| word.into_string().unwrap());
-        words.skip(ALWAYS.len()).collect()
-    }
-
-    #[test]
-    fn only_what_was_set_is_said_on_the_command_line() {
-        let mut prompt = prompt("hello");
-        assert_eq!(added(&prompt), Vec::<String>::new());
-        prompt.agent_session = Some("0-1".into());
-        prompt.options.model = Some("--verbose".into());
-        prompt.options.mode = Some("plan".into());
-        prompt.options.extra = [("effort", "low"), ("settings", "{}")].map(|(k, v)| (k.into(), v.into())).into();
-        assert_eq!(added(&prompt), ["--model=--verbose", "--permission-mode=plan", "--effort=low", "--resume=0-1"]);
-        prompt.options.permission_profile = Some("acceptEdits".into());
-        prompt.oneshot = true;
-        assert_eq!(
-            added(&prompt),
-            ["--model=--verbose", "--permission-mode=acceptEdits", "--effort=low", "--no-session-persistence"]
-        );
-    }
 }

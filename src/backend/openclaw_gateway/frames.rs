@@ -47,6 +47,8 @@ struct Frames {
     /// Whether something may have been said that nobody heard.
     lost: bool,
     failed: bool,
+    /// An error that the gateway may yet get over, with another model.
+    held: Option<AgentEvent>,
 }
 
 impl Frames {
@@ -57,7 +59,9 @@ impl Frames {
                 let data = &frame["payload"]["data"];
                 let words = data["terminalReply"]["text"].as_str().filter(|_| self.lost && data["phase"] == "end");
                 let missed = words.and_then(|words| self.lines.complete(words));
-                missed.into_iter().chain(self.lines.read(line)?).collect()
+                let said = self.lines.read(line)?;
+                let said = if data["executionSettled"] == true { said } else { self.hold(said) };
+                missed.into_iter().chain(said).collect()
             }
             "res" => self.answer(&frame),
             "relay" => self.own(&frame),
@@ -65,6 +69,12 @@ impl Frames {
         };
         self.failed |= events.iter().any(|event| matches!(event, AgentEvent::Error(_)));
         Some(events)
+    }
+
+    fn hold(&mut self, mut events: Vec<AgentEvent>) -> Vec<AgentEvent> {
+        let error = events.iter().position(|event| matches!(event, AgentEvent::Error(_)));
+        self.held = error.map(|at| events.remove(at)).or(self.held.take());
+        events
     }
 
     fn own(&mut self, said: &Value) -> Vec<AgentEvent> {
@@ -83,6 +93,10 @@ impl Frames {
     /// The answer to what was asked of the gateway: how the run ended, or what was said last.
     fn answer(&mut self, frame: &Value) -> Vec<AgentEvent> {
         let (payload, mut events) = (&frame["payload"], Vec::new());
+        if payload["status"] != "ok" {
+            events.extend(self.held.take());
+            self.failed |= !events.is_empty();
+        }
         if frame["ok"] == false {
             let message = error::message(frame.get("error").unwrap_or(&Value::Null));
             self.fail(AgentError { message, class: class_of(&frame["error"]), retry_at: None }, &mut events);

@@ -25,6 +25,9 @@ pub(super) use relay::run as relay;
 /// The driver's word.
 const DRIVER: &str = "openclaw-gateway";
 
+/// Whoever is there ends a turn at its limit; the gateway does so much later.
+const LATER: Duration = Duration::from_secs(30);
+
 /// A backend whose turns are taken to a gateway.
 #[derive(Debug, Clone)]
 pub struct Gateway {
@@ -36,6 +39,8 @@ pub struct Gateway {
 #[derive(Serialize, Deserialize)]
 struct GatewayTurn {
     turn: RelayedTurn,
+    /// What the gateway knows the run by: another try at it is another run there.
+    key: String,
     /// The gateway's agent.
     agent: String,
     token: Option<String>,
@@ -59,9 +64,10 @@ impl Gateway {
         let agent = agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))?;
         let turn = GatewayTurn {
             turn: RelayedTurn::new(&prompt, self.spec.url.clone()),
+            key: format!("{}-{}", prompt.attempt.run, prompt.attempt.number),
             agent,
             token: self.spec.token.clone(),
-            limit_s: prompt.limit.as_secs().max(1),
+            limit_s: (prompt.limit + LATER).as_secs(),
         };
         // Texts, numbers and maps of texts: none of them can fail to serialise.
         let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";

@@ -145,7 +145,7 @@ impl Relay {
             "message": message,
             "agentId": self.asked.agent,
             "sessionKey": self.session_key,
-            "idempotencyKey": turn.run,
+            "idempotencyKey": self.asked.key,
             "timeout": self.asked.limit_s,
         });
         if !turn.attachments.is_empty() {
@@ -169,12 +169,12 @@ impl Relay {
 
     async fn wait(&mut self, connection: &mut Connection) -> Option<()> {
         self.requests += 1;
-        let params = json!({"runId": self.asked.turn.run, "timeoutMs": WAIT_MS});
+        let params = json!({"runId": self.asked.key, "timeoutMs": WAIT_MS});
         connection.request(&format!("wait-{}", self.requests), "agent.wait", params).await
     }
 
     async fn abort(&mut self, connection: &mut Connection) -> Option<()> {
-        let params = json!({"sessionKey": self.session_key, "runId": self.asked.turn.run});
+        let params = json!({"sessionKey": self.session_key, "runId": self.asked.key});
         connection.request("abort", "chat.abort", params).await
     }
 
@@ -218,7 +218,7 @@ impl Relay {
         };
         let payload = &frame["payload"];
         match (frame["type"].as_str(), frame["event"].as_str(), frame["id"].as_str()) {
-            (Some("event"), Some("agent" | "session.tool"), _) if payload["runId"] == self.asked.turn.run.as_str() => {
+            (Some("event"), Some("agent" | "session.tool"), _) if payload["runId"] == self.asked.key.as_str() => {
                 self.event(payload)?;
                 say(text)?;
             }

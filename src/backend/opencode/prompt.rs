@@ -17,7 +17,9 @@ pub(super) async fn of(
     origin: Origin,
     output: &mut Output,
 ) -> Result<(Value, Vec<String>), Trouble> {
-    let mut parts = vec![json!({"type": "text", "text": turn.message})];
+    // Models refuse an empty text; there are files then.
+    let message = Some(&turn.message).filter(|text| !text.trim().is_empty());
+    let mut parts: Vec<_> = message.map(|text| json!({"type": "text", "text": text})).into_iter().collect();
     for file in &turn.attachments {
         let mut part = json!({"type": "file", "mime": file.media_type, "url": file.url});
         if let Some(name) = &file.filename {

@@ -28,8 +28,8 @@ const PROMPTLY: Duration = Duration::from_secs(10);
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// A server that is idle says how its message ended within so long, or will not.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
-/// An aborted turn ends within so long, or is left.
-const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// An aborted turn ends within so long, or is left: somewhat less than a relay has before it is killed.
+const STOPS_WITHIN: Duration = Duration::from_secs(4);
 /// A turn has fewer messages; if not, the oldest are not told again after a broken connection.
 const MESSAGES_FETCHED: u32 = 200;
 
@@ -241,7 +241,7 @@ impl<'a> Course<'a> {
         self.cancelled = true;
         self.give_up = Some(Instant::now() + STOPS_WITHIN);
         // When it fails, the turn is left after a while.
-        let _ = self.server.post(&format!("/session/{}/abort", self.begun.session), None, PROMPTLY).await;
+        let _ = self.server.post(&format!("/session/{}/abort", self.begun.session), None, STOPS_WITHIN).await;
     }
 
     async fn hear(&mut self, data: String) {
@@ -250,6 +250,10 @@ impl<'a> Course<'a> {
             return;
         }
         self.output.say(&data);
+        if self.cancelled && text(&event, "/properties/status/type") == Some("busy") {
+            // It was not busy with the turn so far, and an abort of nothing does nothing.
+            self.abort().await;
+        }
         if text(&event, "/type") == Some("question.asked")
             && let Some(id) = text(&event, "/properties/id").filter(|id| is_request(id))
         {

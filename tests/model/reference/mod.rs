@@ -1,6 +1,7 @@
 //! The reference: what the store must answer and hold, in plain Rust. It keeps what happened and derives the rest (which
 //! run is ready, who is busy, which place is idle), so that it says once and plainly what the schema says in triggers.
 
+mod permissions;
 mod places;
 mod queue;
 mod runs;
@@ -13,6 +14,8 @@ use mainstay::lease::{Lease, RunKey, WorkerKey};
 use mainstay::run::Status;
 
 use crate::ops::{Answer, Op};
+
+pub use permissions::{OPEN_MS, Permission};
 
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -85,6 +88,7 @@ pub struct Model {
     pub runs: Vec<Run>,
     pub messages: Vec<Message>,
     pub places: Vec<Place>,
+    pub permissions: Vec<Permission>,
     pub slots: Vec<Slot>,
     pub workers: BTreeSet<WorkerKey>,
     pub registered: WorkerKey,
@@ -112,6 +116,7 @@ impl Model {
             runs: Vec::new(),
             messages: Vec::new(),
             places: Vec::new(),
+            permissions: Vec::new(),
             slots: Vec::new(),
             workers: BTreeSet::from([1, 2]),
             registered: 2,
@@ -168,6 +173,8 @@ impl Model {
             Op::SyncSlots { workspace, slots } => self.sync_slots(*workspace, *slots),
             Op::Update { session, ttl } => self.update(*session, *ttl),
             Op::Park { run, until } => self.park(*run, *until),
+            Op::Answer { permission, approved } => self.answer(*permission, *approved),
+            Op::ExpireQuestions { run } => self.expire_questions(*run),
             Op::Tick(by) => {
                 self.now += by;
                 Answer::Done
@@ -197,7 +204,7 @@ impl Model {
     /// What waits at the same time is committed together: appends first, then settles, then the rest. Two writes to the
     /// same run are not, so that they keep their order.
     fn together(&mut self, ops: &[Op]) -> Answer {
-        let known = key(self.runs.len());
+        let (known, known_questions) = (key(self.runs.len()), key(self.permissions.len()));
         let mut answers = vec![Answer::Done; ops.len()];
         let mut rest: Vec<_> = ops.iter().enumerate().collect();
         while !rest.is_empty() {
@@ -214,6 +221,7 @@ impl Model {
                 answers[i] = match op {
                     // Its id was not known yet when the operation was handed in.
                     Op::Cancel { run } if *run >= known => Answer::Unknown,
+                    Op::Answer { permission, .. } if *permission >= known_questions => Answer::Unknown,
                     op => self.apply(op),
                 };
             }

@@ -51,6 +51,9 @@ impl Model {
         self.cursors.insert(append.lease, to);
         let last = self.say(run, &kinds);
         self.store_answer(run, append.parts);
+        if let Some(ask) = append.asks.filter(|_| append.said && !kinds.is_empty()) {
+            self.ask(run, ask);
+        }
         Answer::LastSeq(last)
     }
 
@@ -87,6 +90,7 @@ impl Model {
         let row = &mut self.runs[index(run)];
         (row.status, row.settled_at, row.lease) = (status, Some(self.now), None);
         let session = row.session;
+        self.end_questions(run);
         if !self.runs_of(session).any(|(_, run)| run.status == Status::Queued) {
             self.sessions[session].waiting_since = None;
         }

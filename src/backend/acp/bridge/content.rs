@@ -12,7 +12,9 @@ use crate::message::Attachment;
 
 /// What the agent is prompted with, or why it cannot be.
 pub(super) fn blocks(turn: &RelayedTurn, takes: &PromptCapabilities) -> Result<Vec<ContentBlock>, String> {
-    let mut blocks = vec![ContentBlock::Text(TextContent::new(turn.message.clone()))];
+    // Models refuse an empty text; there are files then.
+    let text = Some(turn.message.clone()).filter(|text| !text.trim().is_empty());
+    let mut blocks: Vec<_> = text.map(|text| ContentBlock::Text(TextContent::new(text))).into_iter().collect();
     for file in &turn.attachments {
         blocks.push(block(file, takes)?);
     }
