@@ -10,6 +10,8 @@
 //!                    └──────── hung ────┴→ crashed ─exited→ restarting ─due→ starting
 //!                                                     └ too many → stopped, closed for a while
 //! ```
+//!
+//! Proof: `tests/warm_life.rs`.
 
 use std::time::Duration;
 

@@ -34,6 +34,7 @@ const PAGES: [&str; 4] = [
     "WHERE (?1 IS NULL OR p.state = ?1)",
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT p.key FROM permissions p",
     "slot_changed",
+    "UNION SELECT key FROM (SELECT key FROM backends",
 ];
 
 async fn database(dir: &Path) -> Connection {

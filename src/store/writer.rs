@@ -247,8 +247,7 @@ impl super::Store {
 pub(super) fn spawn(file: OpenFile, wal: Wal, clock: Arc<dyn Clock>, on_commit: OnCommit) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
     let closed = tokio_util::sync::CancellationToken::new();
-    let writer = Writer { file, wal, clock, on_commit };
-    let task = tokio::spawn(writer.run(queue, closed.clone()));
+    let task = tokio::spawn(Writer { file, wal, clock, on_commit }.run(queue, closed.clone()));
     Handle { commands, task: Arc::new(tokio::sync::Mutex::new(Some(task))), closed }
 }
 

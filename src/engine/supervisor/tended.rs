@@ -1,7 +1,9 @@
-//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`transition`] says what
+//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`crate::warm::transition`] says what
 //! comes of it; the row is moved first, and then that is done.
 //!
 //! Always: it is out of the states that hold a process only when nothing of that is left, or the row says so no longer.
+
+mod row;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +21,8 @@ use crate::failure::ErrorClass;
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, ExitReport};
-use crate::store::StoreError;
-use crate::store::backend::{Move, Watched};
-use crate::warm::{BackendEvent, BackendState, Care, Circumstances, Effect, Transition, recent, transition};
+use crate::store::backend::Watched;
+use crate::warm::{BackendEvent, BackendState, Care};
 use crate::workspace::Workspace;
 
 /// A host is started at once, or not at all.
@@ -30,9 +31,8 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const CONFIRM: Duration = Duration::from_secs(20);
 /// Between two tries to end what does not end.
 const END_AGAIN: Duration = Duration::from_secs(30);
-/// Between two tries of a write that failed, and how often when the engine closes.
+/// Between two tries of a write that failed.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
-const LAST_TRIES: u32 = 20;
 /// So much of what it wrote to stderr is part of the reason.
 const SHOWN_CHARS: usize = 300;
 
@@ -355,140 +355,6 @@ impl Tended {
             return Next::Leave;
         }
         Next::event(BackendEvent::Stop, "the engine that watched over it was stopped")
-    }
-
-    /// Moves it as an event says. False when somebody else watches over it.
-    async fn apply(&mut self, event: BackendEvent, reason: String, class: Option<ErrorClass>) -> bool {
-        let (state, generation) = (self.row.state, self.row.generation);
-        if !self.look().await {
-            return false;
-        }
-        if self.row.state != state {
-            // Somebody else was quicker, and what happened shows again.
-            return true;
-        }
-        let now = self.shared.store.clock().now();
-        let about = Circumstances {
-            now,
-            generation: self.row.generation,
-            restarts: &self.row.restarts,
-            not_before: self.row.not_before,
-            is_busy: self.row.is_busy,
-            hung_for: self.hung_since.map_or(Duration::ZERO, |since| since.elapsed()),
-            close_when_idle: self.row.close_when_idle,
-        };
-        let Transition::Move(to, effect) = transition(state, generation, event, &self.care, &about) else {
-            return true;
-        };
-        let mut restarts: Vec<_> = recent(&self.care, &self.row.restarts, now).collect();
-        let mut not_before = None;
-        match effect {
-            Effect::Pause(at) => {
-                restarts.push(now);
-                not_before = Some(at);
-            }
-            Effect::GiveUp(at) => not_before = Some(at),
-            Effect::None | Effect::Begin | Effect::End => {}
-        }
-        let has_ended = matches!(to, BackendState::Restarting | BackendState::Stopped);
-        let change = Move {
-            worker: self.worker,
-            from: state,
-            generation,
-            to,
-            to_generation: generation + i64::from(effect == Effect::Begin),
-            // Why it was to end is why it has ended.
-            reason: if state == BackendState::Stopping || (state == BackendState::Crashed && has_ended) {
-                self.row.reason.clone().unwrap_or(reason)
-            } else {
-                reason
-            },
-            class: class
-                .filter(|_| matches!(to, BackendState::Crashed | BackendState::Restarting) || not_before.is_some()),
-            restarts,
-            not_before,
-            is_healthy: event == BackendEvent::Healthy,
-            unless_busy: state == BackendState::Running && to == BackendState::Stopping,
-            unused_since: (event == BackendEvent::IdleTimeout).then(|| now - self.agent.keep_warm),
-        };
-        let (key, shown) = (self.row.key, change.reason.clone());
-        if self.insist(|store| store.move_backend(key, change.clone())).await == Some(true) && to != state {
-            self.tell(state, to, event, effect, &shown);
-        }
-        self.look().await
-    }
-
-    fn tell(&self, from: BackendState, to: BackendState, event: BackendEvent, effect: Effect, reason: &str) {
-        let crashed = matches!(from, BackendState::Starting | BackendState::Running)
-            && matches!(event, BackendEvent::Exited | BackendEvent::Hung | BackendEvent::NotStarted);
-        if crashed {
-            METRICS.backends_crashed.inc();
-        }
-        if from == BackendState::Restarting && effect == Effect::Begin {
-            METRICS.backends_restarted.inc();
-        }
-        if event == BackendEvent::IdleTimeout {
-            METRICS.backends_idled.inc();
-        }
-        let (id, agent, from, to) = (self.row.id, &self.row.agent, from.as_str(), to.as_str());
-        if crashed {
-            tracing::warn!(backend.id = %id, %agent, from, to, reason, "backend failed");
-        } else {
-            tracing::info!(backend.id = %id, %agent, from, to, reason, "backend moved");
-        }
-    }
-
-    /// Reads its row again. False when it is not this worker's any more.
-    async fn look(&mut self) -> bool {
-        let key = self.row.key;
-        let Some(live) = self.insist(|store| store.live_backends()).await else { return false };
-        match live.into_iter().find(|row| row.key == key) {
-            Some(row) if row.worker == Some(self.worker) => {
-                self.row = row;
-                true
-            }
-            Some(_) => false,
-            None => {
-                self.row.state = BackendState::Stopped;
-                true
-            }
-        }
-    }
-
-    /// Lets go of it, and leaves it to whoever sweeps next.
-    async fn leave(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            reply.control.leave();
-            drop(reply.records);
-            // It comes back at once.
-            let _ = timeout(CONFIRM, reply.end).await;
-        }
-        let (key, worker) = (self.row.key, self.worker);
-        if self.insist(|store| store.leave_backend(key, worker)).await.is_some() {
-            tracing::info!(backend.id = %self.row.id, "backend left to the next one who sweeps");
-        }
-    }
-
-    /// Asks the store until it answers. None when it fails for good, or the engine closes meanwhile.
-    async fn insist<'s, T, F>(&'s self, mut ask: impl FnMut(&'s crate::store::Store) -> F) -> Option<T>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let mut tries = 0;
-        loop {
-            match ask(&self.shared.store).await {
-                Ok(done) => return Some(done),
-                Err(error) if error.is_transient() && (tries < LAST_TRIES || !self.shared.closed.is_cancelled()) => {
-                    METRICS.writes_retried.inc();
-                    tries += 1;
-                    sleep(WRITE_AGAIN).await;
-                }
-                Err(error) => {
-                    tracing::error!(backend.id = %self.row.id, %error, "failed to store what became of a backend");
-                    return None;
-                }
-            }
-        }
     }
 }
 
