@@ -14,6 +14,8 @@ CREATE TABLE backends (
     state          TEXT    NOT NULL CHECK (state IN
                        ('stopped', 'starting', 'running', 'crashed', 'restarting', 'stopping')),
     reason         TEXT,                                -- why it is in this state, for people
+    error_class    TEXT CHECK (error_class IN ('authentication', 'rate_limit', 'overloaded', 'context_too_long',
+                       'agent_missing', 'protocol', 'crashed')), -- what kind of failure it was given up for
     worker_key     INTEGER REFERENCES workers (key),    -- who watches over it; NULL: whoever sweeps next
     generation     INTEGER NOT NULL DEFAULT 0,          -- counts its starts; an event of an older one is stale
     process_host   TEXT,                                -- boot id and pid namespace: where `pid` means something
@@ -35,7 +37,8 @@ CREATE TABLE backends (
 CREATE UNIQUE INDEX one_live_backend_per_key ON backends (agent, workspace, coalesce(session_key, 0))
     WHERE state <> 'stopped';
 CREATE INDEX backends_live ON backends (used_at) WHERE state <> 'stopped';
-CREATE INDEX backends_of_worker ON backends (worker_key) WHERE worker_key IS NOT NULL;
+CREATE INDEX backends_watched ON backends (worker_key) WHERE worker_key IS NOT NULL;
+CREATE INDEX backends_by_place ON backends (agent, workspace, coalesce(session_key, 0), key);
 CREATE INDEX backends_stopped ON backends (stopped_at) WHERE stopped_at IS NOT NULL;
 
 ALTER TABLE runs ADD COLUMN backend_key INTEGER REFERENCES backends (key); -- the live agent that its turn is on
@@ -51,6 +54,11 @@ CREATE TRIGGER busy_backends_are_not_stopped BEFORE UPDATE OF state ON backends
     WHEN NEW.state = 'stopping' AND OLD.state = 'running' BEGIN
     SELECT RAISE(ABORT, 'the backend is busy')
         WHERE EXISTS (SELECT 1 FROM runs WHERE backend_key = NEW.key AND status = 'running');
+END;
+CREATE TRIGGER backends_end_with_their_session AFTER UPDATE OF state ON assignments
+    WHEN NEW.ended_at IS NOT NULL AND OLD.ended_at IS NULL BEGIN
+    UPDATE backends SET close_when_idle = 1 WHERE key IN
+        (SELECT key FROM backends INDEXED BY backends_live WHERE state <> 'stopped' AND session_key = NEW.session_key);
 END;
 CREATE TRIGGER backend_is_used AFTER UPDATE OF status ON runs
     WHEN NEW.settled_at IS NOT NULL AND OLD.settled_at IS NULL AND NEW.backend_key IS NOT NULL BEGIN
@@ -192,8 +200,25 @@ CREATE VIEW v_runs AS
     LEFT JOIN workers w ON w.key = r.lease_worker
     LEFT JOIN backends k ON k.key = r.backend_key;
 
+-- `text` without what a model took back when it was asked again.
+DROP VIEW v_messages;
+CREATE VIEW v_messages AS
+    SELECT s.id AS session_id, m.id, m.role, r.id AS run_id, r.status AS run_status, m.position AS seq,
+        (SELECT group_concat(p.value ->> '$.text', '')
+            FROM (SELECT json_group_array(part.value) AS parts FROM json_each(m.parts) d, json_each(d.value, '$.data.parts') part
+                    WHERE d.value ->> '$.type' = 'data-retracted' AND m.role = 'assistant') retracted
+            CROSS JOIN json_each(m.parts) p
+            WHERE p.value ->> '$.type' = 'text'
+                AND NOT EXISTS (SELECT 1 FROM json_each(retracted.parts) void WHERE void.value = p.key)) AS text,
+        m.parts, m.metadata,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000.0, 'unixepoch') AS created_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', m.updated_at / 1000.0, 'unixepoch') AS updated_at
+    FROM messages m JOIN sessions s ON s.key = m.session_key LEFT JOIN runs r ON r.key = m.run_key
+    WHERE m.superseded_at IS NULL;
+
 CREATE VIEW v_backends AS
-    SELECT b.id, b.agent, b.workspace, s.id AS session_id, b.state, b.reason, w.id AS worker, b.generation, b.pid, b.endpoint,
+    SELECT b.id, b.agent, b.workspace, s.id AS session_id, b.state, b.reason, b.error_class, w.id AS worker, b.generation, b.pid,
+        iif(b.endpoint LIKE 'http://%@%', 'http://' || substr(b.endpoint, instr(b.endpoint, '@') + 1), b.endpoint) AS endpoint,
         (SELECT count(*) FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS running,
         b.close_when_idle, json_array_length(b.restarts) AS recent_restarts,
         strftime('%Y-%m-%dT%H:%M:%fZ', b.created_at / 1000.0, 'unixepoch') AS created_at,

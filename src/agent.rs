@@ -133,6 +133,43 @@ impl Driver {
         Takes { always, advertised }
     }
 
+    /// The process that it starts, if it starts one.
+    pub fn process(&self) -> Option<&ProcessSpec> {
+        match self {
+            Self::Demo | Self::OpenclawGateway(_) => None,
+            Self::Openclaw(process)
+            | Self::Claude(process)
+            | Self::Codex(process)
+            | Self::Opencode(process)
+            | Self::Acp { process, .. } => Some(process),
+        }
+    }
+
+    /// The files that its agents take in a message: their media types, of which `*` stands for any.
+    pub fn takes(&self) -> &'static [&'static str] {
+        match self {
+            Self::Demo => &["text/*"],
+            Self::Claude(_) | Self::Opencode(_) => &["image/*", "application/pdf", "text/*"],
+            // An agent that says less of itself refuses the rest when it is given it.
+            Self::Acp { .. } => &["image/*", "audio/*", "application/*", "text/*"],
+            Self::OpenclawGateway(_) => &["image/*"],
+            Self::Openclaw(_) | Self::Codex(_) => &[],
+        }
+    }
+
+    /// Whether its agents take a file of a media type in a message.
+    pub fn accepts(&self, media_type: &str) -> bool {
+        self.takes().iter().any(|taken| match taken.strip_suffix('*') {
+            Some(kind) => media_type.starts_with(kind),
+            None => *taken == media_type,
+        })
+    }
+
+    /// Whether they take one of which the message only says where it is.
+    pub fn takes_links(&self) -> bool {
+        !self.takes().is_empty() && !matches!(self, Self::OpenclawGateway(_))
+    }
+
     /// The word in the config.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -147,8 +184,8 @@ impl Driver {
     }
 }
 
-/// What Claude Code can be told, whatever it offers.
-const CLAUDE_OPTIONS: [&str; 8] = [
+/// What Claude Code can be told, whatever it offers; further options are named as on its command line.
+pub const CLAUDE_OPTIONS: [&str; 8] = [
     "mode",
     "model",
     "permission_profile",
@@ -158,8 +195,9 @@ const CLAUDE_OPTIONS: [&str; 8] = [
     "extra.fallback-model",
     "extra.max-budget-usd",
 ];
-/// What Codex can be told.
-const CODEX_OPTIONS: [&str; 5] = [
+
+/// What Codex can be told; further options are named as in its config.
+pub const CODEX_OPTIONS: [&str; 5] = [
     "model",
     "permission_profile",
     "extra.model_reasoning_effort",
@@ -193,6 +231,14 @@ pub struct ProcessSpec {
     pub env: BTreeMap<String, String>,
     /// A longer line of output is counted and skipped.
     pub max_line_bytes: usize,
+}
+
+impl ProcessSpec {
+    /// A command without placeholders or an environment of its own.
+    pub fn of(command: &[&str]) -> Self {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Self { command, env: BTreeMap::new(), max_line_bytes: DEFAULT_MAX_LINE_BYTES }
+    }
 }
 
 /// 16 MiB: agents were seen to write single lines of 570 KB, and of several MB with an image in a tool result.

@@ -51,6 +51,8 @@ pub enum Chunk {
         input: Value,
         provider_executed: bool,
         dynamic: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provider_metadata: Option<ToolMetadata>,
     },
     ToolOutputAvailable {
         tool_call_id: String,
@@ -73,6 +75,18 @@ pub enum Chunk {
     ToolOutputDenied {
         tool_call_id: String,
     },
+    File {
+        url: String,
+        media_type: String,
+    },
+    DataPlan {
+        id: String,
+        data: Value,
+    },
+    DataRetracted {
+        id: String,
+        data: Retracted,
+    },
     DataStatus {
         data: StatusLabel,
         transient: bool,
@@ -91,6 +105,29 @@ pub enum Chunk {
 pub struct StatusLabel {
     /// A short sentence.
     pub label: String,
+}
+
+/// What does not count any more: the model was asked again, and what it said first is void. The parts stay in the message,
+/// because a v6 stream cannot take them back; whoever shows or reads the message leaves them out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retracted {
+    /// Positions in the parts of the message.
+    pub parts: Vec<usize>,
+}
+
+/// What there is to know of a tool call beyond the AI SDK, where the AI SDK has room for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolMetadata {
+    /// Ours.
+    pub mainstay: ToolOrigin,
+}
+
+/// Where a tool call comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToolOrigin {
+    /// The call on whose behalf it is made: that of a sub-agent.
+    pub parent_tool_call_id: String,
 }
 
 /// Why a stream is over, in the AI SDK's words (which have none for "cancelled").
@@ -151,6 +188,10 @@ mod tests {
             output.to_json(),
             r#"{"type":"tool-output-available","toolCallId":"t","output":{"a":1},"providerExecuted":true,"dynamic":true}"#
         );
+        let retracted = Chunk::DataRetracted { id: "retracted-3".into(), data: Retracted { parts: vec![1, 2] } };
+        assert_eq!(retracted.to_json(), r#"{"type":"data-retracted","id":"retracted-3","data":{"parts":[1,2]}}"#);
+        let file = Chunk::File { url: "data:,x".into(), media_type: "text/plain".into() };
+        assert_eq!(file.to_json(), r#"{"type":"file","url":"data:,x","mediaType":"text/plain"}"#);
         let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };
         assert_eq!(request.to_json(), r#"{"type":"tool-approval-request","approvalId":"a","toolCallId":"t"}"#);
         let denied = Chunk::ToolOutputDenied { tool_call_id: "t".into() };

@@ -13,6 +13,8 @@ pub type RunKey = i64;
 pub type SessionKey = i64;
 /// Row key of a worker.
 pub type WorkerKey = i64;
+/// Row key of a warm backend.
+pub type BackendKey = i64;
 
 /// The right to write to one run; granted by a claim or by the recovery of a dead worker's run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -42,6 +42,7 @@
 pub mod agent;
 pub mod assignment;
 pub mod audit;
+pub mod catalogue;
 pub mod chunk;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,5 @@
-//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent, or
-//! the relay of a turn.
+//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent, the
+//! relay of a turn, or the bridge to a live agent.
 //!
 //! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
 //! reader of our output goes away.
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use mainstay::backend::acp::bridge;
 use mainstay::backend::{host, relay};
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
@@ -29,6 +30,12 @@ fn main() -> ExitCode {
     if let Some(driver) = relay::asked_for(std::env::args_os()) {
         return relay::run(&driver).unwrap_or_else(|error| {
             let _ = writeln!(std::io::stderr(), "mainstay: failed to relay a turn: {error}");
+            ExitCode::FAILURE
+        });
+    }
+    if let Some(command) = bridge::asked_for(std::env::args_os()) {
+        return bridge::run(&command).unwrap_or_else(|error| {
+            let _ = writeln!(std::io::stderr(), "mainstay: failed to hold an ACP agent: {error}");
             ExitCode::FAILURE
         });
     }

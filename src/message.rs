@@ -1,10 +1,12 @@
 //! A message: what a person or an agent said, as an AI SDK `UIMessage` with ordered parts.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::id::MessageId;
+use crate::id::{AgentName, MessageId};
 
 /// Who said it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,17 +64,114 @@ pub struct Attachment {
     pub url: String,
 }
 
+impl Attachment {
+    /// What a part of type `file` holds.
+    fn of(part: &Value) -> Result<Self, &'static str> {
+        let text = |key: &str| part.get(key).and_then(Value::as_str);
+        let media_type = text("mediaType").filter(|text| is_media_type(text));
+        let media_type = media_type.ok_or("needs a \"mediaType\" such as \"image/png\"")?.to_ascii_lowercase();
+        let filename = match part.get("filename") {
+            None | Some(Value::Null) => None,
+            Some(name) => Some(name.as_str().filter(|name| is_file_name(name)).ok_or(
+                "has a \"filename\" that is none: use 1 to 255 characters, none of them / or a control character",
+            )?),
+        };
+        let url = text("url").ok_or("needs a \"url\": a data: URL that holds it, or where it is (https:)")?;
+        match url.strip_prefix("data:") {
+            Some(held) => check_data(held, &media_type)?,
+            None if is_link(url) => {}
+            None => return Err("has a \"url\" that is neither a data: URL nor begins with https://"),
+        }
+        Ok(Self { media_type, filename: filename.map(str::to_owned), url: url.to_owned() })
+    }
+
+    /// Whether it is only known where it is.
+    pub fn is_link(&self) -> bool {
+        !self.url.starts_with("data:")
+    }
+
+    /// Its name, or else what it is.
+    pub fn label(&self) -> &str {
+        self.filename.as_deref().unwrap_or(&self.media_type)
+    }
+
+    fn to_part(&self) -> Value {
+        let mut part = serde_json::json!({"type": "file", "mediaType": self.media_type, "url": self.url});
+        if let Some(name) = &self.filename {
+            part["filename"] = name.as_str().into();
+        }
+        part
+    }
+}
+
+/// `type/subtype`, without parameters.
+fn is_media_type(text: &str) -> bool {
+    const MAX_CHARS: usize = 127;
+    let legal = |c: char| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c);
+    let word = |word: &str| !word.is_empty() && word.chars().all(legal);
+    text.len() <= MAX_CHARS && text.split_once('/').is_some_and(|(kind, subtype)| word(kind) && word(subtype))
+}
+
+fn is_file_name(text: &str) -> bool {
+    const MAX_CHARS: usize = 255;
+    let is_illegal = |c: char| c == '/' || c.is_control();
+    !text.is_empty() && text.chars().count() <= MAX_CHARS && !text.contains(is_illegal)
+}
+
+fn is_link(url: &str) -> bool {
+    const MAX_BYTES: usize = 8192;
+    let behind = url.strip_prefix("https://").unwrap_or_default();
+    !behind.is_empty()
+        && !behind.starts_with('/')
+        && url.len() <= MAX_BYTES
+        && url.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// What stands behind `data:`: a type with parameters, and base64 with its padding.
+fn check_data(held: &str, media_type: &str) -> Result<(), &'static str> {
+    let (kind, data) = held.split_once(";base64,").ok_or("has a data: URL without \";base64,\"")?;
+    let kind = kind.split(';').next().unwrap_or_default();
+    if !kind.is_empty() && !kind.eq_ignore_ascii_case(media_type) {
+        return Err("is of another type in its \"url\" than in its \"mediaType\"");
+    }
+    match STANDARD.decode(data) {
+        Ok(bytes) if !bytes.is_empty() => Ok(()),
+        Ok(_) => Err("is empty"),
+        Err(_) => Err("has a data: URL that holds no base64, or not all of it"),
+    }
+}
+
 /// A message that cannot be sent to an agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// No text in it.
+    /// Neither text nor a file in it.
     #[error("the message has no text: send {{\"text\": …}} or a part {{\"type\": \"text\", \"text\": …}}")]
     Blank,
+    /// A file that is none.
+    #[error("part {index} of the message is a file and {problem}")]
+    File {
+        /// Position of the part, from 0.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A file that its agent cannot take.
+    #[error("part {index} of the message is {what}, which agent {agent} does not take: {takes}")]
+    NotTaken {
+        /// Position of the part, from 0.
+        index: usize,
+        /// Its type, or that it is a link.
+        what: String,
+        /// The agent of the session.
+        agent: AgentName,
+        /// What it takes instead.
+        takes: String,
+    },
     /// A part is not an object with a `type`.
     #[error("part {0} of the message is not an object with a string \"type\"")]
     Part(usize),
-    /// A part that agents cannot take yet.
-    #[error("part {index} of the message has type {kind:?}: only text parts can be sent to this agent")]
+    /// A part that no agent takes.
+    #[error("part {index} of the message has type {kind:?}: only parts of type text and file can be sent")]
     Unsupported {
         /// Position of the part, from 0.
         index: usize,
@@ -90,23 +189,44 @@ impl UserMessage {
         Self::from_parts(id, vec![serde_json::json!({"type": "text", "text": text.into()})], None)
     }
 
-    /// A message as an AI SDK client sends it.
+    /// A message of files and a text, which may be empty when there are files.
     ///
     /// # Errors
-    /// When a part is malformed, of a kind that no agent takes, or when there is no text in any of them.
+    /// When a file is malformed, or there is nothing in the message.
+    pub fn with_files(id: MessageId, text: &str, files: &[Attachment]) -> Result<Self, InvalidMessage> {
+        let mut parts: Vec<_> = files.iter().map(Attachment::to_part).collect();
+        if !text.trim().is_empty() || files.is_empty() {
+            parts.push(serde_json::json!({"type": "text", "text": text}));
+        }
+        Self::from_parts(id, parts, None)
+    }
+
+    /// A message as an AI SDK client sends it. Whether its agent takes the files in it is another question.
+    ///
+    /// # Errors
+    /// When a part is malformed, of a kind that no agent takes, or when there is neither text nor a file in any of them.
     pub fn from_parts(id: MessageId, parts: Vec<Value>, metadata: Option<Value>) -> Result<Self, InvalidMessage> {
         for (index, part) in parts.iter().enumerate() {
             let kind = part.get("type").and_then(Value::as_str).ok_or(InvalidMessage::Part(index))?;
             match kind {
                 "text" if part.get("text").is_some_and(Value::is_string) => {}
                 "text" => return Err(InvalidMessage::Part(index)),
+                "file" => {
+                    Attachment::of(part).map_err(|problem| InvalidMessage::File { index, problem })?;
+                }
                 // Data parts are the client's own notes: kept with the message, not shown to the agent.
                 kind if kind.starts_with("data-") => {}
                 kind => return Err(InvalidMessage::Unsupported { index, kind: kind.chars().take(40).collect() }),
             }
         }
         let message = Self { id, parts, metadata };
-        if message.prompt().trim().is_empty() { Err(InvalidMessage::Blank) } else { Ok(message) }
+        let says_something = !message.prompt().trim().is_empty() || message.files().next().is_some();
+        if says_something { Ok(message) } else { Err(InvalidMessage::Blank) }
+    }
+
+    /// Its files, each with the position of its part.
+    pub fn files(&self) -> impl Iterator<Item = (usize, Attachment)> {
+        files(&self.parts)
     }
 
     /// What the agent is given: the text parts, one below the other.
@@ -114,11 +234,12 @@ impl UserMessage {
         prompt(&self.parts)
     }
 
-    /// The first line, shortened to 80 characters: the title of a session that has none.
+    /// The first line, or the name of the first file, shortened to 80 characters: the title of a session that has none.
     pub fn title(&self) -> String {
         const TITLE_CHARS: usize = 80;
         let text = self.prompt();
-        let line = text.trim().lines().next().unwrap_or_default().trim();
+        let file = self.files().next().map(|(_, file)| file.label().to_owned()).unwrap_or_default();
+        let line = text.trim().lines().next().unwrap_or(&file).trim();
         match line.char_indices().nth(TITLE_CHARS) {
             Some((end, _)) => format!("{}…", line[..end].trim_end()),
             None => line.to_owned(),
@@ -140,6 +261,16 @@ impl UserMessage {
 pub fn prompt(parts: &[Value]) -> String {
     let texts = parts.iter().filter(|part| part.get("type").and_then(Value::as_str) == Some("text"));
     texts.filter_map(|part| part.get("text").and_then(Value::as_str)).collect::<Vec<_>>().join("\n")
+}
+
+/// The files of stored parts.
+pub fn attachments(parts: &[Value]) -> Vec<Attachment> {
+    files(parts).map(|(_, file)| file).collect()
+}
+
+fn files(parts: &[Value]) -> impl Iterator<Item = (usize, Attachment)> {
+    let files = parts.iter().enumerate().filter(|(_, part)| part.get("type").and_then(Value::as_str) == Some("file"));
+    files.filter_map(|(index, part)| Some((index, Attachment::of(part).ok()?)))
 }
 
 #[cfg(test)]
@@ -164,7 +295,89 @@ mod tests {
         assert_eq!(message(json!([])), Err(InvalidMessage::Blank));
         assert_eq!(message(json!([{"type": "text", "text": " \n"}])), Err(InvalidMessage::Blank));
         assert_eq!(message(json!(["x"])), Err(InvalidMessage::Part(0)));
-        assert!(matches!(message(json!([{"type": "file", "url": "x"}])), Err(InvalidMessage::Unsupported { .. })));
+        let unsupported = message(json!([{"type": "reasoning", "text": "x"}]));
+        assert!(matches!(unsupported, Err(InvalidMessage::Unsupported { index: 0, .. })));
+    }
+
+    #[test]
+    fn a_file_is_held_in_the_message_or_linked_to() {
+        for (file, label, is_link) in [
+            (
+                json!({"mediaType": "image/png", "url": "data:image/png;base64,AAAA", "filename": "ä b.png"}),
+                "ä b.png",
+                false,
+            ),
+            (json!({"mediaType": "Image/SVG+xml", "url": "data:;base64,AA=="}), "image/svg+xml", false),
+            (
+                json!({"mediaType": "text/plain", "url": "data:text/plain;charset=utf-8;base64,AA==", "filename": null}),
+                "text/plain",
+                false,
+            ),
+            (
+                json!({"mediaType": "application/pdf", "url": "https://example.com/a?b#c", "x": 1}),
+                "application/pdf",
+                true,
+            ),
+        ] {
+            let mut part = file.clone();
+            part["type"] = "file".into();
+            let message = message(json!([{"type": "text", "text": " "}, part])).unwrap();
+            let (index, file) = message.files().next().unwrap();
+            assert_eq!((index, file.label(), file.is_link(), message.title().as_str()), (1, label, is_link, label));
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_by_its_position() {
+        let good = json!({"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AAAA"});
+        for (key, value, problem) in [
+            ("mediaType", json!(null), "mediaType"),
+            ("mediaType", json!("image"), "mediaType"),
+            ("mediaType", json!("image/"), "mediaType"),
+            ("mediaType", json!("image/png; x"), "mediaType"),
+            ("mediaType", json!("x".repeat(200) + "/y"), "mediaType"),
+            ("mediaType", json!("text/plain"), "another type"),
+            ("filename", json!(""), "filename"),
+            ("filename", json!("../../etc/passwd"), "filename"),
+            ("filename", json!("a\nb"), "filename"),
+            ("filename", json!("x".repeat(256)), "filename"),
+            ("filename", json!(7), "filename"),
+            ("url", json!(null), "needs a \"url\""),
+            ("url", json!("data:image/png,AAAA"), ";base64,"),
+            ("url", json!("data:image/png;base64,"), "empty"),
+            ("url", json!("data:image/png;base64,AAA"), "no base64"),
+            ("url", json!("data:image/png;base64,AA AA"), "no base64"),
+            ("url", json!("data:image/png;base64,%41%41"), "no base64"),
+            ("url", json!("file:///etc/passwd"), "neither"),
+            ("url", json!("http://example.com/a.png"), "neither"),
+            ("url", json!("https://"), "neither"),
+            ("url", json!("https:///a"), "neither"),
+            ("url", json!("https://a b"), "neither"),
+            ("url", json!(format!("https://{}", "x".repeat(9000))), "neither"),
+        ] {
+            let mut part = good.clone();
+            part[key] = value;
+            let error = message(json!([good.clone(), part])).unwrap_err();
+            assert!(
+                matches!(&error, InvalidMessage::File { index: 1, problem: said } if said.contains(problem)),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_are_read_back_as_they_were_sent() {
+        let file = Attachment {
+            media_type: "image/png".to_owned(),
+            filename: Some("a.png".to_owned()),
+            url: "data:image/png;base64,AAAA".to_owned(),
+        };
+        for text in ["", "look"] {
+            let message = UserMessage::with_files(MessageId::generate(), text, std::slice::from_ref(&file)).unwrap();
+            let parts: Vec<Value> = serde_json::from_str(&message.parts_json()).unwrap();
+            assert_eq!((attachments(&parts), prompt(&parts).as_str()), (vec![file.clone()], text));
+        }
+        assert_eq!(UserMessage::with_files(MessageId::generate(), " ", &[]), Err(InvalidMessage::Blank));
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub(crate) struct Metrics {
     pub leases_lost: Counter,
     pub agents_killed: Counter,
     pub processes_ended: Counter,
+    pub backends_started: Counter,
+    pub backends_crashed: Counter,
+    pub backends_restarted: Counter,
+    pub backends_adopted: Counter,
+    pub backends_evicted: Counter,
+    pub backends_idled: Counter,
+    pub backends_not_ended: Counter,
+    pub probes_failed: Counter,
     pub assignments_expired: Counter,
     pub workers_removed: Counter,
     pub sweeps: Counter,
@@ -108,6 +116,20 @@ impl Metrics {
             leases_lost: counter("leases_lost", "Runs given up because another process has them now"),
             agents_killed: counter("agents_killed", "Agents that did not end when asked to"),
             processes_ended: counter("processes_ended", "Processes that the agents of lost workers left running"),
+            backends_started: counter("backends_started", "Warm backends that were started, each start of one"),
+            backends_crashed: counter(
+                "backends_crashed",
+                "Warm backends that ended without being asked to, hung, or did not start",
+            ),
+            backends_restarted: counter("backends_restarted", "Restarts of warm backends after that"),
+            backends_adopted: counter("backends_adopted", "Warm backends of lost workers that were taken over"),
+            backends_evicted: counter("backends_evicted", "Warm backends closed to make room for another one"),
+            backends_idled: counter("backends_idled", "Warm backends closed because nobody used them"),
+            backends_not_ended: counter(
+                "backends_not_ended",
+                "Tries to end a warm backend after which something of it lived",
+            ),
+            probes_failed: counter("probes_failed", "Running backends that did not answer a probe"),
             assignments_expired: counter("assignments_expired", "Idle places that expired"),
             workers_removed: counter("workers_removed", "Dead workers that were removed"),
             sweeps: counter("sweeps", "Sweeps"),
@@ -158,8 +180,11 @@ impl Metrics {
 }
 
 /// What is so at this moment, asked for when somebody wants to know.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Gauges {
+    /// Warm backends that live, by state, over all processes.
+    pub backends: Vec<(&'static str, u64)>,
+    pub backends_awaited: u64,
     pub runs_executing: u64,
     pub runs_capacity: u64,
     pub followers: u64,
@@ -193,6 +218,12 @@ pub(crate) fn render(gauges: &Gauges) -> String {
         gauge("runs_queued", "Runs that wait, over all processes on the file", file.runs_queued);
         gauge("sessions_placed", "Sessions that have a slot or share an agent", file.sessions_placed);
     }
+    gauge("backends_awaited", "Turns that wait here for a warm backend", gauges.backends_awaited);
+    let backends: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
+    for (state, count) in &gauges.backends {
+        backends.get_or_create_owned(&[("state", *state)]).set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    now.register("backends", "Warm backends that live, of all processes on the file", backends);
 
     let mut text = String::new();
     // A string takes whatever is written to it.

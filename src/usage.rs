@@ -30,3 +30,35 @@ pub struct Usage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_size: Option<i64>,
 }
+
+impl Usage {
+    /// What was used since, when both count from the same beginning. Of the context only the newest is known.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let count = |total: Option<i64>, earlier: Option<i64>| Some(total?.saturating_sub(earlier.unwrap_or(0)).max(0));
+        Self {
+            input_tokens: count(self.input_tokens, earlier.input_tokens),
+            output_tokens: count(self.output_tokens, earlier.output_tokens),
+            cache_read_tokens: count(self.cache_read_tokens, earlier.cache_read_tokens),
+            cache_write_tokens: count(self.cache_write_tokens, earlier.cache_write_tokens),
+            reasoning_tokens: count(self.reasoning_tokens, earlier.reasoning_tokens),
+            cost_usd: self.cost_usd.map(|total| (total - earlier.cost_usd.unwrap_or(0.0)).max(0.0)),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_since_is_the_difference_and_never_less_than_nothing() {
+        let total =
+            Usage { input_tokens: Some(33), output_tokens: Some(2), context_tokens: Some(9), ..Usage::default() };
+        let earlier = Usage { input_tokens: Some(22), output_tokens: Some(5), cost_usd: Some(1.0), ..Usage::default() };
+        let since =
+            Usage { input_tokens: Some(11), output_tokens: Some(0), context_tokens: Some(9), ..Usage::default() };
+        assert_eq!(total.since(&earlier), since);
+        assert_eq!(total.since(&Usage::default()), total);
+    }
+}

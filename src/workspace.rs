@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{AgentName, WorkspaceName};
 
 /// A workspace as the config describes it.
@@ -30,7 +32,7 @@ impl Workspace {
 
 /// What an agent may ask us to do in a workspace, instead of doing it itself (ACP's client capabilities). Nothing unless
 /// the config says so.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientAccess {
     /// Read its files.
     pub read_files: bool,

@@ -13,7 +13,7 @@ use mainstay::message::UserMessage;
 use mainstay::store::reading::Reading;
 use rusqlite::Connection;
 
-/// A file with settled runs of all kinds, a running one, a queue behind it, and a session that waits for a slot.
+/// A file with settled runs of all kinds, a running one and one that asks, a queue, and a session that waits for a slot.
 async fn filled(dir: &Path) -> Engine {
     let text = "[agents.demo]\nmax_concurrent = 5\n[workspaces.default]\nslots = 2\nwhen_full = \"wait\"";
     let config = Config::load(text, Path::new("test.toml"), dir).unwrap();
@@ -34,6 +34,9 @@ async fn filled(dir: &Path) -> Engine {
     let cancelled = send("b", "never").await;
     engine.cancel_run(cancelled).await.unwrap();
     send("c", "no slot for this one").await;
+    let asking = send("a", "/ask").await;
+    let mut follower = engine.follow_run(asking, 0).await.unwrap();
+    while !follower.next_events().await.unwrap().unwrap().iter().any(|event| event.event.contains("approvalId")) {}
     engine
 }
 
@@ -108,9 +111,14 @@ async fn whatever_breaks_a_promise_is_found() {
         ),
         ("head_of_the_queue_is_ready", "UPDATE runs SET ready = 1 WHERE status = 'queued'"),
         ("places_are_active_while_busy", "UPDATE assignments SET state = 'idle'"),
-        ("runs_are_where_their_session_sits", "UPDATE runs SET slot_key = NULL WHERE status = 'running'"),
+        ("runs_are_where_their_session_sits", "UPDATE runs SET slot_key = NULL WHERE key = (SELECT min(key) FROM runs WHERE status = 'running')"),
         ("who_waits_for_a_slot_gets_one", "UPDATE sessions SET waiting_since = NULL"),
         ("who_waits_for_a_slot_gets_one", "UPDATE assignments SET state = 'deleted', ended_at = 1"),
+        (
+            "questions_are_of_running_runs",
+            "UPDATE permissions SET state = 'pending', answered_at = NULL, run_key = (SELECT min(key) FROM runs)",
+        ),
+        ("questions_are_of_running_runs", "UPDATE permissions SET id = '0192f0c1-2345-7000-8000-0123456789ab'"),
         ("places_are_in_their_workspace", "UPDATE assignments SET workspace = 'other'"),
     ] {
         let audit = after(dir.path(), damage).await;
@@ -125,7 +133,7 @@ async fn whatever_breaks_a_promise_is_found() {
     // Every check was seen to fail (the first one below), and there are none that were not.
     let sound = audit(&dir.path().join("copy.db")).await;
     assert_eq!(names(&sound), Vec::<&str>::new());
-    assert_eq!(sound.checks.len(), 19);
+    assert_eq!(sound.checks.len(), 20);
 }
 
 #[tokio::test]

@@ -96,6 +96,8 @@ struct Turn {
     attempt: Attempt,
     reply: Reply,
     records: Vec<Record>,
+    /// Up to here it was heard before.
+    known: u64,
 }
 
 impl Turn {
@@ -103,7 +105,7 @@ impl Turn {
         let attempt = prompt.attempt;
         let reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();
-        Self { attempt, reply, records: Vec::new() }
+        Self { attempt, reply, records: Vec::new(), known: 0 }
     }
 
     /// A shell script that is not patient when it is cancelled.
@@ -116,7 +118,8 @@ impl Turn {
     }
 
     fn events(&self) -> Vec<AgentEvent> {
-        self.records.iter().flat_map(|record| record.events.clone()).collect()
+        let news = self.records.iter().filter(|record| record.offset > self.known);
+        news.flat_map(|record| record.events.clone()).collect()
     }
 
     fn texts(&self) -> Vec<String> {
@@ -191,7 +194,7 @@ async fn nothing_is_started_before_its_host_is_known_and_it_was_said_to_begin() 
     let prompt = Prompt { dir: dir.path().to_owned(), ..prompt("") };
     let backend = per_turn(spec(&["sh", "-c", ": >started; echo $PPID; read forever </dev/zero"]), NEVER);
     let attempt = prompt.attempt;
-    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap();
     assert_eq!(reap::is_alive(&host.process), Liveness::Alive);
     assert_eq!((host.attempt, dir.path().join("started").exists()), (attempt.number, false));
@@ -524,7 +527,7 @@ async fn adopt(backend: &PerTurn, left: &Turn, offset: u64) -> Turn {
     let attempt = Attempt { number: left.attempt.number + 1, ..left.attempt };
     let host = left.reply.host.clone().unwrap();
     let reply = backend.adopt(Adoption { attempt, host, offset }).await.unwrap();
-    Turn { attempt: left.attempt, reply, records: Vec::new() }
+    Turn { attempt: left.attempt, reply, records: Vec::new(), known: offset }
 }
 
 #[tokio::test]
@@ -655,7 +658,7 @@ async fn a_host_that_does_not_take_what_it_is_told_is_ended_too() {
     let prompt = prompt(&message);
     let attempt = prompt.attempt;
     let backend = per_turn(spec(&["cat"]), NEVER);
-    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new() };
+    let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap().process;
     rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::STOP)
         .unwrap();

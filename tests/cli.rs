@@ -449,3 +449,71 @@ async fn a_session_is_made_told_and_shown_with_what_works_for_it() {
     let run = scene.mainstay(&["--json", "show", queued["id"].as_str().unwrap()]).await.json().remove(0);
     assert_eq!((&run["status"], &run["usage"]), (&"cancelled".into(), &serde_json::json!({})));
 }
+
+#[tokio::test]
+async fn a_file_goes_along_with_a_message_or_instead_of_one() {
+    let scene = Scene::new();
+    scene.write("a.txt", "hello");
+    scene.write("b.txt", "hello");
+    let said = scene.mainstay(&["run", "--attach", "a.txt", "--attach", "b.txt", "look"]).await.printed();
+    assert!(said.contains("You said: “look”.") && said.contains("You sent along: a.txt, b.txt."), "{said}");
+    let said = scene.mainstay(&["run", "--session", "s", "--attach", "a.txt", ""]).await.printed();
+    assert!(said.contains("You sent along: a.txt."), "{said}");
+    let run = scene.mainstay(&["send", "s", "", "--attach", "b.txt", "-q", "-q"]).await.printed();
+    assert!(!run.trim().is_empty());
+    let messages = scene.mainstay(&["messages", "s"]).await.printed();
+    assert!(messages.contains("[a.txt]") && messages.contains("[b.txt]"), "{messages}");
+    let stderr = scene.mainstay(&["run", "--attach", "none.txt", "hi"]).await.refused(1);
+    assert!(stderr.contains("failed to attach none.txt"), "{stderr}");
+    std::fs::write(scene.dir.path().join("a.png"), b"\x89PNG\xff").unwrap();
+    let stderr = scene.mainstay(&["run", "--attach", "a.png", "hi"]).await.refused(1);
+    assert!(stderr.contains("image/png") && stderr.contains("agent demo does not take"), "{stderr}");
+}
+
+#[tokio::test]
+async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
+    let scene = Scene::new();
+    let program = |name: &str, script: &str| {
+        scene.write(name, &format!("#!/bin/sh\n{script}\n"));
+        let path = scene.dir.path().join(name);
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    // One says its version and goes, one never ends and leaves something running, one fails.
+    program("claude", "echo; echo 1.2.3 Claude; cat");
+    let hangs = program("hangs", "sleep 7701 & cat </dev/zero >/dev/null");
+    let fails = program("fails", "echo 'no version'; exit 3");
+    let config = format!(
+        "[agents.hangs]\ndriver = \"openclaw\"\ncommand = [{hangs:?}]\n[agents.fails]\ndriver = \"acp\"\ncommand = [{fails:?}]\n"
+    );
+    scene.write("mainstay.toml", &config);
+    let path = format!("{}:/usr/bin:/bin", scene.dir.path().display());
+    let agents = |arguments: &'static [&str]| ended(scene.command(arguments).env("PATH", &path).spawn().unwrap());
+    let reports = agents(&["agents", "--json"]).await.json();
+    assert!(!scene.dir.path().join("mainstay.db").exists(), "nothing is made");
+    let named = |name: &str| reports.iter().find(|report| report["name"] == name).unwrap_or_else(|| panic!("{name}"));
+    assert_eq!(named("claude")["found"]["version"], "1.2.3 Claude");
+    assert_eq!(named("claude")["configured"], true);
+    assert_eq!((&named("hangs")["found"]["version"], &named("hangs")["missing"]), (&Value::Null, &Value::Null));
+    assert_eq!(named("fails")["found"]["at"], fails.as_str());
+    for (name, install) in [("codex", "npm install -g @openai/codex"), ("vibe", "pip install mistral-vibe")] {
+        let report = named(name);
+        assert_eq!((&report["found"], &report["install"]), (&Value::Null, &Value::from(install)), "{report}");
+        assert!(report["missing"].as_str().unwrap().contains("not found"), "{report}");
+    }
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        assert!(!arguments.starts_with(b"sleep\x007701"), "{process:?} was left running");
+    }
+
+    std::fs::remove_file(scene.dir.path().join("mainstay.toml")).unwrap();
+    std::fs::remove_file(scene.dir.path().join("claude")).unwrap();
+    let text = agents(&["agents"]).await.printed();
+    for expected in ["missing  claude", "npm install -g opencode-ai", "[agents.goose]", "driver = \"openclaw-gateway\""]
+    {
+        assert!(text.contains(expected), "{text}");
+    }
+    let failed = ended(scene.command(&["run", "--agent", "claude", "hi"]).env("PATH", &path).spawn().unwrap()).await;
+    assert!(failed.stdout.contains("npm install -g @anthropic-ai/claude-code"), "{failed:?}");
+    assert_eq!(failed.code, Some(1));
+}

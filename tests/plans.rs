@@ -12,7 +12,7 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 13] = [
+const SHORT_WALKS: [&str; 14] = [
     "USING INDEX runs_ready",                         // at most one a session, best first
     "USING COVERING INDEX runs_running",              // what runs now
     "USING INDEX runs_leased",                        // the same
@@ -24,14 +24,16 @@ const SHORT_WALKS: [&str; 13] = [
     "COVERING INDEX one_live_assignment_per_session", // at most one a slot or sharing session
     "INDEX backends_live",                            // at most as many as the config allows
     "SCAN workers",                                   // a row a process
+    "INDEX permissions_pending",                      // what agents wait for now
     "VIRTUAL TABLE",                                  // JSON that was handed in
     "CONSTANT ROW",
 ];
 /// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
-const PAGES: [&str; 3] = [
+const PAGES: [&str; 4] = [
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
-    "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT p.key FROM permissions p",
+    "WHERE (?1 IS NULL OR p.state = ?1)",
     "slot_changed",
+    "sum(input_tokens) AS \"input: i64\"", // what an agent that only tells its total used in its session before
 ];
 
 async fn database(dir: &Path) -> Connection {

@@ -3,24 +3,30 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken case is a failed test")]
 
+#[path = "transcripts/made.rs"]
+mod made;
 mod rules;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, claude, codex, decode, opencode};
+use mainstay::backend::{AgentEvent, LineParser, acp, claude, codex, decode, opencode};
+use mainstay::chunk::Chunk;
+use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
-use mainstay::run::Outcome;
+use mainstay::run::{ExitReport, Outcome};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-/// The drivers that read lines of a real agent.
-const DRIVERS: [(&str, fn() -> LineParser); 3] =
-    [("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
+type Parser = fn() -> LineParser;
 
-fn transcripts() -> Vec<(fn() -> LineParser, PathBuf)> {
+/// The drivers that read lines of a real agent.
+const DRIVERS: [(&str, Parser); 4] =
+    [("acp", acp::parser), ("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
+
+fn transcripts() -> Vec<(Parser, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut all = Vec::new();
     for (driver, parser) in DRIVERS {
@@ -54,6 +60,7 @@ fn written(event: &AgentEvent) -> Value {
         AgentEvent::Title(title) => json!({"title": title}),
         AgentEvent::Advertised(offers) => json!({"advertised": offers}),
         AgentEvent::Usage(usage) => json!({"usage": usage}),
+        AgentEvent::TotalUsage(usage) => json!({"total_usage": usage}),
         AgentEvent::Error(error) => {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
@@ -63,7 +70,7 @@ fn written(event: &AgentEvent) -> Value {
 }
 
 fn heard(output: &[u8], parser: LineParser) -> Vec<AgentEvent> {
-    let records = decode([output], MAX_LINE_BYTES, parser, 0);
+    let records = decode([output], MAX_LINE_BYTES, parser);
     records.into_iter().flat_map(|record| record.events).collect()
 }
 
@@ -94,22 +101,58 @@ fn recorded_conversations_are_heard_as_written() {
     assert!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
 }
 
-/// Whoever goes on with a turn reads its output from the beginning, and hears only what is behind the position.
+/// Wherever an engine dies, the one that goes on with its turn says the rest as it would have.
 #[test]
-fn whoever_goes_on_in_the_midst_hears_the_rest() {
+fn whoever_goes_on_in_the_midst_says_the_rest() {
     for (parser, file) in transcripts() {
-        let output = fs::read(&file).unwrap();
-        let whole = decode([&output[..]], MAX_LINE_BYTES, parser(), 0);
-        for at in (0..whole.len()).step_by(whole.len().div_ceil(7)) {
-            let known = whole[at].offset;
-            let before = whole.iter().take(at + 1).flat_map(|record| &record.events);
-            let before = before.filter(|event| **event == AgentEvent::Ended).count();
-            let rest = decode([&output[..]], MAX_LINE_BYTES, parser(), known);
-            let rest: Vec<_> = rest.into_iter().flat_map(|record| record.events).skip(before).collect();
-            let expected: Vec<_> = whole[at + 1..].iter().flat_map(|record| record.events.clone()).collect();
-            assert_eq!(rest, expected, "{} behind {known}", file.display());
+        let records = decode([&fs::read(&file).unwrap()[..]], MAX_LINE_BYTES, parser());
+        let mut turn = Turn::default();
+        let (mut stored, mut successors) = (Vec::new(), Vec::new());
+        for (at, record) in records.iter().enumerate() {
+            let said: Vec<_> = record.events.iter().flat_map(|event| turn.hear(event.clone())).collect();
+            for successor in &mut successors {
+                let again: Vec<_> =
+                    record.events.iter().flat_map(|event| Turn::hear(successor, event.clone())).collect();
+                assert_eq!(again, said, "{}", file.display());
+            }
+            stored.extend(said);
+            if at % records.len().div_ceil(7) == 0 {
+                let mut successor = Turn::replay(stored.iter().cloned());
+                let known = records[..=at].iter().flat_map(|record| record.events.clone());
+                successor.hear_again(known.collect(), true);
+                successors.push(successor);
+            }
         }
+        assert!(successors.iter().all(|successor| *successor == turn), "{}", file.display());
     }
+}
+
+/// What readers get of everything that was recorded goes to the file that `MAINSTAY_STREAMS` names, a line each, for the
+/// checks with the real client: `tests/clients/`.
+#[test]
+fn a_client_can_be_given_what_was_recorded() {
+    let Some(path) = std::env::var_os("MAINSTAY_STREAMS") else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let mut lines = String::new();
+    let mut write = |name: &str, mut chunks: Vec<Chunk>, mut turn: Turn| {
+        let outcome = decide(None, &turn, &ExitReport { code: Some(0), ..ExitReport::default() }, false);
+        chunks.extend(turn.close(&outcome));
+        let parts: Value = serde_json::from_str(&turn.fold().parts_json()).unwrap();
+        let line = json!({"name": name, "status": outcome.status().as_str(), "chunks": chunks, "parts": parts});
+        lines.push_str(&format!("{line}\n"));
+    };
+    for (parser, file) in transcripts() {
+        let mut turn = Turn::default();
+        let events = heard(&fs::read(&file).unwrap(), parser());
+        let chunks = events.into_iter().flat_map(|event| turn.hear(event)).collect();
+        write(&file.strip_prefix(&root).unwrap().with_extension("").display().to_string(), chunks, turn);
+    }
+    for (name, events) in made::turns() {
+        let mut turn = Turn::default();
+        let chunks = events.into_iter().flat_map(|event| made::hear(&mut turn, event)).collect();
+        write(name, chunks, turn);
+    }
+    fs::write(path, lines).unwrap();
 }
 
 fn words() -> impl Strategy<Value = Value> {
@@ -156,6 +199,19 @@ fn words() -> impl Strategy<Value = Value> {
         "is_error",
         "request",
         "items",
+        "method",
+        "session/update",
+        "session/request_permission",
+        "params",
+        "update",
+        "sessionUpdate",
+        "agent_message_chunk",
+        "tool_call_update",
+        "toolCall",
+        "toolCallId",
+        "completed",
+        "options",
+        "mainstay",
     ];
     prop::sample::select(word.to_vec()).prop_map(Value::from)
 }

@@ -44,7 +44,7 @@ fn run(case: &Path) -> (Vec<Chunk>, Outcome, Turn) {
     let output = fs::read(case).unwrap();
     let mut turn = Turn::default();
     let mut chunks = Vec::new();
-    for record in decode([&output[..]], 1024 * 1024, openclaw::parser(), 0) {
+    for record in decode([&output[..]], 1024 * 1024, openclaw::parser()) {
         chunks.extend(record.events.into_iter().flat_map(|event| turn.hear(event)));
     }
     let end = End::of(case);

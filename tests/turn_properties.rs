@@ -5,7 +5,7 @@
 
 mod rules;
 
-use mainstay::backend::AgentEvent;
+use mainstay::backend::{Again, AgentEvent};
 use mainstay::chunk::Chunk;
 use mainstay::engine::fold::Fold;
 use mainstay::engine::turn::Turn;
@@ -21,11 +21,22 @@ fn event() -> impl Strategy<Value = AgentEvent> {
     let text = || prop::sample::select(vec!["", "one", "two", "[error] one", "é\n\u{0}"]).prop_map(str::to_owned);
     let value = || prop::sample::select(vec![json!(null), json!({}), json!({"b": [1.5, "x"], "a": null}), json!("s")]);
     let result = prop_oneof![value().prop_map(Ok), text().prop_map(Err)];
+    let parent = prop::option::of(id());
+    let again = || prop::sample::select(vec![Again::No, Again::Perhaps, Again::Yes]);
     prop_oneof![
+        again().prop_map(AgentEvent::MessageBegan),
+        again().prop_map(AgentEvent::MessageBegan),
+        (text(), text()).prop_map(|(media_type, url)| AgentEvent::File { media_type, url }),
+        value().prop_map(AgentEvent::Plan),
         text().prop_map(AgentEvent::Status),
         text().prop_map(AgentEvent::Reasoning),
         text().prop_map(AgentEvent::Text),
-        (id(), name(), value()).prop_map(|(id, name, input)| AgentEvent::ToolStarted { id, name, input, parent: None }),
+        (id(), name(), value(), parent).prop_map(|(id, name, input, parent)| AgentEvent::ToolStarted {
+            id,
+            name,
+            input,
+            parent
+        }),
         (id(), value()).prop_map(|(id, output)| AgentEvent::ToolProgress { id, output }),
         (id(), prop::option::of(name()), result).prop_map(|(id, name, result)| AgentEvent::ToolFinished {
             id,
@@ -136,6 +147,8 @@ proptest! {
         let mut whole = Turn::default();
         let first = hear(&mut whole, &before);
         let mut successor = Turn::replay(stored(&first));
+        successor.hear_again(before, true);
+        prop_assert_eq!(&successor, &whole);
         let mut second = hear(&mut whole, &after);
         second.extend(whole.close(&outcome));
         let mut again = hear(&mut successor, &after);
@@ -144,4 +157,116 @@ proptest! {
         prop_assert_eq!(successor.fold(), whole.fold());
         prop_assert_eq!(successor.agent_error(), whole.agent_error());
     }
+
+    /// Text that is said again in other pieces is not said twice, and what comes behind it goes on in the same parts.
+    #[test]
+    fn what_a_model_repeats_is_said_once(
+        message in message(),
+        broken_at in prop::collection::vec(0..20_usize, 1..4),
+        pieces in prop::collection::vec(1..4_usize, 1..10),
+        again in prop::sample::select(vec![Again::Perhaps, Again::Yes]),
+    ) {
+        let mut once = Turn::default();
+        hear(&mut once, &message);
+        let mut retried = Turn::default();
+        for length in broken_at {
+            hear(&mut retried, &cut(&message, &pieces).into_iter().take(length).collect::<Vec<_>>());
+            retried.hear(AgentEvent::MessageBegan(again));
+        }
+        hear(&mut retried, &cut(&message, &pieces));
+        for outcome in [Outcome::completed(), Outcome::cancelled()] {
+            let (mut once, mut retried) = (once.clone(), retried.clone());
+            once.close(&outcome);
+            retried.close(&outcome);
+            prop_assert_eq!(retried.fold().parts_json(), once.fold().parts_json());
+        }
+    }
+
+    /// Whatever a model says when it is asked again, what counts in the end is what it said last.
+    #[test]
+    fn what_counts_is_the_last_message(first in message(), last in message()) {
+        let mut turn = Turn::default();
+        hear(&mut turn, &first);
+        turn.hear(AgentEvent::MessageBegan(Again::Yes));
+        hear(&mut turn, &last);
+        turn.close(&Outcome::completed());
+        let mut only = Turn::default();
+        hear(&mut only, &last);
+        only.close(&Outcome::completed());
+        prop_assert_eq!(counting(&turn), counting(&only));
+    }
+
+    /// A message that may be another one is said whole, unless it begins with all that was said before it.
+    #[test]
+    fn nothing_is_lost_of_what_may_be_a_repetition(first in message(), last in message()) {
+        let mut turn = Turn::default();
+        hear(&mut turn, &first);
+        turn.hear(AgentEvent::MessageBegan(Again::Perhaps));
+        hear(&mut turn, &last);
+        turn.close(&Outcome::completed());
+        let (first, last) = (letters(&first), letters(&last));
+        let expected = if last.starts_with(&first) { last } else { [first, last].concat() };
+        let said = counting(&turn);
+        let said: Vec<_> = said.iter().flat_map(|(kind, text)| text.chars().map(move |c| (kind == "text", c))).collect();
+        prop_assert_eq!(said, expected);
+    }
+}
+
+/// Each letter of a message, and whether it is for the person.
+fn letters(message: &[AgentEvent]) -> Vec<(bool, char)> {
+    let mut letters = Vec::new();
+    for event in message {
+        if let AgentEvent::Text(words) | AgentEvent::Reasoning(words) = event {
+            letters.extend(words.chars().map(|c| (matches!(event, AgentEvent::Text(_)), c)));
+        }
+    }
+    letters
+}
+
+/// A message of a model: thoughts and words. Few letters, so that two of them begin alike.
+fn message() -> impl Strategy<Value = Vec<AgentEvent>> {
+    let words = "[ab\u{e9}]{1,6}";
+    prop::collection::vec((any::<bool>(), words), 1..5).prop_map(|blocks| {
+        let block = |(thinks, words)| if thinks { AgentEvent::Reasoning(words) } else { AgentEvent::Text(words) };
+        blocks.into_iter().map(block).collect()
+    })
+}
+
+/// The same words in other pieces.
+fn cut(message: &[AgentEvent], pieces: &[usize]) -> Vec<AgentEvent> {
+    let letters = letters(message);
+    let mut sizes = pieces.iter().copied().cycle();
+    let mut cut = Vec::new();
+    for block in letters.chunk_by(|(one, _), (next, _)| one == next) {
+        let mut rest = block;
+        while let [(is_text, _), ..] = rest {
+            let (piece, behind) = rest.split_at(sizes.next().unwrap_or(1).min(rest.len()));
+            let words = piece.iter().map(|(_, letter)| letter).collect();
+            cut.push(if *is_text { AgentEvent::Text(words) } else { AgentEvent::Reasoning(words) });
+            rest = behind;
+        }
+    }
+    cut
+}
+
+/// What a reader takes for said: the texts of the message without the parts that were retracted, those of a kind together.
+fn counting(turn: &Turn) -> Vec<(String, String)> {
+    let parts: Vec<Value> = serde_json::from_str(&turn.fold().parts_json()).expect("parts are JSON");
+    let retracted = parts.iter().filter(|part| part["type"] == "data-retracted");
+    let retracted: Vec<usize> = retracted
+        .flat_map(|part| serde_json::from_value::<Vec<usize>>(part["data"]["parts"].clone()))
+        .flatten()
+        .collect();
+    let mut counting: Vec<(String, String)> = Vec::new();
+    for (position, part) in parts.iter().enumerate() {
+        let (Some(kind), Some(text)) = (part["type"].as_str(), part["text"].as_str()) else { continue };
+        if retracted.contains(&position) {
+            continue;
+        }
+        match counting.last_mut() {
+            Some((last, said)) if last == kind => said.push_str(text),
+            _ => counting.push((kind.to_owned(), text.to_owned())),
+        }
+    }
+    counting
 }

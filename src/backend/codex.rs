@@ -12,14 +12,11 @@ use super::json::{self, items, text};
 use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
 use super::{Again, AgentEvent, LineParser, Prompt, SessionOrigin};
-use crate::agent::ProcessSpec;
+use crate::agent::{CODEX_OPTIONS, ProcessSpec};
 use crate::usage::Usage;
 
 /// A longer message is written to its stdin: the system takes no argument of 128 KiB.
 const MAX_ARGUMENT_BYTES: usize = 100 * 1024;
-
-/// The further options that a session may have, by their names in its config.
-const EXTRA: [&str; 3] = ["model_reasoning_effort", "model_reasoning_summary", "model_verbosity"];
 
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
@@ -43,7 +40,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
         arguments.extend(value.map(|value| format!("--config={key}={}", json!(value)).into()));
     };
     set("sandbox_mode", options.permission_profile.as_ref());
-    for key in EXTRA {
+    for key in CODEX_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
         set(key, options.extra.get(key));
     }
     match &prompt.agent_session {
@@ -76,7 +73,7 @@ fn read(line: &str) -> Option<Vec<AgentEvent>> {
         "item.completed" => item(within("item"), true),
         // That it tries again is said as an error, too. The one that ends the turn is said again as its failure.
         "error" => vec![AgentEvent::Status(text(&line, "message").to_owned())],
-        "turn.completed" => vec![AgentEvent::Usage(usage(within("usage"))), AgentEvent::Ended],
+        "turn.completed" => vec![AgentEvent::TotalUsage(usage(within("usage"))), AgentEvent::Ended],
         "turn.failed" => {
             let message = match text(within("error"), "message") {
                 "" => "The agent failed and did not say why.",
@@ -157,7 +154,7 @@ fn plan(item: &Value) -> Value {
     items(item, "items").iter().map(step).collect()
 }
 
-/// It counts what it took from a cache as part of what it read.
+/// What the whole thread used. What it took from a cache is counted as part of what it read.
 fn usage(usage: &Value) -> Usage {
     let count = |key: &str| usage.get(key).and_then(Value::as_i64);
     let cached = count("cached_input_tokens");
@@ -175,14 +172,6 @@ fn usage(usage: &Value) -> Usage {
 mod tests {
     use super::*;
     use crate::backend::fixtures::prompt;
-
-    #[test]
-    fn what_it_can_be_told_is_known_of_the_driver() {
-        let spec = ProcessSpec { command: Vec::new(), env: [].into(), max_line_bytes: 1 };
-        let takes = crate::agent::Driver::Codex(spec).takes_options();
-        let extra = takes.always.iter().filter_map(|option| option.strip_prefix("extra."));
-        assert_eq!(extra.collect::<Vec<_>>(), EXTRA);
-    }
 
     #[test]
     fn the_message_is_the_last_argument_or_comes_on_stdin() {

@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::control::Input;
 use super::{Adoption, AgentEvent, Backend, Control, End, Prompt, Record, Reply, StartError};
+use crate::message::Attachment;
 use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest, ToolKind};
 use crate::run::ExitReport;
 
@@ -49,7 +50,7 @@ impl Backend for Demo {
         let end = tokio::spawn(async move {
             let answer = async {
                 voice.begun().await?;
-                answer(&mut voice, &prompt.message).await
+                answer(&mut voice, &prompt).await
             };
             let (code, signal) = match answer.await {
                 Ok(code) => (Some(code), None),
@@ -115,9 +116,9 @@ impl Directive {
 }
 
 /// Answers one message; gives the exit code.
-async fn answer(voice: &mut Voice, message: &str) -> Result<i32, Stopped> {
-    match Directive::of(message) {
-        None => converse(voice, message).await?,
+async fn answer(voice: &mut Voice, prompt: &Prompt) -> Result<i32, Stopped> {
+    match Directive::of(&prompt.message) {
+        None => converse(voice, &prompt.message, &prompt.attachments).await?,
         Some(Directive::Slow(deltas)) => count_slowly(voice, deltas).await?,
         Some(Directive::Tool) => show_a_tool(voice).await?,
         Some(Directive::Fail(text)) => {
@@ -139,7 +140,7 @@ async fn answer(voice: &mut Voice, message: &str) -> Result<i32, Stopped> {
     Ok(0)
 }
 
-async fn converse(voice: &mut Voice, message: &str) -> Result<(), Stopped> {
+async fn converse(voice: &mut Voice, message: &str, files: &[Attachment]) -> Result<(), Stopped> {
     let quoted = quote(message.trim());
     let words = message.split_whitespace().count();
     let characters = message.trim().chars().count();
@@ -159,7 +160,12 @@ async fn converse(voice: &mut Voice, message: &str) -> Result<(), Stopped> {
     let result = Ok(json!({ "words": words, "characters": characters }));
     voice.say(AgentEvent::ToolFinished { id, name: Some(name), result }).await?;
     let words_of = if words == 1 { "word" } else { "words" };
-    voice.write(&format!("You said: “{quoted}”. That is {words} {words_of}, {characters} characters.")).await
+    let mut said = format!("You said: “{quoted}”. That is {words} {words_of}, {characters} characters.");
+    if !files.is_empty() {
+        let names: Vec<_> = files.iter().map(|file| quote(file.label())).collect();
+        said += &format!(" You sent along: {}.", names.join(", "));
+    }
+    voice.write(&said).await
 }
 
 async fn count_slowly(voice: &mut Voice, deltas: u32) -> Result<(), Stopped> {

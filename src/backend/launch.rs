@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, reap, temp_dir, template};
+use super::{Prompt, StartError, probe, reap, temp_dir, template};
 use crate::agent::ProcessSpec;
 use crate::failure::ErrorClass;
 use crate::run::Attempt;
@@ -173,8 +173,9 @@ impl Launch {
                 format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
             }
             io::ErrorKind::NotFound => {
+                let how = probe::how_to_install(&shown.to_string());
                 format!(
-                    "the program {shown} was not found: install it, put it on PATH, or correct `command` of the agent"
+                    "the program {shown} was not found: install it{how}, put it on PATH, or correct `command` of the agent"
                 )
             }
             io::ErrorKind::PermissionDenied => {
@@ -201,21 +202,6 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
         "take it out"
     };
     Err(StartError::from(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
-}
-
-/// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
-pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
-    let program = spec.command.first().map_or("", String::as_str);
-    if !dir.is_dir() {
-        return Some(format!("the directory {} is not there", dir.display()));
-    }
-    // What comes of a placeholder, only the turn says.
-    if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
-        return None;
-    }
-    let path = spec.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
-    let found = which::which_in(program, path, dir);
-    found.err().map(|_| format!("the program {program} was not found on PATH, or must not be executed"))
 }
 
 /// Whether a program given as a path is there; one without a slash is looked for on PATH.

@@ -20,19 +20,21 @@ pub mod openclaw_gateway;
 pub mod opencode;
 mod output;
 pub mod per_turn;
+pub mod probe;
 pub mod process;
 pub mod reap;
 pub mod relay;
 mod stderr;
 mod temp_dir;
 mod template;
-mod warm_process;
+pub mod warm_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -45,6 +47,7 @@ use crate::options::SessionOptions;
 use crate::permission::{Decision, PermissionRequest};
 use crate::run::{Attempt, ExitReport};
 use crate::usage::Usage;
+use crate::warm::Care;
 use crate::worker::AgentHost;
 use crate::workspace::ClientAccess;
 
@@ -63,7 +66,8 @@ pub enum AgentEvent {
     Reasoning(String),
     /// It writes to the person.
     Text(String),
-    /// A message of the model begins; it may be one that was said before, in part.
+    /// A message of the model begins; it may be one that was said before, in part. Of a sub-agent's messages nothing is
+    /// said here.
     MessageBegan(Again),
     /// It starts a tool.
     ToolStarted {
@@ -117,6 +121,8 @@ pub enum AgentEvent {
     Advertised(Value),
     /// What the turn used so far.
     Usage(Usage),
+    /// What its session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// It reports an error of its own.
     Error(AgentError),
     /// It says that the turn is over; its process may take a moment to end.
@@ -128,14 +134,15 @@ pub enum AgentEvent {
 pub enum Again {
     /// It is new.
     No,
-    /// It may be: the agent does not say. It is when it begins with the same words.
+    /// It may be: the agent does not say. It is when it says the newest message again, word by word.
     Perhaps,
-    /// It is, and what was said of it is void.
+    /// It is the newest message once more, of which nothing counts any more.
     Yes,
 }
 
 /// How a turn came by the agent's own session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SessionOrigin {
     /// It is a new one.
     New,
@@ -159,7 +166,8 @@ impl SessionOrigin {
     }
 }
 
-/// A piece of an agent's output: what was read between the last record's offset and this one's.
+/// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Backend::adopt`]
+/// what was read before is read again; a record ends at [`Adoption::offset`], and what comes behind it is news.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Position in the agent's output just behind this piece; grows from record to record.
@@ -283,6 +291,11 @@ pub trait Backend: Send + Sync {
 pub trait Warm: Send + Sync {
     /// Whether all sessions of a workspace share one; otherwise each session has its own.
     fn is_shared(&self) -> bool;
+
+    /// How it is looked after.
+    fn care(&self) -> Care {
+        Care::default()
+    }
 
     /// Gets ready to start it, as [`Backend::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
     ///

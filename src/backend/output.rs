@@ -1,7 +1,8 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
 //! Always: a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed. Lines
-//! that became events before are read again, so that the parser knows what it knew, and not said again.
+//! that became events before are read again, so that the parser and whoever listens know what was known: their records
+//! end at the position up to which they are known, and not beyond.
 
 use tokio::sync::mpsc;
 
@@ -30,14 +31,14 @@ pub(super) struct Output {
     /// Lines that begin before this position became events already.
     known: u64,
     /// The position that was told last.
-    sent: u64,
+    told: u64,
 }
 
 impl Output {
     /// An output from its beginning on, of which what stands before the position `known` became events already.
     pub(super) fn new(max_line_bytes: usize, parser: LineParser, records: mpsc::Sender<Record>, known: u64) -> Self {
         let meaning = Meaning { parser, first: true, malformed: Malformed::default() };
-        Self { splitter: Splitter::new(max_line_bytes), meaning, records, known, sent: known }
+        Self { splitter: Splitter::new(max_line_bytes), meaning, records, known, told: 0 }
     }
 
     /// Takes the next piece.
@@ -46,30 +47,33 @@ impl Output {
         let mut events = Vec::new();
         let mut lines = 0;
         loop {
-            let is_known = self.splitter.next_begin(rest) < self.known;
+            if self.told < self.known && self.splitter.next_begin(rest) >= self.known {
+                lines = 0;
+                // All of them are known, and the next line is not.
+                self.tell(self.known, std::mem::take(&mut events)).await;
+            }
             let Some(line) = self.splitter.next_line(&mut rest) else { break };
-            self.meaning.add(line, is_known, &mut events);
+            self.meaning.add(line, &mut events);
             lines += 1;
             if lines == LINES_PER_RECORD {
                 lines = 0;
-                self.send(std::mem::take(&mut events)).await;
+                self.tell(self.splitter.offset(), std::mem::take(&mut events)).await;
             }
         }
         // Lines without events need no record of their own.
         if !events.is_empty() {
-            self.send(events).await;
+            self.tell(self.splitter.offset(), events).await;
         }
     }
 
     /// The output is at its end: the last line may have none, and its position is told in any case.
     pub(super) async fn finish(&mut self) {
         let mut events = Vec::new();
-        let is_known = self.splitter.next_begin(&[]) < self.known;
         if let Some(line) = self.splitter.last_line() {
-            self.meaning.add(line, is_known, &mut events);
+            self.meaning.add(line, &mut events);
         }
-        if !events.is_empty() || self.splitter.offset() > self.sent {
-            self.send(events).await;
+        if !events.is_empty() || self.splitter.offset() > self.told {
+            self.tell(self.splitter.offset(), events).await;
         }
     }
 
@@ -78,39 +82,36 @@ impl Output {
         self.meaning.malformed.clone()
     }
 
-    async fn send(&mut self, events: Vec<AgentEvent>) {
-        let offset = self.splitter.offset();
+    async fn tell(&mut self, offset: u64, events: Vec<AgentEvent>) {
+        // A line end that was cut when it was first read is longer now; what was known is still no news.
+        let offset = if self.told < self.known { offset.min(self.known) } else { offset };
         // When nobody takes them any more, there is nothing to tell.
         if self.records.send(Record { offset, events }).await.is_ok() {
-            self.sent = offset;
+            self.told = offset;
         }
     }
 }
 
-/// What an output means that was read in these pieces, of which what stands before the position `known` became events
-/// already: a record for each line that says something, and one at the end.
+/// What an output means that was read in these pieces: a record for each line that says something, and one at the end.
 pub fn decode<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     max_line_bytes: usize,
     parser: LineParser,
-    known: u64,
 ) -> Vec<Record> {
     let mut splitter = Splitter::new(max_line_bytes);
     let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
     let (mut records, mut events) = (Vec::new(), Vec::new());
     for mut piece in pieces {
         loop {
-            let is_known = splitter.next_begin(piece) < known;
             let Some(line) = splitter.next_line(&mut piece) else { break };
-            meaning.add(line, is_known, &mut events);
+            meaning.add(line, &mut events);
             if !events.is_empty() {
                 records.push(Record { offset: splitter.offset(), events: std::mem::take(&mut events) });
             }
         }
     }
-    let is_known = splitter.next_begin(&[]) < known;
     if let Some(line) = splitter.last_line() {
-        meaning.add(line, is_known, &mut events);
+        meaning.add(line, &mut events);
     }
     records.push(Record { offset: splitter.offset(), events });
     records
@@ -125,8 +126,7 @@ struct Meaning {
 }
 
 impl Meaning {
-    /// Of a line that was known before only the end of the turn is news: nothing that is stored says it.
-    fn add(&mut self, line: Line<'_>, is_known: bool, events: &mut Vec<AgentEvent>) {
+    fn add(&mut self, line: Line<'_>, events: &mut Vec<AgentEvent>) {
         let first = std::mem::take(&mut self.first);
         let bytes = match line {
             Line::Whole(bytes) => bytes,
@@ -138,7 +138,7 @@ impl Meaning {
             return;
         }
         match (self.parser)(text) {
-            Some(meant) => events.extend(meant.into_iter().filter(|event| !is_known || *event == AgentEvent::Ended)),
+            Some(meant) => events.extend(meant),
             None => self.count_malformed(text),
         }
     }
@@ -146,5 +146,50 @@ impl Meaning {
     fn count_malformed(&mut self, text: &str) {
         self.malformed.lines += 1;
         self.malformed.sample.get_or_insert_with(|| text.chars().take(SAMPLE_CHARS).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The records of an output that is read in pieces of a size, as somebody takes them who knew it up to a position.
+    fn records(output: &[u8], piece: usize, known: u64) -> Vec<Record> {
+        let (sender, mut receiver) = mpsc::channel(1000);
+        let parser: LineParser = Box::new(|line| Some(vec![AgentEvent::Text(line.to_owned())]));
+        let mut reading = Output::new(100, parser, sender, known);
+        for piece in output.chunks(piece) {
+            reading.push(piece).now_or_never().unwrap();
+        }
+        reading.finish().now_or_never().unwrap();
+        drop(reading);
+        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+    }
+
+    fn said(records: &[Record]) -> Vec<AgentEvent> {
+        records.iter().flat_map(|record| record.events.clone()).collect()
+    }
+
+    proptest! {
+        /// However it was cut when it was read first, and is cut now.
+        #[test]
+        fn what_is_read_again_is_told_apart_from_news(
+            output in "([ab]{0,2}(\n|\r|\r\n)){0,9}[ab]{0,2}",
+            (first, second) in (1..4_usize, 1..4_usize),
+            stop in any::<prop::sample::Index>(),
+        ) {
+            let whole = records(output.as_bytes(), first, 0);
+            prop_assume!(!whole.is_empty());
+            let (before, after) = whole.split_at(stop.index(whole.len()) + 1);
+            let known = before.last().map_or(0, |record| record.offset);
+            let again = records(output.as_bytes(), second, known);
+            prop_assert!(again.iter().any(|record| record.offset == known), "{again:?}");
+            let (old, news): (Vec<_>, Vec<_>) = again.into_iter().partition(|record| record.offset <= known);
+            prop_assert_eq!(said(&old), said(before));
+            prop_assert_eq!(said(&news), said(after));
+        }
     }
 }

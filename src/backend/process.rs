@@ -28,7 +28,6 @@ use super::host::wire::{
 };
 use super::host::{CLOSING, CONFIRM};
 use super::launch::Launch;
-pub use super::launch::what_is_missing;
 use super::output::Output;
 use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;

@@ -99,6 +99,7 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
     match driver {
+        "acp" => super::acp::relay::run(),
         "opencode" => super::opencode::relay::run(),
         "openclaw-gateway" => super::openclaw_gateway::relay(),
         _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),

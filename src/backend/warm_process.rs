@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Stdin};
-use super::process::{Holding, Reading};
+use super::process::{Holding, Hosts, Reading};
 use super::{Adoption, Prompt, Reply, StartError, WarmStart};
 use crate::agent::ProcessSpec;
 use crate::id::SessionId;
@@ -13,6 +13,35 @@ use crate::options::SessionOptions;
 
 /// A host is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(30);
+
+/// A live agent that is a process under a host, for a program that brings a backend of its own.
+#[derive(Debug, Clone)]
+pub struct WarmProcess {
+    spec: ProcessSpec,
+    holding: Holding,
+}
+
+impl WarmProcess {
+    /// One that is started as `spec` says, under one of `hosts`. When it is asked to end, it has `kill_grace` between
+    /// SIGTERM and SIGKILL.
+    pub fn new(spec: ProcessSpec, kill_grace: Duration, hosts: Hosts) -> Self {
+        let holding = Holding { hosts, kill_grace, max_line_bytes: spec.max_line_bytes };
+        Self { spec, holding }
+    }
+
+    /// Makes ready to start it, with `more` arguments.
+    ///
+    /// # Errors
+    /// [`StartError`] when it could not be started; then nothing of it is left.
+    pub async fn start(&self, begin: &WarmStart, more: Vec<OsString>) -> Result<Reply, StartError> {
+        start(&self.holding, &self.spec, more, Stdin::Closed, begin).await
+    }
+
+    /// Goes on with one that another engine started.
+    pub async fn adopt(&self, adoption: Adoption) -> Reply {
+        adopt(&self.holding, adoption).await
+    }
+}
 
 /// Makes ready to start `spec` with `more` arguments.
 ///

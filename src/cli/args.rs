@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::config::limits;
 use crate::event::Seq;
 use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
+use crate::permission::PermissionState;
 use crate::run::{Status, WhenBusy};
 
 /// `serve`
@@ -46,6 +47,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub workspace: Option<WorkspaceName>,
 
+    /// A file to send along; may be given several times, and then the message may be left out
+    #[arg(long, value_name = "FILE")]
+    pub attach: Vec<PathBuf>,
+
     /// The message; `-` reads it from stdin, as does leaving it out when stdin is no terminal
     pub text: Option<String>,
 }
@@ -58,6 +63,10 @@ pub struct SendArgs {
 
     /// The message; `-` reads it from stdin
     pub text: String,
+
+    /// A file to send along; may be given several times, and then the message may be empty
+    #[arg(long, value_name = "FILE")]
+    pub attach: Vec<PathBuf>,
 
     /// What to do when the session has a queued or running run
     #[arg(long, value_name = "HOW", default_value = "enqueue", value_parser = when_busy())]
@@ -225,6 +234,41 @@ pub struct RunsArgs {
     pub list: ListArgs,
 }
 
+/// `permissions`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first answer counts. OPTION is the id of one of the options (--json lists them), or allow or deny."
+)]
+pub struct PermissionsArgs {
+    /// Answer one
+    #[arg(long, num_args = 2, value_names = ["ID", "OPTION"], conflicts_with_all = ["state", "all", "session", "run"])]
+    pub answer: Vec<String>,
+
+    /// Why it is answered so
+    #[arg(long, value_name = "TEXT", requires = "answer")]
+    pub reason: Option<String>,
+
+    /// Only those in this state [default: pending]
+    #[arg(long, value_parser = permission_state())]
+    pub state: Option<PermissionState>,
+
+    /// Those that are decided, too
+    #[arg(long, conflicts_with = "state")]
+    pub all: bool,
+
+    /// Only those of this session
+    #[arg(long, value_name = "ID")]
+    pub session: Option<SessionId>,
+
+    /// Only those of this run
+    #[arg(long, value_name = "ID")]
+    pub run: Option<RunId>,
+
+    /// How many
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
 /// `messages`
 #[derive(Debug, Args)]
 pub struct MessagesArgs {
@@ -293,6 +337,11 @@ fn when_busy() -> impl TypedValueParser<Value = WhenBusy> {
 
 fn status() -> impl TypedValueParser<Value = Status> {
     PossibleValuesParser::new(Status::ALL.map(Status::as_str)).try_map(|word| word.parse::<Status>())
+}
+
+fn permission_state() -> impl TypedValueParser<Value = PermissionState> {
+    let words = PossibleValuesParser::new(PermissionState::ALL.map(PermissionState::as_str));
+    words.try_map(|word| word.parse::<PermissionState>())
 }
 
 impl AttachArgs {

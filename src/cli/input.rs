@@ -4,13 +4,17 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use super::exit::Usage;
 use super::{Cli, Command, RunArgs, SendArgs, ServeArgs};
 use crate::config::{Config, Token, limits};
+use crate::id::MessageId;
+use crate::message::{Attachment, UserMessage};
 
 impl Cli {
     /// The config that holds for this command.
@@ -54,51 +58,94 @@ impl ServeArgs {
 }
 
 impl RunArgs {
-    /// The message, from the argument or from stdin.
+    /// The message, from the argument or from stdin, and its files.
     ///
     /// # Errors
-    /// When there is none, or when stdin is no UTF-8 text or longer than any message may be.
-    pub fn message(&self) -> anyhow::Result<String> {
-        message_text(self.text.as_deref(), io::stdin().lock(), io::stdin().is_terminal())
+    /// When there is none, or when stdin is no UTF-8 text, or it all is longer than `max_bytes`.
+    pub fn message(&self, max_bytes: usize) -> anyhow::Result<UserMessage> {
+        message(self.text.as_deref(), &self.attach, max_bytes)
     }
 }
 
 impl SendArgs {
-    /// The message, from the argument or from stdin.
+    /// The message, from the argument or from stdin, and its files.
     ///
     /// # Errors
-    /// When there is none, or when stdin is no UTF-8 text or longer than any message may be.
-    pub fn message(&self) -> anyhow::Result<String> {
-        message_text(Some(&self.text), io::stdin().lock(), io::stdin().is_terminal())
+    /// When there is none, or when stdin is no UTF-8 text, or it all is longer than `max_bytes`.
+    pub fn message(&self, max_bytes: usize) -> anyhow::Result<UserMessage> {
+        message(Some(&self.text), &self.attach, max_bytes)
     }
 }
 
+/// No more than the daemon would take in a request.
+fn message(text: Option<&str>, files: &[PathBuf], max_bytes: usize) -> anyhow::Result<UserMessage> {
+    let (stdin, has_files) = (io::stdin(), !files.is_empty());
+    let text = message_text(text, stdin.lock(), stdin.is_terminal(), has_files, max_bytes)?;
+    let mut left = max_bytes.saturating_sub(text.len());
+    let mut attached = Vec::new();
+    for path in files {
+        let file = attachment(path, left).with_context(|| format!("failed to attach {}", path.display()))?;
+        left = left.saturating_sub(file.url.len());
+        attached.push(file);
+    }
+    Ok(UserMessage::with_files(MessageId::generate(), &text, &attached)?)
+}
+
 /// A message given as text, as `-`, or not at all: then it is on stdin, unless a person sits there.
-fn message_text(given: Option<&str>, stdin: impl Read, stdin_is_terminal: bool) -> anyhow::Result<String> {
-    // As much as the daemon takes in a request by default.
-    const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+fn message_text(
+    given: Option<&str>,
+    stdin: impl Read,
+    stdin_is_terminal: bool,
+    has_files: bool,
+    max_bytes: usize,
+) -> anyhow::Result<String> {
     let text = match given {
         Some(text) if text != "-" => text.to_owned(),
+        None if stdin_is_terminal && has_files => String::new(),
         None if stdin_is_terminal => {
             return Err(Usage("no message: give it as TEXT, or `-` to write it on stdin".into()).into());
         }
-        _ => read_text(stdin, MAX_MESSAGE_BYTES).context("failed to read the message from stdin")?,
+        _ => read_text(stdin, max_bytes).context("failed to read the message from stdin")?,
     };
     // The engine refuses it too, in words for those who send JSON.
-    if text.trim().is_empty() {
+    if text.trim().is_empty() && !has_files {
         return Err(Usage("the message is empty".into()).into());
     }
     Ok(text)
 }
 
+/// A file as it is sent: whole, in the message.
+fn attachment(path: &Path, max_bytes: usize) -> anyhow::Result<Attachment> {
+    // What is read as text is called text: agents take that, whatever it is a text of.
+    let bytes = read(File::open(path)?, max_bytes / 4 * 3)?;
+    let guess = mime_guess::from_path(path).first();
+    let guess = guess.as_ref().map(mime_guess::Mime::essence_str);
+    let media_type = match guess {
+        Some(guess) if guess.starts_with("text/") || guess.starts_with("image/") => guess,
+        _ if std::str::from_utf8(&bytes).is_ok() => "text/plain",
+        guess => guess.unwrap_or("application/octet-stream"),
+    };
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(Attachment {
+        media_type: media_type.to_owned(),
+        filename: name,
+        url: format!("data:{media_type};base64,{}", STANDARD.encode(bytes)),
+    })
+}
+
 /// Reads no further than what shows that it is too much.
 fn read_text(source: impl Read, max_bytes: usize) -> io::Result<String> {
+    String::from_utf8(read(source, max_bytes)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+fn read(source: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > max_bytes {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -155,15 +202,50 @@ mod tests {
     #[test]
     fn a_message_comes_from_the_argument_or_from_stdin() {
         let stdin = || "from stdin".as_bytes();
-        assert_eq!(message_text(Some("hi"), stdin(), true).unwrap(), "hi");
-        assert_eq!(message_text(Some("-"), stdin(), true).unwrap(), "from stdin");
-        assert_eq!(message_text(None, stdin(), false).unwrap(), "from stdin");
-        assert_eq!(Exit::of(&message_text(None, stdin(), true).unwrap_err()), Exit::Usage);
+        let read = |given, stdin: &[u8], terminal| message_text(given, stdin, terminal, false, 64);
+        assert_eq!(read(Some("hi"), stdin(), true).unwrap(), "hi");
+        assert_eq!(read(Some("-"), stdin(), true).unwrap(), "from stdin");
+        assert_eq!(read(None, stdin(), false).unwrap(), "from stdin");
+        assert_eq!(Exit::of(&read(None, stdin(), true).unwrap_err()), Exit::Usage);
         for (given, stdin) in [(Some(""), "x"), (Some(" \n"), "x"), (Some("-"), ""), (None, "\n")] {
-            let error = message_text(given, stdin.as_bytes(), false).unwrap_err();
+            let error = read(given, stdin.as_bytes(), false).unwrap_err();
             assert_eq!((Exit::of(&error), error.to_string().as_str()), (Exit::Usage, "the message is empty"));
+            assert!(message_text(given, stdin.as_bytes(), true, true, 64).is_ok(), "a file says enough");
         }
-        assert!(message_text(Some("-"), &b"\xff"[..], false).is_err());
-        assert!(message_text(Some("-"), io::repeat(b'x'), false).is_err(), "an endless message is not read to its end");
+        assert!(read(Some("-"), b"\xff", false).is_err());
+        let endless = message_text(Some("-"), io::repeat(b'x'), false, false, 64);
+        assert!(endless.is_err(), "an endless message is not read to its end");
+    }
+
+    #[test]
+    fn a_file_is_sent_whole_as_what_it_is_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content, media_type) in [
+            ("a.png", &b"\x89PNG"[..], "image/png"),
+            ("a.ts", b"let x: number;", "text/plain"),
+            ("a.md", b"# a", "text/markdown"),
+            ("a.json", b"{}", "text/plain"),
+            ("a.pdf", b"%PDF-\xff", "application/pdf"),
+            ("a", b"\xff\xfe", "application/octet-stream"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            let message = message(Some(""), &[path], 1024).unwrap();
+            let (_, file) = message.files().next().unwrap();
+            assert_eq!((file.label(), file.media_type.as_str()), (name, media_type));
+            assert_eq!(file.url, format!("data:{media_type};base64,{}", STANDARD.encode(content)));
+        }
+        let large = dir.path().join("large");
+        std::fs::write(&large, [b'x'; 500]).unwrap();
+        assert!(message(Some(""), std::slice::from_ref(&large), 1024).is_ok());
+        for refused in [
+            vec![large.clone(), large],
+            vec![dir.path().join("none")],
+            vec![dir.path().to_owned()],
+            vec!["/dev/zero".into()],
+        ] {
+            let error = message(Some("hi"), &refused, 1024).unwrap_err().to_string();
+            assert!(error.starts_with("failed to attach "), "{error}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
+mod agents;
 mod args;
 mod attach;
 mod backup;
@@ -12,6 +13,7 @@ pub mod exit;
 mod init;
 mod input;
 mod list;
+mod permissions;
 pub mod plain;
 mod run;
 mod send;
@@ -103,10 +105,16 @@ pub enum Command {
     Runs(RunsArgs),
     /// List the messages of a session, in order
     Messages(MessagesArgs),
+    /// List agents: what is found of each here, and how to get the others
+    ///
+    /// Starts the program of each, to ask its version.
+    Agents,
     /// List slots and who sits in them
     Slots,
     /// List the processes that execute runs
     Workers,
+    /// List what agents ask before they use a tool, or answer it
+    Permissions(PermissionsArgs),
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -155,6 +163,10 @@ impl Cli {
         if let Command::Torture(args) = &self.command {
             return torture::run(args, self.json).await;
         }
+        let mut out = std::io::stdout();
+        if let Command::Agents = &self.command {
+            return agents::run(&self.db, config, self.json, &mut out).await;
+        }
         let makes_a_database = match &self.command {
             Command::Session(args) => args.new,
             command => matches!(command, Command::Serve(_) | Command::Run(_) | Command::Send(_)),
@@ -162,7 +174,6 @@ impl Cli {
         if !makes_a_database && !self.db.exists() {
             anyhow::bail!("there is no database {}: name one with --db", self.db.display());
         }
-        let mut out = std::io::stdout();
         match &self.command {
             Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
             Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
@@ -170,25 +181,25 @@ impl Cli {
         }
         // Before the database is made: a command without a message leaves nothing behind.
         let message = match &self.command {
-            Command::Run(args) => args.message()?,
-            Command::Send(args) => args.message()?,
-            _ => String::new(),
+            Command::Run(args) => Some(args.message(config.server.max_body_bytes)?),
+            Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
+            _ => None,
         };
         let engine = match &self.command {
             Command::Serve(_) => serve::open(&self.db, config).await,
             _ => Engine::open(&self.db, config).await,
         };
         let engine = engine.context("failed to open the database")?;
-        let mut out = std::io::stdout();
-        let done = match &self.command {
-            Command::Serve(_) => return serve::run(engine).await,
-            Command::Run(args) => run::run(&engine, args, message, self.json).await,
-            Command::Send(args) => send::run(&engine, args, message, self.json, &mut out).await,
-            Command::Attach(args) => attach::run(&engine, args, self.json).await,
-            Command::Cancel(args) => cancel::cancel(&engine, args, self.json, &mut out).await,
-            Command::Close(args) => cancel::close(&engine, args, self.json, &mut out).await,
-            Command::Session(args) => session::run(&engine, args, self.json, &mut out).await,
-            listing => list::run(&engine, listing, self.json, &mut out).await,
+        let done = match (&self.command, message) {
+            (Command::Serve(_), _) => return serve::run(engine).await,
+            (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.json).await,
+            (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.json, &mut out).await,
+            (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
+            (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
+            (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
+            (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
+            (Command::Session(args), _) => session::run(&engine, args, self.json, &mut out).await,
+            (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
@@ -232,6 +243,8 @@ mod tests {
             "mainstay messages a",
             "mainstay slots",
             "mainstay workers -q",
+            "mainstay permissions --state denied --session a",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
@@ -256,6 +269,9 @@ mod tests {
             "mainstay send a hello --priority 1001",
             "mainstay attach a --after -1",
             "mainstay runs --status done",
+            "mainstay permissions --state open",
+            "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
+            "mainstay permissions --reason why",
             "mainstay sessions --limit 0",
             "mainstay session",
             "mainstay session a --label x",

@@ -1,4 +1,5 @@
-//! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does.
+//! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does. What its
+//! agent asks is asked of whoever sits at the terminal.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -6,19 +7,19 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::exit::Exit;
+use super::permissions::Asking;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::{AttachFormat, RunArgs};
 use crate::engine::{Engine, Send};
-use crate::id::{MessageId, SessionId};
+use crate::id::SessionId;
 use crate::message::UserMessage;
 use crate::run::{Run, Status};
 
 /// How often it is looked whether somebody executes the run: the daemon that would may have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: bool) -> anyhow::Result<Exit> {
-    let message = UserMessage::text(MessageId::generate(), message)?;
+pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, json: bool) -> anyhow::Result<Exit> {
     let session = args.session.clone().unwrap_or_else(SessionId::generate);
     let mut signals = StopSignals::new()?;
     let mut send = Send::new(session.clone(), message);
@@ -28,6 +29,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: 
     tracing::info!(run.id = %run.id, session.id = %session, "sent");
 
     let mut output = StreamOutput::new(if json { AttachFormat::Ndjson } else { AttachFormat::Text });
+    let mut asking = Asking::new(json);
     let mut follower = engine.follow_run(run.id, 0).await?;
     let mut look = tokio::time::interval(LOOK_AGAIN);
     let mut executing = false;
@@ -35,9 +37,13 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: String, json: 
     loop {
         tokio::select! {
             events = follower.next_events() => match events? {
-                Some(events) => output.write(&events)?,
+                Some(events) => {
+                    output.write(&events)?;
+                    asking.hear(engine, &events).await?;
+                }
                 None => break,
             },
+            line = asking.line() => asking.answer(engine, line).await?,
             () = signals.next() => {
                 if interrupted {
                     // A second time: whoever asks does not want to wait for the agent to stop by itself.

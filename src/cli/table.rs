@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::plain::one_line;
 use crate::clock::Timestamp;
-use crate::message::{Message, prompt};
+use crate::message::{Message, attachments, prompt};
+use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
@@ -224,12 +225,39 @@ impl Listed for Worker {
     }
 }
 
+impl Listed for Permission {
+    const COLUMNS: &'static [Column] = &[
+        Column::Whole("PERMISSION"),
+        Column::Whole("STATE"),
+        Column::Whole("SESSION"),
+        Column::Whole("ASKED"),
+        Column::Narrow("EXPIRES"),
+        Column::Narrow("TOOL"),
+        Column::Narrow("ASKS"),
+    ];
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let expires_at = self.expires_at.filter(|_| self.state == PermissionState::Pending);
+        vec![
+            self.id.to_string(),
+            self.state.as_str().to_owned(),
+            self.session_id.to_string(),
+            relative(self.requested_at, now),
+            or_dash(expires_at.map(|at| relative(at, now))),
+            self.request.tool.clone(),
+            format!("{} {}", self.request.title, self.request.input),
+        ]
+    }
+}
+
 impl Listed for Message {
     const COLUMNS: &'static [Column] = &[Column::Whole("ROLE"), Column::Narrow("TEXT"), Column::Whole("MESSAGE")];
 
     fn cells(&self, _: Timestamp) -> Vec<String> {
         let parts: Vec<Value> = serde_json::from_str(self.parts.get()).unwrap_or_default();
-        vec![self.role.as_str().to_owned(), prompt(&parts), self.id.to_string()]
+        let files = attachments(&parts).into_iter().map(|file| format!("[{}]", file.label()));
+        let said = files.chain([prompt(&parts)]).collect::<Vec<_>>().join(" ");
+        vec![self.role.as_str().to_owned(), said, self.id.to_string()]
     }
 }
 

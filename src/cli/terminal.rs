@@ -18,6 +18,7 @@ use crate::chunk::Chunk;
 const DIM: Style = Style::new().dimmed();
 const RED: Style = AnsiColor::Red.on_default();
 const TOOL: Style = AnsiColor::Cyan.on_default();
+const RETRACTED: &str = "the model was asked again and says something else now: its message above does not count";
 /// Two of these lines still fit beside each other on a wide screen, and one on a narrow one wraps once.
 const LINE_CHARS: usize = 120;
 
@@ -80,6 +81,15 @@ impl<W: Write> TerminalView<W> {
                 self.line(RED, "✗", &join(&name, "was not allowed"))?;
             }
             Chunk::DataStatus { data, .. } => self.line(DIM, "·", &data.label)?,
+            Chunk::DataPlan { data, .. } => self.line(DIM, "·", &format!("plan: {}", steps(data)))?,
+            Chunk::DataRetracted { .. } => self.line(DIM, "·", RETRACTED)?,
+            Chunk::File { media_type, url } => {
+                self.line(
+                    DIM,
+                    "·",
+                    &format!("file: {media_type} {}", if url.starts_with("data:") { "" } else { url }),
+                )?;
+            }
             Chunk::Error { error_text } => {
                 self.end_line()?;
                 // Whole, and on as many lines as it has: it is what the person has to act on.
@@ -146,6 +156,16 @@ fn brief(value: &Value) -> String {
     }
 }
 
+/// The steps of a plan, those that are done in parentheses.
+fn steps(plan: &Value) -> String {
+    let step = |step: &Value| {
+        let content = step.get("content").and_then(Value::as_str)?;
+        let is_done = step.get("status").and_then(Value::as_str) == Some("completed");
+        Some(if is_done { format!("({content})") } else { content.to_owned() })
+    };
+    plan.as_array().into_iter().flatten().filter_map(step).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -202,7 +222,7 @@ mod tests {
         let start = json!({"type": "start", "messageId": "m", "messageMetadata": {}});
         let preliminary = json!({"type": "tool-output-available", "toolCallId": "1", "output": "half",
                                  "providerExecuted": true, "dynamic": true, "preliminary": true});
-        let table: [(&str, Vec<Value>, &str); 15] = [
+        let table: [(&str, Vec<Value>, &str); 18] = [
             ("nothing said", vec![start.clone(), json!({"type": "start-step"}), finish()], ""),
             ("deltas run on", vec![text("1", "He"), text("1", ""), text("1", "llo"), finish()], "Hello\n"),
             ("one line end, not two", vec![text("1", "Hello\n"), end("text-end", "1"), finish()], "Hello\n"),
@@ -257,6 +277,28 @@ mod tests {
                     output("9", json!("?")),
                 ],
                 "→ a x\n→ b [1]\n✗ b no way\n← a {\"ok\":true}\n← ?\n",
+            ),
+            (
+                "a plan",
+                vec![json!({"type": "data-plan", "id": "plan", "data": [
+                    {"content": "look", "status": "completed"}, {"content": "write", "status": "pending"}]})],
+                "· plan: (look), write\n",
+            ),
+            (
+                "a file",
+                vec![json!({"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AAAA"})],
+                "· file: image/png\n",
+            ),
+            (
+                "a message that is void",
+                vec![
+                    text("1", "Hell"),
+                    end("text-end", "1"),
+                    json!({"type": "data-retracted", "id": "retracted-2", "data": {"parts": [1]}}),
+                    text("3", "Hi"),
+                    finish(),
+                ],
+                &format!("Hell\n· {RETRACTED}\nHi\n"),
             ),
             (
                 "an error",

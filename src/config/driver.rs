@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use super::section::{Section, Whole};
 use super::{ConfigError, limits};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, Driver, GatewaySpec, ProcessSpec};
+use crate::catalogue::KNOWN;
+use crate::id::AgentName;
 
 /// The keys that only some drivers take.
 pub(super) struct DriverKeys {
@@ -21,17 +23,25 @@ const DRIVERS: &str = "use one of demo, openclaw, claude, codex, acp, opencode, 
 
 const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
 
-/// The driver of an agent and what it takes.
-pub(super) fn read(
-    section: &Section<'_>,
-    word: Option<&str>,
-    is_builtin: bool,
-    given: DriverKeys,
-) -> Result<Driver, ConfigError> {
+/// The agents that need no config: that of the demo driver, and those that are known under the name of their driver.
+pub(super) fn builtin() -> impl Iterator<Item = (AgentName, Driver)> {
+    let known = KNOWN.iter().filter(|known| known.is_builtin()).filter_map(|known| {
+        let process = ProcessSpec::of(known.command);
+        let driver = match known.driver {
+            "claude" => Driver::Claude(process),
+            "codex" => Driver::Codex(process),
+            "opencode" => Driver::Opencode(process),
+            _ => return None,
+        };
+        Some((known.name.parse().ok()?, driver))
+    });
+    std::iter::once((AgentName::builtin(), Driver::Demo)).chain(known)
+}
+
+/// The driver of an agent and what it takes; `word` names it, unless the agent is built in.
+pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys) -> Result<Driver, ConfigError> {
     let word = match word {
         Some(word) => word,
-        // Only the built-in agent has a driver of its own accord.
-        None if is_builtin => "demo",
         None => return Err(section.error(&["driver"], format!("is missing: {DRIVERS}"))),
     };
     let takes: &[&str] = match word {

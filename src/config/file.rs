@@ -130,8 +130,9 @@ pub(super) fn read(text: &str, origin: &Path, base_dir: &Path) -> Result<Config,
     for (name, given) in file.agents {
         let section = Section::new(&document, &["agents", &name]);
         let name: AgentName = name.parse().map_err(|error| section.error(&[], error))?;
+        let builtin = config.agents.remove(&name);
         let mut new = Agent::with_defaults(name.clone());
-        agent(&section, given, &mut new)?;
+        agent(&section, given, builtin.as_ref().map(|agent| agent.driver.as_str()), &mut new)?;
         config.agents.insert(name, new);
     }
     for (name, given) in file.workspaces {
@@ -175,7 +176,12 @@ fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig
     section.period("assignment_retention", given.assignment_retention, limits::ASSIGNMENT_RETENTION, retention)
 }
 
-fn agent(section: &Section<'_>, given: AgentSection, agent: &mut Agent) -> Result<(), ConfigError> {
+fn agent(
+    section: &Section<'_>,
+    given: AgentSection,
+    builtin: Option<&str>,
+    agent: &mut Agent,
+) -> Result<(), ConfigError> {
     section.period("turn_timeout", given.turn_timeout, limits::TURN_TIMEOUT, &mut agent.turn_timeout)?;
     section.period("idle_timeout", given.idle_timeout, limits::IDLE_TIMEOUT, &mut agent.idle_timeout)?;
     section.period("kill_grace", given.kill_grace, limits::KILL_GRACE, &mut agent.kill_grace)?;
@@ -192,7 +198,7 @@ fn agent(section: &Section<'_>, given: AgentSection, agent: &mut Agent) -> Resul
         token: given.token,
         gateway_agent: given.gateway_agent,
     };
-    agent.driver = driver::read(section, given.driver.as_deref(), agent.name == AgentName::builtin(), keys)?;
+    agent.driver = driver::read(section, given.driver.as_deref().or(builtin), keys)?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The configuration: what `mainstay.toml` and the flags may say, as checked values.
 //!
-//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agent
-//! `demo` and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
+//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agents
+//! that need no config and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
 //! the caller, and whether a directory or a program exists is found out when it is needed.
 
 mod document;
@@ -36,7 +36,7 @@ pub struct Config {
     pub server: ServerConfig,
     /// The engine.
     pub engine: EngineConfig,
-    /// The agents, by name; `demo` is always there.
+    /// The agents, by name; those that need no config are always there.
     pub agents: BTreeMap<AgentName, Agent>,
     /// The workspaces, by name; `default` is always there.
     pub workspaces: BTreeMap<WorkspaceName, Workspace>,
@@ -140,7 +140,7 @@ impl Config {
     /// What holds without a config file. `base_dir` is the directory that relative paths start from, and where the
     /// workspace `default` works.
     pub fn builtin(base_dir: &Path) -> Self {
-        let agent = Agent::with_defaults(AgentName::builtin());
+        let agents = driver::builtin().map(|(name, driver)| Agent { driver, ..Agent::with_defaults(name) });
         let workspace = Workspace::with_defaults(WorkspaceName::builtin(), base_dir);
         Self {
             server: ServerConfig {
@@ -163,7 +163,7 @@ impl Config {
                 on_shutdown: OnShutdown::End,
                 host_program: "mainstay".into(),
             },
-            agents: BTreeMap::from([(agent.name.clone(), agent)]),
+            agents: agents.map(|agent| (agent.name.clone(), agent)).collect(),
             workspaces: BTreeMap::from([(workspace.name.clone(), workspace)]),
         }
     }

@@ -32,11 +32,14 @@ fn an_empty_file_changes_nothing() {
 #[test]
 fn the_documented_example_is_the_default_and_names_every_key() {
     let mut config = good(example());
-    assert_eq!(config.agents.remove(&"openclaw".parse().unwrap()).unwrap().driver.as_str(), "openclaw");
+    for (name, driver) in [("openclaw", "openclaw"), ("goose", "acp"), ("gateway", "openclaw-gateway")] {
+        assert_eq!(config.agents.remove(&name.parse().unwrap()).unwrap().driver.as_str(), driver);
+    }
     assert_eq!(config, Config::builtin(Path::new("/srv/chat")));
 
     for path in [&["server"] as &[&str], &["engine"], &["agents", "x"], &["workspaces", "x"]] {
-        for key in known_keys(path).unwrap() {
+        // A section of its own has its own name there.
+        for key in known_keys(path).unwrap().iter().filter(|key| **key != "permissions") {
             let written = example().lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
             assert!(written, "the example does not show {key} of {path:?}");
             let section = path[0];
@@ -81,7 +84,7 @@ fn says_what_the_file_says() {
     assert_eq!(config.engine.workers, 0);
     assert_eq!(config.engine.lease, Duration::from_secs(90));
     assert_eq!(config.engine.durability, Durability::Process);
-    assert_eq!(config.agents.len(), 2, "demo is still there");
+    assert_eq!(config.agents.len(), 5, "those that are built in are still there");
     assert_eq!(config.workspaces.len(), 3, "default is still there");
     let claw = &config.agents[&"claw".parse().unwrap()];
     assert_eq!(claw.kill_grace, Duration::ZERO);
@@ -153,8 +156,14 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("engine = [8]", "1: engine: a table is needed here"),
         ("[[agents.x]]", "1: agents.x: a table is needed here"),
         ("agents = 1", "1: agents: invalid type: integer `1`, expected a map"),
-        ("\n[agents.x]\nmax_concurrent = 1", "2: agents.x.driver: is missing: use one of demo, openclaw"),
-        ("agents.x.driver = \"claud\"", "1: agents.x.driver: \"claud\" is not a driver: use one of demo, openclaw"),
+        (
+            "\n[agents.x]\nmax_concurrent = 1",
+            "2: agents.x.driver: is missing: use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway",
+        ),
+        (
+            "agents.x.driver = \"claud\"",
+            "1: agents.x.driver: \"claud\" is not a driver: use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway",
+        ),
         (
             "agents.x.driver = \"openclaw\"",
             "1: agents.x.command: is missing: this driver needs the program and its arguments, such as [\"openclaw\", \
@@ -166,10 +175,7 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"a\", \"\\u0000\"]",
             "3: agents.x.command: has a NUL character in it",
         ),
-        (
-            "[agents.demo]\ncommand = [\"x\"]",
-            "2: agents.demo.command: does not fit the driver demo, which starts no process",
-        ),
+        ("[agents.demo]\ncommand = [\"x\"]", "2: agents.demo.command: does not fit the driver demo"),
         (
             "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\"]\n[agents.x.env]\n\"A=B\" = \"\"",
             "5: agents.x.env.\"A=B\": is not a name that a variable can have: no =, no NUL, not empty",
@@ -212,7 +218,13 @@ fn every_key_is_checked_under_its_own_name() {
         for key in known_keys(path).unwrap() {
             let name = format!("{}.{key}", path.join("."));
             let error = load(&format!("\n[{}]\n{key} = false", path.join("."))).expect_err(&name).to_string();
-            assert!(error.starts_with(&format!("mainstay.toml:3: {name}: invalid type: boolean")), "{error}");
+            let problem = match key {
+                // The one that is a switch, and does not fit this driver.
+                &"shared" => "does not fit",
+                &"permissions" => "a table is needed",
+                _ => "invalid type: boolean",
+            };
+            assert!(error.starts_with(&format!("mainstay.toml:3: {name}: {problem}")), "{error}");
             // Numbers and durations out of their limits pass serde and are refused later, under a name given by hand.
             for illegal in ["-1", "\"99999d\""] {
                 let Err(error) = load(&format!("\n[{}]\n{key} = {illegal}", path.join("."))) else { continue };

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
 
 use super::EngineError;
-use crate::agent::Driver;
+use super::agents::working_dir;
 use crate::audit::{Audit, Check, Finding, Verdict};
-use crate::backend::process::{Hosts, what_is_missing};
+use crate::backend::probe::what_is_missing;
+use crate::backend::process::Hosts;
 use crate::backend::reap::{self, Liveness};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
@@ -205,22 +206,26 @@ fn permissions(path: &Path) -> Check {
     Check::new("permissions", Verdict::Warning, advice, open.collect())
 }
 
-/// Whether the agents that turns may be given to can be started, where they would be.
+/// Whether the agents that turns may be given to can be started, where they would be. One that is only built in may be
+/// missing as long as no workspace needs it.
 fn programs(config: &Config) -> Check {
+    let builtin = Config::builtin(Path::new("/"));
     let mut missing = BTreeMap::new();
     for agent in config.agents.values() {
-        let Driver::Openclaw(spec) = &agent.driver else { continue };
+        let Some(spec) = agent.driver.process() else { continue };
         let residents = config.workspaces.values().filter(|workspace| workspace.agent == agent.name);
         let mut dirs: Vec<_> = residents.map(|workspace| workspace.dir.as_path()).collect();
         if dirs.is_empty() {
+            if builtin.agents.get(&agent.name) == Some(agent) {
+                continue;
+            }
             // A session may ask for it in any workspace.
-            dirs.extend(config.workspaces.values().map(|workspace| workspace.dir.as_path()).take(1));
+            dirs.push(working_dir(agent, config));
         }
         for what in dirs.into_iter().filter_map(|dir| what_is_missing(spec, dir)) {
             missing.insert((agent.name.clone(), what.clone()), Finding::new(&agent.name, what));
         }
     }
-    let advice =
-        "install it, put it on the PATH of the daemon, or correct `command` of the agent or `dir` of the workspace";
+    let advice = "`mainstay agents` says how to get it; or correct `command` of the agent or `dir` of the workspace";
     Check::new("agents", Verdict::Error, advice, missing.into_values().collect())
 }

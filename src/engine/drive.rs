@@ -6,6 +6,8 @@
 mod asking;
 mod insist;
 mod left;
+mod settling;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,9 +30,11 @@ use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
 use crate::chunk::Chunk;
 use crate::failure::{AgentError, ErrorClass};
-use crate::lease::{LeaseLost, WorkerKey};
+use crate::lease::WorkerKey;
+use crate::message;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
+use crate::store::backend::Taken;
 use crate::store::event::Append;
 use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
@@ -81,12 +85,16 @@ struct Drive<'a> {
     offset: u64,
     /// What kind of error the agent reported.
     reported: Option<ErrorClass>,
+    began: Instant,
+    /// The live agent that the turn is on, if it is on one.
+    on: Option<Taken>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, reported: None }
+        let (began, reported) = (Instant::now(), None);
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, reported, began, on: None }
     }
 
     fn span(&self) -> tracing::Span {
@@ -94,7 +102,7 @@ impl<'a> Drive<'a> {
     }
 
     /// Answers with the outcome; `None` when the run went back to the queue.
-    async fn claimed(self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
+    async fn claimed(mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
         let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
             let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
             return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
@@ -107,21 +115,32 @@ impl<'a> Drive<'a> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
-        let message = match &agent.on_interrupt {
-            OnInterrupt::Resume { message, .. } if claimed.resumes => message.clone(),
-            OnInterrupt::Resume { .. } | OnInterrupt::Stop => crate::message::prompt(&parts),
+        let (message, attachments) = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
         let options = options_of(claimed);
         let dir = match working_dir(&options, workspace).await {
             Ok(dir) => dir,
             Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
         };
+        let Some(backend) = self.shared.backends.get(&agent.name) else {
+            return self
+                .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
+                .await;
+        };
+        if let Some(warm) = backend.warm() {
+            match self.take_backend(warm, claimed, agent).await? {
+                Ok(taken) => self.on = Some(taken),
+                Err(outcome) => return self.without_backend(outcome).await,
+            }
+        }
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act.
         let start_by = self.signals.good_until();
         let prompt = Prompt {
             start_by,
-            limit: self.limit(agent),
+            limit: self.limit(agent).saturating_sub(self.began.elapsed()),
             attempt: self.subject.attempt(),
             session: claimed.session_id.clone(),
             slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
@@ -129,15 +148,10 @@ impl<'a> Drive<'a> {
             dir,
             agent_session: claimed.agent_session.clone(),
             message,
-            attachments: Vec::new(),
+            attachments,
             options,
             oneshot: claimed.oneshot,
-            endpoint: None,
-        };
-        let Some(backend) = self.shared.backends.get(&agent.name) else {
-            return self
-                .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
-                .await;
+            endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
         };
         let reply = match backend.prompt(prompt).await {
             Ok(reply) => reply,
@@ -216,6 +230,9 @@ impl<'a> Drive<'a> {
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
+                        None if outcome.cause != Cause::Finished && self.has_lost_its_backend(backend).await? => {
+                            self.put_back().await?
+                        }
                         None if may_be_stale(&outcome) => self.put_back_afresh().await?,
                         _ => false,
                     };
@@ -244,23 +261,11 @@ impl<'a> Drive<'a> {
         Ok(done)
     }
 
-    async fn put_back(&self) -> Result<bool, Left> {
-        self.insist(|| self.shared.store.put_back(self.subject.lease)).await
-    }
-
-    async fn put_back_afresh(&self) -> Result<bool, Left> {
-        let is_put_back = self.insist(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
-        if is_put_back {
-            tracing::warn!("the agent could not go on in its session; trying once more in a new one");
-        }
-        Ok(is_put_back)
-    }
-
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
     async fn listen(&mut self, agent: &Agent, backend: &dyn Backend, reply: &mut Reply) -> Result<Option<Cause>, Left> {
         let began = Instant::now();
         let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
-        let turn_ends_at = began + self.limit(agent).saturating_sub(age);
+        let turn_ends_at = (began + self.limit(agent).saturating_sub(age)).min(self.began + self.limit(agent));
         let mut progress_at = began;
         let mut exit_by = None;
         let mut snapshot_at = None;
@@ -354,7 +359,11 @@ impl<'a> Drive<'a> {
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
-            self.offset = self.offset.max(record.offset);
+            if record.offset <= self.offset {
+                self.turn.hear_again(record.events, record.offset == self.offset);
+                continue;
+            }
+            self.offset = record.offset;
             for event in record.events {
                 // What an agent says against being stopped is not an error of the turn.
                 if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
@@ -388,6 +397,7 @@ impl<'a> Drive<'a> {
             AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
                 self.reported.get_or_insert(*class);
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
@@ -413,37 +423,5 @@ impl<'a> Drive<'a> {
         };
         self.insist(|| self.shared.store.append(append.clone())).await??;
         Ok(())
-    }
-
-    async fn settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
-        match self.try_settle(outcome.clone(), exit.clone()).await? {
-            Ok(()) => {
-                self.asking.ended();
-                Ok(Some(outcome))
-            }
-            Err(LeaseLost) => {
-                // A cancel that was stored a moment before decides the outcome.
-                let requests = self.insist(|| self.shared.store.cancel_requests(self.worker)).await?;
-                if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
-                    return Err(Left::LeaseLost);
-                }
-                self.try_settle(Outcome::cancelled(), exit).await??;
-                Ok(Some(Outcome::cancelled()))
-            }
-        }
-    }
-
-    async fn try_settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Result<(), LeaseLost>, Left> {
-        let mut turn = self.turn.clone();
-        let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
-        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
-        let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
-        settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
-        settle.progress = progress(self.turn.fold());
-        if exit.remaining > 0 {
-            settle.resumes = 0;
-        }
-        settle.exit = exit;
-        Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
     }
 }

@@ -79,7 +79,7 @@ impl Feed {
                 (committed.session, Signal::Events(committed.clone()), Some(committed.last_seq()))
             }
             Notice::Grown(session) => (*session, Signal::Look, None),
-            Notice::Ready | Notice::CancelRequested(_) | Notice::PermissionAnswered(_) => return,
+            Notice::Ready | Notice::Backends | Notice::CancelRequested(_) | Notice::PermissionAnswered(_) => return,
         };
         let mut channels = self.channels();
         let Some(channel) = channels.get_mut(&session) else { return };

@@ -3,14 +3,14 @@
 //! Always: a function of the chunks alone, so that a message can be built again from what is stored; a delta costs its
 //! own length. A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
 //!
-//! Deliberately absent: tools that are not dynamic and data that is not transient. No turn makes them.
+//! Deliberately absent: tools that are not dynamic. No turn makes them.
 
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, Retracted, ToolMetadata};
 
 /// A message while it grows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +22,8 @@ pub struct Fold {
     tools: HashMap<String, usize>,
     /// The parts of the tools that gave no result yet.
     unfinished: BTreeSet<usize>,
+    /// The parts that do not count any more.
+    retracted: BTreeSet<usize>,
     /// Where the parts of the newest step begin.
     step_parts: usize,
     step_open: bool,
@@ -49,9 +51,29 @@ struct OpenBlock {
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum Part {
     StepStart,
-    Text { text: String, state: BlockState },
-    Reasoning { id: String, text: String, state: BlockState },
+    Text {
+        text: String,
+        state: BlockState,
+    },
+    Reasoning {
+        id: String,
+        text: String,
+        state: BlockState,
+    },
     DynamicTool(Tool),
+    #[serde(rename_all = "camelCase")]
+    File {
+        media_type: String,
+        url: String,
+    },
+    DataPlan {
+        id: String,
+        data: Value,
+    },
+    DataRetracted {
+        id: String,
+        data: Retracted,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -82,6 +104,8 @@ pub struct Tool {
     #[serde(skip_serializing_if = "Option::is_none")]
     approval: Option<Approval>,
     provider_executed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    call_provider_metadata: Option<ToolMetadata>,
 }
 
 /// What was asked before a tool was used. The stream does not say how that was answered: it shows in what becomes of the
@@ -156,10 +180,13 @@ impl Fold {
             Chunk::ReasoningDelta { id, delta } => self.extend(Block::Reasoning, id, delta),
             Chunk::ReasoningEnd { id } => self.end(Block::Reasoning, id),
             Chunk::ToolInputStart { tool_call_id, tool_name, provider_executed, .. } => {
-                self.announce(tool_call_id, tool_name, None, *provider_executed);
+                self.announce(tool_call_id, tool_name, None, *provider_executed, None);
             }
-            Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed, .. } => {
-                self.announce(tool_call_id, tool_name, Some(input), *provider_executed);
+            Chunk::ToolInputAvailable {
+                tool_call_id, tool_name, input, provider_executed, provider_metadata, ..
+            } => {
+                let metadata = provider_metadata.clone();
+                self.announce(tool_call_id, tool_name, Some(input), *provider_executed, metadata);
             }
             Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
                 self.update(tool_call_id, |tool| {
@@ -181,6 +208,16 @@ impl Fold {
                     tool.provider_executed = *provider_executed;
                 });
             }
+            Chunk::File { url, media_type } => {
+                self.bytes += url.len() + media_type.len();
+                self.push(Part::File { media_type: media_type.clone(), url: url.clone() });
+            }
+            Chunk::DataPlan { id, data } => self.plan(id, data),
+            Chunk::DataRetracted { id, data } => {
+                self.bytes += data.parts.len() * size_of::<usize>();
+                self.retracted.extend(&data.parts);
+                self.push(Part::DataRetracted { id: id.clone(), data: data.clone() });
+            }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => self.update(tool_call_id, |tool| {
                 tool.state = ToolState::ApprovalRequested;
                 tool.approval = Some(Approval { id: approval_id.clone(), approved: None });
@@ -200,9 +237,10 @@ impl Fold {
         serde_json::to_string(&self.parts).unwrap_or_default()
     }
 
-    /// What the agent said, part by part.
+    /// What the agent said, part by part, without what is retracted.
     pub fn texts(&self) -> impl DoubleEndedIterator<Item = &str> {
-        self.parts.iter().filter_map(|part| match part {
+        let counting = self.parts.iter().enumerate().filter(|(at, _)| !self.retracted.contains(at));
+        counting.filter_map(|(_, part)| match part {
             Part::Text { text, .. } => Some(text.as_str()),
             _ => None,
         })
@@ -228,6 +266,23 @@ impl Fold {
         self.open.last().map(|open| (open.block, open.id.as_str()))
     }
 
+    /// A text or reasoning part.
+    pub fn block(&self, part: usize) -> Option<(Block, &str)> {
+        match self.parts.get(part)? {
+            Part::Text { text, .. } => Some((Block::Text, text)),
+            Part::Reasoning { text, .. } => Some((Block::Reasoning, text)),
+            _ => None,
+        }
+    }
+
+    /// The plan of this id.
+    pub fn plan_of(&self, id: &str) -> Option<&Value> {
+        self.parts.iter().find_map(|part| match part {
+            Part::DataPlan { id: known, data } if known == id => Some(data),
+            _ => None,
+        })
+    }
+
     /// Whether a step is open.
     pub fn is_step_open(&self) -> bool {
         self.step_open
@@ -241,6 +296,11 @@ impl Fold {
     /// A tool call.
     pub fn tool(&self, id: &str) -> Option<&Tool> {
         self.tool_at(*self.tools.get(id)?)
+    }
+
+    /// Where a tool call stands in the message.
+    pub fn tool_part(&self, id: &str) -> Option<usize> {
+        self.tools.get(id).copied()
     }
 
     /// The tools that gave no result yet, oldest first, each with its position in the message.
@@ -288,7 +348,14 @@ impl Fold {
     }
 
     /// A tool call begins, or its input becomes known. A call that this step knows already starts over.
-    fn announce(&mut self, id: &str, name: &str, input: Option<&Value>, provider_executed: bool) {
+    fn announce(
+        &mut self,
+        id: &str,
+        name: &str,
+        input: Option<&Value>,
+        provider_executed: bool,
+        metadata: Option<ToolMetadata>,
+    ) {
         let announced = Tool {
             tool_name: name.to_owned(),
             tool_call_id: id.to_owned(),
@@ -299,11 +366,13 @@ impl Fold {
             preliminary: None,
             approval: None,
             provider_executed,
+            call_provider_metadata: metadata.clone(),
         };
         if self.tools.get(id).is_some_and(|part| *part >= self.step_parts) {
             self.update(id, |tool| {
                 tool.answered(true);
-                *tool = Tool { approval: tool.approval.take(), ..announced };
+                let call_provider_metadata = metadata.or(tool.call_provider_metadata.take());
+                *tool = Tool { approval: tool.approval.take(), call_provider_metadata, ..announced };
             });
         } else {
             let part = self.parts.len();
@@ -311,6 +380,21 @@ impl Fold {
             self.unfinished.insert(part);
             self.bytes += announced.bytes();
             self.push(Part::DynamicTool(announced));
+        }
+    }
+
+    /// A plan takes the place of the one that has its id.
+    fn plan(&mut self, id: &str, data: &Value) {
+        let known = self.parts.iter_mut().find_map(|part| match part {
+            Part::DataPlan { id: known, data } if known == id => Some(data),
+            _ => None,
+        });
+        self.bytes += bytes_of(data);
+        if let Some(known) = known {
+            self.bytes -= bytes_of(known);
+            known.clone_from(data);
+        } else {
+            self.push(Part::DataPlan { id: id.to_owned(), data: data.clone() });
         }
     }
 
@@ -338,97 +422,4 @@ fn bytes_of(value: &Value) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    /// The parts after some chunks, which are given as stored events are.
-    fn fold(chunks: &[Value]) -> Fold {
-        let mut fold = Fold::default();
-        for chunk in chunks {
-            fold.apply(&serde_json::from_value(chunk.clone()).unwrap());
-        }
-        fold
-    }
-
-    fn parts(fold: &Fold) -> Value {
-        serde_json::from_str(&fold.parts_json()).unwrap()
-    }
-
-    #[test]
-    fn blocks_grow_by_deltas_until_they_end() {
-        let fold = fold(&[
-            json!({"type": "start-step"}),
-            json!({"type": "reasoning-start", "id": "reasoning-1"}),
-            json!({"type": "reasoning-delta", "id": "reasoning-1", "delta": "hm"}),
-            json!({"type": "reasoning-end", "id": "reasoning-1"}),
-            json!({"type": "text-start", "id": "text-2"}),
-            json!({"type": "text-delta", "id": "text-2", "delta": "He"}),
-            json!({"type": "data-status", "data": {"label": "Thinking"}, "transient": true}),
-            json!({"type": "text-delta", "id": "text-2", "delta": "llo"}),
-            json!({"type": "text-delta", "id": "text-9", "delta": "refused"}),
-        ]);
-        let expected = json!([
-            {"type": "step-start"},
-            {"type": "reasoning", "id": "reasoning-1", "text": "hm", "state": "done"},
-            {"type": "text", "text": "Hello", "state": "streaming"},
-        ]);
-        assert_eq!(parts(&fold), expected);
-        assert_eq!((fold.len(), fold.open_block()), (3, Some((Block::Text, "text-2"))));
-        assert_eq!(fold.bytes(), 3 * PART_BYTES + "hmHello".len());
-        assert!(fold.is_step_open() && !fold.is_finished());
-    }
-
-    #[test]
-    fn a_tool_is_one_part_whatever_becomes_of_it() {
-        let tool = json!({"toolCallId": "t", "toolName": "bash", "providerExecuted": true, "dynamic": true});
-        let chunk = |kind: &str, more: Value| {
-            let mut chunk = tool.clone();
-            chunk["type"] = kind.into();
-            for (key, value) in more.as_object().unwrap() {
-                chunk[key] = value.clone();
-            }
-            chunk
-        };
-        let part = |state: &str, more: Value| {
-            let mut part = json!({"type": "dynamic-tool", "toolCallId": "t", "toolName": "bash",
-                "providerExecuted": true, "state": state});
-            for (key, value) in more.as_object().unwrap() {
-                part[key] = value.clone();
-            }
-            json!([part])
-        };
-        let input = json!({"cmd": "ls"});
-        let mut chunks = Vec::new();
-        for (next, expected, finished) in [
-            (chunk("tool-input-start", json!({})), part("input-streaming", json!({})), false),
-            (
-                chunk("tool-input-available", json!({"input": input})),
-                part("input-available", json!({"input": input})),
-                false,
-            ),
-            (
-                chunk("tool-output-available", json!({"output": 1, "preliminary": true})),
-                part("output-available", json!({"input": input, "output": 1, "preliminary": true})),
-                false,
-            ),
-            (
-                chunk("tool-output-error", json!({"errorText": "e"})),
-                part("output-error", json!({"input": input, "errorText": "e"})),
-                true,
-            ),
-            (
-                chunk("tool-output-available", json!({"output": null})),
-                part("output-available", json!({"input": input, "output": null})),
-                true,
-            ),
-            (chunk("tool-input-available", json!({"input": []})), part("input-available", json!({"input": []})), false),
-        ] {
-            chunks.push(next);
-            let fold = fold(&chunks);
-            assert_eq!(parts(&fold), expected);
-            assert_eq!(fold.unfinished_tools().count(), usize::from(!finished));
-            assert_eq!(fold.tool("t").unwrap().is_finished(), finished);
-        }
-    }
-}
+mod tests;

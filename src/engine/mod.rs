@@ -1,6 +1,7 @@
 //! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed us) talk
 //! to [`Engine`] and the nouns, and to nothing below.
 
+pub mod agents;
 mod backup;
 pub mod decide;
 pub mod doctor;
@@ -18,6 +19,7 @@ mod sending;
 mod sessions;
 mod stderr;
 mod subject;
+mod supervisor;
 mod sweep;
 pub mod turn;
 mod watch;
@@ -30,6 +32,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::agent::Agent;
 use crate::audit::Audit;
 use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
@@ -60,6 +63,7 @@ pub use sessions::CreateSession;
 pub use sweep::SweepReport;
 
 use feed::Feed;
+use supervisor::Supervision;
 use worker::Executing;
 
 /// An open engine. Clones share it.
@@ -83,6 +87,7 @@ struct Shared {
     store: Store,
     feed: Arc<Feed>,
     executing: Arc<Executing>,
+    supervision: Arc<Supervision>,
     tasks: TaskTracker,
     /// Held from a claim until its runs are known as executing, so that a drain sees them.
     claiming: tokio::sync::Mutex<()>,
@@ -114,19 +119,43 @@ impl Engine {
         Self::open_with_clock(path, config, Arc::new(SystemClock)).await
     }
 
+    /// The same with agents of a program's own: where `backend` answers for an agent of the config, that takes its turns
+    /// instead of its driver.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`] when the file cannot be used.
+    pub async fn open_with_backends(
+        path: &Path,
+        config: Config,
+        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>> + std::marker::Send,
+    ) -> Result<Self, EngineError> {
+        Self::open_with(path, config, Arc::new(SystemClock), backend).await
+    }
+
     /// The same with another clock.
     ///
     /// # Errors
     /// [`EngineError::Store`] when the file cannot be used.
     pub async fn open_with_clock(path: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, EngineError> {
+        Self::open_with(path, config, clock, |_, _| None).await
+    }
+
+    async fn open_with(
+        path: &Path,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>> + std::marker::Send,
+    ) -> Result<Self, EngineError> {
         let feed = Arc::new(Feed::default());
         let executing = Arc::new(Executing::default());
+        let supervision = Arc::new(Supervision::default());
         let on_commit = {
-            let (feed, executing) = (feed.clone(), executing.clone());
+            let (feed, executing, supervision) = (feed.clone(), executing.clone(), supervision.clone());
             Box::new(move |notices: Vec<_>| {
                 for notice in &notices {
                     feed.publish(notice);
                     executing.notice(notice);
+                    supervision.notice(notice);
                 }
             })
         };
@@ -137,7 +166,8 @@ impl Engine {
             store.make_pool(workspace.clone()).await?;
         }
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
-        let backends = config.agents.values().map(|agent| (agent.name.clone(), backend::open(agent, &hosts))).collect();
+        let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| backend::open(agent, &hosts));
+        let backends = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
         let shared = Arc::new(Shared {
             config,
             backends,
@@ -145,6 +175,7 @@ impl Engine {
             store,
             feed,
             executing,
+            supervision,
             tasks: TaskTracker::new(),
             claiming: tokio::sync::Mutex::new(()),
             draining: CancellationToken::new(),
@@ -182,6 +213,7 @@ impl Engine {
         // Before the first sweep, which hands over what it adopts.
         self.shared.executing.begin(None);
         self.shared.tasks.spawn(sweep::run(self.shared.clone()));
+        self.shared.tasks.spawn(supervisor::run(self.shared.clone()));
         self.shared.tasks.spawn(worker::run(self.shared.clone(), self.shared.config.engine.workers, None));
         Ok(())
     }
@@ -198,6 +230,7 @@ impl Engine {
         let only = Only { session: located.session, until: located.key };
         self.shared.executing.begin(Some(only));
         self.shared.tasks.spawn(sweep::run(self.shared.clone()));
+        self.shared.tasks.spawn(supervisor::run(self.shared.clone()));
         self.shared.tasks.spawn(worker::run(self.shared.clone(), 1, Some(only)));
         Ok(())
     }
@@ -357,6 +390,8 @@ impl Engine {
             database_bytes,
             wal_bytes,
             file,
+            backends: shared.supervision.live(),
+            backends_awaited: shared.supervision.waiting.load(std::sync::atomic::Ordering::Relaxed),
         })
     }
 

@@ -1,9 +1,10 @@
 //! Sending: a message becomes a run, and a run is asked to stop.
 
 use super::{Engine, EngineError, Purpose, check_duration, not_found};
+use crate::agent::Agent;
 use crate::clock::millis;
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
-use crate::message::UserMessage;
+use crate::message::{InvalidMessage, UserMessage};
 use crate::run::{Run, RunOptions};
 use crate::store::run::Enqueue;
 use crate::store::session::NewSession;
@@ -48,7 +49,8 @@ impl Engine {
     /// message id again answers with the run that it has.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::Refused`], [`EngineError::InvalidValue`]
+    /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::InvalidMessage`] for files that the
+    /// agent does not take, [`EngineError::Refused`], [`EngineError::InvalidValue`]
     /// for options out of range, [`EngineError::ShuttingDown`], [`EngineError::Store`].
     pub async fn send(&self, send: Send) -> Result<Sent, EngineError> {
         if self.shared.draining.is_cancelled() {
@@ -71,6 +73,10 @@ impl Engine {
             (None, None) => self.default_workspace()?,
         };
         let agent = self.agent_or_resident(send.agent.as_ref(), workspace)?;
+        if send.message.files().next().is_some() {
+            let known = self.shared.store.find_session(&send.session).await?;
+            self.check_files(&send.message, known.as_ref().map_or(&agent, |session| &session.agent))?;
+        }
         let enqueue = Enqueue {
             session: send.session,
             new: NewSession::of(workspace.name.clone(), agent, millis(self.shared.config.engine.idle_ttl)),
@@ -87,6 +93,26 @@ impl Engine {
             tracing::info!(run.id = %run.id, session.id = %run.session_id, agent = %run.agent, "run enqueued");
         }
         Ok(Sent { run: enqueued.run.run, created: enqueued.created })
+    }
+
+    /// Refuses files that the agent of the session does not take. Whoever executes a run of an agent that is not
+    /// configured here knows what it takes.
+    fn check_files(&self, message: &UserMessage, agent: &AgentName) -> Result<(), InvalidMessage> {
+        let Some(Agent { driver, .. }) = self.shared.config.agents.get(agent) else { return Ok(()) };
+        for (index, file) in message.files() {
+            let not_taken = |what, takes| InvalidMessage::NotTaken { index, what, agent: agent.clone(), takes };
+            if !driver.accepts(&file.media_type) {
+                let takes = match driver.takes() {
+                    [] => "it takes text only".to_owned(),
+                    takes => format!("it takes {}", takes.join(", ")),
+                };
+                return Err(not_taken(format!("a file of type {:?}", file.media_type), takes));
+            }
+            if file.is_link() && !driver.takes_links() {
+                return Err(not_taken("a link".to_owned(), "send the file itself, in a data: URL".to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// Asks for a run to stop, in whatever state it is; asking again changes nothing. Answers with the run as it is then,

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::lookout::{self, Sighting};
 use super::subject::Subject;
 use super::turn::Turn;
-use super::{EngineError, Shared, drive};
+use super::{EngineError, Shared, drive, supervisor};
 use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
 use crate::chunk::Chunk;
@@ -59,6 +59,8 @@ pub struct SweepReport {
     pub processes_ended: u64,
     /// Directories of agents that nobody needs any more.
     pub homes_removed: u64,
+    /// Warm backends of lost workers that are watched over from here on, or that have ended.
+    pub backends_taken_over: u64,
     /// Idle places that expired.
     pub assignments_expired: u64,
     /// Rows of ended places that were deleted.
@@ -129,6 +131,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
         // A cancel that was stored between the take-over and this line found nobody to tell.
         super::worker::heed_cancel_requests(shared, worker).await;
     }
+    report.backends_taken_over = supervisor::adopt(shared, &seen.lost.workers).await?;
     tidy_homes(shared, &mut report).await?;
     METRICS.processes_ended.inc_by(report.processes_ended);
     let store = &shared.store;
@@ -147,6 +150,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
             runs_postponed = report.runs_postponed,
             processes_ended = report.processes_ended,
             homes_removed = report.homes_removed,
+            backends_taken_over = report.backends_taken_over,
             assignments_expired = report.assignments_expired,
             assignments_purged = report.assignments_purged,
             workers_removed = report.workers_removed,
@@ -248,7 +252,7 @@ async fn give_back(shared: &Shared, orphan: &Orphan) {
     }
 }
 
-/// Ends the hosts of runs that are not running (somebody else settled them), and removes what ended agents left.
+/// Ends the hosts of runs that are not running (somebody else settled them) and of backends that are stopped, and removes what ended agents left.
 async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), EngineError> {
     let hosts = shared.hosts.clone();
     // It fails only when the runtime goes down.

@@ -2,20 +2,21 @@
 //!
 //! Always: after `start`, which is written when the run is claimed, the chunks of [`Turn::hear`] and then of
 //! [`Turn::close`] are a stream that every v6 client takes: one step, at most one block open, every tool announced
-//! before its output, one end. All that is needed to go on is in the chunks, so that [`Turn::replay`] goes on where a
-//! dead process stopped, with ids that were not used.
+//! before its output, one end. What is needed to go on is in the chunks, so that [`Turn::replay`] goes on where a dead
+//! process stopped, with ids that were not used; what no chunk says is heard again ([`Turn::hear_again`]).
 //! Proof: `tests/turn_properties.rs`, `tests/turn_cases.rs`.
 //!
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
 
 use std::collections::HashSet;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use self::repetition::{Heard, Repetition};
+use self::tools::tool_failed;
 use super::fold::{Block, Fold};
-use crate::backend::AgentEvent;
-use crate::chunk::{Chunk, FinishReason, StatusLabel};
-use crate::permission::PermissionRequest;
+use crate::backend::{Again, AgentEvent};
+use crate::chunk::{Chunk, FinishReason, Retracted, StatusLabel};
 use crate::run::{Outcome, Status};
 
 /// The state of a turn.
@@ -27,23 +28,38 @@ pub struct Turn {
     first_error: Option<String>,
     errors: HashSet<String>,
     ended: bool,
+    repetition: Repetition,
+    /// The turn as it was heard before, while that is heard again.
+    past: Option<Box<Turn>>,
 }
 
 /// Before the text of an error in a message, for people.
 const ERROR_MARK: &str = "[error] ";
 /// The ids of text parts begin with this when the agent reported an error in them; no other text is taken for one.
 const ERROR_ID: &str = "error";
-/// For a tool that the agent does not name.
-const UNNAMED_TOOL: &str = "tool";
-/// The ids of tool parts begin with this when they are there for a question that names no tool call.
-const ASKED_ID: &str = "permission";
+/// A turn has one plan: a new one takes the place of the old.
+const PLAN_ID: &str = "plan";
 
 impl Turn {
-    /// The turn after the chunks that are stored of it. That the agent said its end is no chunk and not known again.
+    /// The turn after the chunks that are stored of it. What no chunk says is not known: that the agent said its end, and
+    /// where the newest message of its model begins.
     pub fn replay(chunks: impl Iterator<Item = Chunk>) -> Self {
         let mut turn = Self::default();
         chunks.for_each(|chunk| turn.apply(&chunk));
         turn
+    }
+
+    /// Hears events again whose chunks are among those of [`Turn::replay`]; nothing is told of them. When that is `all`, it is
+    /// known, too, what no chunk says. If it makes another message than the one that is stored, what is stored counts.
+    pub fn hear_again(&mut self, events: Vec<AgentEvent>, all: bool) {
+        let past = self.past.get_or_insert_default();
+        for event in events {
+            past.hear(event);
+        }
+        if all && let Some(past) = self.past.take() {
+            self.ended = past.ended;
+            self.repetition = past.repetition.found_in(&past.fold, &self.fold);
+        }
     }
 
     /// What to tell readers of an agent event.
@@ -56,72 +72,23 @@ impl Turn {
             AgentEvent::Status(label) => self.show(label, &mut said),
             AgentEvent::Reasoning(delta) => self.speak(Block::Reasoning, delta, &mut said),
             AgentEvent::Text(delta) => self.speak(Block::Text, delta, &mut said),
-            AgentEvent::ToolStarted { id, name, input, .. } => {
-                self.start_tool(id, name, input, &mut said);
+            AgentEvent::MessageBegan(again) => self.begin_message(again, &mut said),
+            AgentEvent::ToolStarted { id, name, input, parent } => {
+                self.start_tool(id, name, input, parent, &mut said);
             }
             AgentEvent::ToolProgress { id, output } => self.show_progress(&id, output, &mut said),
             AgentEvent::ToolFinished { id, name, result } => self.finish_tool(id, name, result, &mut said),
             AgentEvent::Error(error) => self.report(error.message, &mut said),
+            AgentEvent::File { media_type, url } => self.show_file(media_type, url, &mut said),
+            AgentEvent::Plan(plan) => self.show_plan(plan, &mut said),
             AgentEvent::Ended => self.ended = true,
-            AgentEvent::MessageBegan(_)
-            | AgentEvent::File { .. }
-            | AgentEvent::Plan(_)
-            | AgentEvent::Permission(_)
+            AgentEvent::Permission(_)
             | AgentEvent::Session { .. }
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
-            | AgentEvent::Usage(_) => {}
+            | AgentEvent::Usage(_)
+            | AgentEvent::TotalUsage(_) => {}
         }
-        said
-    }
-
-    /// What to tell readers when somebody has to answer what the agent asks. Answers with the call of the tool that is
-    /// shown to wait.
-    pub fn ask(&mut self, request: &PermissionRequest, approval_id: String) -> (String, Vec<Chunk>) {
-        let mut said = Vec::new();
-        if self.fold.is_finished() {
-            return (request.tool_call.clone(), said);
-        }
-        // A chat client leaves the stream here and comes back with the answer: nothing may be open.
-        self.close_block(&mut said);
-        let known = self.fold.tool(&request.tool_call).map(|tool| tool.is_finished());
-        let tool_call_id = if known == Some(false) {
-            request.tool_call.clone()
-        } else {
-            let id = match known {
-                None if !request.tool_call.is_empty() => request.tool_call.clone(),
-                _ => self.unused(format!("{ASKED_ID}-{}", self.fold.len() + usize::from(!self.fold.is_step_open()))),
-            };
-            self.start_tool(id, request.tool.clone(), request.input.clone(), &mut said)
-        };
-        self.say(Chunk::ToolApprovalRequest { approval_id, tool_call_id: tool_call_id.clone() }, &mut said);
-        (tool_call_id, said)
-    }
-
-    /// What to tell readers when that was answered; nothing when they know, or when the tool asks something else by now.
-    pub fn answered(&mut self, approval_id: &str, allowed: bool) -> Vec<Chunk> {
-        let mut said = Vec::new();
-        let waiting = self.fold.unfinished_tools().find(|(_, tool)| tool.question() == Some(approval_id));
-        let Some((part, tool)) = waiting.map(|(part, tool)| (part, tool.clone())) else { return said };
-        let is_ours = tool.tool_call_id.trim_end_matches('_') == format!("{ASKED_ID}-{part}");
-        let (tool_call_id, tool_name) = (tool.tool_call_id, tool.tool_name);
-        // As in `ask`: another question may still be open.
-        self.close_block(&mut said);
-        let (provider_executed, dynamic) = (true, true);
-        let chunk = match (allowed, is_ours) {
-            (false, _) => Chunk::ToolOutputDenied { tool_call_id },
-            // Nothing else will be heard of it.
-            (true, true) => {
-                let output = json!({"allowed": true});
-                Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, dynamic, preliminary: None }
-            }
-            // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
-            (true, false) => {
-                let input = tool.input.unwrap_or(Value::Null);
-                Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed, dynamic }
-            }
-        };
-        self.say(chunk, &mut said);
         said
     }
 
@@ -132,6 +99,9 @@ impl Turn {
             return said;
         }
         let status = outcome.status();
+        if status == Status::Completed {
+            self.end_repetition(&mut said);
+        }
         self.close_block(&mut said);
         let unfinished = self.fold.unfinished_tools();
         let unfinished: Vec<_> =
@@ -223,14 +193,25 @@ impl Turn {
         }
     }
 
-    fn speak(&mut self, block: Block, delta: String, said: &mut Vec<Chunk>) {
+    /// What the model says: what it has said before is not said again.
+    fn speak(&mut self, block: Block, mut delta: String, said: &mut Vec<Chunk>) {
         if delta.is_empty() {
             return;
         }
+        match self.repetition.hear(block, &delta, &self.fold) {
+            Heard::New(from) => delta.replace_range(..from, ""),
+            Heard::Repeated => return,
+            Heard::Different => self.end_repetition(said),
+        }
+        self.write(block, delta, said);
+    }
+
+    fn write(&mut self, block: Block, delta: String, said: &mut Vec<Chunk>) {
         let id = match self.fold.open_block() {
             Some((open, id)) if open == block => id.to_owned(),
             _ => {
                 let id = self.begin_part(if block == Block::Text { "text" } else { "reasoning" }, said);
+                self.repetition.add(self.fold.len());
                 self.say(start_of(block, id.clone()), said);
                 id
             }
@@ -242,6 +223,45 @@ impl Turn {
             },
             said,
         );
+    }
+
+    /// A message that may repeat what was said goes on in the block that is open.
+    fn begin_message(&mut self, again: Again, said: &mut Vec<Chunk>) {
+        if !self.repetition.begin(again, &self.fold) {
+            self.end_repetition(said);
+            self.repetition.forget();
+            self.close_block(said);
+        }
+    }
+
+    /// If what was taken for a repetition is none, it is said now.
+    fn end_repetition(&mut self, said: &mut Vec<Chunk>) {
+        let Some(other) = self.repetition.end(&self.fold) else { return };
+        self.close_block(said);
+        if let Some(parts) = other.void {
+            let id = self.begin_part("retracted", said);
+            self.say(Chunk::DataRetracted { id, data: Retracted { parts } }, said);
+        }
+        for (block, text) in other.said {
+            self.write(block, text, said);
+        }
+    }
+
+    fn show_file(&mut self, media_type: String, url: String, said: &mut Vec<Chunk>) {
+        self.end_repetition(said);
+        self.begin_part("file", said);
+        self.say(Chunk::File { url, media_type }, said);
+    }
+
+    fn show_plan(&mut self, plan: Value, said: &mut Vec<Chunk>) {
+        match self.fold.plan_of(PLAN_ID) {
+            Some(known) if *known == plan => return,
+            Some(_) => {}
+            None => {
+                self.begin_part(PLAN_ID, said);
+            }
+        }
+        self.say(Chunk::DataPlan { id: PLAN_ID.to_owned(), data: plan }, said);
     }
 
     /// Each error is said once: agents report one in several ways.
@@ -280,102 +300,6 @@ impl Turn {
             );
         }
     }
-
-    /// Announces a tool call and gives its id, which is ours when the agent gave none. Of a call that is known and has
-    /// no result only a new input is said; it stays one part.
-    fn start_tool(&mut self, id: String, name: String, input: Value, said: &mut Vec<Chunk>) -> String {
-        let known = if id.is_empty() { None } else { self.fold.tool(&id) };
-        let (id, name) = match known {
-            // One that waits for an answer is not shown otherwise before it has one.
-            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input.as_ref() == Some(&input) => {
-                return id;
-            }
-            Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
-            None => {
-                let made = self.begin_part("tool", said);
-                let id = if id.is_empty() { self.unused(made) } else { id };
-                let name = if name.is_empty() { UNNAMED_TOOL.to_owned() } else { name };
-                let (tool_call_id, tool_name) = (id.clone(), name.clone());
-                self.say(
-                    Chunk::ToolInputStart { tool_call_id, tool_name, provider_executed: true, dynamic: true },
-                    said,
-                );
-                (id, name)
-            }
-        };
-        let (tool_call_id, tool_name) = (id.clone(), name);
-        self.say(
-            Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed: true, dynamic: true },
-            said,
-        );
-        id
-    }
-
-    /// An agent may have used the very id that we make for a tool without one.
-    fn unused(&self, mut id: String) -> String {
-        while self.fold.tool(&id).is_some() {
-            id.push('_');
-        }
-        id
-    }
-
-    /// The newest working tool that the agent gave no id, of this name if the agent says it.
-    fn newest_without_id(&self, name: Option<&str>) -> Option<String> {
-        let mut newest_first = self.fold.unfinished_tools().rev();
-        let (_, tool) = newest_first.find(|(part, tool)| {
-            let is_ours = tool.tool_call_id.trim_end_matches('_') == format!("tool-{part}");
-            is_ours && name.is_none_or(|name| tool.tool_name == name)
-        })?;
-        Some(tool.tool_call_id.clone())
-    }
-
-    fn show_progress(&mut self, id: &str, output: Value, said: &mut Vec<Chunk>) {
-        let id = if id.is_empty() { self.newest_without_id(None) } else { Some(id.to_owned()) };
-        if let Some(tool_call_id) = id
-            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished() && tool.question().is_none())
-        {
-            let preliminary = Some(true);
-            self.say(
-                Chunk::ToolOutputAvailable {
-                    tool_call_id,
-                    output,
-                    provider_executed: true,
-                    dynamic: true,
-                    preliminary,
-                },
-                said,
-            );
-        }
-    }
-
-    fn finish_tool(&mut self, id: String, name: Option<String>, result: Result<Value, String>, said: &mut Vec<Chunk>) {
-        let name = name.filter(|name| !name.is_empty());
-        let id = if id.is_empty() { self.newest_without_id(name.as_deref()).unwrap_or(id) } else { id };
-        let tool_call_id = match self.fold.tool(&id) {
-            // The first result is the result.
-            Some(tool) if tool.is_finished() => return,
-            Some(_) => id,
-            None => self.start_tool(id, name.unwrap_or_default(), json!({}), said),
-        };
-        if self.fold.unfinished_tools().any(|(_, tool)| tool.question().is_some()) {
-            // As in `ask`: when this was the last one at work, all that is left waits for answers.
-            self.close_block(said);
-        }
-        let asks = self.fold.tool(&tool_call_id).is_some_and(|tool| tool.question().is_some());
-        let chunk = match result {
-            // It was not to be used, whoever decided so.
-            Err(_) if asks => Chunk::ToolOutputDenied { tool_call_id },
-            Ok(output) => Chunk::ToolOutputAvailable {
-                tool_call_id,
-                output,
-                provider_executed: true,
-                dynamic: true,
-                preliminary: None,
-            },
-            Err(error_text) => tool_failed(tool_call_id, error_text),
-        };
-        self.say(chunk, said);
-    }
 }
 
 fn start_of(block: Block, id: String) -> Chunk {
@@ -383,10 +307,6 @@ fn start_of(block: Block, id: String) -> Chunk {
         Block::Text => Chunk::TextStart { id },
         Block::Reasoning => Chunk::ReasoningStart { id },
     }
-}
-
-fn tool_failed(tool_call_id: String, error_text: String) -> Chunk {
-    Chunk::ToolOutputError { tool_call_id, error_text, provider_executed: true, dynamic: true }
 }
 
 /// What is said of a tool that was at work when the run ended.
@@ -399,5 +319,7 @@ fn without_result(status: Status) -> &'static str {
     }
 }
 
+mod repetition;
 #[cfg(test)]
 mod tests;
+mod tools;

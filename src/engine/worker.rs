@@ -108,6 +108,16 @@ impl Executing {
         self.scope.get().is_some_and(|scope| scope.is_none_or(|only| only.session == session))
     }
 
+    /// Whether runs are executed here at all.
+    pub fn executes(&self) -> bool {
+        self.scope.get().is_some()
+    }
+
+    /// Whether only those of one session are.
+    pub fn is_limited(&self) -> bool {
+        self.scope.get().is_some_and(Option::is_some)
+    }
+
     /// Takes a run of a lost worker that is to be driven on here.
     pub fn adopt(&self, orphan: Orphan, until: Instant) {
         let signals = self.add(orphan.lease, until);
@@ -175,7 +185,7 @@ impl Executing {
                     execution.signals.answers.notify_one();
                 }
             }
-            Notice::Events(_) | Notice::Grown(_) => {}
+            Notice::Events(_) | Notice::Grown(_) | Notice::Backends => {}
         }
     }
 

@@ -115,7 +115,11 @@ impl From<InvalidId> for Error {
 
 impl From<InvalidMessage> for Error {
     fn from(error: InvalidMessage) -> Self {
-        Self::invalid("invalid_message", error.to_string())
+        let code = match error {
+            InvalidMessage::NotTaken { .. } => "file_not_taken",
+            _ => "invalid_message",
+        };
+        Self::invalid(code, error.to_string())
     }
 }
 

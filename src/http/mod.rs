@@ -124,6 +124,7 @@ fn router(app: App) -> Router {
         .route("/v1/slots", get(status::slots))
         .route("/v1/workers", get(status::workers))
         .route("/v1/stats", get(status::stats))
+        .route("/v1/agents", get(status::agents))
         .route("/api/chat", post(chat::send))
         .route("/api/chat/{id}/stream", get(chat::resume))
         .route(status::HEALTH, get(status::health))

@@ -1,4 +1,4 @@
-//! How the engine is: slots, workers, metrics, and the two questions that supervisors ask.
+//! How the engine is: agents, slots, workers, metrics, and the two questions that supervisors ask.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::App;
 use super::error::Error;
 use super::extract::Params;
 use super::page::{Items, Page};
+use crate::catalogue::AgentReport;
 use crate::engine::EngineError;
 use crate::slot::Slot;
 use crate::stats::Stats;
@@ -23,6 +24,13 @@ pub(super) const HEALTH: &str = "/healthz";
 
 pub(super) async fn slots(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Slot>>, Error> {
     Ok(Json(Items::of(app.engine.list_slots().await?, &page)?))
+}
+
+pub(super) async fn agents(
+    State(app): State<App>,
+    Params(page): Params<Page>,
+) -> Result<Json<Items<AgentReport>>, Error> {
+    Ok(Json(Items::of(app.engine.list_agents().await?, &page)?))
 }
 
 pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Worker>>, Error> {

@@ -79,7 +79,7 @@ fn check(name: &'static str, found: Result<Vec<Finding>, sqlx::Error>) -> Check 
 /// Each answers with subjects and details, at most ?1 of them; ?2 has the status that each cause leads to. Unchecked by the
 /// compiler, unlike every other query: those have to be answered by an index (`tests/plans.rs`), and these are there to
 /// read everything.
-const CHECKS: [(&str, &str); 18] = [
+const CHECKS: [(&str, &str); 19] = [
     (
         "references",
         "SELECT \"table\" || ' ' || coalesce(rowid, '?'), 'points to a row of ' || parent || ' that does not exist'
@@ -227,6 +227,16 @@ const CHECKS: [(&str, &str); 18] = [
         "causes_fit",
         "SELECT id, 'it is ' || status || ' because of ' || cause FROM runs
          WHERE settled_at IS NOT NULL AND coalesce(?2 ->> cause, status) <> status LIMIT ?1 + 0",
+    ),
+    (
+        // Somebody who is asked has to see it, and nobody is asked for a run that is over.
+        "questions_are_of_running_runs",
+        "SELECT p.id, CASE WHEN r.status <> 'running' THEN 'it is pending, but ' || r.id || ' is ' || r.status
+                           ELSE 'it is pending, but ' || r.id || ' does not say that it asks' END
+         FROM permissions p JOIN runs r ON r.key = p.run_key
+         WHERE p.state = 'pending' AND (r.status <> 'running' OR NOT EXISTS (SELECT 1 FROM events e
+             WHERE e.session_key = r.session_key AND e.seq BETWEEN r.first_seq AND r.last_seq
+               AND iif(json_valid(e.event), e.event ->> '$.approvalId', NULL) = p.id)) LIMIT ?1 + 0",
     ),
     (
         "replaced_answers_are_hidden",

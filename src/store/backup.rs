@@ -23,6 +23,8 @@ type Counts = (i64, i64, i64, i64);
 
 /// The schema since which a run says in which process its agent lives.
 const AGENTS_OUTLIVE_THE_ENGINE: i64 = 2;
+/// The schema since which agents are kept warm.
+const BACKENDS: i64 = 3;
 
 impl Reading {
     /// Writes a copy to `to`, readable by its owner only. Answers with its size in bytes. A caller that goes away leaves
@@ -79,6 +81,13 @@ async fn forget_processes(copy: &Path, version: i64) -> Result<Check, StoreError
     let options = options(copy).journal_mode(SqliteJournalMode::Memory).synchronous(SqliteSynchronous::Full);
     let mut conn = options.connect().await?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    if version >= BACKENDS {
+        let forget = "UPDATE backends SET state = 'stopped', stopped_at = used_at, reason = 'left with the original'
+                          WHERE state <> 'stopped';
+                      UPDATE backends SET worker_key = NULL, process_host = NULL, pid = NULL, pid_started_at = NULL,
+                          host_secret = NULL, endpoint = NULL, not_before = NULL";
+        sqlx::raw_sql(forget).execute(&mut *tx).await?;
+    }
     let (first, count) = (Attempt::new_generation(), Attempt::COUNT_MASK);
     let forget = format!(
         "UPDATE runs SET lease_token = {first} | (lease_token & {count}) WHERE status IN ('queued', 'running');

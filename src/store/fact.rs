@@ -22,6 +22,8 @@ pub enum Fact {
     },
     /// What the turn used so far.
     Usage(Usage),
+    /// What the agent's session used so far, in earlier turns as well.
+    TotalUsage(Usage),
     /// What kind of error it reported, and when it makes sense to try again. The first is the cause of the others.
     Failure {
         /// The kind.
@@ -47,6 +49,10 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
         match fact {
             Fact::AgentSession { id, origin } => agent_session(tx, run, session, id, origin).await?,
             Fact::Usage(usage) => store_usage(tx, run, usage).await?,
+            Fact::TotalUsage(total) => {
+                let earlier = earlier_usage(tx, run, session).await?;
+                store_usage(tx, run, &total.since(&earlier)).await?;
+            }
             Fact::Permission(new) => permission::insert(tx, run, new).await?,
             Fact::PermissionOver(id) => permission::close(tx, *id).await?,
             Fact::Failure { class, retry_at } => {
@@ -80,7 +86,8 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
     Ok(())
 }
 
-/// A new id takes the place of the old one, which stays in the history.
+/// A new id takes the place of the old one, which stays in the history. One that was known is not new, also when an agent
+/// does not say so.
 async fn agent_session(
     tx: &mut Tx<'_>,
     run: RunKey,
@@ -90,7 +97,7 @@ async fn agent_session(
 ) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     let known = sqlx::query!(
-        "UPDATE agent_sessions SET origin = ?3, run_key = ?4, used_at = ?5
+        "UPDATE agent_sessions SET origin = CASE ?3 WHEN 'new' THEN 'resumed' ELSE ?3 END, run_key = ?4, used_at = ?5
          WHERE key = (SELECT key FROM agent_sessions WHERE session_key = ?1 ORDER BY key DESC LIMIT 1) AND id = ?2",
         session,
         id,
@@ -113,6 +120,29 @@ async fn agent_session(
     }
     sqlx::query!("UPDATE sessions SET agent_session = ?2 WHERE key = ?1", session, id).execute(&mut *tx.conn).await?;
     Ok(())
+}
+
+/// What the turns used that were in the agent's session before this one.
+async fn earlier_usage(tx: &mut Tx<'_>, run: RunKey, session: SessionKey) -> Result<Usage, StoreError> {
+    let sums = sqlx::query!(
+        r#"SELECT sum(input_tokens) AS "input: i64", sum(output_tokens) AS "output: i64",
+               sum(cache_read_tokens) AS "cache_read: i64", sum(cache_write_tokens) AS "cache_write: i64",
+               sum(reasoning_tokens) AS "reasoning: i64", sum(cost_usd) AS "cost: f64"
+           FROM runs WHERE session_key = ?1 AND key <> ?2
+               AND settled_at >= (SELECT began_at FROM agent_sessions WHERE session_key = ?1 ORDER BY key DESC LIMIT 1)"#,
+        session,
+        run
+    );
+    let sums = sums.fetch_one(&mut *tx.conn).await?;
+    Ok(Usage {
+        input_tokens: sums.input,
+        output_tokens: sums.output,
+        cache_read_tokens: sums.cache_read,
+        cache_write_tokens: sums.cache_write,
+        reasoning_tokens: sums.reasoning,
+        cost_usd: sums.cost,
+        ..Usage::default()
+    })
 }
 
 async fn store_usage(tx: &mut Tx<'_>, run: RunKey, usage: &Usage) -> Result<(), StoreError> {

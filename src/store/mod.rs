@@ -10,6 +10,7 @@
 pub mod agent_session;
 pub mod assignment;
 pub mod audit;
+pub mod backend;
 mod backup;
 mod error;
 pub mod event;

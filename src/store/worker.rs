@@ -177,6 +177,13 @@ pub(super) async fn registered<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> R
 }
 
 async fn remove(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {
+    // Whoever sweeps next watches over its backends.
+    let leave = sqlx::query!(
+        "UPDATE backends SET worker_key = NULL WHERE worker_key = ?1
+           AND NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = ?1)",
+        worker
+    );
+    leave.execute(&mut *conn).await?;
     let removed = sqlx::query!(
         "DELETE FROM workers WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = ?1)",
         worker

@@ -79,6 +79,8 @@ pub enum Notice {
     Ready,
     /// A running run is to be cancelled.
     CancelRequested(RunKey),
+    /// A warm backend changed.
+    Backends,
     /// What the agent of a run asked is decided.
     PermissionAnswered(RunKey),
 }

@@ -44,9 +44,11 @@ class MemoryState {
 
 /**
  * A chat as a page opens it. `messages` is the history that it was served; `resumeFrom` an address to resume from in
- * place of the default one.
+ * place of the default one; `answer` gives what is answered in place of a daemon.
  */
-export function openChat({ version = NEWEST, url, id, messages = [], headers, resumeFrom }) {
+export function openChat(options) {
+  const { version = NEWEST, url, id, messages = [], headers } = options;
+  const { resumeFrom, sendAutomaticallyWhen, answer = fetch } = options;
   const Chat = chats.get(version);
   const { DefaultChatTransport } = sdks.get(version);
   const resumeRequest = () => ({ api: resumeFrom, headers: { accept: 'text/event-stream', ...headers } });
@@ -54,7 +56,7 @@ export function openChat({ version = NEWEST, url, id, messages = [], headers, re
     api: `${url}/api/chat`,
     headers,
     fetch: async (input, init) => {
-      const response = await fetch(input, init);
+      const response = await answer(input, init);
       if (response.status !== 200) return response;
       // Both read by themselves: the client leaves a stream at its `error` chunk.
       const [forRecording, forClient] = response.body.tee();
@@ -68,6 +70,7 @@ export function openChat({ version = NEWEST, url, id, messages = [], headers, re
   const chat = new Chat({
     id,
     transport,
+    sendAutomaticallyWhen,
     state: new MemoryState(structuredClone(messages)),
     onError: (error) => chat.errors.push(error),
     onFinish: (finish) => chat.finishes.push(finish),

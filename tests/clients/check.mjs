@@ -9,9 +9,11 @@ import { parseArgs } from 'node:util';
 
 import { failure } from './checks/failure.mjs';
 import { live } from './checks/live.mjs';
+import { permissions } from './checks/permissions.mjs';
 import { findCases, recorded } from './checks/recorded.mjs';
 import { refusals } from './checks/refusals.mjs';
 import { send } from './checks/send.mjs';
+import { streams } from './checks/streams.mjs';
 import { wire } from './checks/wire.mjs';
 import { Daemon } from './daemon.mjs';
 import { within } from './wait.mjs';
@@ -24,6 +26,7 @@ const { values: options } = parseArgs({
     bin: { type: 'string' },
     cases: { type: 'string', default: here('../cases/openclaw') },
     only: { type: 'string', default: '' },
+    streams: { type: 'string' },
   },
 });
 
@@ -53,7 +56,8 @@ function configOf(cases, dir, server = '') {
 const bin = resolve(options.bin ?? newestBinary());
 const cases = findCases(resolve(options.cases));
 const only = new RegExp(options.only);
-const every = [...recorded(cases), ...live, ...send, ...wire, ...failure, ...refusals];
+const read = options.streams ? streams(options.streams) : [];
+const every = [...recorded(cases), ...read, ...live, ...send, ...wire, ...permissions, ...failure, ...refusals];
 const checks = every.filter((check) => only.test(check.name));
 if (checks.length === 0) throw new Error(`no check has a name that ${only} matches`);
 const root = await mkdtemp(join(tmpdir(), 'mainstay-clients-'));

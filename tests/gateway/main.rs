@@ -2,6 +2,7 @@
 //! real one was recorded to say.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod engine;
 mod faults;
 mod recorded;
 mod scene;

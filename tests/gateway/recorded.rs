@@ -20,8 +20,8 @@ fn recorded_conversations_are_understood() {
         let output = fs::read(&path).unwrap();
         let mut events = String::new();
         // Byte by byte what comes in pieces is understood the same.
-        let whole = decode([&output[..]], 1024 * 1024, openclaw_gateway::parser(), 0);
-        let pieces = decode(output.chunks(7), 1024 * 1024, openclaw_gateway::parser(), 0);
+        let whole = decode([&output[..]], 1024 * 1024, openclaw_gateway::parser());
+        let pieces = decode(output.chunks(7), 1024 * 1024, openclaw_gateway::parser());
         assert_eq!(whole, pieces, "{}", path.display());
         whole.iter().flat_map(|record| &record.events).for_each(|event| writeln!(events, "{event:?}").unwrap());
         let expected = path.with_extension("events");

@@ -9,7 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use mainstay::agent::GatewaySpec;
 use mainstay::backend::openclaw_gateway::Gateway;
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, End, Prompt, Reply};
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply};
 use mainstay::failure::AgentError;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
@@ -114,6 +114,7 @@ impl Peer {
 /// A turn of the agent `{slot}`.
 pub struct Turn {
     pub run: Value,
+    attempt: Attempt,
     pub reply: Reply,
     pub events: Vec<AgentEvent>,
 }
@@ -136,6 +137,11 @@ pub fn prompt() -> Prompt {
     }
 }
 
+fn backend(url: String, grace: Duration) -> Gateway {
+    let spec = GatewaySpec { url, token: Some(TOKEN.to_owned()), agent: "{slot}".to_owned() };
+    Gateway::new(&spec, grace, &hosts())
+}
+
 /// Where the hosts of this test program live.
 fn hosts() -> Hosts {
     static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
@@ -153,10 +159,21 @@ impl Turn {
 
     pub async fn with_grace(url: String, prompt: Prompt, grace: Duration) -> Self {
         let run = json!(prompt.attempt.run);
-        let spec = GatewaySpec { url, token: Some(TOKEN.to_owned()), agent: "{slot}".to_owned() };
-        let reply = Gateway::new(&spec, grace, &hosts()).prompt(prompt).await.unwrap();
+        let attempt = prompt.attempt;
+        let reply = backend(url, grace).prompt(prompt).await.unwrap();
         reply.control.begin();
-        Self { run, reply, events: Vec::new() }
+        Self { run, attempt, reply, events: Vec::new() }
+    }
+
+    /// The same turn in the hands of another engine, from its beginning.
+    pub async fn goes_on(mut self, url: String) -> Self {
+        self.reply.control.leave();
+        while in_time(self.reply.records.recv()).await.is_some() {}
+        in_time(self.reply.end).await.unwrap();
+        let attempt = Attempt { number: self.attempt.number + 1, ..self.attempt };
+        let adoption = Adoption { attempt, host: self.reply.host.unwrap(), offset: 0 };
+        let reply = backend(url, DEADLINE).adopt(adoption).await.unwrap();
+        Self { run: self.run, attempt, reply, events: Vec::new() }
     }
 
     /// Reads until the agent has said this text.

@@ -140,6 +140,21 @@ async fn a_turn_that_was_cancelled_before_the_gateway_took_us_in_asks_nothing() 
 }
 
 #[tokio::test]
+async fn a_turn_goes_on_without_its_engine_and_the_next_one_hears_all_of_it() {
+    let gateway = FakeGateway::start().await;
+    let mut turn = Turn::at(gateway.url()).await;
+    let mut peer = gateway.accept("b").await;
+    peer.accept_run().await;
+    peer.says(&turn.run, 1, "one", "one").await;
+    turn.hears("one").await;
+    let mut turn = turn.goes_on(gateway.url()).await;
+    peer.says(&turn.run, 2, "one two", " two").await;
+    peer.answer("agent", result(&turn.run)).await;
+    assert_eq!(turn.ends().await, done());
+    assert_eq!(turn.text(), "one two");
+}
+
+#[tokio::test]
 async fn a_failed_run_says_once_why() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;

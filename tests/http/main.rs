@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod chat;
+mod files;
 mod guards;
 mod options;
+mod permissions;
 mod refusals;
 mod runs;
 mod scene;

@@ -27,6 +27,7 @@ pub struct Scene {
     pub address: SocketAddr,
     pub stop: CancellationToken,
     pub server: JoinHandle<std::io::Result<()>>,
+    engine: Engine,
     client: Client,
     _dir: tempfile::TempDir,
 }
@@ -74,6 +75,13 @@ impl Scene {
         Self::with("", Timeouts::default()).await
     }
 
+    /// That executes runs.
+    pub async fn executing() -> Self {
+        let scene = Self::new().await;
+        scene.engine.start().await.unwrap();
+        scene
+    }
+
     /// With this text in the config file.
     pub async fn with(config: &str, timeouts: Timeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -85,10 +93,10 @@ impl Scene {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let serving = {
-            let stop = stop.clone();
+            let (engine, stop) = (engine.clone(), stop.clone());
             tokio::spawn(async move { serve_with(engine, &server, listener, stop, timeouts).await })
         };
-        Self { address, stop, server: serving, client: Client::new(), _dir: dir }
+        Self { address, stop, server: serving, engine, client: Client::new(), _dir: dir }
     }
 
     pub fn ask(&self, method: Method, path: &str) -> RequestBuilder {

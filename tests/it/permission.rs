@@ -26,6 +26,7 @@ fn asking() -> String {
     let end = json!({"type": "result", "subtype": "success", "is_error": false, "result": "done"});
     [
         "read -r message\n",
+        &says(json!({"type": "system", "subtype": "init", "session_id": "c1"})),
         &says(json!({"type": "assistant", "message": {"id": "m1", "role": "assistant", "content": [tool]}})),
         &says(json!({"type": "control_request", "request_id": "r1", "request": asks})),
         "read -r answer; echo \"$answer\" >> answers\n",
@@ -232,19 +233,33 @@ async fn the_idle_limit_waits_for_the_answer() {
 
 #[tokio::test]
 async fn an_agent_that_goes_on_without_an_answer_takes_its_question_back() {
-    let script = asking().replace("read -r answer;", "answer='\"allow\"';") + "while [ ! -e go ]; do sleep 0.01; done";
+    let wait = |file: &str| format!("while [ ! -e {file} ]; do sleep 0.01; done; ");
+    let hastily = format!("{}answer='\"allow\"';", wait("go-on"));
+    let script = asking().replace("read -r answer;", &hastily) + &wait("end");
     let script = Value::from(script);
     let more = format!(
         "[agents.hasty]\ndriver = \"claude\"\ncommand = [\"sh\", \"-c\", {script}, \"agent\"]\n\
          [workspaces.hasty]\nagent = \"hasty\"\n"
     );
     let scene = Scene::new(&[], &config(&more)).await;
-    let run = scene.turn("hasty", "s", "hi").await;
-    assert_eq!(run.status, Status::Completed);
-    let permission = of_run(&scene.engine, run.id).await.remove(0);
+    let run = scene.send("hasty", "s", "hi").await;
+    let id = asked(&scene.engine, run.id).await.id;
+    std::fs::write(scene.dir.path().join("go-on"), "").unwrap();
+    let permission = within(async {
+        loop {
+            let permission = scene.engine.permission(id).await.unwrap();
+            if permission.state != PermissionState::Pending {
+                return permission;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let permission = permission.await;
     assert_eq!((permission.state, permission.answered_by), (PermissionState::Cancelled, None));
-    // Before the end of the run, which would have closed it too.
-    assert!(permission.answered_at.unwrap() < run.settled_at.unwrap());
+    // It is not the end of the run that closed it.
+    assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running);
+    std::fs::write(scene.dir.path().join("end"), "").unwrap();
+    assert_eq!(scene.settled(run.id).await.status, Status::Completed);
     assert_eq!(tool_part(&scene, "s").await["state"], "output-available");
 }
 

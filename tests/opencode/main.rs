@@ -10,8 +10,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fake::{Fake, Follower, SESSION};
+use mainstay::backend::relay::RelayedTurn;
 use mainstay::backend::{AgentEvent, decode, opencode};
 use mainstay::failure::{AgentError, ErrorClass};
+use mainstay::message::Attachment;
+use mainstay::options::SessionOptions;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpListener;
@@ -27,19 +30,38 @@ struct Relay {
     said: Vec<u8>,
 }
 
-fn turn(endpoint: &str, agent_session: Option<&str>, options: Value) -> Value {
-    json!({"session": "s", "run": "r", "slot": "w", "dir": "/a dir", "agent_session": agent_session, "message": "hello",
-           "attachments": [{"media_type": "text/plain", "filename": "a.txt", "url": "data:text/plain,a"}],
-           "options": options, "oneshot": false, "endpoint": endpoint})
+fn turn(endpoint: &str, agent_session: Option<&str>, options: SessionOptions) -> RelayedTurn {
+    let file = Attachment {
+        media_type: "text/plain".to_owned(),
+        filename: Some("a.txt".to_owned()),
+        url: "data:text/plain,a".to_owned(),
+    };
+    RelayedTurn {
+        session: "s".to_owned(),
+        run: "r".to_owned(),
+        attempt: 1,
+        slot: "w".to_owned(),
+        dir: "/a dir".into(),
+        agent_session: agent_session.map(str::to_owned),
+        message: "hello".to_owned(),
+        attachments: vec![file],
+        options,
+        oneshot: false,
+        endpoint: endpoint.to_owned(),
+    }
+}
+
+fn options() -> SessionOptions {
+    SessionOptions::default()
 }
 
 impl Relay {
-    async fn start(turn: Value) -> Self {
+    async fn start(turn: RelayedTurn) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
         command.args(["relay", "opencode"]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(format!("{turn}\n").as_bytes()).await.unwrap();
+        stdin.write_all(turn.to_line().as_bytes()).await.unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, stdin, lines, said: Vec::new() }
     }
@@ -67,7 +89,7 @@ impl Relay {
         reader.read_to_end(&mut rest).await.unwrap();
         self.said.extend(rest);
         assert_eq!(self.child.wait().await.unwrap().code(), Some(0));
-        let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser(), 0);
+        let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser());
         records.into_iter().flat_map(|record| record.events).collect()
     }
 }
@@ -132,7 +154,12 @@ fn session_of(events: &[AgentEvent]) -> (String, &'static str) {
 async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let options = json!({"mode": "build", "model": "p/a/b", "extra": {"variant": "high"}});
+        let options = SessionOptions {
+            mode: Some("build".to_owned()),
+            model: Some("p/a/b".to_owned()),
+            extra: [("variant".to_owned(), "high".to_owned())].into(),
+            ..options()
+        };
         let relay = Relay::start(turn(&fake.endpoint, None, options)).await;
         let follower = fake.followed().await;
         let asked = fake.asked("POST /session/ses_new/prompt_async").await;
@@ -161,8 +188,9 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
 async fn options_that_the_server_does_not_offer_are_not_pushed() {
     in_time(async {
         let mut fake = Fake::start().await;
+        let unknown = SessionOptions { mode: Some("helper".to_owned()), model: Some("p/c".to_owned()), ..options() };
         fake.answers("POST /session/ses_new/prompt_async", 400, json!({"data": {"message": "no"}}));
-        let relay = Relay::start(turn(&fake.endpoint, None, json!({"mode": "helper", "model": "p/c"}))).await;
+        let relay = Relay::start(turn(&fake.endpoint, None, unknown)).await;
         let _follower = fake.followed().await;
         let asked = fake.asked("POST /session/ses_new/prompt_async").await;
         assert_eq!((asked.body.get("agent"), asked.body.get("model")), (None, None));
@@ -180,7 +208,7 @@ async fn a_session_that_the_server_knows_is_gone_on_with() {
         let mut fake = Fake::start().await;
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([{"info": {"id": "msg_0"}, "parts": []}]));
-        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), json!({}))).await;
+        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), options())).await;
         let follower = fake.followed().await;
         fake.asked("POST /session/ses_new/prompt_async").await;
         begins(&follower).await;
@@ -195,7 +223,7 @@ async fn a_session_that_the_server_does_not_know_is_replaced() {
     for known in ["ses_gone", "../../etc", "ses_?x=/"] {
         in_time(async {
             let mut fake = Fake::start().await;
-            let relay = Relay::start(turn(&fake.endpoint, Some(known), json!({}))).await;
+            let relay = Relay::start(turn(&fake.endpoint, Some(known), options())).await;
             let follower = fake.followed().await;
             begins(&follower).await;
             ends(&follower, "one").await;
@@ -213,7 +241,7 @@ async fn what_a_killed_relay_left_running_is_ended_before_the_next_prompt() {
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([]));
         fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
-        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), json!({}))).await;
+        let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), options())).await;
         fake.asked("POST /session/ses_new/abort").await;
         fake.answers("GET /session/status", 200, json!({}));
         let follower = fake.followed().await;
@@ -231,7 +259,7 @@ async fn where_nobody_listens_the_agent_has_crashed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://opencode:secret@{}", listener.local_addr().unwrap());
         drop(listener);
-        let events = Relay::start(turn(&endpoint, None, json!({}))).await.end().await;
+        let events = Relay::start(turn(&endpoint, None, options())).await.end().await;
         let error = error_of(&events).unwrap();
         assert_eq!(error.class, Some(ErrorClass::Crashed));
         assert!(!error.message.contains("secret"), "{error:?}");
@@ -243,7 +271,7 @@ async fn where_nobody_listens_the_agent_has_crashed() {
 async fn a_server_that_dies_in_mid_turn_has_crashed() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         relay.says("one ").await;
@@ -261,7 +289,7 @@ async fn a_server_that_dies_in_mid_turn_has_crashed() {
 async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         relay.says("one ").await;
@@ -292,7 +320,7 @@ async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled
 async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         relay.says("one ").await;
@@ -310,7 +338,7 @@ async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
 async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         let asked = json!({"id": "per_1", "permission": "bash"});
@@ -338,7 +366,7 @@ async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
 async fn a_relay_whose_host_is_gone_aborts_the_turn() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         relay.says("one ").await;
@@ -356,7 +384,7 @@ async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
     in_time(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let relay = Relay::start(turn(&endpoint, None, json!({}))).await;
+        let relay = Relay::start(turn(&endpoint, None, options())).await;
         let (_silent, _) = listener.accept().await.unwrap();
         relay.terminate();
         let events = relay.end().await;
@@ -369,7 +397,7 @@ async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
 async fn permissions_are_answered_and_questions_refused() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let mut relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         follower.of_session("permission.asked", json!({"id": "per_1", "permission": "bash"})).await;
@@ -391,7 +419,7 @@ async fn permissions_are_answered_and_questions_refused() {
 async fn garbage_and_endless_events_are_passed_over() {
     in_time(async {
         let mut fake = Fake::start().await;
-        let relay = Relay::start(turn(&fake.endpoint, None, json!({}))).await;
+        let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await;
         begins(&follower).await;
         follower.raw("data: {\"type\":\n\ndata: [1,2\n\nevent: x\nid: 3\n: comment\n\u{0}\u{1}\r\r\ndata: 7\n\n").await;
@@ -414,7 +442,7 @@ async fn an_endless_header_is_an_error() {
     in_time(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let relay = Relay::start(turn(&endpoint, None, json!({}))).await;
+        let relay = Relay::start(turn(&endpoint, None, options())).await;
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nx: ").await.unwrap();
         while stream.write_all(&[b'x'; 4096]).await.is_ok() {}

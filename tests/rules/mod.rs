@@ -10,6 +10,9 @@ struct Rules {
     in_step: bool,
     open: Option<String>,
     used: HashSet<String>,
+    /// How many parts the message has, and which of them are retracted.
+    parts: usize,
+    retracted: HashSet<usize>,
     /// Each announced tool, and whether it gave its last result.
     tools: HashMap<String, bool>,
     /// The tools that wait for an answer.
@@ -49,6 +52,7 @@ impl Rules {
             Chunk::StartStep => {
                 rule(!self.in_step && self.used.is_empty() && self.tools.is_empty(), "one step")?;
                 self.in_step = true;
+                self.parts += 1;
             }
             Chunk::FinishStep => {
                 rule(self.open.is_none(), "no block is open at the end")?;
@@ -59,6 +63,7 @@ impl Rules {
                 rule(self.open.is_none(), "one block at a time")?;
                 rule(self.used.insert(id.clone()), "ids are new")?;
                 self.open = Some(id.clone());
+                self.parts += 1;
             }
             Chunk::TextDelta { id, delta } | Chunk::ReasoningDelta { id, delta } => {
                 rule(self.open.as_ref() == Some(id), "deltas go to the open block")?;
@@ -71,6 +76,7 @@ impl Rules {
                 rule(self.open.is_none(), "a tool closes what is open")?;
                 rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
                 rule(self.tools.insert(id.clone(), false).is_none(), "a tool starts once")?;
+                self.parts += 1;
             }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id: id } => {
                 rule(self.open.is_none() && !approval_id.is_empty(), "a question closes what is open")?;
@@ -99,6 +105,19 @@ impl Rules {
                 rule(self.asking.is_empty() || self.open.is_none(), "a stream can pause at a question")?;
                 rule(!self.asking.contains(id), "what was asked for is denied")?;
                 rule(self.tools.insert(id.clone(), true) == Some(false), "failures are of a tool at work")?;
+            }
+            Chunk::File { .. } => {
+                rule(self.open.is_none(), "a file closes what is open")?;
+                self.parts += 1;
+            }
+            Chunk::DataPlan { id, .. } => self.parts += usize::from(self.used.insert(id.clone())),
+            Chunk::DataRetracted { id, data } => {
+                rule(self.open.is_none(), "what is retracted is over")?;
+                rule(self.used.insert(id.clone()), "ids are new")?;
+                rule(data.parts.iter().all(|part| *part < self.parts), "what was said is retracted")?;
+                rule(data.parts.iter().all(|part| self.retracted.insert(*part)), "a part is retracted once")?;
+                rule(!data.parts.is_empty(), "something is retracted")?;
+                self.parts += 1;
             }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;

@@ -1,35 +1,143 @@
 //! An agent that speaks ACP on its stdin and stdout, kept warm.
+//!
+//! The live agent is held by a bridge: a process of this same program that is the agent's ACP client, keeps many of its
+//! sessions, and serves the relays of turns on a Unix socket. So the conversation on the agent's pipes goes on whatever
+//! becomes of an engine.
 
+pub mod bridge;
+mod parser;
+pub(super) mod relay;
+mod wire;
+
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
+use self::bridge::Setup;
+pub use self::parser::parser;
+use self::wire::{Answer, Own, ToBridge};
+use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
-use super::process::Hosts;
-use super::{Adoption, Backend, Prompt, Reply, StartError};
+use super::process::{Holding, Hosts};
+use super::relay::RelayedTurn;
+use super::{Adoption, Backend, Prompt, Reply, StartError, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
+use crate::permission::{Decision, PermissionRequest};
+
+/// The word in the config, and of a relay.
+const DRIVER: &str = "acp";
+/// The bridge's socket, in the directory of its host.
+const SOCKET: &str = "bridge";
+/// A bridge answers at once, whatever its agent does.
+const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The backend of an agent.
 #[derive(Debug)]
 pub struct Acp {
-    turns: PerTurn,
+    process: ProcessSpec,
+    shared: bool,
+    holding: Holding,
 }
 
 impl Acp {
-    /// A backend whose live agents are started as `process` says.
-    pub fn new(process: &ProcessSpec, _shared: bool, kill_grace: Duration, hosts: &Hosts) -> Self {
-        Self {
-            turns: PerTurn::new(process.clone(), kill_grace, Dialect::of_lines(super::openclaw::parser), hosts.clone()),
-        }
+    /// A backend whose live agents are started as `process` says: one for all sessions of a workspace when it is shared.
+    pub fn new(process: &ProcessSpec, shared: bool, kill_grace: Duration, hosts: &Hosts) -> Self {
+        let holding = Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
+        Self { process: process.clone(), shared, holding }
+    }
+
+    fn turns(&self) -> Result<PerTurn, StartError> {
+        let Holding { hosts, kill_grace, max_line_bytes } = &self.holding;
+        let spec = super::relay::process(hosts, DRIVER, *max_line_bytes)?;
+        let dialect = Dialect {
+            arguments: |_| Vec::new(),
+            stdin: |prompt| {
+                let endpoint = prompt.endpoint.clone().unwrap_or_default();
+                Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
+            },
+            parser,
+            interrupt: None,
+            answer,
+        };
+        Ok(PerTurn::new(spec, *kill_grace, dialect, hosts.clone()))
+    }
+
+    async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
+        let Holding { hosts, max_line_bytes, .. } = &self.holding;
+        let socket = hosts.dir_of(start.attempt).join(SOCKET);
+        let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
+        let no_text = || StartError::from("the path of mainstay, or of its data, is no text");
+        let endpoint = socket.to_str().ok_or_else(no_text)?.to_owned();
+        let program = hosts.program().to_str().ok_or_else(no_text)?.to_owned();
+        let mut command = vec![program, bridge::COMMAND.to_owned()];
+        command.extend(self.process.command.iter().cloned());
+        let spec = ProcessSpec { command, ..self.process.clone() };
+        let setup = Setup { socket, client: start.client, max_line_bytes: *max_line_bytes };
+        let stdin = Stdin::Open(format!("{}\n", wire::line(&setup)));
+        let reply = warm_process::start(&self.holding, &spec, Vec::new(), stdin, &start).await?;
+        Ok((reply, endpoint))
     }
 }
 
 impl Backend for Acp {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
-        self.turns.prompt(prompt)
+        Box::pin(async move { self.turns()?.prompt(prompt).await })
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
-        self.turns.adopt(adoption)
+        Box::pin(async move { self.turns().ok()?.adopt(adoption).await })
+    }
+
+    fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
+        answer(request, decision)
+    }
+
+    fn warm(&self) -> Option<&dyn Warm> {
+        Some(self)
+    }
+}
+
+impl Warm for Acp {
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn start(&self, start: WarmStart) -> BoxFuture<'_, Result<(Reply, String), StartError>> {
+        Box::pin(self.start_bridge(start))
+    }
+
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
+        Box::pin(warm_process::adopt(&self.holding, adoption))
+    }
+
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let answer = tokio::time::timeout(PROBE_WITHIN, ping(Path::new(endpoint))).await;
+            answer.map_err(|_| "the bridge to the agent does not answer".to_owned())?
+        })
+    }
+}
+
+fn answer(request: &PermissionRequest, decision: &Decision) -> Option<String> {
+    let option = match decision {
+        Decision::Selected(option) => Some(option.id.clone()),
+        Decision::Cancelled => None,
+    };
+    Some(wire::line(&ToBridge::Answer(Answer { request: request.request.clone(), option })))
+}
+
+/// The bridge listens once the agent has answered `initialize`.
+async fn ping(socket: &Path) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("the bridge to the agent cannot be reached: {error}");
+    let mut stream = wire::connect(socket).await.map_err(failed)?;
+    let line = format!("{}\n", wire::line(&ToBridge::Ping));
+    stream.write_all(line.as_bytes()).await.map_err(failed)?;
+    let mut said = String::new();
+    BufReader::new(stream.take(4096)).read_line(&mut said).await.map_err(failed)?;
+    match serde_json::from_str(&said) {
+        Ok(Own::Ready) => Ok(()),
+        _ => Err("the bridge to the agent says something else".to_owned()),
     }
 }

@@ -7,6 +7,8 @@
 //! Always: what a sub-agent says stays with the tool call that it works for (`parent_tool_use_id`). A message whose stream
 //! broke is void once the next one begins.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::input;
@@ -42,6 +44,8 @@ struct Lines {
     model: String,
     message: Message,
     trouble: Trouble,
+    /// Sub-agents that work in the background. It goes on when they are done, although it said a result.
+    helpers: HashSet<String>,
     /// Tokens that the newest call of the model read.
     read: Option<i64>,
     /// Tokens in its context.
@@ -93,6 +97,10 @@ impl Lines {
                 said.push(AgentEvent::Session { id, origin: SessionOrigin::New });
                 said.push(AgentEvent::Advertised(offers(line)));
             }
+            "task_started" if text(line, "task_type") == "local_agent" => {
+                self.helpers.insert(text(line, "task_id").to_owned());
+            }
+            "task_notification" => _ = self.helpers.remove(text(line, "task_id")),
             "api_retry" => {
                 self.trouble.hear(line, "error_status");
                 said.push(AgentEvent::Status(retrying(line)));
@@ -176,9 +184,13 @@ impl Lines {
         }
         let usage = usage(line, &self.model);
         said.push(AgentEvent::Usage(Usage { context_tokens: self.context, ..usage }));
-        said.extend(self.trouble.error(line).map(AgentEvent::Error));
         self.message = Message::default();
-        said.push(AgentEvent::Ended);
+        let error = self.trouble.error(line);
+        let waits = line.get("queued_turn_count").and_then(Value::as_i64).is_some_and(|turns| turns > 0);
+        if error.is_some() || !(waits || !self.helpers.is_empty()) {
+            said.extend(error.map(AgentEvent::Error));
+            said.push(AgentEvent::Ended);
+        }
     }
 
     /// What the newest call of the model read and wrote is what its context holds.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Prompt;
 use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
-use crate::agent::ProcessSpec;
+use crate::agent::{CLAUDE_OPTIONS, ProcessSpec};
 
 pub use lines::parser;
 
@@ -28,9 +28,6 @@ const ALWAYS: [&str; 7] = [
     "--permission-prompt-tool=stdio",
     "--disallowedTools=AskUserQuestion",
 ];
-
-/// The further options that a session may have, by their names on the command line.
-const EXTRA: [&str; 5] = ["agent", "append-system-prompt", "effort", "fallback-model", "max-budget-usd"];
 
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
@@ -53,7 +50,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     };
     add("model", options.model.as_ref());
     add("permission-mode", options.permission_profile.as_ref().or(options.mode.as_ref()));
-    for flag in EXTRA {
+    for flag in CLAUDE_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
         add(flag, options.extra.get(flag));
     }
     if prompt.oneshot {
@@ -72,14 +69,6 @@ mod tests {
     fn added(prompt: &Prompt) -> Vec<String> {
         let words = arguments(prompt).into_iter().map(|word| word.into_string().unwrap());
         words.skip(ALWAYS.len()).collect()
-    }
-
-    #[test]
-    fn what_it_can_be_told_is_known_of_the_driver() {
-        let spec = ProcessSpec { command: Vec::new(), env: [].into(), max_line_bytes: 1 };
-        let takes = crate::agent::Driver::Claude(spec).takes_options();
-        let extra = takes.always.iter().filter_map(|option| option.strip_prefix("extra."));
-        assert_eq!(extra.collect::<Vec<_>>(), EXTRA);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! The turn sees to that for every agent.
 
 pub(super) mod error;
-pub(super) mod js;
+mod js;
 mod result;
 mod source;
 

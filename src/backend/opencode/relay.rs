@@ -102,9 +102,10 @@ async fn relay() -> io::Result<()> {
     Ok(())
 }
 
-/// A turn that was prompted.
+/// A turn that is ready to be prompted.
 struct Begun {
     session: String,
+    prompt: Value,
     events: Events,
     watch: Watch,
 }
@@ -122,9 +123,8 @@ async fn begin(server: &Server, turn: &RelayedTurn, output: &mut Output) -> Resu
         output.say(&Own::Status { label }.to_line());
     }
     let events = server.events(ANSWERS_WITHIN).await?;
-    server.post(&format!("/session/{session}/prompt_async"), Some(&prompt), ANSWERS_WITHIN).await?;
     let watch = Watch::new(&session, before);
-    Ok(Begun { session, events, watch })
+    Ok(Begun { session, prompt, events, watch })
 }
 
 /// The session of the conversation: the one that is known, if the server still knows it, or else a new one.
@@ -183,22 +183,33 @@ struct Course<'a> {
     output: &'a mut Output,
     stop: Signal,
     cancelled: bool,
-    /// Then the turn is left as it is.
+    /// Then a cancelled turn is left as it is.
     give_up: Option<Instant>,
+    /// Then the turn is over although a message is not complete.
+    settle_by: Option<Instant>,
     begun: Begun,
 }
 
 impl<'a> Course<'a> {
     fn new(server: &'a Server, input: Input, output: &'a mut Output, stop: Signal, begun: Begun) -> Self {
-        Self { server, input, output, stop, cancelled: false, give_up: None, begun }
+        Self { server, input, output, stop, cancelled: false, give_up: None, settle_by: None, begun }
     }
 
     async fn run(&mut self) -> Result<(), Trouble> {
+        // Not to be broken off: a prompt that is taken must be heard, or aborted.
+        let path = format!("/session/{}/prompt_async", self.begun.session);
+        if let Err(failure) = self.server.post(&path, Some(&self.begun.prompt), PROMPTLY).await {
+            if matches!(failure, Failure::Silent(_) | Failure::Broken(_)) {
+                self.abort().await;
+            }
+            return Err(failure.into());
+        }
         loop {
+            let deadline = [self.give_up, self.settle_by].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 _ = self.stop.recv(), if !self.cancelled => self.abort().await,
-                () = sleep_until(self.give_up.unwrap_or_else(Instant::now)), if self.give_up.is_some() => return Ok(()),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return Ok(()),
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if written.is_err() {
                         // Our host is gone: nobody wants the turn.
@@ -219,9 +230,8 @@ impl<'a> Course<'a> {
                     if self.is_over().await? {
                         return Ok(());
                     }
-                    if self.begun.watch.is_idling() {
-                        self.give_up.get_or_insert_with(|| Instant::now() + SETTLES_WITHIN);
-                    }
+                    let settle_by = || self.settle_by.unwrap_or_else(|| Instant::now() + SETTLES_WITHIN);
+                    self.settle_by = self.begun.watch.is_idling().then(settle_by);
                 }
             }
         }
@@ -273,7 +283,8 @@ impl<'a> Course<'a> {
                 Ok(false)
             }
             Ok(false) => Ok(true),
-            Err(Failure::Gone(_) | Failure::Broken(_) | Failure::Silent(_)) if self.begun.watch.is_idling() => Ok(true),
+            Err(_) if self.begun.watch.is_idling() => Ok(true),
+            Err(Failure::Silent(_) | Failure::Broken(_)) => Ok(false),
             Err(failure) => Err(failure.into()),
         }
     }

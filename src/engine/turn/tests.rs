@@ -1,6 +1,9 @@
 //! Tables of events and what readers hear of them.
 
+use serde_json::json;
+
 use super::*;
+use crate::permission::PermissionRequest;
 use crate::permission::ToolKind;
 use crate::run::Cause;
 
@@ -48,12 +51,18 @@ fn short(chunk: &Chunk) -> String {
         Chunk::TextStart { id } | Chunk::ReasoningStart { id } => format!("({id}"),
         Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => format!("{id})"),
         Chunk::ToolInputStart { tool_call_id, tool_name, .. } => format!("{tool_name}:{tool_call_id}"),
-        Chunk::ToolInputAvailable { tool_call_id, input, .. } => format!("{tool_call_id}<{input}"),
+        Chunk::ToolInputAvailable { tool_call_id, input, provider_metadata, .. } => {
+            let parent = provider_metadata.as_ref().map(|metadata| metadata.mainstay.parent_tool_call_id.as_str());
+            format!("{tool_call_id}<{input}{}", parent.map_or(String::new(), |parent| format!("^{parent}")))
+        }
         Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
         Chunk::ToolOutputAvailable { tool_call_id, .. } => format!("{tool_call_id}~"),
         Chunk::ToolApprovalRequest { approval_id, tool_call_id } => format!("{tool_call_id}?{approval_id}"),
         Chunk::ToolOutputDenied { tool_call_id } => format!("{tool_call_id}-"),
         Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
+        Chunk::File { url, media_type } => format!("file={media_type},{url}"),
+        Chunk::DataPlan { id, data } => format!("{id}={data}"),
+        Chunk::DataRetracted { id, data } => format!("{id}={:?}", data.parts),
         Chunk::DataStatus { data, .. } => format!("status={}", data.label),
         Chunk::Error { error_text } => format!("error={error_text}"),
         Chunk::Finish { finish_reason } => format!("finish={finish_reason:?}"),
@@ -111,6 +120,127 @@ fn what_is_said_of_an_event() {
     ] {
         assert_eq!(after_text(events.clone()), expected, "{events:?}");
     }
+}
+
+fn began(again: Again) -> AgentEvent {
+    AgentEvent::MessageBegan(again)
+}
+
+fn by(parent: &str, id: &str) -> AgentEvent {
+    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input: json!({}), parent: Some(parent.into()) }
+}
+
+fn plan(content: &str) -> AgentEvent {
+    AgentEvent::Plan(json!([content]))
+}
+
+#[test]
+fn what_is_said_of_plans_files_and_sub_agents() {
+    let file = || AgentEvent::File { media_type: "image/png".into(), url: "data:,".into() };
+    for (events, expected) in [
+        // One plan, which changes; between two words it changes nothing else.
+        (vec![plan("a"), plan("a"), text("b"), plan("c"), text("d")], {
+            r#"text-1) plan=["a"] (text-3 text-3+b plan=["c"] text-3+d"#
+        }),
+        (vec![file(), text("b")], "text-1) file=image/png,data:, (text-3 text-3+b"),
+        (vec![started("t", "n"), by("t", "u"), progress("t"), finished("u", ""), by("", "v")], {
+            "text-1) n:t t<{} n:u u<{}^t t~ u> n:v v<{}"
+        }),
+    ] {
+        assert_eq!(after_text(events.clone()), expected, "{events:?}");
+    }
+}
+
+/// Behind `[ (text-1 text-1+a`.
+#[test]
+fn what_is_said_of_a_message_that_comes_again() {
+    use Again::{No, Perhaps, Yes};
+    for (events, expected) in [
+        (vec![began(No), text("a")], "text-1) (text-2 text-2+a"),
+        // In other pieces, and beyond.
+        (vec![text("bc"), began(Yes), text("ab"), text("cd")], "text-1+bc text-1+d"),
+        (vec![text("bc"), began(Perhaps), text("abc"), text("d")], "text-1+bc text-1+d"),
+        // Broken again and again.
+        (vec![began(Yes), began(Yes), text("a"), began(Yes), text("a"), text("b")], "text-1+b"),
+        // Thoughts and words.
+        (vec![reasoning("b"), began(Yes), text("a"), reasoning("b"), text("c")], {
+            "text-1) (reasoning-2 reasoning-2+b reasoning-2) (text-3 text-3+c"
+        }),
+        // It says something else: what was said is void, or it was another message.
+        (vec![text("b"), began(Yes), text("a"), text("c"), text("d")], {
+            "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3+c text-3+d"
+        }),
+        (vec![text("b"), began(Perhaps), text("a"), text("c")], "text-1+b text-1) (text-2 text-2+a text-2+c"),
+        (vec![reasoning("b"), began(Yes), text("a"), reasoning("c")], {
+            "text-1) (reasoning-2 reasoning-2+b reasoning-2) retracted-3=[1, 2] (text-4 text-4+a text-4) \
+             (reasoning-5 reasoning-5+c"
+        }),
+        // A block that was whole, and another kind than before behind it.
+        (vec![reasoning("b"), began(Yes), text("ac")], {
+            "text-1) (reasoning-2 reasoning-2+b reasoning-2) retracted-3=[1, 2] (text-4 text-4+ac"
+        }),
+        // A second retraction names only what the first left.
+        (vec![began(Yes), text("b"), began(Yes), text("c")], {
+            "text-1) retracted-2=[1] (text-3 text-3+b text-3) retracted-4=[3] (text-5 text-5+c"
+        }),
+        // Only the newest message is void.
+        (vec![began(No), text("b"), began(Yes), text("c")], {
+            "text-1) (text-2 text-2+b text-2) retracted-3=[2] (text-4 text-4+c"
+        }),
+        // It breaks off and is another message than the first.
+        (vec![text("b"), began(Perhaps), text("a"), began(No), text("c")], {
+            "text-1+b text-1) (text-2 text-2+a text-2) (text-3 text-3+c"
+        }),
+        // A tool: the message has shrunk, or it comes where it came.
+        (vec![text("b"), began(Yes), text("a"), started("t", "n")], {
+            "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3) n:t t<{}"
+        }),
+        (vec![began(Yes), text("a"), started("t", "n")], "text-1) n:t t<{}"),
+        (vec![started("t", "n"), began(Yes), text("a"), started("u", "n")], "text-1) n:t t<{} n:u u<{}"),
+        // A message whose tool gave its result was whole: the next is another one, even if it begins alike.
+        (vec![started("t", "n"), finished("t", ""), began(Yes), text("a")], "text-1) n:t t<{} t> (text-3 text-3+a"),
+        // What is not the model's does not count.
+        (vec![began(Yes), status("s"), plan("p"), text("a"), by("x", "t"), text("b")], {
+            r#"status=s text-1) plan=["p"] n:t t<{}^x (text-4 text-4+b"#
+        }),
+        (vec![began(Yes), error("e"), text("ab")], { "text-1) (error-2 error-2+[error] e error-2) (text-3 text-3+b" }),
+    ] {
+        assert_eq!(after_text(events.clone()), expected, "{events:?}");
+    }
+}
+
+#[test]
+fn a_message_that_ends_in_mid_repetition_counts_when_the_run_is_completed() {
+    for (again, outcome, expected) in [
+        (Again::Yes, Outcome::completed(), "text-1) retracted-2=[1] (text-3 text-3+a text-3) ] finish=Stop"),
+        (Again::Perhaps, Outcome::completed(), "text-1) (text-2 text-2+a text-2) ] finish=Stop"),
+        (Again::Yes, Outcome::cancelled(), "text-1) ] abort finish=Other"),
+        (Again::Perhaps, Outcome::cancelled(), "text-1) ] abort finish=Other"),
+    ] {
+        let mut turn = Turn::default();
+        for event in [text("ab"), began(again), text("a")] {
+            turn.hear(event);
+        }
+        assert_eq!(shorts(&turn.close(&outcome)), expected);
+    }
+}
+
+#[test]
+fn what_no_chunk_says_is_heard_again() {
+    let known = [text("ab"), began(Again::Yes), text("a"), AgentEvent::Ended];
+    let mut turn = Turn::default();
+    let said: Vec<_> = known.iter().flat_map(|event| turn.hear(event.clone())).collect();
+    let mut successor = Turn::replay(said.iter().cloned());
+    successor.hear_again(known[..2].to_vec(), false);
+    successor.hear_again(known[2..].to_vec(), true);
+    assert_eq!(successor, turn);
+    assert!(successor.has_ended());
+    assert_eq!(shorts(&successor.hear(text("bc"))), "text-1+c");
+
+    // What is read makes another message than what is stored: another version of the parser read it. Nothing is void.
+    let mut successor = Turn::replay(said.into_iter());
+    successor.hear_again(vec![text("x"), began(Again::Yes)], true);
+    assert_eq!(shorts(&successor.hear(text("c"))), "text-1+c");
 }
 
 #[test]
@@ -175,7 +305,7 @@ fn a_turn_goes_on_from_what_is_stored() {
     let events = [error("e"), started("", "n"), text("a"), status("s")];
     let said: Vec<_> = events.into_iter().flat_map(|event| turn.hear(event)).collect();
     let mut again = Turn::replay(said.into_iter());
-    assert_eq!(again, turn);
+    assert_eq!(again.fold(), turn.fold());
     let more = [status("s"), error("e"), text("b"), finished("", "n"), reasoning("c")];
     let more: Vec<_> = more.into_iter().flat_map(|event| again.hear(event)).collect();
     assert_eq!(shorts(&more), "text-3+b tool-2> text-3) (reasoning-4 reasoning-4+c");

@@ -92,7 +92,7 @@ async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
              slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
-             host_secret = NULL, source_offset = 0, error_class = NULL, retry_at = NULL
+             host_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL
          WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
            AND cancel_requested_at IS NULL",
         lease.run,

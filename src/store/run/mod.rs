@@ -165,14 +165,15 @@ async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> R
 }
 
 impl Store {
-    /// Those of some runs that are running.
+    /// Those of some runs that are running, and of some backends, under whose ids processes are held as well, that live.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn running_among(&self, runs: Vec<RunId>) -> Result<HashSet<RunId>, StoreError> {
         let ids = serde_json::to_string(&runs).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let running = sqlx::query_scalar!(
-            "SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND status = 'running'",
+            r#"SELECT id AS "id!" FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND status = 'running'
+               UNION ALL SELECT id FROM backends WHERE id IN (SELECT value FROM json_each(?1)) AND state <> 'stopped'"#,
             ids
         );
         running.fetch_all(&self.readers).await?.into_iter().map(|id| Ok(id.parse()?)).collect()
@@ -245,6 +246,18 @@ impl Store {
             }
         };
         load(&self.readers, &keys).await
+    }
+
+    /// How many runs are running, of each agent that has any.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn running_by_agent(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT agent, count(*) AS "running!" FROM runs INDEXED BY runs_running WHERE status = 'running' GROUP BY agent"#
+        );
+        let rows = rows.fetch_all(&self.readers).await?;
+        Ok(rows.into_iter().map(|row| (row.agent, row.running)).collect())
     }
 
     /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were no event.

@@ -1,0 +1,285 @@
+//! The agent as its client sees it: what it says of its sessions, what it asks, and what it is told.
+//!
+//! Always: what the agent says is taken in its order. One turn at a time is in a session; what is said of a session while
+//! none is goes to no turn. A request for permission is answered once: as it was decided, or `cancelled` when its turn is.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use agent_client_protocol::schema::ProtocolVersion;
+use agent_client_protocol::v1::schema::{
+    CancelNotification, ClientCapabilities, ContentBlock, FileSystemCapabilities, Implementation, InitializeRequest,
+    InitializeResponse, Meta, PromptRequest,
+};
+use agent_client_protocol::v1::{ConnectionTo, Responder};
+use agent_client_protocol::{Agent, Error, UntypedMessage};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::client::Client;
+use super::process::Process;
+use super::session::Session;
+use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
+use crate::backend::relay::RelayedTurn;
+use crate::workspace::ClientAccess;
+
+/// What is said of a session before its id is known to us.
+const MAX_EARLY_LINES: usize = 16;
+/// A longer one is not kept for later.
+const MAX_EARLY_BYTES: usize = 1024 * 1024;
+
+/// The client of one agent.
+pub(super) struct Bridge {
+    pub(super) client: Client,
+    pub(super) process: Process,
+    state: Mutex<State>,
+    connected: OnceLock<Connected>,
+    /// Why the agent has to end.
+    given_up: watch::Sender<Option<String>>,
+}
+
+struct Connected {
+    connection: ConnectionTo<Agent>,
+    agent: InitializeResponse,
+}
+
+/// What is kept of the sessions.
+#[derive(Default)]
+pub(super) struct State {
+    /// By the agent's id.
+    pub(super) sessions: HashMap<String, Session>,
+    /// Our sessions that a turn is in, or is about to be.
+    pub(super) busy: HashSet<String>,
+    /// Prompts that were not answered: the id of the request, and the session.
+    prompts: HashMap<String, String>,
+    /// What was said of sessions that are not known: the id, what it is, and the line.
+    early: VecDeque<[String; 3]>,
+}
+
+/// As much of a message as says where it goes.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    method: Option<String>,
+    #[serde(default)]
+    params: Option<Params>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Params {
+    session_id: Option<String>,
+    update: Option<Update>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Update {
+    session_update: String,
+}
+
+impl Bridge {
+    pub(super) fn new(access: ClientAccess, process: Process) -> Self {
+        Self {
+            client: Client::new(access),
+            process,
+            state: Mutex::default(),
+            connected: OnceLock::new(),
+            given_up: watch::Sender::new(None),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says who we are and what the agent may ask of us.
+    pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), String> {
+        let access = self.client.access();
+        let files = FileSystemCapabilities::new().read_text_file(access.read_files).write_text_file(access.write_files);
+        let request = InitializeRequest::new(ProtocolVersion::V1)
+            .client_capabilities(ClientCapabilities::new().fs(files).terminal(access.terminals))
+            .client_info(Implementation::new("mainstay", env!("CARGO_PKG_VERSION")));
+        let agent = connection.send_request(request).block_task().await;
+        let agent = agent.map_err(|error| format!("the agent refused initialize: {}", error.message))?;
+        if agent.protocol_version != ProtocolVersion::V1 {
+            return Err(format!("the agent speaks version {:?} of ACP, and not 1", agent.protocol_version));
+        }
+        // It is said once.
+        let _ = self.connected.set(Connected { connection, agent });
+        Ok(())
+    }
+
+    fn connected(&self) -> Result<&Connected, Error> {
+        self.connected.get().ok_or_else(|| Error::internal_error().data("the agent is not there yet"))
+    }
+
+    /// What the agent said that it can do.
+    pub(super) fn agent(&self) -> Result<&InitializeResponse, Error> {
+        Ok(&self.connected()?.agent)
+    }
+
+    /// Asks the agent, and waits for its answer.
+    pub(super) async fn ask(&self, method: &str, params: impl Serialize) -> Result<Value, Error> {
+        let request = UntypedMessage::new(method, params)?;
+        self.connected()?.connection.send_request(request).block_task().await
+    }
+
+    /// Prompts the agent, and waits for its answer, which is taken in its place among what is said of the session.
+    /// It is told in `_meta` which run it works for.
+    pub(super) async fn ask_for_turn(
+        &self,
+        session: &str,
+        prompt: Vec<ContentBlock>,
+        turn: &RelayedTurn,
+    ) -> Result<Value, Error> {
+        let RelayedTurn { run, attempt, session: ours, slot, .. } = turn;
+        let ours = json!({"run": run, "attempt": attempt, "session": ours, "slot": slot});
+        let prompt =
+            PromptRequest::new(session.to_owned(), prompt).meta(Meta::from_iter([("mainstay".to_owned(), ours)]));
+        let request = UntypedMessage::new("session/prompt", prompt)?;
+        let request = self.connected()?.connection.prepare_request(request);
+        let id = serde_json::to_string(request.raw_id())?;
+        self.state().prompts.insert(id.clone(), session.to_owned());
+        let answer = request.block_task().await;
+        self.state().prompts.remove(&id);
+        answer
+    }
+
+    /// Why the agent is lost: it ended, or has to.
+    pub(super) async fn lost(&self) -> String {
+        let mut given_up = self.given_up.subscribe();
+        tokio::select! {
+            ended = self.process.ended() => ended,
+            Ok(reason) = given_up.wait_for(Option::is_some) => reason.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Ends the agent: it does not do what it has to.
+    pub(super) fn give_up(&self, reason: impl Into<String>) {
+        self.given_up.send_if_modified(|known| known.is_none() && known.replace(reason.into()).is_none());
+    }
+
+    /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
+    pub(super) async fn heard(&self, line: &str) -> bool {
+        let Ok(message) = serde_json::from_str::<Envelope<'_>>(line) else {
+            // A line that is no message ends nothing.
+            return false;
+        };
+        let Params { session_id, update } = message.params.unwrap_or_default();
+        match (message.method.as_deref(), session_id) {
+            (Some("session/update"), Some(session)) => {
+                let kind = update.map(|update| update.session_update).unwrap_or_default();
+                let turn = self.state().updated(&session, &kind, line);
+                say(turn, line).await;
+                false
+            }
+            (Some("session/request_permission"), Some(session)) => {
+                let turn = self.state().sessions.get(&session).and_then(Session::listener);
+                say(turn, line).await;
+                true
+            }
+            (Some(_), _) => true,
+            (None, _) => {
+                let turn = message.id.and_then(|id| self.state().answered(id.get()));
+                say(turn, line).await;
+                true
+            }
+        }
+    }
+
+    /// Deals with a request of the agent. Never waits.
+    pub(super) fn requested(
+        &self,
+        request: UntypedMessage,
+        responder: Responder,
+        connection: &ConnectionTo<Agent>,
+    ) -> Result<(), Error> {
+        let session = request.params.get("sessionId").and_then(Value::as_str).unwrap_or_default();
+        let mut state = self.state();
+        let turn = state.sessions.get_mut(session).and_then(|session| session.turn.as_mut());
+        if request.method == "session/request_permission" {
+            return Turn::permission(turn, &request.params, responder);
+        }
+        match turn.and_then(|turn| self.client.work(&request, turn)) {
+            Some(work) => connection.spawn(async move { responder.respond_with_result(work.await) }),
+            None => responder.respond_with_error(Error::method_not_found()),
+        }
+    }
+
+    /// Passes on how a request was decided. One that is decided already is not decided again.
+    pub(super) fn decided(&self, ours: &str, request: String, option: Option<String>) {
+        let mut state = self.state();
+        let turn = state.sessions.values_mut().filter(|session| session.ours == ours).find_map(|it| it.turn.as_mut());
+        let Some(turn) = turn else { return };
+        match turn.open.remove(&request) {
+            // It fails when the agent is gone.
+            Some(responder) => drop(responder.respond(outcome(option.as_deref()))),
+            // The engine heard of it before the protocol did.
+            None if turn.decided.len() < MAX_OPEN_REQUESTS => drop(turn.decided.insert(request, option)),
+            None => {}
+        }
+    }
+
+    /// Tells the agent to end the turn in a session, and takes back what it waits for.
+    pub(super) fn cancel(&self, session: &str) {
+        let open = {
+            let mut state = self.state();
+            let turn = state.sessions.get_mut(session).and_then(|session| session.turn.as_mut());
+            let Some(turn) = turn else { return };
+            turn.cancelled = true;
+            std::mem::take(&mut turn.open)
+        };
+        if let Ok(connected) = self.connected() {
+            // It fails when the agent is gone, and then the turn ends anyway.
+            let _ = connected.connection.send_notification(CancelNotification::new(session.to_owned()));
+        }
+        for responder in open.into_values() {
+            // As above.
+            let _ = responder.respond(outcome(None));
+        }
+    }
+}
+
+impl State {
+    /// Takes an update of a session; who listens to it.
+    fn updated(&mut self, id: &str, kind: &str, line: &str) -> Option<mpsc::Sender<String>> {
+        match self.sessions.get_mut(id) {
+            Some(session) => session.updated(kind, line),
+            None => {
+                if line.len() <= MAX_EARLY_BYTES {
+                    self.early.push_back([id, kind, line].map(str::to_owned));
+                    self.early.drain(..self.early.len().saturating_sub(MAX_EARLY_LINES));
+                }
+                None
+            }
+        }
+    }
+
+    /// What was said of a session before it was known is heard now.
+    pub(super) fn add(&mut self, id: &str, mut session: Session) {
+        for [of, kind, line] in std::mem::take(&mut self.early) {
+            if of == id {
+                session.updated(&kind, &line);
+            }
+        }
+        self.sessions.insert(id.to_owned(), session);
+    }
+
+    /// Takes an answer of the agent; whose turn it ends.
+    fn answered(&mut self, id: &str) -> Option<mpsc::Sender<String>> {
+        let session = self.prompts.remove(id)?;
+        self.sessions.get_mut(&session)?.answered()
+    }
+}
+
+/// A turn whose relay does not read holds the agent up, as a pipe does.
+async fn say(turn: Option<mpsc::Sender<String>>, line: &str) {
+    if let Some(turn) = turn {
+        // It fails when the turn is over, and then nobody wants the line.
+        let _ = turn.send(line.to_owned()).await;
+    }
+}

@@ -1,0 +1,161 @@
+//! The bridge: a small process of this same program that holds one ACP agent for as long as it lives. It is the agent's
+//! client, keeps its sessions, and takes the turns of relays to it, which come over a Unix socket.
+//!
+//! Always: it listens only after the agent answered `initialize`. It ends when the agent does, and the agent ends with it.
+//! What it keeps of a session is bounded, and a relay that does not read holds the agent up, as a pipe does.
+//!
+//! The crate `agent-client-protocol` is used nowhere else.
+//! Proof: `tests/acp/main.rs`.
+
+mod agent;
+mod client;
+mod content;
+mod process;
+mod session;
+mod turn;
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_client_protocol::v1::ConnectionTo;
+use agent_client_protocol::{Client, Lines, UntypedMessage, on_receive_notification, on_receive_request};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use self::agent::Bridge;
+use self::process::Process;
+use super::wire;
+use crate::workspace::ClientAccess;
+
+/// The argument that makes this program a bridge; the agent's command follows.
+pub const COMMAND: &str = "bridge";
+
+/// Agents were seen to take two seconds, on a machine with nothing else to do.
+const INITIALIZE_WITHIN: Duration = Duration::from_secs(60);
+/// Turns and probes at once.
+const MAX_RELAYS: usize = 256;
+/// Turns that the agent left alone when it ended say so to their relays within this.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// The setup is small.
+const MAX_SETUP_BYTES: u64 = 64 * 1024;
+
+/// What a bridge is told on its stdin, in one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Setup {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// What the agent may do through us.
+    pub client: ClientAccess,
+    /// A longer line of the agent is skipped.
+    pub max_line_bytes: usize,
+}
+
+/// The agent's command, when this program was started as a bridge.
+pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<Vec<OsString>> {
+    let is_bridge = arguments.nth(1).is_some_and(|word| word == COMMAND);
+    let command: Vec<_> = arguments.collect();
+    (is_bridge && !command.is_empty()).then_some(command)
+}
+
+/// Is a bridge, until its agent ends or it is asked to.
+///
+/// # Errors
+/// When the agent could not be started, does not speak ACP, or ended by itself; the message says what it wrote last.
+pub fn run(command: &[OsString]) -> io::Result<ExitCode> {
+    let mut setup = String::new();
+    io::stdin().lock().take(MAX_SETUP_BYTES).read_line(&mut setup)?;
+    let setup: Setup = serde_json::from_str(&setup)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(hold(command, setup));
+    // Nothing that blocks keeps us: it is work on files.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(reason) => {
+            // Nobody is left to tell when stderr is gone too.
+            let _ = writeln!(io::stderr(), "mainstay: {reason}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Starts the agent and serves it. Says why it ended, unless we were asked to.
+async fn hold(command: &[OsString], setup: Setup) -> Result<(), String> {
+    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let (process, pipes) = Process::start(command).map_err(|error| format!("failed to start the agent: {error}"))?;
+    let bridge = Arc::new(Bridge::new(setup.client, process.clone()));
+    let heard = process::lines(pipes.stdout, setup.max_line_bytes, bridge.clone());
+    let transport = Lines::new(process::line_sink(pipes.stdin), heard);
+    let (asked, held) = (bridge.clone(), bridge.clone());
+    let connection = Client
+        .v1()
+        .name("mainstay")
+        .on_receive_request(
+            async move |request: UntypedMessage, responder, connection: ConnectionTo<_>| {
+                asked.requested(request, responder, &connection)
+            },
+            on_receive_request!(),
+        )
+        // What is said of sessions was taken out of the lines; the rest means nothing to us.
+        .on_receive_notification(async |_: UntypedMessage, _| Ok(()), on_receive_notification!())
+        .connect_with(transport, async move |connection: ConnectionTo<_>| {
+            Ok(serve(&held, connection, &setup.socket).await)
+        });
+    let served = tokio::select! {
+        served = connection => served.unwrap_or_else(|error| Err(error.to_string())),
+        _ = term.recv() => Ok(()),
+    };
+    // The connection is gone, and with it the agent's stdin.
+    process.end().await;
+    served
+}
+
+/// Serves relays until the agent ends, or has to.
+async fn serve(
+    bridge: &Arc<Bridge>,
+    connection: ConnectionTo<agent_client_protocol::Agent>,
+    socket: &Path,
+) -> Result<(), String> {
+    tokio::select! {
+        connected = timeout(INITIALIZE_WITHIN, bridge.initialize(connection)) => {
+            connected.map_err(|_| format!("the agent did not answer initialize in {INITIALIZE_WITHIN:?}"))??;
+        }
+        reason = bridge.lost() => return Err(reason),
+    }
+    let listener = listen(socket).map_err(|error| format!("failed to listen at {}: {error}", socket.display()))?;
+    let mut relays = JoinSet::new();
+    let reason = loop {
+        tokio::select! {
+            accepted = listener.accept(), if relays.len() < MAX_RELAYS => match accepted {
+                Ok((stream, _)) => {
+                    let bridge = bridge.clone();
+                    relays.spawn(async move { bridge.relayed(stream).await });
+                }
+                // Out of file descriptors: some will be given back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = relays.join_next() => {}
+            reason = bridge.lost() => break reason,
+        }
+    };
+    drop(listener);
+    // They all were told the same.
+    let _ = timeout(FAREWELL, async { while relays.join_next().await.is_some() {} }).await;
+    Err(reason)
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (dir, name) = wire::open_dir_of(path)?;
+    let short = wire::in_dir(&dir, name);
+    let listener = UnixListener::bind(&short)?;
+    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

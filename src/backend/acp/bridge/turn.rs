@@ -1,0 +1,322 @@
+//! A turn of a relay: from its prompt to the agent's answer.
+//!
+//! Always: it is in one session alone. It is cancelled when its relay says so or is gone; an agent that does not answer a
+//! cancelled prompt in time is ended. It is over only when what it left running is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_client_protocol::Error;
+use agent_client_protocol::v1::Responder;
+use agent_client_protocol::v1::schema::{ContentBlock, ErrorCode};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::agent::Bridge;
+use super::client::Terminals;
+use super::content;
+use crate::backend::acp::wire::{self, Answer, MAX_LINE_BYTES, Own, ToBridge};
+use crate::backend::reap;
+use crate::backend::relay::RelayedTurn;
+use crate::failure::ErrorClass;
+use crate::run::Attempt;
+
+/// An agent has so long for what it does at once, such as to end a cancelled turn.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// An agent has so long to come by a session: it may have to read a long one.
+const SESSION_WITHIN: Duration = Duration::from_secs(120);
+/// Lines that wait for a relay.
+const LINES_WAITING: usize = 16;
+/// Requests that wait for a person in one turn.
+pub(super) const MAX_OPEN_REQUESTS: usize = 64;
+
+/// The turn that is in a session.
+pub(super) struct Turn {
+    /// To its relay.
+    pub(super) lines: mpsc::Sender<String>,
+    /// The agent answered the prompt: what it says now is not of this turn.
+    pub(super) is_answered: bool,
+    pub(super) cancelled: bool,
+    /// Requests for permission that wait, by their id.
+    pub(super) open: HashMap<String, Responder>,
+    /// Requests that were decided before the protocol came to them.
+    pub(super) decided: HashMap<String, Option<String>>,
+    /// What runs on the agent's behalf.
+    pub(super) terminals: Arc<Terminals>,
+}
+
+impl Turn {
+    fn new(lines: mpsc::Sender<String>, dir: &std::path::Path) -> Self {
+        Self {
+            lines,
+            is_answered: false,
+            cancelled: false,
+            open: HashMap::new(),
+            decided: HashMap::new(),
+            terminals: Arc::new(Terminals::new(dir)),
+        }
+    }
+
+    /// Keeps a request for permission until it is decided. Where nobody could decide, it is cancelled.
+    pub(super) fn permission(turn: Option<&mut Self>, params: &Value, responder: Responder) -> Result<(), Error> {
+        let waits = turn.filter(|turn| !turn.cancelled && !turn.is_answered && turn.open.len() < MAX_OPEN_REQUESTS);
+        let Some(turn) = waits.filter(|_| !crate::backend::acp::parser::options(params).is_empty()) else {
+            return responder.respond(outcome(None));
+        };
+        let id = serde_json::to_string(responder.raw_id())?;
+        match turn.decided.remove(&id) {
+            Some(option) => responder.respond(outcome(option.as_deref())),
+            None => {
+                turn.open.insert(id, responder);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What the agent is told of a decision.
+pub(super) fn outcome(option: Option<&str>) -> Value {
+    match option {
+        Some(option) => json!({"outcome": {"outcome": "selected", "optionId": option}}),
+        None => json!({"outcome": {"outcome": "cancelled"}}),
+    }
+}
+
+impl Bridge {
+    /// Serves a relay, or answers a ping.
+    pub(super) async fn relayed(&self, stream: UnixStream) {
+        let (reader, mut writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        match hear(&mut reader).await {
+            Some(ToBridge::Turn(turn)) => self.relay(*turn, reader, writer).await,
+            Some(ToBridge::Ping) => {
+                // Whoever asked may be gone.
+                let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ready)).as_bytes()).await;
+            }
+            Some(ToBridge::Answer(_) | ToBridge::Cancel) | None => {}
+        }
+    }
+
+    async fn relay(&self, turn: RelayedTurn, reader: BufReader<OwnedReadHalf>, writer: OwnedWriteHalf) {
+        let (lines, waiting) = mpsc::channel(LINES_WAITING);
+        let cancelled = CancellationToken::new();
+        let conduct = async {
+            if self.state().busy.insert(turn.session.clone()) {
+                self.conduct(&turn, lines, &cancelled).await;
+                self.state().busy.remove(&turn.session);
+            } else {
+                tell(&lines, &Own::error(None, "The session is still busy with another turn.")).await;
+                tell(&lines, &Own::Ended).await;
+            }
+        };
+        tokio::select! {
+            ((), ()) = async { tokio::join!(conduct, write(waiting, writer)) } => {}
+            never = self.listen(&turn.session, reader, &cancelled) => match never {},
+        }
+    }
+
+    /// Takes what the relay says. A relay that is gone wants its turn to end.
+    async fn listen(
+        &self,
+        ours: &str,
+        mut reader: BufReader<OwnedReadHalf>,
+        cancelled: &CancellationToken,
+    ) -> std::convert::Infallible {
+        while let Some(said) = hear(&mut reader).await {
+            match said {
+                ToBridge::Answer(Answer { request, option }) => self.decided(ours, request, option),
+                ToBridge::Cancel => cancelled.cancel(),
+                ToBridge::Ping | ToBridge::Turn(_) => {}
+            }
+        }
+        cancelled.cancel();
+        std::future::pending().await
+    }
+
+    async fn conduct(&self, turn: &RelayedTurn, lines: mpsc::Sender<String>, cancelled: &CancellationToken) {
+        let lost = self.lost();
+        let result = {
+            let mut going = std::pin::pin!(self.go(turn, &lines, cancelled));
+            tokio::select! {
+                // An answer that came counts.
+                biased;
+                result = &mut going => result,
+                reason = lost => Err(Own::error(ErrorClass::Crashed, sentence(&reason))),
+            }
+        };
+        if let Err(error) = result {
+            tell(&lines, &error).await;
+        }
+        tell(&lines, &Own::Ended).await;
+    }
+
+    async fn go(
+        &self,
+        turn: &RelayedTurn,
+        lines: &mpsc::Sender<String>,
+        cancelled: &CancellationToken,
+    ) -> Result<(), Own> {
+        let takes = self.agent().map_err(|error| own_error(&error))?.agent_capabilities.prompt_capabilities.clone();
+        let prompt = content::blocks(turn, &takes).map_err(|refusal| Own::error(None, refusal))?;
+        let ensured = tokio::select! {
+            ensured = timeout(SESSION_WITHIN, self.ensure(turn)) => ensured,
+            // What the agent makes of the request now is nobody's.
+            () = cancelled.cancelled() => return Ok(()),
+        };
+        let Ok(ensured) = ensured else {
+            self.give_up(format!("the agent did not give a session within {SESSION_WITHIN:?}"));
+            return Err(Own::error(ErrorClass::Crashed, "The agent did not give a session in time."));
+        };
+        let (id, origin) = ensured.map_err(|error| own_error(&error))?;
+        let applied = timeout(SESSION_WITHIN, self.apply(&id, &turn.options)).await;
+        let begun = {
+            let mut state = self.state();
+            state.sessions.get_mut(&id).map(|session| {
+                session.turn = Some(Turn::new(lines.clone(), &turn.dir));
+                session.introduction(&id, origin)
+            })
+        };
+        let Some((introduction, unsaid)) = begun else { return Ok(()) };
+        tell(lines, &introduction).await;
+        for line in unsaid {
+            // Its relay may be gone.
+            let _ = lines.send(line).await;
+        }
+        let result = match applied {
+            Ok(Ok(())) if cancelled.is_cancelled() => Ok(()),
+            Ok(Ok(())) => self.prompt(&id, prompt, turn, lines, cancelled).await,
+            Ok(Err(error)) => Err(own_error(&error)),
+            Err(_) => {
+                Err(Own::error(ErrorClass::Crashed, "The agent did not take the options of the session in time."))
+            }
+        };
+        if let Some(session) = self.state().sessions.get_mut(&id) {
+            session.turn = None;
+        }
+        if turn.oneshot {
+            self.close(&id).await;
+        }
+        result
+    }
+
+    /// Prompts the agent, and waits for its answer, which its relay is told in its place.
+    async fn prompt(
+        &self,
+        id: &str,
+        prompt: Vec<ContentBlock>,
+        turn: &RelayedTurn,
+        lines: &mpsc::Sender<String>,
+        cancelled: &CancellationToken,
+    ) -> Result<(), Own> {
+        let begun = Instant::now();
+        let mut answer = std::pin::pin!(self.ask_for_turn(id, prompt, turn));
+        let answered = tokio::select! {
+            answered = &mut answer => Some(answered),
+            () = cancelled.cancelled() => {
+                // The agent is told also when the relay does not read.
+                let _ = lines.try_send(wire::line(&Own::Cancelling));
+                self.cancel(id);
+                timeout(PATIENCE, answer).await.ok()
+            }
+        };
+        let terminals =
+            self.state().sessions.get(id).and_then(|session| Some(session.turn.as_ref()?.terminals.clone()));
+        if let Some(terminals) = terminals {
+            terminals.end().await;
+        }
+        match answered {
+            None => {
+                self.give_up(format!("the agent did not end a cancelled turn within {PATIENCE:?}"));
+                Ok(())
+            }
+            Some(_) if cancelled.is_cancelled() => {
+                self.clean_up(begun).await;
+                Ok(())
+            }
+            // An error is an answer as well, and was told as it came; only that of a lost connection is ours.
+            Some(answered) => match answered {
+                Err(error) if agent_client_protocol::is_incoming_transport_closed(&error) => {
+                    Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)))
+                }
+                Ok(_) | Err(_) => Ok(()),
+            },
+        }
+    }
+
+    /// Ends what came to run since a cancelled turn began: agents leave tools running. Only while no other turn is there
+    /// whose tools they could be.
+    async fn clean_up(&self, begun: Instant) {
+        if self.state().busy.len() > 1 {
+            return;
+        }
+        let Some(attempt) = own_attempt() else { return };
+        let agent = self.process.identity().cloned();
+        for signal in [Signal::TERM, Signal::KILL] {
+            let (agent, age) = (agent.clone(), begun.elapsed());
+            let looked = tokio::task::spawn_blocking(move || {
+                let mut left = reap::survivors(attempt.into(), None);
+                left.retain(|process| Some(process) != agent.as_ref() && reap::age(process) < age);
+                left.iter().for_each(|process| reap::send(process, signal));
+                left
+            });
+            // It fails only when the runtime goes down.
+            let left = looked.await.unwrap_or_default();
+            let gone_by = tokio::time::Instant::now() + Duration::from_secs(1);
+            while left.iter().any(|process| reap::is_alive(process) == reap::Liveness::Alive)
+                && tokio::time::Instant::now() < gone_by
+            {
+                sleep_until(tokio::time::Instant::now() + Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// The marker that we carry, and so everything that the agent starts.
+fn own_attempt() -> Option<Attempt> {
+    let run = std::env::var(reap::MARKER).ok()?.parse().ok()?;
+    let number = std::env::var(reap::ATTEMPT_MARKER).ok()?.parse().ok()?;
+    Some(Attempt { run, number })
+}
+
+/// What the agent answered to anything but the prompt.
+fn own_error(error: &Error) -> Own {
+    let class = (error.code == ErrorCode::AuthRequired).then_some(ErrorClass::Authentication);
+    let detail = error.data.as_ref().map(|data| data.as_str().map_or_else(|| data.to_string(), str::to_owned));
+    let message = match detail {
+        Some(detail) => format!("{}: {detail}", error.message),
+        None => error.message.clone(),
+    };
+    Own::error(class, message)
+}
+
+fn sentence(reason: &str) -> String {
+    let mut letters = reason.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect::<String>() + ".")
+}
+
+async fn tell(lines: &mpsc::Sender<String>, own: &Own) {
+    // The relay may be gone.
+    let _ = lines.send(wire::line(own)).await;
+}
+
+async fn hear(reader: &mut BufReader<OwnedReadHalf>) -> Option<ToBridge> {
+    let mut line = String::new();
+    let read = reader.take(MAX_LINE_BYTES).read_line(&mut line).await.ok()?;
+    if read == 0 { None } else { serde_json::from_str(&line).ok() }
+}
+
+/// Writes to a relay what is said of its turn. What a relay that is gone would have been told goes nowhere.
+async fn write(mut waiting: mpsc::Receiver<String>, mut relay: OwnedWriteHalf) {
+    let mut is_there = true;
+    while let Some(mut line) = waiting.recv().await {
+        line.push('\n');
+        is_there = is_there && relay.write_all(line.as_bytes()).await.is_ok();
+    }
+}

@@ -1,0 +1,265 @@
+//! What the lines of a turn mean: the agent's ACP messages as they came, and lines of our own ([`Own`]).
+//!
+//! Always: what is not known is passed over. A tool is announced before anything else is said of it, also when the agent
+//! asks for permission first or announces nothing.
+//! Proof: `tests/transcripts/acp`.
+
+mod error;
+mod message;
+mod tool;
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use self::message::Message;
+use self::tool::Tool;
+use super::wire::Own;
+use crate::backend::{AgentEvent, LineParser, json};
+use crate::failure::AgentError;
+use crate::permission::{OptionKind, PermissionOption, PermissionRequest};
+use crate::usage::Usage;
+
+/// Agents ship long texts with their commands; the beginning says what one is for.
+const DESCRIPTION_CHARS: usize = 200;
+
+/// Reads one turn.
+pub fn parser() -> LineParser {
+    let mut reader = Reader::default();
+    Box::new(move |line| {
+        let message = json::parse(line)?;
+        let mut events = Vec::new();
+        reader.read(&message, &mut events)?;
+        Some(events)
+    })
+}
+
+/// What has been read of a turn.
+#[derive(Default)]
+struct Reader {
+    /// The message that the model is in.
+    message: Message,
+    tools: HashMap<String, Tool>,
+    /// What the agent offers, as last said.
+    advertised: Map<String, Value>,
+    /// What the session had cost before the turn.
+    cost_before: Option<f64>,
+    /// The agent was told to stop.
+    is_cancelling: bool,
+    has_ended: bool,
+}
+
+impl Reader {
+    /// None when the line is of no protocol that we know.
+    fn read(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
+        if message.get("mainstay").is_some() {
+            let own = serde_json::from_value(message.clone()).ok()?;
+            self.message.let_go(events);
+            self.own(own, events);
+            return Some(());
+        }
+        let is_chunk = message["params"]["update"]["sessionUpdate"].as_str().is_some_and(|it| it.ends_with("_chunk"));
+        if !is_chunk {
+            self.message.let_go(events);
+        }
+        match message.get("method").and_then(Value::as_str) {
+            Some("session/update") => self.update(&message["params"]["update"], events),
+            Some("session/request_permission") => self.permission(message, events),
+            Some(_) => {}
+            None => self.answer(message, events)?,
+        }
+        Some(())
+    }
+
+    fn own(&mut self, own: Own, events: &mut Vec<AgentEvent>) {
+        match own {
+            Own::Session { id, origin, cost_before, modes, config_options } => {
+                self.cost_before = cost_before;
+                events.push(AgentEvent::Session { id, origin });
+                let modes = modes.map(|modes| ("modes", modes));
+                self.advertise(modes.into_iter().chain(config_options.map(|it| ("config_options", it))), events);
+            }
+            Own::Cancelling => self.is_cancelling = true,
+            Own::Error { class, message } => {
+                events.push(AgentEvent::Error(AgentError { message, class, retry_at: None }));
+            }
+            Own::Ended => self.end(events),
+            Own::Ready => {}
+        }
+    }
+
+    fn end(&mut self, events: &mut Vec<AgentEvent>) {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            events.push(AgentEvent::Ended);
+        }
+    }
+
+    fn update(&mut self, update: &Value, events: &mut Vec<AgentEvent>) {
+        match update["sessionUpdate"].as_str().unwrap_or_default() {
+            kind @ ("agent_message_chunk" | "agent_thought_chunk") => self.chunk(kind, update, events),
+            "tool_call" | "tool_call_update" => self.tool(update, events),
+            "plan" if update["entries"].is_array() => events.push(AgentEvent::Plan(update["entries"].clone())),
+            "usage_update" => events.push(AgentEvent::Usage(self.usage(update))),
+            "session_info_update" => {
+                if let Some(title) = update["title"].as_str().filter(|title| !title.trim().is_empty()) {
+                    events.push(AgentEvent::Title(title.to_owned()));
+                }
+            }
+            "current_mode_update" => {
+                let mut modes = self.advertised.get("modes").cloned().unwrap_or_else(|| serde_json::json!({}));
+                modes["currentModeId"] = update["currentModeId"].clone();
+                self.advertise([("modes", modes)], events);
+            }
+            "config_option_update" => {
+                self.advertise([("config_options", update["configOptions"].clone())], events);
+            }
+            "available_commands_update" => {
+                let commands = update["availableCommands"].as_array().into_iter().flatten().map(command).collect();
+                self.advertise([("commands", Value::Array(commands))], events);
+            }
+            _ => {}
+        }
+    }
+
+    fn chunk(&mut self, kind: &str, update: &Value, events: &mut Vec<AgentEvent>) {
+        let content = &update["content"];
+        let said = match content["text"].as_str().filter(|_| content["type"] == "text") {
+            Some(text) if kind == "agent_thought_chunk" => AgentEvent::Reasoning(text.to_owned()),
+            Some(text) => AgentEvent::Text(text.to_owned()),
+            None => match said(content) {
+                Some(said) => said,
+                None => return,
+            },
+        };
+        self.message.add(update["messageId"].as_str(), said, events);
+    }
+
+    fn tool(&mut self, update: &Value, events: &mut Vec<AgentEvent>) {
+        self.message.used_a_tool();
+        let id = update["toolCallId"].as_str().unwrap_or_default();
+        let tool = self.tools.entry(id.to_owned()).or_default();
+        tool.update(update);
+        tool.tell(id, self.is_cancelling, events);
+    }
+
+    fn permission(&mut self, message: &Value, events: &mut Vec<AgentEvent>) {
+        let params = &message["params"];
+        let options = options(params);
+        // Nobody could answer it, and so it was answered at once.
+        if options.is_empty() {
+            return;
+        }
+        self.message.used_a_tool();
+        let call = &params["toolCall"];
+        let id = call["toolCallId"].as_str().unwrap_or_default();
+        let tool = self.tools.entry(id.to_owned()).or_default();
+        tool.ask(call);
+        tool.announce(id, events);
+        events.push(AgentEvent::Permission(PermissionRequest {
+            request: message["id"].to_string(),
+            tool_call: id.to_owned(),
+            tool: tool.name(),
+            kind: tool.kind(),
+            title: tool.title(),
+            input: tool.input(),
+            options,
+        }));
+    }
+
+    /// The answer to the prompt.
+    fn answer(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
+        if let Some(error) = message.get("error") {
+            events.push(AgentEvent::Error(error::read(error)));
+            self.end(events);
+            return Some(());
+        }
+        let result = message.get("result")?;
+        let Some(reason) = result["stopReason"].as_str() else { return Some(()) };
+        let tokens = |key: &str| result["usage"][key].as_i64();
+        let usage = Usage {
+            input_tokens: tokens("inputTokens"),
+            output_tokens: tokens("outputTokens"),
+            cache_read_tokens: tokens("cachedReadTokens"),
+            cache_write_tokens: tokens("cachedWriteTokens"),
+            reasoning_tokens: tokens("thoughtTokens"),
+            ..Usage::default()
+        };
+        if usage != Usage::default() {
+            events.push(AgentEvent::Usage(usage));
+        }
+        events.extend(error::of_stop_reason(reason).map(|message| AgentEvent::Error(message.into())));
+        self.end(events);
+        Some(())
+    }
+
+    /// The cost is that of the whole session.
+    fn usage(&self, update: &Value) -> Usage {
+        let cost = update["cost"]["amount"].as_f64().filter(|_| update["cost"]["currency"] == "USD");
+        Usage {
+            context_tokens: update["used"].as_i64(),
+            context_size: update["size"].as_i64(),
+            cost_usd: cost.zip(self.cost_before).map(|(cost, before)| (cost - before).max(0.0)),
+            ..Usage::default()
+        }
+    }
+
+    fn advertise(&mut self, news: impl IntoIterator<Item = (&'static str, Value)>, events: &mut Vec<AgentEvent>) {
+        let before = self.advertised.clone();
+        self.advertised.extend(news.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        if self.advertised != before {
+            events.push(AgentEvent::Advertised(Value::Object(self.advertised.clone())));
+        }
+    }
+}
+
+/// The answers that a request for permission takes, as far as we know what they mean.
+pub(super) fn options(params: &Value) -> Vec<PermissionOption> {
+    let offered = params["options"].as_array().into_iter().flatten();
+    let known = offered.filter_map(|option| {
+        let kind: OptionKind = serde_json::from_value(option["kind"].clone()).ok()?;
+        let id = option["optionId"].as_str()?.to_owned();
+        let name = option["name"].as_str().unwrap_or(&id).to_owned();
+        Some(PermissionOption { id, name, kind })
+    });
+    known.collect()
+}
+
+/// What is said in another way than as text.
+fn said(content: &Value) -> Option<AgentEvent> {
+    let text = |key: &str| content[key].as_str();
+    let data = |media_type: &str, data: &str| AgentEvent::File {
+        media_type: media_type.to_owned(),
+        url: format!("data:{media_type};base64,{data}"),
+    };
+    match text("type")? {
+        "image" | "audio" => Some(data(text("mimeType")?, text("data")?)),
+        "resource_link" => {
+            let uri = text("uri")?;
+            Some(AgentEvent::Text(format!("[{}]({uri})", text("title").or(text("name")).unwrap_or(uri))))
+        }
+        "resource" => {
+            let resource = &content["resource"];
+            match (resource["text"].as_str(), resource["blob"].as_str()) {
+                (Some(text), _) => Some(AgentEvent::Text(text.to_owned())),
+                (None, Some(blob)) => {
+                    Some(data(resource["mimeType"].as_str().unwrap_or("application/octet-stream"), blob))
+                }
+                (None, None) => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// A command that the agent offers, in short.
+fn command(command: &Value) -> Value {
+    let description = command["description"].as_str().unwrap_or_default();
+    let mut short = serde_json::json!({
+        "name": command["name"],
+        "description": description.chars().take(DESCRIPTION_CHARS).collect::<String>(),
+    });
+    if let Some(hint) = command["input"]["hint"].as_str() {
+        short["hint"] = hint.into();
+    }
+    short
+}

@@ -1,0 +1,105 @@
+//! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or who
+//! listens at its address.
+//!
+//! Always: it takes no longer than [`PATIENCE`] for an agent, and nothing is left of the process group that was started for it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::launch::KEPT_FROM_AGENTS;
+use crate::agent::{Driver, GatewaySpec, ProcessSpec};
+use crate::catalogue::{Found, KnownAgent};
+
+/// A program may take so long to say its version, or a gateway to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More is no version.
+const MAX_VERSION_BYTES: u64 = 4096;
+/// More of it is not shown.
+const MAX_VERSION_CHARS: usize = 60;
+
+/// Looks for an agent that is to work in a directory; says what is missing when it is not there.
+///
+/// # Errors
+/// What is missing, for people.
+pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
+    match driver {
+        Driver::Demo => Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) }),
+        Driver::OpenclawGateway(spec) => look_at(spec).await,
+        Driver::Openclaw(spec)
+        | Driver::Claude(spec)
+        | Driver::Codex(spec)
+        | Driver::Opencode(spec)
+        | Driver::Acp { process: spec, .. } => {
+            let Some(path) = find_program(spec, dir)? else {
+                return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
+            };
+            let version = version_of(&path, spec).await;
+            Ok(Found { at: path.display().to_string(), version })
+        }
+    }
+}
+
+/// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
+pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
+    find_program(spec, dir).err()
+}
+
+/// The program of an agent; none where only the turn says which it is.
+fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<PathBuf>, String> {
+    let program = spec.command.first().map_or("", String::as_str);
+    if !dir.is_dir() {
+        return Err(format!("the directory {} is not there", dir.display()));
+    }
+    if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
+        return Ok(None);
+    }
+    let path = spec.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
+    let found = which::which_in(program, path, dir);
+    found.map(Some).map_err(|_| format!("the program {program} was not found on PATH, or must not be executed"))
+}
+
+/// How the program of an agent that is known is installed, as the end of a sentence.
+pub(super) fn how_to_install(program: &str) -> String {
+    KnownAgent::of_program(program).map_or_else(String::new, |known| format!(" with `{}`", known.install))
+}
+
+async fn look_at(spec: &GatewaySpec) -> Result<Found, String> {
+    let address = spec.url.trim_start_matches("ws://");
+    let address = address.split('/').next().unwrap_or_default();
+    let address = if address.contains(':') { address.to_owned() } else { format!("{address}:80") };
+    match timeout(PATIENCE, TcpStream::connect(&address)).await {
+        Ok(Ok(_)) => Ok(Found { at: spec.url.clone(), version: None }),
+        _ => Err(format!("nobody listens at {}: start the gateway, or correct `url` of the agent", spec.url)),
+    }
+}
+
+/// What a program calls its version; none when it does not say in time.
+async fn version_of(path: &Path, spec: &ProcessSpec) -> Option<String> {
+    let mut command = Command::new(path);
+    command.arg("--version").current_dir(std::env::temp_dir()).process_group(0).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    for variable in KEPT_FROM_AGENTS {
+        command.env_remove(variable);
+    }
+    command.envs(spec.env.iter().filter(|(_, value)| !value.contains('{')));
+    let mut child = command.spawn().ok()?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let mut said = Vec::new();
+    let mut out = child.stdout.take()?.take(MAX_VERSION_BYTES);
+    // What was said before it failed, or took too long, counts.
+    let _ = timeout(PATIENCE, out.read_to_end(&mut said)).await;
+    // Before it is waited for, so that the group is still its own. Those that are gone already are no failure.
+    let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+    let _ = child.wait().await;
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
+    Some(line.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect())
+}

@@ -1,0 +1,157 @@
+//! `permissions`: what agents ask before they use a tool, and answering it. Also how `run` asks the person at the terminal.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+use super::exit::Exit;
+use super::plain::one_line;
+use super::{PermissionsArgs, table};
+use crate::chunk::Chunk;
+use crate::engine::{Engine, EngineError, Followed, PermissionFilter};
+use crate::id::PermissionId;
+use crate::permission::{Answer, Permission, PermissionState};
+
+/// Who answers, unless somebody says otherwise.
+const BY: &str = "cli";
+/// A longer input or title is cut.
+const SHOWN_CHARS: usize = 400;
+
+/// An answer as a person gives it: the id of an option, or `allow` or `deny`. An option of that name goes first.
+fn answer_of(permission: &Permission, word: &str) -> Answer {
+    let is_option = permission.request.options.iter().any(|option| option.id == word);
+    match word {
+        _ if is_option => Answer::Option(word.to_owned()),
+        "allow" => Answer::Approved(true),
+        "deny" => Answer::Approved(false),
+        _ => Answer::Option(word.to_owned()),
+    }
+}
+
+pub(super) async fn run(
+    engine: &Engine,
+    args: &PermissionsArgs,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    if let [id, option] = &args.answer[..] {
+        let id: PermissionId = id.parse()?;
+        let answer = answer_of(&engine.permission(id).await?, option);
+        let answered = engine.answer_permission(id, answer, BY, args.reason.clone()).await;
+        let permission = answered.context("failed to answer")?;
+        match json {
+            true => table::json(out, &permission)?,
+            false => writeln!(out, "{id} {}", permission.state.as_str())?,
+        }
+        return Ok(Exit::Done);
+    }
+    let (session, run) = (args.session.clone(), args.run);
+    // Without a word from whoever asks: what there is to do.
+    let state = args.state.or((!args.all).then_some(PermissionState::Pending));
+    let filter = PermissionFilter { state, session, run, before: None };
+    let permissions = engine.list_permissions(&filter, i64::from(args.list.limit)).await?;
+    let permissions: Vec<_> = permissions.into_iter().map(|(_, permission)| permission).collect();
+    table::list(out, &permissions, json, engine.now())?;
+    if !json && permissions.iter().any(|permission| permission.state == PermissionState::Pending) {
+        // A hint for whoever sits there; nobody is left to tell when stderr is gone.
+        let _ = writeln!(io::stderr(), "(answer with: mainstay permissions --answer ID allow|deny|OPTION)");
+    }
+    Ok(Exit::Done)
+}
+
+/// Asks the person at the terminal what the agent of a run asks. Where nobody sits there it does nothing: the stream itself
+/// says how to answer.
+pub(super) struct Asking {
+    /// Lines that the person writes; none where stdin or stderr is no terminal.
+    lines: Option<mpsc::Receiver<String>>,
+    questions: VecDeque<Permission>,
+}
+
+impl Asking {
+    pub(super) fn new(json: bool) -> Self {
+        let is_person = !json && io::stdin().is_terminal() && io::stderr().is_terminal();
+        Self { lines: is_person.then(read_lines), questions: VecDeque::new() }
+    }
+
+    /// Takes note of what is asked in some events.
+    pub(super) async fn hear(&mut self, engine: &Engine, events: &[Followed]) -> anyhow::Result<()> {
+        if self.lines.is_none() {
+            return Ok(());
+        }
+        let was_asking = !self.questions.is_empty();
+        let chunks = events.iter().filter_map(|event| serde_json::from_str::<Chunk>(&event.event).ok());
+        for chunk in chunks {
+            if let Chunk::ToolApprovalRequest { approval_id, .. } = chunk {
+                let permission = engine.permission(approval_id.parse()?).await?;
+                self.questions.extend(Some(permission).filter(|asked| asked.state == PermissionState::Pending));
+            }
+        }
+        if !was_asking { self.ask(engine).await } else { Ok(()) }
+    }
+
+    /// Puts the next question that is still open.
+    async fn ask(&mut self, engine: &Engine) -> anyhow::Result<()> {
+        while let Some(asked) = self.questions.front() {
+            if engine.permission(asked.id).await?.state == PermissionState::Pending {
+                let request = &asked.request;
+                let (title, input) = (one_line(&request.title, SHOWN_CHARS), request.input.to_string());
+                let mut stderr = io::stderr();
+                writeln!(stderr, "{title}: {}", one_line(&input, SHOWN_CHARS))?;
+                write!(stderr, "Allow it? [y/n] ")?;
+                stderr.flush()?;
+                return Ok(());
+            }
+            self.questions.pop_front();
+        }
+        Ok(())
+    }
+
+    /// The next line of the person, while something is asked.
+    pub(super) async fn line(&mut self) -> Option<String> {
+        match &mut self.lines {
+            Some(lines) if !self.questions.is_empty() => lines.recv().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Answers with what the person wrote; without a line nobody sits there any more.
+    pub(super) async fn answer(&mut self, engine: &Engine, line: Option<String>) -> anyhow::Result<()> {
+        let Some(line) = line else {
+            self.lines = None;
+            return Ok(());
+        };
+        let answer = match line.trim().to_ascii_lowercase().as_str() {
+            "y" | "yes" => Some(Answer::Approved(true)),
+            "n" | "no" => Some(Answer::Approved(false)),
+            _ => None,
+        };
+        if let Some(answer) = answer
+            && let Some(asked) = self.questions.pop_front()
+        {
+            match engine.answer_permission(asked.id, answer, BY, None).await {
+                // Somebody else was faster.
+                Err(error @ (EngineError::Decided(_) | EngineError::NotOffered(_))) => {
+                    writeln!(io::stderr(), "{error}")?;
+                }
+                answered => drop(answered.context("failed to answer")?),
+            }
+        }
+        self.ask(engine).await
+    }
+}
+
+/// What the person writes, line by line. In a thread that nobody waits for: nothing but the end of this process ends a read
+/// of a terminal.
+fn read_lines() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}

@@ -1,0 +1,52 @@
+//! How a run leaves its driver: settled, or put back to the queue.
+
+use super::{Drive, Left, progress};
+use crate::chunk::Chunk;
+use crate::lease::LeaseLost;
+use crate::run::{Cause, ExitReport, Outcome};
+
+impl Drive<'_> {
+    pub(super) async fn put_back(&self) -> Result<bool, Left> {
+        self.insist(|| self.shared.store.put_back(self.subject.lease)).await
+    }
+
+    pub(super) async fn put_back_afresh(&self) -> Result<bool, Left> {
+        let is_put_back = self.insist(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
+        if is_put_back {
+            tracing::warn!("the agent could not go on in its session; trying once more in a new one");
+        }
+        Ok(is_put_back)
+    }
+
+    pub(super) async fn settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
+        match self.try_settle(outcome.clone(), exit.clone()).await? {
+            Ok(()) => {
+                self.asking.ended();
+                Ok(Some(outcome))
+            }
+            Err(LeaseLost) => {
+                // A cancel that was stored a moment before decides the outcome.
+                let requests = self.insist(|| self.shared.store.cancel_requests(self.worker)).await?;
+                if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
+                    return Err(Left::LeaseLost);
+                }
+                self.try_settle(Outcome::cancelled(), exit).await??;
+                Ok(Some(Outcome::cancelled()))
+            }
+        }
+    }
+
+    async fn try_settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Result<(), LeaseLost>, Left> {
+        let mut turn = self.turn.clone();
+        let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
+        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
+        let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
+        settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
+        settle.progress = progress(self.turn.fold());
+        if exit.remaining > 0 {
+            settle.resumes = 0;
+        }
+        settle.exit = exit;
+        Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
+    }
+}

@@ -1,0 +1,141 @@
+//! A turn and the live agent that it is on: waited for before the turn begins, and asked after when the turn came to nothing.
+//!
+//! Always: whoever waits can be cancelled, has the limit of the turn, and is in nobody's way. A turn is tried again once
+//! when its backend died before the agent said anything.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Drive, Left};
+use crate::agent::Agent;
+use crate::backend::{Backend, Warm};
+use crate::engine::decide::asked_for;
+use crate::failure::ErrorClass;
+use crate::id::BackendId;
+use crate::metrics::METRICS;
+use crate::run::{Cause, ExitReport, Outcome};
+use crate::store::backend::{Place, Taken, Wanted};
+use crate::store::run::Claimed;
+
+/// What other processes do to backends is seen so soon.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// The end of a process is known to its watcher within this.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Counts a turn that waits, as long as it does.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drive<'_> {
+    /// Waits until the turn is on a backend. The outcome when it cannot be; none when it is to be put back.
+    pub(super) async fn take_backend(
+        &mut self,
+        warm: &dyn Warm,
+        claimed: &Claimed,
+        agent: &Agent,
+    ) -> Result<Result<Taken, Option<Outcome>>, Left> {
+        let most = self.shared.config.engine.max_backends;
+        if most == 0 {
+            let error = "`max_backends` is 0, and this agent has to be kept warm: allow at least one";
+            return Ok(Err(Some(Outcome::because(Cause::Unconfigured, error))));
+        }
+        let mut wanted = Wanted {
+            lease: self.subject.lease,
+            agent: agent.name.clone(),
+            workspace: claimed.workspace.clone(),
+            session: (!warm.is_shared()).then_some(claimed.session),
+            worker: self.worker,
+            most,
+            awaited: None,
+        };
+        let supervision = &self.shared.supervision;
+        let _waiting = Waiting::new(&supervision.waiting);
+        let mut changes = supervision.changes();
+        let give_up = self.began + self.limit(agent);
+        loop {
+            changes.mark_unchanged();
+            match self.insist(|| self.shared.store.take_backend(wanted.clone())).await? {
+                Place::Taken(taken) => return Ok(Ok(taken)),
+                Place::LeaseLost => return Err(Left::LeaseLost),
+                Place::GivenUp { reason, class, until } => {
+                    let error = format!("Failed to start agent: {reason}");
+                    let outcome = Outcome::because(Cause::SpawnFailed, error);
+                    let outcome = outcome.with_class(class.unwrap_or(ErrorClass::Crashed));
+                    return Ok(Err(Some(Outcome { retry_at: Some(until), ..outcome })));
+                }
+                Place::Awaited(id) => wanted.awaited = Some(id),
+                Place::Full { evicted } => {
+                    METRICS.backends_evicted.inc_by(u64::from(evicted));
+                    wanted.awaited = None;
+                }
+            }
+            let awaited = wanted.awaited;
+            tokio::select! {
+                biased;
+                () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                () = self.signals.cancel.cancelled() => return Ok(Err(Some(Outcome::cancelled()))),
+                () = self.shared.ending.cancelled() => return Ok(Err(None)),
+                () = self.shared.leaving.cancelled() => return Ok(Err(None)),
+                () = sleep_until(give_up) => return Ok(Err(Some(asked_for(Cause::TurnTimeout)))),
+                () = self.changed(&mut changes, awaited) => {}
+            }
+        }
+    }
+
+    /// Comes back when it makes sense to look again. A backend that goes on starting is looked at without writing.
+    async fn changed(&self, changes: &mut tokio::sync::watch::Receiver<u64>, awaited: Option<BackendId>) {
+        loop {
+            // Either way it is time to look.
+            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+            let Some(id) = awaited else { return };
+            if !self.shared.store.is_backend_awaited(id).await.unwrap_or(false) {
+                return;
+            }
+        }
+    }
+
+    /// Settles a run whose turn was not begun, or puts it back.
+    pub(super) async fn without_backend(&self, outcome: Option<Outcome>) -> Result<Option<Outcome>, Left> {
+        match outcome {
+            Some(outcome) => self.settle(outcome, ExitReport::default()).await,
+            None if self.put_back().await? => Ok(None),
+            None => self.settle(Outcome::cancelled(), ExitReport::default()).await,
+        }
+    }
+
+    /// Whether the turn came to nothing because its backend died, and is to be tried on a fresh one.
+    pub(super) async fn has_lost_its_backend(&self, backend: &dyn Backend) -> Result<bool, Left> {
+        let (Some(taken), Some(warm)) = (&self.on, backend.warm()) else { return Ok(false) };
+        let store = &self.shared.store;
+        if !self.insist(|| store.is_first_try(self.subject.lease.run)).await? {
+            return Ok(false);
+        }
+        let mut changes = self.shared.supervision.changes();
+        let known_by = Instant::now() + KNOWN_WITHIN;
+        let mut answers = None;
+        loop {
+            if !self.insist(|| store.is_backend_running(taken.key, taken.generation)).await? {
+                return Ok(true);
+            }
+            // One that is gone does not answer; then its watcher is about to say so.
+            if *answers.get_or_insert(warm.probe(&taken.endpoint).await.is_ok()) || Instant::now() >= known_by {
+                return Ok(false);
+            }
+            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The supervisor: watches over the warm backends of this worker, each in a task of its own. What it knows of them, it reads
+//! from their rows; a wake-up only makes it look sooner.
+//!
+//! Always: each backend of this worker has one task, and no other one; every task is waited for when the engine closes. A
+//! turn that waits for a backend (`drive/warm.rs`) holds no lock.
+//!
+//! Proof: `tests/it/warm.rs`.
+
+mod adopt;
+mod tended;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{Id, JoinSet};
+
+use super::Shared;
+use crate::lease::BackendKey;
+use crate::metrics::METRICS;
+use crate::store::Notice;
+use crate::store::backend::Watched;
+use crate::warm::BackendState;
+
+pub(super) use adopt::adopt;
+use tended::Tended;
+
+/// What other processes ask of a backend is seen so soon.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What turns, the supervisor and whoever counts know of each other.
+#[derive(Default)]
+pub(super) struct Supervision {
+    /// Counts the changes of backends, and of what they are needed for.
+    changed: watch::Sender<u64>,
+    /// Turns that wait for a backend.
+    pub waiting: std::sync::atomic::AtomicU64,
+    live: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Supervision {
+    /// Tells whoever waits that something is different.
+    pub fn notice(&self, notice: &Notice) {
+        // A run that was settled may have been the last on a backend.
+        if matches!(notice, Notice::Backends | Notice::Ready) {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// How many backends were in each state when they were last looked at.
+    pub fn live(&self) -> Vec<(&'static str, u64)> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |state: BackendState| (state.as_str(), live.get(state.as_str()).copied().unwrap_or_default());
+        BackendState::ALL.into_iter().filter(|state| *state != BackendState::Stopped).map(count).collect()
+    }
+
+    fn count(&self, rows: &[Watched]) {
+        let mut live = BTreeMap::new();
+        for row in rows {
+            *live.entry(row.state.as_str()).or_default() += 1;
+        }
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+}
+
+/// The tasks of this worker's backends.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    backends: HashMap<Id, BackendKey>,
+    rows: HashMap<BackendKey, watch::Sender<Option<Watched>>>,
+}
+
+impl Tasks {
+    fn tend(&mut self, shared: &Arc<Shared>, row: Watched) {
+        let (key, id) = (row.key, row.id);
+        let (sender, rows) = watch::channel(None);
+        match Tended::new(shared.clone(), row, rows) {
+            Some(tended) => {
+                let task = self.set.spawn(tended.run());
+                self.backends.insert(task.id(), key);
+                self.rows.insert(key, sender);
+            }
+            None => tracing::debug!(backend.id = %id, "a backend of an agent that is not configured here"),
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            // Its row has no task now, and gets another one.
+            Err(error) => {
+                METRICS.tasks_failed.inc();
+                tracing::error!(%error, "the task of a backend ended abnormally");
+                error.id()
+            }
+        };
+        if let Some(key) = self.backends.remove(&id) {
+            self.rows.remove(&key);
+        }
+    }
+}
+
+/// Watches over backends until the engine closes, then ends them, or leaves them to the next one.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let Some(worker) = shared.worker.get().map(|identity| identity.key) else { return };
+    let mut changes = shared.supervision.changes();
+    let mut tasks = Tasks::default();
+    while !shared.closed.is_cancelled() {
+        changes.mark_unchanged();
+        match shared.store.live_backends().await {
+            Ok(live) => {
+                shared.supervision.count(&live);
+                let mut own: HashMap<_, _> =
+                    live.into_iter().filter(|row| row.worker == Some(worker)).map(|row| (row.key, row)).collect();
+                for (key, sender) in &tasks.rows {
+                    let row = own.remove(key);
+                    sender.send_if_modified(|known| {
+                        let differs = *known != row;
+                        *known = row;
+                        differs
+                    });
+                }
+                own.into_values().for_each(|row| tasks.tend(&shared, row));
+            }
+            Err(error) => tracing::warn!(%error, "failed to look at the backends; trying again"),
+        }
+        tokio::select! {
+            () = shared.closed.cancelled() => {}
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            Some(ended) = tasks.set.join_next_with_id() => tasks.ended(ended),
+        }
+    }
+    while let Some(ended) = tasks.set.join_next_with_id().await {
+        tasks.ended(ended);
+    }
+}

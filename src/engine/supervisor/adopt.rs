@@ -1,0 +1,79 @@
+//! Backends whose worker is gone: watched over from here on when they live, written off when they do not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::{EngineError, Shared};
+use super::tended::wipe;
+use crate::backend::reap::{self, Liveness};
+use crate::lease::WorkerKey;
+use crate::metrics::METRICS;
+use crate::run::Attempt;
+use crate::store::backend::{Move, Watched};
+use crate::warm::BackendState;
+
+/// What a dead worker's backend gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// Takes over the backends of lost workers. Answers with their number.
+pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -> Result<u64, EngineError> {
+    let worker = shared.worker(0).await?.key;
+    let is_orphan = |row: &Watched| row.worker.is_none_or(|watcher| lost.contains(&watcher));
+    let mut adopted = 0;
+    for row in shared.store.live_backends().await?.into_iter().filter(is_orphan) {
+        let lives = lives(shared, &row).await;
+        let is_known = shared.backends.get(&row.agent).is_some_and(|backend| backend.warm().is_some());
+        let tends = is_known && shared.executing.executes() && !shared.draining.is_cancelled();
+        // One that lives, or of which that is not known, is left to somebody who can go on with it. Its host ends it when
+        // nobody comes.
+        if (lives && !tends) || !shared.store.watch_backend(row.key, row.worker, worker).await? {
+            continue;
+        }
+        adopted += 1;
+        METRICS.backends_adopted.inc();
+        tracing::warn!(backend.id = %row.id, agent = %row.agent, lives, "backend of a lost worker taken over");
+        if !tends {
+            write_off(shared, worker, row).await?;
+        }
+    }
+    Ok(adopted)
+}
+
+async fn lives(shared: &Shared, row: &Watched) -> bool {
+    let Some(host) = &row.host else { return false };
+    match reap::is_alive(&host.process) {
+        Liveness::Dead => false,
+        Liveness::Alive => true,
+        // Elsewhere its pid means nothing, but the lock of its spool does.
+        Liveness::Unknown => !shared.hosts.is_gone(host.started_for(row.id.into())).await,
+    }
+}
+
+/// Ends what is left of one, and stores that it is stopped.
+async fn write_off(shared: &Shared, worker: WorkerKey, row: Watched) -> Result<(), EngineError> {
+    let attempt = Attempt { run: row.id.into(), number: row.generation };
+    let process = row.host.as_ref().map(|host| host.process.clone());
+    let ended = reap::end(reap::Mark::up_to(attempt), process, GRACE).await;
+    METRICS.processes_ended.inc_by(u64::try_from(ended.ended).unwrap_or(u64::MAX));
+    if !ended.is_certain {
+        // The next sweep tries again.
+        return Ok(shared.store.leave_backend(row.key, worker).await?);
+    }
+    wipe(shared, attempt).await;
+    let stopped = Move {
+        worker,
+        from: row.state,
+        generation: row.generation,
+        to: BackendState::Stopped,
+        to_generation: row.generation,
+        reason: "its worker was lost, and its process has ended".to_owned(),
+        class: None,
+        restarts: row.restarts,
+        not_before: None,
+        is_healthy: false,
+        unless_busy: false,
+        unused_since: None,
+    };
+    shared.store.move_backend(row.key, stopped).await?;
+    Ok(())
+}

@@ -1,0 +1,525 @@
+//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`transition`] says what
+//! comes of it; the row is moved first, and then that is done.
+//!
+//! Always: it is out of the states that hold a process only when nothing of that is left, or the row says so no longer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::OptionFuture;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::super::{Shared, stderr};
+use crate::agent::Agent;
+use crate::backend::process::remove_temp_dir;
+use crate::backend::{Adoption, Backend, End, Reply, StartError, WarmStart, reap};
+use crate::config::OnShutdown;
+use crate::failure::ErrorClass;
+use crate::lease::WorkerKey;
+use crate::metrics::METRICS;
+use crate::run::{Attempt, Cause, ExitReport};
+use crate::store::StoreError;
+use crate::store::backend::{Move, Watched};
+use crate::warm::{BackendEvent, BackendState, Care, Circumstances, Effect, Transition, recent, transition};
+use crate::workspace::Workspace;
+
+/// A host is started at once, or not at all.
+const START_WITHIN: Duration = Duration::from_secs(60);
+/// A host confirms the end of its process so soon after SIGKILL.
+const CONFIRM: Duration = Duration::from_secs(20);
+/// Between two tries to end what does not end.
+const END_AGAIN: Duration = Duration::from_secs(30);
+/// Between two tries of a write that failed, and how often when the engine closes.
+const WRITE_AGAIN: Duration = Duration::from_millis(250);
+const LAST_TRIES: u32 = 20;
+/// So much of what it wrote to stderr is part of the reason.
+const SHOWN_CHARS: usize = 300;
+
+/// What comes next in a life.
+enum Next {
+    /// Something happened.
+    Event(BackendEvent, String, Option<ErrorClass>),
+    /// Somebody else moved it, perhaps.
+    Look,
+    /// It goes on without us.
+    Leave,
+}
+
+impl Next {
+    fn event(event: BackendEvent, reason: impl Into<String>) -> Self {
+        Self::Event(event, reason.into(), None)
+    }
+}
+
+/// A backend of this worker.
+pub(super) struct Tended {
+    shared: Arc<Shared>,
+    worker: WorkerKey,
+    agent: Agent,
+    workspace: Workspace,
+    backend: Arc<dyn Backend>,
+    care: Care,
+    row: Watched,
+    /// The row as the supervisor saw it last; none when it is not this worker's any more.
+    rows: watch::Receiver<Option<Watched>>,
+    reply: Option<Reply>,
+    failures: u32,
+    hung_since: Option<Instant>,
+    probe_at: Instant,
+    ready_by: Instant,
+    /// Whether it was started by another worker.
+    is_adopted: bool,
+    /// Whether it was asked to end because the engine closes.
+    is_closing: bool,
+}
+
+impl Tended {
+    /// None when its agent or workspace is not configured here.
+    pub fn new(shared: Arc<Shared>, row: Watched, rows: watch::Receiver<Option<Watched>>) -> Option<Self> {
+        let worker = shared.worker.get()?.key;
+        let agent = shared.config.agents.get(&row.agent)?.clone();
+        let workspace = shared.config.workspaces.get(&row.workspace)?.clone();
+        let backend = shared.backends.get(&row.agent)?.clone();
+        let care = backend.warm()?.care();
+        let now = Instant::now();
+        Some(Self {
+            is_adopted: row.host.is_some(),
+            ready_by: now + care.ready_within,
+            shared,
+            worker,
+            agent,
+            workspace,
+            backend,
+            care,
+            row,
+            rows,
+            reply: None,
+            failures: 0,
+            hung_since: None,
+            probe_at: now,
+            is_closing: false,
+        })
+    }
+
+    /// Watches over it until it is stopped, or somebody else does.
+    pub async fn run(mut self) {
+        loop {
+            let next = match self.row.state {
+                BackendState::Stopped => break,
+                BackendState::Starting if self.reply.is_none() && self.row.host.is_none() => self.begin().await,
+                BackendState::Starting | BackendState::Running => self.watch().await,
+                BackendState::Restarting => self.pause().await,
+                BackendState::Crashed | BackendState::Stopping => self.end().await,
+            };
+            let goes_on = match next {
+                Next::Event(event, reason, class) => self.apply(event, reason, class).await,
+                Next::Look => self.look().await,
+                Next::Leave => false,
+            };
+            if !goes_on {
+                self.leave().await;
+                break;
+            }
+        }
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt { run: self.row.id.into(), number: self.row.generation }
+    }
+
+    /// Starts a process, under a host that is stored before anything of it runs.
+    async fn begin(&mut self) -> Next {
+        let Some(warm) = self.backend.warm() else { return Next::Leave };
+        let start = WarmStart {
+            attempt: self.attempt(),
+            workspace: self.row.workspace.clone(),
+            dir: self.workspace.dir.clone(),
+            session: self.row.session.clone(),
+            client: self.workspace.client,
+            alone: self.agent.keep_warm,
+        };
+        let not_started = |error: StartError| Next::Event(BackendEvent::NotStarted, error.message, error.class);
+        let (reply, endpoint) = match timeout(START_WITHIN, warm.start(start)).await {
+            Ok(Ok(started)) => started,
+            Ok(Err(error)) => return not_started(error),
+            Err(_) => return not_started("it could not be started in time".into()),
+        };
+        let (key, generation, host) = (self.row.key, self.row.generation, reply.host.clone());
+        let recorded =
+            self.insist(|store| store.record_backend(key, self.worker, generation, host.clone(), endpoint.clone()));
+        if recorded.await != Some(true) {
+            reply.control.leave();
+            // Nothing was started, and nothing will be.
+            let _ = reply.end.await;
+            return Next::Look;
+        }
+        reply.control.begin();
+        METRICS.backends_started.inc();
+        tracing::info!(backend.id = %self.row.id, agent = %self.row.agent, generation, "backend started");
+        (self.row.host, self.row.endpoint) = (reply.host.clone(), Some(endpoint));
+        self.reply = Some(reply);
+        (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now());
+        self.ready_by = Instant::now() + self.care.ready_within;
+        Next::event(BackendEvent::Started, "")
+    }
+
+    /// Watches a process until something happens to it.
+    async fn watch(&mut self) -> Next {
+        let Some(mut reply) = self.link().await else {
+            return Next::event(BackendEvent::Exited, "it was lost before it was started");
+        };
+        let end = match self.watch_link(&mut reply).await {
+            Ok(next) => {
+                self.reply = Some(reply);
+                return next;
+            }
+            Err(end) => end,
+        };
+        let crashed = |reason: String| Next::Event(BackendEvent::Exited, reason, Some(ErrorClass::Crashed));
+        let next = match end {
+            End::Exited(exit) | End::HostLost(exit) if exit.remaining > 0 => {
+                return self.confirm("it ended, and something of it survived that").await;
+            }
+            End::NotStarted(Some(error)) => Next::Event(BackendEvent::NotStarted, error.message, error.class),
+            End::NotStarted(None) => crashed("it was not started in time".to_owned()),
+            End::Exited(exit) => crashed(how_it_ended(&exit)),
+            End::HostLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
+            // Somebody else is connected to its host, or it could not be asked just now.
+            End::Left => {
+                sleep(WRITE_AGAIN).await;
+                return Next::Look;
+            }
+        };
+        self.shared.hosts.forget(self.attempt()).await;
+        next
+    }
+
+    /// The way to its process; none when it has none.
+    async fn link(&mut self) -> Option<Reply> {
+        if let Some(reply) = self.reply.take() {
+            return Some(reply);
+        }
+        let (warm, host) = (self.backend.warm()?, self.row.host.clone()?);
+        Some(warm.adopt(Adoption { attempt: self.attempt(), host, offset: 0 }).await)
+    }
+
+    /// How it ended, when it did.
+    async fn watch_link(&mut self, reply: &mut Reply) -> Result<Next, End> {
+        let (mut is_open, closed) = (true, self.shared.closed.clone());
+        loop {
+            let idle_at = (self.row.state == BackendState::Running && !self.row.is_busy).then(|| {
+                let unused = self.shared.store.clock().now().since(self.row.used_at);
+                Instant::now() + self.agent.keep_warm.saturating_sub(unused)
+            });
+            tokio::select! {
+                biased;
+                record = reply.records.recv(), if is_open => match record {
+                    Some(_) => {}
+                    // All is read: it has ended, or is about to.
+                    None => is_open = false,
+                },
+                end = &mut reply.end => return Err(end.unwrap_or(End::Left)),
+                () = closed.cancelled() => return Ok(self.close()),
+                _ = self.rows.changed() => {
+                    let seen = self.rows.borrow_and_update().clone();
+                    if let Some(next) = self.heed(seen) {
+                        return Ok(next);
+                    }
+                }
+                () = sleep_until(self.probe_at) => {
+                    if let Some(next) = self.probe().await {
+                        return Ok(next);
+                    }
+                }
+                Some(()) = OptionFuture::from(idle_at.map(sleep_until)) => {
+                    return Ok(Next::event(BackendEvent::IdleTimeout, "nobody used it for as long as it is kept warm"));
+                }
+            }
+        }
+    }
+
+    /// What the row says now, as others may have changed it.
+    fn heed(&mut self, seen: Option<Watched>) -> Option<Next> {
+        let Some(seen) = seen.filter(|seen| seen.state == self.row.state && seen.generation == self.row.generation)
+        else {
+            return Some(Next::Look);
+        };
+        let closes = seen.close_when_idle && !seen.is_busy;
+        (self.row.is_busy, self.row.close_when_idle, self.row.used_at) =
+            (seen.is_busy, seen.close_when_idle, seen.used_at);
+        closes.then(|| Next::event(BackendEvent::Stop, "it was asked to end, or its session was closed"))
+    }
+
+    async fn probe(&mut self) -> Option<Next> {
+        let (Some(warm), Some(endpoint)) = (self.backend.warm(), &self.row.endpoint) else { return Some(Next::Look) };
+        let probed = timeout(self.care.probe_within, warm.probe(endpoint)).await;
+        let is_ready = self.row.state == BackendState::Running;
+        let failure = match probed {
+            Ok(Ok(())) => {
+                (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now() + self.care.probe_every);
+                return Some(Next::event(BackendEvent::Healthy, "it answers"));
+            }
+            Ok(Err(reason)) => reason,
+            Err(_) => "it does not answer in time".to_owned(),
+        };
+        let now = Instant::now();
+        if !is_ready {
+            self.probe_at = now + self.care.probe_until_ready;
+            let hangs = now >= self.ready_by;
+            let reason = || format!("it did not answer after its start: {failure}");
+            return hangs.then(|| Next::Event(BackendEvent::Hung, reason(), Some(ErrorClass::Crashed)));
+        }
+        METRICS.probes_failed.inc();
+        self.failures += 1;
+        self.hung_since.get_or_insert(now);
+        self.probe_at = now + self.care.probe_again;
+        tracing::warn!(backend.id = %self.row.id, failures = self.failures, %failure, "a backend does not answer");
+        let hangs = self.failures >= self.care.failures;
+        hangs.then(|| Next::Event(BackendEvent::Hung, format!("it hung: {failure}"), Some(ErrorClass::Crashed)))
+    }
+
+    /// Waits until it may be started again.
+    async fn pause(&mut self) -> Next {
+        let now = self.shared.store.clock().now();
+        let left = self.row.not_before.map_or(Duration::ZERO, |at| at.since(now)).min(self.care.longest_pause);
+        let due = Instant::now() + left;
+        let closed = self.shared.closed.clone();
+        loop {
+            tokio::select! {
+                () = closed.cancelled() => return self.close(),
+                () = sleep_until(due) => return Next::event(BackendEvent::RetryDue, "it is started again"),
+                _ = self.rows.changed() => {
+                    let seen = self.rows.borrow_and_update().clone();
+                    if let Some(next) = self.heed(seen) {
+                        return next;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends its process, for sure.
+    async fn end(&mut self) -> Next {
+        if let Some(mut reply) = self.link().await {
+            reply.control.stop(Cause::Shutdown);
+            let asked = ended(&mut reply, self.agent.kill_grace + CONFIRM).await;
+            let end = match asked {
+                Some(end) => Some(end),
+                None => {
+                    reply.control.kill(Cause::Shutdown);
+                    ended(&mut reply, CONFIRM).await
+                }
+            };
+            match end {
+                Some(End::Exited(exit) | End::HostLost(exit)) if exit.remaining > 0 => {}
+                Some(End::Exited(_) | End::HostLost(_) | End::NotStarted(_)) => {
+                    self.shared.hosts.forget(self.attempt()).await;
+                    return Next::event(BackendEvent::Exited, "it was ended");
+                }
+                Some(End::Left) | None => {}
+            }
+            // Whoever took it over does not want us to end it.
+            if !self.look().await {
+                return Next::Leave;
+            }
+        }
+        self.confirm("it was ended").await
+    }
+
+    /// Ends what its host could not, or cannot any more.
+    async fn confirm(&mut self, reason: &str) -> Next {
+        let process = self.row.host.as_ref().map(|host| host.process.clone());
+        let ended = reap::end(reap::Mark::up_to(self.attempt()), process, self.agent.kill_grace).await;
+        if ended.is_certain {
+            wipe(&self.shared, self.attempt()).await;
+            return Next::Event(BackendEvent::Exited, reason.to_owned(), Some(ErrorClass::Crashed));
+        }
+        METRICS.backends_not_ended.inc();
+        let remaining = ended.remaining;
+        tracing::error!(backend.id = %self.row.id, remaining, "a backend could not be ended; trying again");
+        tokio::select! {
+            () = sleep(END_AGAIN) => Next::Look,
+            () = self.shared.closed.cancelled() => Next::Leave,
+        }
+    }
+
+    /// The engine closes.
+    fn close(&mut self) -> Next {
+        let is_guest = self.is_adopted && self.shared.executing.is_limited();
+        let leaves = self.shared.config.engine.on_shutdown == OnShutdown::Leave
+            || self.shared.leaving.is_cancelled()
+            || is_guest;
+        // One that is not idle has somebody else's turn on it.
+        if leaves || std::mem::replace(&mut self.is_closing, true) {
+            return Next::Leave;
+        }
+        Next::event(BackendEvent::Stop, "the engine that watched over it was stopped")
+    }
+
+    /// Moves it as an event says. False when somebody else watches over it.
+    async fn apply(&mut self, event: BackendEvent, reason: String, class: Option<ErrorClass>) -> bool {
+        let (state, generation) = (self.row.state, self.row.generation);
+        if !self.look().await {
+            return false;
+        }
+        if self.row.state != state {
+            // Somebody else was quicker, and what happened shows again.
+            return true;
+        }
+        let now = self.shared.store.clock().now();
+        let about = Circumstances {
+            now,
+            generation: self.row.generation,
+            restarts: &self.row.restarts,
+            not_before: self.row.not_before,
+            is_busy: self.row.is_busy,
+            hung_for: self.hung_since.map_or(Duration::ZERO, |since| since.elapsed()),
+            close_when_idle: self.row.close_when_idle,
+        };
+        let Transition::Move(to, effect) = transition(state, generation, event, &self.care, &about) else {
+            return true;
+        };
+        let mut restarts: Vec<_> = recent(&self.care, &self.row.restarts, now).collect();
+        let mut not_before = None;
+        match effect {
+            Effect::Pause(at) => {
+                restarts.push(now);
+                not_before = Some(at);
+            }
+            Effect::GiveUp(at) => not_before = Some(at),
+            Effect::None | Effect::Begin | Effect::End => {}
+        }
+        let has_ended = matches!(to, BackendState::Restarting | BackendState::Stopped);
+        let change = Move {
+            worker: self.worker,
+            from: state,
+            generation,
+            to,
+            to_generation: generation + i64::from(effect == Effect::Begin),
+            // Why it was to end is why it has ended.
+            reason: if state == BackendState::Stopping || (state == BackendState::Crashed && has_ended) {
+                self.row.reason.clone().unwrap_or(reason)
+            } else {
+                reason
+            },
+            class: class
+                .filter(|_| matches!(to, BackendState::Crashed | BackendState::Restarting) || not_before.is_some()),
+            restarts,
+            not_before,
+            is_healthy: event == BackendEvent::Healthy,
+            unless_busy: state == BackendState::Running && to == BackendState::Stopping,
+            unused_since: (event == BackendEvent::IdleTimeout).then(|| now - self.agent.keep_warm),
+        };
+        let (key, shown) = (self.row.key, change.reason.clone());
+        if self.insist(|store| store.move_backend(key, change.clone())).await == Some(true) && to != state {
+            self.tell(state, to, event, effect, &shown);
+        }
+        self.look().await
+    }
+
+    fn tell(&self, from: BackendState, to: BackendState, event: BackendEvent, effect: Effect, reason: &str) {
+        let crashed = matches!(from, BackendState::Starting | BackendState::Running)
+            && matches!(event, BackendEvent::Exited | BackendEvent::Hung | BackendEvent::NotStarted);
+        if crashed {
+            METRICS.backends_crashed.inc();
+        }
+        if from == BackendState::Restarting && effect == Effect::Begin {
+            METRICS.backends_restarted.inc();
+        }
+        if event == BackendEvent::IdleTimeout {
+            METRICS.backends_idled.inc();
+        }
+        let (id, agent, from, to) = (self.row.id, &self.row.agent, from.as_str(), to.as_str());
+        if crashed {
+            tracing::warn!(backend.id = %id, %agent, from, to, reason, "backend failed");
+        } else {
+            tracing::info!(backend.id = %id, %agent, from, to, reason, "backend moved");
+        }
+    }
+
+    /// Reads its row again. False when it is not this worker's any more.
+    async fn look(&mut self) -> bool {
+        let key = self.row.key;
+        let Some(live) = self.insist(|store| store.live_backends()).await else { return false };
+        match live.into_iter().find(|row| row.key == key) {
+            Some(row) if row.worker == Some(self.worker) => {
+                self.row = row;
+                true
+            }
+            Some(_) => false,
+            None => {
+                self.row.state = BackendState::Stopped;
+                true
+            }
+        }
+    }
+
+    /// Lets go of it, and leaves it to whoever sweeps next.
+    async fn leave(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply.control.leave();
+            drop(reply.records);
+            // It comes back at once.
+            let _ = timeout(CONFIRM, reply.end).await;
+        }
+        let (key, worker) = (self.row.key, self.worker);
+        if self.insist(|store| store.leave_backend(key, worker)).await.is_some() {
+            tracing::info!(backend.id = %self.row.id, "backend left to the next one who sweeps");
+        }
+    }
+
+    /// Asks the store until it answers. None when it fails for good, or the engine closes meanwhile.
+    async fn insist<'s, T, F>(&'s self, mut ask: impl FnMut(&'s crate::store::Store) -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut tries = 0;
+        loop {
+            match ask(&self.shared.store).await {
+                Ok(done) => return Some(done),
+                Err(error) if error.is_transient() && (tries < LAST_TRIES || !self.shared.closed.is_cancelled()) => {
+                    METRICS.writes_retried.inc();
+                    tries += 1;
+                    sleep(WRITE_AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::error!(backend.id = %self.row.id, %error, "failed to store what became of a backend");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Waits so long for its end.
+async fn ended(reply: &mut Reply, within: Duration) -> Option<End> {
+    let end = async {
+        let mut is_open = true;
+        loop {
+            tokio::select! {
+                biased;
+                record = reply.records.recv(), if is_open => is_open = record.is_some(),
+                end = &mut reply.end => return end.unwrap_or(End::Left),
+            }
+        }
+    };
+    timeout(within, end).await.ok()
+}
+
+fn how_it_ended(exit: &ExitReport) -> String {
+    let how = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("it ended with code {code}"),
+        (None, Some(signal)) => format!("it was ended by signal {signal}"),
+        (None, None) => "it ended".to_owned(),
+    };
+    let said = exit.stderr.as_deref().and_then(stderr::cause).map(|said| said.chars().take(SHOWN_CHARS).collect());
+    said.map_or(how.clone(), |said: String| format!("{how}: {said}"))
+}
+
+/// Removes what is left of a start in files.
+pub(super) async fn wipe(shared: &Shared, attempt: Attempt) {
+    shared.hosts.forget(attempt).await;
+    // It fails only when the runtime goes down.
+    let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
+}

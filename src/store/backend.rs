@@ -1,0 +1,132 @@
+//! The table `backends`: live agents that are kept warm, of all engine processes on the file.
+//!
+//! Always: at most one of a key lives, which an index holds; admission is counted in the transaction that makes one; a turn
+//! takes one that runs and an end that is asked for finds none busy, in one transaction each, so that one of the two comes
+//! first. A state changes only from the state and the generation that its watcher saw.
+//!
+//! Proof: `tests/backends.rs`.
+
+mod list;
+mod place;
+mod watch;
+
+use crate::clock::Timestamp;
+use crate::failure::ErrorClass;
+use crate::id::{AgentName, BackendId, SessionId, WorkspaceName};
+use crate::lease::{BackendKey, WorkerKey};
+use crate::store::StoreError;
+use crate::warm::BackendState;
+use crate::worker::{AgentHost, ProcessIdentity};
+
+pub use list::StopRequest;
+pub use place::{Place, Taken, Wanted};
+pub use watch::Move;
+
+/// A backend, as whoever watches over it sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Its row.
+    pub key: BackendKey,
+    /// Its id.
+    pub id: BackendId,
+    /// Its agent.
+    pub agent: AgentName,
+    /// Where it works.
+    pub workspace: WorkspaceName,
+    /// The session that it is kept for.
+    pub session: Option<SessionId>,
+    /// Where it is in its life.
+    pub state: BackendState,
+    /// Why it is there.
+    pub reason: Option<String>,
+    /// How often it was started.
+    pub generation: i64,
+    /// Who watches over it.
+    pub worker: Option<WorkerKey>,
+    /// The process that holds it, if one was begun.
+    pub host: Option<AgentHost>,
+    /// Where turns reach it.
+    pub endpoint: Option<String>,
+    /// Whether a turn is on it.
+    pub is_busy: bool,
+    /// Whether it ends as soon as none is.
+    pub close_when_idle: bool,
+    /// When it was restarted lately.
+    pub restarts: Vec<Timestamp>,
+    /// It is not started again before this.
+    pub not_before: Option<Timestamp>,
+    /// When a turn last began or ended on it.
+    pub used_at: Timestamp,
+}
+
+struct Row {
+    key: BackendKey,
+    id: String,
+    agent: String,
+    workspace: String,
+    session: Option<String>,
+    state: String,
+    reason: Option<String>,
+    generation: i64,
+    worker: Option<WorkerKey>,
+    process_host: Option<String>,
+    pid: Option<i64>,
+    pid_started_at: Option<i64>,
+    host_secret: Option<String>,
+    endpoint: Option<String>,
+    is_busy: bool,
+    close_when_idle: bool,
+    restarts: String,
+    not_before: Option<i64>,
+    used_at: i64,
+}
+
+impl TryFrom<Row> for Watched {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let process = row.process_host.zip(row.pid).zip(row.pid_started_at);
+        let process = process.map(|((host, pid), started_at_ticks)| ProcessIdentity {
+            host,
+            pid: i32::try_from(pid).unwrap_or_default(),
+            started_at_ticks,
+        });
+        let host = process.zip(row.host_secret);
+        Ok(Self {
+            key: row.key,
+            id: row.id.parse()?,
+            agent: row.agent.parse()?,
+            workspace: row.workspace.parse()?,
+            session: row.session.map(|id| id.parse()).transpose()?,
+            state: state_of(&row.state)?,
+            reason: row.reason,
+            generation: row.generation,
+            worker: row.worker,
+            host: host.map(|(process, secret)| AgentHost { process, attempt: row.generation, secret }),
+            endpoint: row.endpoint,
+            is_busy: row.is_busy,
+            close_when_idle: row.close_when_idle,
+            restarts: times_of(&row.restarts),
+            not_before: row.not_before.map(Timestamp::from_millis),
+            used_at: Timestamp::from_millis(row.used_at),
+        })
+    }
+}
+
+fn state_of(word: &str) -> Result<BackendState, StoreError> {
+    word.parse().map_err(|error: crate::warm::UnknownState| StoreError::Invalid(error.to_string()))
+}
+
+fn class_of(word: Option<String>) -> Result<Option<ErrorClass>, StoreError> {
+    let parsed = word.map(|word| word.parse()).transpose();
+    parsed.map_err(|error: crate::failure::UnknownClass| StoreError::Invalid(error.to_string()))
+}
+
+fn times_of(json: &str) -> Vec<Timestamp> {
+    let times: Vec<i64> = serde_json::from_str(json).unwrap_or_default();
+    times.into_iter().map(Timestamp::from_millis).collect()
+}
+
+fn json_of(times: &[Timestamp]) -> String {
+    serde_json::Value::from_iter(times.iter().map(|at| at.as_millis())).to_string()
+}

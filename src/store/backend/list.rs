@@ -1,0 +1,96 @@
+//! Backends as people see them, and asking for one to end.
+
+use crate::clock::Timestamp;
+use crate::id::BackendId;
+use crate::store::writer::Notice;
+use crate::store::{Store, StoreError};
+use crate::warm::Backend;
+
+use super::{class_of, state_of};
+
+/// What a request to end a backend came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopRequest {
+    /// There is no such backend.
+    Unknown,
+    /// A turn is on it, and it was not asked to wait for that.
+    Busy,
+    /// It ends as soon as no turn is on it, or has ended.
+    Asked,
+}
+
+impl Store {
+    /// The backends that live, then those that ended last; `limit` of them.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_backends(&self, limit: i64) -> Result<Vec<Backend>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.error_class, w.id AS "worker?",
+                   b.generation, b.pid, b.close_when_idle AS "close_when_idle: bool", b.created_at, b.started_at,
+                   b.healthy_at, b.used_at, b.not_before, b.stopped_at,
+                   (SELECT count(*) FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "running!: i64"
+               FROM backends b LEFT JOIN sessions s ON s.key = b.session_key LEFT JOIN workers w ON w.key = b.worker_key
+               WHERE b.key IN (SELECT key FROM backends INDEXED BY backends_live WHERE state <> 'stopped')
+                  OR b.key IN (SELECT key FROM backends ORDER BY key DESC LIMIT ?1 + 0)
+               ORDER BY (b.state = 'stopped'), b.key DESC LIMIT ?1 + 0"#,
+            limit
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(Backend {
+                    id: row.id.parse()?,
+                    agent: row.agent.parse()?,
+                    workspace: row.workspace.parse()?,
+                    session_id: row.session.map(|id| id.parse()).transpose()?,
+                    state: state_of(&row.state)?,
+                    reason: row.reason,
+                    error_class: class_of(row.error_class)?,
+                    worker: row.worker,
+                    generation: row.generation,
+                    pid: row.pid,
+                    running: row.running,
+                    close_when_idle: row.close_when_idle,
+                    created_at: Timestamp::from_millis(row.created_at),
+                    started_at: row.started_at.map(Timestamp::from_millis),
+                    healthy_at: row.healthy_at.map(Timestamp::from_millis),
+                    used_at: Timestamp::from_millis(row.used_at),
+                    not_before: row.not_before.map(Timestamp::from_millis),
+                    stopped_at: row.stopped_at.map(Timestamp::from_millis),
+                })
+            })
+            .collect()
+    }
+
+    /// Asks for a backend to end: as soon as no turn is on it. With `force` also when one is now.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn stop_backend(&self, id: BackendId, force: bool) -> Result<StopRequest, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let id = id.to_string();
+                let found = sqlx::query!(
+                    r#"SELECT key AS "key!", EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = backends.key
+                           AND r.status = 'running') AS "is_busy!: bool" FROM backends WHERE id = ?1"#,
+                    id
+                );
+                let Some(found) = found.fetch_optional(&mut *tx.conn).await? else { return Ok(StopRequest::Unknown) };
+                if found.is_busy && !force {
+                    return Ok(StopRequest::Busy);
+                }
+                sqlx::query!(
+                    "UPDATE backends SET close_when_idle = 1 WHERE key = ?1 AND state <> 'stopped'",
+                    found.key
+                )
+                .execute(&mut *tx.conn)
+                .await?;
+                tx.notices.push(Notice::Backends);
+                Ok(StopRequest::Asked)
+            })
+        })
+        .await
+    }
+}

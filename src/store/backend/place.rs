@@ -1,0 +1,233 @@
+//! A turn finds its backend: takes the one that runs, waits for the one that will, or makes one if there is room.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::failure::ErrorClass;
+use crate::id::{AgentName, BackendId, WorkspaceName};
+use crate::lease::{BackendKey, Lease, SessionKey, WorkerKey};
+use crate::store::writer::{Notice, Tx};
+use crate::store::{Store, StoreError};
+use crate::warm::BackendState;
+
+use super::{class_of, state_of};
+
+/// One that just came to run is not closed for another one before whoever waits for it could take it.
+const SPARED_FOR: Duration = Duration::from_millis(500);
+
+/// What a turn needs.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The run.
+    pub lease: Lease,
+    /// Its agent.
+    pub agent: AgentName,
+    /// Where it works.
+    pub workspace: WorkspaceName,
+    /// Its session, unless the backend is shared.
+    pub session: Option<SessionKey>,
+    /// Who watches over one that has to be made.
+    pub worker: WorkerKey,
+    /// The most that may live.
+    pub most: u32,
+    /// The one that was waited for so far.
+    pub awaited: Option<BackendId>,
+}
+
+/// The backend that a turn is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Its row.
+    pub key: BackendKey,
+    /// Which start of it.
+    pub generation: i64,
+    /// Where it is reached.
+    pub endpoint: String,
+}
+
+/// What came of looking for a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The turn is on it.
+    Taken(Taken),
+    /// It will run, or end; then it is looked for again.
+    Awaited(BackendId),
+    /// As many live as may: one is being closed, or all are needed.
+    Full {
+        /// Whether this look closed one.
+        evicted: bool,
+    },
+    /// It was given up, and is not started before a time.
+    GivenUp {
+        /// Why, for people.
+        reason: String,
+        /// What kind of failure that is.
+        class: Option<ErrorClass>,
+        /// When it may be started again.
+        until: Timestamp,
+    },
+    /// The run is somebody else's.
+    LeaseLost,
+}
+
+struct Live {
+    key: BackendKey,
+    id: String,
+    state: String,
+    generation: i64,
+    endpoint: Option<String>,
+    close_when_idle: bool,
+}
+
+struct Before {
+    id: String,
+    reason: Option<String>,
+    error_class: Option<String>,
+    restarts: String,
+    not_before: Option<i64>,
+}
+
+impl Store {
+    /// Takes the backend of a turn, or makes it.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn take_backend(&self, wanted: Wanted) -> Result<Place, StoreError> {
+        self.write(move |tx| {
+            let wanted = wanted.clone();
+            Box::pin(async move { take(tx, &wanted).await })
+        })
+        .await
+    }
+
+    /// Whether a turn that waits for a backend has nothing to do yet: it lives, and does not run.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn is_backend_awaited(&self, id: BackendId) -> Result<bool, StoreError> {
+        let id = id.to_string();
+        let awaited = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM backends WHERE id = ?1 AND state NOT IN ('stopped', 'running')) AS "awaited!: bool""#,
+            id
+        );
+        Ok(awaited.fetch_one(&self.readers).await?)
+    }
+}
+
+async fn take(tx: &mut Tx<'_>, wanted: &Wanted) -> Result<Place, StoreError> {
+    let (agent, workspace, session) = (wanted.agent.as_str(), wanted.workspace.as_str(), wanted.session.unwrap_or(0));
+    let live = sqlx::query_as!(
+        Live,
+        r#"SELECT key, id, state, generation, endpoint, close_when_idle AS "close_when_idle: bool" FROM backends
+           WHERE agent = ?1 AND workspace = ?2 AND coalesce(session_key, 0) = ?3 AND state <> 'stopped'"#,
+        agent,
+        workspace,
+        session
+    );
+    if let Some(live) = live.fetch_optional(&mut *tx.conn).await? {
+        let runs = state_of(&live.state)? == BackendState::Running && !live.close_when_idle;
+        return match live.endpoint.filter(|_| runs) {
+            Some(endpoint) => go_on(tx, wanted.lease, live.key, live.generation, endpoint).await,
+            None => Ok(Place::Awaited(live.id.parse()?)),
+        };
+    }
+    let before = sqlx::query_as!(
+        Before,
+        "SELECT id, reason, error_class, restarts, not_before FROM backends
+         WHERE agent = ?1 AND workspace = ?2 AND coalesce(session_key, 0) = ?3 ORDER BY key DESC LIMIT 1",
+        agent,
+        workspace,
+        session
+    );
+    let before = before.fetch_optional(&mut *tx.conn).await?;
+    if let Some(before) = &before
+        && let Some(until) = before.not_before.map(Timestamp::from_millis)
+        && (tx.now < until || wanted.awaited.map(|id| id.to_string()).as_ref() == Some(&before.id))
+    {
+        let reason = before.reason.clone().unwrap_or_else(|| "it was given up".to_owned());
+        return Ok(Place::GivenUp { reason, class: class_of(before.error_class.clone())?, until });
+    }
+    if let Some(full) = find_room(tx, wanted.most).await? {
+        return Ok(full);
+    }
+    let restarts = before.map_or_else(|| "[]".to_owned(), |before| before.restarts);
+    create(tx, wanted, &restarts).await
+}
+
+/// Puts the turn on a backend that runs.
+async fn go_on(
+    tx: &mut Tx<'_>,
+    lease: Lease,
+    key: BackendKey,
+    generation: i64,
+    endpoint: String,
+) -> Result<Place, StoreError> {
+    let taken = sqlx::query!(
+        "UPDATE runs SET backend_key = ?3 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+        lease.run,
+        lease.token,
+        key
+    );
+    if taken.execute(&mut *tx.conn).await?.rows_affected() == 0 {
+        return Ok(Place::LeaseLost);
+    }
+    let now = tx.now.as_millis();
+    sqlx::query!("UPDATE backends SET used_at = ?2 WHERE key = ?1", key, now).execute(&mut *tx.conn).await?;
+    tx.notices.push(Notice::Backends);
+    Ok(Place::Taken(Taken { key, generation, endpoint }))
+}
+
+/// None when one more may live. Otherwise the one that was not used for longest is closed, if nobody needs it; one at a time,
+/// so that no more are closed than have to be.
+async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreError> {
+    let count = sqlx::query!(
+        r#"SELECT count(*) AS "live!: i64", coalesce(sum(state = 'stopping'), 0) AS "stopping!: i64"
+           FROM backends INDEXED BY backends_live WHERE state <> 'stopped'"#
+    );
+    let count = count.fetch_one(&mut *tx.conn).await?;
+    if count.live < i64::from(most) {
+        return Ok(None);
+    }
+    if count.live - count.stopping < i64::from(most) {
+        return Ok(Some(Place::Full { evicted: false }));
+    }
+    let (now, spared) = (tx.now.as_millis(), (tx.now - SPARED_FOR).as_millis());
+    let evicted = sqlx::query!(
+        "UPDATE backends SET state = iif(state = 'restarting', 'stopped', 'stopping'),
+             stopped_at = iif(state = 'restarting', ?1, NULL),
+             reason = 'closed to make room: it was not used for longest'
+         WHERE key = (SELECT b.key FROM backends b INDEXED BY backends_live
+             WHERE b.state <> 'stopped' AND b.state IN ('running', 'restarting') AND b.used_at <= ?2
+               AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running')
+             ORDER BY b.used_at LIMIT 1)",
+        now,
+        spared
+    );
+    let evicted = evicted.execute(&mut *tx.conn).await?.rows_affected() > 0;
+    if evicted {
+        tx.notices.push(Notice::Backends);
+    }
+    Ok(Some(Place::Full { evicted }))
+}
+
+async fn create(tx: &mut Tx<'_>, wanted: &Wanted, restarts: &str) -> Result<Place, StoreError> {
+    let id = BackendId::generate();
+    let (text, now) = (id.to_string(), tx.now.as_millis());
+    let (agent, workspace) = (wanted.agent.as_str(), wanted.workspace.as_str());
+    sqlx::query!(
+        "INSERT INTO backends (id, agent, workspace, session_key, state, reason, worker_key, generation, restarts,
+             created_at, started_at, used_at)
+         VALUES (?1, ?2, ?3, ?4, 'starting', 'a turn needs it', ?5, 1, ?6, ?7, ?7, ?7)",
+        text,
+        agent,
+        workspace,
+        wanted.session,
+        wanted.worker,
+        restarts,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    tx.notices.push(Notice::Backends);
+    Ok(Place::Awaited(id))
+}

@@ -1,0 +1,216 @@
+//! What whoever watches over a backend stores of it: its process, its moves, and who watches on.
+
+use crate::clock::Timestamp;
+use crate::failure::ErrorClass;
+use crate::lease::{BackendKey, WorkerKey};
+use crate::store::writer::Notice;
+use crate::store::{Store, StoreError};
+use crate::warm::BackendState;
+use crate::worker::AgentHost;
+
+use super::{Row, Watched, json_of};
+
+/// A change of state, from what was seen.
+#[derive(Debug, Clone)]
+pub struct Move {
+    /// Who watches over it.
+    pub worker: WorkerKey,
+    /// The state that it was in.
+    pub from: BackendState,
+    /// The start that it was in.
+    pub generation: i64,
+    /// The state that it is in from now on.
+    pub to: BackendState,
+    /// The start that it is in from now on.
+    pub to_generation: i64,
+    /// Why, for people.
+    pub reason: String,
+    /// What kind of failure it was given up for.
+    pub class: Option<ErrorClass>,
+    /// When it was restarted lately.
+    pub restarts: Vec<Timestamp>,
+    /// When it may be started again.
+    pub not_before: Option<Timestamp>,
+    /// It has answered.
+    pub is_healthy: bool,
+    /// Only when no turn is on it.
+    pub unless_busy: bool,
+    /// Only when no turn began or ended on it since.
+    pub unused_since: Option<Timestamp>,
+}
+
+impl Store {
+    /// Moves a backend. False when it is not in the state that was seen any more, or its watcher another, or when a turn is
+    /// on it that must not be.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn move_backend(&self, key: BackendKey, change: Move) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            let change = change.clone();
+            Box::pin(async move {
+                let (from, to, class) =
+                    (change.from.as_str(), change.to.as_str(), change.class.map(ErrorClass::as_str));
+                let (restarts, now) = (json_of(&change.restarts), tx.now.as_millis());
+                let not_before = change.not_before.map(Timestamp::as_millis);
+                let unused_since = change.unused_since.map(Timestamp::as_millis);
+                let no_process = change.to_generation != change.generation
+                    || matches!(change.to, BackendState::Stopped | BackendState::Restarting);
+                let moved = sqlx::query!(
+                    "UPDATE backends SET state = ?5, generation = ?6, reason = iif(state = ?5, reason, ?7),
+                         error_class = ?8, restarts = ?9, not_before = ?10,
+                         healthy_at = iif(?11, ?12, healthy_at),
+                         used_at = iif(state = 'starting' AND ?5 = 'running', ?12, used_at),
+                         started_at = iif(generation = ?6, started_at, ?12),
+                         stopped_at = iif(?5 = 'stopped', ?12, NULL),
+                         process_host = iif(?13, NULL, process_host), pid = iif(?13, NULL, pid),
+                         pid_started_at = iif(?13, NULL, pid_started_at), host_secret = iif(?13, NULL, host_secret),
+                         endpoint = iif(?13, NULL, endpoint)
+                     WHERE key = ?1 AND worker_key = ?2 AND state = ?3 AND generation = ?4
+                       AND (?14 IS NULL OR used_at <= ?14)
+                       AND NOT (?15 AND EXISTS (SELECT 1 FROM runs WHERE backend_key = ?1 AND status = 'running'))",
+                    key,
+                    change.worker,
+                    from,
+                    change.generation,
+                    to,
+                    change.to_generation,
+                    change.reason,
+                    class,
+                    restarts,
+                    not_before,
+                    change.is_healthy,
+                    now,
+                    no_process,
+                    unused_since,
+                    change.unless_busy
+                );
+                let moved = moved.execute(&mut *tx.conn).await?.rows_affected() == 1;
+                tx.notices.push(Notice::Backends);
+                Ok(moved)
+            })
+        })
+        .await
+    }
+
+    /// Stores which process holds a backend, and where turns reach it, before anything of it runs. False when it is not to
+    /// be started any more.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn record_backend(
+        &self,
+        key: BackendKey,
+        worker: WorkerKey,
+        generation: i64,
+        host: Option<AgentHost>,
+        endpoint: String,
+    ) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            let (host, endpoint) = (host.clone(), endpoint.clone());
+            Box::pin(async move {
+                let (process, secret) = host.map(|host| (host.process, host.secret)).unzip();
+                let pid = process.as_ref().map(|process| process.pid);
+                let started_at = process.as_ref().map(|process| process.started_at_ticks);
+                let process_host = process.map(|process| process.host);
+                let recorded = sqlx::query!(
+                    "UPDATE backends SET pid = ?4, pid_started_at = ?5, process_host = ?6, host_secret = ?7, endpoint = ?8
+                     WHERE key = ?1 AND worker_key = ?2 AND generation = ?3 AND state = 'starting'",
+                    key,
+                    worker,
+                    generation,
+                    pid,
+                    started_at,
+                    process_host,
+                    secret,
+                    endpoint
+                );
+                Ok(recorded.execute(&mut *tx.conn).await?.rows_affected() == 1)
+            })
+        })
+        .await
+    }
+
+    /// The backends that live, whoever watches over them.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn live_backends(&self) -> Result<Vec<Watched>, StoreError> {
+        let rows = sqlx::query_as!(
+            Row,
+            r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
+                   b.process_host, b.pid, b.pid_started_at, b.host_secret, b.endpoint,
+                   EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "is_busy!: bool",
+                   b.close_when_idle AS "close_when_idle: bool", b.restarts, b.not_before, b.used_at
+               FROM backends b INDEXED BY backends_live LEFT JOIN sessions s ON s.key = b.session_key
+               WHERE b.state <> 'stopped' ORDER BY b.used_at"#
+        );
+        rows.fetch_all(&self.readers).await?.into_iter().map(Watched::try_from).collect()
+    }
+
+    /// Watches over a backend from now on, unless somebody else does: `before` did, or nobody.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn watch_backend(
+        &self,
+        key: BackendKey,
+        before: Option<WorkerKey>,
+        worker: WorkerKey,
+    ) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let watch = sqlx::query!(
+                    "UPDATE backends SET worker_key = ?3 WHERE key = ?1 AND worker_key IS ?2 AND state <> 'stopped'",
+                    key,
+                    before,
+                    worker
+                );
+                tx.notices.push(Notice::Backends);
+                Ok(watch.execute(&mut *tx.conn).await?.rows_affected() == 1)
+            })
+        })
+        .await
+    }
+
+    /// Leaves the backends of a worker to whoever sweeps next.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn leave_backend(&self, key: BackendKey, worker: WorkerKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let leave = sqlx::query!(
+                    "UPDATE backends SET worker_key = NULL WHERE key = ?1 AND worker_key = ?2",
+                    key,
+                    worker
+                );
+                leave.execute(&mut *tx.conn).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Whether the start of a backend that a turn was on is over, and the turn may be tried again: this was its first try.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn is_first_try(&self, run: crate::lease::RunKey) -> Result<bool, StoreError> {
+        let first = sqlx::query_scalar!(r#"SELECT attempts = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
+        Ok(first.fetch_one(&self.readers).await?)
+    }
+
+    /// Whether a backend still runs under this start.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn is_backend_running(&self, key: BackendKey, generation: i64) -> Result<bool, StoreError> {
+        let runs = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM backends WHERE key = ?1 AND generation = ?2 AND state = 'running') AS "runs!: bool""#,
+            key,
+            generation
+        );
+        Ok(runs.fetch_one(&self.readers).await?)
+    }
+}

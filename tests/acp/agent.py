@@ -1,0 +1,171 @@
+"""An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
+
+STUB_CAN names what it can do (load resume resume-fails close modes auth images); STUB_STORE is the file with its sessions,
+STUB_LOG gets every line that it is sent.
+"""
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+CAN = os.environ.get("STUB_CAN", "").split()
+STORE, LOG = os.environ["STUB_STORE"], os.environ["STUB_LOG"]
+OUT = threading.Lock()
+sessions, cancelled, answers, answered = {}, {}, {}, threading.Condition()
+MODES = {"currentModeId": "ask", "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]}
+
+
+def write(line):
+    with OUT:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def send(**message):
+    write(json.dumps({"jsonrpc": "2.0", **message}))
+
+
+def update(session, kind, **fields):
+    send(method="session/update", params={"sessionId": session, "update": {"sessionUpdate": kind, **fields}})
+
+
+def say(session, text):
+    update(session, "agent_message_chunk", content={"type": "text", "text": text})
+
+
+def ask(id, method, **params):
+    """Asks the client, and waits for its answer."""
+    send(id=id, method=method, params=params)
+    with answered:
+        answered.wait_for(lambda: json.dumps(id) in answers)
+        return answers.pop(json.dumps(id))
+
+
+def told(answer):
+    return json.dumps(answer.get("result", {"error": answer.get("error", {}).get("code")}), sort_keys=True)
+
+
+def permission(session, id, number=1):
+    call = {"toolCallId": f"c{number}", "title": "touch a", "kind": "execute", "rawInput": {"command": "touch a"}}
+    options = [{"optionId": "yes", "name": "Yes", "kind": "allow_once"}, {"optionId": "no", "name": "No", "kind": "reject_once"}]
+    return ask(id, "session/request_permission", sessionId=session, toolCall=call, options=options)
+
+
+def turn(id, session, blocks):
+    text = blocks[0]["text"]
+    sessions[session].append(text)
+    json.dump(sessions, open(STORE, "w"))
+    word, _, rest = text.partition(" ")
+    stop = "end_turn"
+    if word == "say":
+        say(session, rest)
+    elif word == "blocks":
+        say(session, json.dumps(blocks[1:], sort_keys=True))
+    elif word == "history":
+        say(session, " | ".join(sessions[session][:-1]))
+    elif word == "wait":
+        say(session, "waiting")
+        cancelled[session].wait()
+        say(session, "stopping")
+        stop = "cancelled"
+    elif word == "meet":
+        # Two turns at once, or none.
+        open(rest.split()[0], "w").close()
+        while not os.path.exists(rest.split()[1]):
+            time.sleep(0.01)
+        say(session, "met")
+    elif word == "hang":
+        say(session, "hanging")
+        return
+    elif word == "crash":
+        say(session, "crashing")
+        print("out of luck", file=sys.stderr, flush=True)
+        os._exit(3)
+    elif word == "big":
+        say(session, "x" * int(rest))
+    elif word == "garbage":
+        write("no JSON")
+        write('{"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": 5}}')
+        write('{"cut')
+        say(session, "still here")
+    elif word == "permission":
+        say(session, told(permission(session, json.loads(rest))))
+        stop = "cancelled" if cancelled[session].is_set() else stop
+    elif word == "permissions":
+        asking = [threading.Thread(target=permission, args=(session, number, number)) for number in range(2)]
+        [thread.start() for thread in asking]
+        [thread.join() for thread in asking]
+        stop = "cancelled"
+    elif word == "ask":
+        method, params = json.loads(rest)
+        say(session, told(ask("a", method, sessionId=session, **params)))
+    elif word == "terminal":
+        id_of = ask("t", "terminal/create", sessionId=session, command="sh", args=["-c", rest])["result"]["terminalId"]
+        exited = ask("u", "terminal/wait_for_exit", sessionId=session, terminalId=id_of)
+        say(session, told(exited) + told(ask("v", "terminal/output", sessionId=session, terminalId=id_of)))
+    elif word == "forget":
+        # A tool that goes on by itself.
+        tool = subprocess.Popen(["tail", "-f", "/dev/null"], start_new_session=True, stdin=subprocess.DEVNULL)
+        say(session, f"tool {tool.pid}.")
+        cancelled[session].wait()
+        stop = "cancelled"
+    elif word == "late":
+        say(session, "in time")
+        send(id=id, result={"stopReason": stop})
+        say(session, "too late")
+        update(session, "session_info_update", title="A late title")
+        return
+    elif word == "cost":
+        update(session, "usage_update", used=1, size=2, cost={"amount": float(rest), "currency": "USD"})
+    send(id=id, result={"stopReason": stop})
+
+
+def opened(id, session, **more):
+    cancelled[session] = threading.Event()
+    send(id=id, result={**more, **({"modes": MODES} if "modes" in CAN else {})})
+
+
+def request(id, method, params):
+    session = params.get("sessionId")
+    if method == "initialize":
+        can = {"loadSession": "load" in CAN, "promptCapabilities": {"image": "images" in CAN}, "sessionCapabilities": {}}
+        can["sessionCapabilities"] = {name: {} for name in ("resume", "close") if name in CAN}
+        send(id=id, result={"protocolVersion": 1, "agentCapabilities": can})
+    elif method == "session/new" and "auth" in CAN:
+        send(id=id, error={"code": -32000, "message": "Authentication required"})
+    elif method == "session/new":
+        session = f"s{len(sessions)}-{os.getpid()}"
+        sessions[session] = []
+        update(session, "session_info_update", title="An early title")
+        opened(id, session, sessionId=session)
+    elif method == "session/resume" and "resume-fails" in CAN or session not in sessions:
+        send(id=id, error={"code": -32002, "message": "no such session"})
+    elif method in ("session/load", "session/resume"):
+        if method == "session/load":
+            for text in sessions[session]:
+                update(session, "user_message_chunk", content={"type": "text", "text": text})
+                say(session, "told again")
+        opened(id, session)
+    elif method == "session/prompt":
+        cancelled[session].clear()
+        threading.Thread(target=turn, args=(id, session, params["prompt"]), daemon=True).start()
+    else:
+        send(id=id, result={})
+
+
+if os.path.exists(STORE):
+    sessions = json.load(open(STORE))
+for line in sys.stdin:
+    with open(LOG, "a") as log:
+        log.write(line)
+    message = json.loads(line)
+    if message.get("method") == "session/cancel":
+        cancelled[message["params"]["sessionId"]].set()
+    elif "method" in message and "id" in message:
+        request(message["id"], message["method"], message["params"])
+    elif "id" in message:
+        with answered:
+            answers[json.dumps(message["id"])] = message
+            answered.notify_all()

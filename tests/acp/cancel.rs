@@ -1,0 +1,70 @@
+//! How a turn is ended before its end.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::scene::{Scene, within};
+
+#[tokio::test]
+async fn what_the_agent_asks_is_taken_back_when_its_turn_is_cancelled() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("permissions", json!({})).await;
+    relay.until("request_permission").await;
+    relay.until("request_permission").await;
+    relay.cancel().await;
+    let turn = relay.end().await;
+    assert_eq!((turn.stop_reason(), turn.code), (Some("cancelled"), Some(0)));
+    assert!(turn.own("cancelling").is_object());
+    assert_eq!(scene.sent("session/cancel").len(), 1);
+}
+
+#[tokio::test]
+async fn a_turn_whose_relay_is_killed_is_cancelled() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("wait", json!({})).await;
+    let session = relay.until("mainstay").await["id"].as_str().unwrap().to_owned();
+    relay.until("waiting").await;
+    relay.kill().await;
+    // The session is free again once the agent has confirmed it.
+    let turn = within(async {
+        loop {
+            let turn = scene.turn("history", Some(&session)).await;
+            if !turn.said.iter().any(|line| line["mainstay"] == "error") {
+                return turn;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let turn = turn.await;
+    assert_eq!((turn.text().as_str(), turn.session().1.as_str()), ("wait", "reused"));
+    assert_eq!(scene.sent("session/cancel").len(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_end_a_cancelled_turn_is_ended() {
+    let mut scene = Scene::new("load").await;
+    let mut relay = scene.relay("hang", json!({})).await;
+    relay.until("hanging").await;
+    relay.cancel().await;
+    let turn = relay.end().await;
+    assert_eq!((turn.stop_reason(), turn.said.last()), (None, Some(&json!({"mainstay": "ended"}))));
+    let (code, stderr) = scene.ended().await;
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("did not end a cancelled turn"), "{stderr}");
+    scene.start().await;
+    assert_eq!(scene.turn("history", Some(&turn.session().0)).await.text(), "hang");
+}
+
+#[tokio::test]
+async fn a_tool_that_a_cancelled_turn_left_running_is_ended() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("forget", json!({})).await;
+    relay.until("tool ").await;
+    relay.cancel().await;
+    let turn = relay.end().await;
+    let pid = turn.text().trim_start_matches("tool ").trim_end_matches('.').to_owned();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| ") Z".to_owned());
+    assert!(stat.contains(") Z"), "{stat}");
+    assert_eq!(scene.turn("say two", Some(&turn.session().0)).await.text(), "two");
+}

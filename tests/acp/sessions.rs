@@ -1,0 +1,154 @@
+//! How a turn comes by a session of the agent, and what the agent is told of it.
+
+use serde_json::json;
+
+use crate::scene::Scene;
+
+fn is(session: &(String, String), id: &str, origin: &str) -> bool {
+    session.0 == id && session.1 == origin
+}
+
+#[tokio::test]
+async fn a_live_session_is_used_again_and_nothing_else() {
+    let scene = Scene::new("load resume").await;
+    let first = scene.turn("say one", None).await;
+    let (id, origin) = first.session();
+    assert_eq!((origin.as_str(), first.text().as_str(), first.code), ("new", "one", Some(0)));
+    assert_eq!(first.stop_reason(), Some("end_turn"));
+    assert_eq!(first.said.last(), Some(&json!({"mainstay": "ended"})));
+    let second = scene.turn("history", Some(&id)).await;
+    assert!(is(&second.session(), &id, "reused"));
+    assert_eq!(second.text(), "say one");
+    assert_eq!(scene.sent("session/new"), [json!({"cwd": scene.work(), "mcpServers": []})]);
+    assert!(scene.sent("session/load").is_empty() && scene.sent("session/resume").is_empty());
+}
+
+#[tokio::test]
+async fn after_the_bridge_was_killed_a_session_is_resumed_or_loaded_without_its_past() {
+    for (can, origin) in [("load resume", "resumed"), ("load", "loaded"), ("load resume resume-fails", "loaded")] {
+        let mut scene = Scene::new(can).await;
+        let (id, _) = scene.turn("say one", None).await.session();
+        scene.end("-KILL").await;
+        scene.start().await;
+        let turn = scene.turn("history", Some(&id)).await;
+        assert!(is(&turn.session(), &id, origin), "{can}: {turn:#?}");
+        assert_eq!(turn.text(), "say one", "{can}");
+        assert!(turn.own("session")["cost_before"].is_null());
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_lost_gets_a_new_one_in_its_place() {
+    for can in ["", "load", "resume", "load resume"] {
+        let scene = Scene::new(can).await;
+        let turn = scene.turn("say one", Some("lost")).await;
+        let (id, origin) = turn.session();
+        assert!(id != "lost" && origin == "new" && turn.text() == "one", "{can}: {turn:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_begins_anew_is_closed_and_so_is_one_for_a_single_turn() {
+    let scene = Scene::new("close").await;
+    let (old, _) = scene.turn("say one", None).await.session();
+    let (new, origin) = scene.turn("say two", None).await.session();
+    assert!(old != new && origin == "new");
+    assert_eq!(scene.sent("session/close"), [json!({"sessionId": old})]);
+    let turn = scene.relay("say three", json!({"session": "other", "oneshot": true})).await.end().await;
+    assert_eq!(scene.sent("session/close").last(), Some(&json!({"sessionId": turn.session().0})));
+}
+
+#[tokio::test]
+async fn what_was_said_while_nobody_listened_is_no_text_of_the_next_turn() {
+    let scene = Scene::new("").await;
+    let first = scene.turn("late", None).await;
+    assert_eq!(first.text(), "in time");
+    let (id, _) = first.session();
+    let second = scene.turn("say two", Some(&id)).await;
+    assert_eq!(second.text(), "two");
+    let titles = [&first, &second].map(|turn| turn.said.iter().any(|line| line.to_string().contains("early title")));
+    assert_eq!(titles, [true, false]);
+    assert!(second.said.iter().any(|line| line["params"]["update"]["title"] == "A late title"));
+}
+
+#[tokio::test]
+async fn a_turn_knows_what_its_session_had_cost_before() {
+    let scene = Scene::new("").await;
+    let first = scene.turn("cost 0.5", None).await;
+    let second = scene.turn("cost 0.75", Some(&first.session().0)).await;
+    let before = [&first, &second].map(|turn| turn.own("session")["cost_before"].clone());
+    assert_eq!(before, [json!(0.0), json!(0.5)]);
+}
+
+#[tokio::test]
+async fn options_are_told_when_they_are_offered_and_new() {
+    let mut scene = Scene::new("load modes").await;
+    let wanted = |mode: &str| json!({"options": {"mode": mode, "model": "no such option"}});
+    let first = scene.relay("say one", wanted("plan")).await.end().await;
+    let (id, _) = first.session();
+    assert_eq!(first.own("session")["modes"]["currentModeId"], "plan");
+    let set = json!({"sessionId": id, "modeId": "plan"});
+    assert_eq!(scene.sent("session/set_mode"), [set.clone()]);
+    let mut again = wanted("plan");
+    again["agent_session"] = json!(id);
+    scene.relay("say two", again.clone()).await.end().await;
+    assert_eq!(scene.sent("session/set_mode").len(), 1);
+    scene.end("-KILL").await;
+    scene.start().await;
+    scene.relay("say three", again.clone()).await.end().await;
+    assert_eq!(scene.sent("session/set_mode"), [set.clone(), set]);
+    again["options"] = json!({"mode": "of another agent"});
+    scene.relay("say four", again).await.end().await;
+    assert_eq!(scene.sent("session/set_mode").len(), 2);
+    assert!(scene.sent("session/set_config_option").is_empty());
+}
+
+#[tokio::test]
+async fn files_are_given_to_agents_that_take_them_and_refused_for_others() {
+    let files = json!({"attachments": [
+        {"media_type": "image/png", "filename": "a.png", "url": "data:image/png;base64,aGk="},
+        {"media_type": "text/plain", "filename": "b.txt", "url": "https://example.org/b.txt"},
+    ]});
+    let scene = Scene::new("images").await;
+    let turn = scene.relay("blocks", files.clone()).await.end().await;
+    let blocks: serde_json::Value = serde_json::from_str(&turn.text()).unwrap();
+    assert_eq!(blocks[0], json!({"type": "image", "mimeType": "image/png", "data": "aGk="}));
+    assert_eq!((&blocks[1]["type"], &blocks[1]["uri"]), (&json!("resource_link"), &json!("https://example.org/b.txt")));
+    let scene = Scene::new("").await;
+    let turn = scene.relay("blocks", files).await.end().await;
+    assert!(turn.own("error")["message"].as_str().unwrap().contains("takes no images"), "{turn:#?}");
+    assert_eq!(turn.code, Some(0));
+    assert!(scene.sent("session/prompt").is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_nobody_logged_in_says_so() {
+    let scene = Scene::new("auth").await;
+    let turn = scene.turn("say one", None).await;
+    assert_eq!(turn.own("error")["class"], "authentication");
+    assert_eq!(turn.code, Some(0));
+}
+
+#[tokio::test]
+async fn two_sessions_of_one_agent_are_in_a_turn_at_the_same_time() {
+    let scene = Scene::new("").await;
+    let one = scene.relay("meet one two", json!({"session": "a"})).await;
+    let two = scene.relay("meet two one", json!({"session": "b"})).await;
+    let (one, two) = tokio::join!(one.end(), two.end());
+    assert_eq!([one.text(), two.text()], ["met", "met"]);
+    assert_ne!(one.session().0, two.session().0);
+}
+
+#[tokio::test]
+async fn a_session_takes_one_turn_at_a_time() {
+    let scene = Scene::new("").await;
+    let mut first = scene.relay("wait", json!({})).await;
+    first.until("waiting").await;
+    let second = scene.turn("say two", None).await;
+    assert!(second.own("error")["message"].as_str().unwrap().contains("busy"), "{second:#?}");
+    assert_eq!(second.said.len(), 2);
+    first.cancel().await;
+    let first = first.end().await;
+    assert_eq!((first.text().as_str(), first.stop_reason()), ("waitingstopping", Some("cancelled")));
+    assert_eq!(scene.turn("say three", Some(&first.session().0)).await.text(), "three");
+}

@@ -1,0 +1,151 @@
+//! goose over ACP: a process of one session, which ends cancelled turns as if they were whole, and hangs when its questions are
+//! not taken back.
+
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::backend::{AgentEvent, SessionOrigin};
+use mainstay::failure::ErrorClass;
+use mainstay::permission::ToolKind;
+use mainstay::run::Cause;
+
+use crate::live::{Live, errors_of, session_of, text_of, until};
+use crate::scene::{installed, slow_words, within};
+
+async fn start() -> Option<Live> {
+    let program = installed("goose")?;
+    let live = Live::start(false, |dir, model| {
+        let env = [
+            ("HOME", dir.join("home").display().to_string()),
+            ("GOOSE_PROVIDER", "openai".to_owned()),
+            ("GOOSE_MODEL", "fake-model".to_owned()),
+            ("GOOSE_MODE", "approve".to_owned()),
+            ("GOOSE_DISABLE_KEYRING", "1".to_owned()),
+            ("OPENAI_API_KEY", "none".to_owned()),
+            ("OPENAI_HOST", model.url.clone()),
+            ("OPENAI_BASE_PATH", "v1/chat/completions".to_owned()),
+        ];
+        let process = ProcessSpec {
+            command: vec![program.display().to_string(), "acp".to_owned()],
+            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            max_line_bytes: DEFAULT_MAX_LINE_BYTES,
+        };
+        Driver::Acp { process, shared: false }
+    });
+    Some(live.await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_on_in_one_session_also_in_another_process() {
+    let Some(mut live) = start().await else { return };
+    let events = live.turn(None, "[[reasoning]]").await;
+    let (id, origin) = session_of(&events);
+    assert_eq!((origin, text_of(&events).as_str()), (SessionOrigin::New, "The answer is 42."));
+    let reasoning = events.iter().filter_map(|event| match event {
+        AgentEvent::Reasoning(text) => Some(text.as_str()),
+        _ => None,
+    });
+    assert_eq!(reasoning.collect::<String>(), "First I think about it. Then I think again. ");
+    assert!(events.iter().any(|event| matches!(event, AgentEvent::Usage(usage) if usage.output_tokens == Some(7))));
+    assert!(events.iter().any(|event| matches!(event, AgentEvent::Advertised(offers) if offers["modes"].is_object())));
+
+    let mut turn = live.begin(Some(&id), "[[tool:echo tool-ran]]").await;
+    let request = turn.asked().await;
+    assert_eq!((request.kind, request.tool.as_str()), (ToolKind::Other, "shell"));
+    assert_eq!(request.input["command"], "echo tool-ran");
+    turn.answer(&request, true).await;
+    // To be told twice does no harm.
+    turn.answer(&request, true).await;
+    let events = turn.end().await;
+    assert_eq!(session_of(&events), (id.clone(), SessionOrigin::Reused));
+    assert!(text_of(&events).ends_with("Done. The tool said: tool-ran"), "{events:#?}");
+
+    let mut turn = live.begin(Some(&id), "[[write:made.txt]]").await;
+    let request = turn.asked().await;
+    turn.answer(&request, false).await;
+    let events = turn.end().await;
+    assert!(events.iter().any(|event| matches!(event, AgentEvent::ToolFinished { result: Err(_), .. })), "{events:#?}");
+    assert!(!live.dir.path().join("work/made.txt").exists());
+
+    let before = live.model.turns("reasoning");
+    live.restart().await;
+    let events = live.turn(Some(&id), "[[reasoning]]").await;
+    assert_eq!(session_of(&events), (id, SessionOrigin::Loaded));
+    assert_eq!(text_of(&events), "The answer is 42.");
+    assert!(live.model.turns("reasoning") > before + 4, "the model was told what was before");
+    let events = live.turn(Some("20000101_1"), "[[text:new]]").await;
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::New, "new"));
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_turn_ends_and_the_session_goes_on() {
+    let Some(live) = start().await else { return };
+    let mut turn = live.begin(None, "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    turn.reply.control.stop(Cause::Cancelled);
+    let events = turn.end().await;
+    assert!(text_of(&events).starts_with("w0 w1 w2 w3 "));
+    assert_eq!(errors_of(&events), []);
+    let id = session_of(&events).0;
+
+    // A question is open.
+    let mut turn = live.begin(Some(&id), "[[tool]]").await;
+    turn.asked().await;
+    turn.reply.control.stop(Cause::Cancelled);
+    turn.end().await;
+
+    // A tool runs.
+    let words = format!("tail -f /dev/null {}", live.dir.path().join("never").display());
+    let mut turn = live.begin(Some(&id), &format!("[[tool:{words}]]")).await;
+    let request = turn.asked().await;
+    turn.answer(&request, true).await;
+    until(|| live.running(&words) > 0).await;
+    turn.reply.control.stop(Cause::Cancelled);
+    turn.end().await;
+    until(|| live.running(&words) == 0).await;
+
+    // Its relay is killed.
+    let mut turn = live.begin(Some(&id), "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    turn.reply.control.kill(Cause::Cancelled);
+    within(&mut turn.reply.end).await.unwrap();
+    let mut events = live.turn(Some(&id), "[[text:after]]").await;
+    while errors_of(&events) == [None] {
+        events = live.turn(Some(&id), "[[text:after]]").await;
+    }
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Reused, "after"));
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_provider_refuses_is_tried_again_or_said() {
+    let Some(live) = start().await else { return };
+    let events = live.turn(None, "[[429:1:goose]]").await;
+    assert_eq!((text_of(&events).as_str(), errors_of(&events)), ("Recovered after 1 failures.", vec![]));
+    // goose says it as text, and that the turn came to its end.
+    let events = live.turn(None, "[[disconnect]]").await;
+    assert!(text_of(&events).contains("Ran into this error"), "{events:#?}");
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_engines_cost_no_word_and_a_killed_agent_is_a_crash() {
+    let Some(mut live) = start().await else { return };
+    let mut turn = live.begin(None, "[[slow:60:50]]").await;
+    for word in ["w5 ", "w20 ", "w40 "] {
+        turn.hear_text(word).await;
+        turn.change_engine().await;
+    }
+    let events = turn.end().await;
+    assert_eq!(text_of(&events), slow_words(60));
+
+    let id = session_of(&events).0;
+    let mut turn = live.begin(Some(&id), "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    live.server.control.kill(Cause::Internal);
+    within(&mut live.server.end).await.unwrap();
+    assert_eq!(turn.crashed().await, [Some(ErrorClass::Crashed)]);
+    live.start_again().await;
+    let events = live.turn(Some(&id), "[[text:again]]").await;
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Loaded, "again"));
+    live.stop().await;
+}

@@ -1,0 +1,246 @@
+//! A live agent that turns are on, as an engine has it: the backend of a driver, the agent under a host, and a model server
+//! behind it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mainstay::agent::{Agent, Driver, OnInterrupt, Permissions};
+use mainstay::backend::process::Hosts;
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, SessionOrigin, WarmStart, open};
+use mainstay::failure::ErrorClass;
+use mainstay::id::RunId;
+use mainstay::options::SessionOptions;
+use mainstay::permission::{Decision, PermissionRequest};
+use mainstay::run::{Attempt, Cause};
+use mainstay::workspace::ClientAccess;
+
+use crate::scene::{Model, PATIENCE, within};
+
+/// Between two looks at what tells nobody that it changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+pub struct Live {
+    pub backend: Arc<dyn Backend>,
+    pub model: Model,
+    pub server: Reply,
+    pub endpoint: String,
+    pub dir: tempfile::TempDir,
+    is_shared: bool,
+}
+
+impl Live {
+    /// A live agent of this driver, which works in `work` of its directory and has `home` for its home.
+    pub async fn start(is_shared: bool, driver: impl FnOnce(&Path, &Model) -> Driver) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["work", "home"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let model = Model::start(dir.path());
+        let agent = Agent {
+            name: "it".parse().unwrap(),
+            driver: driver(dir.path(), &model),
+            turn_timeout: PATIENCE,
+            idle_timeout: PATIENCE,
+            kill_grace: Duration::from_secs(20),
+            max_concurrent: 8,
+            on_interrupt: OnInterrupt::Stop,
+            permissions: Permissions::default(),
+            keep_warm: PATIENCE,
+        };
+        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
+        let backend = open(&agent, &hosts);
+        let (server, endpoint) = serve(&*backend, dir.path(), is_shared).await;
+        Self { backend, model, server, endpoint, dir, is_shared }
+    }
+
+    /// Starts another one in place of one that has ended.
+    pub async fn start_again(&mut self) {
+        (self.server, self.endpoint) = serve(&*self.backend, self.dir.path(), self.is_shared).await;
+    }
+
+    /// Ends the server, and starts another.
+    pub async fn restart(&mut self) {
+        self.server.control.stop(Cause::Finished);
+        within(&mut self.server.end).await.unwrap();
+        let before = self.endpoint.clone();
+        self.start_again().await;
+        assert_ne!(self.endpoint, before);
+    }
+
+    pub async fn begin(&self, agent_session: Option<&str>, message: &str) -> Turn {
+        self.begin_at(&self.endpoint, agent_session, message).await
+    }
+
+    pub async fn begin_at(&self, endpoint: &str, agent_session: Option<&str>, message: &str) -> Turn {
+        self.begin_of("s", endpoint, agent_session, message).await
+    }
+
+    async fn begin_of(&self, session: &str, endpoint: &str, agent_session: Option<&str>, message: &str) -> Turn {
+        let attempt = Attempt { run: RunId::generate(), number: 1 };
+        let prompt = Prompt {
+            attempt,
+            session: session.parse().unwrap(),
+            slot: "w".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: self.dir.path().join("work"),
+            agent_session: agent_session.map(str::to_owned),
+            message: message.to_owned(),
+            attachments: Vec::new(),
+            options: SessionOptions::default(),
+            oneshot: false,
+            endpoint: Some(endpoint.to_owned()),
+            start_by: Instant::now() + PATIENCE,
+            limit: PATIENCE,
+        };
+        let reply = self.backend.prompt(prompt).await.unwrap();
+        reply.control.begin();
+        Turn { backend: self.backend.clone(), attempt, reply, offset: 0, events: Vec::new() }
+    }
+
+    /// A turn to its end.
+    pub async fn turn(&self, agent_session: Option<&str>, message: &str) -> Vec<AgentEvent> {
+        self.begin(agent_session, message).await.end().await
+    }
+
+    /// The first turn of another session, to its end.
+    pub async fn turn_of(&self, session: &str, message: &str) -> Vec<AgentEvent> {
+        self.begin_of(session, &self.endpoint, None, message).await.end().await
+    }
+
+    /// Processes with these words in their command.
+    pub fn running(&self, words: &str) -> usize {
+        let command = |pid: &Path| std::fs::read(pid.join("cmdline")).unwrap_or_default();
+        let is_it = |pid: &Path| String::from_utf8_lossy(&command(pid)).replace('\0', " ").trim() == words;
+        std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_it(&entry.path())).count()
+    }
+
+    pub async fn stop(mut self) {
+        self.server.control.stop(Cause::Finished);
+        within(&mut self.server.end).await.unwrap();
+    }
+}
+
+pub async fn until(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    })
+    .await;
+}
+
+async fn serve(backend: &dyn Backend, dir: &Path, is_shared: bool) -> (Reply, String) {
+    let start = WarmStart {
+        attempt: Attempt { run: RunId::generate(), number: 1 },
+        workspace: "w".parse().unwrap(),
+        dir: dir.join("work"),
+        session: (!is_shared).then(|| "s".parse().unwrap()),
+        client: ClientAccess::default(),
+        alone: PATIENCE,
+    };
+    let warm = backend.warm().unwrap();
+    assert_eq!(warm.is_shared(), is_shared);
+    let (server, endpoint) = warm.start(start).await.unwrap();
+    server.control.begin();
+    within(async {
+        while warm.probe(&endpoint).await.is_err() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    })
+    .await;
+    (server, endpoint)
+}
+
+pub struct Turn {
+    backend: Arc<dyn Backend>,
+    attempt: Attempt,
+    pub reply: Reply,
+    offset: u64,
+    events: Vec<AgentEvent>,
+}
+
+impl Turn {
+    pub async fn hear(&mut self) -> bool {
+        let Some(record) = within(self.reply.records.recv()).await else { return false };
+        self.offset = record.offset;
+        self.events.extend(record.events);
+        true
+    }
+
+    pub async fn hear_until(&mut self, is_it: impl Fn(&AgentEvent) -> bool) -> AgentEvent {
+        loop {
+            if let Some(event) = self.events.iter().find(|event| is_it(event)) {
+                return event.clone();
+            }
+            assert!(self.hear().await, "it ended: {:#?}", self.events);
+        }
+    }
+
+    pub async fn hear_text(&mut self, text: &str) {
+        self.hear_until(|event| matches!(event, AgentEvent::Text(said) if said.contains(text))).await;
+    }
+
+    pub async fn asked(&mut self) -> PermissionRequest {
+        match self.hear_until(|event| matches!(event, AgentEvent::Permission(_))).await {
+            AgentEvent::Permission(request) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn answer(&self, request: &PermissionRequest, allow: bool) {
+        let decision = Decision::Selected(request.option_for(allow).unwrap().clone());
+        self.reply.control.write(&self.backend.answer(request, &decision).unwrap()).await;
+    }
+
+    pub async fn end(mut self) -> Vec<AgentEvent> {
+        while self.hear().await {}
+        match within(&mut self.reply.end).await.unwrap() {
+            End::Exited(report) => assert_eq!(report.code, Some(0), "{report:?}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(self.events.last(), Some(&AgentEvent::Ended), "{:#?}", self.events);
+        self.events
+    }
+
+    /// The errors of a turn whose agent is lost.
+    pub async fn crashed(mut self) -> Vec<Option<ErrorClass>> {
+        while self.hear().await {}
+        within(&mut self.reply.end).await.unwrap();
+        errors_of(&self.events)
+    }
+
+    /// As when the engine is killed and another one goes on.
+    pub async fn change_engine(&mut self) {
+        let host = self.reply.host.clone().unwrap();
+        self.reply.control.leave();
+        within(&mut self.reply.end).await.unwrap();
+        let attempt = Attempt { number: self.attempt.number + 1, ..self.attempt };
+        let adoption = Adoption { attempt, host, offset: self.offset };
+        (self.attempt, self.reply) = (attempt, self.backend.adopt(adoption).await.unwrap());
+    }
+}
+
+pub fn text_of(events: &[AgentEvent]) -> String {
+    let texts = events.iter().filter_map(|event| match event {
+        AgentEvent::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+pub fn session_of(events: &[AgentEvent]) -> (String, SessionOrigin) {
+    let found = events.iter().find_map(|event| match event {
+        AgentEvent::Session { id, origin } => Some((id.clone(), *origin)),
+        _ => None,
+    });
+    found.unwrap()
+}
+
+pub fn errors_of(events: &[AgentEvent]) -> Vec<Option<ErrorClass>> {
+    let errors = events.iter().filter_map(|event| match event {
+        AgentEvent::Error(error) => Some(error.class),
+        _ => None,
+    });
+    errors.collect()
+}

@@ -1,0 +1,254 @@
+//! opencode: a live server, and turns that are relayed to it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::backend::{Again, AgentEvent, SessionOrigin};
+use mainstay::failure::ErrorClass;
+use mainstay::permission::ToolKind;
+use mainstay::run::Cause;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+
+use crate::live::{Live, errors_of, session_of, text_of, until};
+use crate::scene::{Model, installed, slow_words, within};
+
+/// A server takes 600 MB: one at a time is enough.
+pub static ONE: Mutex<()> = Mutex::const_new(());
+
+/// A live server of a workspace.
+async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
+    let program = installed("opencode")?;
+    let one = ONE.lock().await;
+    let live = Live::start(true, |dir, model| {
+        configure(dir, model);
+        Driver::Opencode(ProcessSpec {
+            command: vec![program.display().to_string()],
+            env: environment(dir),
+            max_line_bytes: DEFAULT_MAX_LINE_BYTES,
+        })
+    });
+    Some((live.await, one))
+}
+
+/// Tells opencode, in the directory that it works in, which model there is, and what it has to ask for.
+pub fn configure(dir: &Path, model: &Model) {
+    let options = json!({"baseURL": format!("{}/v1", model.url), "apiKey": "none"});
+    let models = json!({"m": {"tool_call": true, "reasoning": true, "limit": {"context": 100_000, "output": 8000}}});
+    let config = json!({"autoupdate": false, "share": "disabled", "snapshot": false, "model": "it/m",
+        "small_model": "it/m", "permission": {"bash": "ask", "edit": "ask"},
+        "provider": {"it": {"npm": "@ai-sdk/openai-compatible", "options": options, "models": models}}});
+    std::fs::write(dir.join("work/opencode.json"), config.to_string()).unwrap();
+}
+
+/// What opencode needs in its environment to stay in a directory.
+pub fn environment(dir: &Path) -> BTreeMap<String, String> {
+    let off = ["AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS"];
+    let off = off.map(|what| (format!("OPENCODE_DISABLE_{what}"), "1".to_owned()));
+    off.into_iter().chain([("HOME".to_owned(), dir.join("home").display().to_string())]).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_on_in_one_session_with_tools_that_ask_and_also_on_another_server() {
+    let Some((mut live, _one)) = start().await else { return };
+    let events = live.turn(None, "[[reasoning]]").await;
+    let (id, origin) = session_of(&events);
+    assert_eq!((origin, text_of(&events).as_str()), (SessionOrigin::New, "The answer is 42."));
+    let reasoning = events.iter().filter_map(|event| match event {
+        AgentEvent::Reasoning(text) => Some(text.as_str()),
+        _ => None,
+    });
+    assert_eq!(reasoning.collect::<String>(), "First I think about it. Then I think again. ");
+    let usage = events.iter().rev().find_map(|event| match event {
+        AgentEvent::Usage(usage) => Some(usage),
+        _ => None,
+    });
+    let usage = usage.unwrap();
+    assert_eq!((usage.input_tokens, usage.output_tokens, usage.context_tokens), (Some(11), Some(7), Some(18)));
+    let before = live.model.turns("reasoning");
+
+    let mut turn = live.begin(Some(&id), "[[tool:echo tool-ran]]").await;
+    let request = turn.asked().await;
+    assert_eq!((request.kind, request.tool.as_str()), (ToolKind::Execute, "bash"));
+    assert_eq!(request.input["command"], "echo tool-ran");
+    turn.answer(&request, true).await;
+    // To be told twice does no harm.
+    turn.answer(&request, true).await;
+    let events = turn.end().await;
+    assert_eq!(session_of(&events), (id.clone(), SessionOrigin::Resumed));
+    let finished = AgentEvent::ToolFinished {
+        id: request.tool_call.clone(),
+        name: Some("bash".to_owned()),
+        result: Ok("tool-ran\n".into()),
+    };
+    assert!(events.contains(&finished), "{events:#?}");
+    assert_eq!(text_of(&events), "I will run a command. Done. The tool said: tool-ran\n");
+
+    let mut turn = live.begin(Some(&id), "[[write:made.txt]]").await;
+    let request = turn.asked().await;
+    assert_eq!(request.kind, ToolKind::Edit);
+    turn.answer(&request, false).await;
+    let events = turn.end().await;
+    assert!(events.iter().any(|event| matches!(event, AgentEvent::ToolFinished { result: Err(_), .. })));
+    assert!(!live.dir.path().join("work/made.txt").exists());
+
+    live.restart().await;
+    let events = live.turn(Some(&id), "[[reasoning]]").await;
+    assert_eq!(session_of(&events), (id.clone(), SessionOrigin::Resumed));
+    assert_eq!(text_of(&events), "The answer is 42.");
+    assert!(live.model.turns("reasoning") > before + 4, "the model was told what was before");
+
+    let events = live.turn(Some("ses_000000000000unknown"), "[[text:new]]").await;
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::New, "new"));
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_share_a_server_and_what_a_provider_refuses_is_tried_again() {
+    let Some((live, _one)) = start().await else { return };
+    let (one, two, again) = tokio::join!(
+        live.turn(None, "[[slow:20:20]]"),
+        live.turn(None, "[[slow:30:20]]"),
+        live.turn(None, "[[429:1:here]]")
+    );
+    assert_eq!((text_of(&one), text_of(&two)), (slow_words(20), slow_words(30)));
+    assert_eq!(text_of(&again), "Recovered after 1 failures.");
+    assert!(again.contains(&AgentEvent::Status("Trying again: fake 429".to_owned())), "{again:#?}");
+    assert_eq!(errors_of(&again), []);
+
+    // The conversation is made shorter, and goes on.
+    let events = live.turn(None, "[[ctx]]").await;
+    assert_eq!((errors_of(&events), text_of(&events).is_empty()), (vec![], false));
+
+    // A stream that is cut begins again: what was said of the message is void.
+    let mut turn = live.begin(None, "[[disconnect]]").await;
+    turn.hear_until(|event| *event == AgentEvent::MessageBegan(Again::Yes)).await;
+    turn.reply.control.stop(Cause::IdleTimeout);
+    turn.end().await;
+
+    let mut turn = live.begin(None, "[[429:always:there]]").await;
+    turn.hear_until(|event| matches!(event, AgentEvent::Status(_))).await;
+    turn.reply.control.stop(Cause::IdleTimeout);
+    let events = turn.end().await;
+    let error = events.iter().find_map(|event| match event {
+        AgentEvent::Error(error) => Some(error),
+        _ => None,
+    });
+    let error = error.expect("why nothing came of it");
+    assert_eq!(error.message, "fake 429");
+    assert!(error.retry_at.is_some());
+
+    // Whoever does not know the password gets nothing.
+    let bare = format!("http://{}/session", live.endpoint.rsplit('@').next().unwrap());
+    assert_eq!(reqwest::get(bare).await.unwrap().status(), 401);
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_turn_is_aborted_with_its_tool() {
+    let Some((live, _one)) = start().await else { return };
+    let mut turn = live.begin(None, "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    turn.reply.control.stop(Cause::Cancelled);
+    let events = turn.end().await;
+    assert!(text_of(&events).starts_with("w0 w1 w2 w3 "));
+    assert_eq!(errors_of(&events), []);
+
+    let id = session_of(&events).0;
+    let words = format!("tail -f /dev/null {}", live.dir.path().join("never").display());
+    let mut turn = live.begin(Some(&id), &format!("[[tool:echo up; {words}]]")).await;
+    let request = turn.asked().await;
+    turn.answer(&request, true).await;
+    turn.hear_until(|event| matches!(event, AgentEvent::ToolProgress { .. })).await;
+    until(|| live.running(&words) > 0).await;
+    turn.reply.control.stop(Cause::Cancelled);
+    turn.end().await;
+    until(|| live.running(&words) == 0).await;
+
+    // Cancelled while somebody is asked; the session goes on afterwards.
+    let mut turn = live.begin(Some(&id), "[[tool]]").await;
+    turn.asked().await;
+    turn.reply.control.stop(Cause::Cancelled);
+    turn.end().await;
+    let events = live.turn(Some(&id), "[[text:after]]").await;
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Resumed, "after"));
+
+    // A relay that is killed cannot abort its turn: the next one does.
+    let mut turn = live.begin(Some(&id), "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    turn.reply.control.kill(Cause::Cancelled);
+    within(&mut turn.reply.end).await.unwrap();
+    let events = live.turn(Some(&id), "[[text:at last]]").await;
+    assert_eq!(text_of(&events), "at last");
+    live.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_engines_cost_no_word_and_a_killed_server_is_a_crash() {
+    let Some((mut live, _one)) = start().await else { return };
+    let mut turn = live.begin(None, "[[slow:60:50]]").await;
+    for word in ["w5 ", "w20 ", "w40 "] {
+        turn.hear_text(word).await;
+        turn.change_engine().await;
+    }
+    let events = turn.end().await;
+    assert_eq!(text_of(&events), slow_words(60));
+
+    let id = session_of(&events).0;
+    let mut turn = live.begin(Some(&id), "[[slow:1000:50]]").await;
+    turn.hear_text("w3 ").await;
+    live.server.control.kill(Cause::Internal);
+    within(&mut live.server.end).await.unwrap();
+    let events = turn.end().await;
+    assert_eq!(errors_of(&events), [Some(ErrorClass::Crashed)]);
+    live.start_again().await;
+    let events = live.turn(Some(&id), "[[text:again]]").await;
+    assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Resumed, "again"));
+    live.stop().await;
+}
+
+/// Passes connections on, and breaks them all when asked to.
+async fn proxy(to: String, cut: Arc<std::sync::Mutex<CancellationToken>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let (to, cut) = (to.clone(), cut.lock().unwrap().clone());
+            tokio::spawn(cut.run_until_cancelled_owned(async move {
+                let mut to = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            }));
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_in_mid_turn_costs_no_word() {
+    let Some((live, _one)) = start().await else { return };
+    let cut = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
+    let (credentials, address) = live.endpoint.rsplit_once('@').unwrap();
+    let endpoint = format!("{credentials}@{}", proxy(address.to_owned(), cut.clone()).await);
+    let mut turn = live.begin_at(&endpoint, None, "[[slow:60:50]]").await;
+    turn.hear_text("w5 ").await;
+    std::mem::take(&mut *cut.lock().unwrap()).cancel();
+    let events = turn.end().await;
+    assert_eq!(text_of(&events), slow_words(60));
+    assert_eq!(errors_of(&events), []);
+
+    // A tool that waits for an answer goes on waiting.
+    let id = session_of(&events).0;
+    let mut turn = live.begin_at(&endpoint, Some(&id), "[[tool:echo tool-ran]]").await;
+    let request = turn.asked().await;
+    std::mem::take(&mut *cut.lock().unwrap()).cancel();
+    turn.answer(&request, true).await;
+    let events = turn.end().await;
+    assert_eq!(text_of(&events), "I will run a command. Done. The tool said: tool-ran\n");
+    let permissions = events.iter().filter(|event| matches!(event, AgentEvent::Permission(_))).count();
+    assert_eq!(permissions, 1);
+    live.stop().await;
+}
