@@ -28,13 +28,15 @@ const SHORT_WALKS: [&str; 14] = [
     "VIRTUAL TABLE",                                  // JSON that was handed in
     "CONSTANT ROW",
 ];
+
 /// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
-const PAGES: [&str; 4] = [
+const PAGES: [&str; 6] = [
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
     "WHERE (?1 IS NULL OR p.state = ?1)",
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT p.key FROM permissions p",
     "slot_changed",
     "UNION SELECT key FROM (SELECT key FROM backends",
+    "sum(input_tokens) AS \"input: i64\"", // what an agent that only tells its total used in its session before
 ];
 
 async fn database(dir: &Path) -> Connection {

@@ -17,7 +17,6 @@ use crate::id::BackendId;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::{Place, Taken, Wanted};
-use crate::store::fact::Fact;
 use crate::store::run::Claimed;
 
 /// What other processes do to backends is seen so soon.
@@ -73,10 +72,10 @@ impl Drive<'_> {
                 Place::Taken(taken) => return Ok(Ok(taken)),
                 Place::LeaseLost => return Err(Left::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
-                    let fact = Fact::Failure { class: class.unwrap_or(ErrorClass::Crashed), retry_at: Some(until) };
-                    self.append(Vec::new(), vec![fact], false).await?;
                     let error = format!("Failed to start agent: {reason}");
-                    return Ok(Err(Some(Outcome::because(Cause::SpawnFailed, error))));
+                    let outcome = Outcome::because(Cause::SpawnFailed, error);
+                    let outcome = outcome.with_class(class.unwrap_or(ErrorClass::Crashed));
+                    return Ok(Err(Some(Outcome { retry_at: Some(until), ..outcome })));
                 }
                 Place::Awaited(id) => wanted.awaited = Some(id),
                 Place::Full { evicted } => {
