@@ -102,8 +102,7 @@ pub fn decode<'a>(
     let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
     let (mut records, mut events) = (Vec::new(), Vec::new());
     for mut piece in pieces {
-        loop {
-            let Some(line) = splitter.next_line(&mut piece) else { break };
+        while let Some(line) = splitter.next_line(&mut piece) {
             meaning.add(line, &mut events);
             if !events.is_empty() {
                 records.push(Record { offset: splitter.offset(), events: std::mem::take(&mut events) });
