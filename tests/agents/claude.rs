@@ -49,7 +49,8 @@ async fn text_reasoning_tools_and_usage_reach_the_reader() {
     let chunks = scene.chunks(run.id).await;
     let reasoning: String = chunks
         .iter()
-        .filter_map(|chunk| (chunk["type"] == "reasoning-delta").then(|| chunk["delta"].as_str().unwrap()))
+        .filter(|chunk| chunk["type"] == "reasoning-delta")
+        .map(|chunk| chunk["delta"].as_str().unwrap())
         .collect();
     assert_eq!(reasoning, "First I think about it. Then I think again. ");
     assert_eq!(scene.text(run.id).await, "The answer is 42.");
