@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::scene::{PATIENCE, Scene, first, installed, left_of, slow_words, within};
 
 /// The environment in which it talks to nobody but the model server. It gives up early, so that a test sees how.
-pub fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
+fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
     let on = || "1".to_owned();
     [
         ("HOME", dir.join("home").display().to_string()),
@@ -49,7 +49,8 @@ async fn text_reasoning_tools_and_usage_reach_the_reader() {
     let chunks = scene.chunks(run.id).await;
     let reasoning: String = chunks
         .iter()
-        .filter(|&chunk| (chunk["type"] == "reasoning-delta")).map(|chunk| chunk["delta"].as_str().unwrap())
+        .filter(|chunk| chunk["type"] == "reasoning-delta")
+        .map(|chunk| chunk["delta"].as_str().unwrap())
         .collect();
     assert_eq!(reasoning, "First I think about it. Then I think again. ");
     assert_eq!(scene.text(run.id).await, "The answer is 42.");

@@ -61,7 +61,7 @@ impl Model {
         let asked = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         asked
             .filter(|line| line["scenario"] == script)
-            .last()
+            .next_back()
             .unwrap_or_else(|| panic!("not asked for {script}: {log}"))
     }
 

@@ -186,8 +186,8 @@ impl Lines {
         said.push(AgentEvent::Usage(Usage { context_tokens: self.context, ..usage }));
         self.message = Message::default();
         let error = self.trouble.error(line);
-        let waits = line.get("queued_turn_count").and_then(Value::as_i64).is_some_and(|turns| turns > 0);
-        let goes_on = waits || !self.helpers.is_empty();
+        let more = line.get("queued_turn_count").and_then(Value::as_i64).is_some_and(|turns| turns > 0);
+        let goes_on = more || !self.helpers.is_empty();
         if error.is_some() || !goes_on {
             said.extend(error.map(AgentEvent::Error));
             said.push(AgentEvent::Ended);
