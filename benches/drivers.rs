@@ -23,6 +23,8 @@ use tokio::runtime::Runtime;
 use crate::sample::{Sample, Side, line};
 use crate::{raw, scene};
 
+type Parser = fn() -> LineParser;
+
 /// The argument that makes this program an agent; the driver's word is the next one.
 pub const AGENT: &str = "agent";
 const DRIVERS: [&str; 3] = ["openclaw", "claude", "codex"];
@@ -48,7 +50,7 @@ pub fn measure(runtime: &Runtime) {
         line(driver, &columns.each_ref().map(String::as_str));
     }
     line("µs a recorded line", &["understood", "as JSON", "and heard"]);
-    let parsers: [(&str, fn() -> LineParser); 4] =
+    let parsers: [(&str, Parser); 4] =
         [("acp", acp::parser), ("claude", claude::parser), ("codex", codex::parser), ("opencode", opencode::parser)];
     for (driver, parser) in parsers {
         let columns = cost(driver, parser).map(|us| format!("{us:.1}"));
