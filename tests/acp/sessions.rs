@@ -88,7 +88,7 @@ async fn options_are_told_when_they_are_offered_and_new() {
     let (id, _) = first.session();
     assert_eq!(first.own("session")["modes"]["currentModeId"], "plan");
     let set = json!({"sessionId": id, "modeId": "plan"});
-    assert_eq!(scene.sent("session/set_mode"), [set.clone()]);
+    assert_eq!(scene.sent("session/set_mode"), std::slice::from_ref(&set));
     let mut again = wanted("plan");
     again["agent_session"] = json!(id);
     scene.relay("say two", again.clone()).await.end().await;

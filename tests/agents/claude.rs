@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::scene::{PATIENCE, Scene, first, installed, left_of, slow_words, within};
 
 /// The environment in which it talks to nobody but the model server. It gives up early, so that a test sees how.
-fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
+pub fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
     let on = || "1".to_owned();
     [
         ("HOME", dir.join("home").display().to_string()),

@@ -58,11 +58,8 @@ impl Model {
     /// What the model was last asked, of all that had this script: `{model, turns, body, …}`.
     pub fn asked(&self, script: &str) -> Value {
         let log = std::fs::read_to_string(&self.log).unwrap();
-        let asked = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        asked
-            .filter(|line| line["scenario"] == script)
-            .next_back()
-            .unwrap_or_else(|| panic!("not asked for {script}: {log}"))
+        let mut asked = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        asked.rfind(|line| line["scenario"] == script).unwrap_or_else(|| panic!("not asked for {script}: {log}"))
     }
 
     /// How long the conversation was that the model was last asked to go on with, of those with this script.
