@@ -28,6 +28,10 @@ pub struct Agent {
     pub permissions: Permissions,
     /// How long a live agent is kept warm while nobody uses it.
     pub keep_warm: Duration,
+    /// The pause before a live agent that crashed is started again, unless its driver says.
+    pub restart_pause: Option<Duration>,
+    /// Restarts within five minutes after which it is given up for as long, unless its driver says.
+    pub max_restarts: Option<u32>,
 }
 
 /// What is done when an agent asks whether it may use a tool.

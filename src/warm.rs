@@ -157,6 +157,13 @@ impl Default for Care {
 }
 
 impl Care {
+    /// The same, but with another first pause, of which the longest is thirty, and with other restarts until it is given up.
+    pub fn with_restarts(self, first_pause: Option<Duration>, most: Option<u32>) -> Self {
+        let longest_pause = first_pause.map_or(self.longest_pause, |pause| pause.saturating_mul(30));
+        let most_restarts = most.and_then(|most| most.try_into().ok()).unwrap_or(self.most_restarts);
+        Self { first_pause: first_pause.unwrap_or(self.first_pause), longest_pause, most_restarts, ..self }
+    }
+
     /// The pause before a restart, when there were so many in the window before it.
     pub fn pause(&self, restarts: usize) -> Duration {
         let doubled = u32::try_from(restarts).ok().and_then(|exponent| 2_u32.checked_pow(exponent));

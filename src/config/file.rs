@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -65,6 +66,8 @@ struct AgentSection {
     resume_message: Option<String>,
     permissions: Option<PermissionsSection>,
     keep_warm: Option<Period>,
+    restart_pause: Option<Period>,
+    max_restarts: Option<Whole>,
     // Of drivers that start a process:
     command: Option<Vec<String>>,
     env: Option<BTreeMap<String, String>>,
@@ -188,6 +191,14 @@ fn agent(
     section.number("max_concurrent", given.max_concurrent, limits::MAX_CONCURRENT, &mut agent.max_concurrent)?;
     agent.on_interrupt = on_interrupt(section, given.on_interrupt, given.max_resumes, given.resume_message)?;
     section.period("keep_warm", given.keep_warm, limits::KEEP_WARM, &mut agent.keep_warm)?;
+    if given.restart_pause.is_some() {
+        let pause = agent.restart_pause.insert(Duration::ZERO);
+        section.period("restart_pause", given.restart_pause, limits::RESTART_PAUSE, pause)?;
+    }
+    if given.max_restarts.is_some() {
+        let most = agent.max_restarts.insert(0);
+        section.number("max_restarts", given.max_restarts, limits::MAX_RESTARTS, most)?;
+    }
     permissions(section, given.permissions.unwrap_or_default(), &mut agent.permissions)?;
     let keys = DriverKeys {
         command: given.command,

@@ -41,6 +41,8 @@ pub const KILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from
 /// An agent that may never run is one to leave out of the config.
 pub const MAX_CONCURRENT: RangeInclusive<u32> = 1..=10_000;
 /// Below a second it would be gone before the next message; a live agent costs some 100 MB.
+pub const RESTART_PAUSE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
+pub const MAX_RESTARTS: RangeInclusive<u32> = 1..=10_000;
 pub const KEEP_WARM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * DAY.as_secs());
 /// Below a second nobody can answer.
 pub const PERMISSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=YEAR;

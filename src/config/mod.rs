@@ -203,6 +203,8 @@ impl Agent {
             on_interrupt: OnInterrupt::Stop,
             permissions: Permissions::default(),
             keep_warm: Duration::from_secs(30 * 60),
+            restart_pause: None,
+            max_restarts: None,
         }
     }
 }

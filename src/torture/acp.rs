@@ -1,13 +1,13 @@
-//! An agent that speaks ACP: one process for many turns, of one session or of several, one turn at a time.
+//! An agent that speaks ACP: one process for many turns, of one session or of several, which go on at the same time.
 //!
-//! Always: what it says in a turn is in the record of that turn's run, which the client names in `_meta`. What it says again
+//! Always: one thread, so that it is dead when its locks are gone; what it says in a turn is in the record of that turn's run, which the client names in `_meta`. What it says again
 //! because it reads a session back is in no record.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use procfs::process::Process;
@@ -16,52 +16,102 @@ use rustix::process::{Signal, getpid, kill_process};
 use rustix::time::Timespec;
 use serde_json::{Value, json};
 
-use super::agent::{End, Manners, Voice, claim, leave_behind};
+use super::agent::{End, Manners, Next, Voice, claim, leave_behind};
 use super::dialect::{Speech, update};
 use super::record::{Identity, Line, MARK, Writer};
 
-/// Between two looks whether a turn that hangs was cancelled.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Words of one turn; those of a process are numbered through.
+const WORDS_OF_TURN: u32 = 1000;
 
 /// Serves until its stdin is closed. Answers with its exit status.
 ///
 /// # Errors
 /// When a turn does not say which run it is of, or its record cannot be written.
 pub(super) fn serve(records: &Path) -> anyhow::Result<u8> {
-    let mut ears = Ears::default();
-    let (mut words, mut sessions) = (0, 0);
-    while let Some(request) = ears.next()? {
-        let (id, params) = (&request["id"], &request["params"]);
-        match request["method"].as_str().unwrap_or_default() {
-            "initialize" => {
+    let mut agent =
+        Agent { records: records.to_owned(), ears: Ears::default(), turns: Vec::new(), begun: 0, sessions: 0 };
+    loop {
+        while let Some(message) = agent.ears.heard.pop_front() {
+            agent.take(&message)?;
+        }
+        if agent.ears.closed {
+            return Ok(0);
+        }
+        agent.go_on()?;
+        let due = agent.turns.iter().filter_map(|turn| turn.due).min();
+        agent.ears.read(due.map(|due| due.saturating_duration_since(Instant::now())))?;
+    }
+}
+
+/// The agent with its turns.
+struct Agent {
+    records: PathBuf,
+    ears: Ears,
+    turns: Vec<Turn>,
+    begun: u32,
+    sessions: u32,
+}
+
+impl Agent {
+    fn take(&mut self, message: &Value) -> anyhow::Result<()> {
+        let (id, params) = (&message["id"], &message["params"]);
+        let session = params["sessionId"].as_str().unwrap_or_default();
+        match message["method"].as_str() {
+            Some("initialize") => {
                 let capabilities = json!({"loadSession": true, "promptCapabilities": {}});
                 answer(id, json!({"protocolVersion": 1, "agentCapabilities": capabilities, "authMethods": []}))?;
             }
-            "session/new" => {
-                sessions += 1;
-                answer(id, json!({"sessionId": format!("{}-{sessions}", std::process::id())}))?;
+            Some("session/new") => {
+                self.sessions += 1;
+                answer(id, json!({"sessionId": format!("{}-{}", std::process::id(), self.sessions)}))?;
             }
-            "session/load" => {
-                let session = params["sessionId"].as_str().unwrap_or_default();
+            Some("session/load") => {
                 let old = json!({"content": {"type": "text", "text": format!("{MARK}read back ")}});
                 print(&update(session, "agent_message_chunk", old))?;
                 answer(id, json!({}))?;
             }
-            "session/prompt" => {
-                let turn = Turn::of(params)?;
-                match turn.take(records, &mut ears, &mut words)? {
-                    Some(reason) => answer(id, json!({"stopReason": reason}))?,
-                    None => return Ok(1),
+            Some("session/prompt") => {
+                self.turns.push(Turn::begin(&self.records, message, self.begun * WORDS_OF_TURN)?);
+                self.begun += 1;
+            }
+            Some("session/cancel") => {
+                let of_session = self.turns.iter_mut().filter(|turn| turn.session == session);
+                of_session.for_each(Turn::cancel);
+            }
+            Some(method) if !id.is_null() => fail(id, -32601, &format!("no method {method}"))?,
+            Some(_) => {}
+            None => {
+                for turn in &mut self.turns {
+                    turn.hear(message)?;
                 }
             }
-            _ if id.is_null() => {}
-            method => {
-                let error = json!({"code": -32601, "message": format!("no method {method}")});
-                print(&json!({"jsonrpc": "2.0", "id": id, "error": error}))?;
+        }
+        Ok(())
+    }
+
+    /// Every turn that is due says one thing. Those that ended are answered, and gone before that: with the answer the next
+    /// turn may come.
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        for turn in self.turns.iter_mut().filter(|turn| turn.due.is_some_and(|due| due <= now)) {
+            if let Some(reason) = turn.step()? {
+                ended.push((turn.request.clone(), reason));
             }
         }
+        self.turns.retain(|turn| !ended.iter().any(|(request, _)| *request == turn.request));
+        for (request, reason) in ended {
+            match reason {
+                Reason::Stop(reason) => answer(&request, json!({"stopReason": reason}))?,
+                Reason::Failed => fail(&request, -32603, "it failed")?,
+            }
+        }
+        Ok(())
     }
-    Ok(0)
+}
+
+fn fail(id: &Value, code: i32, message: &str) -> io::Result<()> {
+    print(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
 }
 
 fn answer(id: &Value, result: Value) -> io::Result<()> {
@@ -74,15 +124,27 @@ fn print(message: &Value) -> io::Result<()> {
     stdout.flush()
 }
 
-/// A prompt.
+/// Why a turn is over.
+enum Reason {
+    Stop(&'static str),
+    Failed,
+}
+
+/// A prompt that was not answered so far.
 struct Turn {
+    request: Value,
     session: String,
-    seed: u64,
-    identity: Identity,
+    manners: Manners,
+    voice: Voice,
+    _places: [File; 3],
+    /// When it goes on; none while it waits to be answered or cancelled.
+    due: Option<Instant>,
+    is_cancelled: bool,
 }
 
 impl Turn {
-    fn of(params: &Value) -> anyhow::Result<Self> {
+    fn begin(records: &Path, message: &Value, words: u32) -> anyhow::Result<Self> {
+        let params = &message["params"];
         let meta = &params["_meta"]["mainstay"];
         let text = |value: &Value| value.as_str().map(str::to_owned).context("a prompt says which run it is of");
         let identity = Identity {
@@ -94,91 +156,82 @@ impl Turn {
             started_at_ticks: Process::myself()?.stat()?.starttime,
         };
         let seed = params["prompt"][0]["text"].as_str().context("a prompt is a seed")?.trim().parse()?;
-        Ok(Self { session: text(&params["sessionId"])?, seed, identity })
-    }
-
-    /// Takes it to its end; answers with the reason to stop, or with none when the process is to end with it.
-    fn take(&self, records: &Path, ears: &mut Ears, words: &mut u32) -> anyhow::Result<Option<&'static str>> {
-        let mut rng = fastrand::Rng::with_seed(self.seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
         let manners = Manners::choose(&mut rng);
         if let Some(stray) = manners.stray {
             leave_behind(stray)?;
         }
-        let mut record = Writer::create(records, &self.identity)?;
-        let _places = [
-            claim(records, &mut record, "session", &self.identity.session)?,
-            claim(records, &mut record, "slot", &self.identity.slot)?,
+        let session = text(&params["sessionId"])?;
+        let mut record = Writer::create(records, &identity)?;
+        let places = [
+            claim(records, &mut record, "session", &identity.session)?,
+            claim(records, &mut record, "slot", &identity.slot)?,
+            claim(records, &mut record, "conversation", &session)?,
         ];
-        let speech = Speech::of_acp(self.session.clone());
-        let mut voice =
-            Voice { rng, record, pid: self.identity.pid, words: *words, speech, stdout: Some(io::stdout()) };
-        voice.talk(&manners, || ears.is_cancelled(&self.session))?;
-        *words = voice.words;
-        while manners.end == End::Hang && !ears.is_cancelled(&self.session) {
-            sleep(LOOK_AGAIN);
+        let voice = Voice::new(rng, record, words, Speech::of_acp(session.clone()));
+        let (request, due) = (message["id"].clone(), Some(Instant::now()));
+        Ok(Self { request, session, manners, voice, _places: places, due, is_cancelled: false })
+    }
+
+    fn hear(&mut self, message: &Value) -> io::Result<()> {
+        if self.voice.hear(message)? {
+            self.due = Some(Instant::now());
         }
-        if ears.is_cancelled(&self.session) {
-            ears.forget_cancel();
-            return Ok(Some("cancelled"));
+        Ok(())
+    }
+
+    /// One that hangs and is deaf does not care.
+    fn cancel(&mut self) {
+        self.is_cancelled = self.manners.end != End::Hang || !self.manners.ignores_sigterm;
+        self.due = self.due.or(self.is_cancelled.then(Instant::now));
+    }
+
+    /// Says one thing. Answers when it is over.
+    fn step(&mut self) -> anyhow::Result<Option<Reason>> {
+        if self.is_cancelled {
+            return Ok(Some(Reason::Stop("cancelled")));
         }
-        match manners.end {
-            End::Well | End::Hang => {
-                voice.record.write(&Line::Ended(0))?;
-                return Ok(Some("end_turn"));
-            }
-            End::Code(code) => voice.record.write(&Line::Ended(code))?,
-            End::Crash => {
-                // It fails for nobody: we are there.
-                let _ = kill_process(getpid(), Signal::KILL);
-            }
-        }
+        self.due = match self.voice.step(&self.manners)? {
+            Next::Pause(pause) => Some(Instant::now() + pause),
+            Next::Answer => None,
+            Next::End => return self.end(),
+        };
         Ok(None)
+    }
+
+    fn end(&mut self) -> anyhow::Result<Option<Reason>> {
+        match self.manners.end {
+            End::Hang => {
+                self.due = None;
+                return Ok(None);
+            }
+            // It takes the other turns of the process with it.
+            End::Crash if self.voice.is_in_the_mood() => drop(kill_process(getpid(), Signal::KILL)),
+            End::Code(code) => {
+                self.voice.record.write(&Line::Ended(code))?;
+                return Ok(Some(Reason::Failed));
+            }
+            End::Well | End::Crash => {}
+        }
+        self.voice.record.write(&Line::Ended(0))?;
+        Ok(Some(Reason::Stop("end_turn")))
     }
 }
 
-/// What is read from stdin, line by line, also in the midst of a turn.
+/// What is read from stdin, line by line.
 #[derive(Default)]
 struct Ears {
     bytes: Vec<u8>,
     heard: VecDeque<Value>,
     closed: bool,
-    cancelled: Option<String>,
 }
 
 impl Ears {
-    /// The next message; none once stdin is closed.
-    fn next(&mut self) -> io::Result<Option<Value>> {
-        loop {
-            match self.heard.pop_front() {
-                Some(message) if message["method"] == "session/cancel" => {}
-                Some(message) => return Ok(Some(message)),
-                None if self.closed => return Ok(None),
-                None => self.read(None)?,
-            }
-        }
-    }
-
-    /// Whether the turn of a session was cancelled, as far as it was said by now.
-    fn is_cancelled(&mut self, session: &str) -> bool {
-        // What cannot be read now is read when the turn is over.
-        let _ = self.read(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        let is_cancel = |message: &Value| {
-            message["method"] == "session/cancel" && message["params"]["sessionId"].as_str() == Some(session)
-        };
-        if self.heard.iter().any(is_cancel) {
-            self.heard.retain(|message| !is_cancel(message));
-            self.cancelled = Some(session.to_owned());
-        }
-        self.closed || self.cancelled.as_deref() == Some(session)
-    }
-
-    fn forget_cancel(&mut self) {
-        self.cancelled = None;
-    }
-
-    fn read(&mut self, patience: Option<&Timespec>) -> io::Result<()> {
+    /// Reads what is there, or comes within this time.
+    fn read(&mut self, patience: Option<Duration>) -> anyhow::Result<()> {
         let stdin = io::stdin();
-        if poll(&mut [PollFd::new(&stdin, PollFlags::IN)], patience)? == 0 {
+        let patience = patience.map(Timespec::try_from).transpose()?;
+        if poll(&mut [PollFd::new(&stdin, PollFlags::IN)], patience.as_ref())? == 0 {
             return Ok(());
         }
         let mut piece = [0; 64 * 1024];

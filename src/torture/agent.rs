@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::acp;
 use super::dialect::{Dialect, Speech};
 use super::record::{Identity, Line, MARK, Said, Writer};
+use crate::clock::{Clock, SystemClock};
 
 /// The longest pause between two words.
 const MAX_PAUSE_MS: u64 = 20;
@@ -73,7 +74,7 @@ pub(super) struct Manners {
     words: u32,
     pub(super) end: End,
     /// Does not end when it is asked to.
-    ignores_sigterm: bool,
+    pub(super) ignores_sigterm: bool,
     /// Goes on working when nobody listens any more.
     ignores_broken_pipe: bool,
     /// Says all of its text again with every word, so that whoever listens has to know what was said.
@@ -146,8 +147,8 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
     let speech = Speech::new(agent.dialect, manners.retells);
-    let mut voice = Voice { rng, record, pid: identity.pid, words: 0, speech, stdout: Some(io::stdout()) };
-    match voice.talk(&manners, || false) {
+    let mut voice = Voice::new(rng, record, 0, speech);
+    match voice.talk(&manners) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
     }
@@ -225,44 +226,110 @@ pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> 
 
 /// What an agent talks with.
 pub(super) struct Voice {
-    pub(super) rng: fastrand::Rng,
+    rng: fastrand::Rng,
     pub(super) record: Writer,
-    pub(super) pid: u32,
-    pub(super) words: u32,
-    pub(super) speech: Speech,
+    pid: u32,
+    /// The number of the next word, and of the next thing.
+    words: u32,
+    things: u32,
+    speech: Speech,
+    /// A tool that is in use, whose end comes next.
+    tool: Option<String>,
+    /// The question that waits for an answer.
+    question: Option<String>,
     /// None when nobody listens any more.
-    pub(super) stdout: Option<io::Stdout>,
+    stdout: Option<io::Stdout>,
+}
+
+/// What comes behind a step of a talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Pause(Duration),
+    /// Nothing, until the question is answered.
+    Answer,
+    /// All is said.
+    End,
 }
 
 impl Voice {
-    /// Talks until all is said, or until it is cancelled, which is asked before each thing.
-    pub(super) fn talk(&mut self, manners: &Manners, mut is_cancelled: impl FnMut() -> bool) -> io::Result<()> {
-        for line in self.speech.begin() {
-            self.print(&line.to_string())?;
-        }
-        for number in 0..manners.words {
-            if is_cancelled() {
-                return Ok(());
-            }
-            match self.one_thing(number) {
-                Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
-                    self.stdout = None
-                }
-                done => done?,
-            }
-            if self.rng.bool() {
-                sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
+    /// The words of an agent are numbered from `words`.
+    pub(super) fn new(rng: fastrand::Rng, record: Writer, words: u32, speech: Speech) -> Self {
+        let (pid, stdout) = (std::process::id(), Some(io::stdout()));
+        Self { rng, record, pid, words, things: 0, speech, tool: None, question: None, stdout }
+    }
+
+    /// Talks until all is said. Whoever nobody answers goes on when nobody can any more.
+    fn talk(&mut self, manners: &Manners) -> io::Result<()> {
+        loop {
+            match self.step(manners)? {
+                Next::Pause(pause) => sleep(pause),
+                Next::Answer => self.listen()?,
+                Next::End => return Ok(()),
             }
         }
-        if manners.end == End::Well && self.rng.bool() {
-            for line in self.speech.end() {
-                self.print(&line.to_string())?;
+    }
+
+    /// Says one thing.
+    pub(super) fn step(&mut self, manners: &Manners) -> io::Result<Next> {
+        match self.next(manners) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
+                (self.stdout, self.question) = (None, None);
+                Ok(Next::Pause(Duration::ZERO))
             }
+            next => next,
+        }
+    }
+
+    fn next(&mut self, manners: &Manners) -> io::Result<Next> {
+        if let Some(tool) = self.tool.take() {
+            self.finish_tool(tool)?;
+        } else if self.things == manners.words {
+            if manners.end == End::Well && self.rng.bool() {
+                self.speech.end().iter().try_for_each(|line| self.print(&line.to_string()))?;
+            }
+            return Ok(Next::End);
+        } else {
+            if self.things == 0 {
+                self.speech.begin().iter().try_for_each(|line| self.print(&line.to_string()))?;
+            }
+            self.things += 1;
+            self.one_thing()?;
+        }
+        if self.question.is_some() {
+            return Ok(Next::Answer);
+        }
+        let pause = if self.rng.bool() { self.rng.u64(..=MAX_PAUSE_MS) } else { 0 };
+        Ok(Next::Pause(Duration::from_millis(pause)))
+    }
+
+    /// Whether a line is the answer that was waited for.
+    pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
+        let is_answer = self.question.as_deref().is_some_and(|question| self.speech.answers(line, question));
+        if is_answer {
+            self.question = None;
+            self.record.write(&Line::Answered)?;
+        }
+        Ok(is_answer)
+    }
+
+    /// Whether to do what is to be done now and then only.
+    pub(super) fn is_in_the_mood(&mut self) -> bool {
+        self.rng.u8(..4) == 0
+    }
+
+    /// Waits for the answer.
+    fn listen(&mut self) -> io::Result<()> {
+        while self.question.is_some() {
+            let mut line = String::new();
+            if io::stdin().lock().read_line(&mut line)? == 0 {
+                self.question = None;
+            }
+            self.hear(&serde_json::from_str(&line).unwrap_or_default())?;
         }
         Ok(())
     }
 
-    fn one_thing(&mut self, number: u32) -> io::Result<()> {
+    fn one_thing(&mut self) -> io::Result<()> {
         match self.rng.u8(..100) {
             0..60 => {
                 let word = self.word();
@@ -272,7 +339,7 @@ impl Voice {
                 let word = self.word();
                 self.say(Said::Reasoning(word))
             }
-            80..90 => self.use_tool(format!("tool-{number}")),
+            80..90 => self.use_tool(format!("tool-{}", self.things)),
             90..94 => self.print("this is no event of any protocol"),
             94..99 => {
                 // Nobody has to listen to it.
@@ -289,22 +356,28 @@ impl Voice {
         }
     }
 
+    /// Begins to use a tool, perhaps after a question. Its end comes next, or is left open.
     fn use_tool(&mut self, id: String) -> io::Result<()> {
         let input = self.word().trim_end().to_owned();
-        self.say(Said::ToolStarted { id: id.clone(), input })?;
-        sleep(Duration::from_millis(self.rng.u64(..=MAX_PAUSE_MS)));
-        match self.rng.u8(..10) {
-            // Its end is left open.
-            0 => Ok(()),
-            1 => {
-                let error = self.word().trim_end().to_owned();
-                self.say(Said::ToolFailed { id, error })
-            }
-            _ => {
-                let output = self.word().trim_end().to_owned();
-                self.say(Said::ToolFinished { id, output })
+        self.say(Said::ToolStarted { id: id.clone(), input: input.clone() })?;
+        if self.rng.bool() {
+            let question = format!("question-{}.{}", self.pid, self.words);
+            if let Some(line) = self.speech.ask(&question, &id, &input).filter(|_| self.stdout.is_some()) {
+                self.question = Some(question);
+                self.record.write(&Line::Asked(SystemClock.now().as_millis()))?;
+                self.print(&line.to_string())?;
             }
         }
+        self.tool = (self.rng.u8(..10) > 0).then_some(id);
+        Ok(())
+    }
+
+    fn finish_tool(&mut self, id: String) -> io::Result<()> {
+        let word = self.word().trim_end().to_owned();
+        if self.rng.u8(..10) == 0 {
+            return self.say(Said::ToolFailed { id, error: word });
+        }
+        self.say(Said::ToolFinished { id, output: word })
     }
 
     fn word(&mut self) -> String {

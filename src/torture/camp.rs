@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -46,7 +47,8 @@ impl Camp {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());
         let (binary, records, dir) = (quoted(&self.binary), quoted(&self.records()), quoted(&self.dir));
-        let agents: String = Dialect::ALL.map(|dialect| agent_text(dialect, &binary, &records)).concat();
+        let agents: String = AGENTS.iter().map(|agent| agent.text(&binary, &records)).collect();
+        let backends = most_backends(sessions);
         let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
         format!(
             r#"[engine]
@@ -54,6 +56,7 @@ lease = "{lease}s"
 sweep_interval = "1s"
 shutdown_grace = "300ms"
 idle_ttl = "500ms"
+max_backends = {backends}
 
 {agents}
 [workspaces.default]
@@ -114,8 +117,11 @@ dir = {dir}
         loop {
             let processes = self.processes().await.into_iter();
             let processes = processes.map(|found| format!("{} of run {:?}: {}", found.pid, found.run, found.command));
-            let files = fs::read_dir(self.temp()).into_iter().flatten().flatten().map(|file| file.path());
-            let files = files.filter(|path| !is_of_sqlite(path)).map(|path| path.display().to_string());
+            let homes = files_in(&self.dir.join("m.db-agents")).filter(|path| path.is_dir());
+            let files = files_in(&self.temp())
+                .filter(|path| !is_of_sqlite(path))
+                .chain(homes)
+                .map(|path| path.display().to_string());
             let left: Vec<_> = processes.chain(files).collect();
             if left.is_empty() || began.elapsed() >= TO_VANISH {
                 return left;
@@ -133,7 +139,7 @@ dir = {dir}
                 return;
             }
             for process in left {
-                processes::kill(&process, &self.dir);
+                processes::send(&process, &self.dir, Signal::KILL);
             }
             sleep(LOOK_AGAIN).await;
         }
@@ -141,37 +147,74 @@ dir = {dir}
 
     /// Panics, as the logs of the engines tell them.
     pub(super) fn panics(&self) -> Vec<String> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|file| file.path());
-        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        let logs = files_in(&self.dir).filter(|path| path.extension().is_some_and(|extension| extension == "log"));
         let logs = logs.filter_map(|path| fs::read_to_string(path).ok());
         let panics = |log: String| log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect();
         logs.flat_map::<Vec<_>, _>(panics).collect()
     }
 }
 
-/// The names of the agents, one for each way to speak.
-pub(super) fn agents() -> impl Iterator<Item = String> + Clone {
-    Dialect::ALL.into_iter().map(agent)
+/// The warm backends that may live at once: fewer than are wanted.
+pub(super) fn most_backends(sessions: usize) -> usize {
+    sessions.div_ceil(4)
 }
 
-fn agent(dialect: Dialect) -> String {
-    format!("torture-{}", dialect.as_str())
+/// A kind of agent.
+struct Kind {
+    name: &'static str,
+    dialect: Dialect,
+    /// Whether one process has the turns of several sessions at once.
+    is_shared: bool,
 }
 
-fn agent_text(dialect: Dialect, binary: &Value, records: &Value) -> String {
-    let (name, driver) = (agent(dialect), dialect.as_str());
-    let seed = if dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
-    format!(
-        r#"
+const AGENTS: [Kind; 5] = [
+    Kind { name: "torture-openclaw", dialect: Dialect::Openclaw, is_shared: false },
+    Kind { name: SHARED, dialect: Dialect::Acp, is_shared: true },
+    Kind { name: "torture-claude", dialect: Dialect::Claude, is_shared: false },
+    Kind { name: ALONE, dialect: Dialect::Acp, is_shared: false },
+    Kind { name: "torture-codex", dialect: Dialect::Codex, is_shared: false },
+];
+const SHARED: &str = "torture-acp-shared";
+const ALONE: &str = "torture-acp";
+
+/// The names of the agents, as sessions get them in turn: live ones more often.
+pub(super) fn agents() -> impl Iterator<Item = &'static str> + Clone {
+    AGENTS.iter().map(|agent| agent.name).chain([SHARED, ALONE])
+}
+
+/// Whether the turns of an agent go to a live one, through a relay.
+pub(super) fn is_relayed(agent: &str) -> bool {
+    [SHARED, ALONE].contains(&agent)
+}
+
+impl Kind {
+    fn text(&self, binary: &Value, records: &Value) -> String {
+        let (name, driver) = (self.name, self.dialect.as_str());
+        let seed = if self.dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
+        let warm = match self.dialect {
+            Dialect::Acp => {
+                let restarts = "restart_pause = \"20ms\"\nmax_restarts = 10000\n";
+                format!("shared = {}\nkeep_warm = \"1s\"\n{restarts}", self.is_shared)
+            }
+            Dialect::Openclaw | Dialect::Claude | Dialect::Codex => String::new(),
+        };
+        format!(
+            r#"
 [agents.{name}]
 driver = "{driver}"
 command = [{binary}, "torture-agent", "--record", {records}, "--speaks", "{driver}"{seed}]
 max_concurrent = 1000
 kill_grace = "200ms"
 idle_timeout = "3s"
-turn_timeout = "10s"
-"#
-    )
+turn_timeout = "20s"
+permissions = {{ default = "allow" }}
+{warm}"#
+        )
+    }
+}
+
+fn files_in(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path())
 }
 
 /// SQLite unlinks its temporary files as soon as it has opened them; a kill may come in between.

@@ -18,7 +18,7 @@ use super::camp::{Camp, LEASE};
 use super::client::{ask, get};
 use super::fleet::{Engine, Fleet};
 use super::journal::{Count, Journal};
-use super::processes::{self, Kind};
+use super::processes::{self, Found, Kind};
 
 /// Asks an engine to leave its agents running and go.
 const HAND_OVER: Signal = Signal::USR2;
@@ -39,6 +39,11 @@ enum Fault {
     HandOver,
     KillAgent,
     KillHost,
+    KillRelay,
+    KillBridge,
+    KillBridgeHost,
+    PauseBridge,
+    StopBackend,
     Cancel,
     Close,
     Sweep,
@@ -46,7 +51,7 @@ enum Fault {
 }
 
 /// How often each is drawn, beside the others.
-const WEIGHTS: [(Fault, usize); 12] = [
+const WEIGHTS: [(Fault, usize); 17] = [
     (Fault::KillEngine, 42),
     (Fault::KillEngineOnItsWayUp, 4),
     (Fault::KillAllEngines, 2),
@@ -55,6 +60,11 @@ const WEIGHTS: [(Fault, usize); 12] = [
     (Fault::HandOver, 5),
     (Fault::KillAgent, 14),
     (Fault::KillHost, 8),
+    (Fault::KillRelay, 4),
+    (Fault::KillBridge, 2),
+    (Fault::KillBridgeHost, 2),
+    (Fault::PauseBridge, 3),
+    (Fault::StopBackend, 3),
     (Fault::Cancel, 8),
     (Fault::Close, 4),
     (Fault::Sweep, 3),
@@ -137,6 +147,11 @@ impl Chaos {
             Fault::HandOver => self.restart(number, HAND_OVER, Count::HandOvers, under_way),
             Fault::KillAgent => self.kill(Kind::Agent, Count::AgentKills).await,
             Fault::KillHost => self.kill(Kind::Host, Count::HostKills).await,
+            Fault::KillRelay => self.kill(Kind::Relay, Count::RelayKills).await,
+            Fault::KillBridge => self.kill(Kind::Bridge, Count::BridgeKills).await,
+            Fault::KillBridgeHost => self.kill(Kind::BridgeHost, Count::BridgeHostKills).await,
+            Fault::PauseBridge => self.pause_bridge(4 * down, under_way).await,
+            Fault::StopBackend => self.stop_backend(&mut fork).await,
             Fault::Cancel => self.cancel(&mut fork).await,
             Fault::Close => self.close(&mut fork).await,
             Fault::Sweep => {
@@ -163,21 +178,49 @@ impl Chaos {
         });
     }
 
-    async fn kill(&mut self, kind: Kind, count: Count) {
+    /// Some process of a kind.
+    async fn find(&self, kind: Kind) -> Option<Found> {
         let dir = self.camp.dir.clone();
         // Reads /proc; it fails only when the runtime goes down.
         let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
-        let found: Vec<_> = found.into_iter().filter(|process| process.kind == kind).collect();
+        let found = found.into_iter().filter(|process| process.kind == kind).collect::<Vec<_>>();
         // Not drawn by index: how many there are is up to the machine.
-        let Some(process) = self.rng.fork().choice(&found).cloned() else { return };
+        fastrand::Rng::new().choice(found)
+    }
+
+    async fn kill(&self, kind: Kind, count: Count) {
+        let Some(process) = self.find(kind).await else { return };
         // Noted before it is true: nothing may be interrupted before we know of it.
         if kind == Kind::Host
             && let Some(run) = process.run.clone()
         {
             self.journal.host_killed(run);
         }
-        if processes::kill(&process, &self.camp.dir) {
+        if processes::send(&process, &self.camp.dir, Signal::KILL) {
             self.journal.count(count);
+        }
+    }
+
+    async fn pause_bridge(&self, pause: Duration, under_way: &mut JoinSet<()>) {
+        let Some(bridge) = self.find(Kind::Bridge).await else { return };
+        if processes::send(&bridge, &self.camp.dir, Signal::STOP) {
+            self.journal.count(Count::BridgePauses);
+            let dir = self.camp.dir.clone();
+            under_way.spawn(async move {
+                sleep(pause).await;
+                // It may have been killed meanwhile.
+                processes::send(&bridge, &dir, Signal::CONT);
+            });
+        }
+    }
+
+    async fn stop_backend(&self, rng: &mut fastrand::Rng) {
+        let Some(to) = self.fleet.addresses().any(rng) else { return };
+        let Ok(answer) = get(to, "/v1/backends?limit=20").await else { return };
+        let Some(id) = rng.choice(answer.items()).and_then(|backend| backend["id"].as_str()) else { return };
+        let path = format!("/v1/backends/{id}/stop");
+        if ask(to, Method::POST, &path, Some(&json!({"force": rng.bool()}))).await.is_ok() {
+            self.journal.count(Count::BackendStops);
         }
     }
 

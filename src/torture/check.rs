@@ -3,20 +3,26 @@
 //! Always: every check is a pure function of what was gathered, and `check/tests.rs` shows each of them failing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::camp::Camp;
+use super::camp::{Camp, is_relayed};
 use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
 use super::record::{MARK, Record, Records, Said};
 use super::writer::Sent;
 use crate::chunk::Chunk;
+use crate::clock::Timestamp;
 use crate::engine::{Engine, MessageCursor, RunFilter};
 use crate::event::Event;
+use crate::failure::ErrorClass;
 use crate::id::SessionId;
 use crate::message::{Message, Role};
 use crate::run::{Cause, Run, Status};
 use crate::slot::Slot;
+use crate::warm::{Backend, BackendState};
 
+/// An agent that asks is answered within this time, however often the engine is killed meanwhile.
+const TO_ANSWER: Duration = Duration::from_secs(10);
 /// Rows of a page.
 const PAGE: i64 = 500;
 
@@ -41,6 +47,9 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
     }
     messages(&evidence.sent, &runs, journal);
     slots(&engine.list_slots().await?, journal);
+    let warm = engine.list_backends().await?;
+    found.backends = u64::try_from(warm.len())?;
+    backends(&warm, journal);
 
     let mut by_session: BTreeMap<SessionId, Vec<&Run>> = BTreeMap::new();
     for run in &runs {
@@ -56,7 +65,10 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
         let answers = answers(engine, &session).await?;
         for run in runs {
             let stored = stored(&events, run);
-            speech(run, &stored, &records.of(&run.id.to_string())?, journal);
+            let agents = records.of(&run.id.to_string())?;
+            found.answers += agents.iter().map(|agent| agent.answers).sum::<u64>();
+            speech(run, &stored, &agents, journal);
+            question(run, &agents, journal);
             ending(run, &evidence.without_host, journal);
             answer(run, &stored, answers.get(run.response_id.as_str()).map(String::as_str), journal);
         }
@@ -137,6 +149,12 @@ fn slots(slots: &[Slot], journal: &Journal) {
     }
 }
 
+fn backends(backends: &[Backend], journal: &Journal) {
+    for backend in backends.iter().filter(|backend| backend.state != BackendState::Stopped) {
+        journal.violation("no agent is kept warm when no engine is there", format!("{backend:?}"));
+    }
+}
+
 /// The log has no gap, and each run's span is one piece with one end.
 fn log(session: &SessionId, events: &[Event], runs: &[&Run], journal: &Journal) {
     for (event, seq) in events.iter().zip(1..) {
@@ -198,7 +216,10 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     // A kill may come between the record of a word and the word.
     let may_miss = match cause {
-        Some(Cause::Finished | Cause::ExitCode) => 0,
+        Some(Cause::Finished) => 0,
+        // What went through a relay was said to the agent's client; the rest of it is lost with what ended in between.
+        _ if is_relayed(run.agent.as_str()) => usize::MAX,
+        Some(Cause::ExitCode) => 0,
         Some(Cause::Signal) => 1,
         _ => usize::MAX,
     };
@@ -209,6 +230,9 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     }
     let explained = match cause {
         Some(Cause::Finished) => ended == Some(0),
+        // By its record it failed, or it was ended in the midst of the turn.
+        Some(Cause::AgentError) => run.error_class == Some(ErrorClass::Crashed) || ended.is_some_and(|code| code > 0),
+        Some(Cause::ExitCode) if is_relayed(run.agent.as_str()) => ended.is_none(),
         Some(Cause::ExitCode) => ended.map(i64::from) == run.exit_code,
         Some(Cause::NoOutput) => said.is_empty(),
         _ => true,
@@ -216,6 +240,16 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     if !explained {
         let detail = format!("{}: {cause:?}, exit code {:?}, by its record {ended:?}", run.id, run.exit_code);
         journal.violation("a run ends as its agent did", detail);
+    }
+}
+
+/// An agent that asks whether it may use a tool is answered, whoever drives its run by then.
+fn question(run: &Run, agents: &[Record], journal: &Journal) {
+    let Some(asked) = agents.last().and_then(|agent| agent.asked) else { return };
+    let waited = run.settled_at.map(|at| at.since(Timestamp::from_millis(asked)));
+    if waited.is_none_or(|waited| waited > TO_ANSWER) {
+        let detail = format!("{} ({:?}) ended {waited:?} after its agent asked", run.id, run.cause);
+        journal.violation("an agent that asks is answered", detail);
     }
 }
 
@@ -228,10 +262,10 @@ fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
         // Its workers were killed so often before they could start anything that nobody tries again.
         Some(Cause::WorkerLost) => run.attempts >= 3,
         Some(Cause::HostLost) => without_host.contains(&run.id.to_string()),
-        Some(cause) => !matches!(
-            cause,
-            Cause::AgentError | Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal
-        ),
+        Some(Cause::AgentError) => is_relayed(run.agent.as_str()),
+        Some(cause) => {
+            !matches!(cause, Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal)
+        }
         None => false,
     };
     if !legal || cause.map(Cause::status) != Some(run.status) || !run.status.is_settled() {

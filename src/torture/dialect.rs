@@ -100,6 +100,35 @@ impl Speech {
         }
     }
 
+    /// A question whether a tool may be used, where the protocol has that; and no other line is like its answer.
+    pub(super) fn ask(&self, question: &str, tool: &str, input: &str) -> Option<Value> {
+        let input = json!({"input": input});
+        match self.dialect {
+            Dialect::Openclaw | Dialect::Codex => None,
+            Dialect::Claude => {
+                let request =
+                    json!({"subtype": "can_use_tool", "tool_name": "Work", "tool_use_id": tool, "input": input});
+                Some(json!({"type": "control_request", "request_id": question, "request": request}))
+            }
+            Dialect::Acp => {
+                let option = |id: &str, kind: &str| json!({"optionId": id, "name": id, "kind": kind});
+                let options = [option("yes", "allow_once"), option("no", "reject_once")];
+                let call = json!({"toolCallId": tool, "title": "work", "kind": "other", "rawInput": input});
+                let params = json!({"sessionId": self.session, "toolCall": call, "options": options});
+                Some(request(question, "session/request_permission", &params))
+            }
+        }
+    }
+
+    /// Whether a line is the answer to a question.
+    pub(super) fn answers(&self, line: &Value, question: &str) -> bool {
+        match self.dialect {
+            Dialect::Openclaw | Dialect::Codex => false,
+            Dialect::Claude => line["type"] == "control_response" && line["response"]["request_id"] == question,
+            Dialect::Acp => line["method"].is_null() && line["id"] == question,
+        }
+    }
+
     /// The end of a turn that went well, when the agent says that it is one.
     pub(super) fn end(&mut self) -> Vec<Value> {
         match self.dialect {
@@ -233,6 +262,10 @@ impl Speech {
             Said::ToolFailed { id, error } => ended(id, error, 1, "failed"),
         }
     }
+}
+
+fn request(id: &str, method: &str, params: &Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
 }
 
 /// A notification of ACP.

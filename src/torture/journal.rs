@@ -28,7 +28,12 @@ pub enum Count {
     EngineKills,
     AgentKills,
     HostKills,
+    RelayKills,
+    BridgeKills,
+    BridgeHostKills,
     EnginePauses,
+    BridgePauses,
+    BackendStops,
     Drains,
     HandOvers,
     Cancels,
@@ -41,7 +46,18 @@ pub enum Count {
     SendsHungUp,
     StreamsOpened,
     EventsRead,
+    LooksAtBackends,
 }
+
+/// What counts as a kill.
+const KILLS: [Count; 6] = [
+    Count::EngineKills,
+    Count::AgentKills,
+    Count::HostKills,
+    Count::RelayKills,
+    Count::BridgeKills,
+    Count::BridgeHostKills,
+];
 
 /// Shared by all who take part.
 #[derive(Debug, Default)]
@@ -55,6 +71,7 @@ struct Entries {
     violations: Vec<Violation>,
     violations_total: u64,
     runs_without_host: BTreeSet<String>,
+    most_backends: usize,
 }
 
 impl Journal {
@@ -76,7 +93,7 @@ impl Journal {
 
     /// Processes that were ended by SIGKILL.
     pub(super) fn kills(&self) -> u64 {
-        [Count::EngineKills, Count::AgentKills, Count::HostKills].map(|kills| self.counted(kills)).iter().sum()
+        KILLS.map(|kills| self.counted(kills)).iter().sum()
     }
 
     pub(super) fn violation(&self, promise: &'static str, detail: impl Into<String>) {
@@ -100,12 +117,20 @@ impl Journal {
         self.entries().runs_without_host.clone()
     }
 
+    /// So many backends lived at once.
+    pub(super) fn saw_backends(&self, number: usize) {
+        self.count(Count::LooksAtBackends);
+        let mut entries = self.entries();
+        entries.most_backends = entries.most_backends.max(number);
+    }
+
     pub(super) fn report(&self, seed: u64, duration: Duration, found: Found) -> Report {
         let entries = self.entries();
         Report {
             seed,
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             counts: entries.counts.clone(),
+            most_backends: entries.most_backends,
             found,
             violations_total: entries.violations_total,
             violations: entries.violations.clone(),
@@ -127,6 +152,10 @@ pub struct Found {
     pub events: u64,
     /// Agents that kept a record.
     pub agents: u64,
+    /// Questions of agents that were answered.
+    pub answers: u64,
+    /// Warm backends that were made.
+    pub backends: u64,
 }
 
 /// The report of a torture.
@@ -139,6 +168,8 @@ pub struct Report {
     /// What was done.
     #[serde(flatten)]
     pub counts: BTreeMap<Count, u64>,
+    /// Warm backends that lived at once, as far as seen.
+    pub most_backends: usize,
     /// What was there at the end.
     #[serde(flatten)]
     pub found: Found,

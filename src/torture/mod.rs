@@ -10,6 +10,7 @@
 mod acp;
 pub mod agent;
 mod camp;
+mod cap;
 mod chaos;
 mod check;
 mod client;
@@ -128,6 +129,7 @@ async fn trouble(
     found_sessions(&sessions, &fleet).await?;
     let (stop_chaos, stop_writers, stop_readers) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let most = camp::most_backends(plan.sessions);
 
     let chaos = Chaos {
         rng: rng.fork(),
@@ -149,6 +151,9 @@ async fn trouble(
         readers.spawn(reader.run(stop_readers.clone()));
     }
 
+    let looking = cap::watch(most, fleet.addresses(), rng.fork(), journal.clone(), stop_readers.clone());
+    let looking = tokio::spawn(looking);
+
     let (began, mut told) = (Instant::now(), Instant::now());
     while journal.kills() < plan.kills && began.elapsed() < plan.limit {
         if told.elapsed() >= TELL_AGAIN {
@@ -164,6 +169,7 @@ async fn trouble(
     let sent = writers.join_all().await.into_iter().flatten().collect();
     stop_readers.cancel();
     let heard = readers.join_all().await;
+    looking.await?;
     tell(&progress(journal, began.elapsed()));
     Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host() }))
 }
@@ -182,8 +188,9 @@ async fn found_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()
 fn progress(journal: &Journal, elapsed: Duration) -> String {
     let [engines, agents, hosts] =
         [Count::EngineKills, Count::AgentKills, Count::HostKills].map(|kills| journal.counted(kills));
+    let others = journal.kills() - engines - agents - hosts;
     format!(
-        "{} s: {} kills ({engines} engines, {agents} agents, {hosts} hosts), {} messages acknowledged, {} events read, \
+        "{} s: {} kills ({engines} engines, {agents} agents, {hosts} hosts, {others} relays and bridges), {} messages acknowledged, {} events read, \
          {} violations",
         elapsed.as_secs(),
         journal.kills(),

@@ -3,6 +3,7 @@
 //! Always: a signal goes through a pidfd to a process that was seen to carry the mark while the pidfd held it, so nothing
 //! else is ever hit.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
@@ -20,8 +21,14 @@ const HOST_NAME: &str = "agent-host";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Agent,
-    /// What holds an agent.
+    /// What holds an agent, or a relay.
     Host,
+    /// What takes a turn to a live agent.
+    Relay,
+    /// What holds a live agent.
+    Bridge,
+    /// What holds a bridge.
+    BridgeHost,
     Other,
 }
 
@@ -39,13 +46,19 @@ pub(super) struct Found {
 /// All living processes of the torture in a directory. Reads all of `/proc`: blocking work.
 pub(super) fn find(dir: &Path) -> Vec<Found> {
     let processes = all_processes().into_iter().flatten().flatten();
-    processes
+    let mut bridged = HashSet::new();
+    let mut found: Vec<_> = processes
         .filter_map(|process| {
             let environ = marked(process.pid, dir)?;
             let stat = process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
             let command = process.cmdline().unwrap_or_default();
             let kind = match command.iter().map(String::as_str).nth(1) {
                 _ if stat.comm == HOST_NAME => Kind::Host,
+                Some("relay") => Kind::Relay,
+                Some("bridge") => {
+                    bridged.insert(stat.ppid);
+                    Kind::Bridge
+                }
                 Some("torture-agent") if !command.iter().any(|word| word == "--stray") => Kind::Agent,
                 _ => Kind::Other,
             };
@@ -56,7 +69,11 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
             };
             Some(Found { kind, pid: process.pid, command: command.join(" "), run })
         })
-        .collect()
+        .collect();
+    for host in found.iter_mut().filter(|host| host.kind == Kind::Host && bridged.contains(&host.pid)) {
+        host.kind = Kind::BridgeHost;
+    }
+    found
 }
 
 /// The run whose agent lives in a directory.
@@ -65,11 +82,11 @@ fn run_of(dir: &Path) -> Option<String> {
     Some(attempt.run.to_string())
 }
 
-/// Sends SIGKILL. Answers whether the process was there to be killed.
-pub(super) fn kill(process: &Found, dir: &Path) -> bool {
+/// Sends a signal. Answers whether the process was there to get it.
+pub(super) fn send(process: &Found, dir: &Path, signal: Signal) -> bool {
     let pidfd = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(pidfd) = pidfd.filter(|_| marked(process.pid, dir).is_some()) else { return false };
-    pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+    pidfd_send_signal(&pidfd, signal).is_ok()
 }
 
 /// The environment of a process that carries the mark.

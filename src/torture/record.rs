@@ -83,6 +83,10 @@ pub(super) enum Line {
     /// Another agent lived in the same place: a session, or a slot.
     Met(String),
     Said(Said),
+    /// It asks whether it may use a tool, at this time in milliseconds, and waits for the answer.
+    Asked(i64),
+    /// It was answered.
+    Answered,
     /// The last line, when the agent ends by itself.
     Ended(u8),
 }
@@ -123,6 +127,10 @@ pub(super) struct Record {
     pub(super) agent: Identity,
     pub(super) met: Vec<String>,
     pub(super) said: Vec<Said>,
+    /// When it asked what it got no answer to.
+    pub(super) asked: Option<i64>,
+    /// Questions that it got an answer to.
+    pub(super) answers: u64,
     /// The status that it ended with; none when it was killed.
     pub(super) ended: Option<u8>,
 }
@@ -132,12 +140,14 @@ impl Record {
     fn read(text: &str) -> Result<Option<Self>, serde_json::Error> {
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let Some(Line::Began(agent)) = lines.next().map(serde_json::from_str).transpose()? else { return Ok(None) };
-        let mut record = Self { agent, met: Vec::new(), said: Vec::new(), ended: None };
+        let mut record = Self { agent, met: Vec::new(), said: Vec::new(), asked: None, answers: 0, ended: None };
         for line in lines {
             match serde_json::from_str(line)? {
                 Line::Began(agent) => record.met.push(format!("record with pid {}", agent.pid)),
                 Line::Met(place) => record.met.push(place),
                 Line::Said(said) => record.said.push(said),
+                Line::Asked(at) => record.asked = Some(at),
+                Line::Answered => (record.asked, record.answers) = (None, record.answers + 1),
                 Line::Ended(code) => record.ended = Some(code),
             }
         }

@@ -47,6 +47,8 @@ impl Live {
             on_interrupt: OnInterrupt::Stop,
             permissions: Permissions::default(),
             keep_warm: PATIENCE,
+            restart_pause: None,
+            max_restarts: None,
         };
         let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
         let backend = open(&agent, &hosts);

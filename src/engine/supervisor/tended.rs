@@ -81,7 +81,7 @@ impl Tended {
         let agent = shared.config.agents.get(&row.agent)?.clone();
         let workspace = shared.config.workspaces.get(&row.workspace)?.clone();
         let backend = shared.backends.get(&row.agent)?.clone();
-        let care = backend.warm()?.care();
+        let care = backend.warm()?.care().with_restarts(agent.restart_pause, agent.max_restarts);
         let now = Instant::now();
         Some(Self {
             is_adopted: row.host.is_some(),

@@ -194,7 +194,7 @@ async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreErr
     let (now, spared) = (tx.now.as_millis(), (tx.now - SPARED_FOR).as_millis());
     let evicted = sqlx::query!(
         "UPDATE backends SET state = iif(state = 'restarting', 'stopped', 'stopping'),
-             stopped_at = iif(state = 'restarting', ?1, NULL),
+             stopped_at = iif(state = 'restarting', ?1, NULL), not_before = NULL,
              reason = 'closed to make room: it was not used for longest'
          WHERE key = (SELECT b.key FROM backends b INDEXED BY backends_live
              WHERE b.state <> 'stopped' AND b.state IN ('running', 'restarting') AND b.used_at <= ?2

@@ -43,7 +43,7 @@ fn record(run: &Run, pid: u32, words: &[&str], ended: Option<u8>) -> Record {
         started_at_ticks: 1,
     };
     let said = words.iter().map(|word| Said::Text((*word).to_owned())).collect();
-    Record { agent, met: Vec::new(), said, ended }
+    Record { agent, met: Vec::new(), said, asked: None, answers: 0, ended }
 }
 
 impl Scene {

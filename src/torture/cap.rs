@@ -1,0 +1,40 @@
+//! Who counts the live agents that are kept warm, again and again, through whatever engine answers.
+//!
+//! Always: what is counted is what one engine says at one moment; never are there more than may be.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::client::get;
+use super::fleet::Addresses;
+use super::journal::Journal;
+
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Looks until it is asked to stop.
+pub(super) async fn watch(
+    most: usize,
+    addresses: Addresses,
+    mut rng: fastrand::Rng,
+    journal: Arc<Journal>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let Some(to) = addresses.any(&mut rng) else {
+            sleep(LOOK_AGAIN).await;
+            continue;
+        };
+        if let Ok(answer) = get(to, "/v1/backends?limit=100").await {
+            let live: Vec<_> = answer.items().iter().filter(|backend| backend["state"] != "stopped").collect();
+            journal.saw_backends(live.len());
+            if live.len() > most {
+                journal.violation("no more agents are kept warm than may be", format!("{most} may: {live:?}"));
+            }
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
