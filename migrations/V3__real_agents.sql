@@ -131,9 +131,9 @@ CREATE TRIGGER children_keep_their_parent BEFORE UPDATE OF spawned_by ON session
     SELECT RAISE(ABORT, 'a session keeps its parent');
 END;
 
--- The turn failed without a word in the new one as well: it was not the agent's session that made it fail.
+-- The turn came to nothing in the new one as well, or was ended before it could: nobody knows that the old one is lost.
 CREATE TRIGGER agent_session_is_kept AFTER UPDATE OF status ON runs
-    WHEN NEW.status = 'failed' AND OLD.status = 'running' AND NEW.said = 0 BEGIN
+    WHEN NEW.settled_at IS NOT NULL AND OLD.settled_at IS NULL AND NEW.status <> 'completed' AND NEW.said = 0 BEGIN
     UPDATE sessions SET agent_session = (SELECT id FROM agent_sessions WHERE lost_in = NEW.key)
         WHERE key = NEW.session_key AND EXISTS (SELECT 1 FROM agent_sessions WHERE lost_in = NEW.key);
     UPDATE agent_sessions SET lost_in = NULL WHERE lost_in = NEW.key;

@@ -1016,6 +1016,31 @@ async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_bef
 }
 
 #[tokio::test]
+async fn a_session_of_the_agent_is_not_lost_in_a_run_that_was_cancelled_before_it_said_anything() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let known = vec![Fact::AgentSession { id: "first".to_owned(), origin: "new" }];
+    scene.store.append(Append { facts: known, ..scene.text(&claimed, "a") }).await.unwrap().unwrap();
+    scene.settle(&claimed, Outcome::completed()).await.unwrap();
+    for id in ["m2", "m3"] {
+        let sent = scene.send("s", id).await;
+        let claimed = scene.claim(1).await.remove(0);
+        assert_eq!(claimed.agent_session.as_deref(), Some("first"), "{id}");
+        assert!(scene.store.put_back_afresh(claimed.lease).await.unwrap());
+        if id == "m2" {
+            scene.store.cancel_run(sent.run.run.id).await.unwrap();
+        } else {
+            let again = scene.claim(1).await.remove(0);
+            scene.store.cancel_run(sent.run.run.id).await.unwrap();
+            scene.settle(&again, Outcome::cancelled()).await.unwrap();
+        }
+        let kept = scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap().agent_session.unwrap();
+        assert_eq!((kept.id.as_str(), kept.lost_in), ("first", None), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_is_never_its_own_parent() {
     let scene = Scene::new(1).await;
     let new = |parent: Option<&str>| NewSession {

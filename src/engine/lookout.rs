@@ -14,7 +14,7 @@ use super::{EngineError, Shared};
 use crate::backend::reap::{self, Liveness};
 use crate::clock::Timestamp;
 use crate::config::EngineConfig;
-use crate::lease::{HeldLease, RunKey, WorkerKey};
+use crate::lease::{BackendKey, HeldLease, RunKey, WorkerKey};
 use crate::store::run::Lost;
 
 /// Between two looks, at most: so soon is a lost run noticed.
@@ -34,6 +34,8 @@ pub(super) struct Sighting {
     pub lost: Lost,
     /// Workers of other hosts that fell silent long ago, where nothing can be proven.
     pub silent: Vec<WorkerKey>,
+    /// Warm backends that nobody watches over.
+    pub unwatched: Vec<BackendKey>,
 }
 
 impl Sighting {
@@ -42,6 +44,7 @@ impl Sighting {
         let was_lost = |run: RunKey| before.lost.leases.iter().any(|held| held.lease.run == run);
         self.lost.workers.iter().any(|worker| !before.lost.workers.contains(worker))
             || self.lost.leases.iter().any(|held| !was_lost(held.lease.run))
+            || self.unwatched.iter().any(|backend| !before.unwatched.contains(backend))
     }
 }
 
@@ -63,7 +66,8 @@ pub(super) async fn look(shared: &Shared) -> Result<Sighting, EngineError> {
     lookout.leases.look(begun, step, held.into_iter().map(|held| (held.lease.run, held)));
     lookout.heartbeats.look(begun, step, workers.iter().map(|worker| (worker.key, worker.heartbeat_at)));
 
-    let mut sighting = Sighting::default();
+    let unwatched = shared.store.live_backends().await?.into_iter().filter(|row| row.worker.is_none());
+    let mut sighting = Sighting { unwatched: unwatched.map(|row| row.key).collect(), ..Sighting::default() };
     let executing = shared.executing.keys();
     let is_lost = |held: &HeldLease, still: Duration| {
         let is_over = held.expires_at == HeldLease::GIVEN_BACK || still >= lease.max(held.length);

@@ -282,6 +282,64 @@ async fn a_live_agent_is_left_to_the_next_engine_which_goes_on_with_it() {
 }
 
 #[tokio::test]
+async fn what_an_engine_leaves_is_watched_over_at_once_by_one_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (leave, stay) = ("[engine]\non_shutdown = \"leave\"", "[engine]\nsweep_interval = \"1d\"");
+    let engine = open(dir.path(), leave, QUICK).await;
+    turn(&engine, "live", "a", "x").await;
+    let before = engine.list_backends().await.unwrap().remove(0);
+    let next = open(dir.path(), stay, QUICK).await;
+    next.sweep().await.unwrap();
+    close(engine).await;
+    within(async {
+        while next.list_backends().await.unwrap()[0]
+            .worker
+            .as_ref()
+            .is_none_or(|worker| before.worker.as_ref() == Some(worker))
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    close(next).await;
+    assert_eq!(left_of(&[before.id]), NOTHING);
+}
+
+#[tokio::test]
+async fn a_live_agent_that_died_unwatched_is_not_started_again_and_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    for workspace in ["live", "gone"] {
+        let engine = open(dir.path(), "[engine]\non_shutdown = \"leave\"", QUICK).await;
+        turn(&engine, "live", workspace, "x").await;
+        let backend = engine.list_backends().await.unwrap().remove(0);
+        close(engine).await;
+        // As if the workspace was called otherwise in an older config.
+        let db = rusqlite::Connection::open(dir.path().join("m.db")).unwrap();
+        db.execute("UPDATE backends SET workspace = ?1", [workspace]).unwrap();
+        drop(db);
+        let started = lines(&dir.path().join("started")).len();
+        if workspace == "gone" {
+            let engine = open(dir.path(), "", QUICK).await;
+            engine.sweep().await.unwrap();
+            let left = engine.list_backends().await.unwrap().remove(0);
+            assert_eq!((left.state, left.worker), (BackendState::Running, None), "nobody here can watch over it");
+            close(engine).await;
+        }
+        let host = i32::try_from(backend.pid.unwrap()).unwrap();
+        for pid in [vec![host], marked(RunId::from(backend.id))].concat() {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            // Gone with its host, perhaps.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        until(|| left_of(&[backend.id]).is_empty()).await;
+        let engine = open(dir.path(), "", QUICK).await;
+        reaches(&engine, backend.id, BackendState::Stopped).await;
+        assert_eq!(lines(&dir.path().join("started")).len(), started);
+        close(engine).await;
+    }
+}
+
+#[tokio::test]
 async fn sessions_beyond_the_cap_take_the_place_of_idle_ones_whatever_happens_to_live_agents() {
     let seed = std::env::var("WARM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("WARM_SEED={seed}");

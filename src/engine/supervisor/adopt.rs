@@ -1,4 +1,5 @@
-//! Backends whose worker is gone: watched over from here on when they live, written off when they do not.
+//! Backends whose worker is gone: watched over from here on when they live, written off when they do not. Nothing is started
+//! here: a turn that needs one makes another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
     let mut adopted = 0;
     for row in shared.store.live_backends().await?.into_iter().filter(is_orphan) {
         let lives = lives(shared, &row).await;
-        let is_known = shared.backends.get(&row.agent).is_some_and(|backend| backend.warm().is_some());
+        let is_known = shared.backends.get(&row.agent).is_some_and(|backend| backend.warm().is_some())
+            && shared.config.workspaces.contains_key(&row.workspace);
         let tends = is_known && shared.executing.executes() && !shared.draining.is_cancelled();
         // One that lives, or of which that is not known, is left to somebody who can go on with it. Its host ends it when
         // nobody comes.
@@ -32,7 +34,7 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
         adopted += 1;
         METRICS.backends_adopted.inc();
         tracing::warn!(backend.id = %row.id, agent = %row.agent, lives, "backend of a lost worker taken over");
-        if !tends {
+        if !lives {
             write_off(shared, worker, row).await?;
         }
     }

@@ -68,7 +68,7 @@ pub(super) struct Tended {
     hung_since: Option<Instant>,
     probe_at: Instant,
     ready_by: Instant,
-    /// Whether it was started by another worker.
+    /// Whether the process that it is now was started by another worker.
     is_adopted: bool,
     /// Whether it was asked to end because the engine closes.
     is_closing: bool,
@@ -158,6 +158,7 @@ impl Tended {
         METRICS.backends_started.inc();
         tracing::info!(backend.id = %self.row.id, agent = %self.row.agent, generation, "backend started");
         (self.row.host, self.row.endpoint) = (reply.host.clone(), Some(endpoint));
+        self.is_adopted = false;
         self.reply = Some(reply);
         (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now());
         self.ready_by = Instant::now() + self.care.ready_within;

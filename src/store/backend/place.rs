@@ -191,13 +191,14 @@ async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreErr
     if count.live - count.stopping < i64::from(most) {
         return Ok(Some(Place::Full { evicted: false }));
     }
+    // One that was used in the future was used before the clock went back.
     let (now, spared) = (tx.now.as_millis(), (tx.now - SPARED_FOR).as_millis());
     let evicted = sqlx::query!(
         "UPDATE backends SET state = iif(state = 'restarting', 'stopped', 'stopping'),
              stopped_at = iif(state = 'restarting', ?1, NULL), not_before = NULL,
              reason = 'closed to make room: it was not used for longest'
          WHERE key = (SELECT b.key FROM backends b INDEXED BY backends_live
-             WHERE b.state <> 'stopped' AND b.state IN ('running', 'restarting') AND b.used_at <= ?2
+             WHERE b.state <> 'stopped' AND b.state IN ('running', 'restarting') AND b.used_at NOT BETWEEN ?2 + 1 AND ?1
                AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running')
              ORDER BY b.used_at LIMIT 1)",
         now,
