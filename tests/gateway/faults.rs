@@ -198,6 +198,41 @@ async fn a_run_that_never_ends_is_cancelled_and_a_gateway_that_does_not_confirm_
 }
 
 #[tokio::test]
+async fn a_run_that_was_cancelled_before_the_gateway_took_it_on_is_cancelled_as_soon_as_it_does() {
+    let gateway = FakeGateway::start().await;
+    let mut turn = Turn::at(gateway.url()).await;
+    let mut peer = gateway.accept("b").await;
+    let asked = peer.asked("agent").await;
+    turn.reply.control.stop(Cause::Cancelled);
+    peer.asked("chat.abort").await;
+    peer.answer("abort", json!({"ok": true, "aborted": false, "runIds": []})).await;
+    peer.answer("agent", json!({"runId": asked["idempotencyKey"], "status": "accepted", "acceptedAt": 1})).await;
+    peer.asked("chat.abort").await;
+    peer.answer("abort", json!({"ok": true, "aborted": true, "runIds": [turn.run]})).await;
+    peer.event(&turn.run, 1, "lifecycle", json!({"phase": "end", "status": "cancelled", "aborted": true})).await;
+    peer.answer("agent", json!({"runId": turn.run, "status": "timeout", "stopReason": "rpc"})).await;
+    let report = turn.ends().await;
+    assert_eq!((report.stopped, report.code), (Some(Cause::Cancelled), Some(0)));
+}
+
+#[tokio::test]
+async fn a_run_that_was_cancelled_is_not_asked_for_again() {
+    let gateway = FakeGateway::start().await;
+    let mut turn = Turn::at(gateway.url()).await;
+    let mut peer = gateway.accept("b").await;
+    peer.asked("agent").await;
+    turn.reply.control.stop(Cause::Cancelled);
+    peer.asked("chat.abort").await;
+    drop(peer);
+    let mut peer = gateway.accept("b").await;
+    peer.asked("sessions.messages.subscribe").await;
+    peer.asked("chat.abort").await;
+    peer.answer("abort", json!({"ok": true, "aborted": false, "runIds": []})).await;
+    let report = turn.ends().await;
+    assert_eq!((report.stopped, report.code), (Some(Cause::Cancelled), Some(0)));
+}
+
+#[tokio::test]
 async fn a_run_whose_connection_broke_is_still_cancelled() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;

@@ -92,10 +92,11 @@ impl Connection {
         }
     }
 
-    /// Asks for something; its answer is one of the frames that come. `None` when the connection is broken.
+    /// Asks for something; its answer is one of the frames that come. `None` when the connection is broken, or the gateway
+    /// does not read.
     pub(super) async fn request(&mut self, id: &str, method: &str, params: Value) -> Option<()> {
         let frame = json!({"type": "req", "id": id, "method": method, "params": params});
-        self.socket.send(Message::text(frame.to_string())).await.ok()
+        timeout_at(Instant::now() + SILENCE, self.socket.send(Message::text(frame.to_string()))).await.ok()?.ok()
     }
 
     /// The next frame; `None` when the connection is broken.

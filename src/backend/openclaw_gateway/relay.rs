@@ -62,6 +62,8 @@ struct Relay {
     asked: GatewayTurn,
     session_key: String,
     progress: Progress,
+    /// The gateway may know of the run.
+    has_asked: bool,
     cancelled: bool,
     knows_session: bool,
     requests: u64,
@@ -70,7 +72,8 @@ struct Relay {
 impl Relay {
     fn new(asked: GatewayTurn) -> Self {
         let session_key = format!("agent:{}:web:{}", asked.agent, asked.turn.session);
-        Self { asked, session_key, progress: Progress::Asked, cancelled: false, knows_session: false, requests: 0 }
+        let progress = Progress::Asked;
+        Self { asked, session_key, progress, has_asked: false, cancelled: false, knows_session: false, requests: 0 }
     }
 
     async fn run(mut self, mut terminate: Signal) -> io::Result<()> {
@@ -91,7 +94,7 @@ impl Relay {
     /// Connects, first or again; `None` when it cannot be, which was said then, or is not wanted any more.
     async fn connect(&mut self, terminate: &mut Signal, boot: Option<String>) -> io::Result<Option<Connection>> {
         let give_up = Instant::now() + COMES_BACK_WITHIN;
-        let is_first = self.progress == Progress::Asked;
+        let is_first = !self.has_asked;
         let mut pause = TRY_AGAIN.0;
         loop {
             let open = Connection::open(&self.asked.turn.endpoint, self.asked.token.as_deref());
@@ -134,6 +137,7 @@ impl Relay {
 
     /// Asks for the run. To ask again with the same key is the same run.
     async fn ask(&mut self, connection: &mut Connection) -> Option<()> {
+        self.has_asked = true;
         let turn = &self.asked.turn;
         let names = || turn.attachments.iter().map(|file| file.filename.as_deref().unwrap_or(&file.media_type));
         let message = match turn.message.trim() {
@@ -156,7 +160,7 @@ impl Relay {
 
     /// What a new connection has to be told of a run that may go on.
     async fn ask_again(&mut self, connection: &mut Connection) -> Option<()> {
-        if self.progress == Progress::Asked {
+        if self.progress == Progress::Asked && !self.cancelled {
             return self.ask(connection).await;
         }
         let session = json!({"key": self.session_key});
@@ -221,13 +225,21 @@ impl Relay {
             (Some("event"), Some("agent" | "session.tool"), _) if payload["runId"] == self.asked.key.as_str() => {
                 self.event(payload)?;
                 say(text)?;
+                if self.cancelled && payload["data"]["phase"] == "start" && payload["stream"] == "lifecycle" {
+                    // As below.
+                    return Ok(self.abort(connection).await);
+                }
             }
             (Some("res"), _, Some("agent")) => {
                 if let Some(key) = payload["sessionKey"].as_str() {
                     key.clone_into(&mut self.session_key);
                 }
                 match payload["status"].as_str().filter(|_| frame["ok"] == true) {
-                    Some("accepted") => self.progress = Progress::Accepted,
+                    Some("accepted") => {
+                        self.progress = Progress::Accepted;
+                        // What was asked before knew nothing of the run.
+                        return Ok(if self.cancelled { self.abort(connection).await } else { Some(()) });
+                    }
                     // It was taken before, and will be answered to a connection that is gone.
                     Some("in_flight") => {
                         self.progress = Progress::Accepted;

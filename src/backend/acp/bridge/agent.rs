@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use agent_client_protocol::schema::ProtocolVersion;
 use agent_client_protocol::v1::schema::{
@@ -16,7 +17,9 @@ use agent_client_protocol::{Agent, Error, UntypedMessage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::process::Process;
@@ -29,6 +32,8 @@ use crate::workspace::ClientAccess;
 const MAX_EARLY_LINES: usize = 16;
 /// A longer one is not kept for later.
 const MAX_EARLY_BYTES: usize = 1024 * 1024;
+/// What an agent said before it ended is heard within so long; something else may hold its stdout open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The client of one agent.
 pub(super) struct Bridge {
@@ -38,6 +43,10 @@ pub(super) struct Bridge {
     connected: OnceLock<Connected>,
     /// Why the agent has to end.
     given_up: watch::Sender<Option<String>>,
+    /// Told when a session is not busy any more.
+    pub(super) freed: Notify,
+    /// All that the agent said was heard; no more comes.
+    pub(super) heard_all: CancellationToken,
 }
 
 struct Connected {
@@ -89,6 +98,8 @@ impl Bridge {
             state: Mutex::default(),
             connected: OnceLock::new(),
             given_up: watch::Sender::new(None),
+            freed: Notify::new(),
+            heard_all: CancellationToken::new(),
         }
     }
 
@@ -152,8 +163,14 @@ impl Bridge {
     /// Why the agent is lost: it ended, or has to.
     pub(super) async fn lost(&self) -> String {
         let mut given_up = self.given_up.subscribe();
+        let ended = async {
+            let ended = self.process.ended().await;
+            // Its last words count, an answer to a prompt most of all.
+            let _ = timeout(LAST_WORDS, self.heard_all.cancelled()).await;
+            ended
+        };
         tokio::select! {
-            ended = self.process.ended() => ended,
+            ended = ended => ended,
             Ok(reason) = given_up.wait_for(Option::is_some) => reason.clone().unwrap_or_default(),
         }
     }

@@ -151,7 +151,10 @@ pub(super) fn lines(
     let reader = Reader { stdout, splitter: Splitter::new(max_line_bytes), piece: vec![0; READ_BYTES], at: 0, read: 0 };
     stream::unfold((reader, bridge), |(mut reader, bridge)| async move {
         loop {
-            let line = reader.next().await?;
+            let Some(line) = reader.next().await else {
+                bridge.heard_all.cancel();
+                return None;
+            };
             if bridge.heard(&line).await {
                 return Some((Ok(line), (reader, bridge)));
             }

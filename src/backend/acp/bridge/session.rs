@@ -256,8 +256,15 @@ impl Bridge {
 
     /// Makes a session as its options want it.
     pub(super) async fn apply(&self, id: &str, wanted: &SessionOptions) -> Result<(), Error> {
-        let settings = match self.state().sessions.get(id) {
-            Some(session) => session.settings(id, wanted),
+        let settings = match self.state().sessions.get_mut(id) {
+            Some(session) => {
+                let settings = session.settings(id, wanted);
+                if !settings.is_empty() {
+                    // Until all is done it is not known what the agent made of it.
+                    session.options = SessionOptions::default();
+                }
+                settings
+            }
             None => Vec::new(),
         };
         for setting in settings {

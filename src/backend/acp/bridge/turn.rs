@@ -32,6 +32,8 @@ use crate::run::Attempt;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// An agent has so long to come by a session: it may have to read a long one.
 const SESSION_WITHIN: Duration = Duration::from_secs(120);
+/// A turn that was cancelled is out of its session within so long, with all that it left running.
+const ENTERS_WITHIN: Duration = Duration::from_secs(15);
 /// Lines that wait for a relay.
 const LINES_WAITING: usize = 16;
 /// When a process was started is known this exactly.
@@ -110,9 +112,14 @@ impl Bridge {
         let (lines, waiting) = mpsc::channel(LINES_WAITING);
         let cancelled = CancellationToken::new();
         let conduct = async {
-            if self.state().busy.insert(turn.session.clone()) {
+            let entered = tokio::select! {
+                entered = timeout(ENTERS_WITHIN, self.enter(&turn.session)) => entered.is_ok(),
+                () = cancelled.cancelled() => return tell(&lines, &Own::Ended).await,
+            };
+            if entered {
                 self.conduct(&turn, lines, &cancelled).await;
                 self.state().busy.remove(&turn.session);
+                self.freed.notify_waiters();
             } else {
                 tell(&lines, &Own::error(None, "The session is still busy with another turn.")).await;
                 tell(&lines, &Own::Ended).await;
@@ -121,6 +128,17 @@ impl Bridge {
         tokio::select! {
             ((), ()) = async { tokio::join!(conduct, write(waiting, writer)) } => {}
             never = self.listen(&turn.session, reader, &cancelled) => match never {},
+        }
+    }
+
+    /// Waits until no other turn is in a session of ours: one whose relay was killed takes a moment to end.
+    async fn enter(&self, ours: &str) {
+        loop {
+            let freed = self.freed.notified();
+            if self.state().busy.insert(ours.to_owned()) {
+                return;
+            }
+            freed.await;
         }
     }
 
@@ -153,6 +171,10 @@ impl Bridge {
                 reason = lost => Err(Own::error(ErrorClass::Crashed, sentence(&reason))),
             }
         };
+        // A turn that was broken off is still there, and would keep its relay waiting.
+        for session in self.state().sessions.values_mut().filter(|session| session.ours == turn.session) {
+            session.turn = None;
+        }
         if let Err(error) = result {
             tell(&lines, &error).await;
         }
@@ -177,7 +199,11 @@ impl Bridge {
             return Err(Own::error(ErrorClass::Crashed, "The agent did not give a session in time."));
         };
         let (id, origin) = ensured.map_err(|error| own_error(&error))?;
-        let applied = timeout(SESSION_WITHIN, self.apply(&id, &turn.options)).await;
+        let applied = tokio::select! {
+            applied = timeout(SESSION_WITHIN, self.apply(&id, &turn.options)) => applied,
+            // The session is told all the same, so that it is gone on with.
+            () = cancelled.cancelled() => Ok(Ok(())),
+        };
         let begun = {
             let mut state = self.state();
             state.sessions.get_mut(&id).map(|session| {
@@ -255,16 +281,18 @@ impl Bridge {
     /// Ends what came to run since a cancelled turn began: agents leave tools running. Only while no other turn is there
     /// whose tools they could be.
     async fn clean_up(&self, begun: Instant) {
-        if self.state().busy.len() > 1 {
-            return;
-        }
         let Some(attempt) = own_attempt() else { return };
         let agent = self.process.identity().cloned();
         for signal in [Signal::TERM, Signal::KILL] {
-            let (agent, age) = (agent.clone(), begun.elapsed() + STARTED_WITHIN);
+            if self.state().busy.len() > 1 {
+                return;
+            }
+            let agent = agent.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let mut left = reap::survivors(attempt.into(), None);
-                left.retain(|process| Some(process) != agent.as_ref() && reap::age(process) < age);
+                // The time goes on while they are looked for.
+                let is_new = |process: &_| reap::age(process) < begun.elapsed() + STARTED_WITHIN;
+                left.retain(|process| Some(process) != agent.as_ref() && is_new(process));
                 left.iter().for_each(|process| reap::send(process, signal));
                 left
             });
@@ -289,7 +317,9 @@ fn own_attempt() -> Option<Attempt> {
 
 /// What the agent answered to anything but the prompt.
 fn own_error(error: &Error) -> Own {
-    let class = (error.code == ErrorCode::AuthRequired).then_some(ErrorClass::Authentication);
+    let is_lost = agent_client_protocol::is_incoming_transport_closed(error);
+    let needs_login = error.code == ErrorCode::AuthRequired;
+    let class = if is_lost { Some(ErrorClass::Crashed) } else { needs_login.then_some(ErrorClass::Authentication) };
     let detail = error.data.as_ref().map(|data| data.as_str().map_or_else(|| data.to_string(), str::to_owned));
     let message = match detail {
         Some(detail) => format!("{}: {detail}", error.message),

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const CONFIRM: Duration = Duration::from_secs(2);
 pub(in super::super) struct Terminals {
     dir: PathBuf,
     held: Mutex<HashMap<TerminalId, Terminal>>,
+    /// The turn is, and no more are made.
+    over: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -51,7 +54,7 @@ struct Output {
 impl Terminals {
     /// None so far.
     pub(in super::super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), held: Mutex::default() }
+        Self { dir: dir.to_owned(), held: Mutex::default(), over: AtomicBool::new(false) }
     }
 
     /// The directory of the session.
@@ -69,6 +72,9 @@ impl Terminals {
 
     /// Runs a command.
     pub(super) fn create(&self, request: CreateTerminalRequest) -> Result<CreateTerminalResponse, Error> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(refused("the turn is over"));
+        }
         if self.held().len() >= MAX_TERMINALS {
             return Err(refused(format!("a turn has {MAX_TERMINALS} terminals: release some")));
         }
@@ -127,8 +133,9 @@ impl Terminals {
         Ok(ReleaseTerminalResponse::new())
     }
 
-    /// Ends them all.
+    /// Ends them all. No more are made from now on.
     pub(in super::super) async fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
         let held = std::mem::take(&mut *self.held());
         held.values().for_each(Terminal::kill);
         for mut terminal in held.into_values() {
