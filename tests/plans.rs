@@ -12,7 +12,7 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 14] = [
+const SHORT_WALKS: [&str; 16] = [
     "USING INDEX runs_ready",                         // at most one a session, best first
     "USING COVERING INDEX runs_running",              // what runs now
     "USING INDEX runs_leased",                        // the same
@@ -21,6 +21,8 @@ const SHORT_WALKS: [&str; 14] = [
     "USING INDEX assignments_idle",                   // at most one a slot or sharing session
     "USING INDEX sqlite_autoindex_slots_2",           // the config's slots
     "COVERING INDEX one_running_run_per_session",     // what runs now, counted
+    "COVERING INDEX one_running_run_per_slot",        // the same
+    "INDEX one_live_session_per_slot",                // at most one a slot or sharing session
     "COVERING INDEX runs_queued",                     // what waits now, counted
     "COVERING INDEX one_live_assignment_per_session", // at most one a slot or sharing session
     "INDEX backends_live",                            // at most `max_backends`

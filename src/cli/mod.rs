@@ -8,6 +8,7 @@ mod args;
 mod attach;
 mod backup;
 mod cancel;
+mod cell;
 mod doctor;
 pub mod exit;
 mod init;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
-use super::table::{Column, Listed, or_dash, relative, used};
+use super::cell::{or_dash, relative, used};
+use super::table::{Column, Listed};
 use crate::clock::Timestamp;
 use crate::session::{Execution, Session};
 
