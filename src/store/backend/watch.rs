@@ -173,7 +173,7 @@ impl Store {
         .await
     }
 
-    /// Leaves the backends of a worker to whoever sweeps next.
+    /// Leaves a backend that this worker watches over to whoever sweeps next.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -192,7 +192,7 @@ impl Store {
         .await
     }
 
-    /// Whether the start of a backend that a turn was on is over, and the turn may be tried again: this was its first try.
+    /// Whether a run is tried for the first time.
     ///
     /// # Errors
     /// Any failure of the database.
