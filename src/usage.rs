@@ -31,7 +31,25 @@ pub struct Usage {
     pub context_size: Option<i64>,
 }
 
+/// More is no count of tokens; so that sums of runs stay numbers, whatever an agent says.
+const MOST_TOKENS: i64 = 1_000_000_000_000;
+
 impl Usage {
+    /// The same with what may be: no count below zero, or beyond 10¹² tokens.
+    pub fn clamped(&self) -> Self {
+        let tokens = |count: Option<i64>| count.map(|count| count.clamp(0, MOST_TOKENS));
+        Self {
+            input_tokens: tokens(self.input_tokens),
+            output_tokens: tokens(self.output_tokens),
+            cache_read_tokens: tokens(self.cache_read_tokens),
+            cache_write_tokens: tokens(self.cache_write_tokens),
+            reasoning_tokens: tokens(self.reasoning_tokens),
+            cost_usd: self.cost_usd.map(|cost| cost.max(0.0)),
+            context_tokens: tokens(self.context_tokens),
+            context_size: tokens(self.context_size),
+        }
+    }
+
     /// What was used since, when both count from the same beginning. Of the context only the newest is known.
     pub fn since(&self, earlier: &Self) -> Self {
         let count = |total: Option<i64>, earlier: Option<i64>| Some(total?.saturating_sub(earlier.unwrap_or(0)).max(0));
@@ -50,6 +68,15 @@ impl Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_agent_can_have_used_is_not_counted() {
+        let said =
+            Usage { input_tokens: Some(i64::MAX), output_tokens: Some(-1), cost_usd: Some(-0.5), ..Usage::default() };
+        let counts =
+            Usage { input_tokens: Some(MOST_TOKENS), output_tokens: Some(0), cost_usd: Some(0.0), ..Usage::default() };
+        assert_eq!(said.clamped(), counts);
+    }
 
     #[test]
     fn what_was_used_since_is_the_difference_and_never_less_than_nothing() {

@@ -23,6 +23,7 @@ use super::Shared;
 use super::decide::{asked_for, decide, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
+use super::sessions::MAX_TITLE_CHARS;
 use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
@@ -394,7 +395,7 @@ impl<'a> Drive<'a> {
     fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
         match event {
             AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
-            AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
+            AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),

@@ -37,7 +37,7 @@ pub struct CreateSession {
 }
 
 /// Longest title, in characters.
-const MAX_TITLE_CHARS: usize = 500;
+pub(super) const MAX_TITLE_CHARS: usize = 500;
 /// Longest label, in characters.
 const MAX_LABEL_CHARS: usize = 160;
 /// So much of the history of a session in its agents is told.

@@ -151,6 +151,7 @@ async fn earlier_usage(tx: &mut Tx<'_>, run: RunKey, session: SessionKey) -> Res
 }
 
 async fn store_usage(tx: &mut Tx<'_>, run: RunKey, usage: &Usage) -> Result<(), StoreError> {
+    let usage = usage.clamped();
     sqlx::query!(
         "UPDATE runs SET input_tokens = coalesce(?2, input_tokens), output_tokens = coalesce(?3, output_tokens),
              cache_read_tokens = coalesce(?4, cache_read_tokens), cache_write_tokens = coalesce(?5, cache_write_tokens),

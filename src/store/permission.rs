@@ -271,7 +271,21 @@ impl Store {
         Ok(rows.into_iter().rev().map(|located| located.permission).collect())
     }
 
-    /// Those of some permissions that are pending.
+    /// Permissions by their ids.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn permissions(&self, ids: &[PermissionId]) -> Result<Vec<Permission>, StoreError> {
+        let ids = serde_json::to_string(ids).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let keys = sqlx::query_scalar!(
+            r#"SELECT json_group_array(key) AS "keys!: String" FROM permissions WHERE id IN (SELECT value FROM json_each(?1))"#,
+            ids
+        );
+        let keys = keys.fetch_one(&self.readers).await?;
+        Ok(load(&self.readers, &keys).await?.into_iter().map(|located| located.permission).collect())
+    }
+
+    /// Whether one of these permissions is pending.
     ///
     /// # Errors
     /// Any failure of the database.

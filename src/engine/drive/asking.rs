@@ -59,6 +59,12 @@ impl Question {
             METRICS.permissions_decided(state).inc();
         }
     }
+
+    /// What the agent is to be told; what it asked for is not needed any more, and may be large.
+    fn tell(&mut self, decision: &Decision, backend: &dyn Backend, untold: &mut VecDeque<String>) {
+        untold.extend(backend.answer(&self.request, decision));
+        self.request.input = serde_json::Value::Null;
+    }
 }
 
 impl Asking {
@@ -114,7 +120,7 @@ impl Asking {
         match &decision {
             Some(decision) => {
                 question.decided(decision.state());
-                self.untold.extend(backend.answer(&question.request, decision));
+                question.tell(decision, backend, &mut self.untold);
             }
             None => {
                 (asked.tool_call, chunks) = turn.ask(&question.request, id.to_string());
@@ -145,7 +151,7 @@ impl Asking {
             let Some(decision) = permission.decision() else { continue };
             question.decided(permission.state);
             chunks.extend(turn.answered(&question.id.to_string(), decision.allows()));
-            self.untold.extend(backend.answer(&question.request, &decision));
+            question.tell(&decision, backend, &mut self.untold);
             let (state, by) = (permission.state.as_str(), permission.answered_by.as_deref());
             tracing::info!(permission.id = %question.id, state, by, "permission decided");
         }
@@ -171,7 +177,8 @@ impl Drive<'_> {
         if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
             self.insist(|| store.expire_permissions(run)).await?;
         }
-        let asked = self.insist(|| store.permissions_of_run(run)).await?;
+        let open: Vec<_> = self.asking.open().map(|question| question.id).collect();
+        let asked = self.insist(|| store.permissions(&open)).await?;
         let chunks = self.asking.heed(&asked, &mut self.turn, backend);
         self.append(chunks, Vec::new(), true).await
     }

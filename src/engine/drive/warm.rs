@@ -126,13 +126,17 @@ impl Drive<'_> {
         }
         let mut changes = self.shared.supervision.changes();
         let known_by = Instant::now() + KNOWN_WITHIN;
+        // One that is gone does not answer; then its watcher is about to say so.
         let mut answers = None;
         loop {
             if !self.insist(|| store.is_backend_running(taken.key, taken.generation)).await? {
                 return Ok(true);
             }
-            // One that is gone does not answer; then its watcher is about to say so.
-            if *answers.get_or_insert(warm.probe(&taken.endpoint).await.is_ok()) || Instant::now() >= known_by {
+            let answers = match answers {
+                Some(answers) => answers,
+                None => *answers.insert(warm.probe(&taken.endpoint).await.is_ok()),
+            };
+            if answers || Instant::now() >= known_by {
                 return Ok(false);
             }
             let _ = timeout(LOOK_AGAIN, changes.changed()).await;

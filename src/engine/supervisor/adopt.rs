@@ -28,14 +28,14 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
         let tends = is_known && shared.executing.executes() && !shared.draining.is_cancelled();
         // One that lives, or of which that is not known, is left to somebody who can go on with it. Its host ends it when
         // nobody comes.
-        if (lives && !tends) || !shared.store.watch_backend(row.key, row.worker, worker).await? {
-            continue;
-        }
-        adopted += 1;
-        METRICS.backends_adopted.inc();
-        tracing::warn!(backend.id = %row.id, agent = %row.agent, lives, "backend of a lost worker taken over");
-        if !lives {
-            write_off(shared, worker, row).await?;
+        let is_done = match lives {
+            true => tends && shared.store.watch_backend(row.key, row.worker, worker).await?,
+            false => write_off(shared, &row).await?,
+        };
+        if is_done {
+            adopted += 1;
+            METRICS.backends_adopted.inc();
+            tracing::warn!(backend.id = %row.id, agent = %row.agent, lives, "backend of a lost worker taken over");
         }
     }
     Ok(adopted)
@@ -51,31 +51,31 @@ async fn lives(shared: &Shared, row: &Watched) -> bool {
     }
 }
 
-/// Ends what is left of one, and stores that it is stopped.
-async fn write_off(shared: &Shared, worker: WorkerKey, row: Watched) -> Result<(), EngineError> {
+/// Ends what is left of one, and stores that it is stopped. It is nobody's until then, so that nobody starts it meanwhile.
+/// False when that cannot be ended now, or somebody else was quicker.
+async fn write_off(shared: &Shared, row: &Watched) -> Result<bool, EngineError> {
     let attempt = Attempt { run: row.id.into(), number: row.generation };
     let process = row.host.as_ref().map(|host| host.process.clone());
     let ended = reap::end(reap::Mark::up_to(attempt), process, GRACE).await;
     METRICS.processes_ended.inc_by(u64::try_from(ended.ended).unwrap_or(u64::MAX));
     if !ended.is_certain {
         // The next sweep tries again.
-        return Ok(shared.store.leave_backend(row.key, worker).await?);
+        return Ok(false);
     }
     wipe(shared, attempt).await;
     let stopped = Move {
-        worker,
+        worker: row.worker,
         from: row.state,
         generation: row.generation,
         to: BackendState::Stopped,
         to_generation: row.generation,
         reason: "its worker was lost, and its process has ended".to_owned(),
         class: None,
-        restarts: row.restarts,
+        restarts: row.restarts.clone(),
         not_before: None,
         is_healthy: false,
         unless_busy: false,
         unused_since: None,
     };
-    shared.store.move_backend(row.key, stopped).await?;
-    Ok(())
+    Ok(shared.store.move_backend(row.key, stopped).await?)
 }

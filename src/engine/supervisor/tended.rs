@@ -303,7 +303,10 @@ impl Tended {
     /// Ends its process, for sure.
     async fn end(&mut self) -> Next {
         if let Some(mut reply) = self.link().await {
-            reply.control.stop(Cause::Shutdown);
+            match self.shared.killing.is_cancelled() {
+                true => reply.control.kill(Cause::Shutdown),
+                false => reply.control.stop(Cause::Shutdown),
+            }
             let asked = ended(&mut reply, self.agent.kill_grace + CONFIRM).await;
             let end = match asked {
                 Some(end) => Some(end),

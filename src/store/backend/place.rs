@@ -15,6 +15,9 @@ use super::{class_of, state_of};
 /// One that just came to run is not closed for another one before whoever waits for it could take it.
 const SPARED_FOR: Duration = Duration::from_millis(500);
 
+/// None is given up for longer: where the time says so, the clock went back.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(3600);
+
 /// What a turn needs.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -142,7 +145,8 @@ async fn take(tx: &mut Tx<'_>, wanted: &Wanted) -> Result<Place, StoreError> {
     let before = before.fetch_optional(&mut *tx.conn).await?;
     if let Some(before) = &before
         && let Some(until) = before.not_before.map(Timestamp::from_millis)
-        && (tx.now < until || wanted.awaited.map(|id| id.to_string()).as_ref() == Some(&before.id))
+        && ((tx.now < until && until <= tx.now + GIVEN_UP_FOR)
+            || wanted.awaited.map(|id| id.to_string()).as_ref() == Some(&before.id))
     {
         let reason = before.reason.clone().unwrap_or_else(|| "it was given up".to_owned());
         return Ok(Place::GivenUp { reason, class: class_of(before.error_class.clone())?, until });

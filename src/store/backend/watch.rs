@@ -13,8 +13,8 @@ use super::{Row, Watched, json_of};
 /// A change of state, from what was seen.
 #[derive(Debug, Clone)]
 pub struct Move {
-    /// Who watches over it.
-    pub worker: WorkerKey,
+    /// Who watches over it, if anybody does.
+    pub worker: Option<WorkerKey>,
     /// The state that it was in.
     pub from: BackendState,
     /// The start that it was in.
@@ -66,7 +66,7 @@ impl Store {
                          process_host = iif(?13, NULL, process_host), pid = iif(?13, NULL, pid),
                          pid_started_at = iif(?13, NULL, pid_started_at), host_secret = iif(?13, NULL, host_secret),
                          endpoint = iif(?13, NULL, endpoint)
-                     WHERE key = ?1 AND worker_key = ?2 AND state = ?3 AND generation = ?4
+                     WHERE key = ?1 AND worker_key IS ?2 AND state = ?3 AND generation = ?4
                        AND (?14 IS NULL OR used_at <= ?14)
                        AND NOT (?15 AND EXISTS (SELECT 1 FROM runs WHERE backend_key = ?1 AND status = 'running'))",
                     key,
@@ -173,7 +173,7 @@ impl Store {
         .await
     }
 
-    /// Leaves the backends of a worker to whoever sweeps next.
+    /// Leaves a backend that this worker watches over to whoever sweeps next.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -192,7 +192,7 @@ impl Store {
         .await
     }
 
-    /// Whether the start of a backend that a turn was on is over, and the turn may be tried again: this was its first try.
+    /// Whether a run is tried for the first time.
     ///
     /// # Errors
     /// Any failure of the database.

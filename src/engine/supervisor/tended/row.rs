@@ -50,7 +50,7 @@ impl Tended {
         }
         let has_ended = matches!(to, BackendState::Restarting | BackendState::Stopped);
         let change = Move {
-            worker: self.worker,
+            worker: Some(self.worker),
             from: state,
             generation,
             to,
