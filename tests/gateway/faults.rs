@@ -175,6 +175,12 @@ async fn garbage_is_counted_and_ends_nothing() {
     }
     in_time(futures_util::SinkExt::send(&mut peer.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
     peer.send(json!({"type": "event", "event": "agent", "payload": {"runId": turn.run, "stream": 7}})).await;
+    // Half a character is no reason to take another run's words for ours.
+    peer.send_text(
+        r#"{"type":"event","event":"agent","payload":{"runId":"r","stream":"assistant","data":{"delta":"no \ud83d","text":"no \ud83d"}}}"#
+            .to_owned(),
+    )
+    .await;
     peer.send(json!({"type": "res", "id": "nobody", "ok": 5})).await;
     peer.send(json!({"type": "res", "id": "wait-99", "ok": true, "payload": {"status": "timeout"}})).await;
     peer.says(&turn.run, 3, "one", "one").await;

@@ -247,7 +247,7 @@ impl<'a> Course<'a> {
     }
 
     async fn hear(&mut self, data: String) {
-        let Ok(event) = serde_json::from_str::<Value>(&data) else { return };
+        let Some(event) = crate::backend::json::parse(&data) else { return };
         if !self.begun.watch.see(&event) {
             return;
         }
