@@ -226,7 +226,7 @@ impl Talk {
                     // It may have ended long ago, and it is us who do not listen: nobody takes the records.
                     if reap::is_alive(&self.process) == reap::Liveness::Alive {
                         tracing::warn!(run.id = %self.attempt.run, "the host of an agent does not obey; it is ended");
-                        end_all(self.attempt, self.process.clone(), None).await;
+                        end_all(self.attempt, self.process.clone(), None, Duration::ZERO).await;
                     }
                     if !is_dead(&self.process).await {
                         return End::Left;
@@ -265,7 +265,9 @@ impl Talk {
             // It serves somebody else now.
             None if !is_dead(&self.process).await => End::Left,
             None => {
-                let remaining = end_all(self.attempt, self.process.clone(), self.heard.began.clone()).await;
+                // Asked first: a relay has to cancel its turn where that goes on without it.
+                let (process, began) = (self.process.clone(), self.heard.began.clone());
+                let remaining = end_all(self.attempt, process, began, CLOSING).await;
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
                 let log = self.hosts.log_of(self.attempt).await;
@@ -298,14 +300,14 @@ async fn is_dead(process: &ProcessIdentity) -> bool {
 }
 
 /// Ends a host and all that descends from it, then what it can no longer be asked for. Answers with how much could not be.
-async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>) -> usize {
+async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>, grace: Duration) -> usize {
     let mark = reap::Mark::from(attempt);
     let agent = agent.map(|began| ProcessIdentity {
         host: host.host.clone(),
         pid: began.pid,
         started_at_ticks: began.started_at_ticks,
     });
-    let host = reap::end(mark, Some(host), Duration::ZERO).await;
+    let host = reap::end(mark, Some(host), grace).await;
     let rest = reap::end(mark, agent, Duration::ZERO).await;
     // What remained of the first is most likely found again by the second.
     let (ended, remaining) = (host.ended + rest.ended, host.remaining.max(rest.remaining));

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use mainstay::backend::AgentEvent;
+use mainstay::backend::{AgentEvent, End};
 use mainstay::failure::ErrorClass;
 use mainstay::run::Cause;
+use rustix::process::{Pid, Signal};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
@@ -174,6 +175,12 @@ async fn garbage_is_counted_and_ends_nothing() {
     }
     in_time(futures_util::SinkExt::send(&mut peer.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
     peer.send(json!({"type": "event", "event": "agent", "payload": {"runId": turn.run, "stream": 7}})).await;
+    // Half a character is no reason to take another run's words for ours.
+    peer.send_text(
+        r#"{"type":"event","event":"agent","payload":{"runId":"r","stream":"assistant","data":{"delta":"no \ud83d","text":"no \ud83d"}}}"#
+            .to_owned(),
+    )
+    .await;
     peer.send(json!({"type": "res", "id": "nobody", "ok": 5})).await;
     peer.send(json!({"type": "res", "id": "wait-99", "ok": true, "payload": {"status": "timeout"}})).await;
     peer.says(&turn.run, 3, "one", "one").await;
@@ -213,6 +220,21 @@ async fn a_run_that_was_cancelled_before_the_gateway_took_it_on_is_cancelled_as_
     peer.answer("agent", json!({"runId": turn.run, "status": "timeout", "stopReason": "rpc"})).await;
     let report = turn.ends().await;
     assert_eq!((report.stopped, report.code), (Some(Cause::Cancelled), Some(0)));
+}
+
+#[tokio::test]
+async fn a_run_whose_host_was_killed_is_cancelled() {
+    let gateway = FakeGateway::start().await;
+    let mut turn = Turn::at(gateway.url()).await;
+    let mut peer = gateway.accept("b").await;
+    peer.accept_run().await;
+    peer.says(&turn.run, 3, "one", "one").await;
+    turn.hears("one").await;
+    let host = turn.reply.host.as_ref().unwrap().process.pid;
+    rustix::process::kill_process(Pid::from_raw(host).unwrap(), Signal::KILL).unwrap();
+    peer.asked("chat.abort").await;
+    drop(peer);
+    assert!(matches!(in_time(turn.reply.end).await.unwrap(), End::HostLost(_)));
 }
 
 #[tokio::test]

@@ -476,6 +476,25 @@ async fn permissions_are_answered_and_questions_refused() {
 }
 
 #[tokio::test]
+async fn half_a_character_costs_no_other_words() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        let properties = delta("HALF").to_string().replace("HALF", r"two \ud83d");
+        let event = json!({"type": "message.part.delta", "properties": {"sessionID": "ses_new"}}).to_string();
+        let event =
+            event.replace(r#""sessionID":"ses_new"}"#, &format!(r#""sessionID":"ses_new",{}"#, &properties[1..]));
+        follower.raw(&format!("data: {event}\n\n")).await;
+        follower.of_session("message.part.delta", delta(" three")).await;
+        ends(&follower, "one two \u{fffd} three").await;
+        assert_eq!(text_of(&relay.end().await), "one two \u{fffd} three");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn garbage_and_endless_events_are_passed_over() {
     in_time(async {
         let mut fake = Fake::start().await;

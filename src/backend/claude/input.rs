@@ -35,7 +35,8 @@ fn embedded(file: &Attachment, name: &str) -> Option<Value> {
         ("image", _) => Some(json!({"type": "image", "source": source})),
         ("application", "pdf") => Some(json!({"type": "document", "title": name, "source": source})),
         ("text", _) => {
-            let text = String::from_utf8(STANDARD.decode(base64).ok()?).ok()?;
+            let bytes = STANDARD.decode(base64).ok()?;
+            let text = String::from_utf8_lossy(&bytes);
             let source = json!({"type": "text", "media_type": "text/plain", "data": text});
             Some(json!({"type": "document", "title": name, "source": source}))
         }

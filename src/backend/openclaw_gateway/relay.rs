@@ -215,7 +215,7 @@ impl Relay {
 
     /// Takes a frame. `None` when the connection turns out to be broken.
     async fn take(&mut self, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
-        let Ok(frame) = serde_json::from_str::<Value>(text) else {
+        let Some(frame) = crate::backend::json::parse(text) else {
             // Counted by whoever reads the lines.
             say(text)?;
             return Ok(Some(()));

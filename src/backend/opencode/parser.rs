@@ -13,7 +13,7 @@ use super::own::Own;
 use super::speech::{Speech, Voice};
 use super::tools::{Tools, file};
 use super::watch::text;
-use crate::backend::{Again, AgentEvent, LineParser};
+use crate::backend::{Again, AgentEvent, LineParser, json};
 use crate::clock::Timestamp;
 use crate::failure::AgentError;
 use crate::usage::Usage;
@@ -47,7 +47,7 @@ struct Turn {
 
 impl Turn {
     fn read(&mut self, line: &str) -> Option<Vec<AgentEvent>> {
-        let line: Value = serde_json::from_str(line).ok()?;
+        let line = json::parse(line)?;
         let mut events = Vec::new();
         if line.get("mainstay").is_some() {
             self.own(serde_json::from_value(line).ok()?, &mut events);

@@ -30,6 +30,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 /// An aborted turn ends within so long, or is left: somewhat less than a relay has before it is killed.
 const STOPS_WITHIN: Duration = Duration::from_secs(4);
+/// An answer is given so often when the connection breaks: the server waits for it without end.
+const REPLIES: u32 = 5;
 /// A turn has fewer messages; if not, the oldest are not told again after a broken connection.
 const MESSAGES_FETCHED: u32 = 200;
 
@@ -245,7 +247,7 @@ impl<'a> Course<'a> {
     }
 
     async fn hear(&mut self, data: String) {
-        let Ok(event) = serde_json::from_str::<Value>(&data) else { return };
+        let Some(event) = crate::backend::json::parse(&data) else { return };
         if !self.begun.watch.see(&event) {
             return;
         }
@@ -270,10 +272,14 @@ impl<'a> Course<'a> {
     }
 
     async fn reply(&self, id: &str, reply: &str) {
-        if is_request(id) {
-            // When it fails, somebody else was first, or the turn is over.
-            let _ =
-                self.server.post(&format!("/permission/{id}/reply"), Some(&json!({"reply": reply})), PROMPTLY).await;
+        if !is_request(id) {
+            return;
+        }
+        let (path, reply) = (format!("/permission/{id}/reply"), json!({"reply": reply}));
+        for _ in 0..REPLIES {
+            // When it is refused, somebody else was first, or the turn is over.
+            let Err(Failure::Broken(_)) = self.server.post(&path, Some(&reply), PROMPTLY).await else { return };
+            sleep(TRY_AGAIN).await;
         }
     }
 

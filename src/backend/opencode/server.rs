@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agent::DEFAULT_MAX_LINE_BYTES;
+use crate::backend::json;
 use crate::backend::lines::{Line, Splitter};
 
 /// The name that goes with the password of a server.
@@ -112,7 +113,7 @@ impl Server {
             };
             let answer = answer.map_err(|error| Failure::Broken(error.to_string()))?.to_bytes();
             // An accepted request may be answered with nothing.
-            let value = serde_json::from_slice(&answer).unwrap_or(Value::Null);
+            let value = json::parse(&String::from_utf8_lossy(&answer)).unwrap_or(Value::Null);
             if status.is_success() {
                 return Ok(value);
             }
