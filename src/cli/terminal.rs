@@ -29,8 +29,8 @@ pub struct TerminalView<W> {
     colour: bool,
     /// The part that the current line belongs to; none at the beginning of a line.
     part: Option<String>,
-    /// Names of the tools that are running, by call: a result does not name its tool.
-    tools: HashMap<String, String>,
+    /// Names of the tools that are running, and what was shown of them, by call: a result does not name its tool.
+    tools: HashMap<String, (String, String)>,
 }
 
 impl TerminalView<io::Stdout> {
@@ -57,27 +57,31 @@ impl<W: Write> TerminalView<W> {
             Chunk::ReasoningDelta { id, delta } => self.stream(&format!("reasoning {id}"), DIM, "┊ ", delta)?,
             Chunk::TextEnd { .. } | Chunk::ReasoningEnd { .. } => self.end_line()?,
             Chunk::ToolInputAvailable { tool_call_id, tool_name, input, .. } => {
-                self.tools.insert(tool_call_id.clone(), tool_name.clone());
-                self.line(TOOL, "→", &join(tool_name, &brief(input)))?;
+                let shown = join(tool_name, &brief(input));
+                let before = self.tools.insert(tool_call_id.clone(), (tool_name.clone(), shown.clone()));
+                // It is said once more when somebody allowed it.
+                if before.is_none_or(|(_, before)| before != shown) {
+                    self.line(TOOL, "→", &shown)?;
+                }
             }
             // A preliminary output comes again, whole, with the next one.
             Chunk::ToolOutputAvailable { preliminary: Some(true), .. } => {}
             Chunk::ToolOutputAvailable { tool_call_id, output, .. } => {
-                let name = self.tools.remove(tool_call_id).unwrap_or_default();
+                let name = self.tool_that_ended(tool_call_id);
                 self.line(DIM, "←", &join(&name, &brief(output)))?;
             }
             Chunk::ToolOutputError { tool_call_id, error_text, .. } => {
-                let name = self.tools.remove(tool_call_id).unwrap_or_default();
+                let name = self.tool_that_ended(tool_call_id);
                 self.line(RED, "✗", &join(&name, error_text))?;
             }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
-                let name = self.tools.get(tool_call_id).cloned().unwrap_or_default();
+                let name = self.tools.get(tool_call_id).map(|(name, _)| name.clone()).unwrap_or_default();
                 self.line(TOOL, "?", &join(&name, "waits for an answer; allow or deny it with"))?;
                 // Whole, because people copy it.
                 writeln!(self.out, "  mainstay permissions --answer {} allow", one_line(approval_id, LINE_CHARS))?;
             }
             Chunk::ToolOutputDenied { tool_call_id } => {
-                let name = self.tools.remove(tool_call_id).unwrap_or_default();
+                let name = self.tool_that_ended(tool_call_id);
                 self.line(RED, "✗", &join(&name, "was not allowed"))?;
             }
             Chunk::DataStatus { data, .. } => self.line(DIM, "·", &data.label)?,
@@ -126,6 +130,10 @@ impl<W: Write> TerminalView<W> {
     }
 
     /// A line of its own, shortened.
+    fn tool_that_ended(&mut self, id: &str) -> String {
+        self.tools.remove(id).map(|(name, _)| name).unwrap_or_default()
+    }
+
     fn line(&mut self, style: Style, sign: &str, text: &str) -> io::Result<()> {
         self.end_line()?;
         self.styled(style, &format!("{sign} {}", one_line(text, LINE_CHARS)))?;
