@@ -40,9 +40,11 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = TURN_TIMEOUT;
 pub const KILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * 60);
 /// An agent that may never run is one to leave out of the config.
 pub const MAX_CONCURRENT: RangeInclusive<u32> = 1..=10_000;
-/// Below a second it would be gone before the next message; a live agent costs some 100 MB.
+/// With less, one that ends at once would keep a core busy.
 pub const RESTART_PAUSE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
+/// So often may one be started that ends at once.
 pub const MAX_RESTARTS: RangeInclusive<u32> = 1..=10_000;
+/// Below a second it would be gone before the next message; a live agent costs some 100 MB.
 pub const KEEP_WARM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * DAY.as_secs());
 /// Below a second nobody can answer.
 pub const PERMISSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=YEAR;

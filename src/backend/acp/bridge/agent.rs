@@ -16,7 +16,7 @@ use agent_client_protocol::{Agent, Error, UntypedMessage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::client::Client;
 use super::process::Process;
@@ -36,6 +36,8 @@ pub(super) struct Bridge {
     pub(super) process: Process,
     state: Mutex<State>,
     connected: OnceLock<Connected>,
+    /// A turn has left its session.
+    pub(super) left: Notify,
     /// Why the agent has to end.
     given_up: watch::Sender<Option<String>>,
 }
@@ -88,6 +90,7 @@ impl Bridge {
             process,
             state: Mutex::default(),
             connected: OnceLock::new(),
+            left: Notify::new(),
             given_up: watch::Sender::new(None),
         }
     }

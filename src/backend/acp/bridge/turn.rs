@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::Responder;
 use agent_client_protocol::v1::schema::{ContentBlock, ErrorCode};
+use futures_util::FutureExt;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -110,17 +111,28 @@ impl Bridge {
         let (lines, waiting) = mpsc::channel(LINES_WAITING);
         let cancelled = CancellationToken::new();
         let conduct = async {
-            if self.state().busy.insert(turn.session.clone()) {
-                self.conduct(&turn, lines, &cancelled).await;
-                self.state().busy.remove(&turn.session);
-            } else {
-                tell(&lines, &Own::error(None, "The session is still busy with another turn.")).await;
-                tell(&lines, &Own::Ended).await;
+            tokio::select! {
+                () = self.enter(&turn.session) => {}
+                () = cancelled.cancelled() => return tell(&lines, &Own::Ended).await,
             }
+            self.conduct(&turn, lines, &cancelled).await;
+            self.state().busy.remove(&turn.session);
+            self.left.notify_waiters();
         };
         tokio::select! {
             ((), ()) = async { tokio::join!(conduct, write(waiting, writer)) } => {}
             never = self.listen(&turn.session, reader, &cancelled) => match never {},
+        }
+    }
+
+    /// Waits until no turn is in a session. One whose relay was killed is, until the agent has ended it.
+    async fn enter(&self, ours: &str) {
+        loop {
+            let left = self.left.notified();
+            if self.state().busy.insert(ours.to_owned()) {
+                return;
+            }
+            left.await;
         }
     }
 
@@ -143,15 +155,16 @@ impl Bridge {
     }
 
     async fn conduct(&self, turn: &RelayedTurn, lines: mpsc::Sender<String>, cancelled: &CancellationToken) {
-        let lost = self.lost();
-        let result = {
-            let mut going = std::pin::pin!(self.go(turn, &lines, cancelled));
-            tokio::select! {
+        let crashed = |reason: String| Own::error(ErrorClass::Crashed, sentence(&reason));
+        let result = match self.lost().now_or_never() {
+            // The turn before may still go on in an agent that has to end because it did not end that.
+            Some(reason) => Err(crashed(reason)),
+            None => tokio::select! {
                 // An answer that came counts.
                 biased;
-                result = &mut going => result,
-                reason = lost => Err(Own::error(ErrorClass::Crashed, sentence(&reason))),
-            }
+                result = self.go(turn, &lines, cancelled) => result,
+                reason = self.lost() => Err(crashed(reason)),
+            },
         };
         if let Err(error) = result {
             tell(&lines, &error).await;
