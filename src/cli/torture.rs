@@ -33,7 +33,7 @@ pub struct TortureArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// End after so many kills of engines, agents and their hosts [default: 200, or no limit with --for]
+    /// End after so many kills of engines, agents and what holds or reaches them [default: 200, or no limit with --for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     kills: Option<u64>,
 

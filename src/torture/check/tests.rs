@@ -108,6 +108,7 @@ impl Scene {
         log(&self.run.session_id, &self.events, &[&self.run], &journal);
         reading(&self.run.session_id, &self.events, &self.heard, &journal);
         speech(&self.run, &stored, &self.agents, &journal);
+        question(&self.run, &self.agents, &journal);
         ending(&self.run, &BTreeSet::new(), &journal);
         answer(&self.run, &stored, self.answer.as_deref(), &journal);
         let report = journal.report(0, std::time::Duration::ZERO, Found::default());
@@ -276,4 +277,62 @@ fn a_message_that_is_not_what_its_events_say_and_a_slot_that_stays_taken_are_see
     };
     assert_eq!(after(|scene| scene.slots = vec![slot("free"), slot("idle")]), NOTHING);
     assert_eq!(after(|scene| scene.slots = vec![slot("active")]), ["a slot is free when nothing runs"]);
+}
+
+#[test]
+fn an_agent_that_is_not_answered_is_seen() {
+    let waited = |ms: i64| {
+        after(|scene| {
+            scene.end(Status::TimedOut, Cause::TurnTimeout);
+            scene.agents[0].asked = Some(0);
+            scene.run.settled_at = Some(Timestamp::from_millis(ms));
+        })
+    };
+    assert_eq!(waited(10_000), NOTHING);
+    assert_eq!(waited(10_001), ["an agent that asks is answered"]);
+}
+
+#[test]
+fn an_error_of_an_agent_is_one_that_it_had() {
+    let failed = |agent: &str, class: Option<ErrorClass>, ended: Option<u8>| {
+        after(|scene| {
+            scene.end(Status::Failed, Cause::AgentError);
+            (scene.run.agent, scene.run.error_class) = (agent.parse().unwrap(), class);
+            scene.agents[0].ended = ended;
+        })
+    };
+    let live = "torture-acp-shared";
+    assert_eq!(failed(live, None, Some(7)), NOTHING, "it answered with an error");
+    assert_eq!(failed(live, Some(ErrorClass::Crashed), None), NOTHING, "it was killed");
+    assert_eq!(failed(live, None, None), ["a run ends as its agent did"]);
+    assert_eq!(failed("torture-codex", None, Some(7)), ["a run ends for a reason that there was"]);
+}
+
+#[test]
+fn a_live_agent_that_is_left_is_seen() {
+    let backend = |state: BackendState| Backend {
+        id: crate::id::BackendId::generate(),
+        agent: "torture".parse().unwrap(),
+        workspace: "default".parse().unwrap(),
+        session_id: None,
+        state,
+        reason: None,
+        error_class: None,
+        worker: None,
+        generation: 1,
+        pid: None,
+        running: 0,
+        close_when_idle: false,
+        created_at: Timestamp::from_millis(0),
+        started_at: None,
+        healthy_at: None,
+        used_at: Timestamp::from_millis(0),
+        not_before: None,
+        stopped_at: None,
+    };
+    for state in BackendState::ALL {
+        let journal = Journal::default();
+        backends(&[backend(state)], &journal);
+        assert_eq!(journal.violations() == 0, state == BackendState::Stopped, "{state:?}");
+    }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::Responder;
 use agent_client_protocol::v1::schema::{ContentBlock, ErrorCode};
+use futures_util::FutureExt;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -161,15 +162,16 @@ impl Bridge {
     }
 
     async fn conduct(&self, turn: &RelayedTurn, lines: mpsc::Sender<String>, cancelled: &CancellationToken) {
-        let lost = self.lost();
-        let result = {
-            let mut going = std::pin::pin!(self.go(turn, &lines, cancelled));
-            tokio::select! {
+        let crashed = |reason: String| Own::error(ErrorClass::Crashed, sentence(&reason));
+        let result = match self.lost().now_or_never() {
+            // The turn before may still go on in an agent that has to end because it did not end that.
+            Some(reason) => Err(crashed(reason)),
+            None => tokio::select! {
                 // An answer that came counts.
                 biased;
-                result = &mut going => result,
-                reason = lost => Err(Own::error(ErrorClass::Crashed, sentence(&reason))),
-            }
+                result = self.go(turn, &lines, cancelled) => result,
+                reason = self.lost() => Err(crashed(reason)),
+            },
         };
         // A turn that was broken off is still there, and would keep its relay waiting.
         for session in self.state().sessions.values_mut().filter(|session| session.ours == turn.session) {
