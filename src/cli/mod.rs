@@ -35,7 +35,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError, StoreError};
 use crate::telemetry::LogFormat;
 pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
@@ -206,7 +206,13 @@ impl Cli {
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
-        done
+        done.map_err(|error| match error.downcast_ref() {
+            // Nothing that we wrote.
+            Some(EngineError::Store(StoreError::Invalid(_))) => {
+                error.context(format!("failed to read {}, which is damaged", self.db.display()))
+            }
+            _ => error,
+        })
     }
 }
 
