@@ -1,10 +1,8 @@
 //! How a turn is ended before its end.
 
-use std::time::Duration;
-
 use serde_json::json;
 
-use crate::scene::{Scene, within};
+use crate::scene::Scene;
 
 #[tokio::test]
 async fn what_the_agent_asks_is_taken_back_when_its_turn_is_cancelled() {
@@ -26,17 +24,8 @@ async fn a_turn_whose_relay_is_killed_is_cancelled() {
     let session = relay.until("mainstay").await["id"].as_str().unwrap().to_owned();
     relay.until("waiting").await;
     relay.kill().await;
-    // The session is free again once the agent has confirmed it.
-    let turn = within(async {
-        loop {
-            let turn = scene.turn("history", Some(&session)).await;
-            if !turn.said.iter().any(|line| line["mainstay"] == "error") {
-                return turn;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    let turn = turn.await;
+    // It waits until the agent has confirmed it.
+    let turn = scene.turn("history", Some(&session)).await;
     assert_eq!((turn.text().as_str(), turn.session().1.as_str()), ("wait", "reused"));
     assert_eq!(scene.sent("session/cancel").len(), 1);
 }
@@ -54,6 +43,19 @@ async fn an_agent_that_does_not_end_a_cancelled_turn_is_ended() {
     assert!(stderr.contains("did not end a cancelled turn"), "{stderr}");
     scene.start().await;
     assert_eq!(scene.turn("history", Some(&turn.session().0)).await.text(), "hang");
+}
+
+#[tokio::test]
+async fn no_turn_begins_in_an_agent_that_does_not_end_the_one_before() {
+    let mut scene = Scene::new("load").await;
+    let mut relay = scene.relay("hang", json!({})).await;
+    let session = relay.until("mainstay").await["id"].as_str().unwrap().to_owned();
+    relay.until("hanging").await;
+    relay.kill().await;
+    let turn = scene.turn("say two", Some(&session)).await;
+    assert_eq!(turn.own("error")["class"], "crashed");
+    assert_eq!(scene.sent("session/prompt").len(), 1);
+    scene.ended().await;
 }
 
 #[tokio::test]
