@@ -46,6 +46,19 @@ async fn an_agent_that_does_not_end_a_cancelled_turn_is_ended() {
 }
 
 #[tokio::test]
+async fn no_turn_begins_in_an_agent_that_does_not_end_the_one_before() {
+    let mut scene = Scene::new("load").await;
+    let mut relay = scene.relay("hang", json!({})).await;
+    let session = relay.until("mainstay").await["id"].as_str().unwrap().to_owned();
+    relay.until("hanging").await;
+    relay.kill().await;
+    let turn = scene.turn("say two", Some(&session)).await;
+    assert_eq!(turn.own("error")["class"], "crashed");
+    assert_eq!(scene.sent("session/prompt").len(), 1);
+    scene.ended().await;
+}
+
+#[tokio::test]
 async fn a_tool_that_a_cancelled_turn_left_running_is_ended() {
     let scene = Scene::new("").await;
     let mut relay = scene.relay("forget", json!({})).await;

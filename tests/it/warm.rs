@@ -265,6 +265,21 @@ async fn what_crashes_again_and_again_is_given_up_for_a_while_and_says_why() {
 }
 
 #[tokio::test]
+async fn what_was_closed_to_make_room_before_its_restart_was_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let pause = Duration::from_secs(600);
+    let care = Care { first_pause: pause, longest_pause: pause, ..QUICK };
+    let engine = open(dir.path(), "[engine]\nmax_backends = 1", care).await;
+    assert_eq!(turn(&engine, "live", "a", "crash-later").await.status, Status::Failed);
+    let crashed = engine.list_backends().await.unwrap()[0].id;
+    reaches(&engine, crashed, BackendState::Restarting).await;
+    assert_eq!(turn(&engine, "live", "b", "x").await.status, Status::Completed);
+    let run = turn(&engine, "live", "a", "x").await;
+    assert_eq!(run.status, Status::Completed, "{run:?}");
+    close(engine).await;
+}
+
+#[tokio::test]
 async fn a_live_agent_is_left_to_the_next_engine_which_goes_on_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), "[engine]\non_shutdown = \"leave\"", QUICK).await;
