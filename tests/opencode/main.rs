@@ -373,8 +373,15 @@ async fn a_relay_whose_host_is_gone_aborts_the_turn() {
         begins(&follower).await;
         relay.says("one ").await;
         drop(relay.lines);
-        follower.of_session("message.part.delta", delta("two ")).await;
+        // Another process that is about to begin may hold the pipe open for a moment, so that the first word is taken.
+        let talk = tokio::spawn(async move {
+            loop {
+                follower.of_session("message.part.delta", delta("two ")).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
         fake.asked("POST /session/ses_new/abort").await;
+        talk.abort();
         drop(relay.stdin);
         relay.child.wait().await.unwrap();
     })
