@@ -1,7 +1,7 @@
 //! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or who
 //! listens at its address.
 //!
-//! Always: it takes no longer than [`PATIENCE`] for an agent, and nothing is left of the process group that was started for it.
+//! Always: it takes no longer than `PATIENCE` for an agent, and nothing is left of the process group that was started for it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
