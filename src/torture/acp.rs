@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,6 +21,8 @@ use super::agent::{End, Manners, Next, Voice, claim, leave_behind};
 use super::dialect::{Speech, update};
 use super::record::{Identity, Line, MARK, Writer};
 
+/// One that dawdles ends a turn so late.
+const DAWDLES_FOR: Duration = Duration::from_millis(400);
 /// Words of one turn; those of a process are numbered through.
 const WORDS_OF_TURN: u32 = 1000;
 
@@ -35,6 +38,9 @@ pub(super) fn serve(records: &Path) -> anyhow::Result<u8> {
             agent.take(&message)?;
         }
         if agent.ears.closed {
+            if agent.turns.iter().any(|turn| turn.manners.dawdles) {
+                sleep(DAWDLES_FOR);
+            }
             return Ok(0);
         }
         agent.go_on()?;
@@ -183,7 +189,9 @@ impl Turn {
     /// One that hangs and is deaf does not care.
     fn cancel(&mut self) {
         self.is_cancelled = self.manners.end != End::Hang || !self.manners.ignores_sigterm;
-        self.due = self.due.or(self.is_cancelled.then(Instant::now));
+        if self.is_cancelled {
+            self.due = Some(Instant::now() + if self.manners.dawdles { DAWDLES_FOR } else { Duration::ZERO });
+        }
     }
 
     /// Says one thing. Answers when it is over.

@@ -79,6 +79,8 @@ pub(super) struct Manners {
     ignores_broken_pipe: bool,
     /// Says all of its text again with every word, so that whoever listens has to know what was said.
     retells: bool,
+    /// Takes its time to end a turn that is cancelled.
+    pub(super) dawdles: bool,
     pub(super) stray: Option<Stray>,
 }
 
@@ -121,7 +123,8 @@ impl Manners {
         };
         let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::Docile } else { Stray::Deaf });
         let (ignores_sigterm, ignores_broken_pipe, retells) = (rng.u8(..8) == 0, rng.bool(), rng.u8(..4) == 0);
-        Self { words, end, ignores_sigterm, ignores_broken_pipe, retells, stray }
+        let dawdles = rng.u8(..4) == 0;
+        Self { words, end, ignores_sigterm, ignores_broken_pipe, retells, dawdles, stray }
     }
 }
 
@@ -215,11 +218,16 @@ fn identity() -> anyhow::Result<Identity> {
     })
 }
 
-/// Takes a place for as long as the file is open; meeting somebody there is what the record is for.
+/// Takes a place for as long as the file is open; meeting somebody there is what the record is for. Who has it is in it.
 pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
-    let lock = OpenOptions::new().create(true).append(true).open(dir.join(format!("{kind}-{name}")))?;
+    let path = dir.join(format!("{kind}-{name}"));
+    let mut lock = OpenOptions::new().create(true).append(true).open(&path)?;
     if lock.try_lock().is_err() {
-        record.write(&Line::Met(format!("{kind} {name}")))?;
+        let holder = std::fs::read_to_string(path)?;
+        record.write(&Line::Met(format!("{kind} {name}: {holder}")))?;
+    } else {
+        lock.set_len(0)?;
+        write!(lock, "{}", record.agent())?;
     }
     Ok(lock)
 }

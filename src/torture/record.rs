@@ -103,21 +103,30 @@ pub(super) struct Identity {
 }
 
 /// The record of an agent that is being written.
-pub(super) struct Writer(File);
+pub(super) struct Writer {
+    file: File,
+    agent: String,
+}
 
 impl Writer {
     pub(super) fn create(dir: &Path, agent: &Identity) -> io::Result<Self> {
         let path = dir.join(format!("{}.{}.{}", agent.run, agent.pid, agent.attempt));
-        let mut writer = Self(OpenOptions::new().create(true).append(true).open(path)?);
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let mut writer = Self { file, agent: format!("run {}, pid {}", agent.run, agent.pid) };
         writer.write(&Line::Began(agent.clone()))?;
         Ok(writer)
+    }
+
+    /// Whose record it is, for others to read.
+    pub(super) fn agent(&self) -> &str {
+        &self.agent
     }
 
     pub(super) fn write(&mut self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         // In one write: an agent is killed before it or after it.
-        self.0.write_all(text.as_bytes())
+        self.file.write_all(text.as_bytes())
     }
 }
 
