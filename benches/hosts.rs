@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::per_turn::{Dialect, PerTurn};
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, End, LineParser, Prompt};
+use mainstay::backend::{AgentEvent, Backend, End, LineParser, Prompt, TurnPlace};
 use mainstay::id::RunId;
 use mainstay::run::Attempt;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -58,19 +58,21 @@ async fn hosted(hosts: &Hosts, script: &str, turns: usize) -> Sample {
         let turn = Instant::now();
         let attempt = Attempt { run: RunId::generate(), number: 1 };
         let prompt = Prompt {
-            attempt,
-            session: "s".parse().unwrap(),
-            slot: "slot".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: "/".into(),
-            agent_session: None,
+            place: TurnPlace {
+                attempt,
+                session: "s".parse().unwrap(),
+                slot: "slot".to_owned(),
+                workspace: "w".parse().unwrap(),
+                dir: "/".into(),
+                agent_session: None,
+                endpoint: None,
+            },
             message: String::new(),
             start_by: Instant::now() + Duration::from_secs(60),
             limit: Duration::from_secs(60),
             attachments: Vec::new(),
             options: mainstay::options::SessionOptions::default(),
             oneshot: false,
-            endpoint: None,
         };
         let mut reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();

@@ -16,7 +16,7 @@ use mainstay::backend::demo::Demo;
 use mainstay::backend::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::backend::process::{Hosts, remove_temp_dir};
 use mainstay::backend::reap::{self, Liveness};
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply};
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply, TurnPlace};
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
 use mainstay::run::{Attempt, Cause, ExitReport};
@@ -44,20 +44,28 @@ fn spec(command: &[&str]) -> ProcessSpec {
 
 fn prompt(message: &str) -> Prompt {
     Prompt {
+        place: TurnPlace {
+            attempt: attempt(),
+            session: "s-1".parse().unwrap(),
+            slot: "chat-slot-w-1".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: std::env::temp_dir(),
+            agent_session: None,
+            endpoint: None,
+        },
         start_by: Instant::now() + NEVER,
         limit: NEVER,
-        attempt: attempt(),
-        session: "s-1".parse().unwrap(),
-        slot: "chat-slot-w-1".to_owned(),
-        workspace: "w".parse().unwrap(),
-        dir: std::env::temp_dir(),
-        agent_session: None,
         message: message.to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
         oneshot: false,
-        endpoint: None,
     }
+}
+
+/// A prompt in another directory.
+fn at(dir: PathBuf, prompt: Prompt) -> Prompt {
+    let place = TurnPlace { dir, ..prompt.place };
+    Prompt { place, ..prompt }
 }
 
 /// Where the hosts of this test program live.
@@ -102,7 +110,7 @@ struct Turn {
 
 impl Turn {
     async fn start(backend: &dyn Backend, prompt: Prompt) -> Self {
-        let attempt = prompt.attempt;
+        let attempt = prompt.place.attempt;
         let reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();
         Self { attempt, reply, records: Vec::new(), known: 0 }
@@ -191,9 +199,9 @@ async fn an_end_by_a_signal_is_told_from_an_end_with_a_code() {
 #[tokio::test]
 async fn nothing_is_started_before_its_host_is_known_and_it_was_said_to_begin() {
     let dir = tempfile::tempdir().unwrap();
-    let prompt = Prompt { dir: dir.path().to_owned(), ..prompt("") };
+    let prompt = at(dir.path().to_owned(), prompt(""));
     let backend = per_turn(spec(&["sh", "-c", ": >started; echo $PPID; read forever </dev/zero"]), NEVER);
-    let attempt = prompt.attempt;
+    let attempt = prompt.place.attempt;
     let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap();
     assert_eq!(reap::is_alive(&host.process), Liveness::Alive);
@@ -204,7 +212,7 @@ async fn nothing_is_started_before_its_host_is_known_and_it_was_said_to_begin() 
     assert_eq!(turn.end().await.signal, Some(9));
 
     let dir = tempfile::tempdir().unwrap();
-    let prompt = Prompt { dir: dir.path().to_owned(), ..self::prompt("") };
+    let prompt = at(dir.path().to_owned(), self::prompt(""));
     let Reply { host, records, end, .. } = backend.prompt(prompt).await.unwrap();
     drop(records);
     assert_eq!(in_time(end).await.unwrap(), End::Left);
@@ -229,8 +237,8 @@ async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
         (&["true", "{message}"], &here, &"x".repeat(3_000_000), "leave `{message}` out"),
     ];
     for (command, dir, message, advice) in cases {
-        let prompt = Prompt { dir: dir.to_owned(), ..prompt(message) };
-        let attempt = prompt.attempt;
+        let prompt = at(dir.to_owned(), prompt(message));
+        let attempt = prompt.place.attempt;
         let end = Turn::start(&per_turn(spec(command), NEVER), prompt).await.how_it_ended().await;
         let End::NotStarted(Some(error)) = end else { panic!("{end:?}") };
         let error = error.to_string();
@@ -315,8 +323,8 @@ async fn the_environment_fits_the_directory_and_names_the_run() {
         spec.env.insert(name.to_owned(), "overridden".to_owned());
     }
     spec.env.insert("OWN".to_owned(), "{workspace} {dir} $HOME".to_owned());
-    let prompt = Prompt { dir: dir.clone(), ..prompt("hello") };
-    let attempt = prompt.attempt;
+    let prompt = at(dir.clone(), prompt("hello"));
+    let attempt = prompt.place.attempt;
     let mut turn = Turn::start(&per_turn(spec, NEVER), prompt).await;
     assert_eq!(turn.end().await.code, Some(0));
     let (dir, temp_dir) = (dir.display().to_string(), temp_dir(attempt).display().to_string());
@@ -330,8 +338,8 @@ async fn the_environment_fits_the_directory_and_names_the_run() {
 #[tokio::test]
 async fn what_was_to_be_started_earlier_is_not_started() {
     let dir = tempfile::tempdir().unwrap();
-    let prompt = Prompt { dir: dir.path().to_owned(), start_by: Instant::now(), ..prompt("") };
-    let attempt = prompt.attempt;
+    let prompt = Prompt { start_by: Instant::now(), ..at(dir.path().to_owned(), prompt("")) };
+    let attempt = prompt.place.attempt;
     let mut turn = Turn::start(&per_turn(spec(&["touch", "started"]), NEVER), prompt).await;
     assert_eq!(turn.how_it_ended().await, End::NotStarted(None));
     assert!(!dir.path().join("started").exists());
@@ -341,7 +349,7 @@ async fn what_was_to_be_started_earlier_is_not_started() {
 #[tokio::test]
 async fn the_temporary_directory_is_private_fresh_and_goes_with_the_run() {
     let prompt = prompt("");
-    let former = temp_dir(prompt.attempt);
+    let former = temp_dir(prompt.place.attempt);
     std::fs::create_dir(&former).unwrap();
     std::fs::write(former.join("left"), "by a former attempt").unwrap();
     let script = "stat -c %a \"$TMPDIR\"; ls -A \"$TMPDIR\"; mkdir -p \"$TMPDIR/deep\"; echo x >\"$TMPDIR/deep/file\"";
@@ -454,7 +462,7 @@ async fn what_a_finished_agent_left_running_is_asked_before_it_is_killed() {
         until [ -e ready ] && [ -e deaf ]; do :; done
         echo done";
     let backend = per_turn(spec(&["sh", "-c", script]), Duration::from_millis(500));
-    let mut turn = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    let mut turn = Turn::start(&backend, at(dir.path().to_owned(), prompt(""))).await;
     assert_eq!(turn.end().await.code, Some(0));
     assert_eq!(std::fs::read_to_string(dir.path().join("result")).unwrap(), "cleaned up\n");
 }
@@ -464,7 +472,7 @@ async fn leaves_a_tool(script: &str) -> ProcessIdentity {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("{script}; until [ -e go ]; do sleep 0.01; done; echo last");
     let backend = per_turn(spec(&["sh", "-c", &script]), Duration::from_millis(200));
-    let mut turn = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    let mut turn = Turn::start(&backend, at(dir.path().to_owned(), prompt(""))).await;
     let tool = turn.hear_of_process().await;
     std::fs::write(dir.path().join("go"), "").unwrap();
     assert_eq!(turn.end().await.code, Some(0));
@@ -535,7 +543,7 @@ async fn an_agent_that_was_left_goes_on_and_is_gone_on_with_where_it_was_left() 
     let dir = tempfile::tempdir().unwrap();
     let script = "echo one; echo two; until [ -e go ]; do sleep 0.01; done; echo three; exit 4";
     let backend = per_turn(spec(&["sh", "-c", script]), NEVER);
-    let mut left = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    let mut left = Turn::start(&backend, at(dir.path().to_owned(), prompt(""))).await;
     left.hear(2).await;
     let offset = left.records.last().unwrap().offset;
     left.reply.records.close();
@@ -580,7 +588,7 @@ async fn why_an_agent_was_stopped_is_known_to_whoever_comes_next() {
         "trap 'until [ -e go ]; do sleep 0.01; done; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     let dir = tempfile::tempdir().unwrap();
     let backend = per_turn(spec(&["sh", "-c", script]), NEVER);
-    let mut left = Turn::start(&backend, Prompt { dir: dir.path().to_owned(), ..prompt("") }).await;
+    let mut left = Turn::start(&backend, at(dir.path().to_owned(), prompt(""))).await;
     left.hear(1).await;
     left.reply.control.stop(Cause::IdleTimeout);
     let spool = hosts().dir_of(left.attempt).join("spool");
@@ -656,7 +664,7 @@ async fn what_nobody_reads_while_its_agent_is_ended_is_there_to_the_last_line() 
 async fn a_host_that_does_not_take_what_it_is_told_is_ended_too() {
     let message = "x".repeat(4_000_000);
     let prompt = prompt(&message);
-    let attempt = prompt.attempt;
+    let attempt = prompt.place.attempt;
     let backend = per_turn(spec(&["cat"]), NEVER);
     let mut turn = Turn { attempt, reply: backend.prompt(prompt).await.unwrap(), records: Vec::new(), known: 0 };
     let host = turn.reply.host.clone().unwrap().process;

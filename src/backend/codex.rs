@@ -43,7 +43,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     for key in CODEX_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
         set(key, options.extra.get(key));
     }
-    match &prompt.agent_session {
+    match &prompt.place.agent_session {
         _ if prompt.oneshot => arguments.push("--ephemeral".into()),
         Some(thread) => arguments.extend(["resume".into(), thread.into()]),
         None => {}
@@ -181,7 +181,7 @@ mod tests {
         let mut prompt = prompt("--help");
         assert_eq!(words(&prompt), ["exec", "--json", "--skip-git-repo-check", "--", "--help"]);
         prompt.message = "x".repeat(MAX_ARGUMENT_BYTES + 1);
-        prompt.agent_session = Some("0-1".into());
+        prompt.place.agent_session = Some("0-1".into());
         prompt.options.model = Some("m".into());
         prompt.options.permission_profile = Some("read-only".into());
         prompt.options.extra = [("model_verbosity", "low"), ("notify", "[]")].map(|(k, v)| (k.into(), v.into())).into();

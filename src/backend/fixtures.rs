@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Prompt;
+use super::{Prompt, TurnPlace};
 use crate::id::RunId;
 use crate::options::SessionOptions;
 use crate::run::Attempt;
@@ -10,18 +10,20 @@ use crate::run::Attempt;
 /// A prompt with nothing special about it.
 pub fn prompt(message: &str) -> Prompt {
     Prompt {
+        place: TurnPlace {
+            attempt: Attempt { run: RunId::generate(), number: 3 },
+            session: "s-1".parse().unwrap(),
+            slot: "chat-slot-w-1".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: "/srv/w".into(),
+            agent_session: None,
+            endpoint: None,
+        },
         start_by: Instant::now(),
         limit: Duration::from_secs(60),
-        attempt: Attempt { run: RunId::generate(), number: 3 },
-        session: "s-1".parse().unwrap(),
-        slot: "chat-slot-w-1".to_owned(),
-        workspace: "w".parse().unwrap(),
-        dir: "/srv/w".into(),
-        agent_session: None,
         message: message.to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
         oneshot: false,
-        endpoint: None,
     }
 }

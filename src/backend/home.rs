@@ -92,6 +92,9 @@ impl Hosts {
         }
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
         let started = async {
+            // Before the host is there: should we be killed in between, it finds us gone, and does not wait for us.
+            let link = UnixStream::connect(socket_in(&handle)).await;
+            let link = link.map_err(|error| failed("the socket of its host could not be reached", error))?;
             let child = command.spawn().map_err(|error| {
                 let program = self.program.display();
                 failed(&format!("its host, {program}, could not be started"), error)
@@ -99,9 +102,7 @@ impl Hosts {
             // Its exit status is taken whenever it comes: dropping the child does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             let process = pid.and_then(reap::identity_of);
-            let process = process.ok_or_else(|| StartError::from("its host ended at once"))?;
-            let link = UnixStream::connect(socket_in(&handle)).await;
-            Ok((process, link.map_err(|error| failed("its host could not be reached", error))?))
+            Ok((process.ok_or_else(|| StartError::from("its host ended at once"))?, link))
         };
         let started = started.await;
         if started.is_err() {

@@ -93,7 +93,7 @@ impl Launch {
             return Err(StartError::from("a NUL character cannot be handed over: take it out of the message"));
         }
         arguments.extend(more);
-        let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.attempt).into())];
+        let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.place.attempt).into())];
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains(['=', '\0']) {
                 return Err(StartError::from(format!("`env` has the name {name:?}, which no variable can have")));
@@ -101,11 +101,11 @@ impl Launch {
             environment.push((name.into(), fill(value, name, prompt)?));
         }
         // Behind the config, because they have to be true: some agents believe PWD more than their directory.
-        environment.push(("PWD".into(), prompt.dir.clone().into()));
-        environment.push(("MAINSTAY_SESSION".into(), prompt.session.as_str().into()));
-        environment.push(("MAINSTAY_SLOT".into(), prompt.slot.clone().into()));
-        environment.push((reap::MARKER.into(), prompt.attempt.run.to_string().into()));
-        environment.push((reap::ATTEMPT_MARKER.into(), prompt.attempt.number.to_string().into()));
+        environment.push(("PWD".into(), prompt.place.dir.clone().into()));
+        environment.push(("MAINSTAY_SESSION".into(), prompt.place.session.as_str().into()));
+        environment.push(("MAINSTAY_SLOT".into(), prompt.place.slot.clone().into()));
+        environment.push((reap::MARKER.into(), prompt.place.attempt.run.to_string().into()));
+        environment.push((reap::ATTEMPT_MARKER.into(), prompt.place.attempt.number.to_string().into()));
         let takes_message = spec.command.iter().any(|argument| template::asks_for_message(argument));
         let (stdin, stdin_stays_open) = match stdin {
             Stdin::Closed => (None, false),
@@ -114,11 +114,11 @@ impl Launch {
         };
         let start_in = prompt.start_by.saturating_duration_since(Instant::now());
         Ok(Self {
-            attempt: prompt.attempt,
+            attempt: prompt.place.attempt,
             program,
             arguments,
             environment,
-            dir: prompt.dir.clone(),
+            dir: prompt.place.dir.clone(),
             stdin,
             stdin_stays_open,
             message_bytes: prompt.message.len(),
@@ -192,7 +192,7 @@ impl Launch {
 }
 
 fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartError> {
-    let filled = template::fill(template, prompt);
+    let filled = template::fill(template, &prompt.place, &prompt.message);
     if !filled.as_bytes().contains(&0) {
         return Ok(filled);
     }
@@ -235,11 +235,11 @@ mod tests {
         for kept in ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             assert_eq!(variable(kept), Some(None), "{kept}");
         }
-        assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.attempt.run.to_string())));
+        assert_eq!(variable("MAINSTAY_RUN"), Some(Some(prompt.place.attempt.run.to_string())));
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/srv/w".to_owned())));
         assert_eq!(variable("KEY"), Some(Some("chat-slot-w-1".to_owned())));
-        assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.attempt).to_str().map(str::to_owned)));
+        assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.place.attempt).to_str().map(str::to_owned)));
     }
 
     #[test]

@@ -180,9 +180,9 @@ pub struct Record {
 /// goes on). Made anew for every turn, so it may remember what it has seen.
 pub type LineParser = Box<dyn FnMut(&str) -> Option<Vec<AgentEvent>> + Send>;
 
-/// What a backend is asked in one turn.
+/// Which turn it is, and where.
 #[derive(Debug, Clone)]
-pub struct Prompt {
+pub struct TurnPlace {
     /// The run and the try at it; also the marker in the environment of everything that it starts.
     pub attempt: Attempt,
     /// The conversation.
@@ -195,6 +195,15 @@ pub struct Prompt {
     pub dir: PathBuf,
     /// The agent's own id of this conversation, when it told us one.
     pub agent_session: Option<String>,
+    /// Where the live agent is reached that the turn is on; none for a driver that needs none.
+    pub endpoint: Option<String>,
+}
+
+/// What a backend is asked in one turn.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// The turn.
+    pub place: TurnPlace,
     /// What the person said.
     pub message: String,
     /// The files of the message.
@@ -203,8 +212,6 @@ pub struct Prompt {
     pub options: SessionOptions,
     /// Whether the agent may forget the conversation after the turn.
     pub oneshot: bool,
-    /// Where the live agent is reached that the turn is on; none for a driver that needs none.
-    pub endpoint: Option<String>,
     /// From then on nothing is started: the run may be somebody else's.
     pub start_by: Instant,
     /// The longest that the turn may take; it is ended somewhat later also when no engine is there to do it.
@@ -279,6 +286,15 @@ pub trait Backend: Send + Sync {
     /// `None` for agents that ask nothing.
     fn answer(&self, _request: &PermissionRequest, _decision: &Decision) -> Option<String> {
         None
+    }
+
+    /// Sees to it that a turn whose process is gone does not go on in a live agent: it is ended there if it does. Comes back
+    /// within a minute.
+    ///
+    /// # Errors
+    /// Why that is not known: the live agent cannot be reached, or does not end it. It may be dead.
+    fn end_turn<'a>(&'a self, _place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
     }
 
     /// The live agent that turns of this backend are on; `None` when each turn has a process of its own.

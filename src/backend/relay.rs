@@ -53,12 +53,12 @@ impl RelayedTurn {
     /// The turn of a prompt, on a live agent at `endpoint`.
     pub fn new(prompt: &Prompt, endpoint: String) -> Self {
         Self {
-            session: prompt.session.to_string(),
-            run: prompt.attempt.run.to_string(),
-            attempt: prompt.attempt.number,
-            slot: prompt.slot.clone(),
-            dir: prompt.dir.clone(),
-            agent_session: prompt.agent_session.clone(),
+            session: prompt.place.session.to_string(),
+            run: prompt.place.attempt.run.to_string(),
+            attempt: prompt.place.attempt.number,
+            slot: prompt.place.slot.clone(),
+            dir: prompt.place.dir.clone(),
+            agent_session: prompt.place.agent_session.clone(),
             message: prompt.message.clone(),
             attachments: prompt.attachments.clone(),
             options: prompt.options.clone(),

@@ -7,15 +7,15 @@
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 
-use super::Prompt;
+use super::TurnPlace;
 
 /// Fills the placeholders of one argument or value. An unknown `{…}` stays as it is: JSON and shell text have braces too.
-pub(super) fn fill(template: &str, prompt: &Prompt) -> OsString {
+pub(super) fn fill(template: &str, place: &TurnPlace, message: &str) -> OsString {
     let mut filled = OsString::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, name, behind)) = next_placeholder(rest) {
         filled.push(before);
-        match value(name, prompt) {
+        match value(name, place, message) {
             Some(value) => filled.push(value),
             None => filled.push(format!("{{{name}}}")),
         }
@@ -40,15 +40,15 @@ fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
     })
 }
 
-fn value<'a>(name: &str, prompt: &'a Prompt) -> Option<Cow<'a, OsStr>> {
+fn value<'a>(name: &str, place: &'a TurnPlace, message: &'a str) -> Option<Cow<'a, OsStr>> {
     let text = match name {
-        "message" => prompt.message.as_str(),
-        "session" => prompt.session.as_str(),
-        "slot" => prompt.slot.as_str(),
-        "workspace" => prompt.workspace.as_str(),
-        "agent_session" => prompt.agent_session.as_deref().unwrap_or_default(),
-        "run" => return Some(OsString::from(prompt.attempt.run.to_string()).into()),
-        "dir" => return Some(prompt.dir.as_os_str().into()),
+        "message" => message,
+        "session" => place.session.as_str(),
+        "slot" => place.slot.as_str(),
+        "workspace" => place.workspace.as_str(),
+        "agent_session" => place.agent_session.as_deref().unwrap_or_default(),
+        "run" => return Some(OsString::from(place.attempt.run.to_string()).into()),
+        "dir" => return Some(place.dir.as_os_str().into()),
         _ => return None,
     };
     Some(OsStr::new(text).into())
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn fills_each_placeholder_once_and_leaves_other_braces() {
         let prompt = prompt("look at {run} {session} $(id) \"'\n");
-        let run = prompt.attempt.run.to_string();
+        let run = prompt.place.attempt.run.to_string();
         for (template, filled) in [
             ("", ""),
             ("plain", "plain"),
@@ -79,7 +79,7 @@ mod tests {
             ("open {session", "open {session"),
             ("{", "{"),
         ] {
-            assert_eq!(fill(template, &prompt), OsString::from(filled), "{template}");
+            assert_eq!(fill(template, &prompt.place, &prompt.message), OsString::from(filled), "{template}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Stdin};
 use super::process::{Holding, Hosts, Reading};
-use super::{Adoption, Prompt, Reply, StartError, WarmStart};
+use super::{Adoption, Prompt, Reply, StartError, TurnPlace, WarmStart};
 use crate::agent::ProcessSpec;
 use crate::id::SessionId;
 use crate::options::SessionOptions;
@@ -68,17 +68,19 @@ pub(super) async fn adopt(holding: &Holding, adoption: Adoption) -> Reply {
 fn prompt_of(start: &WarmStart) -> Result<Prompt, StartError> {
     let shared = || start.workspace.as_str().parse::<SessionId>().map_err(|error| StartError::from(error.to_string()));
     Ok(Prompt {
-        attempt: start.attempt,
-        session: start.session.clone().map_or_else(shared, Ok)?,
-        slot: start.workspace.to_string(),
-        workspace: start.workspace.clone(),
-        dir: start.dir.clone(),
-        agent_session: None,
+        place: TurnPlace {
+            attempt: start.attempt,
+            session: start.session.clone().map_or_else(shared, Ok)?,
+            slot: start.workspace.to_string(),
+            workspace: start.workspace.clone(),
+            dir: start.dir.clone(),
+            agent_session: None,
+            endpoint: None,
+        },
         message: String::new(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
         oneshot: false,
-        endpoint: None,
         start_by: Instant::now() + START_WITHIN,
         limit: Duration::MAX,
     })

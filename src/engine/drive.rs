@@ -6,6 +6,7 @@
 mod asking;
 mod insist;
 mod left;
+mod lost;
 mod settling;
 mod warm;
 
@@ -28,7 +29,7 @@ use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
-use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, reap};
+use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, TurnPlace, reap};
 use crate::chunk::Chunk;
 use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
@@ -120,7 +121,7 @@ impl<'a> Drive<'a> {
             OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
             OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
-        let options = options_of(claimed);
+        let options = options_of(&claimed.options);
         let dir = match working_dir(&options, workspace).await {
             Ok(dir) => dir,
             Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
@@ -140,19 +141,21 @@ impl<'a> Drive<'a> {
         // Afterwards it is too late to find out: an agent that was started has begun to act.
         let start_by = self.signals.good_until();
         let prompt = Prompt {
+            place: TurnPlace {
+                attempt: self.subject.attempt(),
+                session: claimed.session_id.clone(),
+                slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
+                workspace: claimed.workspace.clone(),
+                dir,
+                agent_session: claimed.agent_session.clone(),
+                endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
+            },
             start_by,
             limit: self.limit(agent).saturating_sub(self.began.elapsed()),
-            attempt: self.subject.attempt(),
-            session: claimed.session_id.clone(),
-            slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
-            workspace: claimed.workspace.clone(),
-            dir,
-            agent_session: claimed.agent_session.clone(),
             message,
             attachments,
             options,
             oneshot: claimed.oneshot,
-            endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
         };
         let reply = match backend.prompt(prompt).await {
             Ok(reply) => reply,
@@ -182,6 +185,7 @@ impl<'a> Drive<'a> {
         self.turn = Turn::replay(chunks.iter().filter_map(|chunk| serde_json::from_str(chunk).ok()));
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
+        self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
@@ -213,7 +217,10 @@ impl<'a> Drive<'a> {
         // Without a host nobody else knows what the agent was asked.
         let is_ours = reply.host.is_none();
         let done = match end {
-            Ok(End::Exited(exit)) => {
+            Ok(End::Exited(mut exit)) => {
+                if exit.code != Some(0) {
+                    self.end_lost_turn(backend, &mut exit).await?;
+                }
                 if exit.stopped.is_some() && !reply.control.is_killed() && exit.signal == Some(Signal::KILL.as_raw()) {
                     METRICS.agents_killed.inc();
                     tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
@@ -239,8 +246,9 @@ impl<'a> Drive<'a> {
                     };
                 if is_put_back { None } else { self.settle(outcome, exit).await? }
             }
-            Ok(End::HostLost(exit)) => {
+            Ok(End::HostLost(mut exit)) => {
                 METRICS.hosts_lost.inc();
+                self.end_lost_turn(backend, &mut exit).await?;
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
                 self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
             }

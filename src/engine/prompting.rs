@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use crate::options::SessionOptions;
 use crate::run::{Cause, Outcome};
-use crate::store::run::Claimed;
 use crate::workspace::Workspace;
 
-/// The options of the session of a run.
-pub(super) fn options_of(claimed: &Claimed) -> SessionOptions {
+/// The options of a session, as they are stored.
+pub(super) fn options_of(stored: &str) -> SessionOptions {
     // Checked when they were stored: they can only be unreadable after somebody else wrote them.
-    serde_json::from_str(&claimed.options).unwrap_or_default()
+    serde_json::from_str(stored).unwrap_or_default()
 }
 
 /// Where a turn works: the directory of its session, else that of the workspace.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::per_turn::PerTurn;
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, Prompt, claude};
+use mainstay::backend::{AgentEvent, Backend, Prompt, TurnPlace, claude};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::message::Attachment;
@@ -257,19 +257,21 @@ impl Direct {
         };
         let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.join("agents"));
         let prompt = Prompt {
+            place: TurnPlace {
+                attempt: Attempt { run: RunId::generate(), number: 1 },
+                session: "s".parse().unwrap(),
+                slot: "slot".to_owned(),
+                workspace: "w".parse().unwrap(),
+                dir: dir.join("work"),
+                agent_session: None,
+                endpoint: None,
+            },
             start_by: Instant::now() + PATIENCE,
             limit: PATIENCE,
-            attempt: Attempt { run: RunId::generate(), number: 1 },
-            session: "s".parse().unwrap(),
-            slot: "slot".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: dir.join("work"),
-            agent_session: None,
             message: message.to_owned(),
             attachments: Vec::new(),
             options: SessionOptions::default(),
             oneshot: false,
-            endpoint: None,
         };
         Self { backend: claude::backend(&spec, PATIENCE, &hosts), prompt }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::{Agent, Driver, OnInterrupt, Permissions};
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, SessionOrigin, WarmStart, open};
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, SessionOrigin, TurnPlace, WarmStart, open};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
@@ -81,17 +81,19 @@ impl Live {
     async fn begin_of(&self, session: &str, endpoint: &str, agent_session: Option<&str>, message: &str) -> Turn {
         let attempt = Attempt { run: RunId::generate(), number: 1 };
         let prompt = Prompt {
-            attempt,
-            session: session.parse().unwrap(),
-            slot: "w".to_owned(),
-            workspace: "w".parse().unwrap(),
-            dir: self.dir.path().join("work"),
-            agent_session: agent_session.map(str::to_owned),
+            place: TurnPlace {
+                attempt,
+                session: session.parse().unwrap(),
+                slot: "w".to_owned(),
+                workspace: "w".parse().unwrap(),
+                dir: self.dir.path().join("work"),
+                agent_session: agent_session.map(str::to_owned),
+                endpoint: Some(endpoint.to_owned()),
+            },
             message: message.to_owned(),
             attachments: Vec::new(),
             options: SessionOptions::default(),
             oneshot: false,
-            endpoint: Some(endpoint.to_owned()),
             start_by: Instant::now() + PATIENCE,
             limit: PATIENCE,
         };

@@ -9,7 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use mainstay::agent::GatewaySpec;
 use mainstay::backend::openclaw_gateway::Gateway;
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply};
+use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, TurnPlace};
 use mainstay::failure::AgentError;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
@@ -121,19 +121,21 @@ pub struct Turn {
 
 pub fn prompt() -> Prompt {
     Prompt {
+        place: TurnPlace {
+            attempt: Attempt { run: RunId::generate(), number: 1 },
+            session: "s-1".parse().unwrap(),
+            slot: "a".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: std::env::temp_dir(),
+            agent_session: None,
+            endpoint: None,
+        },
         start_by: Instant::now() + DEADLINE,
         limit: Duration::from_secs(1800),
-        attempt: Attempt { run: RunId::generate(), number: 1 },
-        session: "s-1".parse().unwrap(),
-        slot: "a".to_owned(),
-        workspace: "w".parse().unwrap(),
-        dir: std::env::temp_dir(),
-        agent_session: None,
         message: "hi {message}".to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
         oneshot: false,
-        endpoint: None,
     }
 }
 
@@ -158,8 +160,8 @@ impl Turn {
     }
 
     pub async fn with_grace(url: String, prompt: Prompt, grace: Duration) -> Self {
-        let run = json!(format!("{}-{}", prompt.attempt.run, prompt.attempt.number));
-        let attempt = prompt.attempt;
+        let run = json!(format!("{}-{}", prompt.place.attempt.run, prompt.place.attempt.number));
+        let attempt = prompt.place.attempt;
         let reply = backend(url, grace).prompt(prompt).await.unwrap();
         reply.control.begin();
         Self { run, attempt, reply, events: Vec::new() }

@@ -53,7 +53,8 @@ async fn a_turn_is_one_run_of_the_slots_agent() {
 #[tokio::test]
 async fn the_gateways_own_session_is_told_from_a_new_one() {
     let gateway = FakeGateway::start().await;
-    let known = mainstay::backend::Prompt { agent_session: Some("gs-1".to_owned()), ..prompt() };
+    let mut known = prompt();
+    known.place.agent_session = Some("gs-1".to_owned());
     let mut turn = Turn::of(gateway.url(), known).await;
     let mut peer = gateway.accept("b").await;
     peer.accept_run().await;

@@ -58,7 +58,7 @@ fn spec(script: &str, name: &str, more: &[&str]) -> ProcessSpec {
 
 impl Scripted {
     fn new(agent: &Agent, hosts: &Hosts, dir: &Path, care: Care) -> Self {
-        let arguments = |prompt: &Prompt| vec![prompt.endpoint.clone().map_or_else(OsString::new, Into::into)];
+        let arguments = |prompt: &Prompt| vec![prompt.place.endpoint.clone().map_or_else(OsString::new, Into::into)];
         let dialect = Dialect { arguments, ..Dialect::of_lines(openclaw::parser) };
         Self {
             turns: PerTurn::new(spec(TURN, "turn", &["{message}"]), agent.kill_grace, dialect, hosts.clone()),

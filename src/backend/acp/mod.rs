@@ -22,7 +22,7 @@ use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
-use super::{Adoption, Backend, Prompt, Reply, StartError, Warm, WarmStart, warm_process};
+use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 
@@ -54,7 +54,7 @@ impl Acp {
         let dialect = Dialect {
             arguments: |_| Vec::new(),
             stdin: |prompt| {
-                let endpoint = prompt.endpoint.clone().unwrap_or_default();
+                let endpoint = prompt.place.endpoint.clone().unwrap_or_default();
                 Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
             },
             parser,
@@ -94,6 +94,13 @@ impl Backend for Acp {
         answer(request, decision)
     }
 
+    fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async {
+            let socket = Path::new(place.endpoint.as_deref().unwrap_or_default());
+            ask(socket, &ToBridge::EndTurn(place.session.to_string()), &Own::Ended).await
+        })
+    }
+
     fn warm(&self) -> Option<&dyn Warm> {
         Some(self)
     }
@@ -130,14 +137,19 @@ fn answer(request: &PermissionRequest, decision: &Decision) -> Option<String> {
 
 /// The bridge listens once the agent has answered `initialize`.
 async fn ping(socket: &Path) -> Result<(), String> {
+    ask(socket, &ToBridge::Ping, &Own::Ready).await
+}
+
+/// Asks the bridge for something that has one answer.
+async fn ask(socket: &Path, question: &ToBridge, answer: &Own) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("the bridge to the agent cannot be reached: {error}");
     let mut stream = wire::connect(socket).await.map_err(failed)?;
-    let line = format!("{}\n", wire::line(&ToBridge::Ping));
+    let line = format!("{}\n", wire::line(question));
     stream.write_all(line.as_bytes()).await.map_err(failed)?;
     let mut said = String::new();
     BufReader::new(stream.take(4096)).read_line(&mut said).await.map_err(failed)?;
-    match serde_json::from_str(&said) {
-        Ok(Own::Ready) => Ok(()),
-        _ => Err("the bridge to the agent says something else".to_owned()),
+    match serde_json::from_str::<Own>(&said) {
+        Ok(said) if said == *answer => Ok(()),
+        _ => Err("the bridge to the agent says something else, or nothing".to_owned()),
     }
 }

@@ -18,7 +18,7 @@ use crate::failure::ErrorClass;
 /// The longest line that a relay or the bridge takes from the other: a turn with all its files.
 pub(super) const MAX_LINE_BYTES: u64 = 256 * 1024 * 1024;
 
-/// What the bridge is told. A connection begins with a ping or a turn.
+/// What the bridge is told. A connection begins with a ping, a turn, or the end of one.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToBridge {
@@ -30,6 +30,8 @@ pub(super) enum ToBridge {
     Answer(Answer),
     /// The turn is to end.
     Cancel,
+    /// The relay of the turn in this session of ours is gone: whether the turn has ended, which it does.
+    EndTurn(String),
 }
 
 /// How a request for permission was decided.
@@ -71,7 +73,7 @@ pub(super) enum Own {
         /// For people.
         message: String,
     },
-    /// The turn came to its end. The last line.
+    /// The turn came to its end: the last line of a turn, and the answer when somebody waits for the end.
     Ended,
 }
 

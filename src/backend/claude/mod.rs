@@ -58,7 +58,7 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     if prompt.oneshot {
         arguments.push("--no-session-persistence".into());
     } else {
-        add("resume", prompt.agent_session.as_ref());
+        add("resume", prompt.place.agent_session.as_ref());
     }
     arguments
 }

@@ -165,7 +165,7 @@ fn added(prompt: &Prompt) -> Vec<String> {
 fn only_what_was_set_is_said_on_the_command_line() {
     let mut prompt = prompt("hello");
     assert_eq!(added(&prompt), Vec::<String>::new());
-    prompt.agent_session = Some("0-1".into());
+    prompt.place.agent_session = Some("0-1".into());
     prompt.options.model = Some("--verbose".into());
     prompt.options.mode = Some("plan".into());
     prompt.options.extra = [("effort", "low"), ("settings", "{}")].map(|(k, v)| (k.into(), v.into())).into();

@@ -5,6 +5,7 @@
 //! environment.
 
 mod connection;
+mod ending;
 mod frames;
 mod relay;
 
@@ -16,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::launch::{Launch, Stdin};
 use super::process::{Holding, Hosts, Reading};
 use super::relay::RelayedTurn;
-use super::{Adoption, Backend, Prompt, Reply, StartError, template};
+use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, template};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
+use crate::run::Attempt;
 
 pub use frames::parser;
 pub(super) use relay::run as relay;
@@ -39,7 +41,7 @@ pub struct Gateway {
 #[derive(Serialize, Deserialize)]
 struct GatewayTurn {
     turn: RelayedTurn,
-    /// What the gateway knows the run by: another try at it is another run there.
+    /// What the gateway knows the run by.
     key: String,
     /// The gateway's agent.
     agent: String,
@@ -59,13 +61,17 @@ impl Gateway {
         Reading { parser: parser(), interrupt: None }
     }
 
+    /// The gateway's agent of a turn.
+    fn agent(&self, place: &TurnPlace, message: &str) -> Result<String, StartError> {
+        let agent = template::fill(&self.spec.agent, place, message).into_string();
+        agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))
+    }
+
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
-        let agent = template::fill(&self.spec.agent, &prompt).into_string();
-        let agent = agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))?;
         let turn = GatewayTurn {
             turn: RelayedTurn::new(&prompt, self.spec.url.clone()),
-            key: format!("{}-{}", prompt.attempt.run, prompt.attempt.number),
-            agent,
+            key: key_of(prompt.place.attempt),
+            agent: self.agent(&prompt.place, &prompt.message)?,
             token: self.spec.token.clone(),
             limit_s: (prompt.limit + LATER).as_secs(),
         };
@@ -77,6 +83,16 @@ impl Gateway {
     }
 }
 
+/// What the gateway knows a run by: another try at it is another run there.
+fn key_of(attempt: Attempt) -> String {
+    format!("{}-{}", attempt.run, attempt.number)
+}
+
+/// The gateway's own session of a conversation.
+fn session_key_of(agent: &str, session: &str) -> String {
+    format!("agent:{agent}:web:{session}")
+}
+
 impl Backend for Gateway {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(self.start(prompt))
@@ -84,5 +100,14 @@ impl Backend for Gateway {
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
         Box::pin(async { Some(self.holding.go_on(adoption, Self::reading()).await) })
+    }
+
+    fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async {
+            // A message that was part of the agent's name is not known any more.
+            let agent = self.agent(place, "").map_err(|error| error.message)?;
+            let session_key = session_key_of(&agent, place.session.as_str());
+            ending::end(&self.spec, &session_key, &key_of(place.attempt)).await
+        })
     }
 }

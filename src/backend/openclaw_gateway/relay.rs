@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::GatewayTurn;
 use super::connection::{Connection, Refused};
 use super::frames::Own;
+use super::{GatewayTurn, session_key_of};
 use crate::backend::relay::read_turn;
 use crate::failure::{AgentError, ErrorClass};
 use crate::message::Attachment;
@@ -71,7 +71,7 @@ struct Relay {
 
 impl Relay {
     fn new(asked: GatewayTurn) -> Self {
-        let session_key = format!("agent:{}:web:{}", asked.agent, asked.turn.session);
+        let session_key = session_key_of(&asked.agent, &asked.turn.session);
         let progress = Progress::Asked;
         Self { asked, session_key, progress, has_asked: false, cancelled: false, knows_session: false, requests: 0 }
     }
@@ -290,14 +290,11 @@ impl Relay {
 
     /// Takes the answer to how the run ended, which is asked for where its own answer goes to a connection that is gone.
     async fn waited(&mut self, frame: &Value, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
-        let payload = &frame["payload"];
-        let is_said = |key: &str| !payload[key].is_null();
-        let goes_on = payload["status"] == "timeout" && !["endedAt", "stopReason", "error"].into_iter().any(is_said);
         if frame["ok"] != true {
             // A gateway that cannot be asked this tells the end all the same, if it comes while we listen.
             return Ok(Some(()));
         }
-        if goes_on {
+        if goes_on(&frame["payload"]) {
             return Ok(self.wait(connection).await);
         }
         say(text)?;
@@ -309,6 +306,12 @@ impl Relay {
         let params = json!({"sessionKey": self.session_key, "limit": 4});
         Ok(connection.request("history", "chat.history", params).await)
     }
+}
+
+/// Whether a run goes on, by the answer to whether it has ended: one that timed out says that it ended.
+pub(super) fn goes_on(waited: &Value) -> bool {
+    let is_said = |key: &str| !waited[key].is_null();
+    waited["status"] == "timeout" && !["endedAt", "stopReason", "error"].into_iter().any(is_said)
 }
 
 /// A file as the gateway takes it: what a `data:` URL holds.

@@ -26,7 +26,7 @@ use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
-use super::{Adoption, Backend, Prompt, Reply, StartError, Warm, WarmStart, warm_process};
+use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 
@@ -71,7 +71,7 @@ impl Opencode {
 impl Backend for Opencode {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         match &self.turns {
-            Ok(_) if prompt.endpoint.is_none() => {
+            Ok(_) if prompt.place.endpoint.is_none() => {
                 Box::pin(async { Err(StartError::from("no opencode server runs for the workspace")) })
             }
             Ok(turns) => turns.prompt(prompt),
@@ -88,6 +88,14 @@ impl Backend for Opencode {
 
     fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
         answer(request, decision)
+    }
+
+    fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async {
+            let endpoint = place.endpoint.as_deref().unwrap_or_default();
+            let server = Server::at(endpoint)?.in_directory(&place.dir.to_string_lossy());
+            relay::end_turn(&server, place.agent_session.as_deref()).await.map_err(|trouble| trouble.message)
+        })
     }
 
     fn warm(&self) -> Option<&dyn Warm> {
@@ -121,7 +129,7 @@ impl Warm for Opencode {
 
 /// The turn, as the relay is told.
 fn turn_of(prompt: &Prompt) -> Stdin {
-    Stdin::Open(RelayedTurn::new(prompt, prompt.endpoint.clone().unwrap_or_default()).to_line())
+    Stdin::Open(RelayedTurn::new(prompt, prompt.place.endpoint.clone().unwrap_or_default()).to_line())
 }
 
 fn answer(request: &PermissionRequest, decision: &Decision) -> Option<String> {

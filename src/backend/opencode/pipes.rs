@@ -85,6 +85,17 @@ impl Output {
         self.pipe.write_buf(&mut self.unsaid).await.map(|_| ())
     }
 
+    /// Writes all that was said.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub(super) async fn write_all(&mut self) -> io::Result<()> {
+        while !self.is_all_written() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
     pub(super) fn is_all_written(&self) -> bool {
         self.unsaid.is_empty()
     }

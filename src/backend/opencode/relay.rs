@@ -38,7 +38,7 @@ const MESSAGES_FETCHED: u32 = 200;
 /// Why a turn cannot go on.
 pub(super) struct Trouble {
     class: Option<ErrorClass>,
-    message: String,
+    pub(super) message: String,
 }
 
 impl Trouble {
@@ -88,6 +88,8 @@ async fn relay() -> io::Result<()> {
         None => (true, Ok(())),
         Some(Err(trouble)) => (false, Err(trouble)),
         Some(Ok(begun)) => {
+            // Whoever ends the turn in our place has to know its session.
+            output.write_all().await?;
             let mut course = Course::new(&server, input, &mut output, stop, begun);
             let ended = course.run().await;
             course.clean_up(turn.oneshot).await;
@@ -98,10 +100,7 @@ async fn relay() -> io::Result<()> {
         output.say(&Own::Error { class, message }.to_line());
     }
     output.say(&Own::End { cancelled }.to_line());
-    while !output.is_all_written() {
-        output.write().await?;
-    }
-    Ok(())
+    output.write_all().await
 }
 
 /// A turn that is ready to be prompted.
@@ -129,12 +128,24 @@ async fn begin(server: &Server, turn: &RelayedTurn, output: &mut Output) -> Resu
     Ok(Begun { session, prompt, events, watch })
 }
 
+/// Sees to it that a turn whose relay was killed does not go on.
+pub(super) async fn end_turn(server: &Server, session: Option<&str>) -> Result<(), Trouble> {
+    // Before it is prompted, it is known to us.
+    let Some(session) = session.filter(is_session) else { return Ok(()) };
+    // Also when it is not busy: it may be about to be, with the prompt that was sent last.
+    server.post(&format!("/session/{session}/abort"), None, PROMPTLY).await?;
+    sleep(TRY_AGAIN).await;
+    end_earlier_turn(server, session).await
+}
+
+/// What does not look like an id of the server would be part of the path.
+fn is_session(id: &&str) -> bool {
+    id.starts_with("ses") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// The session of the conversation: the one that is known, if the server still knows it, or else a new one.
 async fn session(server: &Server, known: Option<&str>) -> Result<(String, Origin), Trouble> {
-    // What does not look like an id of the server would be part of the path.
-    let is_id =
-        |id: &&str| id.starts_with("ses") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if let Some(id) = known.filter(is_id) {
+    if let Some(id) = known.filter(is_session) {
         match server.get(&format!("/session/{id}"), ANSWERS_WITHIN).await {
             Ok(_) => return Ok((id.to_owned(), Origin::Resumed)),
             Err(Failure::Refused { status: 404, .. }) => {}
@@ -142,7 +153,7 @@ async fn session(server: &Server, known: Option<&str>) -> Result<(String, Origin
         }
     }
     let made = server.post("/session", Some(&json!({})), ANSWERS_WITHIN).await?;
-    let id = text(&made, "/id").filter(is_id);
+    let id = text(&made, "/id").filter(is_session);
     let id = id.ok_or_else(|| Trouble {
         class: Some(ErrorClass::Protocol),
         ..Trouble::new("opencode: a new session has no id")

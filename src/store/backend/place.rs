@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, BackendId, WorkspaceName};
-use crate::lease::{BackendKey, Lease, SessionKey, WorkerKey};
+use crate::lease::{BackendKey, Lease, RunKey, SessionKey, WorkerKey};
 use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::warm::BackendState;
@@ -44,7 +44,7 @@ pub struct Taken {
     pub key: BackendKey,
     /// Which start of it.
     pub generation: i64,
-    /// Where it is reached.
+    /// Where it is reached; empty when nothing of it lives any more.
     pub endpoint: String,
 }
 
@@ -101,6 +101,24 @@ impl Store {
             Box::pin(async move { take(tx, &wanted).await })
         })
         .await
+    }
+
+    /// The backend that a run is on, also when it does not live any more.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn backend_of_run(&self, run: RunKey) -> Result<Option<Taken>, StoreError> {
+        let found = sqlx::query!(
+            r#"SELECT b.key AS "key!", b.generation, b.endpoint FROM runs r JOIN backends b ON b.key = r.backend_key
+               WHERE r.key = ?1"#,
+            run
+        );
+        let found = found.fetch_optional(&self.readers).await?;
+        Ok(found.map(|row| Taken {
+            key: row.key,
+            generation: row.generation,
+            endpoint: row.endpoint.unwrap_or_default(),
+        }))
     }
 
     /// Whether a turn that waits for a backend has nothing to do yet: it lives, and does not run.

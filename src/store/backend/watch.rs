@@ -136,6 +136,18 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn live_backends(&self) -> Result<Vec<Watched>, StoreError> {
+        self.watched(None).await
+    }
+
+    /// A backend, if it lives.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn live_backend(&self, key: BackendKey) -> Result<Option<Watched>, StoreError> {
+        Ok(self.watched(Some(key)).await?.pop())
+    }
+
+    async fn watched(&self, only: Option<BackendKey>) -> Result<Vec<Watched>, StoreError> {
         let rows = sqlx::query_as!(
             Row,
             r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
@@ -143,7 +155,8 @@ impl Store {
                    EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "is_busy!: bool",
                    b.close_when_idle AS "close_when_idle: bool", b.restarts, b.not_before, b.used_at
                FROM backends b INDEXED BY backends_live LEFT JOIN sessions s ON s.key = b.session_key
-               WHERE b.state <> 'stopped' ORDER BY b.used_at"#
+               WHERE b.state <> 'stopped' AND (?1 IS NULL OR b.key = ?1) ORDER BY b.used_at"#,
+            only
         );
         rows.fetch_all(&self.readers).await?.into_iter().map(Watched::try_from).collect()
     }
@@ -190,15 +203,6 @@ impl Store {
             })
         })
         .await
-    }
-
-    /// Whether a run is tried for the first time.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn is_first_try(&self, run: crate::lease::RunKey) -> Result<bool, StoreError> {
-        let first = sqlx::query_scalar!(r#"SELECT attempts = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
-        Ok(first.fetch_one(&self.readers).await?)
     }
 
     /// Whether a backend still runs under this start.

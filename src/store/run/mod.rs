@@ -1,5 +1,5 @@
 //! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`,
-//! `resume.rs`, `lease.rs`, `held.rs`.
+//! `resume.rs`, `lease.rs`, `held.rs`; and `whereabouts.rs`.
 
 mod claim;
 mod enqueue;
@@ -7,6 +7,7 @@ mod held;
 mod lease;
 mod resume;
 mod settle;
+mod whereabouts;
 
 use std::collections::HashSet;
 
@@ -24,6 +25,7 @@ pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use held::Lost;
 pub use settle::{CancelRequest, Settle};
 pub(super) use settle::{request_cancel, settle_all};
+pub use whereabouts::Whereabouts;
 
 struct Row {
     key: RunKey,

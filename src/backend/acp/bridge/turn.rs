@@ -4,6 +4,7 @@
 //! cancelled prompt in time is ended. It is over only when what it left running is.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use agent_client_protocol::Error;
 use agent_client_protocol::v1::Responder;
 use agent_client_protocol::v1::schema::{ContentBlock, ErrorCode};
 use futures_util::FutureExt;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
+use rustix::time::Timespec;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -97,19 +100,34 @@ pub(super) fn outcome(option: Option<&str>) -> Value {
 impl Bridge {
     /// Serves a relay, or answers a ping.
     pub(super) async fn relayed(&self, stream: UnixStream) {
+        // No file descriptor is left.
+        let Ok(caller) = stream.as_fd().try_clone_to_owned() else { return };
         let (reader, mut writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         match hear(&mut reader).await {
-            Some(ToBridge::Turn(turn)) => self.relay(*turn, reader, writer).await,
+            Some(ToBridge::Turn(turn)) => self.relay(*turn, reader, writer, &caller).await,
             Some(ToBridge::Ping) => {
                 // Whoever asked may be gone.
                 let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ready)).as_bytes()).await;
+            }
+            Some(ToBridge::EndTurn(session)) => {
+                // It was cancelled when its relay went.
+                if timeout(ENTERS_WITHIN, self.enter(&session)).await.is_ok() {
+                    self.leave(&session);
+                    let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ended)).as_bytes()).await;
+                }
             }
             Some(ToBridge::Answer(_) | ToBridge::Cancel) | None => {}
         }
     }
 
-    async fn relay(&self, turn: RelayedTurn, reader: BufReader<OwnedReadHalf>, writer: OwnedWriteHalf) {
+    async fn relay(
+        &self,
+        turn: RelayedTurn,
+        reader: BufReader<OwnedReadHalf>,
+        writer: OwnedWriteHalf,
+        caller: &OwnedFd,
+    ) {
         let (lines, waiting) = mpsc::channel(LINES_WAITING);
         let cancelled = CancellationToken::new();
         let conduct = async {
@@ -118,9 +136,11 @@ impl Bridge {
                 () = cancelled.cancelled() => return tell(&lines, &Own::Ended).await,
             };
             if entered {
-                self.conduct(&turn, lines, &cancelled).await;
-                self.state().busy.remove(&turn.session);
-                self.freed.notify_waiters();
+                // Whoever waited for its end before us must not see it begin.
+                if !is_gone(caller) {
+                    self.conduct(&turn, lines, &cancelled).await;
+                }
+                self.leave(&turn.session);
             } else {
                 tell(&lines, &Own::error(None, "The session is still busy with another turn.")).await;
                 tell(&lines, &Own::Ended).await;
@@ -143,6 +163,11 @@ impl Bridge {
         }
     }
 
+    fn leave(&self, ours: &str) {
+        self.state().busy.remove(ours);
+        self.freed.notify_waiters();
+    }
+
     /// Takes what the relay says. A relay that is gone wants its turn to end.
     async fn listen(
         &self,
@@ -154,7 +179,7 @@ impl Bridge {
             match said {
                 ToBridge::Answer(Answer { request, option }) => self.decided(ours, request, option),
                 ToBridge::Cancel => cancelled.cancel(),
-                ToBridge::Ping | ToBridge::Turn(_) => {}
+                ToBridge::Ping | ToBridge::Turn(_) | ToBridge::EndTurn(_) => {}
             }
         }
         cancelled.cancel();
@@ -308,6 +333,12 @@ impl Bridge {
             }
         }
     }
+}
+
+/// Whether nobody is at the other end of a connection any more.
+fn is_gone(caller: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(caller, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// The marker that we carry, and so everything that the agent starts.

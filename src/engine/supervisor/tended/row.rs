@@ -99,8 +99,8 @@ impl Tended {
     /// Reads its row again. False when it is not this worker's any more.
     pub(super) async fn look(&mut self) -> bool {
         let key = self.row.key;
-        let Some(live) = self.insist(|store| store.live_backends()).await else { return false };
-        match live.into_iter().find(|row| row.key == key) {
+        let Some(live) = self.insist(|store| store.live_backend(key)).await else { return false };
+        match live {
             Some(row) if row.worker == Some(self.worker) => {
                 self.row = row;
                 true

@@ -1,0 +1,84 @@
+//! A turn whose process was lost may go on in a live agent. It is ended there before the run is settled or put back: the
+//! next turn in its place, of this session or another, must not meet it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::{Drive, Left};
+use crate::backend::{Backend, TurnPlace, reap};
+use crate::engine::prompting::options_of;
+use crate::lease::BackendKey;
+use crate::metrics::METRICS;
+use crate::run::{Attempt, ExitReport};
+use crate::store::run::Whereabouts;
+
+/// A live agent that lives ends a turn within this, or is ended itself. Longer than its driver tries.
+const ENDS_WITHIN: Duration = Duration::from_secs(40);
+/// What is to end at once has so long.
+const ENDS_AT_ONCE: Duration = Duration::from_secs(3);
+/// A live agent that cannot be reached may be about to die, which others find out.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Drive<'_> {
+    /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
+    pub(super) async fn end_lost_turn(&self, backend: &dyn Backend, exit: &mut ExitReport) -> Result<(), Left> {
+        let began = Instant::now();
+        let mut changes = self.shared.supervision.changes();
+        loop {
+            let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease.run)).await?;
+            if found.backend.is_some() && found.endpoint.is_none() {
+                return Ok(());
+            }
+            let on = found.backend;
+            let patience = if self.shared.killing.is_cancelled() { ENDS_AT_ONCE } else { ENDS_WITHIN };
+            let left = patience.saturating_sub(began.elapsed());
+            let Some(place) = self.place_of(found) else { return Ok(()) };
+            let reason = tokio::select! {
+                biased;
+                () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
+                ended = timeout(left, backend.end_turn(&place)) => match ended {
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(reason)) => reason,
+                    Err(_) => "it does not answer".to_owned(),
+                },
+            };
+            if began.elapsed() >= patience {
+                tracing::warn!(reason, "a live agent may still be at a turn whose process was lost");
+                if !self.end_backend(on).await? {
+                    METRICS.turns_not_ended.inc();
+                    exit.remaining += 1;
+                }
+                return Ok(());
+            }
+            // Either way it is time to look.
+            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+        }
+    }
+
+    /// None when its workspace is not configured here any more.
+    fn place_of(&self, found: Whereabouts) -> Option<TurnPlace> {
+        let workspace = self.shared.config.workspaces.get(&found.workspace)?;
+        let number = found.host_attempt.unwrap_or(self.subject.lease.token);
+        Some(TurnPlace {
+            attempt: Attempt { run: self.subject.run, number },
+            session: found.session,
+            slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
+            workspace: found.workspace,
+            dir: options_of(&found.options).cwd.unwrap_or_else(|| workspace.dir.clone()),
+            agent_session: found.agent_session,
+            endpoint: found.endpoint,
+        })
+    }
+
+    /// Ends a live agent that does not let go of a turn. Whether nothing is left of it.
+    async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Left> {
+        let Some(key) = on else { return Ok(false) };
+        let Some(row) = self.insist(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
+        let Some(host) = row.host else { return Ok(true) };
+        let attempt = Attempt { run: row.id.into(), number: row.generation };
+        let ended = reap::end(reap::Mark::up_to(attempt), Some(host.process), Duration::ZERO).await;
+        Ok(ended.is_certain)
+    }
+}

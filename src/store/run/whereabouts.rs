@@ -1,0 +1,63 @@
+//! Where the turn of a run is: what it takes to find it in a live agent.
+
+use crate::id::{SessionId, WorkspaceName};
+use crate::lease::{BackendKey, RunKey};
+use crate::store::{Store, StoreError};
+
+/// Where the turn of a run is, as far as it is stored.
+#[derive(Debug, Clone)]
+pub struct Whereabouts {
+    /// Its workspace.
+    pub workspace: WorkspaceName,
+    /// The slot it runs in; none when it shares the workspace's resident agent.
+    pub slot: Option<String>,
+    /// Its session.
+    pub session: SessionId,
+    /// The agent's own id of the conversation.
+    pub agent_session: Option<String>,
+    /// The options of the session, as JSON.
+    pub options: String,
+    /// The number of the try that its process was started for, if one was.
+    pub host_attempt: Option<i64>,
+    /// The live agent that it is on, if it is on one.
+    pub backend: Option<BackendKey>,
+    /// Where that is reached; none when nothing of it lives.
+    pub endpoint: Option<String>,
+}
+
+impl Store {
+    /// Where the turn of a run is.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn whereabouts(&self, run: RunKey) -> Result<Whereabouts, StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, s.options, r.host_attempt, r.backend_key,
+                   b.endpoint AS "endpoint?"
+               FROM runs r JOIN sessions s ON s.key = r.session_key LEFT JOIN slots p ON p.key = r.slot_key
+               LEFT JOIN backends b ON b.key = r.backend_key
+               WHERE r.key = ?1"#,
+            run
+        );
+        let row = row.fetch_one(&self.readers).await?;
+        Ok(Whereabouts {
+            workspace: row.workspace.parse()?,
+            slot: row.slot,
+            session: row.session.parse()?,
+            agent_session: row.agent_session,
+            options: row.options,
+            host_attempt: row.host_attempt,
+            backend: row.backend_key,
+            endpoint: row.endpoint,
+        })
+    }
+
+    /// Whether a run is tried for the first time.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn is_first_try(&self, run: RunKey) -> Result<bool, StoreError> {
+        let first = sqlx::query_scalar!(r#"SELECT attempts = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
+        Ok(first.fetch_one(&self.readers).await?)
+    }
+}
