@@ -31,6 +31,28 @@ async fn a_turn_whose_relay_is_killed_is_cancelled() {
 }
 
 #[tokio::test]
+async fn whoever_asks_for_the_end_of_a_turn_whose_relay_is_killed_hears_of_it_when_the_agent_has_ended_it() {
+    let scene = Scene::new("").await;
+    assert_eq!(scene.end_turn().await, Ok(()), "there is none");
+    let mut relay = scene.relay("wait", json!({})).await;
+    relay.until("waiting").await;
+    relay.kill().await;
+    assert_eq!(scene.end_turn().await, Ok(()));
+    assert_eq!(scene.sent("session/cancel").len(), 1);
+}
+
+#[tokio::test]
+async fn a_turn_that_is_not_ended_is_not_said_to_be_over_as_long_as_its_agent_may_live() {
+    let mut scene = Scene::new("").await;
+    let mut relay = scene.relay("hang", json!({})).await;
+    relay.until("hanging").await;
+    relay.kill().await;
+    assert!(scene.end_turn().await.is_err());
+    scene.ended().await;
+    assert!(scene.end_turn().await.unwrap_err().contains("cannot be reached"));
+}
+
+#[tokio::test]
 async fn an_agent_that_does_not_end_a_cancelled_turn_is_ended() {
     let mut scene = Scene::new("load").await;
     let mut relay = scene.relay("hang", json!({})).await;

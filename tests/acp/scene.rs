@@ -4,6 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use mainstay::agent::ProcessSpec;
+use mainstay::backend::acp::Acp;
+use mainstay::backend::process::Hosts;
+use mainstay::backend::{Backend, TurnPlace};
+use mainstay::id::RunId;
+use mainstay::run::Attempt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -65,7 +71,7 @@ impl Scene {
             .env("STUB_CAN", &self.can)
             .env("STUB_STORE", self.dir.path().join("store"))
             .env("STUB_LOG", self.dir.path().join("log"))
-            .env("MAINSTAY_RUN", mainstay::id::RunId::generate().to_string())
+            .env("MAINSTAY_RUN", RunId::generate().to_string())
             .env("MAINSTAY_ATTEMPT", "1")
             .spawn()
             .unwrap();
@@ -119,6 +125,22 @@ impl Scene {
         stdin.write_all(format!("{turn}\n").as_bytes()).await.unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Relay { child, stdin, lines, said: Vec::new() }
+    }
+
+    /// Asks for the end of the turn, as an engine does whose relay was killed.
+    pub async fn end_turn(&self) -> Result<(), String> {
+        let process = ProcessSpec { command: Vec::new(), env: Default::default(), max_line_bytes: 1024 };
+        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
+        let place = TurnPlace {
+            attempt: Attempt { run: RunId::generate(), number: 1 },
+            session: "ours".parse().unwrap(),
+            slot: "slot".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: self.work(),
+            agent_session: None,
+            endpoint: Some(self.socket().to_str().unwrap().to_owned()),
+        };
+        within(Acp::new(&process, false, PATIENCE, &hosts).end_turn(&place)).await
     }
 
     /// What is said of a turn in a session of the agent, from its beginning to its end.

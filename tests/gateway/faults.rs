@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay::backend::{AgentEvent, End};
+use mainstay::backend::{AgentEvent, Backend, End};
 use mainstay::failure::ErrorClass;
 use mainstay::run::Cause;
 use rustix::process::{Pid, Signal};
@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::scene::{FakeGateway, Turn, in_time, prompt};
+use crate::scene::{FakeGateway, Turn, backend, in_time, prompt};
 
 #[tokio::test]
 async fn a_gateway_that_nobody_started_is_said_with_what_to_do() {
@@ -235,6 +235,39 @@ async fn a_run_whose_host_was_killed_is_cancelled() {
     peer.asked("chat.abort").await;
     drop(peer);
     assert!(matches!(in_time(turn.reply.end).await.unwrap(), End::HostLost(_)));
+}
+
+#[tokio::test]
+async fn a_run_whose_relay_was_killed_is_ended_when_an_engine_asks() {
+    let gateway = FakeGateway::start().await;
+    let place = prompt().place;
+    let run = format!("{}-1", place.attempt.run);
+    let aborted = json!({"sessionKey": "agent:a:web:s-1", "runId": run});
+    let ended = || {
+        let (backend, place) = (backend(gateway.url(), Duration::ZERO), place.clone());
+        tokio::spawn(async move { backend.end_turn(&place).await })
+    };
+    for (status, is_over) in [("ok", true), ("timeout", false)] {
+        let ended = ended();
+        let mut peer = gateway.accept("b").await;
+        assert_eq!(peer.asked("chat.abort").await, aborted);
+        peer.says(&json!("another"), 1, "one", "one").await;
+        peer.answer("abort", json!({"ok": true, "aborted": true, "runIds": [run]})).await;
+        assert_eq!(peer.asked("agent.wait").await["runId"], json!(run));
+        peer.answer("wait", json!({"runId": run, "status": status})).await;
+        assert_eq!(in_time(ended).await.unwrap().is_ok(), is_over, "{status}");
+    }
+    let none = ended();
+    let mut peer = gateway.accept("b").await;
+    peer.asked("chat.abort").await;
+    peer.answer("abort", json!({"ok": true, "aborted": false, "runIds": []})).await;
+    assert_eq!(in_time(none).await.unwrap(), Ok(()));
+    let broken = ended();
+    drop(gateway.accept("b").await);
+    assert!(in_time(broken).await.unwrap().is_err());
+    let gone = gateway.url();
+    drop(gateway);
+    assert_eq!(in_time(backend(gone, Duration::ZERO).end_turn(&place)).await, Ok(()), "it took the run with it");
 }
 
 #[tokio::test]

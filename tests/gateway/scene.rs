@@ -139,7 +139,7 @@ pub fn prompt() -> Prompt {
     }
 }
 
-fn backend(url: String, grace: Duration) -> Gateway {
+pub fn backend(url: String, grace: Duration) -> Gateway {
     let spec = GatewaySpec { url, token: Some(TOKEN.to_owned()), agent: "{slot}".to_owned() };
     Gateway::new(&spec, grace, &hosts())
 }

@@ -13,7 +13,7 @@ use mainstay::agent::{Agent, ProcessSpec};
 use mainstay::backend::per_turn::{Dialect, PerTurn};
 use mainstay::backend::process::Hosts;
 use mainstay::backend::warm_process::WarmProcess;
-use mainstay::backend::{Adoption, Backend, Prompt, Reply, StartError, Warm, WarmStart, openclaw};
+use mainstay::backend::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, openclaw};
 use mainstay::config::Config;
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
@@ -37,7 +37,7 @@ case "$1" in
 crash-once) if [ ! -e "crashed-$MAINSTAY_RUN" ]; then : > "crashed-$MAINSTAY_RUN"; kill -9 "$live"; exit 1; fi ;;
 crash-later) say "so far"; kill -9 "$live"; exit 1 ;;
 hang) kill -STOP "$live" ;;
-hold) say "held"; while [ ! -e release ]; do sleep 0.02; done ;;
+hold) echo $$ > turn-pid; say "held"; while [ ! -e release ]; do sleep 0.02; done ;;
 esac
 say "on $live"; echo "$MAINSTAY_RUN" >> said"#;
 
@@ -78,6 +78,19 @@ impl Backend for Scripted {
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
         self.turns.adopt(adoption)
+    }
+
+    /// A turn goes on as long as somebody wants that.
+    fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            let place = format!("{} {} {}", place.attempt.number, place.session, place.endpoint.is_some());
+            std::fs::write(self.dir.join("ending"), place).unwrap();
+            match self.dir.join("goes-on").exists() {
+                true => Err("it goes on".to_owned()),
+                false => Ok(()),
+            }
+        }
+        .boxed()
     }
 
     fn warm(&self) -> Option<&dyn Warm> {
@@ -230,6 +243,23 @@ async fn turns_of_a_session_are_on_one_live_agent_that_ends_with_the_session() {
     let ids: Vec<_> = backends.iter().map(|backend| backend.id).collect();
     close(engine).await;
     assert_eq!(left_of(&ids), NOTHING);
+}
+
+#[tokio::test]
+async fn a_run_whose_turn_outlived_its_process_is_settled_when_the_turn_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), "", QUICK).await;
+    std::fs::write(dir.path().join("goes-on"), "").unwrap();
+    let run = send(&engine, "live", "s", "hold").await;
+    until(|| dir.path().join("turn-pid").exists()).await;
+    let pid = std::fs::read_to_string(dir.path().join("turn-pid")).unwrap();
+    assert!(std::process::Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
+    until(|| dir.path().join("ending").exists()).await;
+    assert_eq!(std::fs::read_to_string(dir.path().join("ending")).unwrap(), "1 s true");
+    assert_eq!(engine.run(run).await.unwrap().status, Status::Running);
+    std::fs::remove_file(dir.path().join("goes-on")).unwrap();
+    assert_eq!(settled(&engine, run).await.cause.as_deref(), Some("signal"));
+    close(engine).await;
 }
 
 #[tokio::test]

@@ -7,16 +7,20 @@
 mod fake;
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fake::{Fake, Follower, SESSION};
+use futures_util::FutureExt;
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::process::Hosts;
 use mainstay::backend::relay::RelayedTurn;
-use mainstay::backend::{AgentEvent, Warm, decode, opencode};
+use mainstay::backend::{AgentEvent, Backend, TurnPlace, Warm, decode, opencode};
 use mainstay::failure::{AgentError, ErrorClass};
+use mainstay::id::RunId;
 use mainstay::message::Attachment;
 use mainstay::options::SessionOptions;
+use mainstay::run::Attempt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpListener;
@@ -55,6 +59,12 @@ fn turn(endpoint: &str, agent_session: Option<&str>, options: SessionOptions) ->
 
 fn options() -> SessionOptions {
     SessionOptions::default()
+}
+
+fn backend() -> Arc<opencode::Opencode> {
+    let process = ProcessSpec { command: vec!["opencode".to_owned()], env: Default::default(), max_line_bytes: 1024 };
+    let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), "/nonexistent".into());
+    Arc::new(opencode::Opencode::new(&process, Duration::ZERO, &hosts))
 }
 
 impl Relay {
@@ -256,6 +266,39 @@ async fn what_a_killed_relay_left_running_is_ended_before_the_next_prompt() {
 }
 
 #[tokio::test]
+async fn what_a_killed_relay_left_running_is_ended_when_an_engine_asks() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let place = |agent_session: Option<&str>| TurnPlace {
+            attempt: Attempt { run: RunId::generate(), number: 1 },
+            session: "s".parse().unwrap(),
+            slot: "w".to_owned(),
+            workspace: "w".parse().unwrap(),
+            dir: "/a dir".into(),
+            agent_session: agent_session.map(str::to_owned),
+            endpoint: Some(fake.endpoint.clone()),
+        };
+        let (known, unknown) = (place(Some(SESSION)), place(None));
+        let backend = backend();
+        fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
+        let mut ended = tokio::spawn({
+            let (backend, known) = (backend.clone(), known.clone());
+            async move { backend.end_turn(&known).await }
+        });
+        // First in any case, then because it is busy.
+        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await;
+        assert!((&mut ended).now_or_never().is_none());
+        fake.answers("GET /session/status", 200, json!({}));
+        assert_eq!(ended.await.unwrap(), Ok(()));
+        assert_eq!(backend.end_turn(&unknown).await, Ok(()), "its prompt was not sent");
+        fake.answers("POST /session/ses_new/abort", 500, json!({}));
+        assert!(backend.end_turn(&known).await.is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn where_nobody_listens_the_agent_has_crashed() {
     in_time(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -439,10 +482,7 @@ async fn a_session_for_one_turn_is_removed() {
 #[tokio::test]
 async fn a_server_is_well_only_when_it_says_so_in_time() {
     in_time(async {
-        let process =
-            ProcessSpec { command: vec!["opencode".to_owned()], env: Default::default(), max_line_bytes: 1024 };
-        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), "/nonexistent".into());
-        let backend = opencode::Opencode::new(&process, Duration::ZERO, &hosts);
+        let backend = backend();
         let fake = Fake::start().await;
         for (answer, is_well) in
             [(json!({"healthy": true}), true), (json!({"healthy": false}), false), (json!(1), false)]

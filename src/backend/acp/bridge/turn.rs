@@ -112,8 +112,12 @@ impl Bridge {
             }
             Some(ToBridge::EndTurn(session)) => {
                 // It was cancelled when its relay went.
-                if timeout(ENTERS_WITHIN, self.enter(&session)).await.is_ok() {
-                    self.leave(&session);
+                if timeout(ENTERS_WITHIN, self.enter(&session)).await.is_err() {
+                    return;
+                }
+                self.leave(&session);
+                // In an agent that has to end because it did not end the turn, that is over when it is dead.
+                if self.lost().now_or_never().is_none() {
                     let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ended)).as_bytes()).await;
                 }
             }
