@@ -111,6 +111,8 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
+    // First: a turn need not be ended in a live agent that is known to be dead.
+    report.backends_taken_over = supervisor::adopt(shared, &seen.lost.workers).await?;
     let good_until = Instant::now() + lease;
     let orphans = shared.store.take_over(worker, seen.lost.clone(), own, lease, ORPHANS_AT_ONCE).await?;
     let recoveries = stream::iter(orphans).map(|orphan| recover(shared, worker, orphan, good_until));
@@ -131,7 +133,6 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
         // A cancel that was stored between the take-over and this line found nobody to tell.
         super::worker::heed_cancel_requests(shared, worker).await;
     }
-    report.backends_taken_over = supervisor::adopt(shared, &seen.lost.workers).await?;
     tidy_homes(shared, &mut report).await?;
     METRICS.processes_ended.inc_by(report.processes_ended);
     let store = &shared.store;

@@ -385,6 +385,37 @@ async fn a_live_agent_that_died_unwatched_is_not_started_again_and_makes_room() 
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_turn_in_a_live_agent_that_died_with_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("goes-on"), "").unwrap();
+    let engine = open(dir.path(), "[engine]\non_shutdown = \"leave\"", QUICK).await;
+    let run = send(&engine, "live", "s", "hold").await;
+    until(|| dir.path().join("turn-pid").exists()).await;
+    let backend = engine.list_backends().await.unwrap().remove(0);
+    close(engine).await;
+    let db = rusqlite::Connection::open(dir.path().join("m.db")).unwrap();
+    let host_of_turn: i32 = db.query_row("SELECT pid FROM runs", [], |row| row.get(0)).unwrap();
+    let hosts = vec![host_of_turn, i32::try_from(backend.pid.unwrap()).unwrap()];
+    let marked = || [run, RunId::from(backend.id)].map(marked).concat();
+    for pid in [hosts, marked()].concat() {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        // Gone with its host, perhaps.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    until(|| marked().is_empty()).await;
+    // It comes up as another one.
+    for table in ["runs", "backends"] {
+        db.execute(&format!("UPDATE {table} SET process_host = 'former'"), []).unwrap();
+    }
+    db.execute("UPDATE workers SET host = 'former'", []).unwrap();
+    drop(db);
+    let engine = open(dir.path(), "", QUICK).await;
+    assert_eq!(settled(&engine, run).await.cause.as_deref(), Some("host_lost"));
+    assert!(!dir.path().join("ending").exists(), "it is known to be dead");
+    close(engine).await;
+}
+
+#[tokio::test]
 async fn sessions_beyond_the_cap_take_the_place_of_idle_ones_whatever_happens_to_live_agents() {
     let seed = std::env::var("WARM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("WARM_SEED={seed}");
