@@ -16,7 +16,9 @@ use mainstay::message::UserMessage;
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions, Status};
 use mainstay::store::event::{Append, Range};
 use mainstay::store::fact::Fact;
-use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle};
+use mainstay::store::run::{
+    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle, Settled,
+};
 use mainstay::store::session::{NamedValues, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
@@ -115,7 +117,7 @@ impl Scene {
         }
     }
 
-    async fn settle(&self, claimed: &Claimed, outcome: Outcome) -> Result<(), LeaseLost> {
+    async fn settle(&self, claimed: &Claimed, outcome: Outcome) -> Result<Settled, LeaseLost> {
         let settle = Settle {
             lease: claimed.lease,
             session: claimed.session,
@@ -128,7 +130,7 @@ impl Scene {
             progress: None,
             resumes: 0,
         };
-        self.store.settle(settle).await.unwrap().map(|_| ())
+        self.store.settle(settle).await.unwrap()
     }
 
     async fn status(&self, run: RunId) -> Status {
@@ -950,7 +952,7 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
         scene.store.append(append).await.unwrap().unwrap();
         let going = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
         assert_eq!((going.error_class, going.retry_at), (None, None));
-        scene.settle(&claimed, outcome).await.unwrap();
+        assert_eq!(scene.settle(&claimed, outcome).await.unwrap().class, class);
         let run = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
         assert_eq!((run.error_class, run.retry_at.map(Timestamp::as_millis)), (class, retry_at), "{number}");
         assert_eq!(run.advice, class.map(ErrorClass::advice));
