@@ -929,6 +929,31 @@ async fn who_waits_for_one_run_claims_nothing_behind_it() {
 }
 
 #[tokio::test]
+async fn a_title_that_somebody_gave_is_not_the_agents_to_change() {
+    let scene = Scene::new(1).await;
+    let (id, text) = (|| "s".parse::<SessionId>().unwrap(), |title: &str| Some(title.to_owned()));
+    let sent = scene.enqueue_request("s", "m1");
+    let new = NewSession { title: text("at the beginning"), ..sent.new.clone() };
+    scene.store.create_session(id(), new, NamedValues::default()).await.unwrap();
+    scene.store.enqueue(sent).await.unwrap().unwrap();
+    let claimed = scene.claim(1).await.remove(0);
+    let says = async |title: &str| {
+        let append = Append { facts: vec![Fact::Title(title.to_owned())], ..scene.text(&claimed, "a") };
+        scene.store.append(append).await.unwrap().unwrap();
+        scene.store.find_session(&id()).await.unwrap().unwrap().title
+    };
+    assert_eq!(says("one").await, text("at the beginning"));
+    assert!(scene.store.update_session(id(), Some(None), None).await.unwrap());
+    assert_eq!(scene.store.find_session(&id()).await.unwrap().unwrap().title, None);
+    assert_eq!(says("two").await, text("two"));
+    assert_eq!(says("three").await, text("three"));
+    assert!(scene.store.update_session(id(), Some(text("later")), None).await.unwrap());
+    assert_eq!(says("four").await, text("later"));
+    assert!(scene.store.update_session(id(), None, Some(1000)).await.unwrap());
+    assert_eq!(says("five").await, text("later"));
+}
+
+#[tokio::test]
 async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
     let scene = Scene::new(1).await;
     let mut ids = Vec::new();

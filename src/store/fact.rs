@@ -82,7 +82,8 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
                     .await?;
             }
             Fact::Title(title) => {
-                sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1", session, title)
+                // What somebody gave it is not the agent's to change.
+                sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title_given = 0", session, title)
                     .execute(&mut *tx.conn)
                     .await?;
             }
