@@ -31,7 +31,7 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, TurnPlace, reap};
 use crate::chunk::Chunk;
-use crate::failure::{AgentError, ErrorClass};
+use crate::failure::AgentError;
 use crate::lease::WorkerKey;
 use crate::message;
 use crate::metrics::METRICS;
@@ -88,15 +88,13 @@ struct Drive<'a> {
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
-    /// What kind of error the agent reported.
-    reported: Option<ErrorClass>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on: None, reported: None }
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on: None }
     }
 
     fn span(&self) -> tracing::Span {
@@ -230,10 +228,7 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
-                let mut outcome = decide(asked, &self.turn, &exit, was_let_go);
-                if outcome.cause == Cause::AgentError {
-                    outcome.class = self.reported;
-                }
+                let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
@@ -378,7 +373,7 @@ impl<'a> Drive<'a> {
                 if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
                     continue;
                 }
-                facts.extend(self.fact_of(&event));
+                facts.extend(Self::fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
                         let now = self.shared.store.clock().now();
@@ -400,7 +395,7 @@ impl<'a> Drive<'a> {
     }
 
     /// What is stored of an event beside what readers are told.
-    fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
+    fn fact_of(event: &AgentEvent) -> Option<Fact> {
         match event {
             AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
             AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
@@ -408,7 +403,6 @@ impl<'a> Drive<'a> {
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
-                self.reported.get_or_insert(*class);
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }
             _ => None,
