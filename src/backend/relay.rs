@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::process::Hosts;
 use super::{Prompt, StartError};
@@ -65,6 +66,13 @@ impl RelayedTurn {
             oneshot: prompt.oneshot,
             endpoint,
         }
+    }
+
+    /// What the agent is told of it beside the prompt, for its logs: it means nothing to the model.
+    pub(super) fn marker(&self) -> Map<String, Value> {
+        let Self { run, attempt, session, slot, .. } = self;
+        let marker = json!({"run": run, "attempt": attempt, "session": session, "slot": slot});
+        Map::from_iter([("mainstay".to_owned(), marker)])
     }
 
     /// The line that says it.
