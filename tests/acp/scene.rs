@@ -7,7 +7,7 @@ use std::time::Duration;
 use mainstay::agent::ProcessSpec;
 use mainstay::backend::acp::Acp;
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{Backend, TurnPlace};
+use mainstay::backend::{Backend, TurnPlace, Warm};
 use mainstay::id::RunId;
 use mainstay::run::Attempt;
 use serde_json::{Value, json};
@@ -78,9 +78,10 @@ impl Scene {
         let setup = json!({"socket": self.socket(), "client": self.access, "max_line_bytes": 2_000_000});
         let mut stdin = bridge.stdin.take().unwrap();
         stdin.write_all(format!("{setup}\n").as_bytes()).await.unwrap();
-        let socket = self.socket();
+        // The socket is there a moment before somebody listens.
+        let (backend, socket) = (self.backend(), self.socket());
         within(async {
-            while !socket.exists() {
+            while backend.probe(socket.to_str().unwrap()).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -127,10 +128,15 @@ impl Scene {
         Relay { child, stdin, lines, said: Vec::new() }
     }
 
-    /// Asks for the end of the turn, as an engine does whose relay was killed.
-    pub async fn end_turn(&self) -> Result<(), String> {
+    /// What an engine has of the agent.
+    fn backend(&self) -> Acp {
         let process = ProcessSpec { command: Vec::new(), env: Default::default(), max_line_bytes: 1024 };
         let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
+        Acp::new(&process, false, PATIENCE, &hosts)
+    }
+
+    /// Asks for the end of the turn, as an engine does whose relay was killed.
+    pub async fn end_turn(&self) -> Result<(), String> {
         let place = TurnPlace {
             attempt: Attempt { run: RunId::generate(), number: 1 },
             session: "ours".parse().unwrap(),
@@ -140,7 +146,7 @@ impl Scene {
             agent_session: None,
             endpoint: Some(self.socket().to_str().unwrap().to_owned()),
         };
-        within(Acp::new(&process, false, PATIENCE, &hosts).end_turn(&place)).await
+        within(self.backend().end_turn(&place)).await
     }
 
     /// What is said of a turn in a session of the agent, from its beginning to its end.

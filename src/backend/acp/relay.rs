@@ -40,19 +40,21 @@ async fn relay() -> io::Result<ExitCode> {
     // That the bridge is gone shows where it is listened to.
     let _ = link.write_all(turn.as_bytes()).await;
     drop(turn);
-    let whole = tokio::select! {
+    let end = tokio::select! {
         copied = copy_out(said) => copied?,
         never = pass_in(input, link, term) => match never {},
     };
-    if whole {
-        return Ok(ExitCode::SUCCESS);
+    match end {
+        Some(Own::Ended) => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None => say_lost("The live agent ended in the middle of the turn.").await,
     }
-    say_lost("The live agent ended in the middle of the turn.").await
 }
 
-/// Copies out what the bridge says; whether it said the end.
-async fn copy_out(mut said: OwnedReadHalf) -> io::Result<bool> {
-    let end = format!("{}\n", wire::line(&Own::Ended));
+/// Copies out what the bridge says. Answers with its last line, when that is one of those that end a turn.
+async fn copy_out(mut said: OwnedReadHalf) -> io::Result<Option<Own>> {
+    let ends = [Own::Ended, Own::Left].map(|own| (format!("{}\n", wire::line(&own)), own));
+    let longest = ends.iter().map(|(line, _)| line.len()).max().unwrap_or_default();
     let mut output = tokio::io::stdout();
     let mut piece = vec![0; 64 * 1024];
     let mut tail = Vec::new();
@@ -62,13 +64,14 @@ async fn copy_out(mut said: OwnedReadHalf) -> io::Result<bool> {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the live agent ended before it said anything"));
         }
         if read == 0 {
-            return Ok(tail == end.as_bytes());
+            let end = ends.into_iter().find(|(line, _)| tail.ends_with(line.as_bytes()));
+            return Ok(end.map(|(_, own)| own));
         }
         let piece = &piece[..read];
         output.write_all(piece).await?;
         output.flush().await?;
-        tail.extend_from_slice(&piece[piece.len().saturating_sub(end.len())..]);
-        tail.drain(..tail.len().saturating_sub(end.len()));
+        tail.extend_from_slice(&piece[piece.len().saturating_sub(longest)..]);
+        tail.drain(..tail.len().saturating_sub(longest));
     }
 }
 

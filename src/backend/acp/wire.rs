@@ -75,6 +75,8 @@ pub(super) enum Own {
     },
     /// The turn came to its end: the last line of a turn, and the answer when somebody waits for the end.
     Ended,
+    /// The agent does not end the turn, and is about to be ended itself: the last line of such a turn.
+    Left,
 }
 
 impl Own {

@@ -10,11 +10,11 @@ use crate::agent::GatewaySpec;
 use crate::failure::ErrorClass;
 
 /// How long the gateway is to wait for the end of a run that it aborts.
-const WAIT_MS: u64 = 20_000;
+const WAIT_MS: u64 = 10_000;
 /// Frames of other runs that may come before an answer.
 const MAX_FRAMES: usize = 100_000;
 /// So much longer may the answer itself take.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(WAIT_MS + 10_000);
+const ANSWERS_WITHIN: Duration = Duration::from_millis(WAIT_MS + 5_000);
 
 /// Aborts a run, and waits for its end.
 ///

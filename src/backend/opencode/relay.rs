@@ -65,11 +65,10 @@ impl From<Failure> for Trouble {
 /// When it is told no turn, or its pipes are none.
 pub(in crate::backend) fn run() -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(relay())?;
-    Ok(ExitCode::SUCCESS)
+    runtime.block_on(relay())
 }
 
-async fn relay() -> io::Result<()> {
+async fn relay() -> io::Result<ExitCode> {
     // Before all else: from here on SIGTERM stops the turn, not us.
     let mut stop = signal(SignalKind::terminate())?;
     let (mut input, mut output) = (Input::of_stdin()?, Output::of_stdout()?);
@@ -84,6 +83,7 @@ async fn relay() -> io::Result<()> {
         _ = stop.recv() => None,
         begun = begin(&server, &turn, &mut output) => Some(begun),
     };
+    let mut code = ExitCode::SUCCESS;
     let (cancelled, ended) = match begun {
         None => (true, Ok(())),
         Some(Err(trouble)) => (false, Err(trouble)),
@@ -93,6 +93,10 @@ async fn relay() -> io::Result<()> {
             let mut course = Course::new(&server, input, &mut output, stop, begun);
             let ended = course.run().await;
             course.clean_up(turn.oneshot).await;
+            if course.is_left {
+                // Somebody has to see to it that it does not go on.
+                code = ExitCode::FAILURE;
+            }
             (course.cancelled, ended)
         }
     };
@@ -100,7 +104,8 @@ async fn relay() -> io::Result<()> {
         output.say(&Own::Error { class, message }.to_line());
     }
     output.say(&Own::End { cancelled }.to_line());
-    output.write_all().await
+    output.write_all().await?;
+    Ok(code)
 }
 
 /// A turn that is ready to be prompted.
@@ -198,6 +203,8 @@ struct Course<'a> {
     cancelled: bool,
     /// Then a cancelled turn is left as it is.
     give_up: Option<Instant>,
+    /// It was, or nobody knows whether it goes on.
+    is_left: bool,
     /// Then the turn is over although a message is not complete.
     settle_by: Option<Instant>,
     begun: Begun,
@@ -205,7 +212,7 @@ struct Course<'a> {
 
 impl<'a> Course<'a> {
     fn new(server: &'a Server, input: Input, output: &'a mut Output, stop: Signal, begun: Begun) -> Self {
-        Self { server, input, output, stop, cancelled: false, give_up: None, settle_by: None, begun }
+        Self { server, input, output, stop, cancelled: false, give_up: None, is_left: false, settle_by: None, begun }
     }
 
     async fn run(&mut self) -> Result<(), Trouble> {
@@ -214,6 +221,7 @@ impl<'a> Course<'a> {
         if let Err(failure) = self.server.post(&path, Some(&self.begun.prompt), PROMPTLY).await {
             if matches!(failure, Failure::Silent(_) | Failure::Broken(_)) {
                 self.abort().await;
+                self.is_left = true;
             }
             return Err(failure.into());
         }
@@ -222,7 +230,10 @@ impl<'a> Course<'a> {
             tokio::select! {
                 biased;
                 _ = self.stop.recv(), if !self.cancelled => self.abort().await,
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return Ok(()),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    self.is_left = self.give_up.is_some_and(|at| at <= Instant::now());
+                    return Ok(());
+                }
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if written.is_err() {
                         // Our host is gone: nobody wants the turn.

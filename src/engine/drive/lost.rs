@@ -13,8 +13,8 @@ use crate::metrics::METRICS;
 use crate::run::{Attempt, ExitReport};
 use crate::store::run::Whereabouts;
 
-/// A live agent that lives ends a turn within this, or is ended itself. Longer than its driver tries.
-const ENDS_WITHIN: Duration = Duration::from_secs(40);
+/// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// What is to end at once has so long.
 const ENDS_AT_ONCE: Duration = Duration::from_secs(3);
 /// A live agent that cannot be reached may be about to die, which others find out.

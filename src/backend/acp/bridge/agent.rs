@@ -177,6 +177,11 @@ impl Bridge {
         self.given_up.send_if_modified(|known| known.is_none() && known.replace(reason.into()).is_none());
     }
 
+    /// Whether the agent is being ended, and may still be at what it was told to end.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.given_up.borrow().is_some()
+    }
+
     /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
     pub(super) async fn heard(&self, line: &str) -> bool {
         let Ok(message) = serde_json::from_str::<Envelope<'_>>(line) else {

@@ -209,7 +209,7 @@ impl Bridge {
         if let Err(error) = result {
             tell(&lines, &error).await;
         }
-        tell(&lines, &Own::Ended).await;
+        tell(&lines, if self.has_given_up() { &Own::Left } else { &Own::Ended }).await;
     }
 
     async fn go(

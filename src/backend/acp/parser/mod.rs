@@ -83,7 +83,7 @@ impl Reader {
             Own::Error { class, message } => {
                 events.push(AgentEvent::Error(AgentError { message, class, retry_at: None }));
             }
-            Own::Ended => self.end(events),
+            Own::Ended | Own::Left => self.end(events),
             Own::Ready => {}
         }
     }
