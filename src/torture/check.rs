@@ -44,6 +44,9 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
     let mut found = Found { agents: u64::try_from(records.count())?, ..Found::default() };
     for run in &runs {
         *found.runs.entry(run.status.as_str()).or_default() += 1;
+        if run.status == Status::Completed {
+            *found.completed_by.entry(run.agent.to_string()).or_default() += 1;
+        }
         *found.causes.entry(run.cause.clone().unwrap_or_default()).or_default() += 1;
         found.runs_tried_again += u64::from(run.attempts > 1);
     }

@@ -158,6 +158,8 @@ impl Journal {
 pub struct Found {
     /// Runs by status.
     pub runs: BTreeMap<&'static str, u64>,
+    /// Completed runs by agent.
+    pub completed_by: BTreeMap<String, u64>,
     /// Runs by cause.
     pub causes: BTreeMap<String, u64>,
     /// Runs that were claimed more than once.

@@ -84,18 +84,7 @@ fn words_in(value: &Value) -> String {
 
 /// The words of an agent in a text, without the space behind them.
 fn words_of(text: &str) -> impl Iterator<Item = String> {
-    let from = text.find(MARK).unwrap_or(text.len());
-    text[from..]
-        .split_inclusive(' ')
-        .fold(Vec::<String>::new(), |mut words, piece| {
-            match words.last_mut().filter(|_| !piece.starts_with(MARK)) {
-                Some(word) => word.push_str(piece),
-                None => words.push(piece.to_owned()),
-            }
-            words
-        })
-        .into_iter()
-        .map(|word| word.trim_end().to_owned())
+    text.split(MARK).skip(1).map(|word| format!("{MARK}{}", word.trim_end()))
 }
 
 fn first_word(text: &str) -> String {
@@ -243,17 +232,33 @@ impl Records {
 mod tests {
     use super::*;
 
+    fn agent() -> Identity {
+        let (run, session, slot) = ("r".into(), "s".into(), "p".into());
+        Identity { run, attempt: 1, session, slot, pid: 7, started_at_ticks: 1 }
+    }
+
+    #[test]
+    fn words_that_come_together_are_told_apart() {
+        let delta = |delta: &str| Chunk::TextDelta { id: "t".into(), delta: delta.into() };
+        let text = |word: &str| Said::Text(word.to_owned());
+        assert_eq!(Said::of_chunk(delta("#7.0 ")), [text("#7.0")]);
+        assert_eq!(Said::of_chunk(delta(" #7.0 #7.1 xx#7.2 ")), [text("#7.0"), text("#7.1 xx"), text("#7.2")]);
+        assert_eq!(Said::of_chunk(delta("by somebody else")), []);
+    }
+
+    #[test]
+    fn what_nobody_heard_is_known() {
+        let lines =
+            [Line::Said(Said::Text("#7.0 ".into())), Line::Cut, Line::Said(Said::Text("#7.1 ".into())), Line::Unheard];
+        let lines: Vec<_> = lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();
+        let began = serde_json::to_string(&Line::Began(agent())).unwrap();
+        let record = Record::read(&format!("{began}\n{}\n", lines.join("\n"))).unwrap().unwrap();
+        assert_eq!((record.unheard, record.cuts), (BTreeSet::from([1]), 1));
+    }
+
     #[test]
     fn a_line_that_was_cut_by_a_kill_was_not_said() {
-        let agent = Identity {
-            run: "r".into(),
-            attempt: 1,
-            session: "s".into(),
-            slot: "p".into(),
-            pid: 7,
-            started_at_ticks: 1,
-        };
-        let began = serde_json::to_string(&Line::Began(agent)).unwrap();
+        let began = serde_json::to_string(&Line::Began(agent())).unwrap();
         let said = serde_json::to_string(&Line::Said(Said::Text("#7.0 ".into()))).unwrap();
         let record = Record::read(&format!("{began}\n{said}\n{}", &said[..9])).unwrap().unwrap();
         assert_eq!((record.said, record.ended), (vec![Said::Text("#7.0".into())], None));
