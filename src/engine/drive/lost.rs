@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Drive, Left};
 use crate::backend::{Backend, TurnPlace, reap};
@@ -24,20 +24,21 @@ impl Drive<'_> {
     /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
     pub(super) async fn end_lost_turn(&self, backend: &dyn Backend, exit: &mut ExitReport) -> Result<(), Left> {
         let began = Instant::now();
-        let mut changes = self.shared.supervision.changes();
         loop {
             let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease.run)).await?;
             if found.backend.is_some() && found.endpoint.is_none() {
                 return Ok(());
             }
             let on = found.backend;
-            let patience = if self.shared.killing.is_cancelled() { ENDS_AT_ONCE } else { ENDS_WITHIN };
+            let hurries = self.shared.killing.is_cancelled();
+            let patience = if hurries { ENDS_AT_ONCE } else { ENDS_WITHIN };
             let left = patience.saturating_sub(began.elapsed());
             let Some(place) = self.place_of(found) else { return Ok(()) };
             let reason = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
                 () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
+                () = self.shared.killing.cancelled(), if !hurries => continue,
                 ended = timeout(left, backend.end_turn(&place)) => match ended {
                     Ok(Ok(())) => return Ok(()),
                     Ok(Err(reason)) => reason,
@@ -52,8 +53,7 @@ impl Drive<'_> {
                 }
                 return Ok(());
             }
-            // Either way it is time to look.
-            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+            sleep(LOOK_AGAIN).await;
         }
     }
 
