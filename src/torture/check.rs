@@ -214,7 +214,11 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     let (said, ended) = agents.last().map_or((&[][..], None), |agent| (&agent.said[..], agent.ended));
     let unheard = agents.last().map(Unheard::of).unwrap_or_default();
     let (lost, stored, said) = (unheard.lost(stored), unheard.without(stored), unheard.without(said));
-    if let Some(at) = (0..stored.len()).find(|at| stored.get(*at) != said.get(*at)) {
+    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    let is_same =
+        |stored: &Said, said: &Said| stored == said || (cause != Some(Cause::Finished) && stored.distrusts(said));
+    let differs = |at: &usize| !stored.get(*at).zip(said.get(*at)).is_some_and(|(stored, said)| is_same(stored, said));
+    if let Some(at) = (0..stored.len()).find(differs) {
         let shown = |words: &[Said]| words.get(at).map(Said::shown);
         let detail = format!(
             "{}: word {at} of {} is {:?}, and the last of {} agents said {:?}",
@@ -227,7 +231,6 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
         journal.violation("what is stored is what the agent said", detail);
         return;
     }
-    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     // A kill may come between the record of a word and the word.
     let may_miss = match cause {
         Some(Cause::Finished) => 0,

@@ -56,6 +56,14 @@ impl Said {
         }
     }
 
+    /// Whether this is a failure where the agent said a success: what tools say after a cancel is not believed.
+    pub(super) fn distrusts(&self, said: &Self) -> bool {
+        match (self, said) {
+            (Self::ToolFailed { id, error }, Self::ToolFinished { id: of, output }) => (id, error) == (of, output),
+            _ => false,
+        }
+    }
+
     fn words(&self) -> &str {
         match self {
             Self::Text(words) | Self::Reasoning(words) => words,

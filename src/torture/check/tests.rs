@@ -144,6 +144,23 @@ fn what_is_well_passes() {
 }
 
 #[test]
+fn a_tool_that_ended_in_a_cancelled_turn_is_not_believed() {
+    let finished = |cause: Cause| {
+        after(|scene| {
+            scene.end(cause.status(), cause);
+            scene.run.cancel_requested_at = scene.run.claimed_at.filter(|_| cause == Cause::Cancelled);
+            let failed = r##"{"type":"tool-output-error","toolCallId":"t","errorText":"#7.1","dynamic":true}"##;
+            scene.events[3] = event(4, scene.run.id, failed);
+            scene.heard.clear();
+            scene.answer = Some("#7.0".into());
+            scene.agents[0].said[1] = Said::ToolFinished { id: "t".into(), output: "#7.1".into() };
+        })
+    };
+    assert_eq!(finished(Cause::Cancelled), NOTHING);
+    assert_eq!(finished(Cause::Finished), ["what is stored is what the agent said"]);
+}
+
+#[test]
 fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
     let gap = after(|scene| {
         scene.events.remove(2);
