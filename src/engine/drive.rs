@@ -4,6 +4,7 @@
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
 mod asking;
+mod hearing;
 mod insist;
 mod left;
 mod lost;
@@ -24,12 +25,11 @@ use super::Shared;
 use super::decide::{asked_for, decide, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
-use super::sessions::MAX_TITLE_CHARS;
 use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
-use crate::backend::{Adoption, AgentEvent, Backend, End, Prompt, Record, Reply, TurnPlace, reap};
+use crate::backend::{Adoption, Backend, End, Prompt, Reply, TurnPlace, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
@@ -88,13 +88,16 @@ struct Drive<'a> {
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
+    /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
+    late_error: Option<AgentError>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on: None }
+        let (on, late_error) = (None, None);
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on, late_error }
     }
 
     fn span(&self) -> tracing::Span {
@@ -228,6 +231,9 @@ impl<'a> Drive<'a> {
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
+                if asked.is_none() {
+                    self.heed_late_error().await?;
+                }
                 let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
@@ -351,61 +357,6 @@ impl<'a> Drive<'a> {
                 // From now on it can be heard again: a write that took long is no silence of the agent.
                 progress_at = Instant::now();
             }
-        }
-    }
-
-    fn hear(
-        &mut self,
-        agent: &Agent,
-        backend: &dyn Backend,
-        records: &mut Vec<Record>,
-        asked: Option<Cause>,
-    ) -> (Vec<Chunk>, Vec<Fact>) {
-        let (mut chunks, mut facts) = (Vec::new(), Vec::new());
-        for record in records.drain(..) {
-            if record.offset <= self.offset {
-                self.turn.hear_again(record.events, record.offset == self.offset);
-                continue;
-            }
-            self.offset = record.offset;
-            for event in record.events {
-                // What an agent says against being stopped is not an error of the turn.
-                if asked.is_some() && matches!(event, AgentEvent::Error(_)) {
-                    continue;
-                }
-                facts.extend(Self::fact_of(&event));
-                match event {
-                    AgentEvent::Permission(request) => {
-                        let now = self.shared.store.clock().now();
-                        let (rules, turn) = (&agent.permissions, &mut self.turn);
-                        let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
-                        facts.extend(fact);
-                        chunks.extend(said);
-                    }
-                    event => {
-                        if let AgentEvent::ToolFinished { id, .. } = &event {
-                            facts.extend(self.asking.finished(id));
-                        }
-                        chunks.extend(self.turn.hear(event));
-                    }
-                }
-            }
-        }
-        (chunks, facts)
-    }
-
-    /// What is stored of an event beside what readers are told.
-    fn fact_of(event: &AgentEvent) -> Option<Fact> {
-        match event {
-            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
-            AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
-            AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
-            AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
-            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
-            AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
-                Some(Fact::Failure { class: *class, retry_at: *retry_at })
-            }
-            _ => None,
         }
     }
 

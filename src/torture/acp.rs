@@ -1,30 +1,24 @@
 //! An agent that speaks ACP: one process for many turns, of one session or of several, which go on at the same time.
 //!
-//! Always: one thread, so that it is dead when its locks are gone; what it says in a turn is in the record of that turn's run, which the client names in `_meta`. What it says again
-//! because it reads a session back is in no record.
+//! Always: one thread, so that it is dead when its locks are gone; which run a turn is of the client says in `_meta`. What
+//! it says again because it reads a session back is in no record.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use procfs::process::Process;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Signal, getpid, kill_process};
 use rustix::time::Timespec;
 use serde_json::{Value, json};
 
-use super::agent::{End, Manners, Next, Voice, claim, leave_behind};
-use super::dialect::{Speech, update};
-use super::record::{Identity, Line, MARK, Writer};
-
-/// One that dawdles ends a turn so late.
-const DAWDLES_FOR: Duration = Duration::from_millis(400);
-/// Words of one turn; those of a process are numbered through.
-const WORDS_OF_TURN: u32 = 1000;
+use super::agent::End;
+use super::dialect::{Acp, update};
+use super::live::{self, DAWDLES_FOR, Purpose, Turn};
+use super::record::MARK;
+use super::voice;
 
 /// Serves until its stdin is closed. Answers with its exit status.
 ///
@@ -44,8 +38,7 @@ pub(super) fn serve(records: &Path) -> anyhow::Result<u8> {
             return Ok(0);
         }
         agent.go_on()?;
-        let due = agent.turns.iter().filter_map(|turn| turn.due).min();
-        agent.ears.read(due.map(|due| due.saturating_duration_since(Instant::now())))?;
+        agent.ears.read(live::next_due(&agent.turns))?;
     }
 }
 
@@ -76,15 +69,18 @@ impl Agent {
                 print(&update(session, "agent_message_chunk", old))?;
                 answer(id, json!({}))?;
             }
-            Some("session/prompt") => {
-                self.turns.push(Turn::begin(&self.records, message, self.begun * WORDS_OF_TURN)?);
-                self.begun += 1;
-            }
+            Some("session/prompt") => self.begin(message)?,
             Some("session/cancel") => {
-                let of_session = self.turns.iter_mut().filter(|turn| turn.session == session);
-                of_session.for_each(Turn::cancel);
+                // One that hangs and is deaf does not care.
+                let is_deaf = |turn: &Turn| turn.manners.end == End::Hang && turn.manners.ignores_sigterm;
+                let mut of_session =
+                    self.turns.iter_mut().filter(|turn| turn.conversation == session && !is_deaf(turn));
+                of_session.try_for_each(Turn::cancel)?;
             }
-            Some(method) if !id.is_null() => fail(id, -32601, &format!("no method {method}"))?,
+            Some(method) if !id.is_null() => {
+                let error = json!({"code": -32601, "message": format!("no method {method}")});
+                print(&json!({"jsonrpc": "2.0", "id": id, "error": error}))?;
+            }
             Some(_) => {}
             None => {
                 for turn in &mut self.turns {
@@ -95,29 +91,24 @@ impl Agent {
         Ok(())
     }
 
-    /// Every turn that is due says one thing. Those that ended are answered, and gone before that: with the answer the next
-    /// turn may come.
+    fn begin(&mut self, message: &Value) -> anyhow::Result<()> {
+        let params = &message["params"];
+        let seed = params["prompt"][0]["text"].as_str().context("a prompt is a seed")?.trim().parse()?;
+        let conversation = params["sessionId"].as_str().context("a prompt is of a session")?.to_owned();
+        let speech = Acp::new(conversation.clone(), message["id"].clone());
+        let purpose = Purpose::told(&params["_meta"]["mainstay"], conversation, seed)?;
+        self.turns.push(Turn::begin(&self.records, purpose, self.begun, Box::new(speech), voice::stdout())?);
+        self.begun += 1;
+        Ok(())
+    }
+
+    /// Those that ended are answered, and gone before that.
     fn go_on(&mut self) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let mut ended = Vec::new();
-        for turn in self.turns.iter_mut().filter(|turn| turn.due.is_some_and(|due| due <= now)) {
-            if let Some(reason) = turn.step()? {
-                ended.push((turn.request.clone(), reason));
-            }
-        }
-        self.turns.retain(|turn| !ended.iter().any(|(request, _)| *request == turn.request));
-        for (request, reason) in ended {
-            match reason {
-                Reason::Stop(reason) => answer(&request, json!({"stopReason": reason}))?,
-                Reason::Failed => fail(&request, -32603, "it failed")?,
-            }
+        for (turn, ending) in live::go_on(&mut self.turns)? {
+            turn.over(ending).iter().try_for_each(print)?;
         }
         Ok(())
     }
-}
-
-fn fail(id: &Value, code: i32, message: &str) -> io::Result<()> {
-    print(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
 }
 
 fn answer(id: &Value, result: Value) -> io::Result<()> {
@@ -125,105 +116,7 @@ fn answer(id: &Value, result: Value) -> io::Result<()> {
 }
 
 fn print(message: &Value) -> io::Result<()> {
-    let mut stdout = io::stdout();
-    stdout.write_all(format!("{message}\n").as_bytes())?;
-    stdout.flush()
-}
-
-/// Why a turn is over.
-enum Reason {
-    Stop(&'static str),
-    Failed,
-}
-
-/// A prompt that was not answered so far.
-struct Turn {
-    request: Value,
-    session: String,
-    manners: Manners,
-    voice: Voice,
-    _places: [File; 3],
-    /// When it goes on; none while it waits to be answered or cancelled.
-    due: Option<Instant>,
-    is_cancelled: bool,
-}
-
-impl Turn {
-    fn begin(records: &Path, message: &Value, words: u32) -> anyhow::Result<Self> {
-        let params = &message["params"];
-        let meta = &params["_meta"]["mainstay"];
-        let text = |value: &Value| value.as_str().map(str::to_owned).context("a prompt says which run it is of");
-        let identity = Identity {
-            run: text(&meta["run"])?,
-            attempt: meta["attempt"].as_i64().context("a prompt says which try it is")?,
-            session: text(&meta["session"])?,
-            slot: text(&meta["slot"])?,
-            pid: std::process::id(),
-            started_at_ticks: Process::myself()?.stat()?.starttime,
-        };
-        let seed = params["prompt"][0]["text"].as_str().context("a prompt is a seed")?.trim().parse()?;
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let manners = Manners::choose(&mut rng);
-        if let Some(stray) = manners.stray {
-            leave_behind(stray)?;
-        }
-        let session = text(&params["sessionId"])?;
-        let mut record = Writer::create(records, &identity)?;
-        let places = [
-            claim(records, &mut record, "session", &identity.session)?,
-            claim(records, &mut record, "slot", &identity.slot)?,
-            claim(records, &mut record, "conversation", &session)?,
-        ];
-        let voice = Voice::new(rng, record, words, Speech::of_acp(session.clone()));
-        let (request, due) = (message["id"].clone(), Some(Instant::now()));
-        Ok(Self { request, session, manners, voice, _places: places, due, is_cancelled: false })
-    }
-
-    fn hear(&mut self, message: &Value) -> io::Result<()> {
-        if self.voice.hear(message)? {
-            self.due = Some(Instant::now());
-        }
-        Ok(())
-    }
-
-    /// One that hangs and is deaf does not care.
-    fn cancel(&mut self) {
-        self.is_cancelled = self.manners.end != End::Hang || !self.manners.ignores_sigterm;
-        if self.is_cancelled {
-            self.due = Some(Instant::now() + if self.manners.dawdles { DAWDLES_FOR } else { Duration::ZERO });
-        }
-    }
-
-    /// Says one thing. Answers when it is over.
-    fn step(&mut self) -> anyhow::Result<Option<Reason>> {
-        if self.is_cancelled {
-            return Ok(Some(Reason::Stop("cancelled")));
-        }
-        self.due = match self.voice.step(&self.manners)? {
-            Next::Pause(pause) => Some(Instant::now() + pause),
-            Next::Answer => None,
-            Next::End => return self.end(),
-        };
-        Ok(None)
-    }
-
-    fn end(&mut self) -> anyhow::Result<Option<Reason>> {
-        match self.manners.end {
-            End::Hang => {
-                self.due = None;
-                return Ok(None);
-            }
-            // It takes the other turns of the process with it.
-            End::Crash if self.voice.is_in_the_mood() => drop(kill_process(getpid(), Signal::KILL)),
-            End::Code(code) => {
-                self.voice.record.write(&Line::Ended(code))?;
-                return Ok(Some(Reason::Failed));
-            }
-            End::Well | End::Crash => {}
-        }
-        self.voice.record.write(&Line::Ended(0))?;
-        Ok(Some(Reason::Stop("end_turn")))
-    }
+    voice::stdout()(message).map(drop)
 }
 
 /// What is read from stdin, line by line.
@@ -235,9 +128,10 @@ struct Ears {
 }
 
 impl Ears {
-    /// Reads what is there, or comes within this time.
-    fn read(&mut self, patience: Option<Duration>) -> anyhow::Result<()> {
+    /// Reads what is there, or comes until then.
+    fn read(&mut self, until: Option<Instant>) -> anyhow::Result<()> {
         let stdin = io::stdin();
+        let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
         let patience = patience.map(Timespec::try_from).transpose()?;
         if poll(&mut [PollFd::new(&stdin, PollFlags::IN)], patience.as_ref())? == 0 {
             return Ok(());

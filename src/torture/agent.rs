@@ -16,15 +16,11 @@ use procfs::process::Process;
 use rustix::process::{Signal, getpid, kill_process, setsid};
 use serde_json::Value;
 
-use super::acp;
-use super::dialect::{Dialect, Speech};
-use super::record::{Identity, Line, MARK, Said, Writer};
-use crate::clock::{Clock, SystemClock};
+use super::dialect::{Claude, Codex, Dialect, Openclaw, Speech};
+use super::record::{Identity, Line, Writer};
+use super::voice::{self, Next, Voice};
+use super::{acp, gateway, opencode};
 
-/// The longest pause between two words.
-const MAX_PAUSE_MS: u64 = 20;
-/// A long word does not fit into a pipe.
-const LONG_WORD_BYTES: usize = 100 * 1024;
 /// Nothing that is left behind stays for longer, even if nobody ends it.
 const MAX_STRAY: Duration = Duration::from_secs(300);
 
@@ -46,7 +42,6 @@ impl Agent {
     fn seed(&self) -> anyhow::Result<u64> {
         let asked = match (self.seed, self.dialect) {
             (Some(seed), _) => return Ok(seed),
-            (None, Dialect::Openclaw | Dialect::Acp) => anyhow::bail!("a seed is needed"),
             (None, Dialect::Codex) => self.arguments.last().cloned().context("a message is needed")?,
             (None, Dialect::Claude) => {
                 let mut line = String::new();
@@ -55,6 +50,7 @@ impl Agent {
                 let content = &line["message"]["content"];
                 content.as_str().or_else(|| content[0]["text"].as_str()).context("a text is needed")?.to_owned()
             }
+            (None, _) => anyhow::bail!("a seed is needed"),
         };
         Ok(asked.trim().parse()?)
     }
@@ -71,12 +67,12 @@ pub(super) enum End {
 
 /// What an agent does beside talking.
 pub(super) struct Manners {
-    words: u32,
+    pub(super) words: u32,
     pub(super) end: End,
     /// Does not end when it is asked to.
     pub(super) ignores_sigterm: bool,
     /// Goes on working when nobody listens any more.
-    ignores_broken_pipe: bool,
+    pub(super) ignores_broken_pipe: bool,
     /// Says all of its text again with every word, so that whoever listens has to know what was said.
     retells: bool,
     /// Takes its time to end a turn that is cancelled.
@@ -133,9 +129,18 @@ impl Manners {
 /// # Errors
 /// When it was not started by an engine, or cannot write its record.
 pub fn run(agent: &Agent) -> anyhow::Result<u8> {
-    if agent.dialect == Dialect::Acp {
-        return acp::serve(&agent.record);
+    match agent.dialect {
+        Dialect::Acp => acp::serve(&agent.record),
+        Dialect::Opencode => opencode::serve(&agent.record, &agent.arguments),
+        Dialect::Gateway => gateway::serve(&agent.record, &agent.arguments),
+        Dialect::Openclaw => take_a_turn(agent, |manners| Box::new(Openclaw::new(manners.retells))),
+        Dialect::Claude => take_a_turn(agent, |_| Box::new(Claude::default())),
+        Dialect::Codex => take_a_turn(agent, |_| Box::new(Codex::default())),
     }
+}
+
+/// Is the agent of one turn.
+fn take_a_turn(agent: &Agent, speech: impl Fn(&Manners) -> Box<dyn Speech>) -> anyhow::Result<u8> {
     let mut rng = fastrand::Rng::with_seed(agent.seed()?);
     let manners = Manners::choose(&mut rng);
     // Before any lock is taken, so that it inherits none between its fork and its exec.
@@ -149,9 +154,8 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
-    let speech = Speech::new(agent.dialect, manners.retells);
-    let mut voice = Voice::new(rng, record, 0, speech);
-    match voice.talk(&manners) {
+    let mut voice = Voice::new(rng, record, 0, speech(&manners), voice::stdout());
+    match talk(&mut voice, &manners) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
     }
@@ -169,6 +173,35 @@ pub fn run(agent: &Agent) -> anyhow::Result<u8> {
     };
     voice.record.write(&Line::Ended(code))?;
     Ok(code)
+}
+
+/// Talks until all is said. Whoever nobody answers goes on when nobody can any more.
+fn talk(voice: &mut Voice, manners: &Manners) -> io::Result<()> {
+    loop {
+        match voice.step(manners)? {
+            Next::Pause(pause) => sleep(pause),
+            Next::Answer => listen(voice)?,
+            Next::End => return voice.may_say_the_end(manners),
+        }
+    }
+}
+
+/// Waits for the answer.
+fn listen(voice: &mut Voice) -> io::Result<()> {
+    while voice.question().is_some() {
+        let mut line = String::new();
+        if io::stdin().lock().read_line(&mut line)? == 0 {
+            voice.forget_question();
+        }
+        voice.hear(&serde_json::from_str(&line).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// The number that a command line has behind `--port`.
+pub(super) fn port_in(arguments: &[String]) -> anyhow::Result<u16> {
+    let at = arguments.iter().position(|word| word == "--port").context("--port is needed")?;
+    Ok(arguments.get(at + 1).context("a port is needed")?.parse()?)
 }
 
 /// Is a process that an agent left behind.
@@ -230,179 +263,4 @@ pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> 
         write!(lock, "{}", record.agent())?;
     }
     Ok(lock)
-}
-
-/// What an agent talks with.
-pub(super) struct Voice {
-    rng: fastrand::Rng,
-    pub(super) record: Writer,
-    pid: u32,
-    /// The number of the next word, and of the next thing.
-    words: u32,
-    things: u32,
-    speech: Speech,
-    /// A tool that is in use, whose end comes next.
-    tool: Option<String>,
-    /// The question that waits for an answer.
-    question: Option<String>,
-    /// None when nobody listens any more.
-    stdout: Option<io::Stdout>,
-}
-
-/// What comes behind a step of a talk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    Pause(Duration),
-    /// Nothing, until the question is answered.
-    Answer,
-    /// All is said.
-    End,
-}
-
-impl Voice {
-    /// The words of an agent are numbered from `words`.
-    pub(super) fn new(rng: fastrand::Rng, record: Writer, words: u32, speech: Speech) -> Self {
-        let (pid, stdout) = (std::process::id(), Some(io::stdout()));
-        Self { rng, record, pid, words, things: 0, speech, tool: None, question: None, stdout }
-    }
-
-    /// Talks until all is said. Whoever nobody answers goes on when nobody can any more.
-    fn talk(&mut self, manners: &Manners) -> io::Result<()> {
-        loop {
-            match self.step(manners)? {
-                Next::Pause(pause) => sleep(pause),
-                Next::Answer => self.listen()?,
-                Next::End => return Ok(()),
-            }
-        }
-    }
-
-    /// Says one thing.
-    pub(super) fn step(&mut self, manners: &Manners) -> io::Result<Next> {
-        match self.next(manners) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
-                (self.stdout, self.question) = (None, None);
-                Ok(Next::Pause(Duration::ZERO))
-            }
-            next => next,
-        }
-    }
-
-    fn next(&mut self, manners: &Manners) -> io::Result<Next> {
-        if let Some(tool) = self.tool.take() {
-            self.finish_tool(tool)?;
-        } else if self.things == manners.words {
-            if manners.end == End::Well && self.rng.bool() {
-                self.speech.end().iter().try_for_each(|line| self.print(&line.to_string()))?;
-            }
-            return Ok(Next::End);
-        } else {
-            if self.things == 0 {
-                self.speech.begin().iter().try_for_each(|line| self.print(&line.to_string()))?;
-            }
-            self.things += 1;
-            self.one_thing()?;
-        }
-        if self.question.is_some() {
-            return Ok(Next::Answer);
-        }
-        let pause = if self.rng.bool() { self.rng.u64(..=MAX_PAUSE_MS) } else { 0 };
-        Ok(Next::Pause(Duration::from_millis(pause)))
-    }
-
-    /// Whether a line is the answer that was waited for.
-    pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
-        let is_answer = self.question.as_deref().is_some_and(|question| self.speech.answers(line, question));
-        if is_answer {
-            self.question = None;
-            self.record.write(&Line::Answered)?;
-        }
-        Ok(is_answer)
-    }
-
-    /// Whether to do what is to be done now and then only.
-    pub(super) fn is_in_the_mood(&mut self) -> bool {
-        self.rng.u8(..4) == 0
-    }
-
-    /// Waits for the answer.
-    fn listen(&mut self) -> io::Result<()> {
-        while self.question.is_some() {
-            let mut line = String::new();
-            if io::stdin().lock().read_line(&mut line)? == 0 {
-                self.question = None;
-            }
-            self.hear(&serde_json::from_str(&line).unwrap_or_default())?;
-        }
-        Ok(())
-    }
-
-    fn one_thing(&mut self) -> io::Result<()> {
-        match self.rng.u8(..100) {
-            0..60 => {
-                let word = self.word();
-                self.say(Said::Text(word))
-            }
-            60..80 => {
-                let word = self.word();
-                self.say(Said::Reasoning(word))
-            }
-            80..90 => self.use_tool(format!("tool-{}", self.things)),
-            90..94 => self.print("this is no event of any protocol"),
-            94..99 => {
-                // Nobody has to listen to it.
-                let _ = writeln!(io::stderr(), "some noise");
-                Ok(())
-            }
-            // Too long to be said again and again.
-            _ if self.speech.retells() => Ok(()),
-            _ => {
-                let mut word = self.word();
-                word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
-                self.say(Said::Text(word))
-            }
-        }
-    }
-
-    /// Begins to use a tool, perhaps after a question. Its end comes next, or is left open.
-    fn use_tool(&mut self, id: String) -> io::Result<()> {
-        let input = self.word().trim_end().to_owned();
-        self.say(Said::ToolStarted { id: id.clone(), input: input.clone() })?;
-        if self.rng.bool() {
-            let question = format!("question-{}.{}", self.pid, self.words);
-            if let Some(line) = self.speech.ask(&question, &id, &input).filter(|_| self.stdout.is_some()) {
-                self.question = Some(question);
-                self.record.write(&Line::Asked(SystemClock.now().as_millis()))?;
-                self.print(&line.to_string())?;
-            }
-        }
-        self.tool = (self.rng.u8(..10) > 0).then_some(id);
-        Ok(())
-    }
-
-    fn finish_tool(&mut self, id: String) -> io::Result<()> {
-        let word = self.word().trim_end().to_owned();
-        if self.rng.u8(..10) == 0 {
-            return self.say(Said::ToolFailed { id, error: word });
-        }
-        self.say(Said::ToolFinished { id, output: word })
-    }
-
-    fn word(&mut self) -> String {
-        let word = format!("{MARK}{}.{} ", self.pid, self.words);
-        self.words += 1;
-        word
-    }
-
-    fn say(&mut self, said: Said) -> io::Result<()> {
-        let lines = self.speech.say(&said);
-        self.record.write(&Line::Said(said))?;
-        lines.iter().try_for_each(|line| self.print(&line.to_string()))
-    }
-
-    fn print(&mut self, line: &str) -> io::Result<()> {
-        let Some(stdout) = &mut self.stdout else { return Ok(()) };
-        stdout.write_all(format!("{line}\n").as_bytes())?;
-        stdout.flush()
-    }
 }

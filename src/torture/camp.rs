@@ -4,6 +4,7 @@
 //! Always: everything that is started carries the mark of the directory, and makes its temporary files in it.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::dialect::Dialect;
+use super::gateway::TOKEN;
 use super::{LOOK_AGAIN, processes};
 use crate::config::Config;
 
@@ -23,10 +25,15 @@ pub(super) const LEASE: Duration = Duration::from_secs(1);
 /// Once the engines have stopped, nothing of theirs is left after this time.
 const TO_VANISH: Duration = Duration::from_secs(5);
 
+/// Where OpenClaw's gateways listen.
+const GATEWAY_PORT: u16 = 18789;
+
 /// A directory with all that belongs to it.
 pub(super) struct Camp {
     pub(super) dir: PathBuf,
     binary: PathBuf,
+    /// Where the gateway listens.
+    gateway: SocketAddr,
 }
 
 impl Camp {
@@ -34,7 +41,8 @@ impl Camp {
     pub(super) fn pitch(parent: &Path, seed: u64, sessions: usize) -> anyhow::Result<Self> {
         let parent = parent.canonicalize().with_context(|| format!("failed to find {}", parent.display()))?;
         let dir = parent.join(format!("torture-{seed}-{}", std::process::id()));
-        let camp = Self { dir, binary: std::env::current_exe().context("failed to find this program")? };
+        let binary = std::env::current_exe().context("failed to find this program")?;
+        let camp = Self { dir, binary, gateway: own_address() };
         for dir in [camp.dir.clone(), camp.records(), camp.temp()] {
             fs::create_dir(&dir).with_context(|| format!("failed to make {}", dir.display()))?;
         }
@@ -47,7 +55,7 @@ impl Camp {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());
         let (binary, records, dir) = (quoted(&self.binary), quoted(&self.records()), quoted(&self.dir));
-        let agents: String = AGENTS.iter().map(|agent| agent.text(&binary, &records)).collect();
+        let agents: String = AGENTS.iter().map(|agent| agent.text(&binary, &records, self.gateway)).collect();
         let backends = most_backends(sessions);
         let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
         format!(
@@ -93,11 +101,24 @@ dir = {dir}
 
     /// A command of this binary on the database.
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bare_command(arguments);
+        command.arg("--db").arg(self.database()).arg("--config").arg(self.config());
+        command
+    }
+
+    /// The command that is the gateway.
+    pub(super) fn gateway_command(&self) -> Command {
+        let mut command = self.bare_command(&["torture-agent", "--speaks", Dialect::Gateway.as_str(), "--record"]);
+        command.arg(self.records()).arg(self.gateway.to_string());
+        command
+    }
+
+    fn bare_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MAINSTAY_")) {
             command.env_remove(name);
         }
-        command.args(arguments).arg("--db").arg(self.database()).arg("--config").arg(self.config());
+        command.args(arguments);
         command.env(processes::MARK, &self.dir).env("TMPDIR", self.temp()).current_dir(&self.dir);
         // Ctrl-C is for us; we see to it that they end.
         command.process_group(0).kill_on_drop(true);
@@ -167,42 +188,56 @@ struct Kind {
     is_shared: bool,
 }
 
-const AGENTS: [Kind; 5] = [
+const AGENTS: [Kind; 7] = [
     Kind { name: "torture-openclaw", dialect: Dialect::Openclaw, is_shared: false },
     Kind { name: SHARED, dialect: Dialect::Acp, is_shared: true },
     Kind { name: "torture-claude", dialect: Dialect::Claude, is_shared: false },
     Kind { name: ALONE, dialect: Dialect::Acp, is_shared: false },
+    Kind { name: OPENCODE, dialect: Dialect::Opencode, is_shared: true },
+    Kind { name: GATEWAY, dialect: Dialect::Gateway, is_shared: true },
     Kind { name: "torture-codex", dialect: Dialect::Codex, is_shared: false },
 ];
 const SHARED: &str = "torture-acp-shared";
 const ALONE: &str = "torture-acp";
+const OPENCODE: &str = "torture-opencode";
+const GATEWAY: &str = "torture-gateway";
 
 /// The names of the agents, as sessions get them in turn: live ones more often.
 pub(super) fn agents() -> impl Iterator<Item = &'static str> + Clone {
-    AGENTS.iter().map(|agent| agent.name).chain([SHARED, ALONE])
+    AGENTS.iter().map(|agent| agent.name).chain([SHARED, ALONE, OPENCODE, GATEWAY])
 }
 
 /// Whether the turns of an agent go to a live one, through a relay.
 pub(super) fn is_relayed(agent: &str) -> bool {
-    [SHARED, ALONE].contains(&agent)
+    [SHARED, ALONE, OPENCODE, GATEWAY].contains(&agent)
+}
+
+/// Whether they go to the gateway, which no engine starts.
+pub(super) fn is_of_gateway(agent: &str) -> bool {
+    agent == GATEWAY
 }
 
 impl Kind {
-    fn text(&self, binary: &Value, records: &Value) -> String {
+    fn text(&self, binary: &Value, records: &Value, gateway: SocketAddr) -> String {
         let (name, driver) = (self.name, self.dialect.as_str());
         let seed = if self.dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
-        let warm = match self.dialect {
-            Dialect::Acp => {
-                let restarts = "restart_pause = \"20ms\"\nmax_restarts = 10000\n";
-                format!("shared = {}\nkeep_warm = \"1s\"\n{restarts}", self.is_shared)
+        let reached = match self.dialect {
+            Dialect::Gateway => format!("url = \"ws://{gateway}\"\ntoken = \"{TOKEN}\""),
+            _ => {
+                format!(r#"command = [{binary}, "torture-agent", "--record", {records}, "--speaks", "{driver}"{seed}]"#)
             }
-            Dialect::Openclaw | Dialect::Claude | Dialect::Codex => String::new(),
+        };
+        let restarts = "keep_warm = \"1s\"\nrestart_pause = \"20ms\"\nmax_restarts = 10000\n";
+        let warm = match self.dialect {
+            Dialect::Acp => format!("shared = {}\n{restarts}", self.is_shared),
+            Dialect::Opencode => restarts.to_owned(),
+            Dialect::Openclaw | Dialect::Claude | Dialect::Codex | Dialect::Gateway => String::new(),
         };
         format!(
             r#"
 [agents.{name}]
 driver = "{driver}"
-command = [{binary}, "torture-agent", "--record", {records}, "--speaks", "{driver}"{seed}]
+{reached}
 max_concurrent = 1000
 kill_grace = "200ms"
 idle_timeout = "3s"
@@ -211,6 +246,13 @@ permissions = {{ default = "allow" }}
 {warm}"#
         )
     }
+}
+
+/// An address of the loopback that nobody else comes to listen at while the gateway is down.
+fn own_address() -> SocketAddr {
+    // Not drawn from the seed: tortures with the same one may run side by side.
+    let mut rng = fastrand::Rng::new();
+    SocketAddr::from((Ipv4Addr::new(127, rng.u8(1..), rng.u8(..), rng.u8(1..255)), GATEWAY_PORT))
 }
 
 fn files_in(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::Method;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::camp::{Camp, LEASE};
 use super::client::{ask, get};
 use super::fleet::{Engine, Fleet};
+use super::gateway::keeper::Keeper;
 use super::journal::{Count, Journal};
 use super::processes::{self, Found, Kind};
 
@@ -43,6 +44,7 @@ enum Fault {
     KillBridge,
     KillBridgeHost,
     PauseBridge,
+    KillGateway,
     StopBackend,
     Cancel,
     Close,
@@ -51,7 +53,7 @@ enum Fault {
 }
 
 /// How often each is drawn, beside the others.
-const WEIGHTS: [(Fault, usize); 17] = [
+const WEIGHTS: [(Fault, usize); 18] = [
     (Fault::KillEngine, 42),
     (Fault::KillEngineOnItsWayUp, 4),
     (Fault::KillAllEngines, 2),
@@ -64,6 +66,7 @@ const WEIGHTS: [(Fault, usize); 17] = [
     (Fault::KillBridge, 2),
     (Fault::KillBridgeHost, 2),
     (Fault::PauseBridge, 3),
+    (Fault::KillGateway, 3),
     (Fault::StopBackend, 3),
     (Fault::Cancel, 8),
     (Fault::Close, 4),
@@ -84,6 +87,7 @@ pub(super) struct Chaos {
     pub(super) rng: fastrand::Rng,
     pub(super) camp: Arc<Camp>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) keeper: Arc<Mutex<Keeper>>,
     pub(super) sessions: Vec<String>,
     pub(super) journal: Arc<Journal>,
 }
@@ -145,12 +149,20 @@ impl Chaos {
             }
             Fault::Drain => self.restart(number, Signal::TERM, Count::Drains, under_way),
             Fault::HandOver => self.restart(number, HAND_OVER, Count::HandOvers, under_way),
-            Fault::KillAgent => self.kill(Kind::Agent, Count::AgentKills).await,
-            Fault::KillHost => self.kill(Kind::Host, Count::HostKills).await,
-            Fault::KillRelay => self.kill(Kind::Relay, Count::RelayKills).await,
-            Fault::KillBridge => self.kill(Kind::Bridge, Count::BridgeKills).await,
-            Fault::KillBridgeHost => self.kill(Kind::BridgeHost, Count::BridgeHostKills).await,
+            Fault::KillAgent => self.kill(&[Kind::Agent, Kind::Server], Count::AgentKills).await,
+            Fault::KillHost => self.kill(&[Kind::Host], Count::HostKills).await,
+            Fault::KillRelay => self.kill(&[Kind::Relay], Count::RelayKills).await,
+            Fault::KillBridge => self.kill(&[Kind::Bridge], Count::BridgeKills).await,
+            Fault::KillBridgeHost => self.kill(&[Kind::BridgeHost], Count::BridgeHostKills).await,
             Fault::PauseBridge => self.pause_bridge(4 * down, under_way).await,
+            Fault::KillGateway => {
+                let keeper = self.keeper.clone();
+                under_way.spawn(async move {
+                    let mut keeper = keeper.lock().await;
+                    keeper.kill().await;
+                    sleep(down).await;
+                });
+            }
             Fault::StopBackend => self.stop_backend(&mut fork).await,
             Fault::Cancel => self.cancel(&mut fork).await,
             Fault::Close => self.close(&mut fork).await,
@@ -178,20 +190,20 @@ impl Chaos {
         });
     }
 
-    /// Some process of a kind.
-    async fn find(&self, kind: Kind) -> Option<Found> {
+    /// Some process of one of these kinds.
+    async fn find(&self, kinds: &[Kind]) -> Option<Found> {
         let dir = self.camp.dir.clone();
         // Reads /proc; it fails only when the runtime goes down.
         let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
-        let found = found.into_iter().filter(|process| process.kind == kind).collect::<Vec<_>>();
+        let found = found.into_iter().filter(|process| kinds.contains(&process.kind)).collect::<Vec<_>>();
         // Not drawn by index: how many there are is up to the machine.
         fastrand::Rng::new().choice(found)
     }
 
-    async fn kill(&self, kind: Kind, count: Count) {
-        let Some(process) = self.find(kind).await else { return };
+    async fn kill(&self, kinds: &[Kind], count: Count) {
+        let Some(process) = self.find(kinds).await else { return };
         // Noted before it is true: nothing may be interrupted before we know of it.
-        if kind == Kind::Host
+        if process.kind == Kind::Host
             && let Some(run) = process.run.clone()
         {
             self.journal.host_killed(run);
@@ -202,7 +214,7 @@ impl Chaos {
     }
 
     async fn pause_bridge(&self, pause: Duration, under_way: &mut JoinSet<()>) {
-        let Some(bridge) = self.find(Kind::Bridge).await else { return };
+        let Some(bridge) = self.find(&[Kind::Bridge, Kind::Server]).await else { return };
         if processes::send(&bridge, &self.camp.dir, Signal::STOP) {
             self.journal.count(Count::BridgePauses);
             let dir = self.camp.dir.clone();

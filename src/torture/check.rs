@@ -8,7 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::camp::{Camp, is_relayed};
+use super::camp::{Camp, is_of_gateway, is_relayed};
 use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
 use super::record::{MARK, Record, Records, Said};
@@ -36,6 +36,8 @@ pub(super) struct Evidence {
     pub(super) heard: Vec<Heard>,
     /// Runs whose agent lost its host.
     pub(super) without_host: BTreeSet<String>,
+    /// From when to when the gateway may have been down.
+    pub(super) gateway_down: Vec<(Timestamp, Timestamp)>,
 }
 
 /// Checks all that is there, a session at a time.
@@ -45,6 +47,9 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
     let mut found = Found { agents: u64::try_from(records.count())?, ..Found::default() };
     for run in &runs {
         *found.runs.entry(run.status.as_str()).or_default() += 1;
+        if run.status == Status::Completed {
+            *found.completed_by.entry(run.agent.to_string()).or_default() += 1;
+        }
         *found.causes.entry(run.cause.clone().unwrap_or_default()).or_default() += 1;
         found.runs_tried_again += u64::from(run.attempts > 1);
     }
@@ -69,10 +74,14 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
         for run in runs {
             let stored = stored(&events, run);
             let agents = records.of(&run.id.to_string())?;
-            found.answers += agents.iter().map(|agent| agent.answers).sum::<u64>();
+            for agent in &agents {
+                found.answers += agent.answers;
+                found.cuts += agent.cuts;
+                found.unheard += u64::try_from(agent.unheard.len())?;
+            }
             speech(run, &stored, &agents, journal);
             question(run, &agents, journal);
-            ending(run, &evidence.without_host, journal);
+            ending(run, evidence, journal);
             answer(run, &stored, answers.get(run.response_id.as_str()).map(String::as_str), journal);
         }
     }
@@ -113,16 +122,19 @@ async fn answers(engine: &Engine, session: &SessionId) -> anyhow::Result<BTreeMa
     Ok(answers)
 }
 
+/// The text of a message, without its spaces.
 fn text(message: &Message) -> String {
     let parts: Vec<serde_json::Value> = serde_json::from_str(message.parts.get()).unwrap_or_default();
     let texts = parts.iter().filter(|part| part["type"] == "text").filter_map(|part| part["text"].as_str());
-    texts.filter(|text| text.starts_with(MARK)).collect()
+    let of_agent = texts.filter(|text| text.trim_start().starts_with(MARK));
+    of_agent.flat_map(str::split_whitespace).collect()
 }
 
 /// What is stored of an agent's words.
 fn stored(events: &[Event], run: &Run) -> Vec<Said> {
     let of_run = events.iter().filter(|event| event.run_id == run.id);
-    of_run.filter_map(|event| Said::of_chunk(serde_json::from_str::<Chunk>(event.event.get()).ok()?)).collect()
+    let chunks = of_run.filter_map(|event| serde_json::from_str::<Chunk>(event.event.get()).ok());
+    chunks.flat_map(Said::of_chunk).collect()
 }
 
 /// Every message that was acknowledged has the run that it was acknowledged with, and no other; one that was refused has
@@ -203,20 +215,25 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     }
     // Agents before the last one were proven dead and had said nothing: all that is stored is by the last.
     let (said, ended) = agents.last().map_or((&[][..], None), |agent| (&agent.said[..], agent.ended));
-    if let Some(at) = (0..stored.len()).find(|at| stored.get(*at) != said.get(*at)) {
+    let unheard = agents.last().map(Unheard::of).unwrap_or_default();
+    let (lost, stored, said) = (unheard.lost(stored), unheard.without(stored), unheard.without(said));
+    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    let is_same =
+        |stored: &Said, said: &Said| stored == said || (cause != Some(Cause::Finished) && stored.distrusts(said));
+    let differs = |at: &usize| !stored.get(*at).zip(said.get(*at)).is_some_and(|(stored, said)| is_same(stored, said));
+    if let Some(at) = (0..stored.len()).find(differs) {
         let shown = |words: &[Said]| words.get(at).map(Said::shown);
         let detail = format!(
             "{}: word {at} of {} is {:?}, and the last of {} agents said {:?}",
             run.id,
             stored.len(),
-            shown(stored),
+            shown(&stored),
             agents.len(),
-            shown(said)
+            shown(&said)
         );
         journal.violation("what is stored is what the agent said", detail);
         return;
     }
-    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     // A kill may come between the record of a word and the word.
     let may_miss = match cause {
         Some(Cause::Finished) => 0,
@@ -226,7 +243,8 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
         Some(Cause::Signal) => 1,
         _ => usize::MAX,
     };
-    let missing = said.len() - stored.len();
+    // What nobody could hear when it was said is in the end of the turn, if it is of its last message.
+    let missing = said.len() - stored.len() + if cause == Some(Cause::Finished) { lost } else { 0 };
     if missing > may_miss {
         let detail = format!("{} ({}): {missing} of {} words are missing", run.id, run.status, said.len());
         journal.violation("what an agent said is stored", detail);
@@ -234,7 +252,7 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     let explained = match cause {
         Some(Cause::Finished) => ended == Some(0),
         // By its record it failed, or it was ended in the midst of the turn.
-        Some(Cause::AgentError) => run.error_class == Some(ErrorClass::Crashed) || ended.is_some_and(|code| code > 0),
+        Some(Cause::AgentError) => is_of_lost_agent(run) || ended.is_some_and(|code| code > 0),
         Some(Cause::ExitCode) if is_relayed(run.agent.as_str()) => ended.is_none(),
         Some(Cause::ExitCode) => ended.map(i64::from) == run.exit_code,
         Some(Cause::NoOutput) => said.is_empty(),
@@ -243,6 +261,50 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     if !explained {
         let detail = format!("{}: {cause:?}, exit code {:?}, by its record {ended:?}", run.id, run.exit_code);
         journal.violation("a run ends as its agent did", detail);
+    }
+}
+
+/// Whether it failed because its live agent was not there, or not any more.
+fn is_of_lost_agent(run: &Run) -> bool {
+    match run.error_class {
+        Some(ErrorClass::Crashed) => true,
+        // Live agents that engines start are started.
+        Some(ErrorClass::AgentMissing) => is_of_gateway(run.agent.as_str()),
+        _ => false,
+    }
+}
+
+/// What an agent said while nobody could hear it: it may be stored all the same, from what it says later.
+#[derive(Default)]
+struct Unheard<'a> {
+    words: BTreeSet<&'a Said>,
+    /// Those of the text of its last message.
+    last: Vec<&'a Said>,
+}
+
+impl<'a> Unheard<'a> {
+    fn of(agent: &'a Record) -> Self {
+        let unheard = |(at, said): (usize, &'a Said)| agent.unheard.contains(&at).then_some(said);
+        let is_text = |said: &Said| matches!(said, Said::Text(_));
+        let end = agent.said.iter().rposition(is_text).map_or(0, |at| at + 1);
+        let is_tool = |said: &Said| matches!(said, Said::ToolStarted { .. });
+        let begin = agent.said[..end].iter().rposition(is_tool).unwrap_or(0);
+        let last = agent.said.iter().enumerate().take(end).skip(begin).filter(|(_, said)| is_text(said));
+        Self {
+            words: agent.said.iter().enumerate().filter_map(unheard).collect(),
+            last: last.filter_map(unheard).collect(),
+        }
+    }
+
+    /// The rest of what was said or stored. Each is left out once: what is there twice shows.
+    fn without(&self, all: &[Said]) -> Vec<Said> {
+        let mut words = self.words.clone();
+        all.iter().filter(|said| !words.remove(said)).cloned().collect()
+    }
+
+    /// How many words of the last message are not stored.
+    fn lost(&self, stored: &[Said]) -> usize {
+        self.last.iter().filter(|said| !stored.contains(said)).count()
     }
 }
 
@@ -257,14 +319,18 @@ fn question(run: &Run, agents: &[Record], journal: &Journal) {
 }
 
 /// A run ends for a reason that there was; a cancel that was stored before its end is the reason.
-fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
+fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
     let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
         _ if run.cancel_requested_at.is_some() => false,
         // Its workers were killed so often before they could start anything that nobody tries again.
         Some(Cause::WorkerLost) => run.attempts >= 3,
-        Some(Cause::HostLost) => without_host.contains(&run.id.to_string()),
+        Some(Cause::HostLost) => evidence.without_host.contains(&run.id.to_string()),
+        Some(Cause::AgentError) if is_of_gateway(run.agent.as_str()) && is_of_lost_agent(run) => {
+            let (began, ended) = (run.claimed_at, run.settled_at);
+            evidence.gateway_down.iter().any(|(from, to)| ended.as_ref() >= Some(from) && began.as_ref() <= Some(to))
+        }
         Some(Cause::AgentError) => is_relayed(run.agent.as_str()),
         Some(cause) => {
             !matches!(cause, Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal)
@@ -279,8 +345,8 @@ fn ending(run: &Run, without_host: &BTreeSet<String>, journal: &Journal) {
 
 /// The message that clients get is made of what is stored.
 fn answer(run: &Run, stored: &[Said], answer: Option<&str>, journal: &Journal) {
-    let text: String =
-        stored.iter().filter_map(|said| if let Said::Text(text) = said { Some(&**text) } else { None }).collect();
+    let words = stored.iter().filter_map(|said| if let Said::Text(text) = said { Some(text.as_str()) } else { None });
+    let text: String = words.flat_map(str::split_whitespace).collect();
     if run.status != Status::Queued && answer.unwrap_or_default() != text {
         let detail = format!("{}: {} bytes instead of {}", run.response_id, answer.map_or(0, str::len), text.len());
         journal.violation("a message is what its events say", detail);

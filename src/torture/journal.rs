@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::clock::Timestamp;
+
 /// So many violations are kept with their details.
 const MAX_VIOLATIONS: usize = 50;
 
@@ -31,6 +33,7 @@ pub enum Count {
     RelayKills,
     BridgeKills,
     BridgeHostKills,
+    GatewayKills,
     EnginePauses,
     BridgePauses,
     BackendStops,
@@ -50,13 +53,14 @@ pub enum Count {
 }
 
 /// What counts as a kill.
-const KILLS: [Count; 6] = [
+const KILLS: [Count; 7] = [
     Count::EngineKills,
     Count::AgentKills,
     Count::HostKills,
     Count::RelayKills,
     Count::BridgeKills,
     Count::BridgeHostKills,
+    Count::GatewayKills,
 ];
 
 /// Shared by all who take part.
@@ -71,6 +75,7 @@ struct Entries {
     violations: Vec<Violation>,
     violations_total: u64,
     runs_without_host: BTreeSet<String>,
+    gateway_down: Vec<(Timestamp, Timestamp)>,
     most_backends: usize,
 }
 
@@ -117,6 +122,15 @@ impl Journal {
         self.entries().runs_without_host.clone()
     }
 
+    /// The gateway may have been down from the one time to the other.
+    pub(super) fn gateway_was_down(&self, from: Timestamp, to: Timestamp) {
+        self.entries().gateway_down.push((from, to));
+    }
+
+    pub(super) fn gateway_down(&self) -> Vec<(Timestamp, Timestamp)> {
+        self.entries().gateway_down.clone()
+    }
+
     /// So many backends lived at once.
     pub(super) fn saw_backends(&self, number: usize) {
         self.count(Count::LooksAtBackends);
@@ -144,6 +158,8 @@ impl Journal {
 pub struct Found {
     /// Runs by status.
     pub runs: BTreeMap<&'static str, u64>,
+    /// Completed runs by agent.
+    pub completed_by: BTreeMap<String, u64>,
     /// Runs by cause.
     pub causes: BTreeMap<String, u64>,
     /// Runs that were claimed more than once.
@@ -154,6 +170,10 @@ pub struct Found {
     pub agents: u64,
     /// Questions of agents that were answered.
     pub answers: u64,
+    /// Turns whose connection to a live agent was cut in the midst of them.
+    pub cuts: u64,
+    /// Words that agents said while that connection was broken, and nobody could hear.
+    pub unheard: u64,
     /// Warm backends that were made.
     pub backends: u64,
 }

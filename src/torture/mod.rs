@@ -16,10 +16,14 @@ mod check;
 mod client;
 pub mod dialect;
 mod fleet;
+mod gateway;
 mod journal;
+mod live;
+mod opencode;
 mod processes;
 mod reader;
 mod record;
+mod voice;
 mod writer;
 
 use std::fs;
@@ -28,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +43,7 @@ use camp::Camp;
 use chaos::Chaos;
 use check::Evidence;
 use fleet::Fleet;
+use gateway::keeper::{self, Keeper};
 use journal::Journal;
 pub use journal::{Count, Found, Report, Violation};
 use reader::Reader;
@@ -81,11 +87,18 @@ pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str
     let journal = Arc::new(Journal::default());
     tell(&format!("seed {}, in {}", plan.seed, camp.dir.display()));
     let torture = async {
-        let (fleet, evidence) = trouble(plan, &camp, &journal, &tell).await?;
+        let keeper = Arc::new(Mutex::new(Keeper::new(&camp, &journal)));
+        let stop_keeping = CancellationToken::new();
+        keeper.lock().await.start().await?;
+        let keeping = tokio::spawn(keeper::keep(keeper.clone(), stop_keeping.clone()));
+        let (fleet, mut evidence) = trouble(plan, &camp, &journal, &keeper, &tell).await?;
         tell("calm: waiting for every run to settle");
         let watcher = Engine::open(&camp.database(), camp.load_config()?).await?;
         settle(&watcher, &evidence.sent, &journal).await?;
         fleet.stop().await;
+        stop_keeping.cancel();
+        keeping.await??;
+        evidence.gateway_down = journal.gateway_down();
         for left in camp.until_deserted().await {
             journal.violation("nothing is left behind", left);
         }
@@ -120,6 +133,7 @@ async fn trouble(
     plan: &Plan,
     camp: &Arc<Camp>,
     journal: &Arc<Journal>,
+    keeper: &Arc<Mutex<Keeper>>,
     tell: impl Fn(&str),
 ) -> anyhow::Result<(Arc<Fleet>, Evidence)> {
     let mut rng = fastrand::Rng::with_seed(plan.seed);
@@ -135,6 +149,7 @@ async fn trouble(
         rng: rng.fork(),
         camp: camp.clone(),
         fleet: fleet.clone(),
+        keeper: keeper.clone(),
         sessions: sessions.clone(),
         journal: journal.clone(),
     };
@@ -171,7 +186,7 @@ async fn trouble(
     let heard = readers.join_all().await;
     looking.await?;
     tell(&progress(journal, began.elapsed()));
-    Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host() }))
+    Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host(), ..Evidence::default() }))
 }
 
 /// Makes the sessions, each with one of the agents.
@@ -190,7 +205,7 @@ fn progress(journal: &Journal, elapsed: Duration) -> String {
         [Count::EngineKills, Count::AgentKills, Count::HostKills].map(|kills| journal.counted(kills));
     let others = journal.kills() - engines - agents - hosts;
     format!(
-        "{} s: {} kills ({engines} engines, {agents} agents, {hosts} hosts, {others} relays and bridges), {} messages acknowledged, {} events read, \
+        "{} s: {} kills ({engines} engines, {agents} agents, {hosts} hosts, {others} relays, bridges and gateways), {} messages acknowledged, {} events read, \
          {} violations",
         elapsed.as_secs(),
         journal.kills(),

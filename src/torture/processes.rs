@@ -10,6 +10,7 @@ use std::path::Path;
 use procfs::process::all_processes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::dialect::Dialect;
 use crate::run::Attempt;
 
 /// The variable that everything inherits.
@@ -21,13 +22,15 @@ const HOST_NAME: &str = "agent-host";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Agent,
+    /// A live agent that is reached without a bridge.
+    Server,
     /// What holds an agent, or a relay.
     Host,
     /// What takes a turn to a live agent.
     Relay,
     /// What holds a live agent.
     Bridge,
-    /// What holds a bridge.
+    /// What holds a bridge, or a live agent that is reached without one.
     BridgeHost,
     Other,
 }
@@ -52,6 +55,7 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
             let environ = marked(process.pid, dir)?;
             let stat = process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
             let command = process.cmdline().unwrap_or_default();
+            let says = |word: &str| command.iter().any(|said| said == word);
             let kind = match command.iter().map(String::as_str).nth(1) {
                 _ if stat.comm == HOST_NAME => Kind::Host,
                 Some("relay") => Kind::Relay,
@@ -59,7 +63,13 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
                     bridged.insert(stat.ppid);
                     Kind::Bridge
                 }
-                Some("torture-agent") if !command.iter().any(|word| word == "--stray") => Kind::Agent,
+                Some("torture-agent") if says("serve") => {
+                    bridged.insert(stat.ppid);
+                    Kind::Server
+                }
+                // The gateway is its keeper's.
+                Some("torture-agent") if says("--stray") || says(Dialect::Gateway.as_str()) => Kind::Other,
+                Some("torture-agent") => Kind::Agent,
                 _ => Kind::Other,
             };
             let run = match kind {

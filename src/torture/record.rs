@@ -3,7 +3,7 @@
 //! Always: every word of an agent begins with [`MARK`], its pid and a number, so that it is like no other word of any
 //! agent, and what the engine adds in an agent's name is told apart from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::chunk::Chunk;
 pub(super) const MARK: char = '#';
 
 /// One thing that an agent said.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Said {
     Text(String),
     Reasoning(String),
@@ -27,11 +27,12 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// What a stored chunk says in the agent's words; none for what only frames them.
-    pub(super) fn of_chunk(chunk: Chunk) -> Option<Self> {
+    /// What a stored chunk says in the agent's words: several when the agent said them while nobody could hear; none for
+    /// what only frames them.
+    pub(super) fn of_chunk(chunk: Chunk) -> Vec<Self> {
         let said = match chunk {
-            Chunk::TextDelta { delta, .. } => Self::Text(delta),
-            Chunk::ReasoningDelta { delta, .. } => Self::Reasoning(delta),
+            Chunk::TextDelta { delta, .. } => return words_of(&delta).map(Self::Text).collect(),
+            Chunk::ReasoningDelta { delta, .. } => return words_of(&delta).map(Self::Reasoning).collect(),
             Chunk::ToolInputAvailable { tool_call_id: id, input, .. } => {
                 Self::ToolStarted { id, input: words_in(&input) }
             }
@@ -41,9 +42,26 @@ impl Said {
             Chunk::ToolOutputError { tool_call_id: id, error_text: error, .. } => {
                 Self::ToolFailed { id, error: first_word(&error) }
             }
-            _ => return None,
+            _ => return Vec::new(),
         };
-        said.words().starts_with(MARK).then_some(said)
+        said.words().starts_with(MARK).then_some(said).into_iter().collect()
+    }
+
+    /// Without the space behind it, which does not come through everywhere.
+    fn trimmed(self) -> Self {
+        match self {
+            Self::Text(word) => Self::Text(word.trim_end().to_owned()),
+            Self::Reasoning(word) => Self::Reasoning(word.trim_end().to_owned()),
+            tool => tool,
+        }
+    }
+
+    /// Whether this is a failure where the agent said a success: what tools say after a cancel is not believed.
+    pub(super) fn distrusts(&self, said: &Self) -> bool {
+        match (self, said) {
+            (Self::ToolFailed { id, error }, Self::ToolFinished { id: of, output }) => (id, error) == (of, output),
+            _ => false,
+        }
     }
 
     fn words(&self) -> &str {
@@ -72,6 +90,11 @@ fn words_in(value: &Value) -> String {
     }
 }
 
+/// The words of an agent in a text, without the space behind them.
+fn words_of(text: &str) -> impl Iterator<Item = String> {
+    text.split(MARK).skip(1).map(|word| format!("{MARK}{}", word.trim_end()))
+}
+
 fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
@@ -83,6 +106,10 @@ pub(super) enum Line {
     /// Another agent lived in the same place: a session, or a slot.
     Met(String),
     Said(Said),
+    /// What it said last nobody heard: the connection of whoever follows the turn was broken.
+    Unheard,
+    /// That connection is cut.
+    Cut,
     /// It asks whether it may use a tool, at this time in milliseconds, and waits for the answer.
     Asked(i64),
     /// It was answered.
@@ -136,6 +163,10 @@ pub(super) struct Record {
     pub(super) agent: Identity,
     pub(super) met: Vec<String>,
     pub(super) said: Vec<Said>,
+    /// Which of it nobody heard when it was said.
+    pub(super) unheard: BTreeSet<usize>,
+    /// How often the connection of whoever followed the turn was cut.
+    pub(super) cuts: u64,
     /// When it asked what it got no answer to.
     pub(super) asked: Option<i64>,
     /// Questions that it got an answer to.
@@ -145,16 +176,24 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// That of an agent that has said nothing so far.
+    pub(super) fn of(agent: Identity) -> Self {
+        let (met, said, unheard) = Default::default();
+        Self { agent, met, said, unheard, cuts: 0, asked: None, answers: 0, ended: None }
+    }
+
     /// None when the agent was killed before it wrote who it is.
     fn read(text: &str) -> Result<Option<Self>, serde_json::Error> {
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let Some(Line::Began(agent)) = lines.next().map(serde_json::from_str).transpose()? else { return Ok(None) };
-        let mut record = Self { agent, met: Vec::new(), said: Vec::new(), asked: None, answers: 0, ended: None };
+        let mut record = Self::of(agent);
         for line in lines {
             match serde_json::from_str(line)? {
                 Line::Began(agent) => record.met.push(format!("record with pid {}", agent.pid)),
                 Line::Met(place) => record.met.push(place),
-                Line::Said(said) => record.said.push(said),
+                Line::Said(said) => record.said.push(said.trimmed()),
+                Line::Unheard => drop(record.unheard.insert(record.said.len().saturating_sub(1))),
+                Line::Cut => record.cuts += 1,
                 Line::Asked(at) => record.asked = Some(at),
                 Line::Answered => (record.asked, record.answers) = (None, record.answers + 1),
                 Line::Ended(code) => record.ended = Some(code),
@@ -201,18 +240,34 @@ impl Records {
 mod tests {
     use super::*;
 
+    fn agent() -> Identity {
+        let (run, session, slot) = ("r".into(), "s".into(), "p".into());
+        Identity { run, attempt: 1, session, slot, pid: 7, started_at_ticks: 1 }
+    }
+
+    #[test]
+    fn words_that_come_together_are_told_apart() {
+        let delta = |delta: &str| Chunk::TextDelta { id: "t".into(), delta: delta.into() };
+        let text = |word: &str| Said::Text(word.to_owned());
+        assert_eq!(Said::of_chunk(delta("#7.0 ")), [text("#7.0")]);
+        assert_eq!(Said::of_chunk(delta(" #7.0 #7.1 xx#7.2 ")), [text("#7.0"), text("#7.1 xx"), text("#7.2")]);
+        assert_eq!(Said::of_chunk(delta("by somebody else")), []);
+    }
+
+    #[test]
+    fn what_nobody_heard_is_known() {
+        let lines =
+            [Line::Said(Said::Text("#7.0 ".into())), Line::Cut, Line::Said(Said::Text("#7.1 ".into())), Line::Unheard];
+        let lines: Vec<_> = lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();
+        let began = serde_json::to_string(&Line::Began(agent())).unwrap();
+        let record = Record::read(&format!("{began}\n{}\n", lines.join("\n"))).unwrap().unwrap();
+        assert_eq!((record.unheard, record.cuts), (BTreeSet::from([1]), 1));
+    }
+
     #[test]
     fn a_line_that_was_cut_by_a_kill_was_not_said() {
-        let agent = Identity {
-            run: "r".into(),
-            attempt: 1,
-            session: "s".into(),
-            slot: "p".into(),
-            pid: 7,
-            started_at_ticks: 1,
-        };
-        let began = serde_json::to_string(&Line::Began(agent)).unwrap();
-        let said = serde_json::to_string(&Line::Said(Said::Text("#7.0".into()))).unwrap();
+        let began = serde_json::to_string(&Line::Began(agent())).unwrap();
+        let said = serde_json::to_string(&Line::Said(Said::Text("#7.0 ".into()))).unwrap();
         let record = Record::read(&format!("{began}\n{said}\n{}", &said[..9])).unwrap().unwrap();
         assert_eq!((record.said, record.ended), (vec![Said::Text("#7.0".into())], None));
         assert_eq!(Record::read(&began[..9]).unwrap(), None);

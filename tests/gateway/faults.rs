@@ -71,6 +71,26 @@ async fn what_is_no_gateway_is_a_failure_of_the_protocol() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
+    for is_greeted in [false, true] {
+        let gateway = FakeGateway::start().await;
+        let mut turn = Turn::at(gateway.url()).await;
+        if is_greeted {
+            drop(gateway.stranger().await);
+        } else {
+            let (mut socket, _) = in_time(gateway.listener.accept()).await.unwrap();
+            // What was not read would make the end a reset.
+            let mut request = [0; 4096];
+            assert!(in_time(socket.read(&mut request)).await.unwrap() > 0);
+        }
+        turn.ends().await;
+        let error = turn.error();
+        assert_eq!(error.class, Some(ErrorClass::Crashed), "{error:?}");
+        assert!(error.message.contains("closed the connection"), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_starting_is_waited_for() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;

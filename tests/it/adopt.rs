@@ -268,6 +268,25 @@ async fn what_kind_of_error_an_agent_reported_to_a_daemon_that_is_gone_is_known_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_had_failed_before_it_could_be_stopped_has_failed() {
+    let delta = r#"{"event":"agent","stream":"assistant","data":{"delta":"x"}}"#;
+    let error = r#"{"event":"error","data":{"message":"it failed"}}"#;
+    // More than is read at once: the error is still unread when the stop comes.
+    let agent = format!("yes '{delta}' | head -n 50000; echo '{error}'; echo $$ > over");
+    let camp = Camp::new(&[("agent", &agent)], "[engine]\nshutdown_grace = \"0s\"").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await.id;
+    let over = camp.dir.path().join("over");
+    let is_over = |pid: String| pid.ends_with('\n') && !Path::new(&format!("/proc/{}", pid.trim_end())).exists();
+    until(|| std::fs::read_to_string(&over).is_ok_and(is_over)).await;
+    assert!(daemon.stop().success());
+    let run = camp.watcher.run(run).await.unwrap();
+    assert_eq!((run.status, run.cause.as_deref(), run.exit_code), (Status::Failed, Some("agent_error"), Some(0)));
+    assert!(run.error.as_deref().is_some_and(|error| error.contains("it failed")), "{run:?}");
+    leaves_nothing(&camp, run.id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_agent_said_and_how_it_ended_while_nobody_was_there_is_kept() {
     let (camp, daemon, run, reader) = speaking("", 50).await;
     let host = host_of(run);

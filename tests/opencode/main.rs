@@ -182,7 +182,11 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
         let asked = fake.asked("POST /session/ses_new/prompt_async").await;
         assert_eq!(asked.authorization, "Basic b3BlbmNvZGU6c2VjcmV0");
         assert!(asked.what.ends_with("?directory=%2Fa%20dir"), "{}", asked.what);
-        let parts = json!([{"type": "text", "text": "hello"},
+        let marker = asked.body.pointer("/parts/0/metadata/mainstay").unwrap();
+        for key in ["run", "attempt", "session", "slot"] {
+            assert!(marker.get(key).is_some_and(|value| !value.is_null()), "{key}: {marker}");
+        }
+        let parts = json!([{"type": "text", "text": "hello", "metadata": {"mainstay": marker}},
             {"type": "file", "mime": "text/plain", "url": "data:text/plain,a", "filename": "a.txt"}]);
         let prompt = json!({"parts": parts, "agent": "build", "model": {"providerID": "p", "modelID": "a/b"},
             "variant": "high"});

@@ -8,6 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -83,10 +84,7 @@ impl Connection {
                     return Err(Refused::ForGood(AgentError::of(ErrorClass::Authentication, message)));
                 }
                 Ok(Some(Ok(_))) => {}
-                Ok(None | Some(Err(_))) => {
-                    let message = format!("the gateway at {url} closed the connection before it took us in");
-                    return Err(Refused::NotNow(message.into()));
-                }
+                Ok(None | Some(Err(_))) => return Err(broken_off(url)),
                 Err(_) => return Err(stranger()),
             }
         }
@@ -140,6 +138,9 @@ fn not_connected(url: &str, error: tungstenite::Error) -> Refused {
             let message = format!("no OpenClaw gateway can be reached at {url}: {error}; {advice}");
             Refused::NotNow(AgentError::of(ErrorClass::AgentMissing, message))
         }
+        tungstenite::Error::Protocol(ProtocolError::HandshakeIncomplete) | tungstenite::Error::ConnectionClosed => {
+            broken_off(url)
+        }
         tungstenite::Error::Http(response) => {
             let status = response.status().as_u16();
             let class = if matches!(status, 401 | 403) { ErrorClass::Authentication } else { ErrorClass::Protocol };
@@ -151,6 +152,12 @@ fn not_connected(url: &str, error: tungstenite::Error) -> Refused {
             Refused::ForGood(AgentError::of(ErrorClass::Protocol, message))
         }
     }
+}
+
+/// It has just ended, or is about to.
+fn broken_off(url: &str) -> Refused {
+    let message = format!("the gateway at {url} closed the connection before it took us in");
+    Refused::NotNow(AgentError::of(ErrorClass::Crashed, message))
 }
 
 /// What the gateway says instead of taking us in.

@@ -19,7 +19,8 @@ pub(super) async fn of(
 ) -> Result<(Value, Vec<String>), Trouble> {
     // Models refuse an empty text; there are files then.
     let message = Some(&turn.message).filter(|text| !text.trim().is_empty());
-    let mut parts: Vec<_> = message.map(|text| json!({"type": "text", "text": text})).into_iter().collect();
+    let part = |text| json!({"type": "text", "text": text, "metadata": turn.marker()});
+    let mut parts: Vec<_> = message.map(part).into_iter().collect();
     for file in &turn.attachments {
         let mut part = json!({"type": "file", "mime": file.media_type, "url": file.url});
         if let Some(name) = &file.filename {

@@ -13,6 +13,7 @@ use std::io;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::pipes::{Input, Output};
@@ -68,6 +69,13 @@ impl RelayedTurn {
             oneshot: prompt.oneshot,
             endpoint,
         }
+    }
+
+    /// What the agent is told of it beside the prompt, for its logs: it means nothing to the model.
+    pub(super) fn marker(&self) -> Map<String, Value> {
+        let Self { run, attempt, session, slot, .. } = self;
+        let marker = json!({"run": run, "attempt": attempt, "session": session, "slot": slot});
+        Map::from_iter([("mainstay".to_owned(), marker)])
     }
 
     /// The line that says it.

@@ -17,6 +17,7 @@ struct Scene {
     heard: BTreeMap<i64, u64>,
     answer: Option<String>,
     slots: Vec<Slot>,
+    evidence: Evidence,
 }
 
 const STREAM: [&str; 6] = [
@@ -43,7 +44,7 @@ fn record(run: &Run, pid: u32, words: &[&str], ended: Option<u8>) -> Record {
         started_at_ticks: 1,
     };
     let said = words.iter().map(|word| Said::Text((*word).to_owned())).collect();
-    Record { agent, met: Vec::new(), said, asked: None, answers: 0, ended }
+    Record { said, ended, ..Record::of(agent) }
 }
 
 impl Scene {
@@ -84,11 +85,12 @@ impl Scene {
         let sent = Sent { session: "s".into(), message: "m".into(), run: Some(id.to_string()) };
         Self {
             events: STREAM.iter().zip(1..).map(|(json, seq)| event(seq, id, json)).collect(),
-            agents: vec![record(&run, 7, &["#7.0 ", "#7.1 "], Some(0))],
+            agents: vec![record(&run, 7, &["#7.0", "#7.1"], Some(0))],
             sent: vec![sent],
             heard: STREAM.iter().zip(1..).map(|(json, seq)| (seq, digest(json))).collect(),
-            answer: Some("#7.0 #7.1 ".to_owned()),
+            answer: Some("#7.0#7.1".to_owned()),
             slots: Vec::new(),
+            evidence: Evidence::default(),
             others: Vec::new(),
             run,
         }
@@ -109,7 +111,7 @@ impl Scene {
         reading(&self.run.session_id, &self.events, &self.heard, &journal);
         speech(&self.run, &stored, &self.agents, &journal);
         question(&self.run, &self.agents, &journal);
-        ending(&self.run, &BTreeSet::new(), &journal);
+        ending(&self.run, &self.evidence, &journal);
         answer(&self.run, &stored, self.answer.as_deref(), &journal);
         let report = journal.report(0, std::time::Duration::ZERO, Found::default());
         let mut promises: Vec<_> = report.violations.iter().map(|violation| violation.promise).collect();
@@ -137,8 +139,25 @@ fn what_is_well_passes() {
         scene.agents[0].ended = None;
     });
     assert_eq!(cut, NOTHING);
-    let tried_again = after(|scene| scene.agents.insert(0, record(&scene.run, 6, &["#6.0 "], None)));
+    let tried_again = after(|scene| scene.agents.insert(0, record(&scene.run, 6, &["#6.0"], None)));
     assert_eq!(tried_again, NOTHING);
+}
+
+#[test]
+fn a_tool_that_ended_in_a_cancelled_turn_is_not_believed() {
+    let finished = |cause: Cause| {
+        after(|scene| {
+            scene.end(cause.status(), cause);
+            scene.run.cancel_requested_at = scene.run.claimed_at.filter(|_| cause == Cause::Cancelled);
+            let failed = r##"{"type":"tool-output-error","toolCallId":"t","errorText":"#7.1","dynamic":true}"##;
+            scene.events[3] = event(4, scene.run.id, failed);
+            scene.heard.clear();
+            scene.answer = Some("#7.0".into());
+            scene.agents[0].said[1] = Said::ToolFinished { id: "t".into(), output: "#7.1".into() };
+        })
+    };
+    assert_eq!(finished(Cause::Cancelled), NOTHING);
+    assert_eq!(finished(Cause::Finished), ["what is stored is what the agent said"]);
 }
 
 #[test]
@@ -154,7 +173,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
         scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
         scene.run.last_seq = Some(5);
         scene.heard.clear();
-        scene.answer = Some("#7.0 ".into());
+        scene.answer = Some("#7.0".into());
     });
     assert_eq!(closed_over, ["what an agent said is stored"]);
 
@@ -164,7 +183,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
         scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
         scene.run.last_seq = Some(7);
         scene.heard.clear();
-        scene.answer = Some("#7.0 #7.1 #7.1 ".into());
+        scene.answer = Some("#7.0#7.1#7.1".into());
     });
     assert_eq!(doubled, ["what is stored is what the agent said"]);
 
@@ -172,7 +191,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
         scene.events[2] = event(3, scene.run.id, STREAM[3]);
         scene.events[3] = event(4, scene.run.id, STREAM[2]);
         scene.heard.clear();
-        scene.answer = Some("#7.1 #7.0 ".into());
+        scene.answer = Some("#7.1#7.0".into());
     });
     assert_eq!(swapped, ["what is stored is what the agent said"]);
 }
@@ -201,7 +220,7 @@ fn two_agents_for_one_run_are_seen() {
     let met = after(|scene| scene.agents[0].met.push("session s".into()));
     assert_eq!(met, ["two agents never live in one place"]);
     // The first had spoken, and another was started all the same.
-    let again = after(|scene| scene.agents.push(record(&scene.run, 8, &["#8.0 "], Some(0))));
+    let again = after(|scene| scene.agents.push(record(&scene.run, 8, &["#8.0"], Some(0))));
     assert_eq!(again, ["what is stored is what the agent said"]);
     let none = after(|scene| scene.agents.clear());
     assert_eq!(none, ["what is stored is what the agent said"]);
@@ -254,8 +273,8 @@ fn a_run_is_interrupted_only_when_its_host_was_killed_or_it_never_got_one() {
         scene.end(Status::Interrupted, cause);
         scene.run.attempts = attempts;
         let without_host = host_killed.then(|| scene.run.id.to_string()).into_iter().collect();
-        let journal = Journal::default();
-        ending(&scene.run, &without_host, &journal);
+        let (evidence, journal) = (Evidence { without_host, ..Evidence::default() }, Journal::default());
+        ending(&scene.run, &evidence, &journal);
         journal.violations() == 0
     };
     assert!(verdict(Cause::HostLost, 1, true) && !verdict(Cause::HostLost, 1, false));
@@ -306,6 +325,48 @@ fn an_error_of_an_agent_is_one_that_it_had() {
     assert_eq!(failed(live, Some(ErrorClass::Crashed), None), NOTHING, "it was killed");
     assert_eq!(failed(live, None, None), ["a run ends as its agent did"]);
     assert_eq!(failed("torture-codex", None, Some(7)), ["a run ends for a reason that there was"]);
+}
+
+#[test]
+fn a_gateway_is_lost_only_when_it_was_down() {
+    let failed = |class: ErrorClass, down: (i64, i64)| {
+        after(|scene| {
+            scene.end(Status::Failed, Cause::AgentError);
+            (scene.run.agent, scene.run.error_class) = ("torture-gateway".parse().unwrap(), Some(class));
+            (scene.run.claimed_at, scene.run.settled_at) =
+                (Some(Timestamp::from_millis(10)), Some(Timestamp::from_millis(20)));
+            scene.agents[0].ended = None;
+            scene.evidence.gateway_down = vec![(Timestamp::from_millis(down.0), Timestamp::from_millis(down.1))];
+        })
+    };
+    for class in [ErrorClass::Crashed, ErrorClass::AgentMissing] {
+        assert_eq!(failed(class, (15, 30)), NOTHING);
+        assert_eq!(failed(class, (5, 12)), NOTHING);
+        for elsewhere in [(1, 9), (21, 30)] {
+            assert_eq!(failed(class, elsewhere), ["a run ends for a reason that there was"]);
+        }
+    }
+}
+
+#[test]
+fn what_nobody_could_hear_may_be_missing_but_not_from_the_last_message() {
+    // What is stored is `#7.0 #7.1`; it also said these, of which nobody heard the ones in this set.
+    let said = |words: &[&str], unheard: &[usize]| {
+        after(|scene| {
+            let said = |word: &&str| match word.strip_prefix("tool ") {
+                Some(input) => Said::ToolStarted { id: "t".into(), input: input.into() },
+                None => Said::Text((*word).to_owned()),
+            };
+            scene.agents[0].said = words.iter().map(said).collect();
+            scene.agents[0].unheard = unheard.iter().copied().collect();
+        })
+    };
+    let missing = ["what an agent said is stored"];
+    assert_eq!(said(&["#7.9", "tool #7.8", "#7.0", "#7.1"], &[0, 1]), NOTHING);
+    assert_eq!(said(&["#7.9", "tool #7.8", "#7.0", "#7.1"], &[0]), ["what is stored is what the agent said"]);
+    assert_eq!(said(&["#7.0", "#7.1"], &[0, 1]), NOTHING, "it came with what it said later");
+    assert_eq!(said(&["#7.0", "#7.1", "#7.2"], &[2]), missing);
+    assert_eq!(said(&["#7.0", "#7.1", "tool #7.8"], &[2]), NOTHING);
 }
 
 #[test]

@@ -10,13 +10,13 @@ use std::time::Duration;
 use agent_client_protocol::schema::ProtocolVersion;
 use agent_client_protocol::v1::schema::{
     CancelNotification, ClientCapabilities, ContentBlock, FileSystemCapabilities, Implementation, InitializeRequest,
-    InitializeResponse, Meta, PromptRequest,
+    InitializeResponse, PromptRequest,
 };
 use agent_client_protocol::v1::{ConnectionTo, Responder};
 use agent_client_protocol::{Agent, Error, UntypedMessage};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -147,10 +147,7 @@ impl Bridge {
         prompt: Vec<ContentBlock>,
         turn: &RelayedTurn,
     ) -> Result<Value, Error> {
-        let RelayedTurn { run, attempt, session: ours, slot, .. } = turn;
-        let ours = json!({"run": run, "attempt": attempt, "session": ours, "slot": slot});
-        let prompt =
-            PromptRequest::new(session.to_owned(), prompt).meta(Meta::from_iter([("mainstay".to_owned(), ours)]));
+        let prompt = PromptRequest::new(session.to_owned(), prompt).meta(turn.marker());
         let request = UntypedMessage::new("session/prompt", prompt)?;
         let request = self.connected()?.connection.prepare_request(request);
         let id = serde_json::to_string(request.raw_id())?;

@@ -1,0 +1,81 @@
+//! What is heard of the agent becomes what readers are told, and what is stored beside it.
+//!
+//! Always: what the agent says against being stopped is not an error of the turn; what it said before that is one.
+
+use super::{Drive, Left};
+use crate::agent::Agent;
+use crate::backend::{AgentEvent, Backend, Record};
+use crate::chunk::Chunk;
+use crate::engine::sessions::MAX_TITLE_CHARS;
+use crate::failure::AgentError;
+use crate::run::Cause;
+use crate::store::fact::Fact;
+
+impl Drive<'_> {
+    /// Hears what is new of the records. `asked` is what the agent was asked to stop for.
+    pub(super) fn hear(
+        &mut self,
+        agent: &Agent,
+        backend: &dyn Backend,
+        records: &mut Vec<Record>,
+        asked: Option<Cause>,
+    ) -> (Vec<Chunk>, Vec<Fact>) {
+        let (mut chunks, mut facts) = (Vec::new(), Vec::new());
+        for record in records.drain(..) {
+            if record.offset <= self.offset {
+                self.turn.hear_again(record.events, record.offset == self.offset);
+                continue;
+            }
+            self.offset = record.offset;
+            for event in record.events {
+                let event = match event {
+                    AgentEvent::Error(error) if asked.is_some() => {
+                        self.late_error.get_or_insert(error);
+                        continue;
+                    }
+                    event => event,
+                };
+                facts.extend(Self::fact_of(&event));
+                match event {
+                    AgentEvent::Permission(request) => {
+                        let now = self.shared.store.clock().now();
+                        let (rules, turn) = (&agent.permissions, &mut self.turn);
+                        let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
+                        facts.extend(fact);
+                        chunks.extend(said);
+                    }
+                    event => {
+                        if let AgentEvent::ToolFinished { id, .. } = &event {
+                            facts.extend(self.asking.finished(id));
+                        }
+                        chunks.extend(self.turn.hear(event));
+                    }
+                }
+            }
+        }
+        (chunks, facts)
+    }
+
+    /// What is stored of an event beside what readers are told.
+    fn fact_of(event: &AgentEvent) -> Option<Fact> {
+        match event {
+            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
+            AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
+            AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
+            AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
+            AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
+            AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
+                Some(Fact::Failure { class: *class, retry_at: *retry_at })
+            }
+            _ => None,
+        }
+    }
+
+    /// The agent had ended before it could be stopped: what it reported last is an error of the turn.
+    pub(super) async fn heed_late_error(&mut self) -> Result<(), Left> {
+        let Some(event) = self.late_error.take().map(AgentEvent::Error) else { return Ok(()) };
+        let facts = Self::fact_of(&event).into_iter().collect();
+        let chunks = self.turn.hear(event);
+        self.append(chunks, facts, false).await
+    }
+}

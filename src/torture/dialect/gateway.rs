@@ -1,0 +1,104 @@
+//! The frames of an OpenClaw gateway: events of a run, with all of a message in each, and the answer to the request.
+//!
+//! Always: the last frame of a turn is the answer, without the id of the request.
+
+use serde_json::{Value, json};
+
+use super::openclaw::tool;
+use super::{Ending, Speech};
+use crate::torture::record::Said;
+
+#[derive(Debug)]
+pub(in crate::torture) struct Gateway {
+    run: String,
+    agent: String,
+    session: String,
+    seq: u64,
+    /// Messages end where a tool is used.
+    message: u32,
+    text: String,
+    thinking: String,
+    /// The newest message with a text.
+    last: String,
+}
+
+impl Gateway {
+    /// The speech of a run of an agent of the gateway, in a session of it.
+    pub(in crate::torture) fn new(run: String, agent: String, session: String) -> Self {
+        let [text, thinking, last] = Default::default();
+        Self { run, agent, session, seq: 0, message: 0, text, thinking, last }
+    }
+
+    fn event(&mut self, stream: &str, data: Value) -> Value {
+        // Numbers are left out: what was said in between went to others.
+        self.seq += 1 + self.seq % 3;
+        let payload = json!({"runId": self.run, "sessionKey": self.session, "sessionId": format!("of-{}", self.session),
+            "agentId": self.agent, "stream": stream, "data": data, "seq": self.seq, "ts": 1});
+        json!({"type": "event", "event": "agent", "payload": payload})
+    }
+}
+
+impl Speech for Gateway {
+    fn begin(&mut self) -> Vec<Value> {
+        vec![self.event("lifecycle", json!({"phase": "start", "startedAt": 1}))]
+    }
+
+    fn say(&mut self, said: &Said) -> Vec<Value> {
+        let item = format!("{}:{}", self.run, self.message);
+        vec![match said {
+            Said::Text(word) => {
+                self.text.push_str(word);
+                self.last.clone_from(&self.text);
+                let data = json!({"text": self.text, "delta": word, "itemId": item});
+                self.event("assistant", data)
+            }
+            Said::Reasoning(word) => {
+                self.thinking.push_str(word);
+                let data = json!({"text": self.thinking, "delta": word, "itemId": item});
+                self.event("thinking", data)
+            }
+            Said::ToolStarted { .. } => {
+                self.message += 1;
+                self.text.clear();
+                self.thinking.clear();
+                self.event("tool", tool(said))
+            }
+            Said::ToolFinished { .. } | Said::ToolFailed { .. } => self.event("tool", tool(said)),
+        }]
+    }
+
+    fn cancelling(&mut self) -> Vec<Value> {
+        let data = json!({"phase": "end", "status": "cancelled", "aborted": true, "stopReason": "rpc"});
+        let end = self.event("lifecycle", data);
+        // They begin anew.
+        self.seq = 0;
+        vec![end]
+    }
+
+    fn end(&mut self, ending: Ending) -> Vec<Value> {
+        let answer = |ok: bool, payload: Value| json!({"type": "res", "ok": ok, "payload": payload});
+        let run = self.run.as_str();
+        let (data, answer) = match ending {
+            Ending::Well => {
+                let reply = json!({"disposition": "visible", "text": self.last.trim_end()});
+                let meta = json!({"finalAssistantVisibleText": self.last.trim_end()});
+                let result = json!({"payloads": [], "meta": meta});
+                let payload = json!({"runId": run, "status": "ok", "summary": "completed", "result": result});
+                (json!({"phase": "end", "executionSettled": true, "terminalReply": reply}), answer(true, payload))
+            }
+            Ending::Failed => {
+                let payload = json!({"runId": run, "status": "error", "summary": "it failed"});
+                let mut failed = answer(false, payload);
+                failed["error"] = json!({"code": "UNAVAILABLE", "message": "it failed"});
+                (json!({"phase": "error", "error": "it failed", "executionSettled": true}), failed)
+            }
+            Ending::Cancelled => {
+                let payload = json!({"runId": run, "status": "timeout", "summary": "aborted", "stopReason": "rpc"});
+                let words = "This operation was aborted";
+                let data = json!({"phase": "error", "error": words, "aborted": true, "executionSettled": true});
+                (data, answer(true, payload))
+            }
+        };
+        vec![self.event("lifecycle", data), answer]
+    }
+}

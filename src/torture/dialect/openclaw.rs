@@ -1,0 +1,56 @@
+//! OpenClaw's events, flat: one a line.
+
+use serde_json::{Value, json};
+
+use super::{Ending, Speech};
+use crate::torture::record::Said;
+
+#[derive(Debug)]
+pub(in crate::torture) struct Openclaw {
+    /// All of the text so far, if it is said again with every word.
+    told: Option<String>,
+}
+
+impl Openclaw {
+    pub(in crate::torture) fn new(retells: bool) -> Self {
+        Self { told: retells.then(String::new) }
+    }
+}
+
+impl Speech for Openclaw {
+    fn say(&mut self, said: &Said) -> Vec<Value> {
+        let (stream, data) = match (said, &mut self.told) {
+            (Said::Text(text), Some(told)) => {
+                told.push_str(text);
+                ("assistant", json!({"text": told}))
+            }
+            (Said::Text(text), None) => ("assistant", json!({"delta": text})),
+            (Said::Reasoning(text), _) => ("thinking", json!({"delta": text})),
+            _ => ("tool", tool(said)),
+        };
+        vec![json!({"event": "agent", "stream": stream, "data": data})]
+    }
+
+    fn end(&mut self, _: Ending) -> Vec<Value> {
+        vec![json!({"event": "agent", "stream": "lifecycle", "data": {"phase": "end"}})]
+    }
+
+    fn retells(&self) -> bool {
+        self.told.is_some()
+    }
+}
+
+/// What is said of a tool.
+pub(super) fn tool(said: &Said) -> Value {
+    let result = |text: &str| json!({"content": [{"type": "text", "text": text}]});
+    match said {
+        Said::ToolStarted { id, input } => {
+            json!({"phase": "start", "toolCallId": id, "name": "work", "args": {"input": input}})
+        }
+        Said::ToolFinished { id, output } => json!({"phase": "result", "toolCallId": id, "result": result(output)}),
+        Said::ToolFailed { id, error } => {
+            json!({"phase": "result", "toolCallId": id, "isError": true, "result": result(error)})
+        }
+        Said::Text(_) | Said::Reasoning(_) => Value::Null,
+    }
+}

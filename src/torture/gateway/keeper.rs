@@ -1,0 +1,99 @@
+//! Who keeps the gateway: starts its process, kills it when chaos says so, and starts it again whenever it is down.
+//!
+//! Always: it is known from when to when it may have been down.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::torture::LOOK_AGAIN;
+use crate::torture::camp::Camp;
+use crate::torture::journal::{Count, Journal};
+
+/// What it says when it can be reached.
+pub(super) const LISTENS: &str = "listening";
+/// On a loaded machine it takes well under a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The process.
+pub(in crate::torture) struct Keeper {
+    camp: Arc<Camp>,
+    journal: Arc<Journal>,
+    child: Option<Child>,
+    /// When it was seen to live last.
+    seen: Timestamp,
+}
+
+impl Keeper {
+    pub(in crate::torture) fn new(camp: &Arc<Camp>, journal: &Arc<Journal>) -> Self {
+        Self { camp: camp.clone(), journal: journal.clone(), child: None, seen: SystemClock.now() }
+    }
+
+    /// Starts it if it is down, and waits until it can be reached.
+    pub(in crate::torture) async fn start(&mut self) -> anyhow::Result<()> {
+        if self.is_running() {
+            return Ok(());
+        }
+        let mut command = self.camp.gateway_command();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let stdout = child.stdout.take().context("the gateway has no stdout")?;
+        self.child = Some(child);
+        let mut line = String::new();
+        timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line))
+            .await
+            .context("the gateway does not listen")??;
+        anyhow::ensure!(line.trim_end() == LISTENS, "the gateway ended while starting");
+        let now = SystemClock.now();
+        self.journal.gateway_was_down(self.seen, now);
+        self.seen = now;
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(in crate::torture) async fn kill(&mut self) {
+        if self.is_running() {
+            self.journal.count(Count::GatewayKills);
+        }
+        self.end().await;
+    }
+
+    /// Ends it without counting that.
+    pub(in crate::torture) async fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Also waits for it. It fails when it was gone already.
+            let _ = child.kill().await;
+        }
+    }
+
+    /// Whether it lives. It may have killed itself.
+    fn is_running(&mut self) -> bool {
+        let lives = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        if lives {
+            self.seen = SystemClock.now();
+        } else {
+            self.child = None;
+        }
+        lives
+    }
+}
+
+/// Starts it again whenever it is down, until it is asked to stop.
+pub(in crate::torture) async fn keep(keeper: Arc<Mutex<Keeper>>, stop: CancellationToken) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        keeper.lock().await.start().await?;
+        tokio::select! {
+            () = sleep(LOOK_AGAIN) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    keeper.lock().await.end().await;
+    Ok(())
+}

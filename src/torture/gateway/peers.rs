@@ -1,0 +1,138 @@
+//! Who is connected to the gateway, and who hears what: of tools only who asked for the run, and by another name who
+//! subscribed to its session.
+//!
+//! Always: nothing is waited for; who does not keep up is cut off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// Frames that wait to be sent to a peer.
+pub(super) const UNREAD_FRAMES: usize = 1024;
+
+pub(super) type PeerId = u64;
+
+struct Peer {
+    frames: mpsc::Sender<Arc<str>>,
+    /// It has introduced itself.
+    is_in: bool,
+    /// The runs that it asked for, or waits for.
+    follows: BTreeSet<String>,
+    /// The sessions that it subscribed to.
+    sessions: BTreeSet<String>,
+}
+
+#[derive(Default)]
+pub(super) struct Peers {
+    connected: BTreeMap<PeerId, Peer>,
+    /// Who asked for a run, in which request.
+    askers: BTreeMap<String, (PeerId, Value)>,
+}
+
+impl Peers {
+    pub(super) fn came(&mut self, id: PeerId, frames: mpsc::Sender<Arc<str>>) {
+        let peer = Peer { frames, is_in: false, follows: BTreeSet::new(), sessions: BTreeSet::new() };
+        self.connected.insert(id, peer);
+        self.send(id, &json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n", "ts": 1}}));
+    }
+
+    pub(super) fn is_in(&self, peer: PeerId) -> bool {
+        self.connected.get(&peer).is_some_and(|peer| peer.is_in)
+    }
+
+    pub(super) fn take_in(&mut self, peer: PeerId, id: &Value, hello: Value) {
+        self.answer(peer, id, hello);
+        if let Some(peer) = self.connected.get_mut(&peer) {
+            peer.is_in = true;
+        }
+    }
+
+    /// What was sent to it before is sent all the same.
+    pub(super) fn cut(&mut self, peer: PeerId) {
+        self.connected.remove(&peer);
+        self.askers.retain(|_, (asker, _)| *asker != peer);
+    }
+
+    /// Remembers who asked for a run.
+    pub(super) fn ask(&mut self, peer: PeerId, id: &Value, run: &str) {
+        self.askers.insert(run.to_owned(), (peer, id.clone()));
+        self.follow(peer, run);
+    }
+
+    pub(super) fn follow(&mut self, peer: PeerId, run: &str) {
+        if let Some(peer) = self.connected.get_mut(&peer) {
+            peer.follows.insert(run.to_owned());
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, peer: PeerId, session: &str) {
+        if let Some(peer) = self.connected.get_mut(&peer) {
+            peer.sessions.insert(session.to_owned());
+        }
+    }
+
+    /// Who follows a run.
+    pub(super) fn follower_of(&self, run: &str) -> Option<PeerId> {
+        self.connected.iter().find(|(_, peer)| peer.follows.contains(run)).map(|(id, _)| *id)
+    }
+
+    /// Tells an event of a run. Answers whether somebody who follows it hears it.
+    pub(super) fn tell(&mut self, run: &str, session: &str, frame: &Value) -> bool {
+        let is_tool = frame["payload"]["stream"] == "tool";
+        let asker = self.askers.get(run).map(|(asker, _)| *asker);
+        let of_session = {
+            let mut frame = frame.clone();
+            if is_tool {
+                frame["event"] = "session.tool".into();
+            }
+            frame
+        };
+        let peers: Vec<_> = self.connected.iter().filter(|(_, peer)| peer.is_in).map(|(id, _)| *id).collect();
+        let mut heard = false;
+        for id in peers {
+            let Some(peer) = self.connected.get(&id) else { continue };
+            let follows = peer.follows.contains(run);
+            let sent = match is_tool && asker != Some(id) {
+                false => self.send(id, frame),
+                true if peer.sessions.contains(session) => self.send(id, &of_session),
+                true => false,
+            };
+            heard |= follows && sent;
+        }
+        heard
+    }
+
+    /// Answers who asked for a run, if that is still there.
+    pub(super) fn answer_asker(&mut self, run: &str, answer: &Value) {
+        if let Some((peer, id)) = self.askers.remove(run) {
+            self.pass(peer, &id, answer);
+        }
+    }
+
+    pub(super) fn answer(&mut self, peer: PeerId, id: &Value, payload: Value) {
+        self.pass(peer, id, &json!({"type": "res", "ok": true, "payload": payload}));
+    }
+
+    pub(super) fn refuse(&mut self, peer: PeerId, id: &Value, message: &str) {
+        let error = json!({"code": "INVALID_REQUEST", "message": message});
+        self.pass(peer, id, &json!({"type": "res", "ok": false, "error": error}));
+    }
+
+    /// Passes on an answer, as that to a request.
+    pub(super) fn pass(&mut self, peer: PeerId, id: &Value, answer: &Value) {
+        let mut answer = answer.clone();
+        answer["id"] = id.clone();
+        self.send(peer, &answer);
+    }
+
+    fn send(&mut self, id: PeerId, frame: &Value) -> bool {
+        let frame = frame.as_str().map_or_else(|| frame.to_string(), str::to_owned);
+        let sent = self.connected.get(&id).is_some_and(|peer| peer.frames.try_send(frame.into()).is_ok());
+        if !sent {
+            self.cut(id);
+        }
+        sent
+    }
+}

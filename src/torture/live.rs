@@ -1,0 +1,172 @@
+//! A turn of an agent that lives for many: what all of them have in common, whatever they speak.
+//!
+//! Always: while a turn goes on it holds a lock on its session, its slot and its conversation; what it says is in the
+//! record of its run.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use procfs::process::Process;
+use rustix::process::{Signal, getpid, kill_process};
+use serde_json::Value;
+
+use super::agent::{End, Manners, claim, leave_behind};
+use super::dialect::{Ending, Speech};
+use super::record::{Identity, Line, Writer};
+use super::voice::{Mouth, Next, Voice};
+
+/// One that dawdles ends a turn so late.
+pub(super) const DAWDLES_FOR: Duration = Duration::from_millis(400);
+/// Words of one turn; those of a process are numbered through.
+const WORDS_OF_TURN: u32 = 1000;
+
+/// What a turn is for.
+pub(super) struct Purpose {
+    pub(super) run: String,
+    pub(super) attempt: i64,
+    pub(super) session: String,
+    pub(super) slot: String,
+    /// The agent's own id of the conversation.
+    pub(super) conversation: String,
+    /// Whether an engine ends what the agent leaves behind.
+    pub(super) is_held: bool,
+    /// What was asked.
+    pub(super) seed: u64,
+}
+
+impl Purpose {
+    /// As a client of ours says it beside what it asks.
+    pub(super) fn told(told: &Value, conversation: String, seed: u64) -> anyhow::Result<Self> {
+        let text = |key: &str| told[key].as_str().map(str::to_owned).context("a prompt says which run it is of");
+        let attempt = told["attempt"].as_i64().context("a prompt says which try it is")?;
+        Ok(Self {
+            run: text("run")?,
+            attempt,
+            session: text("session")?,
+            slot: text("slot")?,
+            conversation,
+            is_held: true,
+            seed,
+        })
+    }
+}
+
+/// A turn that is not over.
+pub(super) struct Turn {
+    pub(super) conversation: String,
+    pub(super) manners: Manners,
+    voice: Voice,
+    _places: [File; 3],
+    /// When it goes on; none while it waits to be answered or cancelled.
+    pub(super) due: Option<Instant>,
+    is_cancelled: bool,
+}
+
+impl Turn {
+    /// Begins the turn that is the `number`th of the process.
+    pub(super) fn begin(
+        records: &Path,
+        purpose: Purpose,
+        number: u32,
+        speech: Box<dyn Speech>,
+        mouth: Mouth,
+    ) -> anyhow::Result<Self> {
+        let Purpose { run, attempt, session, slot, conversation, is_held, seed } = purpose;
+        let pid = std::process::id();
+        let started_at_ticks = Process::myself()?.stat()?.starttime;
+        let identity = Identity { run, attempt, session, slot, pid, started_at_ticks };
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let manners = Manners::choose(&mut rng);
+        if let Some(stray) = manners.stray.filter(|_| is_held) {
+            leave_behind(stray)?;
+        }
+        let mut record = Writer::create(records, &identity)?;
+        let places = [
+            claim(records, &mut record, "session", &identity.session)?,
+            claim(records, &mut record, "slot", &identity.slot)?,
+            claim(records, &mut record, "conversation", &conversation)?,
+        ];
+        let voice = Voice::new(rng, record, number * WORDS_OF_TURN, speech, mouth);
+        Ok(Self { conversation, manners, voice, _places: places, due: Some(Instant::now()), is_cancelled: false })
+    }
+
+    /// Takes a line that may be the answer to its question.
+    pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
+        let is_answer = self.voice.hear(line)?;
+        if is_answer && !self.is_cancelled {
+            self.due = Some(Instant::now());
+        }
+        Ok(is_answer)
+    }
+
+    pub(super) fn cancel(&mut self) -> io::Result<()> {
+        if !self.is_cancelled {
+            self.is_cancelled = true;
+            self.due = Some(Instant::now() + if self.manners.dawdles { DAWDLES_FOR } else { Duration::ZERO });
+            self.voice.say_cancelling()?;
+        }
+        Ok(())
+    }
+
+    /// Says one thing, if it is due. Answers how it ended, when it has.
+    pub(super) fn step(&mut self, now: Instant) -> anyhow::Result<Option<Ending>> {
+        if self.due.is_none_or(|due| due > now) {
+            return Ok(None);
+        }
+        if self.is_cancelled {
+            return Ok(Some(Ending::Cancelled));
+        }
+        self.due = match self.voice.step(&self.manners)? {
+            Next::Pause(pause) => Some(Instant::now() + pause),
+            Next::Answer => None,
+            Next::End => return self.end(),
+        };
+        Ok(None)
+    }
+
+    fn end(&mut self) -> anyhow::Result<Option<Ending>> {
+        match self.manners.end {
+            End::Hang => {
+                self.due = None;
+                return Ok(None);
+            }
+            // It takes the other turns of the process with it.
+            End::Crash if self.voice.is_in_the_mood() => drop(kill_process(getpid(), Signal::KILL)),
+            End::Code(code) => {
+                self.voice.record.write(&Line::Ended(code))?;
+                return Ok(Some(Ending::Failed));
+            }
+            End::Well | End::Crash => {}
+        }
+        self.voice.record.write(&Line::Ended(0))?;
+        Ok(Some(Ending::Well))
+    }
+
+    /// Notes that the connection of whoever follows it is cut.
+    pub(super) fn note_cut(&mut self) -> io::Result<()> {
+        self.voice.record.write(&Line::Cut)
+    }
+
+    /// Lets its places go, and answers with the lines that say so: with those the next turn may come.
+    pub(super) fn over(mut self, ending: Ending) -> Vec<Value> {
+        self.voice.ending(ending)
+    }
+}
+
+/// Every turn that is due says one thing. Answers with those that are over, and how.
+pub(super) fn go_on(turns: &mut Vec<Turn>) -> anyhow::Result<Vec<(Turn, Ending)>> {
+    let (now, mut over) = (Instant::now(), Vec::new());
+    for (at, turn) in turns.iter_mut().enumerate() {
+        over.extend(turn.step(now)?.map(|ending| (at, ending)));
+    }
+    // From behind, so that what is before stays where it is.
+    Ok(over.into_iter().rev().map(|(at, ending)| (turns.remove(at), ending)).collect())
+}
+
+/// When the next of them is due.
+pub(super) fn next_due(turns: &[Turn]) -> Option<Instant> {
+    turns.iter().filter_map(|turn| turn.due).min()
+}

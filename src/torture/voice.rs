@@ -1,0 +1,211 @@
+//! What an agent of a torture talks with: it says one thing after the other, as its seed tells it to, and writes each down.
+//!
+//! Always: a word is in the record before anybody can read it.
+
+use std::io::{self, ErrorKind, Write};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::agent::{End, Manners};
+use super::dialect::{Ending, Speech};
+use super::record::{Line, MARK, Said, Writer};
+use crate::clock::{Clock, SystemClock};
+
+/// The longest pause between two words.
+const MAX_PAUSE_MS: u64 = 20;
+/// A long word does not fit into a pipe.
+const LONG_WORD_BYTES: usize = 100 * 1024;
+
+/// Where lines go. Answers whether somebody heard it. A text is a line that is none of any protocol.
+pub(super) type Mouth = Box<dyn FnMut(&Value) -> io::Result<bool> + Send>;
+
+/// Lines on stdout.
+pub(super) fn stdout() -> Mouth {
+    Box::new(|line| {
+        let line = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
+        let mut stdout = io::stdout();
+        stdout.write_all(format!("{line}\n").as_bytes())?;
+        stdout.flush()?;
+        Ok(true)
+    })
+}
+
+/// What an agent talks with.
+pub(super) struct Voice {
+    rng: fastrand::Rng,
+    pub(super) record: Writer,
+    pid: u32,
+    /// The number of the next word, and of the next thing.
+    words: u32,
+    things: u32,
+    speech: Box<dyn Speech>,
+    /// A tool that is in use, whose end comes next.
+    tool: Option<String>,
+    /// The question that waits for an answer.
+    question: Option<String>,
+    /// None when nobody listens any more.
+    mouth: Option<Mouth>,
+}
+
+/// What comes behind a step of a talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Pause(Duration),
+    /// Nothing, until the question is answered.
+    Answer,
+    /// All is said.
+    End,
+}
+
+impl Voice {
+    /// The words of an agent are numbered from `words`.
+    pub(super) fn new(rng: fastrand::Rng, record: Writer, words: u32, speech: Box<dyn Speech>, mouth: Mouth) -> Self {
+        let (pid, mouth) = (std::process::id(), Some(mouth));
+        Self { rng, record, pid, words, things: 0, speech, tool: None, question: None, mouth }
+    }
+
+    /// Says one thing.
+    pub(super) fn step(&mut self, manners: &Manners) -> io::Result<Next> {
+        match self.next(manners) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
+                (self.mouth, self.question) = (None, None);
+                Ok(Next::Pause(Duration::ZERO))
+            }
+            next => next,
+        }
+    }
+
+    fn next(&mut self, manners: &Manners) -> io::Result<Next> {
+        if let Some(tool) = self.tool.take() {
+            self.finish_tool(tool)?;
+        } else if self.things == manners.words {
+            return Ok(Next::End);
+        } else {
+            if self.things == 0 {
+                self.speech.begin().iter().try_for_each(|line| self.print(line).map(drop))?;
+            }
+            self.things += 1;
+            self.one_thing()?;
+        }
+        if self.question.is_some() {
+            return Ok(Next::Answer);
+        }
+        let pause = if self.rng.bool() { self.rng.u64(..=MAX_PAUSE_MS) } else { 0 };
+        Ok(Next::Pause(Duration::from_millis(pause)))
+    }
+
+    /// Whether a line is the answer that was waited for.
+    pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
+        let is_answer = self.question.as_deref().is_some_and(|question| self.speech.answers(line, question));
+        if is_answer {
+            self.question = None;
+            self.record.write(&Line::Answered)?;
+        }
+        Ok(is_answer)
+    }
+
+    /// Whether to do what is to be done now and then only.
+    pub(super) fn is_in_the_mood(&mut self) -> bool {
+        self.rng.u8(..4) == 0
+    }
+
+    /// The question that waits for an answer.
+    pub(super) fn question(&self) -> Option<&str> {
+        self.question.as_deref()
+    }
+
+    /// No answer will come.
+    pub(super) fn forget_question(&mut self) {
+        self.question = None;
+    }
+
+    /// Says at once that the turn is cancelled.
+    pub(super) fn say_cancelling(&mut self) -> io::Result<()> {
+        self.speech.cancelling().iter().try_for_each(|line| self.print(line).map(drop))
+    }
+
+    /// The lines that end the turn, for whoever says them.
+    pub(super) fn ending(&mut self, ending: Ending) -> Vec<Value> {
+        self.speech.end(ending)
+    }
+
+    /// Some say that their turn is over before their process is.
+    pub(super) fn may_say_the_end(&mut self, manners: &Manners) -> io::Result<()> {
+        if manners.end == End::Well && self.rng.bool() {
+            self.speech.end(Ending::Well).iter().try_for_each(|line| self.print(line).map(drop))?;
+        }
+        Ok(())
+    }
+
+    fn one_thing(&mut self) -> io::Result<()> {
+        match self.rng.u8(..100) {
+            0..60 => {
+                let word = self.word();
+                self.say(Said::Text(word))
+            }
+            60..80 => {
+                let word = self.word();
+                self.say(Said::Reasoning(word))
+            }
+            80..90 => self.use_tool(format!("tool-{}", self.things)),
+            90..94 => self.print(&"this is no event of any protocol".into()).map(drop),
+            94..99 => {
+                // Nobody has to listen to it.
+                let _ = writeln!(io::stderr(), "some noise");
+                Ok(())
+            }
+            // Too long to be said again and again.
+            _ if self.speech.retells() => Ok(()),
+            _ => {
+                let mut word = self.word();
+                word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
+                self.say(Said::Text(word))
+            }
+        }
+    }
+
+    /// Begins to use a tool, perhaps after a question. Its end comes next, or is left open.
+    fn use_tool(&mut self, id: String) -> io::Result<()> {
+        let input = self.word().trim_end().to_owned();
+        self.say(Said::ToolStarted { id: id.clone(), input: input.clone() })?;
+        if self.rng.bool() {
+            let question = format!("question_{}_{}", self.pid, self.words);
+            if let Some(line) = self.speech.ask(&question, &id, &input).filter(|_| self.mouth.is_some()) {
+                self.question = Some(question);
+                self.record.write(&Line::Asked(SystemClock.now().as_millis()))?;
+                self.print(&line)?;
+            }
+        }
+        self.tool = (self.rng.u8(..10) > 0).then_some(id);
+        Ok(())
+    }
+
+    fn finish_tool(&mut self, id: String) -> io::Result<()> {
+        let word = self.word().trim_end().to_owned();
+        if self.rng.u8(..10) == 0 {
+            return self.say(Said::ToolFailed { id, error: word });
+        }
+        self.say(Said::ToolFinished { id, output: word })
+    }
+
+    fn word(&mut self) -> String {
+        let word = format!("{MARK}{}.{} ", self.pid, self.words);
+        self.words += 1;
+        word
+    }
+
+    fn say(&mut self, said: Said) -> io::Result<()> {
+        let lines = self.speech.say(&said);
+        self.record.write(&Line::Said(said))?;
+        let mut heard = true;
+        for line in lines {
+            heard &= self.print(&line)?;
+        }
+        if heard { Ok(()) } else { self.record.write(&Line::Unheard) }
+    }
+
+    fn print(&mut self, line: &Value) -> io::Result<bool> {
+        self.mouth.as_mut().map_or(Ok(true), |mouth| mouth(line))
+    }
+}
