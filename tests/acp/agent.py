@@ -95,6 +95,12 @@ def turn(id, session, blocks):
     elif word == "hang":
         say(session, "hanging")
         return
+    elif word == "answer":
+        # As the reason of its end; and before that a word, if it is given one.
+        said, _, answer = rest.partition(" ")
+        if said != "-":
+            say(session, said)
+        return send(id=id, result=json.loads(answer))
     elif word == "crash":
         say(session, "crashing")
         print("out of luck", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 //! Agents that break rules.
 
-use mainstay::run::Outcome;
+use mainstay::failure::ErrorClass;
+use mainstay::run::{Cause, Outcome};
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -38,6 +39,33 @@ async fn of_two_turns_a_bad_line_is_counted_in_the_one_that_it_names_or_in_none(
         assert_eq!((turn.text().as_str(), unread.len(), outcome), ("met", 1, Outcome::completed()));
         assert!(unread[0].contains(&turn.session().0), "{unread:?}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_say_how_the_turn_ended_is_an_error() {
+    let scene = Scene::new("").await;
+    for answer in ["null", "{}", r#"{"stopReason": 5}"#, r#"{"stopReason": null}"#, "7", "[]"] {
+        for said in ["-", "word"] {
+            let (unread, outcome) = scene.turn(&format!("answer {said} {answer}"), None).await.outcome();
+            assert_eq!(
+                (outcome.cause, outcome.class),
+                (Cause::AgentError, Some(ErrorClass::Protocol)),
+                "{answer} {outcome:?}"
+            );
+            assert_eq!(unread.len(), 0, "{unread:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_for_a_reason_that_nobody_knows_counts_when_something_was_said() {
+    let scene = Scene::new("").await;
+    let banana = r#"{"stopReason": "banana", "usage": {"inputTokens": 1}}"#;
+    let (unread, outcome) = scene.turn(&format!("answer word {banana}"), None).await.outcome();
+    assert_eq!((unread.len(), outcome), (1, Outcome::completed()));
+    assert!(unread[0].contains("banana"));
+    let (_, outcome) = scene.turn(&format!("answer - {banana}"), None).await.outcome();
+    assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
 }
 
 #[tokio::test]
