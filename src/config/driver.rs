@@ -17,11 +17,16 @@ pub(super) struct DriverKeys {
     pub url: Option<String>,
     pub token: Option<String>,
     pub gateway_agent: Option<String>,
+    /// Those of how long agents are kept warm, and how they are started again: whether each is given.
+    pub warm: [(&'static str, bool); 3],
 }
 
 const DRIVERS: &str = "use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway";
 
 const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
+const OPENCODE_KEYS: [&str; 6] = ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts"];
+const ACP_KEYS: [&str; 7] =
+    ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts", "shared"];
 
 /// The agents that need no config: that of the demo driver, and those that are known under the name of their driver.
 pub(super) fn builtin() -> impl Iterator<Item = (AgentName, Driver)> {
@@ -46,8 +51,9 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     };
     let takes: &[&str] = match word {
         "demo" => &[],
-        "openclaw" | "claude" | "codex" | "opencode" => &PROCESS_KEYS,
-        "acp" => &["command", "env", "max_line_bytes", "shared"],
+        "openclaw" | "claude" | "codex" => &PROCESS_KEYS,
+        "opencode" => &OPENCODE_KEYS,
+        "acp" => &ACP_KEYS,
         "openclaw-gateway" => &["url", "token", "gateway_agent"],
         other => return Err(section.error(&["driver"], format!("{other:?} is not a driver: {DRIVERS}"))),
     };
@@ -60,7 +66,7 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
         ("token", given.token.is_some()),
         ("gateway_agent", given.gateway_agent.is_some()),
     ];
-    if let Some((key, _)) = keys.into_iter().find(|(key, given)| *given && !takes.contains(key)) {
+    if let Some((key, _)) = keys.into_iter().chain(given.warm).find(|(key, given)| *given && !takes.contains(key)) {
         return Err(section.error(&[key], format!("does not fit the driver {word}")));
     }
     let or_default = |mut given: DriverKeys, program: &str| {

@@ -176,6 +176,13 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "3: agents.x.command: has a NUL character in it",
         ),
         ("[agents.demo]\ncommand = [\"x\"]", "2: agents.demo.command: does not fit the driver demo"),
+        ("[agents.demo]\nkeep_warm = \"1m\"", "2: agents.demo.keep_warm: does not fit the driver demo"),
+        ("[agents.claude]\nkeep_warm = \"1m\"", "2: agents.claude.keep_warm: does not fit the driver claude"),
+        ("[agents.codex]\nmax_restarts = 1", "2: agents.codex.max_restarts: does not fit the driver codex"),
+        (
+            "[agents.x]\ndriver = \"openclaw-gateway\"\nrestart_pause = \"1s\"",
+            "3: agents.x.restart_pause: does not fit the driver openclaw-gateway",
+        ),
         (
             "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\"]\n[agents.x.env]\n\"A=B\" = \"\"",
             "5: agents.x.env.\"A=B\": is not a name that a variable can have: no =, no NUL, not empty",

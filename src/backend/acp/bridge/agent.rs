@@ -25,6 +25,7 @@ use super::client::Client;
 use super::process::Process;
 use super::session::Session;
 use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
+use crate::backend::lines::unreadable;
 use crate::backend::relay::RelayedTurn;
 use crate::workspace::ClientAccess;
 
@@ -75,6 +76,17 @@ struct Envelope<'a> {
     method: Option<String>,
     #[serde(default)]
     params: Option<Params>,
+}
+
+impl Envelope<'_> {
+    /// Whether it is one of the protocol. News of a session say which.
+    fn is_message(&self) -> bool {
+        match self.method.as_deref() {
+            Some("session/update") => self.params.as_ref().is_some_and(|params| params.session_id.is_some()),
+            Some(_) => true,
+            None => self.id.is_some(),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -184,8 +196,10 @@ impl Bridge {
 
     /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
     pub(super) async fn heard(&self, line: &str) -> bool {
-        let Ok(message) = serde_json::from_str::<Envelope<'_>>(line) else {
-            // A line that is no message ends nothing.
+        let message = serde_json::from_str::<Envelope<'_>>(line).ok().filter(Envelope::is_message);
+        let Some(message) = message else {
+            // It ends nothing.
+            self.heard_unreadable(line).await;
             return false;
         };
         let Params { session_id, update } = message.params.unwrap_or_default();
@@ -208,6 +222,12 @@ impl Bridge {
                 true
             }
         }
+    }
+
+    /// Takes a line that is no message, or the beginning of one that is too long: it is counted in the turn that it is of.
+    pub(super) async fn heard_unreadable(&self, beginning: &str) {
+        let turn = self.state().turn_of_unreadable(beginning);
+        say(turn, &unreadable(beginning)).await;
     }
 
     /// Deals with a request of the agent. Never waits.
@@ -286,6 +306,18 @@ impl State {
             }
         }
         self.sessions.insert(id.to_owned(), session);
+    }
+
+    /// Who listens to the turn that a line is of which cannot be read: the one in the session that it names, or the only one.
+    fn turn_of_unreadable(&self, beginning: &str) -> Option<mpsc::Sender<String>> {
+        let names = |id: &&String| beginning.contains(&format!("\"{id}\""));
+        let mut named = self.sessions.iter().filter(|(id, _)| names(id)).map(|(_, session)| session);
+        let mut listeners = self.sessions.values().filter_map(Session::listener);
+        match (named.next(), named.next()) {
+            (Some(session), None) => session.listener(),
+            (None, _) => listeners.next().filter(|_| listeners.next().is_none()),
+            (Some(_), Some(_)) => None,
+        }
     }
 
     /// Takes an answer of the agent; whose turn it ends.

@@ -54,7 +54,7 @@ pub(super) struct Setup {
     pub socket: PathBuf,
     /// What the agent may do through us.
     pub client: ClientAccess,
-    /// A longer line of the agent is skipped.
+    /// A longer line of the agent is counted and skipped.
     pub max_line_bytes: usize,
 }
 

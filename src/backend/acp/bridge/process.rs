@@ -151,15 +151,24 @@ pub(super) fn lines(
     let reader = Reader { stdout, splitter: Splitter::new(max_line_bytes), piece: vec![0; READ_BYTES], at: 0, read: 0 };
     stream::unfold((reader, bridge), |(mut reader, bridge)| async move {
         loop {
-            let Some(line) = reader.next().await else {
-                bridge.heard_all.cancel();
-                return None;
-            };
-            if bridge.heard(&line).await {
-                return Some((Ok(line), (reader, bridge)));
+            match reader.next().await {
+                Some(Heard::Whole(line)) if bridge.heard(&line).await => return Some((Ok(line), (reader, bridge))),
+                Some(Heard::Whole(_)) => {}
+                Some(Heard::TooLong(beginning)) => bridge.heard_unreadable(&beginning).await,
+                None => {
+                    bridge.heard_all.cancel();
+                    return None;
+                }
             }
         }
     })
+}
+
+/// A line as text.
+enum Heard {
+    Whole(String),
+    /// The beginning of it.
+    TooLong(String),
 }
 
 struct Reader {
@@ -171,22 +180,19 @@ struct Reader {
 }
 
 impl Reader {
-    /// The next line that is text; none at the end. What is cut off by the end is no line.
-    async fn next(&mut self) -> Option<String> {
+    /// The next line that is not empty; none at the end. What is cut off by the end is no line.
+    async fn next(&mut self) -> Option<Heard> {
         loop {
             let mut rest = &self.piece[self.at..self.read];
+            let text = |line| String::from_utf8_lossy(line).into_owned();
             let line = match self.splitter.next_line(&mut rest) {
-                Some(Line::Whole(line)) => Some(mended(String::from_utf8_lossy(line).into_owned())),
-                Some(Line::TooLong(_)) => {
-                    // As above.
-                    let _ = writeln!(io::stderr(), "mainstay: a line of the agent was longer than max_line_bytes");
-                    Some(String::new())
-                }
+                Some(Line::Whole(line)) => Some(Heard::Whole(mended(text(line)))),
+                Some(Line::TooLong(beginning)) => Some(Heard::TooLong(text(beginning))),
                 None => None,
             };
             self.at = self.read - rest.len();
             match line {
-                Some(line) if line.is_empty() => {}
+                Some(Heard::Whole(line)) if line.trim().is_empty() => {}
                 Some(line) => return Some(line),
                 None => {
                     self.read = self.stdout.read(&mut self.piece).await.ok().filter(|read| *read > 0)?;
@@ -202,7 +208,7 @@ fn mended(line: String) -> String {
     if !line.contains("\\ud") && !line.contains("\\uD") {
         return line;
     }
-    json::parse(&line).map(|message| message.to_string()).unwrap_or_default()
+    json::parse(&line).map_or(line, |message| message.to_string())
 }
 
 /// What is said to the agent, line by line.
