@@ -65,6 +65,7 @@ impl Acp {
     }
 
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
+        warm_process::look_for_program(&self.holding, &self.process, &start)?;
         let Holding { hosts, max_line_bytes, .. } = &self.holding;
         let socket = hosts.dir_of(start.attempt).join(SOCKET);
         let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
