@@ -53,11 +53,20 @@ pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
     find_program(spec, dir).err()
 }
 
+/// That nothing can work in a directory, because it is none or not there, and what can be done.
+pub fn no_directory(dir: &Path, is_there: bool, remedy: &str) -> String {
+    let dir = dir.display();
+    match is_there {
+        true => format!("{dir} is no directory: {remedy}"),
+        false => format!("the directory {dir} is not there: create it, or {remedy}"),
+    }
+}
+
 /// The program of an agent; none where only the turn says which it is.
 fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<PathBuf>, String> {
     let program = spec.command.first().map_or("", String::as_str);
     if !dir.is_dir() {
-        return Err(format!("the directory {} is not there", dir.display()));
+        return Err(no_directory(dir, dir.exists(), "correct `dir` of the workspace"));
     }
     if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
         return Ok(None);

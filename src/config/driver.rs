@@ -77,14 +77,32 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
         "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
         "claude" => Driver::Claude(or_default(given, "claude")?),
         "codex" => Driver::Codex(or_default(given, "codex")?),
-        "opencode" => Driver::Opencode(or_default(given, "opencode")?),
+        "opencode" => Driver::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),
         "acp" => {
             let shared = given.shared.unwrap_or_default();
-            Driver::Acp { process: process_spec(section, given, "[\"goose\", \"acp\"]")?, shared }
+            let process = process_spec(section, given, "[\"goose\", \"acp\"]")?;
+            Driver::Acp { process: kept_warm(section, process, shared)?, shared }
         }
         "openclaw-gateway" => Driver::OpenclawGateway(gateway(section, given)?),
         _ => Driver::Demo,
     })
+}
+
+/// A live agent is started once for many turns: what belongs to one of them is not known then, and its session may get
+/// another slot.
+fn kept_warm(section: &Section<'_>, process: ProcessSpec, shared: bool) -> Result<ProcessSpec, ConfigError> {
+    let unknown = ["{message}", "{agent_session}", "{run}", "{slot}"].into_iter().chain(shared.then_some("{session}"));
+    let command = process.command.iter().map(|word| (vec!["command"], word));
+    let env = process.env.iter().map(|(name, value)| (vec!["env", name.as_str()], value));
+    for (key, text) in command.chain(env) {
+        if let Some(placeholder) = unknown.clone().find(|placeholder| text.contains(placeholder)) {
+            let known = if shared { "{workspace} or {dir}" } else { "{session}, {workspace} or {dir}" };
+            let problem =
+                format!("{placeholder} is not known when an agent is started that is kept for many turns: use {known}");
+            return Err(section.error(&key, problem));
+        }
+    }
+    Ok(process)
 }
 
 fn gateway(section: &Section<'_>, given: DriverKeys) -> Result<GatewaySpec, ConfigError> {

@@ -1,6 +1,7 @@
 """An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 
-STUB_CAN names what it can do (load resume resume-fails close modes auth images); STUB_STORE is the file with its sessions,
+STUB_CAN names what it can do (load resume resume-fails close modes auth images), or
+not do (login-first nonsense version-2); STUB_STORE is the file with its sessions,
 STUB_LOG gets every line that it is sent.
 """
 import json
@@ -154,7 +155,13 @@ def opened(id, session, **more):
 
 def request(id, method, params):
     session = params.get("sessionId")
-    if method == "initialize":
+    if method == "initialize" and "login-first" in CAN:
+        send(id=id, error={"code": -32000, "message": "Authentication required", "data": "run `stub login`"})
+    elif method == "initialize" and "nonsense" in CAN:
+        send(id=id, result="hello")
+    elif method == "initialize" and "version-2" in CAN:
+        send(id=id, result={"protocolVersion": 2})
+    elif method == "initialize":
         can = {"loadSession": "load" in CAN, "promptCapabilities": {"image": "images" in CAN}, "sessionCapabilities": {}}
         can["sessionCapabilities"] = {name: {} for name in ("resume", "close") if name in CAN}
         send(id=id, result={"protocolVersion": 1, "agentCapabilities": can})

@@ -166,7 +166,12 @@ async fn a_session_may_work_elsewhere_and_take_less_time() {
     std::fs::remove_dir(&elsewhere).unwrap();
     let run = scene.turn("a", "s", "where").await;
     assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("spawn_failed")));
-    assert!(run.error.unwrap().contains("change the option `cwd` of the session"));
+    let there = format!("the directory {} is not there: create it, or change", elsewhere.display());
+    assert!(run.error.unwrap().contains(&there));
+    std::fs::write(&elsewhere, "").unwrap();
+    let error = scene.turn("a", "s", "where").await.error.unwrap();
+    let expected = format!("{} is no directory: change the option `cwd` of the session", elsewhere.display());
+    assert!(error.ends_with(&expected), "{error}");
     scene.engine.update_options(&id("s"), map(json!({"cwd": null}))).await.unwrap();
     let run = scene.turn("a", "s", "where").await;
     assert_eq!(run.progress.as_deref(), scene.dir.path().to_str());

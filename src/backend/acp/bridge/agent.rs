@@ -22,11 +22,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
+use super::ending;
 use super::process::Process;
 use super::session::Session;
 use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
 use crate::backend::lines::unreadable;
 use crate::backend::relay::RelayedTurn;
+use crate::failure::AgentError;
 use crate::workspace::ClientAccess;
 
 /// What is said of a session before its id is known to us.
@@ -120,17 +122,17 @@ impl Bridge {
     }
 
     /// Says who we are and what the agent may ask of us.
-    pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the agent answered instead; without a class when it did not answer at all.
+    pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), AgentError> {
         let access = self.client.access();
         let files = FileSystemCapabilities::new().read_text_file(access.read_files).write_text_file(access.write_files);
         let request = InitializeRequest::new(ProtocolVersion::V1)
             .client_capabilities(ClientCapabilities::new().fs(files).terminal(access.terminals))
             .client_info(Implementation::new("mainstay", env!("CARGO_PKG_VERSION")));
-        let agent = connection.send_request(request).block_task().await;
-        let agent = agent.map_err(|error| format!("the agent refused initialize: {}", error.message))?;
-        if agent.protocol_version != ProtocolVersion::V1 {
-            return Err(format!("the agent speaks version {:?} of ACP, and not 1", agent.protocol_version));
-        }
+        // An answer that is none, and another version of ACP, is an error here.
+        let agent = connection.send_request(request).block_task().await.map_err(|error| ending::refused(&error))?;
         // It is said once.
         let _ = self.connected.set(Connected { connection, agent });
         Ok(())

@@ -19,11 +19,13 @@ use tokio::time::timeout;
 
 use super::agent::Bridge;
 use crate::backend::lines::{Line, Splitter};
-use crate::backend::{json, reap};
+use crate::backend::{json, last_words, reap};
 use crate::worker::ProcessIdentity;
 
 /// Time for each way to ask.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What the agent wrote is read to its end within so long after it ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The last lines of stderr usually say what went wrong.
 const STDERR_BYTES: usize = 2 * 1024;
 /// A read takes all that a pipe holds by default.
@@ -72,19 +74,21 @@ impl Process {
         self.identity.as_ref()
     }
 
-    /// How it ended, and what it wrote last, once it has.
+    /// How it ended, and what it wrote of that, once it has.
     pub(super) async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
-        let stderr = self.stderr();
-        let status = status.unwrap_or_else(|| "it is not known how".to_owned());
-        if stderr.is_empty() { status } else { format!("{status}; it wrote last: {stderr}") }
+        let status = status.unwrap_or_else(|| "it is not known how the agent ended".to_owned());
+        match last_words::cause(&self.stderr()) {
+            Some(words) => format!("{status}; it wrote last: {words}"),
+            None => status,
+        }
     }
 
     fn stderr(&self) -> String {
         let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = tail.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Ends it. Its stdin is closed already.
@@ -107,32 +111,17 @@ async fn watch_over(
     tail: Arc<Mutex<VecDeque<u8>>>,
     ended: watch::Sender<Option<String>>,
 ) {
-    let mut piece = vec![0; READ_BYTES];
-    let mut status = None;
-    loop {
+    let status = {
+        let read = read_stderr(&mut stderr, &tail);
+        tokio::pin!(read);
         tokio::select! {
-            // What it wrote before it ended counts.
-            biased;
-            read = stderr.read(&mut piece) => match read {
-                Ok(read) if read > 0 => {
-                    // The host may be gone.
-                    let _ = io::stderr().write_all(&piece[..read]);
-                    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-                    tail.extend(&piece[..read]);
-                    let excess = tail.len().saturating_sub(STDERR_BYTES);
-                    tail.drain(..excess);
-                }
-                _ => break,
-            },
-            exited = child.wait() => {
-                status = Some(exited);
-                break;
+            () = &mut read => child.wait().await,
+            status = child.wait() => {
+                // What it wrote before it ended counts. What it left running may hold the pipe open.
+                let _ = timeout(LAST_WORDS, read).await;
+                status
             }
         }
-    }
-    let status = match status {
-        Some(status) => status,
-        None => child.wait().await,
     };
     let said = match status {
         Ok(status) => format!("the agent ended ({status})"),
@@ -140,6 +129,18 @@ async fn watch_over(
     };
     // Somebody may still want to know.
     ended.send_replace(Some(said));
+}
+
+async fn read_stderr(stderr: &mut ChildStderr, tail: &Mutex<VecDeque<u8>>) {
+    let mut piece = vec![0; READ_BYTES];
+    while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+        // The host may be gone.
+        let _ = io::stderr().write_all(&piece[..read]);
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend(&piece[..read]);
+        let excess = tail.len().saturating_sub(STDERR_BYTES);
+        tail.drain(..excess);
+    }
 }
 
 /// What the agent says, line by line; of it goes on only what is no news of a session.
