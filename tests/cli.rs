@@ -556,7 +556,7 @@ async fn a_session_is_made_told_and_shown_with_what_works_for_it() {
 
     let run = scene.mainstay(&["run", "--session", "b", "/exit 3"]).await;
     assert_eq!(run.code, Some(1));
-    assert!(run.stderr.contains("Look at what the agent wrote"), "{}", run.stderr);
+    assert!(run.stderr.contains("`mainstay show` prints what it wrote"), "{}", run.stderr);
     let tree = scene.mainstay(&["sessions", "--tree"]).await.printed();
     let rows: Vec<_> = tree.lines().skip(1).map(|line| line.split_whitespace().take(4).collect::<Vec<_>>()).collect();
     assert_eq!(rows, [["a", "-", "idle", "demo"], ["·", "b", "tests", "failed"]]);
