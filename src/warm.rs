@@ -136,6 +136,8 @@ pub struct Care {
     pub most_restarts: usize,
     /// See there; and so long is it not started again once it was given up.
     pub window: Duration,
+    /// Starts after which one that has never answered is given up, for [`Care::longest_pause`]: somebody waits for it.
+    pub most_first_starts: i64,
 }
 
 impl Default for Care {
@@ -152,6 +154,7 @@ impl Default for Care {
             longest_pause: Duration::from_secs(30),
             most_restarts: 10,
             window: Duration::from_secs(5 * 60),
+            most_first_starts: 3,
         }
     }
 }
@@ -180,6 +183,8 @@ pub struct Circumstances<'a> {
     pub generation: i64,
     /// When it was restarted, oldest first.
     pub restarts: &'a [Timestamp],
+    /// Whether it has answered since it was made.
+    pub was_well: bool,
     /// It is not to be started before this.
     pub not_before: Option<Timestamp>,
     /// Whether a turn is on it: what the engine knows, not what the agent says.
@@ -304,6 +309,9 @@ fn after_a_crash(care: &Care, about: &Circumstances<'_>) -> Transition {
     let recent = recent(care, about.restarts, about.now).count();
     if recent >= care.most_restarts {
         return Transition::Move(BackendState::Stopped, Effect::GiveUp(about.now + care.window));
+    }
+    if !about.was_well && about.generation >= care.most_first_starts {
+        return Transition::Move(BackendState::Stopped, Effect::GiveUp(about.now + care.longest_pause));
     }
     Transition::Move(BackendState::Restarting, Effect::Pause(about.now + care.pause(recent)))
 }

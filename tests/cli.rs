@@ -592,3 +592,26 @@ async fn a_live_agent_is_asked_to_end_also_while_no_daemon_is_there() {
     let unknown = scene.mainstay(&["backends", "stop", "0192f0c1-2345-7000-8000-0123456789ad"]).await.refused(1);
     assert!(unknown.contains("0123456789ad"), "{unknown}");
 }
+
+#[tokio::test]
+async fn whoever_runs_an_agent_that_does_not_start_is_told_why_and_what_to_do() {
+    let scene = Scene::new();
+    let agent = |name: &str, command: &str| {
+        format!(
+            "[agents.{name}]\ndriver = \"acp\"\ncommand = [{command:?}]\nrestart_pause = \"10ms\"\nmax_restarts = 1\n\
+             [workspaces.{name}]\nagent = {name:?}\n"
+        )
+    };
+    scene.write("mainstay.toml", &(agent("gone", "no-such-agent") + &agent("fails", "false")));
+    for (name, told, advice, may_be_tried) in [
+        ("gone", "the program no-such-agent was not found: install it", "Install the agent", false),
+        ("fails", "the agent ended (exit status: 1)", "`mainstay backends` says it", true),
+    ] {
+        let ended = scene.mainstay(&["run", "--workspace", name, "hi"]).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stdout.contains(told) && ended.stderr.contains(advice), "{ended:?}");
+        assert_eq!(ended.stderr.contains("It can be tried again at "), may_be_tried, "{ended:?}");
+        assert!(!ended.stderr.contains("The limit is over"), "{ended:?}");
+    }
+    assert!(scene.mainstay(&["backends"]).await.printed().contains("the agent ended (exit status: 1)"));
+}

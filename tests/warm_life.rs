@@ -16,6 +16,7 @@ fn calm(generation: i64, now: i64) -> Circumstances<'static> {
         now: at(now),
         generation,
         restarts: &[],
+        was_well: true,
         not_before: None,
         is_busy: false,
         hung_for: Duration::ZERO,
@@ -98,6 +99,19 @@ fn the_pause_doubles_and_then_it_is_given_up_for_a_while() {
     assert_eq!(start(&open), Transition::Move(BackendState::Starting, Effect::Begin));
 }
 
+#[test]
+fn one_that_never_answered_is_given_up_after_few_starts_and_not_for_long() {
+    let care = Care::default();
+    let crash = |generation, was_well| {
+        let about = Circumstances { was_well, ..calm(generation, 10) };
+        transition(BackendState::Starting, generation, BackendEvent::Exited, &care, &about)
+    };
+    let again = Transition::Move(BackendState::Restarting, Effect::Pause(at(11)));
+    assert_eq!([crash(1, false), crash(2, false), crash(3, true), crash(100, true)], [again; 4]);
+    let given_up = Transition::Move(BackendState::Stopped, Effect::GiveUp(at(40)));
+    assert_eq!([crash(3, false), crash(4, false)], [given_up; 2]);
+}
+
 proptest! {
     #[test]
     fn what_an_older_start_left_behind_changes_nothing(
@@ -115,7 +129,7 @@ proptest! {
     ) {
         let care = Care::default();
         let (mut state, mut generation, mut now) = (BackendState::Stopped, 0, 0);
-        let (mut has_process, mut not_before) = (false, None);
+        let (mut has_process, mut not_before, mut was_well) = (false, None, false);
         let mut restarts: Vec<Timestamp> = Vec::new();
         for (event, is_busy, passed, is_stale) in happenings {
             now += passed;
@@ -123,7 +137,7 @@ proptest! {
             if matches!(event, BackendEvent::Exited | BackendEvent::NotStarted) && !is_stale && !has_process {
                 continue;
             }
-            let about = Circumstances { is_busy, restarts: &restarts, not_before, ..calm(generation, now) };
+            let about = Circumstances { is_busy, restarts: &restarts, was_well, not_before, ..calm(generation, now) };
             let of = if is_stale { generation - 1 } else { generation };
             if matches!(event, BackendEvent::Exited | BackendEvent::NotStarted) && !is_stale {
                 has_process = false;
@@ -137,6 +151,7 @@ proptest! {
                     (has_process, generation) = (true, generation + 1);
                 }
                 Effect::Pause(until) => {
+                    prop_assert!(was_well || generation < care.most_first_starts);
                     prop_assert!(until >= at(now) + care.first_pause && until <= at(now) + care.longest_pause);
                     restarts.push(at(now));
                     let recent = restarts.iter().filter(|restart| at(now).since(**restart) < care.window).count();
@@ -148,6 +163,7 @@ proptest! {
                 Effect::Pause(until) | Effect::GiveUp(until) => Some(until),
                 Effect::None | Effect::Begin | Effect::End => None,
             };
+            was_well |= event == BackendEvent::Healthy;
             state = to;
             let may_be_without = matches!(state, BackendState::Stopped | BackendState::Restarting);
             prop_assert!(!(may_be_without && has_process), "{state:?} after {event:?} with a process");

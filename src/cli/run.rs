@@ -12,6 +12,7 @@ use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::{AttachFormat, RunArgs};
 use crate::engine::{Engine, Send};
+use crate::failure::ErrorClass;
 use crate::id::SessionId;
 use crate::message::UserMessage;
 use crate::run::{Run, Status};
@@ -79,7 +80,11 @@ pub(super) fn advise(run: &Run) {
         let _ = writeln!(std::io::stderr(), "{advice}");
     }
     if let Some(at) = run.retry_at {
-        let _ = writeln!(std::io::stderr(), "The limit is over at {at}.");
+        let what = match run.error_class {
+            Some(ErrorClass::RateLimit | ErrorClass::Overloaded) => "The limit is over",
+            _ => "It can be tried again",
+        };
+        let _ = writeln!(std::io::stderr(), "{what} at {at}.");
     }
 }
 

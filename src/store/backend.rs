@@ -19,7 +19,7 @@ use crate::warm::BackendState;
 use crate::worker::{AgentHost, ProcessIdentity};
 
 pub use list::StopRequest;
-pub use place::{Place, Taken, Wanted};
+pub use place::{Awaited, Place, Taken, Wanted};
 pub use watch::Move;
 
 /// A backend, as whoever watches over it sees it.
@@ -53,6 +53,8 @@ pub struct Watched {
     pub close_when_idle: bool,
     /// When it was restarted lately.
     pub restarts: Vec<Timestamp>,
+    /// Whether it has ever answered.
+    pub was_well: bool,
     /// It is not started again before this.
     pub not_before: Option<Timestamp>,
     /// When a turn last began or ended on it.
@@ -77,6 +79,7 @@ struct Row {
     is_busy: bool,
     close_when_idle: bool,
     restarts: String,
+    was_well: bool,
     not_before: Option<i64>,
     used_at: i64,
 }
@@ -107,6 +110,7 @@ impl TryFrom<Row> for Watched {
             is_busy: row.is_busy,
             close_when_idle: row.close_when_idle,
             restarts: times_of(&row.restarts),
+            was_well: row.was_well,
             not_before: row.not_before.map(Timestamp::from_millis),
             used_at: Timestamp::from_millis(row.used_at),
         })

@@ -1,5 +1,8 @@
 //! Agents that break rules.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use mainstay::failure::ErrorClass;
 use mainstay::run::{Cause, Outcome};
 use serde_json::json;
@@ -98,17 +101,41 @@ async fn a_turn_says_that_its_agent_is_gone_and_nothing_when_it_was_gone_before(
     assert_eq!((turn.said.len(), turn.code), (0, Some(1)));
 }
 
-#[tokio::test]
-async fn a_bridge_that_is_asked_to_end_ends_its_agent_first() {
-    let mut scene = Scene::new("").await;
-    scene.turn("say one", None).await;
+/// The directory in `/proc` of the agent's process.
+fn agent_of(scene: &Scene) -> PathBuf {
     let agent = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let environ = std::fs::read(entry.path().join("environ")).ok()?;
         let log = format!("STUB_LOG={}", scene.dir.path().join("log").display());
         let is_agent = std::fs::read_to_string(entry.path().join("comm")).ok()?.starts_with("python3");
         (is_agent && environ.split(|byte| *byte == 0).any(|it| it == log.as_bytes())).then(|| entry.path())
     });
-    let agent = agent.unwrap();
+    agent.unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_is_told_with_its_signal() {
+    for message in ["say one", "hang"] {
+        let mut scene = Scene::new("").await;
+        let mut relay = scene.relay(message, json!({})).await;
+        relay.until("agent_message_chunk").await;
+        let pid = agent_of(&scene).file_name().unwrap().to_owned();
+        assert!(Command::new("kill").arg("-KILL").arg(pid).status().unwrap().success());
+        relay.end().await;
+        let (code, stderr) = scene.ended().await;
+        let last = stderr.lines().next_back();
+        assert_eq!(
+            (code, last),
+            (Some(1), Some("mainstay: the agent ended (signal: 9 (SIGKILL))")),
+            "{message}: {stderr}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_that_is_asked_to_end_ends_its_agent_first() {
+    let mut scene = Scene::new("").await;
+    scene.turn("say one", None).await;
+    let agent = agent_of(&scene);
     scene.end("-TERM").await;
     assert!(!agent.exists());
 }

@@ -5,16 +5,16 @@ use std::path::Path;
 
 use mainstay::config::Config;
 use mainstay::engine::{Engine, Send};
-use mainstay::id::MessageId;
+use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
-use mainstay::run::Run;
+use mainstay::run::{Run, Status};
 use mainstay::warm::Backend;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::scene::within;
 
-/// A turn on an agent that is started with this command, and the backend that it was to be on, if one was made.
-async fn turn_on(dir: &Path, command: &[&str], more: &str) -> (Run, Backend) {
+/// An engine whose agent is started with this command, and a turn that was sent to it.
+async fn sent_to(dir: &Path, command: &[&str], more: &str) -> (Engine, RunId) {
     let text = format!(
         "[agents.live]\ndriver = \"acp\"\ncommand = {}\n{more}\n[workspaces.w]\nagent = \"live\"\n",
         json!(command)
@@ -25,10 +25,15 @@ async fn turn_on(dir: &Path, command: &[&str], more: &str) -> (Run, Backend) {
     engine.start().await.unwrap();
     let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "say hello").unwrap());
     send.workspace = Some("w".parse().unwrap());
-    let sent = engine.send(send).await.unwrap().run;
-    let mut follower = engine.follow_run(sent.id, 0).await.unwrap();
-    within(async { while follower.next_events().await.unwrap().is_some() {} }).await;
-    let (run, backend) = (engine.run(sent.id).await.unwrap(), engine.list_backends().await.unwrap().remove(0));
+    let run = engine.send(send).await.unwrap().run.id;
+    (engine, run)
+}
+
+/// A turn on such an agent when it is over, and the backend that it was to be on.
+async fn turn_on(dir: &Path, command: &[&str], more: &str) -> (Run, Backend) {
+    let (engine, run) = sent_to(dir, command, more).await;
+    let run = within(engine.wait_settled(run)).await.unwrap();
+    let backend = engine.list_backends().await.unwrap().remove(0);
     engine.close().await;
     (run, backend)
 }
@@ -106,4 +111,27 @@ async fn one_that_ends_is_told_with_how_it_ended_and_its_own_words() {
         assert_eq!((json!(run.error_class), run.retry_at), (json!("crashed"), backend.not_before), "{run:?}");
         assert_eq!(backend.reason, Some(expected));
     }
+}
+
+#[tokio::test]
+async fn whoever_waits_sees_that_the_agent_is_started_and_why_it_is_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/acp/agent.py");
+    let wait = "while [ ! -e seen ]; do sleep 0.02; done; echo 'Error: no luck' >&2; exit 3";
+    let script = format!("[ -e seen ] || {{ {wait}; }}; exec python3 {}", agent.display());
+    let (engine, run) = sent_to(dir.path(), &["sh", "-c", &script], &stub(dir.path(), "")).await;
+    let mut follower = engine.follow_run(run, 0).await.unwrap();
+    let mut told = Vec::new();
+    while let Some(events) = within(follower.next_events()).await.unwrap() {
+        let chunks = events.iter().map(|event| serde_json::from_str::<Value>(&event.event).unwrap());
+        told.extend(chunks.filter(|chunk| chunk["type"] == "data-status").map(|chunk| chunk["data"]["label"].clone()));
+        if told == [json!("Starting live…")] {
+            std::fs::write(dir.path().join("seen"), "").unwrap();
+        }
+    }
+    let reason = "the agent ended (exit status: 3); it wrote last: no luck";
+    assert_eq!(told, [json!("Starting live…"), json!(format!("live does not run: {reason}. It is started again."))]);
+    let run = engine.run(run).await.unwrap();
+    assert_eq!((run.status, run.attempts, run.progress.as_deref()), (Status::Completed, 1, Some("hello")), "{run:?}");
+    engine.close().await;
 }

@@ -154,6 +154,7 @@ const QUICK: Care = Care {
     longest_pause: Duration::from_millis(100),
     most_restarts: 100,
     window: Duration::from_secs(300),
+    most_first_starts: 3,
 };
 
 async fn open(dir: &Path, more: &str, care: Care) -> Engine {
@@ -220,7 +221,7 @@ async fn turns_of_a_session_are_on_one_live_agent_that_ends_with_the_session() {
     let engine = open(dir.path(), "", QUICK).await;
     let (first, second) = (turn(&engine, "live", "a", "x").await, turn(&engine, "live", "a", "x").await);
     assert_eq!((first.status, second.status), (Status::Completed, Status::Completed), "{first:?}");
-    assert_eq!(story(&engine, first.id).await, story(&engine, second.id).await, "another process");
+    assert_eq!(first.progress, second.progress, "another process");
     turn(&engine, "live", "b", "x").await;
     turn(&engine, "shared", "c", "x").await;
     turn(&engine, "shared", "d", "x").await;
@@ -315,12 +316,11 @@ async fn a_live_agent_is_left_to_the_next_engine_which_goes_on_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), "[engine]\non_shutdown = \"leave\"", QUICK).await;
     let first = turn(&engine, "live", "a", "x").await;
-    let said = story(&engine, first.id).await;
     close(engine).await;
 
     let engine = open(dir.path(), "", QUICK).await;
     let second = turn(&engine, "live", "a", "x").await;
-    assert_eq!(story(&engine, second.id).await, said);
+    assert!(first.progress.is_some() && first.progress == second.progress, "{first:?}");
     let backends = engine.list_backends().await.unwrap();
     assert_eq!((backends.len(), backends[0].generation), (1, 1));
     close(engine).await;

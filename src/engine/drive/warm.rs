@@ -10,19 +10,35 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::backend::{Backend, StartError, Warm};
+use crate::backend::{AgentEvent, Backend, StartError, Warm};
 use crate::engine::decide::{asked_for, not_started};
 use crate::failure::ErrorClass;
 use crate::id::BackendId;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
-use crate::store::backend::{Place, Taken, Wanted};
+use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;
+use crate::warm::BackendState;
 
 /// What other processes do to backends is seen so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The end of a process is known to its watcher within this.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+
+/// One that is there so soon was not waited for.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// What readers are told while a turn waits for its backend; nothing that is not worth a word. That it did not start is told
+/// until it has.
+fn status_of(awaited: &Awaited, agent: &Agent, is_known: bool) -> Option<String> {
+    let name = &agent.name;
+    match (awaited.state, &awaited.reason) {
+        (BackendState::Restarting, Some(reason)) => {
+            Some(format!("{name} does not run: {reason}. It is started again."))
+        }
+        _ => (!is_known).then(|| format!("Starting {name}…")),
+    }
+}
 
 /// Counts a turn that waits, as long as it does.
 struct Waiting<'a>(&'a AtomicU64);
@@ -66,6 +82,7 @@ impl Drive<'_> {
         let _waiting = Waiting::new(&supervision.waiting);
         let mut changes = supervision.changes();
         let give_up = self.began + self.limit(agent);
+        let mut told = None;
         loop {
             changes.mark_unchanged();
             match self.insist(|| self.shared.store.take_backend(wanted.clone())).await? {
@@ -84,26 +101,38 @@ impl Drive<'_> {
                 }
             }
             let awaited = wanted.awaited;
-            tokio::select! {
+            while let Some(news) = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
                 () = self.signals.cancel.cancelled() => return Ok(Err(Some(Outcome::cancelled()))),
                 () = self.shared.ending.cancelled() => return Ok(Err(None)),
                 () = self.shared.leaving.cancelled() => return Ok(Err(None)),
                 () = sleep_until(give_up) => return Ok(Err(Some(asked_for(Cause::TurnTimeout)))),
-                () = self.changed(&mut changes, awaited) => {}
+                news = self.changed(&mut changes, awaited, agent, told.as_deref()) => news,
+            } {
+                let status = self.turn.hear(AgentEvent::Status(news.clone()));
+                self.append(status, Vec::new(), false).await?;
+                told = Some(news);
             }
         }
     }
 
-    /// Comes back when it makes sense to look again. A backend that goes on starting is looked at without writing.
-    async fn changed(&self, changes: &mut tokio::sync::watch::Receiver<u64>, awaited: Option<BackendId>) {
+    /// Comes back when it makes sense to look again, or with what readers have not been told. A backend that goes on starting
+    /// is looked at without writing.
+    async fn changed(
+        &self,
+        changes: &mut tokio::sync::watch::Receiver<u64>,
+        awaited: Option<BackendId>,
+        agent: &Agent,
+        told: Option<&str>,
+    ) -> Option<String> {
         loop {
             // Either way it is time to look.
             let _ = timeout(LOOK_AGAIN, changes.changed()).await;
-            let Some(id) = awaited else { return };
-            if !self.shared.store.is_backend_awaited(id).await.unwrap_or(false) {
-                return;
+            let awaited = self.shared.store.awaited_backend(awaited?).await.ok()??;
+            let news = status_of(&awaited, agent, told.is_some() || self.began.elapsed() < AT_ONCE);
+            if let Some(news) = news.filter(|news| told != Some(news)) {
+                return Some(news);
             }
         }
     }

@@ -48,6 +48,15 @@ pub struct Taken {
     pub endpoint: String,
 }
 
+/// A backend that a turn waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// Where it is in its life.
+    pub state: BackendState,
+    /// Why it is there, for people.
+    pub reason: Option<String>,
+}
+
 /// What came of looking for a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -121,17 +130,18 @@ impl Store {
         }))
     }
 
-    /// Whether a turn that waits for a backend has nothing to do yet: it lives, and does not run.
+    /// A backend that a turn waits for; none when it runs or ended, so that there is something to do.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn is_backend_awaited(&self, id: BackendId) -> Result<bool, StoreError> {
+    pub async fn awaited_backend(&self, id: BackendId) -> Result<Option<Awaited>, StoreError> {
         let id = id.to_string();
-        let awaited = sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT 1 FROM backends WHERE id = ?1 AND state NOT IN ('stopped', 'running')) AS "awaited!: bool""#,
+        let awaited = sqlx::query!(
+            "SELECT state, reason FROM backends WHERE id = ?1 AND state NOT IN ('stopped', 'running')",
             id
         );
-        Ok(awaited.fetch_one(&self.readers).await?)
+        let awaited = awaited.fetch_optional(&self.readers).await?;
+        awaited.map(|row| Ok(Awaited { state: state_of(&row.state)?, reason: row.reason })).transpose()
     }
 }
 

@@ -153,7 +153,8 @@ impl Store {
             r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
                    b.process_host, b.pid, b.pid_started_at, b.host_secret, b.endpoint,
                    EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "is_busy!: bool",
-                   b.close_when_idle AS "close_when_idle: bool", b.restarts, b.not_before, b.used_at
+                   b.close_when_idle AS "close_when_idle: bool", b.restarts, b.healthy_at IS NOT NULL AS "was_well!: bool",
+                   b.not_before, b.used_at
                FROM backends b INDEXED BY backends_live LEFT JOIN sessions s ON s.key = b.session_key
                WHERE b.state <> 'stopped' AND (?1 IS NULL OR b.key = ?1) ORDER BY b.used_at"#,
             only

@@ -30,6 +30,7 @@ impl Tended {
             now,
             generation: self.row.generation,
             restarts: &self.row.restarts,
+            was_well: self.row.was_well,
             not_before: self.row.not_before,
             is_busy: self.row.is_busy,
             hung_for: self.hung_since.map_or(Duration::ZERO, |since| since.elapsed()),
