@@ -214,7 +214,7 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     let (said, ended) = agents.last().map_or((&[][..], None), |agent| (&agent.said[..], agent.ended));
     let unheard = agents.last().map(Unheard::of).unwrap_or_default();
     let (lost, stored, said) = (unheard.lost(stored), unheard.without(stored), unheard.without(said));
-    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    let cause = cause_of(run);
     let is_same =
         |stored: &Said, said: &Said| stored == said || (cause != Some(Cause::Finished) && stored.distrusts(said));
     let differs = |at: &usize| !stored.get(*at).zip(said.get(*at)).is_some_and(|(stored, said)| is_same(stored, said));
@@ -305,9 +305,15 @@ impl<'a> Unheard<'a> {
     }
 }
 
-/// An agent that asks whether it may use a tool is answered, whoever drives its run by then.
+fn cause_of(run: &Run) -> Option<Cause> {
+    Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()))
+}
+
+/// An agent that asks whether it may use a tool is answered, whoever drives its run by then. One that was killed, or whose
+/// relay was, waits no more.
 fn question(run: &Run, agents: &[Record], journal: &Journal) {
-    let Some(asked) = agents.last().and_then(|agent| agent.asked) else { return };
+    let asked = agents.last().and_then(|agent| agent.asked);
+    let Some(asked) = asked.filter(|_| !matches!(cause_of(run), Some(Cause::Signal | Cause::HostLost))) else { return };
     let waited = run.settled_at.map(|at| at.since(Timestamp::from_millis(asked)));
     if waited.is_none_or(|waited| waited > TO_ANSWER) {
         let detail = format!("{} ({:?}) ended {waited:?} after its agent asked", run.id, run.cause);
@@ -317,7 +323,7 @@ fn question(run: &Run, agents: &[Record], journal: &Journal) {
 
 /// A run ends for a reason that there was; a cancel that was stored before its end is the reason.
 fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
-    let cause = Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()));
+    let cause = cause_of(run);
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
         _ if run.cancel_requested_at.is_some() => false,

@@ -300,15 +300,16 @@ fn a_message_that_is_not_what_its_events_say_and_a_slot_that_stays_taken_are_see
 
 #[test]
 fn an_agent_that_is_not_answered_is_seen() {
-    let waited = |ms: i64| {
+    let waited = |ms: i64, cause: Cause| {
         after(|scene| {
-            scene.end(Status::TimedOut, Cause::TurnTimeout);
+            scene.end(cause.status(), cause);
             scene.agents[0].asked = Some(0);
             scene.run.settled_at = Some(Timestamp::from_millis(ms));
         })
     };
-    assert_eq!(waited(10_000), NOTHING);
-    assert_eq!(waited(10_001), ["an agent that asks is answered"]);
+    assert_eq!(waited(10_000, Cause::TurnTimeout), NOTHING);
+    assert_eq!(waited(10_001, Cause::TurnTimeout), ["an agent that asks is answered"]);
+    assert_eq!(waited(10_001, Cause::Signal), NOTHING, "it was killed");
 }
 
 #[test]
