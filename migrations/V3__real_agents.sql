@@ -124,6 +124,9 @@ ALTER TABLE sessions ADD COLUMN oneshot INTEGER NOT NULL DEFAULT 0 CHECK (onesho
 -- The session that it works for; an older one, so that there are no circles.
 ALTER TABLE sessions ADD COLUMN spawned_by INTEGER REFERENCES sessions (key) CHECK (spawned_by < key);
 ALTER TABLE sessions ADD COLUMN label TEXT;
+-- Somebody gave it its title, which its agent does not change then.
+ALTER TABLE sessions ADD COLUMN title_given INTEGER NOT NULL DEFAULT 0
+    CHECK (title_given IN (0, 1) AND (title_given = 0 OR title IS NOT NULL));
 CREATE INDEX sessions_spawned ON sessions (spawned_by) WHERE spawned_by IS NOT NULL;
 
 CREATE TRIGGER children_keep_their_parent BEFORE UPDATE OF spawned_by ON sessions
@@ -160,7 +163,7 @@ CREATE INDEX runs_settled ON runs (settled_at, claimed_at, status, error_class) 
 
 DROP VIEW v_sessions;
 CREATE VIEW v_sessions AS
-    SELECT s.id, s.workspace, s.agent, s.title,
+    SELECT s.id, s.workspace, s.agent, s.title, s.title_given,
         CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') THEN 'streaming'
              WHEN q.key IS NULL THEN 'idle'
              WHEN q.not_before > (julianday('now') - 2440587.5) * 86400000 THEN 'parked' ELSE 'queued' END AS execution,

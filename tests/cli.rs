@@ -315,6 +315,7 @@ async fn a_daemon_serves_and_the_commands_work_with_it() {
     let failed = scene.mainstay(&["--json", "send", "s", "/exit 3"]).await.json();
     assert_eq!((failed[0]["status"].as_str(), failed[0]["session_id"].as_str()), (Some("queued"), Some("s")));
     assert_eq!(scene.mainstay(&["attach", failed[0]["id"].as_str().unwrap()]).await.code, Some(1));
+    assert_eq!(scene.mainstay(&["attach", "s"]).await.code, Some(1), "as its last run");
 
     // Busy, cancelled, closed.
     let hanging = scene.mainstay(&["send", "s", "/hang"]).await.printed();

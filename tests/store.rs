@@ -16,7 +16,9 @@ use mainstay::message::UserMessage;
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions, Status};
 use mainstay::store::event::{Append, Range};
 use mainstay::store::fact::Fact;
-use mainstay::store::run::{ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle};
+use mainstay::store::run::{
+    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle, Settled,
+};
 use mainstay::store::session::{NamedValues, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
@@ -115,7 +117,7 @@ impl Scene {
         }
     }
 
-    async fn settle(&self, claimed: &Claimed, outcome: Outcome) -> Result<(), LeaseLost> {
+    async fn settle(&self, claimed: &Claimed, outcome: Outcome) -> Result<Settled, LeaseLost> {
         let settle = Settle {
             lease: claimed.lease,
             session: claimed.session,
@@ -128,7 +130,7 @@ impl Scene {
             progress: None,
             resumes: 0,
         };
-        self.store.settle(settle).await.unwrap().map(|_| ())
+        self.store.settle(settle).await.unwrap()
     }
 
     async fn status(&self, run: RunId) -> Status {
@@ -927,6 +929,31 @@ async fn who_waits_for_one_run_claims_nothing_behind_it() {
 }
 
 #[tokio::test]
+async fn a_title_that_somebody_gave_is_not_the_agents_to_change() {
+    let scene = Scene::new(1).await;
+    let (id, text) = (|| "s".parse::<SessionId>().unwrap(), |title: &str| Some(title.to_owned()));
+    let sent = scene.enqueue_request("s", "m1");
+    let new = NewSession { title: text("at the beginning"), ..sent.new.clone() };
+    scene.store.create_session(id(), new, NamedValues::default()).await.unwrap();
+    scene.store.enqueue(sent).await.unwrap().unwrap();
+    let claimed = scene.claim(1).await.remove(0);
+    let says = async |title: &str| {
+        let append = Append { facts: vec![Fact::Title(title.to_owned())], ..scene.text(&claimed, "a") };
+        scene.store.append(append).await.unwrap().unwrap();
+        scene.store.find_session(&id()).await.unwrap().unwrap().title
+    };
+    assert_eq!(says("one").await, text("at the beginning"));
+    assert!(scene.store.update_session(id(), Some(None), None).await.unwrap());
+    assert_eq!(scene.store.find_session(&id()).await.unwrap().unwrap().title, None);
+    assert_eq!(says("two").await, text("two"));
+    assert_eq!(says("three").await, text("three"));
+    assert!(scene.store.update_session(id(), Some(text("later")), None).await.unwrap());
+    assert_eq!(says("four").await, text("later"));
+    assert!(scene.store.update_session(id(), None, Some(1000)).await.unwrap());
+    assert_eq!(says("five").await, text("later"));
+}
+
+#[tokio::test]
 async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
     let scene = Scene::new(1).await;
     let mut ids = Vec::new();
@@ -950,7 +977,7 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
         scene.store.append(append).await.unwrap().unwrap();
         let going = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
         assert_eq!((going.error_class, going.retry_at), (None, None));
-        scene.settle(&claimed, outcome).await.unwrap();
+        assert_eq!(scene.settle(&claimed, outcome).await.unwrap().class, class);
         let run = scene.store.find_run(sent.run.run.id).await.unwrap().unwrap().run;
         assert_eq!((run.error_class, run.retry_at.map(Timestamp::as_millis)), (class, retry_at), "{number}");
         assert_eq!(run.advice, class.map(ErrorClass::advice));

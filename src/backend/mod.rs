@@ -26,7 +26,7 @@ pub mod reap;
 pub mod relay;
 mod stderr;
 mod temp_dir;
-mod template;
+pub(crate) mod template;
 pub mod warm_process;
 
 use std::path::PathBuf;

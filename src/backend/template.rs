@@ -4,8 +4,7 @@
 //! Always: a text is filled in one pass, so that what stands in a message is never taken for a placeholder; what a
 //! placeholder stands for stays within its argument, because nothing splits or quotes it afterwards.
 
-use std::borrow::Cow;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 use super::TurnPlace;
 
@@ -15,14 +14,26 @@ pub(super) fn fill(template: &str, place: &TurnPlace, message: &str) -> OsString
     let mut rest = template;
     while let Some((before, name, behind)) = next_placeholder(rest) {
         filled.push(before);
-        match value(name, place, message) {
-            Some(value) => filled.push(value),
+        match meaning(name) {
+            Some(value) => filled.push(value(place, message)),
             None => filled.push(format!("{{{name}}}")),
         }
         rest = behind;
     }
     filled.push(rest);
     filled
+}
+
+/// What looks like a placeholder in a template and is none, unless a shell is to replace it.
+pub(crate) fn unknown(template: &str) -> impl Iterator<Item = &str> {
+    let mut rest = template;
+    let names = std::iter::from_fn(move || {
+        let (before, name, behind) = next_placeholder(rest)?;
+        rest = behind;
+        Some((before, name))
+    });
+    let names = names.filter(|(before, name)| !name.is_empty() && !before.ends_with('$') && meaning(name).is_none());
+    names.map(|(_, name)| name)
 }
 
 /// Whether a template asks for the message.
@@ -40,18 +51,18 @@ fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
     })
 }
 
-fn value<'a>(name: &str, place: &'a TurnPlace, message: &'a str) -> Option<Cow<'a, OsStr>> {
-    let text = match name {
-        "message" => message,
-        "session" => place.session.as_str(),
-        "slot" => place.slot.as_str(),
-        "workspace" => place.workspace.as_str(),
-        "agent_session" => place.agent_session.as_deref().unwrap_or_default(),
-        "run" => return Some(OsString::from(place.attempt.run.to_string()).into()),
-        "dir" => return Some(place.dir.as_os_str().into()),
+/// What a placeholder stands for, in a turn and its message.
+fn meaning(name: &str) -> Option<fn(&TurnPlace, &str) -> OsString> {
+    Some(match name {
+        "message" => |_, message| message.into(),
+        "session" => |place, _| place.session.as_str().into(),
+        "slot" => |place, _| place.slot.as_str().into(),
+        "workspace" => |place, _| place.workspace.as_str().into(),
+        "agent_session" => |place, _| place.agent_session.as_deref().unwrap_or_default().into(),
+        "run" => |place, _| place.attempt.run.to_string().into(),
+        "dir" => |place, _| place.dir.as_os_str().into(),
         _ => return None,
-    };
-    Some(OsStr::new(text).into())
+    })
 }
 
 #[cfg(test)]
@@ -81,5 +92,12 @@ mod tests {
         ] {
             assert_eq!(fill(template, &prompt.place, &prompt.message), OsString::from(filled), "{template}");
         }
+    }
+
+    #[test]
+    fn a_mistyped_placeholder_is_found_among_other_braces() {
+        let names = |template| unknown(template).collect::<Vec<_>>();
+        assert_eq!(names("--id={sesion} {session}{message_id}"), ["sesion", "message_id"]);
+        assert!(names("{\"s\":\"{session}\",\"t\":{}} ${home} {Home} {{dir}} {a b").is_empty());
     }
 }

@@ -80,7 +80,10 @@ pub struct SendArgs {
 
 /// `attach`
 #[derive(Debug, Args)]
-#[command(after_help = "Ctrl-C only detaches; the run goes on.")]
+#[command(
+    after_help = "Ctrl-C only detaches; the run goes on. Exit status: 0 the run, or the last one of the session, completed; \
+                  1 it ended otherwise; 130 Ctrl-C."
+)]
 pub struct AttachArgs {
     /// A run, or a session: then all its runs, one after the other
     #[arg(value_name = "RUN-or-SESSION")]

@@ -53,9 +53,9 @@ pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyho
     loop {
         if let Found::Session(session) = &found
             && !args.follow
-            && is_at_rest(engine, session, &follower).await?
+            && let Some(exit) = at_rest(engine, session, &follower).await?
         {
-            return Ok(Exit::Done);
+            return Ok(exit);
         }
         tokio::select! {
             events = follower.next_events() => match events? {
@@ -72,14 +72,15 @@ pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyho
             if args.format(json) == AttachFormat::Text {
                 advise(&run);
             }
-            Ok(exit_of(&run))
+            Ok(exit_of(run.status))
         }
         Found::Session(_) => Ok(Exit::Done),
     }
 }
 
-/// Whether all of a session has been shown and nothing more is to come by itself.
-async fn is_at_rest(engine: &Engine, session: &SessionId, follower: &Follower) -> anyhow::Result<bool> {
+/// How the last run of a session ended, when all of it has been shown and nothing more is to come by itself.
+async fn at_rest(engine: &Engine, session: &SessionId, follower: &Follower) -> anyhow::Result<Option<Exit>> {
     let session = engine.session(session).await?;
-    Ok(session.execution == Execution::Idle && follower.cursor() >= session.last_seq)
+    let is_at_rest = session.execution == Execution::Idle && follower.cursor() >= session.last_seq;
+    Ok(is_at_rest.then(|| session.last_outcome.map_or(Exit::Done, exit_of)))
 }

@@ -70,7 +70,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
         // A hint for whoever sits there; nobody is left to tell when stderr is gone.
         let _ = writeln!(std::io::stderr(), "(go on with: --session {session})");
     }
-    Ok(if interrupted { Exit::Interrupted } else { exit_of(&run) })
+    Ok(if interrupted { Exit::Interrupted } else { exit_of(run.status) })
 }
 
 /// What a person can do about a failure, on stderr; nobody is left to tell when that is gone.
@@ -83,7 +83,7 @@ pub(super) fn advise(run: &Run) {
     }
 }
 
-/// The exit status that a settled run asks for.
-pub(super) fn exit_of(run: &Run) -> Exit {
-    if run.status == Status::Completed { Exit::Done } else { Exit::Failed }
+/// The exit status of a run that ended so.
+pub(super) fn exit_of(status: Status) -> Exit {
+    if status == Status::Completed { Exit::Done } else { Exit::Failed }
 }

@@ -14,10 +14,12 @@ use tokio::task::spawn_blocking;
 
 use super::EngineError;
 use super::agents::working_dir;
+use crate::agent::Driver;
 use crate::audit::{Audit, Check, Finding, Verdict};
 use crate::backend::probe::what_is_missing;
 use crate::backend::process::Hosts;
 use crate::backend::reap::{self, Liveness};
+use crate::backend::template;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::id::RunId;
@@ -56,7 +58,9 @@ pub async fn examine(path: &Path, config: &Config, depth: Depth) -> Result<Audit
     }
     reading.close().await;
     let (path, agents) = (path.to_owned(), config.clone());
-    let of_the_machine = spawn_blocking(move || [log_size(&path), disk(&path), permissions(&path), programs(&agents)]);
+    let of_the_machine = spawn_blocking(move || {
+        [log_size(&path), disk(&path), permissions(&path), programs(&agents), placeholders(&agents)]
+    });
     // It fails only when the runtime goes down.
     checks.extend(of_the_machine.await.into_iter().flatten());
     Ok(Audit { checks })
@@ -228,4 +232,21 @@ fn programs(config: &Config) -> Check {
     }
     let advice = "`mainstay agents` says how to get it; or correct `command` of the agent or `dir` of the workspace";
     Check::new("agents", Verdict::Error, advice, missing.into_values().collect())
+}
+
+/// What agents are told as it stands, although it looks like a placeholder.
+fn placeholders(config: &Config) -> Check {
+    let findings = config.agents.values().flat_map(|agent| {
+        let templates: Vec<_> = match &agent.driver {
+            Driver::OpenclawGateway(spec) => vec![&spec.agent],
+            driver => {
+                driver.process().into_iter().flat_map(|spec| spec.command.iter().chain(spec.env.values())).collect()
+            }
+        };
+        let unknown = templates.into_iter().flat_map(|text| template::unknown(text));
+        unknown.map(|name| Finding::new(&agent.name, format!("{{{name}}} is no placeholder, and is left as it is")))
+    });
+    let advice =
+        "correct it in `command`, `env` or `gateway_agent`, if it is mistyped: docs/config.md names all placeholders";
+    Check::new("placeholders", Verdict::Warning, advice, findings.collect())
 }

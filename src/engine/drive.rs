@@ -31,7 +31,7 @@ use super::worker::Signals;
 use crate::agent::{Agent, OnInterrupt};
 use crate::backend::{Adoption, Backend, End, Prompt, Reply, TurnPlace, reap};
 use crate::chunk::Chunk;
-use crate::failure::{AgentError, ErrorClass};
+use crate::failure::AgentError;
 use crate::lease::WorkerKey;
 use crate::message;
 use crate::metrics::METRICS;
@@ -88,8 +88,6 @@ struct Drive<'a> {
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
-    /// What kind of error the agent reported.
-    reported: Option<ErrorClass>,
     /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
     late_error: Option<AgentError>,
 }
@@ -98,19 +96,8 @@ impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
-        Self {
-            shared,
-            worker,
-            subject,
-            signals,
-            turn,
-            asking,
-            offset: 0,
-            began,
-            on: None,
-            reported: None,
-            late_error: None,
-        }
+        let (on, late_error) = (None, None);
+        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on, late_error }
     }
 
     fn span(&self) -> tracing::Span {
@@ -247,10 +234,7 @@ impl<'a> Drive<'a> {
                 if asked.is_none() {
                     self.heed_late_error().await?;
                 }
-                let mut outcome = decide(asked, &self.turn, &exit, was_let_go);
-                if outcome.cause == Cause::AgentError {
-                    outcome.class = self.reported;
-                }
+                let outcome = decide(asked, &self.turn, &exit, was_let_go);
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {

@@ -5,6 +5,9 @@
 //!
 //! Deliberately absent: tools that are not dynamic. No turn makes them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
@@ -420,6 +423,3 @@ fn bytes_of(value: &Value) -> usize {
         Value::Object(map) => map.iter().map(|(key, item)| key.len() + 4 + bytes_of(item)).sum(),
     }
 }
-
-#[cfg(test)]
-mod tests;

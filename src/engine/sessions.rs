@@ -22,7 +22,7 @@ pub struct CreateSession {
     pub workspace: Option<WorkspaceName>,
     /// Its agent, when not the workspace's.
     pub agent: Option<AgentName>,
-    /// Its title; taken from its first message when none.
+    /// Its title; left to its first message and to its agent when none.
     pub title: Option<String>,
     /// How long it keeps its slot while nothing happens; the engine's default when none.
     pub idle_ttl: Option<Duration>,
@@ -85,17 +85,17 @@ impl Engine {
         }
     }
 
-    /// Changes the title or the idle TTL of a session.
+    /// Changes the title or the idle TTL of a session. A title of `Some(None)` is left to its agent and its next message.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::InvalidValue`], [`EngineError::Store`].
     pub async fn update_session(
         &self,
         id: &SessionId,
-        title: Option<String>,
+        title: Option<Option<String>>,
         idle_ttl: Option<Duration>,
     ) -> Result<Session, EngineError> {
-        check_title(title.as_deref())?;
+        check_title(title.as_ref().and_then(Option::as_deref))?;
         if let Some(idle_ttl) = idle_ttl {
             check_duration("idle_ttl_ms", idle_ttl)?;
         }

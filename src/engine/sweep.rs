@@ -188,7 +188,8 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
         liveness = Some(reap::Liveness::Dead);
     }
     let recovered = match liveness {
-        Some(reap::Liveness::Alive) if can_go_on && adopts => {
+        // Also what is dead: all that it said is in its spool, and its turn may go on in a live agent, which takes a while to end.
+        Some(reap::Liveness::Alive | reap::Liveness::Dead) if can_go_on && adopts => {
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
@@ -197,7 +198,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
         }
-        // All that the agent said is in its spool, and perhaps how it ended; or somebody wants it to end.
+        // Nobody here drives runs on, but this one is to end, or has ended.
         Some(reap::Liveness::Dead | reap::Liveness::Alive) if can_go_on => {
             let signals = shared.executing.add(orphan.lease, good_until);
             if orphan.cancel_requested {

@@ -8,6 +8,11 @@
 //!
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
 
+mod repetition;
+#[cfg(test)]
+mod tests;
+mod tools;
+
 use std::collections::HashSet;
 
 use serde_json::Value;
@@ -318,8 +323,3 @@ fn without_result(status: Status) -> &'static str {
         Status::Queued | Status::Running | Status::Completed | Status::Failed => "The tool reported no result.",
     }
 }
-
-mod repetition;
-#[cfg(test)]
-mod tests;
-mod tools;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::App;
@@ -69,8 +69,14 @@ pub(super) async fn show(State(app): State<App>, Id(id): Id<SessionId>) -> Resul
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct Update {
-    title: Option<String>,
+    #[serde(default, deserialize_with = "also_null")]
+    title: Option<Option<String>>,
     idle_ttl_ms: Option<u64>,
+}
+
+/// A value that is there and null, which would be the same as none otherwise.
+fn also_null<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 pub(super) async fn update(

@@ -10,7 +10,7 @@ use super::writer::Tx;
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::id::{AgentName, RunId, SessionId};
-use crate::lease::SessionKey;
+use crate::lease::{RunKey, SessionKey};
 use crate::options::{InvalidOption, SessionOptions};
 use crate::session::AgentSession;
 
@@ -153,6 +153,42 @@ impl Store {
         })
         .await
     }
+}
+
+/// Records which of its own sessions an agent is in. A new id takes the place of the old one, which stays in the history. One that was known is not new, also when an agent
+/// does not say so.
+pub(super) async fn record(
+    tx: &mut Tx<'_>,
+    run: RunKey,
+    session: SessionKey,
+    id: &str,
+    origin: &str,
+) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    let known = sqlx::query!(
+        "UPDATE agent_sessions SET origin = CASE ?3 WHEN 'new' THEN 'resumed' ELSE ?3 END, run_key = ?4, used_at = ?5
+         WHERE key = (SELECT key FROM agent_sessions WHERE session_key = ?1 ORDER BY key DESC LIMIT 1) AND id = ?2",
+        session,
+        id,
+        origin,
+        run,
+        now
+    );
+    if known.execute(&mut *tx.conn).await?.rows_affected() == 0 {
+        sqlx::query!(
+            "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
+             SELECT ?1, agent, ?2, ?3, key, ?5, ?5 FROM runs WHERE key = ?4",
+            session,
+            id,
+            origin,
+            run,
+            now
+        )
+        .execute(&mut *tx.conn)
+        .await?;
+    }
+    sqlx::query!("UPDATE sessions SET agent_session = ?2 WHERE key = ?1", session, id).execute(&mut *tx.conn).await?;
+    Ok(())
 }
 
 async fn reset(tx: &mut Tx<'_>, session: SessionKey, options: bool) -> Result<Reset, StoreError> {

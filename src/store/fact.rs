@@ -1,9 +1,9 @@
 //! What an agent says beside its message: which session of its own it is in, what the turn used, what it offers. Stored in
 //! the transaction that stores the events made of the same output, so that each is stored once.
 
-use super::StoreError;
 use super::permission::{self, NewPermission};
 use super::writer::Tx;
+use super::{StoreError, agent_session};
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::PermissionId;
@@ -47,7 +47,7 @@ pub enum Fact {
 pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, facts: &[Fact]) -> Result<(), StoreError> {
     for fact in facts {
         match fact {
-            Fact::AgentSession { id, origin } => agent_session(tx, run, session, id, origin).await?,
+            Fact::AgentSession { id, origin } => agent_session::record(tx, run, session, id, origin).await?,
             Fact::Usage(usage) => store_usage(tx, run, usage).await?,
             Fact::TotalUsage(total) => {
                 let earlier = earlier_usage(tx, run, session).await?;
@@ -82,48 +82,13 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
                     .await?;
             }
             Fact::Title(title) => {
-                sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1", session, title)
+                // What somebody gave it is not the agent's to change.
+                sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title_given = 0", session, title)
                     .execute(&mut *tx.conn)
                     .await?;
             }
         }
     }
-    Ok(())
-}
-
-/// A new id takes the place of the old one, which stays in the history. One that was known is not new, also when an agent
-/// does not say so.
-async fn agent_session(
-    tx: &mut Tx<'_>,
-    run: RunKey,
-    session: SessionKey,
-    id: &str,
-    origin: &str,
-) -> Result<(), StoreError> {
-    let now = tx.now.as_millis();
-    let known = sqlx::query!(
-        "UPDATE agent_sessions SET origin = CASE ?3 WHEN 'new' THEN 'resumed' ELSE ?3 END, run_key = ?4, used_at = ?5
-         WHERE key = (SELECT key FROM agent_sessions WHERE session_key = ?1 ORDER BY key DESC LIMIT 1) AND id = ?2",
-        session,
-        id,
-        origin,
-        run,
-        now
-    );
-    if known.execute(&mut *tx.conn).await?.rows_affected() == 0 {
-        sqlx::query!(
-            "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
-             SELECT ?1, agent, ?2, ?3, key, ?5, ?5 FROM runs WHERE key = ?4",
-            session,
-            id,
-            origin,
-            run,
-            now
-        )
-        .execute(&mut *tx.conn)
-        .await?;
-    }
-    sqlx::query!("UPDATE sessions SET agent_session = ?2 WHERE key = ?1", session, id).execute(&mut *tx.conn).await?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub struct NewSession {
     pub workspace: WorkspaceName,
     /// The agent it talks to.
     pub agent: AgentName,
-    /// Its title; taken from its first message when none.
+    /// Its title; left to its first message and to its agent when none.
     pub title: Option<String>,
     /// How long it keeps its slot while nothing happens.
     pub idle_ttl_ms: i64,
@@ -104,8 +104,8 @@ pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result
     let parent = new.spawned_by.as_ref().map(SessionId::as_str);
     let inserted = sqlx::query!(
         "INSERT INTO sessions (id, workspace, agent, title, idle_ttl_ms, created_at, updated_at, oneshot, options, label,
-             spawned_by)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9, (SELECT key FROM sessions WHERE id = ?10))",
+             spawned_by, title_given)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9, (SELECT key FROM sessions WHERE id = ?10), ?4 IS NOT NULL)",
         text,
         workspace,
         agent,
@@ -230,23 +230,27 @@ impl Store {
         .await
     }
 
-    /// Changes the title or the idle TTL of a session. False when there is no such session.
+    /// Changes the title or the idle TTL of a session. A title of `Some(None)` is left to its agent and its next message.
+    /// False when there is no such session.
     ///
     /// # Errors
     /// Why nothing was stored.
     pub async fn update_session(
         &self,
         id: SessionId,
-        title: Option<String>,
+        title: Option<Option<String>>,
         idle_ttl_ms: Option<i64>,
     ) -> Result<bool, StoreError> {
         self.write(move |tx| {
             let (id, title) = (id.clone(), title.clone());
             Box::pin(async move {
                 let text = id.as_str();
+                let (is_named, title) = (title.is_some(), title.flatten());
                 let updated = sqlx::query!(
-                    "UPDATE sessions SET title = coalesce(?2, title), idle_ttl_ms = coalesce(?3, idle_ttl_ms) WHERE id = ?1",
+                    "UPDATE sessions SET title = iif(?2, ?3, title), title_given = iif(?2, ?3 IS NOT NULL, title_given),
+                         idle_ttl_ms = coalesce(?4, idle_ttl_ms) WHERE id = ?1",
                     text,
+                    is_named,
                     title,
                     idle_ttl_ms
                 );

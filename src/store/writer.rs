@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::StoreError;
 use super::event::{Append, Appended};
 use super::place::OpenFile;
-use super::run::Settle;
+use super::run::{Settle, Settled};
 use super::wal::{self, Wal};
 use crate::clock::{Clock, Timestamp};
 use crate::event::Seq;
@@ -150,7 +150,7 @@ type Reply<T> = oneshot::Sender<Result<Result<T, LeaseLost>, StoreError>>;
 
 enum Command {
     Append(Append, Reply<Appended>),
-    Settle(Box<Settle>, Reply<Appended>),
+    Settle(Box<Settle>, Reply<Settled>),
     Write(Box<dyn Job>),
 }
 
@@ -174,7 +174,8 @@ impl Command {
     fn fail(self, error: StoreError) {
         // As above: nobody may be waiting.
         match self {
-            Self::Append(_, reply) | Self::Settle(_, reply) => drop(reply.send(Err(error))),
+            Self::Append(_, reply) => drop(reply.send(Err(error))),
+            Self::Settle(_, reply) => drop(reply.send(Err(error))),
             Self::Write(job) => job.failed(error),
         }
     }
@@ -238,7 +239,7 @@ impl super::Store {
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: the lease is lost.
-    pub async fn settle(&self, settle: Settle) -> Result<Result<Appended, LeaseLost>, StoreError> {
+    pub async fn settle(&self, settle: Settle) -> Result<Result<Settled, LeaseLost>, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.writer.ask(Command::Settle(Box::new(settle), reply), answer).await
     }
@@ -350,8 +351,8 @@ struct Batch {
     append_replies: Vec<Reply<Appended>>,
     appended: Vec<Result<Appended, LeaseLost>>,
     settles: Vec<Settle>,
-    settle_replies: Vec<Reply<Appended>>,
-    settled: Vec<Result<Appended, LeaseLost>>,
+    settle_replies: Vec<Reply<Settled>>,
+    settled: Vec<Result<Settled, LeaseLost>>,
     jobs: Vec<Box<dyn Job>>,
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Always: every check is a pure function of what was gathered, and `check/tests.rs` shows each of them failing.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -355,6 +358,3 @@ fn answer(run: &Run, stored: &[Said], answer: Option<&str>, journal: &Journal) {
         journal.violation("a message is what its events say", detail);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -76,6 +76,11 @@ def turn(id, session, blocks):
         while not os.path.exists(rest.split()[1]):
             time.sleep(0.01)
         say(session, "met")
+    elif word == "flood":
+        say(session, "flooding")
+        say(session, "x" * 1_000_000)
+        cancelled[session].wait()
+        stop = "cancelled"
     elif word == "hang":
         say(session, "hanging")
         return

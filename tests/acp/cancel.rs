@@ -18,6 +18,17 @@ async fn what_the_agent_asks_is_taken_back_when_its_turn_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_turn_is_cancelled_also_while_nobody_reads_what_it_says() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("flood", json!({})).await;
+    relay.until("flooding").await;
+    relay.says_more().await;
+    relay.cancel().await;
+    scene.is_sent("session/cancel").await;
+    assert_eq!(relay.end().await.stop_reason(), Some("cancelled"));
+}
+
+#[tokio::test]
 async fn a_turn_whose_relay_is_killed_is_cancelled() {
     let scene = Scene::new("").await;
     let mut relay = scene.relay("wait", json!({})).await;

@@ -114,6 +114,16 @@ impl Scene {
         messages.filter(|message| message["method"] == method).map(|message| message["params"].clone()).collect()
     }
 
+    /// Waits until the agent is sent this method.
+    pub async fn is_sent(&self, method: &str) {
+        within(async {
+            while self.sent(method).is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     /// A relay with a turn, of which `changes` are not as usual.
     pub async fn relay(&self, message: &str, changes: Value) -> Relay {
         let mut turn = json!({
@@ -173,6 +183,11 @@ impl Relay {
             }
         }
         panic!("no {what} in {:#?}", self.said);
+    }
+
+    /// Waits until it says more, which nobody reads.
+    pub async fn says_more(&mut self) {
+        assert!(!within(self.lines.get_mut().fill_buf()).await.unwrap().is_empty());
     }
 
     /// Answers a request for permission.

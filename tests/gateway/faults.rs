@@ -1,18 +1,21 @@
 //! Gateways that are not there, refuse, break off, say nonsense, or never end.
 
+use std::process::Stdio;
 use std::time::Duration;
 
+use mainstay::backend::relay::RelayedTurn;
 use mainstay::backend::{AgentEvent, Backend, End};
 use mainstay::failure::ErrorClass;
 use mainstay::run::Cause;
 use rustix::process::{Pid, Signal};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::scene::{FakeGateway, Turn, backend, in_time, prompt};
+use crate::scene::{FakeGateway, TOKEN, Turn, backend, in_time, prompt};
 
 #[tokio::test]
 async fn a_gateway_that_nobody_started_is_said_with_what_to_do() {
@@ -240,6 +243,34 @@ async fn a_run_that_was_cancelled_before_the_gateway_took_it_on_is_cancelled_as_
     peer.answer("agent", json!({"runId": turn.run, "status": "timeout", "stopReason": "rpc"})).await;
     let report = turn.ends().await;
     assert_eq!((report.stopped, report.code), (Some(Cause::Cancelled), Some(0)));
+}
+
+#[tokio::test]
+async fn a_run_is_cancelled_also_while_nobody_reads_what_it_says() {
+    let gateway = FakeGateway::start().await;
+    let prompt = prompt();
+    let run = json!(format!("{}-1", prompt.place.attempt.run));
+    let turn = RelayedTurn::new(&prompt, gateway.url());
+    let told = json!({"turn": turn, "key": run, "agent": "a", "token": TOKEN, "limit_s": 1800});
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    command.args(["relay", "openclaw-gateway"]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut relay = command.spawn().unwrap();
+    relay.stdin.as_mut().unwrap().write_all(format!("{told}\n").as_bytes()).await.unwrap();
+    let mut peer = gateway.accept("b").await;
+    peer.accept_run().await;
+    let flood = "x".repeat(2 * 1024 * 1024);
+    peer.says(&run, 1, &flood, &flood).await;
+    let mut stdout = relay.stdout.take().unwrap();
+    let mut said = vec![in_time(stdout.read_u8()).await.unwrap()];
+    let pid = Pid::from_raw(relay.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    peer.asked("chat.abort").await;
+    peer.event(&run, 2, "lifecycle", json!({"phase": "end", "status": "cancelled", "aborted": true})).await;
+    peer.answer("agent", json!({"runId": run, "status": "timeout", "stopReason": "rpc"})).await;
+    in_time(stdout.read_to_end(&mut said)).await.unwrap();
+    assert_eq!(in_time(relay.wait()).await.unwrap().code(), Some(0));
+    let last = said.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(last).unwrap()["payload"]["stopReason"], "rpc");
 }
 
 #[tokio::test]

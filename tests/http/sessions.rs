@@ -57,6 +57,10 @@ async fn a_session_is_changed() {
     let changed = read(patch("/v1/sessions/s", json!({"title": "new", "idle_ttl_ms": 5000}))).await;
     assert_eq!((changed.status, changed.text("title")), (200, "new"));
     assert_eq!(changed.body["idle_ttl_ms"], 5000);
+    let kept = read(patch("/v1/sessions/s", json!({"idle_ttl_ms": 6000}))).await;
+    assert_eq!((kept.text("title"), &kept.body["idle_ttl_ms"]), ("new", &json!(6000)));
+    let left = read(patch("/v1/sessions/s", json!({"title": null}))).await;
+    assert_eq!((left.status, &left.body["title"], &left.body["idle_ttl_ms"]), (200, &json!(null), &json!(6000)));
     assert_eq!(read(patch("/v1/sessions/s", json!({"agent": "demo"}))).await.refused(), (422, "invalid_body"));
     assert_eq!(read(patch("/v1/sessions/t", json!({"title": "new"}))).await.refused(), (404, "not_found"));
 }

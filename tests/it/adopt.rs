@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mainstay::engine::{Follower, RunFilter};
+use mainstay::failure::ErrorClass;
 use mainstay::id::{RunId, SessionId};
 use mainstay::run::{Run, Status};
 use serde_json::Value;
@@ -243,6 +244,27 @@ async fn a_plain_stop_ends_the_agents_unless_told_otherwise() {
             leaves_nothing(&camp, run.id).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kind_of_error_an_agent_reported_to_a_daemon_that_is_gone_is_known_when_its_run_ends() {
+    let failed = r#"{"type":"result","is_error":true,"api_error_status":429,"result":"out of tokens"}"#;
+    let init = r#"{"type":"system","subtype":"init","session_id":"one"}"#;
+    let script = Value::from(format!("echo '{init}'; echo '{failed}'; while [ ! -e stop ]; do sleep 0.01; done"));
+    let agent =
+        format!("[agents.c]\ndriver = \"claude\"\ncommand = [\"sh\", \"-c\", {script}]\n[workspaces.c]\nagent = \"c\"");
+    let camp = Camp::new(&[], &agent).await;
+    let daemon = camp.daemon();
+    let run = camp.send("c", "s", "hi").await.id;
+    camp.grown(run, 4).await;
+    daemon.kill();
+    std::fs::write(camp.dir.path().join("stop"), "").unwrap();
+    let daemon = camp.daemon();
+    assert_eq!(settled(&camp.watcher, run).await.error_class, Some(ErrorClass::RateLimit));
+    assert!(daemon.stop().success());
+    let log = camp.log();
+    let settled = log.lines().find(|line| line.contains("run settled")).unwrap();
+    assert!(settled.contains("\"class\":\"rate_limit\""), "{settled}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

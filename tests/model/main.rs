@@ -388,7 +388,8 @@ impl System {
             progress: None,
             resumes: 0,
         };
-        written(self.store().settle(settle).await)
+        let settled = self.store().settle(settle).await;
+        written(settled.map(|settled| settled.map(|settled| Appended { last_seq: settled.last_seq })))
     }
 
     async fn cancel(&self, run: RunKey) -> Answer {

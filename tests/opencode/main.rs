@@ -89,6 +89,11 @@ impl Relay {
         }
     }
 
+    /// Waits until it says more, which nobody reads.
+    async fn says_more(&mut self) {
+        assert!(!self.lines.get_mut().fill_buf().await.unwrap().is_empty());
+    }
+
     fn terminate(&self) {
         let pid = rustix::process::Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -406,6 +411,30 @@ async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
         assert_eq!(rejected.body, json!({"reply": "reject"}));
         let events = relay.end().await;
         assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two", None));
+        assert_eq!(events.last(), Some(&AgentEvent::Ended));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_turn_is_aborted_also_while_nobody_reads_what_it_says() {
+    in_time(async {
+        let mut fake = Fake::start().await;
+        let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
+        let follower = fake.followed().await;
+        begins(&follower).await;
+        relay.says("one ").await;
+        let flood = "x".repeat(1024 * 1024);
+        for _ in 0..3 {
+            follower.of_session("message.part.delta", delta(&flood)).await;
+        }
+        relay.says_more().await;
+        relay.terminate();
+        fake.asked("POST /session/ses_new/abort").await;
+        let ended = tokio::spawn(relay.end());
+        ends(&follower, &format!("one {}", flood.repeat(3))).await;
+        let events = ended.await.unwrap();
+        assert_eq!(text_of(&events).len(), "one ".len() + 3 * flood.len());
         assert_eq!(events.last(), Some(&AgentEvent::Ended));
     })
     .await;

@@ -7,30 +7,21 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 
-use super::wire::{self, MAX_LINE_BYTES, Own, ToBridge};
+use super::wire::{self, Own, ToBridge};
 use crate::backend::relay::RelayedTurn;
+use crate::backend::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
 
-type Input = BufReader<tokio::io::Stdin>;
-
 /// Is the relay of one turn.
-pub(in crate::backend) fn run() -> io::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(relay())?;
-    // Somebody may hold our stdin open, which is read in a thread of its own.
-    runtime.shutdown_background();
-    Ok(code)
-}
-
-async fn relay() -> io::Result<ExitCode> {
-    let term = signal(SignalKind::terminate())?;
-    let mut input = BufReader::new(tokio::io::stdin());
-    let line = read_line(&mut input).await?.unwrap_or_default();
-    let turn: RelayedTurn = serde_json::from_str(&line).map_err(io::Error::other)?;
+///
+/// # Errors
+/// When it is told no turn, the live agent cannot be reached, or nobody reads what it says.
+pub(in crate::backend) async fn run(mut input: Input, mut output: Output, term: Signal) -> io::Result<ExitCode> {
+    let turn: RelayedTurn = input.turn().await?;
     // Nothing was said: the turn may be tried on another live agent.
     let unreachable =
         |error: io::Error| io::Error::new(error.kind(), format!("the live agent cannot be reached: {error}"));
@@ -41,21 +32,21 @@ async fn relay() -> io::Result<ExitCode> {
     let _ = link.write_all(turn.as_bytes()).await;
     drop(turn);
     let end = tokio::select! {
-        copied = copy_out(said) => copied?,
+        copied = copy_out(said, &mut output) => copied?,
         never = pass_in(input, link, term) => match never {},
     };
-    match end {
-        Some(Own::Ended) => Ok(ExitCode::SUCCESS),
-        Some(_) => Ok(ExitCode::FAILURE),
-        None => say_lost("The live agent ended in the middle of the turn.").await,
+    if end.is_none() {
+        let lost = Own::error(ErrorClass::Crashed, "The live agent ended in the middle of the turn.");
+        output.say(&wire::line(&lost));
+        output.write_all().await?;
     }
+    Ok(if end == Some(Own::Ended) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Copies out what the bridge says. Answers with its last line, when that is one of those that end a turn.
-async fn copy_out(mut said: OwnedReadHalf) -> io::Result<Option<Own>> {
+async fn copy_out(mut said: OwnedReadHalf, output: &mut Output) -> io::Result<Option<Own>> {
     let ends = [Own::Ended, Own::Left].map(|own| (format!("{}\n", wire::line(&own)), own));
     let longest = ends.iter().map(|(line, _)| line.len()).max().unwrap_or_default();
-    let mut output = tokio::io::stdout();
     let mut piece = vec![0; 64 * 1024];
     let mut tail = Vec::new();
     loop {
@@ -68,8 +59,8 @@ async fn copy_out(mut said: OwnedReadHalf) -> io::Result<Option<Own>> {
             return Ok(end.map(|(_, own)| own));
         }
         let piece = &piece[..read];
-        output.write_all(piece).await?;
-        output.flush().await?;
+        output.pass_on(piece);
+        output.write_all().await?;
         tail.extend_from_slice(&piece[piece.len().saturating_sub(longest)..]);
         tail.drain(..tail.len().saturating_sub(longest));
     }
@@ -77,37 +68,16 @@ async fn copy_out(mut said: OwnedReadHalf) -> io::Result<Option<Own>> {
 
 /// Passes answers on to the bridge, and that the turn is to end.
 async fn pass_in(mut input: Input, mut link: OwnedWriteHalf, mut term: Signal) -> std::convert::Infallible {
-    let mut open = true;
     loop {
         let line = tokio::select! {
-            line = read_line(&mut input), if open => match line {
-                // Answers come from us, but what is no answer goes nowhere.
-                Ok(Some(line)) => match serde_json::from_str(&line) {
-                    Ok(answer @ ToBridge::Answer(_)) => wire::line(&answer),
-                    _ => continue,
-                },
-                Ok(None) | Err(_) => {
-                    open = false;
-                    continue;
-                }
+            // Answers come from us, but what is no answer goes nowhere.
+            line = input.next(), if input.is_open() => match line.map(|line| serde_json::from_str(&line)) {
+                Some(Ok(answer @ ToBridge::Answer(_))) => wire::line(&answer),
+                _ => continue,
             },
             _ = term.recv() => wire::line(&ToBridge::Cancel),
         };
         // As above.
         let _ = link.write_all(format!("{line}\n").as_bytes()).await;
     }
-}
-
-async fn read_line(input: &mut Input) -> io::Result<Option<String>> {
-    let mut line = String::new();
-    let read = input.take(MAX_LINE_BYTES).read_line(&mut line).await?;
-    Ok((read > 0).then_some(line))
-}
-
-async fn say_lost(message: &str) -> io::Result<ExitCode> {
-    let line = format!("{}\n", wire::line(&Own::error(ErrorClass::Crashed, message)));
-    let mut output = tokio::io::stdout();
-    output.write_all(line.as_bytes()).await?;
-    output.flush().await?;
-    Ok(ExitCode::FAILURE)
 }

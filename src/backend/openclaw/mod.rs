@@ -10,6 +10,8 @@ pub(super) mod error;
 mod js;
 mod result;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use serde_json::{Map, Value, json};
 
@@ -155,6 +157,3 @@ fn text<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
 fn status(label: &str) -> AgentEvent {
     AgentEvent::Status(label.to_owned())
 }
-
-#[cfg(test)]
-mod tests;

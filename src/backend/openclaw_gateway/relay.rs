@@ -3,18 +3,18 @@
 //! Always: the gateway is asked once for a run (the idempotency key is ours), and the turn ends when the gateway has
 //! answered how the run ended. A broken connection ends nothing: the run goes on in the gateway, and is followed again.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::connection::{Connection, Refused};
 use super::frames::Own;
 use super::{GatewayTurn, session_key_of};
-use crate::backend::relay::read_turn;
+use crate::backend::relay::pipes::{Input, Output};
 use crate::failure::{AgentError, ErrorClass};
 use crate::message::Attachment;
 
@@ -27,20 +27,15 @@ const ANSWER_GRACE: Duration = Duration::from_secs(2);
 /// How long the gateway is to wait in one request for the end of a run.
 const WAIT_MS: u64 = 30_000;
 
-/// Relays the turn on stdin, to its end.
+/// Is the relay of one turn.
 ///
 /// # Errors
-/// When stdin says no turn, or stdout cannot be written to.
-pub fn run() -> io::Result<ExitCode> {
-    let turn: GatewayTurn = read_turn()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Relay::new(turn).run(signal_in(&runtime)?))?;
+/// When it is told no turn, or nobody reads what it says.
+pub async fn run(mut input: Input, output: Output, terminate: Signal) -> io::Result<ExitCode> {
+    let mut relay = Relay::new(input.turn().await?, output);
+    relay.run(terminate).await?;
+    relay.output.write_all().await?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn signal_in(runtime: &tokio::runtime::Runtime) -> io::Result<Signal> {
-    let _guard = runtime.enter();
-    signal(SignalKind::terminate())
 }
 
 /// How far a run is.
@@ -60,6 +55,7 @@ enum Progress {
 
 struct Relay {
     asked: GatewayTurn,
+    output: Output,
     session_key: String,
     progress: Progress,
     /// The gateway may know of the run.
@@ -70,13 +66,22 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(asked: GatewayTurn) -> Self {
+    fn new(asked: GatewayTurn, output: Output) -> Self {
         let session_key = session_key_of(&asked.agent, &asked.turn.session);
         let progress = Progress::Asked;
-        Self { asked, session_key, progress, has_asked: false, cancelled: false, knows_session: false, requests: 0 }
+        Self {
+            asked,
+            output,
+            session_key,
+            progress,
+            has_asked: false,
+            cancelled: false,
+            knows_session: false,
+            requests: 0,
+        }
     }
 
-    async fn run(mut self, mut terminate: Signal) -> io::Result<()> {
+    async fn run(&mut self, mut terminate: Signal) -> io::Result<()> {
         let Some(mut connection) = self.connect(&mut terminate, None).await? else { return Ok(()) };
         let mut asked = self.ask(&mut connection).await;
         loop {
@@ -86,7 +91,7 @@ impl Relay {
             let boot = connection.boot.take();
             let Some(again) = self.connect(&mut terminate, boot).await? else { return Ok(()) };
             connection = again;
-            say(&Own::Reconnected.to_line())?;
+            self.output.say(&Own::Reconnected.to_line());
             asked = self.ask_again(&mut connection).await;
         }
     }
@@ -99,7 +104,7 @@ impl Relay {
         loop {
             let open = Connection::open(&self.asked.turn.endpoint, self.asked.token.as_deref());
             let opened = tokio::select! {
-                opened = open => opened,
+                opened = self.output.write_during(open) => opened?,
                 _ = terminate.recv(), if !self.cancelled => {
                     self.cancelled = true;
                     if is_first { return Ok(None) } else { continue }
@@ -110,7 +115,7 @@ impl Relay {
                 Ok(connection) if boot.is_some() && connection.boot != boot => {
                     let lost =
                         AgentError::of(ErrorClass::Crashed, "the gateway was restarted in the midst of the turn");
-                    say(&Own::Failed(&lost).to_line())?;
+                    self.output.say(&Own::Failed(&lost).to_line());
                     return Ok(None);
                 }
                 Ok(connection) => return Ok(Some(connection)),
@@ -122,11 +127,14 @@ impl Relay {
                 Refused::ForGood(_) => false,
             };
             if !may_come || Instant::now() + pause >= give_up {
-                say(&Own::Failed(&refused.error()).to_line())?;
+                self.output.say(&Own::Failed(&refused.error()).to_line());
                 return Ok(None);
             }
             tokio::select! {
-                () = sleep(pause) => pause = (pause * 2).min(TRY_AGAIN.1),
+                waited = self.output.write_during(sleep(pause)) => {
+                    waited?;
+                    pause = (pause * 2).min(TRY_AGAIN.1);
+                }
                 _ = terminate.recv(), if !self.cancelled => {
                     self.cancelled = true;
                     if is_first { return Ok(None) }
@@ -197,11 +205,20 @@ impl Relay {
                     self.cancelled = true;
                     self.abort(connection).await
                 }
-                frame = connection.next_frame() => match frame {
-                    Some(frame) => self.take(&frame, connection).await?,
+                written = self.output.write(), if !self.output.is_all_written() => {
+                    if let Err(error) = written {
+                        // Our host is gone: nobody wants the run.
+                        self.abort(connection).await;
+                        return Err(error);
+                    }
+                    Some(())
+                }
+                frame = connection.next_frame(), if self.output.has_room() => match frame {
+                    Some(frame) => self.take(&frame, connection).await,
                     None => None,
                 },
-                () = told => {
+                // What was not taken yet may be the answer.
+                () = told, if self.output.has_room() => {
                     self.progress = Progress::Over;
                     Some(())
                 }
@@ -214,20 +231,20 @@ impl Relay {
     }
 
     /// Takes a frame. `None` when the connection turns out to be broken.
-    async fn take(&mut self, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
+    async fn take(&mut self, text: &str, connection: &mut Connection) -> Option<()> {
         let Some(frame) = crate::backend::json::parse(text) else {
             // Counted by whoever reads the lines.
-            say(text)?;
-            return Ok(Some(()));
+            self.output.say(text);
+            return Some(());
         };
         let payload = &frame["payload"];
         match (frame["type"].as_str(), frame["event"].as_str(), frame["id"].as_str()) {
             (Some("event"), Some("agent" | "session.tool"), _) if payload["runId"] == self.asked.key.as_str() => {
-                self.event(payload)?;
-                say(text)?;
+                self.event(payload);
+                self.output.say(text);
                 if self.cancelled && payload["data"]["phase"] == "start" && payload["stream"] == "lifecycle" {
                     // As below.
-                    return Ok(self.abort(connection).await);
+                    return self.abort(connection).await;
                 }
             }
             (Some("res"), _, Some("agent")) => {
@@ -238,16 +255,16 @@ impl Relay {
                     Some("accepted") => {
                         self.progress = Progress::Accepted;
                         // What was asked before knew nothing of the run.
-                        return Ok(if self.cancelled { self.abort(connection).await } else { Some(()) });
+                        return if self.cancelled { self.abort(connection).await } else { Some(()) };
                     }
                     // It was taken before, and will be answered to a connection that is gone.
                     Some("in_flight") => {
                         self.progress = Progress::Accepted;
-                        return Ok(self.wait(connection).await);
+                        return self.wait(connection).await;
                     }
                     _ => {
                         self.progress = Progress::Over;
-                        say(text)?;
+                        self.output.say(text);
                     }
                 }
             }
@@ -257,22 +274,22 @@ impl Relay {
             }
             (Some("res"), _, Some("history")) => {
                 self.progress = Progress::Over;
-                say(text)?;
+                self.output.say(text);
             }
             (Some("res"), _, Some(id)) if id.starts_with("wait-") => {
                 return self.waited(&frame, text, connection).await;
             }
             _ => {}
         }
-        Ok(Some(()))
+        Some(())
     }
 
     /// Looks at an event of the run, before it is passed on.
-    fn event(&mut self, payload: &Value) -> io::Result<()> {
+    fn event(&mut self, payload: &Value) {
         if let Some(id) = payload["sessionId"].as_str().filter(|_| !self.knows_session) {
             self.knows_session = true;
             let same = self.asked.turn.agent_session.as_deref() == Some(id);
-            say(&Own::Session { id, same }.to_line())?;
+            self.output.say(&Own::Session { id, same }.to_line());
         }
         let data = &payload["data"];
         let is_lifecycle = payload["stream"] == "lifecycle";
@@ -285,26 +302,25 @@ impl Relay {
             _ if is_lifecycle || self.progress == Progress::Asked => Progress::Accepted,
             _ => self.progress,
         };
-        Ok(())
     }
 
     /// Takes the answer to how the run ended, which is asked for where its own answer goes to a connection that is gone.
-    async fn waited(&mut self, frame: &Value, text: &str, connection: &mut Connection) -> io::Result<Option<()>> {
+    async fn waited(&mut self, frame: &Value, text: &str, connection: &mut Connection) -> Option<()> {
         if frame["ok"] != true {
             // A gateway that cannot be asked this tells the end all the same, if it comes while we listen.
-            return Ok(Some(()));
+            return Some(());
         }
         if goes_on(&frame["payload"]) {
-            return Ok(self.wait(connection).await);
+            return self.wait(connection).await;
         }
-        say(text)?;
+        self.output.say(text);
         if matches!(self.progress, Progress::Told(_)) {
             self.progress = Progress::Over;
-            return Ok(Some(()));
+            return Some(());
         }
         self.progress = Progress::Missed;
         let params = json!({"sessionKey": self.session_key, "limit": 4});
-        Ok(connection.request("history", "chat.history", params).await)
+        connection.request("history", "chat.history", params).await
     }
 }
 
@@ -318,12 +334,4 @@ pub(super) fn goes_on(waited: &Value) -> bool {
 fn attached(file: &Attachment) -> Option<Value> {
     let (_, content) = file.url.split_once(";base64,")?;
     Some(json!({"type": "image", "mimeType": file.media_type, "fileName": file.filename, "content": content}))
-}
-
-/// Writes a line.
-fn say(line: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    // JSON has no line breaks that mean something.
-    writeln!(out, "{}", line.replace(['\n', '\r'], " "))?;
-    out.flush()
 }

@@ -7,7 +7,6 @@
 mod error;
 mod own;
 mod parser;
-mod pipes;
 mod prompt;
 pub(super) mod relay;
 mod server;

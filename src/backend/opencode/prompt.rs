@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::own::{Origin, Own};
-use super::pipes::Output;
 use super::relay::{ANSWERS_WITHIN, Trouble};
 use super::server::Server;
 use super::watch::text;
 use crate::backend::relay::RelayedTurn;
+use crate::backend::relay::pipes::Output;
 
 /// The body of the prompt, and what people should know of options that could not be kept. What the server offers is said
 /// for a new session.

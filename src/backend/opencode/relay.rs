@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::own::{Origin, Own};
-use super::pipes::{Input, Output};
 use super::prompt;
 use super::server::{Events, Failure, Server};
 use super::watch::{Watch, text};
 use crate::backend::relay::RelayedTurn;
+use crate::backend::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
 
 /// The first request about a directory makes the server load its config and plugins.
@@ -59,21 +59,12 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// Is a relay, to the end of its turn.
+/// Is the relay of one turn.
 ///
 /// # Errors
-/// When it is told no turn, or its pipes are none.
-pub(in crate::backend) fn run() -> io::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(relay())
-}
-
-async fn relay() -> io::Result<ExitCode> {
-    // Before all else: from here on SIGTERM stops the turn, not us.
-    let mut stop = signal(SignalKind::terminate())?;
-    let (mut input, mut output) = (Input::of_stdin()?, Output::of_stdout()?);
-    let told = input.next().await.unwrap_or_default();
-    let turn: RelayedTurn = serde_json::from_str(&told)?;
+/// When it is told no turn, or nobody reads what it says.
+pub(in crate::backend) async fn run(mut input: Input, mut output: Output, mut stop: Signal) -> io::Result<ExitCode> {
+    let turn: RelayedTurn = input.turn().await?;
     let invalid = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
     let dir = turn.options.cwd.as_ref().unwrap_or(&turn.dir);
     let server = Server::at(&turn.endpoint).map_err(invalid)?.in_directory(&dir.to_string_lossy());
@@ -88,8 +79,6 @@ async fn relay() -> io::Result<ExitCode> {
         None => (true, Ok(())),
         Some(Err(trouble)) => (false, Err(trouble)),
         Some(Ok(begun)) => {
-            // Whoever ends the turn in our place has to know its session.
-            output.write_all().await?;
             let mut course = Course::new(&server, input, &mut output, stop, begun);
             let ended = course.run().await;
             course.clean_up(turn.oneshot).await;
@@ -130,6 +119,8 @@ async fn begin(server: &Server, turn: &RelayedTurn, output: &mut Output) -> Resu
     }
     let events = server.events(ANSWERS_WITHIN).await?;
     let watch = Watch::new(&session, before);
+    // Whoever ends the turn in our place has to know its session.
+    output.write_all().await.map_err(|error| Trouble::new(format!("nobody reads what the turn says: {error}")))?;
     Ok(Begun { session, prompt, events, watch })
 }
 

@@ -35,7 +35,7 @@ impl Drive<'_> {
                     }
                     event => event,
                 };
-                facts.extend(self.fact_of(&event));
+                facts.extend(Self::fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
                         let now = self.shared.store.clock().now();
@@ -57,7 +57,7 @@ impl Drive<'_> {
     }
 
     /// What is stored of an event beside what readers are told.
-    fn fact_of(&mut self, event: &AgentEvent) -> Option<Fact> {
+    fn fact_of(event: &AgentEvent) -> Option<Fact> {
         match event {
             AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
             AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
@@ -65,7 +65,6 @@ impl Drive<'_> {
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),
             AgentEvent::Error(AgentError { class: Some(class), retry_at, .. }) => {
-                self.reported.get_or_insert(*class);
                 Some(Fact::Failure { class: *class, retry_at: *retry_at })
             }
             _ => None,
@@ -75,7 +74,7 @@ impl Drive<'_> {
     /// The agent had ended before it could be stopped: what it reported last is an error of the turn.
     pub(super) async fn heed_late_error(&mut self) -> Result<(), Left> {
         let Some(event) = self.late_error.take().map(AgentEvent::Error) else { return Ok(()) };
-        let facts = self.fact_of(&event).into_iter().collect();
+        let facts = Self::fact_of(&event).into_iter().collect();
         let chunks = self.turn.hear(event);
         self.append(chunks, facts, false).await
     }

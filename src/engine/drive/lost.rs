@@ -14,9 +14,9 @@ use crate::run::{Attempt, ExitReport};
 use crate::store::run::Whereabouts;
 
 /// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
-/// What is to end at once has so long.
-const ENDS_AT_ONCE: Duration = Duration::from_secs(3);
+const ENDS_WITHIN: Duration = Duration::from_secs(8);
+/// An engine that is to end now does not wait for longer.
+const ENDS_AT_ONCE: Duration = Duration::from_secs(1);
 /// A live agent that cannot be reached may be about to die, which others find out.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -30,7 +30,7 @@ impl Drive<'_> {
                 return Ok(());
             }
             let on = found.backend;
-            let hurries = self.shared.killing.is_cancelled();
+            let hurries = self.shared.ending.is_cancelled();
             let patience = if hurries { ENDS_AT_ONCE } else { ENDS_WITHIN };
             let left = patience.saturating_sub(began.elapsed());
             let Some(place) = self.place_of(found) else { return Ok(()) };
@@ -38,7 +38,7 @@ impl Drive<'_> {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
                 () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
-                () = self.shared.killing.cancelled(), if !hurries => continue,
+                () = self.shared.ending.cancelled(), if !hurries => continue,
                 ended = timeout(left, backend.end_turn(&place)) => match ended {
                     Ok(Ok(())) => return Ok(()),
                     Ok(Err(reason)) => reason,
@@ -47,7 +47,8 @@ impl Drive<'_> {
             };
             if began.elapsed() >= patience {
                 tracing::warn!(reason, "a live agent may still be at a turn whose process was lost");
-                if !self.end_backend(on).await? {
+                // Others may be at work in it; who comes next sees to it that it is well.
+                if hurries || !self.end_backend(on).await? {
                     METRICS.turns_not_ended.inc();
                     exit.remaining += 1;
                 }
@@ -79,6 +80,7 @@ impl Drive<'_> {
         let Some(host) = row.host else { return Ok(true) };
         let attempt = Attempt { run: row.id.into(), number: row.generation };
         let ended = reap::end(reap::Mark::up_to(attempt), Some(host.process), Duration::ZERO).await;
+        METRICS.processes_ended.inc_by(u64::try_from(ended.ended).unwrap_or(u64::MAX));
         Ok(ended.is_certain)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Drive, Left, progress};
 use crate::chunk::Chunk;
+use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
 
@@ -20,9 +21,9 @@ impl Drive<'_> {
 
     pub(super) async fn settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
         match self.try_settle(outcome.clone(), exit.clone()).await? {
-            Ok(()) => {
+            Ok(class) => {
                 self.asking.ended();
-                Ok(Some(outcome))
+                Ok(Some(Outcome { class, ..outcome }))
             }
             Err(LeaseLost) => {
                 // A cancel that was stored a moment before decides the outcome.
@@ -36,7 +37,12 @@ impl Drive<'_> {
         }
     }
 
-    async fn try_settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Result<(), LeaseLost>, Left> {
+    /// Answers with the kind of error that is stored of it.
+    async fn try_settle(
+        &self,
+        outcome: Outcome,
+        exit: ExitReport,
+    ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Left> {
         let mut turn = self.turn.clone();
         let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
         let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
@@ -47,6 +53,6 @@ impl Drive<'_> {
             settle.resumes = 0;
         }
         settle.exit = exit;
-        Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|_| ()))
+        Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|settled| settled.class))
     }
 }

@@ -23,7 +23,7 @@ pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use held::Lost;
-pub use settle::{CancelRequest, Settle};
+pub use settle::{CancelRequest, Settle, Settled};
 pub(super) use settle::{request_cancel, settle_all};
 pub use whereabouts::Whereabouts;
 

@@ -5,10 +5,11 @@ use serde_json::json;
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
 use crate::event::Seq;
+use crate::failure::ErrorClass;
 use crate::id::RunId;
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
 use crate::run::{Cause, ExitReport, Outcome, Status};
-use crate::store::event::{Appended, Guarded, batch_json, insert_guarded};
+use crate::store::event::{Guarded, batch_json, insert_guarded};
 use crate::store::writer::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
 
@@ -39,6 +40,15 @@ pub struct Settle {
     pub resumes: u32,
 }
 
+/// A run that was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// Its newest event.
+    pub last_seq: Seq,
+    /// What kind of error ended it: of one that its agent reported, the kind that was stored when it was heard.
+    pub class: Option<ErrorClass>,
+}
+
 /// What a request to cancel came to.
 #[derive(Debug, Clone)]
 pub struct CancelRequest {
@@ -52,7 +62,7 @@ pub struct CancelRequest {
 pub(in crate::store) async fn settle_all(
     tx: &mut Tx<'_>,
     settles: &[Settle],
-) -> Result<Vec<Result<Appended, LeaseLost>>, StoreError> {
+) -> Result<Vec<Result<Settled, LeaseLost>>, StoreError> {
     if settles.is_empty() {
         return Ok(Vec::new());
     }
@@ -98,7 +108,7 @@ pub(in crate::store) async fn settle_all(
            FROM jsonb_each(?1) e
            WHERE runs.key = e.value ->> 0 AND runs.lease_token = e.value ->> 1 AND runs.status = 'running'
              AND (runs.cancel_requested_at IS NULL OR e.value ->> 5 = 'cancelled')
-           RETURNING key AS "key!", last_seq AS "last_seq!", session_key AS "session_key!",
+           RETURNING key AS "key!", last_seq AS "last_seq!", session_key AS "session_key!", error_class,
                EXISTS (SELECT 1 FROM runs o WHERE o.session_key = runs.session_key
                        AND o.settled_at IS NOT NULL AND o.first_seq IS NULL) AS "unwritten!: bool""#,
         ends,
@@ -121,7 +131,9 @@ pub(in crate::store) async fn settle_all(
         let committed = Committed::new(settle.session, settle.run_id, tx.now, first_seq, events, true);
         tx.notices.push(Notice::Events(committed.into()));
         tx.notices.push(Notice::Ready);
-        results.push(Ok(Appended { last_seq: row.last_seq }));
+        // The schema allows no other words.
+        let class = row.error_class.as_deref().and_then(|class| class.parse().ok());
+        results.push(Ok(Settled { last_seq: row.last_seq, class }));
         if settle.resumes > 0 && settle.outcome.status() == Status::Interrupted {
             resume::enqueue_successor(tx, settle.lease.run, settle.resumes).await?;
         }

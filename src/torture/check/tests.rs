@@ -149,7 +149,7 @@ fn a_tool_that_ended_in_a_cancelled_turn_is_not_believed() {
         after(|scene| {
             scene.end(cause.status(), cause);
             scene.run.cancel_requested_at = scene.run.claimed_at.filter(|_| cause == Cause::Cancelled);
-            let failed = r##"{"type":"tool-output-error","toolCallId":"t","errorText":"#7.1","dynamic":true}"##;
+            let failed = r##"{"type":"tool-output-error","toolCallId":"t","errorText":"#7.1","providerExecuted":true,"dynamic":true}"##;
             scene.events[3] = event(4, scene.run.id, failed);
             scene.heard.clear();
             scene.answer = Some("#7.0".into());

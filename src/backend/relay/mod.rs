@@ -6,14 +6,17 @@
 //! on its stdin is the turn; further ones are answers to what the agent asked. It ends with 0 when the turn came to its
 //! end, whatever that was.
 
+pub(super) mod pipes;
+
 use std::ffi::OsString;
-use std::io::{self, BufRead};
+use std::io;
 use std::process::ExitCode;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
+use self::pipes::{Input, Output};
 use super::process::Hosts;
 use super::{Prompt, StartError};
 use crate::agent::ProcessSpec;
@@ -106,22 +109,19 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
 /// # Errors
 /// When the turn cannot be taken to the live agent at all.
 pub fn run(driver: &str) -> io::Result<ExitCode> {
-    match driver {
-        "acp" => super::acp::relay::run(),
-        "opencode" => super::opencode::relay::run(),
-        "openclaw-gateway" => super::openclaw_gateway::relay(),
-        _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
-    }
-}
-
-/// The turn on the first line of stdin.
-///
-/// # Errors
-/// When there is none.
-pub(super) fn read_turn<T: DeserializeOwned>() -> io::Result<T> {
-    let mut line = Vec::new();
-    // Whoever writes it has limited it.
-    io::stdin().lock().read_until(b'\n', &mut line)?;
-    serde_json::from_slice(&line)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no turn: {error}")))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        // Before all else: from here on SIGTERM ends the turn, not us.
+        let term = signal(SignalKind::terminate())?;
+        let (input, output) = (Input::of_stdin()?, Output::of_stdout()?);
+        match driver {
+            "acp" => super::acp::relay::run(input, output, term).await,
+            "opencode" => super::opencode::relay::run(input, output, term).await,
+            "openclaw-gateway" => super::openclaw_gateway::relay(input, output, term).await,
+            _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
+        }
+    });
+    // The address of a live agent may still be looked up, in a thread of its own.
+    runtime.shutdown_background();
+    code
 }
