@@ -61,7 +61,10 @@ impl ErrorClass {
             Self::ContextTooLong => "Begin a new session, or ask for less at once.",
             Self::AgentMissing => "Install the agent: `mainstay agents` says how.",
             Self::Protocol => "Check that the agent's version fits: `mainstay agents` shows it.",
-            Self::Crashed => "Look at what the agent wrote to stderr: `mainstay show` prints it.",
+            Self::Crashed => {
+                "See why it ended: `mainstay show` prints what it wrote to stderr, or, when it is kept warm, `mainstay backends` \
+                 says it."
+            }
         }
     }
 }

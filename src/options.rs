@@ -47,6 +47,8 @@ const MAX_EXTRA_KEY_CHARS: usize = 64;
 const MAX_EXTRA_VALUE_CHARS: usize = 512;
 /// Most further options.
 const MAX_EXTRAS: usize = 32;
+/// So many of the modes that an agent offers are named in an error.
+const MAX_MODES_NAMED: usize = 20;
 /// Longest limit of a turn: a day.
 const MAX_TIMEOUT_SECONDS: u32 = 24 * 3600;
 
@@ -119,6 +121,17 @@ impl SessionOptions {
         patch
     }
 
+    /// Whether the agent offers the mode that is set instead of `before`; it does as long as it has not said what it offers.
+    ///
+    /// # Errors
+    /// [`InvalidOption`] with the modes that it offers.
+    pub fn check_offered(&self, before: &Self, advertised: Option<&Value>) -> Result<(), InvalidOption> {
+        let Some(mode) = self.mode.as_ref().filter(|_| self.mode != before.mode) else { return Ok(()) };
+        let Some(offers) = advertised.filter(|offers| !may_be_mode(offers, mode)) else { return Ok(()) };
+        let offered: Vec<_> = modes(offers).into_iter().take(MAX_MODES_NAMED).map(excerpt).collect();
+        wrong("mode", format!("is none that the agent offers: {}", offered.join(", ")))
+    }
+
     /// The limit of a turn, if there is one.
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout_seconds.map(|seconds| Duration::from_secs(seconds.into()))
@@ -139,8 +152,12 @@ impl SessionOptions {
             named.into_iter().filter_map(|(key, value)| value.as_deref().map(|value| (key, key.to_owned(), value)));
         let extra = self.extra.iter().map(|(key, value)| (key.as_str(), format!("extra.{key}"), value.as_str()));
         for (key, name, value) in named.chain(extra) {
+            let is_told = takes.always.contains(&name.as_str());
             let effect = match advertised {
-                _ if takes.always.contains(&name.as_str()) => Effect::Applied,
+                // A turn in a mode that there is not fails.
+                None if is_told && key == "mode" => Effect::Unknown,
+                Some(offers) if is_told && key == "mode" && !may_be_mode(offers, value) => Effect::Unknown,
+                _ if is_told => Effect::Applied,
                 None if takes.advertised => Effect::Unknown,
                 Some(offers) if takes.advertised && is_offered(offers, key, value) => Effect::Applied,
                 _ => Effect::Ignored,
@@ -183,11 +200,21 @@ impl Effect {
     }
 }
 
+/// The ids of the modes that an agent offers.
+fn modes(advertised: &Value) -> Vec<&str> {
+    let modes = advertised["modes"]["availableModes"].as_array().into_iter().flatten();
+    modes.filter_map(|mode| mode["id"].as_str()).collect()
+}
+
+/// Whether an agent offers a mode, or says nothing of modes.
+fn may_be_mode(advertised: &Value, mode: &str) -> bool {
+    modes(advertised).is_empty() || is_offered(advertised, "mode", mode)
+}
+
 /// Whether an agent offers a mode or an option of this name and with this value.
 fn is_offered(advertised: &Value, key: &str, value: &str) -> bool {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let modes = list(&advertised["modes"]["availableModes"]);
-    let is_mode = key == "mode" && modes.iter().any(|mode| mode["id"] == value);
+    let is_mode = key == "mode" && modes(advertised).contains(&value);
     let options = list(&advertised["config_options"]);
     let is_option = options.iter().any(|option| {
         let is_named = option["id"] == key || option["category"] == key;
@@ -367,6 +394,35 @@ mod tests {
         for hostile in [json!(null), json!([]), json!({"modes": 1, "config_options": {"a": 1}}), json!("x")] {
             assert_eq!(told(flexible, Some(&hostile))["model"], "ignored");
         }
+    }
+
+    #[test]
+    fn a_mode_that_the_agent_does_not_offer_is_refused_with_those_that_it_does() {
+        let set = |options: &SessionOptions, mode: &str| patched(options, json!({"mode": mode})).unwrap();
+        let offers = json!({"modes": {"availableModes": [{"id": "ask"}, {"id": "plan"}]},
+            "config_options": [{"id": "m", "category": "mode", "options": [{"value": "code"}]}]});
+        let (unset, nonsense) = (SessionOptions::default(), set(&SessionOptions::default(), "nonsense"));
+        let refused = nonsense.check_offered(&unset, Some(&offers)).unwrap_err().to_string();
+        assert_eq!(refused, "the option mode is none that the agent offers: ask, plan");
+        for mode in ["plan", "code"] {
+            assert_eq!(set(&unset, mode).check_offered(&nonsense, Some(&offers)), Ok(()));
+        }
+        // What was set before may be kept, and cleared.
+        let kept = patched(&nonsense, json!({"model": "m"})).unwrap();
+        assert_eq!(kept.check_offered(&nonsense, Some(&offers)), Ok(()));
+        assert_eq!(unset.check_offered(&nonsense, Some(&offers)), Ok(()));
+        for unsaid in [None, Some(&json!({})), Some(&json!({"modes": {"availableModes": []}})), Some(&json!([1]))] {
+            assert_eq!(nonsense.check_offered(&unset, unsaid), Ok(()));
+        }
+        let many: Vec<_> = (0..100).map(|n| json!({"id": format!("{n}").repeat(100)})).collect();
+        let many = json!({"modes": {"availableModes": many}});
+        assert!(nonsense.check_offered(&unset, Some(&many)).unwrap_err().to_string().len() < 2000);
+
+        let takes = Takes { always: &["mode"], advertised: false };
+        for (advertised, effect) in [(None, "unknown"), (Some(&offers), "unknown"), (Some(&json!({})), "applied")] {
+            assert_eq!(nonsense.effects(takes, advertised)["mode"].as_str(), effect, "{advertised:?}");
+        }
+        assert_eq!(set(&unset, "plan").effects(takes, Some(&offers))["mode"], Effect::Applied);
     }
 
     proptest::proptest! {

@@ -77,7 +77,7 @@ pub enum BackendEvent {
     Start,
     /// Its process was begun, and which one that is was stored before.
     Started,
-    /// It could not be started: nothing of it ran, and the same would happen again.
+    /// It could not be started: nothing of it runs, and the same would happen again.
     NotStarted,
     /// It answered a probe.
     Healthy,
@@ -268,7 +268,7 @@ pub fn transition(
         }
         (S::Starting | S::Running, E::Hung) => Transition::Move(S::Crashed, Effect::End),
 
-        // One of which nothing ran is not tried again by itself: the same would happen. A turn that wants it may.
+        // One that cannot be started is not tried again by itself: the same would happen. A turn that wants it may.
         (S::Starting, E::NotStarted) => Transition::Move(S::Stopped, Effect::GiveUp(about.now + care.first_pause)),
         (S::Starting | S::Running | S::Crashed, E::Exited) => after_a_crash(care, about),
         (S::Stopping, E::Exited | E::NotStarted) => Transition::Move(S::Stopped, Effect::None),

@@ -567,3 +567,28 @@ async fn a_session_is_made_told_and_shown_with_what_works_for_it() {
     let run = scene.mainstay(&["--json", "show", queued["id"].as_str().unwrap()]).await.json().remove(0);
     assert_eq!((&run["status"], &run["usage"]), (&"cancelled".into(), &serde_json::json!({})));
 }
+
+#[tokio::test]
+async fn a_live_agent_is_asked_to_end_also_while_no_daemon_is_there() {
+    let scene = Scene::new();
+    scene.mainstay(&["session", "a", "--new"]).await.printed();
+    let ids = ["0192f0c1-2345-7000-8000-0123456789ab", "0192f0c1-2345-7000-8000-0123456789ac"];
+    {
+        let db = rusqlite::Connection::open(scene.dir.path().join("mainstay.db")).unwrap();
+        let add = "INSERT INTO backends (id, agent, workspace, state, created_at, used_at, stopped_at)
+                   VALUES (?1, ?2, 'default', ?3, 1, 1, ?4)";
+        db.execute(add, (ids[0], "live", "running", None::<i64>)).unwrap();
+        db.execute(add, (ids[1], "gone", "stopped", Some(2))).unwrap();
+    }
+    let stopped = scene.mainstay(&["backends", "stop", ids[0]]).await;
+    assert_eq!((stopped.code, stopped.stdout), (Some(0), format!("{} ends as soon as no turn is on it\n", ids[0])));
+    assert!(stopped.stderr.contains("no daemon"), "{}", stopped.stderr);
+    assert_eq!(scene.ask("SELECT group_concat(close_when_idle, '') FROM backends ORDER BY id"), "10");
+    let listed = scene.mainstay(&["--json", "backends"]).await.json();
+    assert_eq!((listed.len(), &listed[0]["id"], &listed[0]["close_when_idle"]), (2, &ids[0].into(), &true.into()));
+    assert_eq!(scene.mainstay(&["backends", "stop", ids[1]]).await.printed(), format!("{} has ended\n", ids[1]));
+    let shown = scene.mainstay(&["--json", "backends", "stop", ids[1], "--force"]).await.json();
+    assert_eq!(shown[0]["state"], "stopped");
+    let unknown = scene.mainstay(&["backends", "stop", "0192f0c1-2345-7000-8000-0123456789ad"]).await.refused(1);
+    assert!(unknown.contains("0123456789ad"), "{unknown}");
+}

@@ -23,6 +23,9 @@ use crate::run::Attempt;
 /// the service manager that supervises it.
 pub(super) const KEPT_FROM_AGENTS: [&str; 4] = ["MAINSTAY_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
+/// Where the system looks for a program when nobody says where.
+const PATH_WITHOUT_ONE: &str = "/bin:/usr/bin";
+
 /// All that a host needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
@@ -162,11 +165,24 @@ impl Launch {
         StartError { message: self.words_for(error), class }
     }
 
+    /// Looks for the program where the system would, for one that another process starts, which could not say as well what
+    /// is wrong.
+    pub(super) fn look_for_program(&self) -> Result<(), StartError> {
+        let of_config = self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+        let path = of_config.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_WITHOUT_ONE.into());
+        if self.dir.is_dir() && which::which_in(&self.program, Some(path), &self.dir).is_ok() {
+            return Ok(());
+        }
+        let is_there = has_file(&self.program, &self.dir);
+        let kind = if is_there { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotFound };
+        Err(self.explain(&kind.into()))
+    }
+
     fn words_for(&self, error: &io::Error) -> String {
         let shown = self.program.display();
         let dir = self.dir.display();
         if !self.dir.is_dir() {
-            return format!("the directory {dir} is not there: create it, or correct `dir` of the workspace");
+            return probe::no_directory(&self.dir, self.dir.exists(), "correct `dir` of the workspace");
         }
         match error.kind() {
             io::ErrorKind::NotFound if has_file(&self.program, &self.dir) => {

@@ -13,6 +13,12 @@ const BEGINNING_BYTES: usize = 800;
 /// Memory that the splitter keeps from line to line; what a rare long line took beyond it is given back.
 const KEPT_CAPACITY: usize = 64 * 1024;
 
+/// What is passed on of a line that cannot be read, or of its beginning: as much as is shown, and cut off, so that it is
+/// counted where the turn is read and never taken for more than it is.
+pub(super) fn unreadable(line: &str) -> String {
+    format!("{}…", &line[..line.floor_char_boundary(BEGINNING_BYTES)])
+}
+
 /// A line without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line<'a> {

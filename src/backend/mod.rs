@@ -13,6 +13,7 @@ mod fixtures;
 mod home;
 pub mod host;
 mod json;
+pub mod last_words;
 mod launch;
 mod lines;
 pub mod openclaw;
@@ -321,6 +322,12 @@ pub trait Warm: Send + Sync {
 
     /// Goes on watching over one that another worker started.
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply>;
+
+    /// What one that ended by itself says of that, where it says more than its exit code and its stderr do. Every class but
+    /// `crashed` is of one that would end so again.
+    fn why_it_ended(&self, _exit: &ExitReport) -> Option<AgentError> {
+        None
+    }
 
     /// Whether the one at an endpoint is well. Comes back within a few seconds.
     fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>>;

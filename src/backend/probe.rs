@@ -1,5 +1,5 @@
-//! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or who
-//! listens at its address.
+//! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or
+//! whether a gateway at its address takes us in.
 //!
 //! Always: it takes no longer than `PATIENCE` for an agent, and nothing is left of the process group that was started for it.
 
@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::launch::KEPT_FROM_AGENTS;
+use super::openclaw_gateway;
 use crate::agent::{Driver, GatewaySpec, ProcessSpec};
 use crate::catalogue::{Found, KnownAgent};
+use crate::failure::ErrorClass;
 
 /// A program may take so long to say its version, or a gateway to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -52,11 +53,20 @@ pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
     find_program(spec, dir).err()
 }
 
+/// That nothing can work in a directory, because it is none or not there, and what can be done.
+pub fn no_directory(dir: &Path, is_there: bool, remedy: &str) -> String {
+    let dir = dir.display();
+    match is_there {
+        true => format!("{dir} is no directory: {remedy}"),
+        false => format!("the directory {dir} is not there: create it, or {remedy}"),
+    }
+}
+
 /// The program of an agent; none where only the turn says which it is.
 fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<PathBuf>, String> {
     let program = spec.command.first().map_or("", String::as_str);
     if !dir.is_dir() {
-        return Err(format!("the directory {} is not there", dir.display()));
+        return Err(no_directory(dir, dir.exists(), "correct `dir` of the workspace"));
     }
     if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
         return Ok(None);
@@ -72,13 +82,19 @@ pub(super) fn how_to_install(program: &str) -> String {
 }
 
 async fn look_at(spec: &GatewaySpec) -> Result<Found, String> {
-    let address = spec.url.trim_start_matches("ws://");
-    let address = address.split('/').next().unwrap_or_default();
-    let address = if address.contains(':') { address.to_owned() } else { format!("{address}:80") };
-    match timeout(PATIENCE, TcpStream::connect(&address)).await {
-        Ok(Ok(_)) => Ok(Found { at: spec.url.clone(), version: None }),
-        _ => Err(format!("nobody listens at {}: start the gateway, or correct `url` of the agent", spec.url)),
+    match timeout(PATIENCE, openclaw_gateway::greet(spec)).await {
+        Ok(Ok(version)) => Ok(Found { at: spec.url.clone(), version: version.as_deref().map(shown) }),
+        Ok(Err(error)) if error.class == Some(ErrorClass::Authentication) => {
+            Err(format!("{}; correct `token` of the agent", error.message))
+        }
+        Ok(Err(error)) => Err(error.message),
+        Err(_) => Err(format!("what listens at {} does not answer as an OpenClaw gateway does", spec.url)),
     }
+}
+
+/// As much of a version as is shown.
+fn shown(version: &str) -> String {
+    version.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect()
 }
 
 /// What a program calls its version; none when it does not say in time.
@@ -101,5 +117,5 @@ async fn version_of(path: &Path, spec: &ProcessSpec) -> Option<String> {
     let _ = child.wait().await;
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
-    Some(line.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect())
+    Some(shown(line))
 }

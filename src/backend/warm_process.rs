@@ -59,6 +59,15 @@ pub(super) async fn start(
     holding.start(launch, prompt.start_by, Reading::nothing()).await
 }
 
+/// Looks for the program of an agent that another process starts in our place.
+///
+/// # Errors
+/// What is wrong with it, or missing.
+pub(super) fn look_for_program(holding: &Holding, spec: &ProcessSpec, start: &WarmStart) -> Result<(), StartError> {
+    let prompt = prompt_of(start)?;
+    Launch::for_turn(spec, Vec::new(), Stdin::Closed, &prompt, holding.kill_grace)?.look_for_program()
+}
+
 /// Goes on with one that another engine started.
 pub(super) async fn adopt(holding: &Holding, adoption: Adoption) -> Reply {
     holding.go_on(adoption, Reading::nothing()).await

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::limits;
 use crate::event::Seq;
-use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
+use crate::id::{AgentName, BackendId, InvalidId, RunId, SessionId, WorkspaceName};
 use crate::permission::PermissionState;
 use crate::run::{Status, WhenBusy};
 
@@ -270,6 +270,29 @@ pub struct PermissionsArgs {
     /// How many
     #[command(flatten)]
     pub list: ListArgs,
+}
+
+/// `backends`
+#[derive(Debug, Args)]
+pub struct BackendsArgs {
+    /// What to do, when not to list them
+    #[command(subcommand)]
+    pub command: Option<BackendsCommand>,
+}
+
+/// What can be done with a live agent.
+#[derive(Debug, Subcommand)]
+pub enum BackendsCommand {
+    /// End one, as soon as no turn is on it
+    Stop {
+        /// The backend
+        #[arg(value_name = "ID")]
+        id: BackendId,
+
+        /// Also when a turn is on it now: when that is over, it ends
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// `messages`

@@ -1,4 +1,4 @@
-//! `sessions`, `runs`, `messages`, `slots`, `workers`, `backends`, `show`, `sweep`: what there is, as a table or as JSON.
+//! `sessions`, `runs`, `messages`, `slots`, `workers`, `show`, `sweep`: what there is, as a table or as JSON.
 
 use std::io::Write;
 
@@ -32,7 +32,6 @@ pub(super) async fn run(engine: &Engine, command: &Command, json: bool, out: &mu
         Command::Messages(args) => messages(engine, &args.session, json, now, out).await?,
         Command::Slots => table::list(out, &engine.list_slots().await?, json, now)?,
         Command::Workers => table::list(out, &engine.list_workers().await?, json, now)?,
-        Command::Backends => table::list(out, &engine.list_backends().await?, json, now)?,
         Command::Show(args) => show(engine, args, json, out).await?,
         _ => table::record(out, &engine.sweep().await.context("failed to sweep")?, json)?,
     }

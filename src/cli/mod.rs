@@ -6,6 +6,7 @@
 mod agents;
 mod args;
 mod attach;
+mod backends;
 mod backup;
 mod cancel;
 mod cell;
@@ -114,8 +115,8 @@ pub enum Command {
     Slots,
     /// List the processes that execute runs
     Workers,
-    /// List the live agents that are kept warm, those that ended last behind them
-    Backends,
+    /// List the live agents that are kept warm, those that ended last behind them, or end one
+    Backends(BackendsArgs),
     /// List what agents ask before they use a tool, or answer it
     Permissions(PermissionsArgs),
     /// Show everything about one run or session
@@ -200,6 +201,7 @@ impl Cli {
             (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
             (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
             (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
+            (Command::Backends(args), _) => backends::run(&engine, args, self.json, &mut out).await,
             (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
             (Command::Session(args), _) => session::run(&engine, args, self.json, &mut out).await,
             (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
@@ -253,6 +255,7 @@ mod tests {
             "mainstay slots",
             "mainstay workers -q",
             "mainstay backends --json",
+            "mainstay backends stop 0192f0c1-2345-7000-8000-0123456789ab --force",
             "mainstay permissions --state denied --session a",
             "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
             "mainstay show a",
@@ -282,6 +285,8 @@ mod tests {
             "mainstay permissions --state open",
             "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab",
             "mainstay permissions --reason why",
+            "mainstay backends end",
+            "mainstay backends stop",
             "mainstay sessions --limit 0",
             "mainstay session",
             "mainstay session a --label x",

@@ -17,11 +17,16 @@ pub(super) struct DriverKeys {
     pub url: Option<String>,
     pub token: Option<String>,
     pub gateway_agent: Option<String>,
+    /// Those of how long agents are kept warm, and how they are started again: whether each is given.
+    pub warm: [(&'static str, bool); 3],
 }
 
 const DRIVERS: &str = "use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway";
 
 const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
+const OPENCODE_KEYS: [&str; 6] = ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts"];
+const ACP_KEYS: [&str; 7] =
+    ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts", "shared"];
 
 /// The agents that need no config: that of the demo driver, and those that are known under the name of their driver.
 pub(super) fn builtin() -> impl Iterator<Item = (AgentName, Driver)> {
@@ -46,8 +51,9 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     };
     let takes: &[&str] = match word {
         "demo" => &[],
-        "openclaw" | "claude" | "codex" | "opencode" => &PROCESS_KEYS,
-        "acp" => &["command", "env", "max_line_bytes", "shared"],
+        "openclaw" | "claude" | "codex" => &PROCESS_KEYS,
+        "opencode" => &OPENCODE_KEYS,
+        "acp" => &ACP_KEYS,
         "openclaw-gateway" => &["url", "token", "gateway_agent"],
         other => return Err(section.error(&["driver"], format!("{other:?} is not a driver: {DRIVERS}"))),
     };
@@ -60,7 +66,7 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
         ("token", given.token.is_some()),
         ("gateway_agent", given.gateway_agent.is_some()),
     ];
-    if let Some((key, _)) = keys.into_iter().find(|(key, given)| *given && !takes.contains(key)) {
+    if let Some((key, _)) = keys.into_iter().chain(given.warm).find(|(key, given)| *given && !takes.contains(key)) {
         return Err(section.error(&[key], format!("does not fit the driver {word}")));
     }
     let or_default = |mut given: DriverKeys, program: &str| {
@@ -71,14 +77,32 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
         "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
         "claude" => Driver::Claude(or_default(given, "claude")?),
         "codex" => Driver::Codex(or_default(given, "codex")?),
-        "opencode" => Driver::Opencode(or_default(given, "opencode")?),
+        "opencode" => Driver::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),
         "acp" => {
             let shared = given.shared.unwrap_or_default();
-            Driver::Acp { process: process_spec(section, given, "[\"goose\", \"acp\"]")?, shared }
+            let process = process_spec(section, given, "[\"goose\", \"acp\"]")?;
+            Driver::Acp { process: kept_warm(section, process, shared)?, shared }
         }
         "openclaw-gateway" => Driver::OpenclawGateway(gateway(section, given)?),
         _ => Driver::Demo,
     })
+}
+
+/// A live agent is started once for many turns: what belongs to one of them is not known then, and its session may get
+/// another slot.
+fn kept_warm(section: &Section<'_>, process: ProcessSpec, shared: bool) -> Result<ProcessSpec, ConfigError> {
+    let unknown = ["{message}", "{agent_session}", "{run}", "{slot}"].into_iter().chain(shared.then_some("{session}"));
+    let command = process.command.iter().map(|word| (vec!["command"], word));
+    let env = process.env.iter().map(|(name, value)| (vec!["env", name.as_str()], value));
+    for (key, text) in command.chain(env) {
+        if let Some(placeholder) = unknown.clone().find(|placeholder| text.contains(placeholder)) {
+            let known = if shared { "{workspace} or {dir}" } else { "{session}, {workspace} or {dir}" };
+            let problem =
+                format!("{placeholder} is not known when an agent is started that is kept for many turns: use {known}");
+            return Err(section.error(&key, problem));
+        }
+    }
+    Ok(process)
 }
 
 fn gateway(section: &Section<'_>, given: DriverKeys) -> Result<GatewaySpec, ConfigError> {

@@ -65,6 +65,7 @@ struct AgentSection {
     max_resumes: Option<Whole>,
     resume_message: Option<String>,
     permissions: Option<PermissionsSection>,
+    // Of drivers whose agents are kept warm:
     keep_warm: Option<Period>,
     restart_pause: Option<Period>,
     max_restarts: Option<Whole>,
@@ -190,6 +191,11 @@ fn agent(
     section.period("kill_grace", given.kill_grace, limits::KILL_GRACE, &mut agent.kill_grace)?;
     section.number("max_concurrent", given.max_concurrent, limits::MAX_CONCURRENT, &mut agent.max_concurrent)?;
     agent.on_interrupt = on_interrupt(section, given.on_interrupt, given.max_resumes, given.resume_message)?;
+    let warm = [
+        ("keep_warm", given.keep_warm.is_some()),
+        ("restart_pause", given.restart_pause.is_some()),
+        ("max_restarts", given.max_restarts.is_some()),
+    ];
     section.period("keep_warm", given.keep_warm, limits::KEEP_WARM, &mut agent.keep_warm)?;
     if given.restart_pause.is_some() {
         let pause = agent.restart_pause.insert(Duration::ZERO);
@@ -208,6 +214,7 @@ fn agent(
         url: given.url,
         token: given.token,
         gateway_agent: given.gateway_agent,
+        warm,
     };
     agent.driver = driver::read(section, given.driver.as_deref().or(builtin), keys)?;
     Ok(())

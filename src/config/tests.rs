@@ -175,7 +175,24 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"a\", \"\\u0000\"]",
             "3: agents.x.command: has a NUL character in it",
         ),
+        (
+            "[agents.x]\ndriver = \"acp\"\ncommand = [\"x\", \"--for={slot}\"]",
+            "3: agents.x.command: {slot} is not known when an agent is started that is kept for many turns: use {session}, \
+             {workspace} or {dir}",
+        ),
+        (
+            "[agents.opencode]\nenv = { A = \"{workspace}\", B = \"{session}\" }",
+            "2: agents.opencode.env.B: {session} is not known when an agent is started that is kept for many turns: use \
+             {workspace} or {dir}",
+        ),
         ("[agents.demo]\ncommand = [\"x\"]", "2: agents.demo.command: does not fit the driver demo"),
+        ("[agents.demo]\nkeep_warm = \"1m\"", "2: agents.demo.keep_warm: does not fit the driver demo"),
+        ("[agents.claude]\nkeep_warm = \"1m\"", "2: agents.claude.keep_warm: does not fit the driver claude"),
+        ("[agents.codex]\nmax_restarts = 1", "2: agents.codex.max_restarts: does not fit the driver codex"),
+        (
+            "[agents.x]\ndriver = \"openclaw-gateway\"\nrestart_pause = \"1s\"",
+            "3: agents.x.restart_pause: does not fit the driver openclaw-gateway",
+        ),
         (
             "[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\"]\n[agents.x.env]\n\"A=B\" = \"\"",
             "5: agents.x.env.\"A=B\": is not a name that a variable can have: no =, no NUL, not empty",
@@ -210,6 +227,19 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             assert_eq!(error, expected, "{text}");
         }
     }
+}
+
+#[test]
+fn a_live_agent_is_told_only_what_holds_for_all_its_turns() {
+    let acp = |word: &str, shared: bool| {
+        load(&format!("[agents.x]\ndriver = \"acp\"\nshared = {shared}\ncommand = [\"x\", \"{word}\"]")).is_ok()
+    };
+    for word in ["{message}", "{agent_session}", "{run}", "{slot}"] {
+        assert!(!acp(word, false) && !acp(word, true), "{word}");
+        assert!(load(&format!("[agents.x]\ndriver = \"claude\"\ncommand = [\"x\", \"{word}\"]")).is_ok());
+    }
+    assert!(acp("{session}", false) && !acp("{session}", true));
+    assert!(acp("{workspace}{dir}{nobody}", true));
 }
 
 #[test]

@@ -3,9 +3,8 @@
 //! Always: the first that applies wins, and what was asked for wins over all. Text never decides: stderr only words the
 //! failure of a process that failed.
 
-use super::stderr;
 use super::turn::Turn;
-use crate::backend::StartError;
+use crate::backend::{StartError, last_words};
 use crate::failure::ErrorClass;
 use crate::run::{Cause, ExitReport, Outcome};
 
@@ -26,7 +25,7 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: 
         (Some(0), _) if !turn.heard_anything() => no_output(exit),
         (Some(0), _) => Outcome::completed(),
         (Some(code), _) => {
-            let sentence = exit.stderr.as_deref().and_then(stderr::cause);
+            let sentence = exit.stderr.as_deref().and_then(last_words::cause);
             let sentence =
                 sentence.unwrap_or_else(|| format!("Agent exited with code {code}. Check server logs for details."));
             Outcome::because(Cause::ExitCode, sentence).with_class(ErrorClass::Crashed)

@@ -17,7 +17,6 @@ mod readiness;
 mod reading;
 mod sending;
 mod sessions;
-mod stderr;
 mod subject;
 mod supervisor;
 mod sweep;

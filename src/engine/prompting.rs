@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::backend::probe;
 use crate::options::SessionOptions;
 use crate::run::{Cause, Outcome};
 use crate::workspace::Workspace;
@@ -20,10 +21,8 @@ pub(super) async fn working_dir(options: &SessionOptions, workspace: &Workspace)
     let Some(dir) = &options.cwd else { return Ok(workspace.dir.clone()) };
     match tokio::fs::metadata(dir).await {
         Ok(found) if found.is_dir() => Ok(dir.clone()),
-        _ => {
-            let dir = dir.display();
-            let problem =
-                format!("the directory {dir} is not there: create it, or change the option `cwd` of the session");
+        found => {
+            let problem = probe::no_directory(dir, found.is_ok(), "change the option `cwd` of the session");
             Err(Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {problem}")))
         }
     }

@@ -8,7 +8,7 @@ use super::{Engine, EngineError, MessageCursor, MessagePage, Refusal, SessionCur
 use crate::clock::millis;
 use crate::id::{AgentName, SessionId, WorkspaceName};
 use crate::lease::SessionKey;
-use crate::options::{SessionOptions, Takes};
+use crate::options::{InvalidOption, SessionOptions, Takes};
 use crate::session::{AgentSession, OptionsReport, Session, SessionMode};
 use crate::store::agent_session::Reset;
 use crate::store::session::{Closed, Created, NamedValues, NewSession};
@@ -147,9 +147,7 @@ impl Engine {
         id: &SessionId,
         patch: Map<String, Value>,
     ) -> Result<OptionsReport, EngineError> {
-        let changed = self.shared.store.change_options(id.clone(), move |options| options.patched(&patch)).await?;
-        changed.ok_or_else(|| not_found("session", id))??;
-        self.session_options(id).await
+        self.change_options(id, move |options| options.patched(&patch)).await
     }
 
     /// Sets the options of a session, from its next turn on; those that are not named are cleared.
@@ -162,8 +160,19 @@ impl Engine {
         options: Map<String, Value>,
     ) -> Result<OptionsReport, EngineError> {
         let options = SessionOptions::default().patched(&options)?;
-        let changed = self.shared.store.change_options(id.clone(), move |_| Ok(options.clone())).await?;
-        changed.ok_or_else(|| not_found("session", id))??;
+        self.change_options(id, move |_| Ok(options.clone())).await
+    }
+
+    async fn change_options(
+        &self,
+        id: &SessionId,
+        change: impl Fn(&SessionOptions) -> Result<SessionOptions, InvalidOption> + Clone + Send + Sync + 'static,
+    ) -> Result<OptionsReport, EngineError> {
+        let changed = self.shared.store.change_options(id.clone(), move |before, advertised| {
+            let options = change(before)?;
+            options.check_offered(before, advertised).map(|()| options)
+        });
+        changed.await?.ok_or_else(|| not_found("session", id))??;
         self.session_options(id).await
     }
 

@@ -28,7 +28,7 @@ impl<T: FromStr<Err = InvalidId>, S: Send + Sync> FromRequestParts<S> for Id<T> 
     }
 }
 
-/// Parameters of the query; others are left alone.
+/// Parameters of the query; others are left to whoever reads them, and those that nobody reads are refused before (`query`).
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {

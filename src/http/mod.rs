@@ -1,7 +1,7 @@
 //! The HTTP surface: the router, and what its handlers share. One file per resource; `serve.rs` owns the sockets.
 //!
-//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin) and `auth` (token) before any handler sees
-//! it, whatever its path; every answer that is no success has the shape of `error::Error`.
+//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin), `auth` (token) and `query` (names of
+//! parameters) before any handler sees it, whatever its path; every answer that is no success has the shape of `error::Error`.
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
 
 mod auth;
@@ -15,6 +15,7 @@ mod observe;
 mod options;
 mod page;
 mod permissions;
+mod query;
 mod runs;
 mod serve;
 mod sessions;
@@ -145,6 +146,7 @@ fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")
         })
+        .layer(from_fn(query::admit))
         .layer(DefaultBodyLimit::max(app.max_body_bytes))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(app.clone(), guard::admit))

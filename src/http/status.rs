@@ -40,13 +40,21 @@ pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) 
 /// What is counted, unless the query says otherwise: a day.
 const WINDOW: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest that can be counted: a year.
+const MAX_WINDOW: Duration = Duration::from_secs(365 * 24 * 3600);
+
 #[derive(Deserialize)]
 pub(super) struct StatsParams {
     window_seconds: Option<u64>,
 }
 
 pub(super) async fn stats(State(app): State<App>, Params(params): Params<StatsParams>) -> Result<Json<Stats>, Error> {
-    Ok(Json(app.engine.stats(params.window_seconds.map_or(WINDOW, Duration::from_secs)).await?))
+    let window = params.window_seconds.map_or(WINDOW, Duration::from_secs);
+    if !(Duration::from_secs(1)..=MAX_WINDOW).contains(&window) {
+        let message = format!("window_seconds must be between 1 and {}", MAX_WINDOW.as_secs());
+        return Err(Error::invalid("invalid_value", message));
+    }
+    Ok(Json(app.engine.stats(window).await?))
 }
 
 /// Counters and gauges, for Prometheus.

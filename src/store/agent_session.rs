@@ -107,26 +107,31 @@ impl Store {
         Ok(Some(Told {
             agent: row.agent.parse()?,
             options: read_options(&row.options)?,
-            advertised: row.advertised.and_then(|json| serde_json::from_str(&json).ok()),
+            advertised: read_advertised(row.advertised),
         }))
     }
 
-    /// Changes the options of a session, by what they are then. `None` when there is no such session.
+    /// Changes the options of a session, by what they and what its agent offers are then. `None` when there is no such session.
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: the option that cannot be set; nothing was stored either.
     pub async fn change_options(
         &self,
         id: SessionId,
-        change: impl Fn(&SessionOptions) -> Result<SessionOptions, InvalidOption> + Clone + Send + Sync + 'static,
+        change: impl Fn(&SessionOptions, Option<&Value>) -> Result<SessionOptions, InvalidOption>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     ) -> Result<Option<Result<(), InvalidOption>>, StoreError> {
         self.write(move |tx| {
             let (id, change) = (id.clone(), change.clone());
             Box::pin(async move {
                 let text = id.as_str();
-                let row = sqlx::query!(r#"SELECT key AS "key!", options FROM sessions WHERE id = ?1"#, text);
+                let row =
+                    sqlx::query!(r#"SELECT key AS "key!", options, advertised FROM sessions WHERE id = ?1"#, text);
                 let Some(row) = row.fetch_optional(&mut *tx.conn).await? else { return Ok(None) };
-                let options = match change(&read_options(&row.options)?) {
+                let options = match change(&read_options(&row.options)?, read_advertised(row.advertised).as_ref()) {
                     Ok(options) => options_json(&options)?,
                     Err(error) => return Ok(Some(Err(error))),
                 };
@@ -153,6 +158,10 @@ impl Store {
         })
         .await
     }
+}
+
+fn read_advertised(json: Option<String>) -> Option<Value> {
+    json.and_then(|json| serde_json::from_str(&json).ok())
 }
 
 /// Records which of its own sessions an agent is in. A new id takes the place of the old one, which stays in the history. One that was known is not new, also when an agent

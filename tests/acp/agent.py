@@ -1,6 +1,7 @@
 """An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 
-STUB_CAN names what it can do (load resume resume-fails close modes auth images); STUB_STORE is the file with its sessions,
+STUB_CAN names what it can do (load resume resume-fails close modes auth images), or
+not do (login-first nonsense version-2); STUB_STORE is the file with its sessions,
 STUB_LOG gets every line that it is sent.
 """
 import json
@@ -76,6 +77,17 @@ def turn(id, session, blocks):
         while not os.path.exists(rest.split()[1]):
             time.sleep(0.01)
         say(session, "met")
+    elif word == "meet-badly":
+        # While two turns are on: lines that name one of them, and one that names none.
+        open(rest.split()[0], "w").close()
+        while not os.path.exists(rest.split()[1]):
+            time.sleep(0.01)
+        say(session, "x" * 3_000_000)
+        write("no JSON")
+        open(rest.split()[0] + "-done", "w").close()
+        while not os.path.exists(rest.split()[1] + "-done"):
+            time.sleep(0.01)
+        say(session, "met")
     elif word == "flood":
         say(session, "flooding")
         say(session, "x" * 1_000_000)
@@ -84,6 +96,12 @@ def turn(id, session, blocks):
     elif word == "hang":
         say(session, "hanging")
         return
+    elif word == "answer":
+        # As the reason of its end; and before that a word, if it is given one.
+        said, _, answer = rest.partition(" ")
+        if said != "-":
+            say(session, said)
+        return send(id=id, result=json.loads(answer))
     elif word == "crash":
         say(session, "crashing")
         print("out of luck", file=sys.stderr, flush=True)
@@ -91,9 +109,12 @@ def turn(id, session, blocks):
     elif word == "big":
         say(session, "x" * int(rest))
     elif word == "garbage":
-        write("no JSON")
-        write('{"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": 5}}')
-        write('{"cut')
+        for line in ("no JSON", "", "  ", '{"cut', '{"level": "info"}', "[1]", '{"half": "\\ud83d'):
+            write(line)
+        for wrong in (5, None, ["a"]):
+            send(method="session/update", params={"sessionId": wrong, "update": {"sessionUpdate": "agent_message_chunk",
+                 "content": {"type": "text", "text": "nobody's"}}})
+        send(method="session/update", params={"sessionId": session, "update": {"sessionUpdate": 5}})
         say(session, "still here")
     elif word == "permission":
         say(session, told(permission(session, json.loads(rest))))
@@ -134,7 +155,13 @@ def opened(id, session, **more):
 
 def request(id, method, params):
     session = params.get("sessionId")
-    if method == "initialize":
+    if method == "initialize" and "login-first" in CAN:
+        send(id=id, error={"code": -32000, "message": "Authentication required", "data": "run `stub login`"})
+    elif method == "initialize" and "nonsense" in CAN:
+        send(id=id, result="hello")
+    elif method == "initialize" and "version-2" in CAN:
+        send(id=id, result={"protocolVersion": 2})
+    elif method == "initialize":
         can = {"loadSession": "load" in CAN, "promptCapabilities": {"image": "images" in CAN}, "sessionCapabilities": {}}
         can["sessionCapabilities"] = {name: {} for name in ("resume", "close") if name in CAN}
         send(id=id, result={"protocolVersion": 1, "agentCapabilities": can})

@@ -1,18 +1,71 @@
 //! Agents that break rules.
 
+use mainstay::failure::ErrorClass;
+use mainstay::run::{Cause, Outcome};
 use serde_json::json;
 
 use crate::scene::Scene;
 
 #[tokio::test]
-async fn long_lines_and_lines_of_no_protocol_end_no_turn() {
+async fn long_lines_and_lines_of_no_protocol_end_no_turn_and_are_counted_in_it() {
     let scene = Scene::new("").await;
-    assert_eq!(scene.turn("big 600000", None).await.text().len(), 600_000);
+    let turn = scene.turn("big 600000", None).await;
+    assert_eq!((turn.text().len(), turn.outcome().0.len()), (600_000, 0));
     let turn = scene.turn("garbage", None).await;
     assert_eq!((turn.text().as_str(), turn.stop_reason()), ("still here", Some("end_turn")));
-    // Beyond the limit a line is as if it was not there.
+    let (unread, outcome) = turn.outcome();
+    assert_eq!((unread.len(), outcome), (9, Outcome::completed()), "{unread:#?}");
+    assert_eq!(unread[0], "no JSON…");
+    // Of one beyond the limit the beginning is shown.
     let turn = scene.turn("big 3000000", None).await;
     assert_eq!((turn.text().as_str(), turn.stop_reason()), ("", Some("end_turn")));
+    let (unread, _) = turn.outcome();
+    assert_eq!(unread.len(), 1);
+    assert!(unread[0].starts_with(r#"{"jsonrpc""#) && unread[0].len() < 1000, "{}", unread[0]);
+}
+
+#[tokio::test]
+async fn of_two_turns_a_bad_line_is_counted_in_the_one_that_it_names_or_in_none() {
+    let scene = Scene::new("").await;
+    let at = |name: &str| scene.dir.path().join(name).display().to_string();
+    let prompts = [("ours", "a", "b"), ("others", "b", "a")];
+    let prompts = prompts.map(|(session, own, other)| (session, format!("meet-badly {} {}", at(own), at(other))));
+    for relay in [
+        scene.relay(&prompts[0].1, json!({"session": prompts[0].0})).await,
+        scene.relay(&prompts[1].1, json!({"session": prompts[1].0})).await,
+    ] {
+        let turn = relay.end().await;
+        let (unread, outcome) = turn.outcome();
+        assert_eq!((turn.text().as_str(), unread.len(), outcome), ("met", 1, Outcome::completed()));
+        assert!(unread[0].contains(&turn.session().0), "{unread:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_say_how_the_turn_ended_is_an_error() {
+    let scene = Scene::new("").await;
+    for answer in ["null", "{}", r#"{"stopReason": 5}"#, r#"{"stopReason": null}"#, "7", "[]"] {
+        for said in ["-", "word"] {
+            let (unread, outcome) = scene.turn(&format!("answer {said} {answer}"), None).await.outcome();
+            assert_eq!(
+                (outcome.cause, outcome.class),
+                (Cause::AgentError, Some(ErrorClass::Protocol)),
+                "{answer} {outcome:?}"
+            );
+            assert_eq!(unread.len(), 0, "{unread:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_for_a_reason_that_nobody_knows_counts_when_something_was_said() {
+    let scene = Scene::new("").await;
+    let banana = r#"{"stopReason": "banana", "usage": {"inputTokens": 1}}"#;
+    let (unread, outcome) = scene.turn(&format!("answer word {banana}"), None).await.outcome();
+    assert_eq!((unread.len(), outcome), (1, Outcome::completed()));
+    assert!(unread[0].contains("banana"));
+    let (_, outcome) = scene.turn(&format!("answer - {banana}"), None).await.outcome();
+    assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
 }
 
 #[tokio::test]

@@ -6,3 +6,4 @@ mod client;
 mod hostile;
 mod scene;
 mod sessions;
+mod starting;

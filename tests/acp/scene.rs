@@ -5,11 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::acp::Acp;
+use mainstay::backend::acp::{Acp, parser};
 use mainstay::backend::process::Hosts;
-use mainstay::backend::{Backend, TurnPlace, Warm};
+use mainstay::backend::{AgentEvent, Backend, TurnPlace, Warm};
+use mainstay::engine;
 use mainstay::id::RunId;
-use mainstay::run::Attempt;
+use mainstay::run::{Attempt, ExitReport, Outcome};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -177,7 +178,7 @@ impl Relay {
     /// Reads until a line has this in it, which is given back.
     pub async fn until(&mut self, what: &str) -> Value {
         while let Some(line) = within(self.lines.next_line()).await.unwrap() {
-            self.said.push(serde_json::from_str(&line).unwrap());
+            self.said.push(message(&line));
             if line.contains(what) {
                 return self.said.last().unwrap().clone();
             }
@@ -210,11 +211,16 @@ impl Relay {
     /// Reads to the end.
     pub async fn end(mut self) -> Turn {
         while let Some(line) = within(self.lines.next_line()).await.unwrap() {
-            self.said.push(serde_json::from_str(&line).unwrap());
+            self.said.push(message(&line));
         }
         let code = within(self.child.wait()).await.unwrap().code();
         Turn { said: self.said, code }
     }
+}
+
+/// A line as JSON; one that is none as the text that it is.
+fn message(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|_| line.into())
 }
 
 /// A turn that is over.
@@ -247,5 +253,29 @@ impl Turn {
     /// Why the agent says that it ended.
     pub fn stop_reason(&self) -> Option<&str> {
         self.said.iter().find_map(|line| line["result"]["stopReason"].as_str())
+    }
+
+    /// The lines that its parser makes nothing of, and how a run of it ends.
+    pub fn outcome(&self) -> (Vec<String>, Outcome) {
+        let (mut parser, mut turn, mut unread) = (parser(), engine::turn::Turn::default(), Vec::new());
+        let mut class = None;
+        for line in &self.said {
+            let line = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
+            match parser(&line) {
+                Some(events) => {
+                    for event in events {
+                        if let AgentEvent::Error(error) = &event {
+                            class = class.or(error.class);
+                        }
+                        turn.hear(event);
+                    }
+                }
+                None => unread.push(line),
+            }
+        }
+        let malformed_lines = i64::try_from(unread.len()).unwrap();
+        let exit = ExitReport { code: self.code, malformed_lines, ..ExitReport::default() };
+        let outcome = engine::decide::decide(None, &turn, &exit, false);
+        (unread, Outcome { class: outcome.class.or(class), ..outcome })
     }
 }

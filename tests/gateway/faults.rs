@@ -1,10 +1,13 @@
 //! Gateways that are not there, refuse, break off, say nonsense, or never end.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use mainstay::agent::{Driver, GatewaySpec};
 use mainstay::backend::relay::RelayedTurn;
-use mainstay::backend::{AgentEvent, Backend, End};
+use mainstay::backend::{AgentEvent, Backend, End, probe};
+use mainstay::catalogue::Found;
 use mainstay::failure::ErrorClass;
 use mainstay::run::Cause;
 use rustix::process::{Pid, Signal};
@@ -88,6 +91,38 @@ async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
         assert_eq!(error.class, Some(ErrorClass::Crashed), "{error:?}");
         assert!(error.message.contains("closed the connection"), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
+    let gateway = FakeGateway::start().await;
+    let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
+    let driver = Driver::OpenclawGateway(spec);
+    let look = || in_time(probe::look(&driver, Path::new("/")));
+    let (found, _) = tokio::join!(look(), gateway.accept("b"));
+    assert_eq!(found, Ok(Found { at: gateway.url(), version: Some("1".to_owned()) }));
+
+    let (refused, ()) = tokio::join!(look(), async {
+        let mut peer = gateway.stranger().await;
+        peer.send(json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n"}})).await;
+        peer.asked("connect").await;
+        let error = json!({"message": "gateway token mismatch", "details": {"code": "AUTH_TOKEN_MISMATCH"}});
+        peer.send(json!({"type": "res", "id": "connect", "ok": false, "error": error})).await;
+        peer.hears_the_end().await;
+    });
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("token mismatch") && refused.contains("correct `token`"), "{refused}");
+
+    let (stranger, ()) = tokio::join!(look(), async {
+        let (mut socket, _) = in_time(gateway.listener.accept()).await.unwrap();
+        let mut request = [0; 1024];
+        assert!(in_time(socket.read(&mut request)).await.unwrap() > 0);
+        in_time(socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")).await.unwrap();
+    });
+    assert!(stranger.unwrap_err().contains("HTTP status 404"));
+
+    drop(gateway);
+    assert!(look().await.unwrap_err().contains("no OpenClaw gateway can be reached"));
 }
 
 #[tokio::test]

@@ -134,6 +134,8 @@ async fn how_the_whole_is_shows_at_a_glance() {
     for window in ["0", "31536001", "18446744073709551615"] {
         let answer = scene.get(&format!("/v1/stats?window_seconds={window}")).await;
         assert_eq!(answer.refused(), (422, "invalid_value"), "{window}");
+        let said = answer.body["error"]["message"].as_str().unwrap();
+        assert_eq!(said, "window_seconds must be between 1 and 31536000");
     }
     for window in ["", "-1", "x", "1.5", "99999999999999999999"] {
         let answer = scene.get(&format!("/v1/stats?window_seconds={window}")).await;

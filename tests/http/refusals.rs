@@ -29,6 +29,36 @@ async fn a_body_is_json() {
 }
 
 #[tokio::test]
+async fn a_parameter_that_a_route_does_not_know_is_refused_with_those_that_it_does() {
+    let scene = Scene::new().await;
+    scene.post("/v1/sessions", json!({"id": "s"})).await;
+    for (path, known) in [
+        ("/v1/permissions?stat=pending", "limit, cursor, state, session, run"),
+        ("/v1/runs?limit=1&Status=queued", "limit, cursor, status, session"),
+        ("/v1/sessions/s/runs?session=s", "limit, cursor, status"),
+        ("/v1/stats?window=60", "window_seconds"),
+        ("/v1/slots?x", "limit, cursor"),
+        ("/v1/sessions/s?limit=1", "none"),
+        ("/v1/agents?token=t", "limit, cursor"),
+    ] {
+        let answer = scene.get(path).await;
+        assert_eq!(answer.refused(), (400, "invalid_query"), "{path}");
+        let said = answer.body["error"]["message"].as_str().unwrap();
+        assert!(said.ends_with(&format!("is no parameter of this route, which takes {known}")), "{said}");
+    }
+    let answer = scene.post_nothing("/v1/sessions/s/cancel?wiat=3").await;
+    assert_eq!(answer.refused(), (400, "invalid_query"));
+    let long = scene.get(&format!("/v1/slots?{}=1", "x".repeat(5000))).await;
+    assert!(long.body["error"]["message"].as_str().unwrap().len() < 200);
+    for path in ["/v1/sessions/s/events?limit=1&after=0&cursor=0&token=t", "/v1/slots?", "/healthz?x=1", "/readyz?x=1"]
+    {
+        assert_eq!(scene.get(path).await.status, 200, "{path}");
+    }
+    // Libraries of others send what they like.
+    assert_eq!(scene.get("/api/chat/s/stream?x=1").await.status, 204);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_told_so() {
     let scene = Scene::new().await;
     let large = "x".repeat(5 * 1024 * 1024);

@@ -31,19 +31,21 @@ fn map(value: Value) -> Map<String, Value> {
 
 /// Makes it so that the agent told its own session in a run.
 async fn remember(scene: &Scene, run: &Run, agent_session: &str) {
-    let (db, run, agent_session) = (scene.dir.path().join("m.db"), run.id.to_string(), agent_session.to_owned());
+    let run = run.id.to_string();
+    let insert = "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
+         SELECT session_key, agent, ?2, 'new', key, 0, 0 FROM runs WHERE id = ?1";
+    write(scene, insert, [&run, agent_session]).await;
+    let set = "UPDATE sessions SET agent_session = ?2 WHERE key = (SELECT session_key FROM runs WHERE id = ?1)";
+    write(scene, set, [&run, agent_session]).await;
+}
+
+/// Writes to the database as another program.
+async fn write(scene: &Scene, sql: &'static str, values: [&str; 2]) {
+    let (db, values) = (scene.dir.path().join("m.db"), values.map(str::to_owned));
     let write = move || {
         let other = rusqlite::Connection::open(db).unwrap();
         other.busy_timeout(crate::scene::PATIENCE).unwrap();
-        other
-            .execute(
-                "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
-                 SELECT session_key, agent, ?2, 'new', key, 0, 0 FROM runs WHERE id = ?1",
-                [&run, &agent_session],
-            )
-            .unwrap();
-        let set = "UPDATE sessions SET agent_session = ?2 WHERE key = (SELECT session_key FROM runs WHERE id = ?1)";
-        other.execute(set, [&run, &agent_session]).unwrap();
+        other.execute(sql, values).unwrap();
     };
     tokio::task::spawn_blocking(write).await.unwrap();
 }
@@ -108,6 +110,28 @@ async fn after_a_reset_the_next_turn_begins_anew() {
 }
 
 #[tokio::test]
+async fn a_mode_that_the_agent_does_not_offer_is_refused_once_it_said_what_it_offers() {
+    let scene = scene(&says("word")).await;
+    let run = scene.turn("a", "s", "hi").await;
+    let set = async |mode: &str| scene.engine.update_options(&id("s"), map(json!({"mode": mode}))).await;
+    assert!(set("nonsense").await.is_ok(), "nothing is known so far");
+    let offers = r#"{"modes": {"availableModes": [{"id": "ask"}, {"id": "plan"}]}}"#;
+    write(
+        &scene,
+        "UPDATE sessions SET advertised = ?2 WHERE key = (SELECT session_key FROM runs WHERE id = ?1)",
+        [&run.id.to_string(), offers],
+    )
+    .await;
+    let refused = set("other").await.unwrap_err();
+    assert!(matches!(refused, EngineError::InvalidOption(_)) && refused.to_string().contains("ask, plan"), "{refused}");
+    let refused = scene.engine.replace_options(&id("s"), map(json!({"mode": "other"}))).await;
+    assert!(matches!(refused, Err(EngineError::InvalidOption(_))));
+    let kept = scene.engine.session_options(&id("s")).await.unwrap();
+    assert_eq!((kept.options.mode.as_deref(), kept.effects["mode"].as_str()), (Some("nonsense"), "ignored"));
+    assert_eq!(set("plan").await.unwrap().options.mode.as_deref(), Some("plan"));
+}
+
+#[tokio::test]
 async fn a_oneshot_session_begins_anew_each_time() {
     let scene = scene(&format!("test -z \"$2\" || exit 7; {}", says("new"))).await;
     let create = CreateSession {
@@ -142,7 +166,12 @@ async fn a_session_may_work_elsewhere_and_take_less_time() {
     std::fs::remove_dir(&elsewhere).unwrap();
     let run = scene.turn("a", "s", "where").await;
     assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("spawn_failed")));
-    assert!(run.error.unwrap().contains("change the option `cwd` of the session"));
+    let there = format!("the directory {} is not there: create it, or change", elsewhere.display());
+    assert!(run.error.unwrap().contains(&there));
+    std::fs::write(&elsewhere, "").unwrap();
+    let error = scene.turn("a", "s", "where").await.error.unwrap();
+    let expected = format!("{} is no directory: change the option `cwd` of the session", elsewhere.display());
+    assert!(error.ends_with(&expected), "{error}");
     scene.engine.update_options(&id("s"), map(json!({"cwd": null}))).await.unwrap();
     let run = scene.turn("a", "s", "where").await;
     assert_eq!(run.progress.as_deref(), scene.dir.path().to_str());

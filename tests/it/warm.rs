@@ -158,17 +158,18 @@ const QUICK: Care = Care {
 
 async fn open(dir: &Path, more: &str, care: Care) -> Engine {
     let home = serde_json::Value::from(dir.display().to_string());
-    let mut text = more.to_owned();
+    let mut text = more.replace("keep_warm\n", "");
     for name in ["live", "shared"] {
-        let keys = if more.contains("keep_warm") { "keep_warm = \"1s\"\n" } else { "" };
-        text = text.replace("keep_warm\n", "");
         text.push_str(&format!(
-            "\n[agents.{name}]\ndriver = \"openclaw\"\ncommand = [\"true\"]\nkill_grace = \"300ms\"\nmax_concurrent = 100\n{keys}\
+            "\n[agents.{name}]\ndriver = \"openclaw\"\ncommand = [\"true\"]\nkill_grace = \"300ms\"\nmax_concurrent = 100\n\
              [workspaces.{name}]\nagent = \"{name}\"\ndir = {home}\nslots = 60\n"
         ));
     }
     let mut config = Config::load(&text, Path::new("test.toml"), dir).unwrap();
     config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    if more.contains("keep_warm") {
+        config.agents.values_mut().for_each(|agent| agent.keep_warm = Duration::from_secs(1));
+    }
     let base = dir.to_owned();
     let scripted = move |agent: &Agent, hosts: &Hosts| {
         let is_live = ["live", "shared"].contains(&agent.name.as_str());

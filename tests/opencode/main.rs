@@ -100,14 +100,21 @@ impl Relay {
     }
 
     /// What it said, to its end, which is a good one.
-    async fn end(mut self) -> Vec<AgentEvent> {
+    async fn end(self) -> Vec<AgentEvent> {
+        self.ends().await.0
+    }
+
+    /// The same, and the lines that its parser makes nothing of.
+    async fn ends(mut self) -> (Vec<AgentEvent>, Vec<String>) {
         let mut rest = Vec::new();
         let mut reader = self.lines.into_inner();
         reader.read_to_end(&mut rest).await.unwrap();
         self.said.extend(rest);
         assert_eq!(self.child.wait().await.unwrap().code(), Some(0));
         let records = decode([&self.said[..]], 32 * 1024 * 1024, opencode::parser());
-        records.into_iter().flat_map(|record| record.events).collect()
+        let (mut parser, said) = (opencode::parser(), String::from_utf8(self.said).unwrap());
+        let unread = said.lines().filter(|line| parser(line).is_none()).map(str::to_owned).collect();
+        (records.into_iter().flat_map(|record| record.events).collect(), unread)
     }
 }
 
@@ -575,7 +582,7 @@ async fn half_a_character_costs_no_other_words() {
 }
 
 #[tokio::test]
-async fn garbage_and_endless_events_are_passed_over() {
+async fn garbage_and_endless_events_are_passed_over_and_counted() {
     in_time(async {
         let mut fake = Fake::start().await;
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
@@ -587,11 +594,17 @@ async fn garbage_and_endless_events_are_passed_over() {
         for _ in 0..20 {
             follower.raw(&piece).await;
         }
-        follower.raw("\n\n").await;
+        // One of another session is not ours to count.
+        follower.raw("\n\ndata: {\"sessionID\":\"ses_other\",\n\n").await;
         follower.of_session("message.part.delta", delta("two ")).await;
         ends(&follower, "one two three").await;
-        let events = relay.end().await;
+        let (events, unread) = relay.ends().await;
         assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two three", None));
+        assert_eq!(
+            unread.iter().map(|line| line.chars().take(3).collect::<String>()).collect::<Vec<_>>(),
+            ["{\"t", "[1,", "7…", "xxx"]
+        );
+        assert!(unread.iter().all(|line| line.len() < 1000));
     })
     .await;
 }

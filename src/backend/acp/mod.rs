@@ -24,7 +24,9 @@ use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
 use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
+use crate::failure::AgentError;
 use crate::permission::{Decision, PermissionRequest};
+use crate::run::ExitReport;
 
 /// The word in the config, and of a relay.
 const DRIVER: &str = "acp";
@@ -65,6 +67,7 @@ impl Acp {
     }
 
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
+        warm_process::look_for_program(&self.holding, &self.process, &start)?;
         let Holding { hosts, max_line_bytes, .. } = &self.holding;
         let socket = hosts.dir_of(start.attempt).join(SOCKET);
         let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
@@ -117,6 +120,10 @@ impl Warm for Acp {
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
         Box::pin(warm_process::adopt(&self.holding, adoption))
+    }
+
+    fn why_it_ended(&self, exit: &ExitReport) -> Option<AgentError> {
+        bridge::why_it_ended(exit)
     }
 
     fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>> {

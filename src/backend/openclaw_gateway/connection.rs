@@ -28,6 +28,8 @@ pub(super) struct Connection {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// Names the gateway's process, when it says so.
     pub boot: Option<String>,
+    /// What the gateway calls its version.
+    pub version: Option<String>,
 }
 
 /// Why there is no connection.
@@ -61,7 +63,7 @@ impl Connection {
             Ok(Err(error)) => return Err(not_connected(url, error)),
             Err(_) => return Err(stranger()),
         };
-        let mut connection = Self { socket, boot: None };
+        let mut connection = Self { socket, boot: None, version: None };
         let mut asked = false;
         loop {
             match timeout_at(until, connection.socket.next()).await {
@@ -75,7 +77,9 @@ impl Connection {
                         if frame["ok"] != true {
                             return Err(refused(&frame["error"]));
                         }
-                        connection.boot = frame["payload"]["server"]["bootId"].as_str().map(str::to_owned);
+                        let server = &frame["payload"]["server"];
+                        connection.boot = server["bootId"].as_str().map(str::to_owned);
+                        connection.version = server["version"].as_str().map(str::to_owned);
                         return Ok(connection);
                     }
                 }

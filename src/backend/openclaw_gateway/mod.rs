@@ -14,11 +14,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use self::connection::{Connection, Refused};
 use super::launch::{Launch, Stdin};
 use super::process::{Holding, Hosts, Reading};
 use super::relay::RelayedTurn;
 use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, template};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
+use crate::failure::AgentError;
 use crate::run::Attempt;
 
 pub use frames::parser;
@@ -48,6 +50,12 @@ struct GatewayTurn {
     token: Option<String>,
     /// After so many seconds the gateway ends the run itself, should nobody be left to do it.
     limit_s: u64,
+}
+
+/// Introduces us to a gateway and hangs up; answers with what it calls its version.
+pub(super) async fn greet(spec: &GatewaySpec) -> Result<Option<String>, AgentError> {
+    let connection = Connection::open(&spec.url, spec.token.as_deref()).await.map_err(Refused::error)?;
+    Ok(connection.version)
 }
 
 impl Gateway {

@@ -16,6 +16,8 @@ use super::own::{Origin, Own};
 use super::prompt;
 use super::server::{Events, Failure, Server};
 use super::watch::{Watch, text};
+use crate::backend::json;
+use crate::backend::lines::unreadable;
 use crate::backend::relay::RelayedTurn;
 use crate::backend::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
@@ -260,7 +262,12 @@ impl<'a> Course<'a> {
     }
 
     async fn hear(&mut self, data: String) {
-        let Some(event) = crate::backend::json::parse(&data) else { return };
+        let Some(event) = json::parse(&data).filter(|event| text(event, "/type").is_some()) else {
+            if self.begun.watch.may_be_of_turn(&data) {
+                self.output.say(&unreadable(&data));
+            }
+            return;
+        };
         if !self.begun.watch.see(&event) {
             return;
         }

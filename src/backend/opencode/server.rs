@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::agent::DEFAULT_MAX_LINE_BYTES;
 use crate::backend::json;
-use crate::backend::lines::{Line, Splitter};
+use crate::backend::lines::{Line, Splitter, unreadable};
 
 /// The name that goes with the password of a server.
 pub(super) const USER: &str = "opencode";
@@ -210,8 +210,8 @@ impl Events {
         Self { body, connection, splitter, piece: Bytes::new(), data: String::new(), is_too_long: false }
     }
 
-    /// The data of the next event. One that is longer than a line may be is passed over. Whoever stops waiting misses
-    /// nothing.
+    /// The data of the next event; of one that is longer than a line may be its beginning, cut off, which is no JSON. Whoever
+    /// stops waiting misses nothing.
     pub(super) async fn next(&mut self) -> Result<String, Failure> {
         loop {
             if let Some(data) = self.next_read() {
@@ -240,26 +240,29 @@ impl Events {
         let mut rest = &self.piece[..];
         let mut whole = None;
         while let Some(line) = self.splitter.next_line(&mut rest) {
-            match line {
-                Line::Whole(b"") => {
-                    let data = std::mem::take(&mut self.data);
-                    if !std::mem::take(&mut self.is_too_long) && !data.is_empty() {
-                        whole = Some(data);
-                        break;
-                    }
+            let (line, is_cut) = match line {
+                Line::Whole(line) => (line, false),
+                Line::TooLong(beginning) => (beginning, true),
+            };
+            if line.is_empty() {
+                let mut data = std::mem::take(&mut self.data);
+                if std::mem::take(&mut self.is_too_long) {
+                    data = unreadable(&data);
                 }
-                Line::Whole(line) => {
-                    let Some(data) = line.strip_prefix(b"data:") else { continue };
-                    let data = String::from_utf8_lossy(data.strip_prefix(b" ").unwrap_or(data));
-                    self.is_too_long |= self.data.len() + data.len() > DEFAULT_MAX_LINE_BYTES;
-                    if !self.is_too_long {
-                        // JSON has no line ends within texts: a space does as well, and the event stays one line.
-                        self.data.push_str(if self.data.is_empty() { "" } else { " " });
-                        self.data.push_str(&data);
-                    }
+                if !data.is_empty() {
+                    whole = Some(data);
+                    break;
                 }
-                Line::TooLong(_) => self.is_too_long = true,
+                continue;
             }
+            let Some(data) = line.strip_prefix(b"data:") else { continue };
+            let data = String::from_utf8_lossy(data.strip_prefix(b" ").unwrap_or(data));
+            if !self.is_too_long {
+                // JSON has no line ends within texts: a space does as well, and the event stays one line.
+                self.data.push_str(if self.data.is_empty() { "" } else { " " });
+                self.data.push_str(&data);
+            }
+            self.is_too_long |= is_cut || self.data.len() > DEFAULT_MAX_LINE_BYTES;
         }
         let read = self.piece.len() - rest.len();
         self.piece = self.piece.slice(read..);

@@ -68,6 +68,12 @@ impl Watch {
         true
     }
 
+    /// Whether what cannot be read may belong to the turn: it names a session of it, or none.
+    pub(super) fn may_be_of_turn(&self, unreadable: &str) -> bool {
+        let is_named = |session: &String| unreadable.contains(&format!("\"{session}\""));
+        self.family.iter().any(is_named) || !unreadable.contains("\"sessionID\"")
+    }
+
     fn see_message(&mut self, properties: &Value) -> bool {
         let id = text(properties, "/info/id");
         if !self.is_of_turn(id) {
@@ -194,5 +200,10 @@ mod tests {
         assert!(!watch.see(&message("msg_4", "assistant", false)), "an earlier message");
         assert!(!watch.see(&json!({"type": "server.heartbeat", "properties": {}})));
         assert!(!watch.see(&json!([1])));
+        for (cut, is_ours) in
+            [(r#"{"sessionID":"ses_2","#, true), (r#"{"sessionID":"ses_3","#, false), ("no JSON", true)]
+        {
+            assert_eq!(watch.may_be_of_turn(cut), is_ours, "{cut}");
+        }
     }
 }

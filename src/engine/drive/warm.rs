@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::backend::{Backend, Warm};
-use crate::engine::decide::asked_for;
+use crate::backend::{Backend, StartError, Warm};
+use crate::engine::decide::{asked_for, not_started};
 use crate::failure::ErrorClass;
 use crate::id::BackendId;
 use crate::metrics::METRICS;
@@ -72,10 +72,10 @@ impl Drive<'_> {
                 Place::Taken(taken) => return Ok(Ok(taken)),
                 Place::LeaseLost => return Err(Left::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
-                    let error = format!("Failed to start agent: {reason}");
-                    let outcome = Outcome::because(Cause::SpawnFailed, error);
-                    let outcome = outcome.with_class(class.unwrap_or(ErrorClass::Crashed));
-                    return Ok(Err(Some(Outcome { retry_at: Some(until), ..outcome })));
+                    let outcome = not_started(&StartError { message: reason, class });
+                    // What does not even start is not mended by waiting.
+                    let retry_at = (class == Some(ErrorClass::Crashed)).then_some(until);
+                    return Ok(Err(Some(Outcome { retry_at, ..outcome })));
                 }
                 Place::Awaited(id) => wanted.awaited = Some(id),
                 Place::Full { evicted } => {

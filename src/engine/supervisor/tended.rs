@@ -12,12 +12,12 @@ use futures_util::future::OptionFuture;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::super::{Shared, stderr};
+use super::super::Shared;
 use crate::agent::Agent;
 use crate::backend::process::remove_temp_dir;
-use crate::backend::{Adoption, Backend, End, Reply, StartError, WarmStart, reap};
+use crate::backend::{Adoption, Backend, End, Reply, StartError, WarmStart, last_words, reap};
 use crate::config::OnShutdown;
-use crate::failure::ErrorClass;
+use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, ExitReport};
@@ -184,7 +184,7 @@ impl Tended {
             }
             End::NotStarted(Some(error)) => Next::Event(BackendEvent::NotStarted, error.message, error.class),
             End::NotStarted(None) => crashed("it was not started in time".to_owned()),
-            End::Exited(exit) => crashed(how_it_ended(&exit)),
+            End::Exited(exit) => self.ended_by_itself(&exit),
             End::HostLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
             // Somebody else is connected to its host, or it could not be asked just now.
             End::Left => {
@@ -194,6 +194,17 @@ impl Tended {
         };
         self.shared.hosts.forget(self.attempt()).await;
         next
+    }
+
+    /// What comes of an end that nobody asked for.
+    fn ended_by_itself(&self, exit: &ExitReport) -> Next {
+        let told = self.backend.warm().and_then(|warm| warm.why_it_ended(exit));
+        let AgentError { message, class, .. } = told.unwrap_or_else(|| how_it_ended(exit).into());
+        let class = class.unwrap_or(ErrorClass::Crashed);
+        // Anything but a crash comes out the same again.
+        let would_end_again = self.row.state == BackendState::Starting && class != ErrorClass::Crashed;
+        let event = if would_end_again { BackendEvent::NotStarted } else { BackendEvent::Exited };
+        Next::Event(event, message, Some(class))
     }
 
     /// The way to its process; none when it has none.
@@ -383,7 +394,7 @@ fn how_it_ended(exit: &ExitReport) -> String {
         (None, Some(signal)) => format!("it was ended by signal {signal}"),
         (None, None) => "it ended".to_owned(),
     };
-    let said = exit.stderr.as_deref().and_then(stderr::cause).map(|said| said.chars().take(SHOWN_CHARS).collect());
+    let said = exit.stderr.as_deref().and_then(last_words::cause).map(|said| said.chars().take(SHOWN_CHARS).collect());
     said.map_or(how.clone(), |said: String| format!("{how}: {said}"))
 }
 

@@ -22,10 +22,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
+use super::ending;
 use super::process::Process;
 use super::session::Session;
 use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
+use crate::backend::lines::unreadable;
 use crate::backend::relay::RelayedTurn;
+use crate::failure::AgentError;
 use crate::workspace::ClientAccess;
 
 /// What is said of a session before its id is known to us.
@@ -77,6 +80,17 @@ struct Envelope<'a> {
     params: Option<Params>,
 }
 
+impl Envelope<'_> {
+    /// Whether it is one of the protocol. News of a session say which.
+    fn is_message(&self) -> bool {
+        match self.method.as_deref() {
+            Some("session/update") => self.params.as_ref().is_some_and(|params| params.session_id.is_some()),
+            Some(_) => true,
+            None => self.id.is_some(),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Params {
@@ -108,17 +122,17 @@ impl Bridge {
     }
 
     /// Says who we are and what the agent may ask of us.
-    pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the agent answered instead; without a class when it did not answer at all.
+    pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), AgentError> {
         let access = self.client.access();
         let files = FileSystemCapabilities::new().read_text_file(access.read_files).write_text_file(access.write_files);
         let request = InitializeRequest::new(ProtocolVersion::V1)
             .client_capabilities(ClientCapabilities::new().fs(files).terminal(access.terminals))
             .client_info(Implementation::new("mainstay", env!("CARGO_PKG_VERSION")));
-        let agent = connection.send_request(request).block_task().await;
-        let agent = agent.map_err(|error| format!("the agent refused initialize: {}", error.message))?;
-        if agent.protocol_version != ProtocolVersion::V1 {
-            return Err(format!("the agent speaks version {:?} of ACP, and not 1", agent.protocol_version));
-        }
+        // An answer that is none, and another version of ACP, is an error here.
+        let agent = connection.send_request(request).block_task().await.map_err(|error| ending::refused(&error))?;
         // It is said once.
         let _ = self.connected.set(Connected { connection, agent });
         Ok(())
@@ -184,8 +198,10 @@ impl Bridge {
 
     /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
     pub(super) async fn heard(&self, line: &str) -> bool {
-        let Ok(message) = serde_json::from_str::<Envelope<'_>>(line) else {
-            // A line that is no message ends nothing.
+        let message = serde_json::from_str::<Envelope<'_>>(line).ok().filter(Envelope::is_message);
+        let Some(message) = message else {
+            // It ends nothing.
+            self.heard_unreadable(line).await;
             return false;
         };
         let Params { session_id, update } = message.params.unwrap_or_default();
@@ -208,6 +224,12 @@ impl Bridge {
                 true
             }
         }
+    }
+
+    /// Takes a line that is no message, or the beginning of one that is too long: it is counted in the turn that it is of.
+    pub(super) async fn heard_unreadable(&self, beginning: &str) {
+        let turn = self.state().turn_of_unreadable(beginning);
+        say(turn, &unreadable(beginning)).await;
     }
 
     /// Deals with a request of the agent. Never waits.
@@ -286,6 +308,18 @@ impl State {
             }
         }
         self.sessions.insert(id.to_owned(), session);
+    }
+
+    /// Who listens to the turn that a line is of which cannot be read: the one in the session that it names, or the only one.
+    fn turn_of_unreadable(&self, beginning: &str) -> Option<mpsc::Sender<String>> {
+        let names = |id: &&String| beginning.contains(&format!("\"{id}\""));
+        let mut named = self.sessions.iter().filter(|(id, _)| names(id)).map(|(_, session)| session);
+        let mut listeners = self.sessions.values().filter_map(Session::listener);
+        match (named.next(), named.next()) {
+            (Some(session), None) => session.listener(),
+            (None, _) => listeners.next().filter(|_| listeners.next().is_none()),
+            (Some(_), Some(_)) => None,
+        }
     }
 
     /// Takes an answer of the agent; whose turn it ends.

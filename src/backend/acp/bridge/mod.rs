@@ -10,6 +10,7 @@
 mod agent;
 mod client;
 mod content;
+mod ending;
 mod process;
 mod session;
 mod turn;
@@ -31,8 +32,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::agent::Bridge;
+pub(super) use self::ending::why_it_ended;
 use self::process::Process;
 use super::wire;
+use crate::failure::{AgentError, ErrorClass};
 use crate::workspace::ClientAccess;
 
 /// The argument that makes this program a bridge; the agent's command follows.
@@ -42,6 +45,8 @@ pub const COMMAND: &str = "bridge";
 const INITIALIZE_WITHIN: Duration = Duration::from_secs(60);
 /// Turns and probes at once.
 const MAX_RELAYS: usize = 256;
+/// An agent whose pipes broke has ended within this, or closed them by itself.
+const END_IS_KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// Turns that the agent left alone when it ended say so to their relays within this.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The setup is small.
@@ -54,7 +59,7 @@ pub(super) struct Setup {
     pub socket: PathBuf,
     /// What the agent may do through us.
     pub client: ClientAccess,
-    /// A longer line of the agent is skipped.
+    /// A longer line of the agent is counted and skipped.
     pub max_line_bytes: usize,
 }
 
@@ -79,18 +84,18 @@ pub fn run(command: &[OsString]) -> io::Result<ExitCode> {
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(reason) => {
+        Err(error) => {
             // Nobody is left to tell when stderr is gone too.
-            let _ = writeln!(io::stderr(), "mainstay: {reason}");
-            Ok(ExitCode::FAILURE)
+            let _ = writeln!(io::stderr(), "{}", ending::last_line(&error));
+            Ok(ending::code_of(error.class))
         }
     }
 }
 
 /// Starts the agent and serves it. Says why it ended, unless we were asked to.
-async fn hold(command: &[OsString], setup: Setup) -> Result<(), String> {
+async fn hold(command: &[OsString], setup: Setup) -> Result<(), AgentError> {
     let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let (process, pipes) = Process::start(command).map_err(|error| format!("failed to start the agent: {error}"))?;
+    let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(&error))?;
     let bridge = Arc::new(Bridge::new(setup.client, process.clone()));
     let heard = process::lines(pipes.stdout, setup.max_line_bytes, bridge.clone());
     let transport = Lines::new(process::line_sink(pipes.stdin), heard);
@@ -110,8 +115,16 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), String> {
             Ok(serve(&held, connection, &setup.socket).await)
         });
     let served = tokio::select! {
-        served = connection => served.unwrap_or_else(|error| Err(error.to_string())),
+        served = connection => served.unwrap_or_else(|error| Err(error.to_string().into())),
         _ = term.recv() => Ok(()),
+    };
+    let served = match served {
+        // A pipe that broke is how its end shows first; how it ended says more.
+        Err(AgentError { message, class: None, .. }) => {
+            let ended = timeout(END_IS_KNOWN_WITHIN, bridge.lost()).await;
+            Err(AgentError::of(ErrorClass::Crashed, ended.unwrap_or(message)))
+        }
+        served => served,
     };
     // The connection is gone, and with it the agent's stdin.
     process.end().await;
@@ -123,14 +136,17 @@ async fn serve(
     bridge: &Arc<Bridge>,
     connection: ConnectionTo<agent_client_protocol::Agent>,
     socket: &Path,
-) -> Result<(), String> {
+) -> Result<(), AgentError> {
+    let crashed = |reason: String| AgentError::of(ErrorClass::Crashed, reason);
     tokio::select! {
         connected = timeout(INITIALIZE_WITHIN, bridge.initialize(connection)) => {
-            connected.map_err(|_| format!("the agent did not answer initialize in {INITIALIZE_WITHIN:?}"))??;
+            let silent = |_| crashed(format!("the agent did not answer initialize in {INITIALIZE_WITHIN:?}"));
+            connected.map_err(silent)??;
         }
-        reason = bridge.lost() => return Err(reason),
+        reason = bridge.lost() => return Err(crashed(reason)),
     }
-    let listener = listen(socket).map_err(|error| format!("failed to listen at {}: {error}", socket.display()))?;
+    let listener =
+        listen(socket).map_err(|error| crashed(format!("failed to listen at {}: {error}", socket.display())))?;
     let mut relays = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -149,7 +165,7 @@ async fn serve(
     drop(listener);
     // They all were told the same.
     let _ = timeout(FAREWELL, async { while relays.join_next().await.is_some() {} }).await;
-    Err(reason)
+    Err(crashed(reason))
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {

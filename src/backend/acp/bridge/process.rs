@@ -19,11 +19,13 @@ use tokio::time::timeout;
 
 use super::agent::Bridge;
 use crate::backend::lines::{Line, Splitter};
-use crate::backend::{json, reap};
+use crate::backend::{json, last_words, reap};
 use crate::worker::ProcessIdentity;
 
 /// Time for each way to ask.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What the agent wrote is read to its end within so long after it ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The last lines of stderr usually say what went wrong.
 const STDERR_BYTES: usize = 2 * 1024;
 /// A read takes all that a pipe holds by default.
@@ -72,19 +74,21 @@ impl Process {
         self.identity.as_ref()
     }
 
-    /// How it ended, and what it wrote last, once it has.
+    /// How it ended, and what it wrote of that, once it has.
     pub(super) async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
-        let stderr = self.stderr();
-        let status = status.unwrap_or_else(|| "it is not known how".to_owned());
-        if stderr.is_empty() { status } else { format!("{status}; it wrote last: {stderr}") }
+        let status = status.unwrap_or_else(|| "it is not known how the agent ended".to_owned());
+        match last_words::cause(&self.stderr()) {
+            Some(words) => format!("{status}; it wrote last: {words}"),
+            None => status,
+        }
     }
 
     fn stderr(&self) -> String {
         let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = tail.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Ends it. Its stdin is closed already.
@@ -107,32 +111,17 @@ async fn watch_over(
     tail: Arc<Mutex<VecDeque<u8>>>,
     ended: watch::Sender<Option<String>>,
 ) {
-    let mut piece = vec![0; READ_BYTES];
-    let mut status = None;
-    loop {
+    let status = {
+        let read = read_stderr(&mut stderr, &tail);
+        tokio::pin!(read);
         tokio::select! {
-            // What it wrote before it ended counts.
-            biased;
-            read = stderr.read(&mut piece) => match read {
-                Ok(read) if read > 0 => {
-                    // The host may be gone.
-                    let _ = io::stderr().write_all(&piece[..read]);
-                    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-                    tail.extend(&piece[..read]);
-                    let excess = tail.len().saturating_sub(STDERR_BYTES);
-                    tail.drain(..excess);
-                }
-                _ => break,
-            },
-            exited = child.wait() => {
-                status = Some(exited);
-                break;
+            () = &mut read => child.wait().await,
+            status = child.wait() => {
+                // What it wrote before it ended counts. What it left running may hold the pipe open.
+                let _ = timeout(LAST_WORDS, read).await;
+                status
             }
         }
-    }
-    let status = match status {
-        Some(status) => status,
-        None => child.wait().await,
     };
     let said = match status {
         Ok(status) => format!("the agent ended ({status})"),
@@ -140,6 +129,18 @@ async fn watch_over(
     };
     // Somebody may still want to know.
     ended.send_replace(Some(said));
+}
+
+async fn read_stderr(stderr: &mut ChildStderr, tail: &Mutex<VecDeque<u8>>) {
+    let mut piece = vec![0; READ_BYTES];
+    while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+        // The host may be gone.
+        let _ = io::stderr().write_all(&piece[..read]);
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend(&piece[..read]);
+        let excess = tail.len().saturating_sub(STDERR_BYTES);
+        tail.drain(..excess);
+    }
 }
 
 /// What the agent says, line by line; of it goes on only what is no news of a session.
@@ -151,15 +152,24 @@ pub(super) fn lines(
     let reader = Reader { stdout, splitter: Splitter::new(max_line_bytes), piece: vec![0; READ_BYTES], at: 0, read: 0 };
     stream::unfold((reader, bridge), |(mut reader, bridge)| async move {
         loop {
-            let Some(line) = reader.next().await else {
-                bridge.heard_all.cancel();
-                return None;
-            };
-            if bridge.heard(&line).await {
-                return Some((Ok(line), (reader, bridge)));
+            match reader.next().await {
+                Some(Heard::Whole(line)) if bridge.heard(&line).await => return Some((Ok(line), (reader, bridge))),
+                Some(Heard::Whole(_)) => {}
+                Some(Heard::TooLong(beginning)) => bridge.heard_unreadable(&beginning).await,
+                None => {
+                    bridge.heard_all.cancel();
+                    return None;
+                }
             }
         }
     })
+}
+
+/// A line as text.
+enum Heard {
+    Whole(String),
+    /// The beginning of it.
+    TooLong(String),
 }
 
 struct Reader {
@@ -171,22 +181,19 @@ struct Reader {
 }
 
 impl Reader {
-    /// The next line that is text; none at the end. What is cut off by the end is no line.
-    async fn next(&mut self) -> Option<String> {
+    /// The next line that is not empty; none at the end. What is cut off by the end is no line.
+    async fn next(&mut self) -> Option<Heard> {
         loop {
             let mut rest = &self.piece[self.at..self.read];
+            let text = |line| String::from_utf8_lossy(line).into_owned();
             let line = match self.splitter.next_line(&mut rest) {
-                Some(Line::Whole(line)) => Some(mended(String::from_utf8_lossy(line).into_owned())),
-                Some(Line::TooLong(_)) => {
-                    // As above.
-                    let _ = writeln!(io::stderr(), "mainstay: a line of the agent was longer than max_line_bytes");
-                    Some(String::new())
-                }
+                Some(Line::Whole(line)) => Some(Heard::Whole(mended(text(line)))),
+                Some(Line::TooLong(beginning)) => Some(Heard::TooLong(text(beginning))),
                 None => None,
             };
             self.at = self.read - rest.len();
             match line {
-                Some(line) if line.is_empty() => {}
+                Some(Heard::Whole(line)) if line.trim().is_empty() => {}
                 Some(line) => return Some(line),
                 None => {
                     self.read = self.stdout.read(&mut self.piece).await.ok().filter(|read| *read > 0)?;
@@ -202,7 +209,7 @@ fn mended(line: String) -> String {
     if !line.contains("\\ud") && !line.contains("\\uD") {
         return line;
     }
-    json::parse(&line).map(|message| message.to_string()).unwrap_or_default()
+    json::parse(&line).map_or(line, |message| message.to_string())
 }
 
 /// What is said to the agent, line by line.

@@ -48,6 +48,11 @@ fn of_kind(kind: &str) -> Option<ErrorClass> {
     }
 }
 
+/// Whether ACP knows this as a reason for which a turn ends.
+pub(super) fn is_stop_reason(reason: &str) -> bool {
+    matches!(reason, "end_turn" | "cancelled") || of_stop_reason(reason).is_some()
+}
+
 /// What people have to know when a turn ended for this reason: nothing, when it was said to its end or was cancelled.
 pub(super) fn of_stop_reason(reason: &str) -> Option<&'static str> {
     match reason {

@@ -16,7 +16,7 @@ use self::message::Message;
 use self::tool::Tool;
 use super::wire::Own;
 use crate::backend::{AgentEvent, LineParser, json};
-use crate::failure::AgentError;
+use crate::failure::{AgentError, ErrorClass};
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest};
 use crate::usage::Usage;
 
@@ -57,6 +57,10 @@ impl Reader {
             self.message.let_go(events);
             self.own(own, events);
             return Some(());
+        }
+        if self.ends_unheard_of(message) {
+            self.has_ended = true;
+            return None;
         }
         let is_chunk = message["params"]["update"]["sessionUpdate"].as_str().is_some_and(|it| it.ends_with("_chunk"));
         if !is_chunk {
@@ -177,7 +181,16 @@ impl Reader {
             return Some(());
         }
         let result = message.get("result")?;
-        let Some(reason) = result["stopReason"].as_str() else { return Some(()) };
+        let Some(reason) = result["stopReason"].as_str() else {
+            if !self.is_cancelling {
+                let message =
+                    "The agent's answer to the prompt is none: it does not say why the turn ended.".to_owned();
+                let class = Some(ErrorClass::Protocol);
+                events.push(AgentEvent::Error(AgentError { message, class, retry_at: None }));
+            }
+            self.end(events);
+            return Some(());
+        };
         let tokens = |key: &str| result["usage"][key].as_i64();
         let usage = Usage {
             input_tokens: tokens("inputTokens"),
@@ -193,6 +206,13 @@ impl Reader {
         events.extend(error::of_stop_reason(reason).map(|message| AgentEvent::Error(message.into())));
         self.end(events);
         Some(())
+    }
+
+    /// Whether the turn ends for a reason that we do not know. That is no word of the protocol, and no end of which it could
+    /// be said that all is well: what the agent said so far has to speak for it.
+    fn ends_unheard_of(&self, message: &Value) -> bool {
+        let reason = message.get("method").is_none().then(|| message["result"]["stopReason"].as_str()).flatten();
+        !self.is_cancelling && reason.is_some_and(|reason| !error::is_stop_reason(reason))
     }
 
     /// The cost is that of the whole session.

@@ -1,0 +1,33 @@
+//! `backends`: the live agents that are kept warm, and ending one.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+use super::exit::Exit;
+use super::{BackendsArgs, BackendsCommand, table};
+use crate::engine::Engine;
+
+pub(super) async fn run(
+    engine: &Engine,
+    args: &BackendsArgs,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let Some(BackendsCommand::Stop { id, force }) = &args.command else {
+        table::list(out, &engine.list_backends().await?, json, engine.now())?;
+        return Ok(Exit::Done);
+    };
+    let backend = engine.stop_backend(*id, *force).await.context("failed to stop")?;
+    let has_ended = backend.stopped_at.is_some();
+    match (json, has_ended) {
+        (true, _) => table::json(out, &backend)?,
+        (false, true) => writeln!(out, "{id} has ended")?,
+        (false, false) => writeln!(out, "{id} ends as soon as no turn is on it")?,
+    }
+    if !has_ended && !engine.is_executed_elsewhere().await? {
+        // Nobody is left to tell when stderr is gone too.
+        let _ = writeln!(io::stderr(), "(no daemon runs on this file: the next one does it)");
+    }
+    Ok(Exit::Done)
+}
