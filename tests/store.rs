@@ -256,6 +256,9 @@ async fn an_old_lease_changes_nothing() {
     assert_eq!(scene.store.append(scene.text(&old, "late")).await.unwrap(), Err(LeaseLost));
     assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
     assert!(!scene.store.put_back(old.lease).await.unwrap());
+    // Nor does it let anybody end what is in the place by now.
+    assert!(scene.store.whereabouts(old.lease).await.unwrap().is_none());
+    assert!(scene.store.whereabouts(orphans[0].lease).await.unwrap().is_some());
     assert!(scene.store.put_back(orphans[0].lease).await.unwrap());
     let again = scene.claim(1).await.remove(0);
     assert_eq!(again.run, old.run);

@@ -25,7 +25,9 @@ impl Drive<'_> {
     pub(super) async fn end_lost_turn(&self, backend: &dyn Backend, exit: &mut ExitReport) -> Result<(), Left> {
         let began = Instant::now();
         loop {
-            let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease.run)).await?;
+            // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
+            let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease)).await?;
+            let Some(found) = found else { return Err(Left::LeaseLost) };
             if found.backend.is_some() && found.endpoint.is_none() {
                 return Ok(());
             }

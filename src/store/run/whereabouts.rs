@@ -1,7 +1,7 @@
 //! Where the turn of a run is: what it takes to find it in a live agent.
 
 use crate::id::{SessionId, WorkspaceName};
-use crate::lease::{BackendKey, RunKey};
+use crate::lease::{BackendKey, Lease, RunKey};
 use crate::store::{Store, StoreError};
 
 /// Where the turn of a run is, as far as it is stored.
@@ -26,21 +26,22 @@ pub struct Whereabouts {
 }
 
 impl Store {
-    /// Where the turn of a run is.
+    /// Where the turn of a run is; none when the lease is lost, or the run settled: then it is nobody's to end.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn whereabouts(&self, run: RunKey) -> Result<Whereabouts, StoreError> {
+    pub async fn whereabouts(&self, lease: Lease) -> Result<Option<Whereabouts>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, s.options, r.host_attempt, r.backend_key,
                    b.endpoint AS "endpoint?"
                FROM runs r JOIN sessions s ON s.key = r.session_key LEFT JOIN slots p ON p.key = r.slot_key
                LEFT JOIN backends b ON b.key = r.backend_key
-               WHERE r.key = ?1"#,
-            run
+               WHERE r.key = ?1 AND r.lease_token = ?2 AND r.status = 'running'"#,
+            lease.run,
+            lease.token
         );
-        let row = row.fetch_one(&self.readers).await?;
-        Ok(Whereabouts {
+        let Some(row) = row.fetch_optional(&self.readers).await? else { return Ok(None) };
+        Ok(Some(Whereabouts {
             workspace: row.workspace.parse()?,
             slot: row.slot,
             session: row.session.parse()?,
@@ -49,7 +50,7 @@ impl Store {
             host_attempt: row.host_attempt,
             backend: row.backend_key,
             endpoint: row.endpoint,
-        })
+        }))
     }
 
     /// Whether a run is tried for the first time.
