@@ -79,6 +79,8 @@ impl Watch {
         if !self.is_of_turn(id) {
             return false;
         }
+        // What answers was at work, also when nobody heard that it was.
+        self.was_busy |= text(properties, "/info/role") == Some("assistant");
         match (text(properties, "/info/role"), id) {
             (Some("user"), _) => self.has_prompt = true,
             (Some("assistant"), Some(id)) if properties.pointer("/info/time/completed").is_none() => {
@@ -178,6 +180,17 @@ mod tests {
         }
         assert!(watch.is_idling());
         watch.see(&message("msg_3", "assistant", true));
+        assert!(watch.may_be_over());
+    }
+
+    #[test]
+    fn a_turn_that_began_and_ended_unheard_is_over_once_it_is_told() {
+        let mut watch = Watch::new("ses_1", None);
+        for event in [message("msg_2", "user", false), message("msg_3", "assistant", true)] {
+            watch.see(&event);
+            assert!(!watch.may_be_over(), "{event}");
+        }
+        watch.see(&status("idle"));
         assert!(watch.may_be_over());
     }
 
