@@ -17,7 +17,7 @@ use mainstay::message::UserMessage;
 use mainstay::run::Status;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::runtime::Runtime;
 
 use crate::sample::{Sample, Side, line};
@@ -27,7 +27,10 @@ type Parser = fn() -> LineParser;
 
 /// The argument that makes this program an agent; the driver's word is the next one.
 pub const AGENT: &str = "agent";
-const DRIVERS: [&str; 3] = ["openclaw", "claude", "codex"];
+/// That of ACP is behind a relay and a bridge.
+const DRIVERS: [&str; 4] = ["openclaw", "claude", "codex", "acp"];
+/// What an agent that speaks ACP is asked, in this order, by whoever has no driver.
+const REQUESTS: [&str; 3] = ["initialize", "session/new", "session/prompt"];
 const ROUNDS: usize = 5;
 /// Lines a round, and the time between two of them.
 const LINES: u32 = 800;
@@ -87,6 +90,7 @@ pub fn agent(driver: &str) {
         say(event(json!({"type": "message_start", "message": {"id": "m"}})));
         say(event(json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})));
     }
+    let prompt = if driver == "acp" { until_prompted(&mut say) } else { Value::Null };
     let began = Instant::now();
     for number in 0..LINES {
         std::thread::sleep((EVERY * number).saturating_sub(began.elapsed()));
@@ -98,14 +102,33 @@ pub fn agent(driver: &str) {
             "codex" => {
                 json!({"type": "item.completed", "item": {"id": format!("item_{number}"), "type": "agent_message", "text": text}})
             }
+            "acp" => {
+                let update = json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}});
+                json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": "s", "update": update}})
+            }
             _ => json!({"event": "agent", "stream": "assistant", "data": {"delta": text}}),
         });
     }
     match driver {
         "claude" => say(json!({"type": "result", "subtype": "success", "is_error": false, "result": ""})),
         "codex" => say(json!({"type": "turn.completed", "usage": {}})),
+        "acp" => say(json!({"jsonrpc": "2.0", "id": prompt, "result": {"stopReason": "end_turn"}})),
         _ => {}
     }
+}
+
+/// Answers what a client of ACP asks, until that is a prompt; its id.
+fn until_prompted(say: &mut impl FnMut(Value)) -> Value {
+    for line in std::io::stdin().lines() {
+        let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let result = match request["method"].as_str() {
+            Some("session/prompt") => return request["id"].clone(),
+            Some("initialize") => json!({"protocolVersion": 1, "agentCapabilities": {}}),
+            _ => json!({"sessionId": "s"}),
+        };
+        say(json!({"jsonrpc": "2.0", "id": request["id"], "result": result}));
+    }
+    Value::Null
 }
 
 fn command(driver: &str) -> [String; 3] {
@@ -147,20 +170,26 @@ async fn read_by_hand(driver: &str) -> Vec<Duration> {
     let [program, agent, word] = command(driver);
     let mut child = tokio::process::Command::new(program)
         .args([agent, word])
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for method in REQUESTS.iter().filter(|_| driver == "acp") {
+        let request = json!({"jsonrpc": "2.0", "id": method, "method": method, "params": {}});
+        stdin.write_all(format!("{request}\n").as_bytes()).await.unwrap();
+    }
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut ages = Vec::new();
     while let Some(line) = lines.next_line().await.unwrap() {
         let line: Value = serde_json::from_str(&line).unwrap();
-        let texts = ["/event/delta/text", "/item/text", "/data/delta"];
+        let texts = ["/event/delta/text", "/item/text", "/data/delta", "/params/update/content/text"];
         let Some(text) = texts.iter().find_map(|text| line.pointer(text)?.as_str()) else { continue };
         let chunk = json!({"type": "text-delta", "id": "text-1", "delta": text}).to_string();
         writer.append(claimed[0].lease, vec![chunk]).await.unwrap();
         ages.extend(age(text));
     }
+    drop(stdin);
     child.wait().await.unwrap();
     counted(ages)
 }
