@@ -42,6 +42,7 @@ CREATE INDEX backends_by_place ON backends (agent, workspace, coalesce(session_k
 CREATE INDEX backends_stopped ON backends (stopped_at) WHERE stopped_at IS NOT NULL;
 
 ALTER TABLE runs ADD COLUMN backend_key INTEGER REFERENCES backends (key); -- the live agent that its turn is on
+ALTER TABLE runs ADD COLUMN dir TEXT;                   -- where its turn works, from when its process is started
 CREATE INDEX runs_on_backend ON runs (backend_key) WHERE backend_key IS NOT NULL AND status = 'running';
 
 -- A turn takes a backend that runs, and a backend that has a turn is not asked to end: one of the two comes first.

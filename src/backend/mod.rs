@@ -289,8 +289,8 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// Sees to it that a turn whose process is gone does not go on in a live agent: it is ended there if it does. Comes back
-    /// within a minute.
+    /// Sees to it that a turn whose process is gone does not go on in a live agent: it is ended there if it does. Whoever
+    /// asks waits for some seconds, and asks again.
     ///
     /// # Errors
     /// Why that is not known: the live agent cannot be reached, or does not end it. It may be dead.

@@ -141,6 +141,7 @@ impl<'a> Drive<'a> {
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act.
         let start_by = self.signals.good_until();
+        let works_in = dir.to_string_lossy().into_owned();
         let prompt = Prompt {
             place: TurnPlace {
                 attempt: self.subject.attempt(),
@@ -165,7 +166,7 @@ impl<'a> Drive<'a> {
         if let Some(host) = reply.host.clone() {
             // Stored before the agent is started, so that whoever comes after us finds it.
             let lease = self.subject.lease;
-            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone())).await;
+            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone(), works_in.clone())).await;
             if let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) {
                 reply.control.leave();
                 // Nothing was started, and nothing will be.

@@ -112,7 +112,10 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
     let mut report = SweepReport::default();
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
     // First: a turn need not be ended in a live agent that is known to be dead.
-    report.backends_taken_over = supervisor::adopt(shared, &seen.lost.workers).await?;
+    match supervisor::adopt(shared, &seen.lost.workers).await {
+        Ok(count) => report.backends_taken_over = count,
+        Err(error) => tracing::warn!(%error, "failed to look after the backends of lost workers"),
+    }
     let good_until = Instant::now() + lease;
     let orphans = shared.store.take_over(worker, seen.lost.clone(), own, lease, ORPHANS_AT_ONCE).await?;
     let recoveries = stream::iter(orphans).map(|orphan| recover(shared, worker, orphan, good_until));
@@ -188,8 +191,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
         liveness = Some(reap::Liveness::Dead);
     }
     let recovered = match liveness {
-        // Also what is dead: all that it said is in its spool, and its turn may go on in a live agent, which takes a while to end.
-        Some(reap::Liveness::Alive | reap::Liveness::Dead) if can_go_on && adopts => {
+        Some(reap::Liveness::Alive) if can_go_on && adopts => {
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
@@ -198,7 +200,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
         }
-        // Nobody here drives runs on, but this one is to end, or has ended.
+        // All that the agent said is in its spool, and perhaps how it ended; or somebody wants it to end.
         Some(reap::Liveness::Dead | reap::Liveness::Alive) if can_go_on => {
             let signals = shared.executing.add(orphan.lease, good_until);
             if orphan.cancel_requested {

@@ -253,8 +253,9 @@ async fn a_run_whose_turn_outlived_its_process_is_settled_when_the_turn_is_over(
     let engine = open(dir.path(), "", QUICK).await;
     std::fs::write(dir.path().join("goes-on"), "").unwrap();
     let run = send(&engine, "live", "s", "hold").await;
-    until(|| dir.path().join("turn-pid").exists()).await;
-    let pid = std::fs::read_to_string(dir.path().join("turn-pid")).unwrap();
+    let pid = || std::fs::read_to_string(dir.path().join("turn-pid")).unwrap_or_default();
+    until(|| pid().ends_with('\n')).await;
+    let pid = pid();
     assert!(std::process::Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
     until(|| dir.path().join("ending").exists()).await;
     assert_eq!(std::fs::read_to_string(dir.path().join("ending")).unwrap(), "1 s true");

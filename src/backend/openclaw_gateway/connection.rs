@@ -36,6 +36,8 @@ pub(super) struct Connection {
 pub(super) enum Refused {
     /// Another try may succeed: nobody answers, or the gateway is not ready.
     NotNow(AgentError),
+    /// The same, and what a gateway was at is over: nobody listens.
+    Absent(AgentError),
     /// No other try would.
     ForGood(AgentError),
 }
@@ -43,7 +45,7 @@ pub(super) enum Refused {
 impl Refused {
     pub(super) fn error(self) -> AgentError {
         match self {
-            Self::NotNow(error) | Self::ForGood(error) => error,
+            Self::NotNow(error) | Self::Absent(error) | Self::ForGood(error) => error,
         }
     }
 }
@@ -138,9 +140,11 @@ fn introduction(token: Option<&str>) -> Value {
 fn not_connected(url: &str, error: tungstenite::Error) -> Refused {
     match error {
         tungstenite::Error::Io(error) => {
+            let is_absent = error.kind() == std::io::ErrorKind::ConnectionRefused;
             let advice = "start it with `openclaw gateway run`, or correct `url` of the agent";
             let message = format!("no OpenClaw gateway can be reached at {url}: {error}; {advice}");
-            Refused::NotNow(AgentError::of(ErrorClass::AgentMissing, message))
+            let refused = AgentError::of(ErrorClass::AgentMissing, message);
+            if is_absent { Refused::Absent(refused) } else { Refused::NotNow(refused) }
         }
         tungstenite::Error::Protocol(ProtocolError::HandshakeIncomplete) | tungstenite::Error::ConnectionClosed => {
             broken_off(url)

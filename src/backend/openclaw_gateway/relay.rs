@@ -35,7 +35,8 @@ pub async fn run(mut input: Input, output: Output, terminate: Signal) -> io::Res
     let mut relay = Relay::new(input.turn().await?, output);
     relay.run(terminate).await?;
     relay.output.write_all().await?;
-    Ok(ExitCode::SUCCESS)
+    // Somebody has to see to it that the run does not go on.
+    Ok(if relay.is_left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// How far a run is.
@@ -60,6 +61,8 @@ struct Relay {
     progress: Progress,
     /// The gateway may know of the run.
     has_asked: bool,
+    /// Nobody knows how the run goes on.
+    is_left: bool,
     cancelled: bool,
     knows_session: bool,
     requests: u64,
@@ -75,6 +78,7 @@ impl Relay {
             session_key,
             progress,
             has_asked: false,
+            is_left: false,
             cancelled: false,
             knows_session: false,
             requests: 0,
@@ -123,10 +127,13 @@ impl Relay {
             };
             let may_come = match &refused {
                 // A gateway that nobody started is said at once; one that is busy starting is waited for.
-                Refused::NotNow(error) => !is_first || error.class == Some(ErrorClass::Overloaded),
+                Refused::NotNow(error) | Refused::Absent(error) => {
+                    !is_first || error.class == Some(ErrorClass::Overloaded)
+                }
                 Refused::ForGood(_) => false,
             };
             if !may_come || Instant::now() + pause >= give_up {
+                self.is_left = self.has_asked;
                 self.output.say(&Own::Failed(&refused.error()).to_line());
                 return Ok(None);
             }

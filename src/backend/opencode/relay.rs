@@ -218,6 +218,13 @@ impl<'a> Course<'a> {
             }
             return Err(failure.into());
         }
+        let followed = self.follow().await;
+        // A server that is there and does not say how it goes on may go on.
+        self.is_left |= followed.as_ref().is_err_and(|failure| !matches!(failure, Failure::Gone(_)));
+        Ok(followed?)
+    }
+
+    async fn follow(&mut self) -> Result<(), Failure> {
         loop {
             let deadline = [self.give_up, self.settle_by].into_iter().flatten().min();
             tokio::select! {
@@ -303,7 +310,7 @@ impl<'a> Course<'a> {
         }
     }
 
-    async fn is_over(&mut self) -> Result<bool, Trouble> {
+    async fn is_over(&mut self) -> Result<bool, Failure> {
         if !self.begun.watch.may_be_over() {
             return Ok(false);
         }
@@ -315,12 +322,12 @@ impl<'a> Course<'a> {
             Ok(false) => Ok(true),
             Err(_) if self.begun.watch.is_idling() => Ok(true),
             Err(Failure::Silent(_) | Failure::Broken(_)) => Ok(false),
-            Err(failure) => Err(failure.into()),
+            Err(failure) => Err(failure),
         }
     }
 
     /// Follows the events again, and says what was missed. A server that is there is waited for; it is for others to end it.
-    async fn catch_up(&mut self) -> Result<(), Trouble> {
+    async fn catch_up(&mut self) -> Result<(), Failure> {
         while self.give_up.is_none_or(|at| Instant::now() < at) {
             let events = tokio::select! {
                 biased;
@@ -338,11 +345,11 @@ impl<'a> Course<'a> {
                     self.output.say(&Own::CaughtUp.to_line());
                     match told {
                         Ok(()) => return Ok(()),
-                        Err(failure @ (Failure::Gone(_) | Failure::Refused { .. })) => return Err(failure.into()),
+                        Err(failure @ (Failure::Gone(_) | Failure::Refused { .. })) => return Err(failure),
                         Err(Failure::Silent(_) | Failure::Broken(_)) => {}
                     }
                 }
-                Err(failure @ (Failure::Gone(_) | Failure::Refused { .. })) => return Err(failure.into()),
+                Err(failure @ (Failure::Gone(_) | Failure::Refused { .. })) => return Err(failure),
                 Err(Failure::Silent(_) | Failure::Broken(_)) => {}
             }
             sleep(TRY_AGAIN).await;

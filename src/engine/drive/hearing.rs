@@ -71,7 +71,7 @@ impl Drive<'_> {
         }
     }
 
-    /// The agent had ended before it could be stopped: what it reported last is an error of the turn.
+    /// The agent had ended before it could be stopped: what it reported late is an error of the turn.
     pub(super) async fn heed_late_error(&mut self) -> Result<(), Left> {
         let Some(event) = self.late_error.take().map(AgentEvent::Error) else { return Ok(()) };
         let facts = Self::fact_of(&event).into_iter().collect();

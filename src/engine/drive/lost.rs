@@ -7,14 +7,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Drive, Left};
 use crate::backend::{Backend, TurnPlace, reap};
-use crate::engine::prompting::options_of;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::run::{Attempt, ExitReport};
 use crate::store::run::Whereabouts;
 
 /// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
-const ENDS_WITHIN: Duration = Duration::from_secs(8);
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// An engine that is to end now does not wait for longer.
 const ENDS_AT_ONCE: Duration = Duration::from_secs(1);
 /// A live agent that cannot be reached may be about to die, which others find out.
@@ -28,10 +27,11 @@ impl Drive<'_> {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
             let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease)).await?;
             let Some(found) = found else { return Err(Left::LeaseLost) };
-            if found.backend.is_some() && found.endpoint.is_none() {
+            let on = found.backend;
+            let is_restarted = self.on.as_ref().zip(on).is_some_and(|(ours, (_, now))| ours.generation != now);
+            if on.is_some() && (is_restarted || found.endpoint.is_none()) {
                 return Ok(());
             }
-            let on = found.backend;
             let hurries = self.shared.ending.is_cancelled();
             let patience = if hurries { ENDS_AT_ONCE } else { ENDS_WITHIN };
             let left = patience.saturating_sub(began.elapsed());
@@ -49,8 +49,8 @@ impl Drive<'_> {
             };
             if began.elapsed() >= patience {
                 tracing::warn!(reason, "a live agent may still be at a turn whose process was lost");
-                // Others may be at work in it; who comes next sees to it that it is well.
-                if hurries || !self.end_backend(on).await? {
+                // Who comes next sees to it that it is well.
+                if hurries || !self.end_backend(on.map(|(key, _)| key)).await? {
                     METRICS.turns_not_ended.inc();
                     exit.remaining += 1;
                 }
@@ -60,25 +60,26 @@ impl Drive<'_> {
         }
     }
 
-    /// None when its workspace is not configured here any more.
+    /// None when no process was started for it.
     fn place_of(&self, found: Whereabouts) -> Option<TurnPlace> {
-        let workspace = self.shared.config.workspaces.get(&found.workspace)?;
-        let number = found.host_attempt.unwrap_or(self.subject.lease.token);
         Some(TurnPlace {
-            attempt: Attempt { run: self.subject.run, number },
+            attempt: Attempt { run: self.subject.run, number: found.host_attempt? },
             session: found.session,
             slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
             workspace: found.workspace,
-            dir: options_of(&found.options).cwd.unwrap_or_else(|| workspace.dir.clone()),
+            dir: found.dir?.into(),
             agent_session: found.agent_session,
             endpoint: found.endpoint,
         })
     }
 
-    /// Ends a live agent that does not let go of a turn. Whether nothing is left of it.
+    /// Ends a live agent that does not let go of a turn, if that is the only one on it. Whether nothing is left of it.
     async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Left> {
         let Some(key) = on else { return Ok(false) };
         let Some(row) = self.insist(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
+        if self.insist(|| self.shared.store.has_other_turns(key, self.subject.lease.run)).await? {
+            return Ok(false);
+        }
         let Some(host) = row.host else { return Ok(true) };
         let attempt = Attempt { run: row.id.into(), number: row.generation };
         let ended = reap::end(reap::Mark::up_to(attempt), Some(host.process), Duration::ZERO).await;

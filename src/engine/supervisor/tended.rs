@@ -330,7 +330,8 @@ impl Tended {
                 Some(End::Exited(exit) | End::HostLost(exit)) if exit.remaining > 0 => {}
                 Some(End::Exited(_) | End::HostLost(_) | End::NotStarted(_)) => {
                     self.shared.hosts.forget(self.attempt()).await;
-                    return Next::event(BackendEvent::Exited, "it was ended");
+                    let crashed = (self.row.state == BackendState::Crashed).then_some(ErrorClass::Crashed);
+                    return Next::Event(BackendEvent::Exited, "it was ended".to_owned(), crashed);
                 }
                 Some(End::Left) | None => {}
             }

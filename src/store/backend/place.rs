@@ -112,6 +112,19 @@ impl Store {
         .await
     }
 
+    /// Whether a backend has the turn of another run as well.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn has_other_turns(&self, key: BackendKey, run: RunKey) -> Result<bool, StoreError> {
+        let others = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM runs WHERE backend_key = ?1 AND status = 'running' AND key <> ?2) AS "others!: bool""#,
+            key,
+            run
+        );
+        Ok(others.fetch_one(&self.readers).await?)
+    }
+
     /// The backend that a run is on, also when it does not live any more.
     ///
     /// # Errors

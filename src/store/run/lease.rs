@@ -6,16 +6,16 @@ use crate::store::{Store, StoreError};
 use crate::worker::AgentHost;
 
 impl Store {
-    /// Stores which process holds the agent of a run, before anything of the agent runs.
+    /// Stores which process holds the agent of a run, and where it works, before anything of the agent runs.
     ///
     /// # Errors
     /// Outside: why it was not stored. Inside: false when the lease is lost.
-    pub async fn record_host(&self, lease: Lease, host: AgentHost) -> Result<bool, StoreError> {
+    pub async fn record_host(&self, lease: Lease, host: AgentHost, dir: String) -> Result<bool, StoreError> {
         self.write(move |tx| {
-            let host = host.clone();
+            let (host, dir) = (host.clone(), dir.clone());
             Box::pin(async move {
                 let done = sqlx::query!(
-                    "UPDATE runs SET pid = ?3, pid_started_at = ?4, process_host = ?5, host_attempt = ?6, host_secret = ?7
+                    "UPDATE runs SET pid = ?3, pid_started_at = ?4, process_host = ?5, host_attempt = ?6, host_secret = ?7, dir = ?8
                      WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
                     lease.run,
                     lease.token,
@@ -23,7 +23,8 @@ impl Store {
                     host.process.started_at_ticks,
                     host.process.host,
                     host.attempt,
-                    host.secret
+                    host.secret,
+                    dir
                 );
                 Ok(done.execute(&mut *tx.conn).await?.rows_affected() == 1)
             })

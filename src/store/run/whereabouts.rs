@@ -15,12 +15,12 @@ pub struct Whereabouts {
     pub session: SessionId,
     /// The agent's own id of the conversation.
     pub agent_session: Option<String>,
-    /// The options of the session, as JSON.
-    pub options: String,
+    /// Where it works; none when no process was started for it.
+    pub dir: Option<String>,
     /// The number of the try that its process was started for, if one was.
     pub host_attempt: Option<i64>,
-    /// The live agent that it is on, if it is on one.
-    pub backend: Option<BackendKey>,
+    /// The live agent that it is on, if it is on one, and which start of it lives now.
+    pub backend: Option<(BackendKey, i64)>,
     /// Where that is reached; none when nothing of it lives.
     pub endpoint: Option<String>,
 }
@@ -32,8 +32,8 @@ impl Store {
     /// Any failure of the database.
     pub async fn whereabouts(&self, lease: Lease) -> Result<Option<Whereabouts>, StoreError> {
         let row = sqlx::query!(
-            r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, s.options, r.host_attempt, r.backend_key,
-                   b.endpoint AS "endpoint?"
+            r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, r.dir, r.host_attempt, b.key AS "backend_key?",
+                   b.generation AS "generation?", b.endpoint AS "endpoint?"
                FROM runs r JOIN sessions s ON s.key = r.session_key LEFT JOIN slots p ON p.key = r.slot_key
                LEFT JOIN backends b ON b.key = r.backend_key
                WHERE r.key = ?1 AND r.lease_token = ?2 AND r.status = 'running'"#,
@@ -46,9 +46,9 @@ impl Store {
             slot: row.slot,
             session: row.session.parse()?,
             agent_session: row.agent_session,
-            options: row.options,
+            dir: row.dir,
             host_attempt: row.host_attempt,
-            backend: row.backend_key,
+            backend: row.backend_key.zip(row.generation),
             endpoint: row.endpoint,
         }))
     }

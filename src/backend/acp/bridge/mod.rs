@@ -42,7 +42,7 @@ use crate::workspace::ClientAccess;
 pub const COMMAND: &str = "bridge";
 
 /// Agents were seen to take two seconds, on a machine with nothing else to do.
-const INITIALIZE_WITHIN: Duration = Duration::from_secs(60);
+const INITIALIZE_WITHIN: Duration = Duration::from_secs(50);
 /// Turns and probes at once.
 const MAX_RELAYS: usize = 256;
 /// An agent whose pipes broke has ended within this, or closed them by itself.

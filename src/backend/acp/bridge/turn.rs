@@ -192,6 +192,7 @@ impl Bridge {
 
     async fn conduct(&self, turn: &RelayedTurn, lines: mpsc::Sender<String>, cancelled: &CancellationToken) {
         let crashed = |reason: String| Own::error(ErrorClass::Crashed, sentence(&reason));
+        let mut end = Own::Ended;
         let result = match self.lost().now_or_never() {
             // The turn before may still go on in an agent that has to end because it did not end that.
             Some(reason) => Err(crashed(reason)),
@@ -199,17 +200,24 @@ impl Bridge {
                 // An answer that came counts.
                 biased;
                 result = self.go(turn, &lines, cancelled) => result,
-                reason = self.lost() => Err(crashed(reason)),
+                reason = self.lost() => {
+                    if self.has_given_up() {
+                        end = Own::Left;
+                    }
+                    Err(crashed(reason))
+                }
             },
         };
         // A turn that was broken off is still there, and would keep its relay waiting.
         for session in self.state().sessions.values_mut().filter(|session| session.ours == turn.session) {
             session.turn = None;
         }
-        if let Err(error) = result {
-            tell(&lines, &error).await;
+        match result {
+            Ok(()) => {}
+            Err(Own::Left) => end = Own::Left,
+            Err(error) => tell(&lines, &error).await,
         }
-        tell(&lines, if self.has_given_up() { &Own::Left } else { &Own::Ended }).await;
+        tell(&lines, &end).await;
     }
 
     async fn go(
@@ -259,7 +267,7 @@ impl Bridge {
         if let Some(session) = self.state().sessions.get_mut(&id) {
             session.turn = None;
         }
-        if turn.oneshot {
+        if turn.oneshot && result != Err(Own::Left) {
             self.close(&id).await;
         }
         result
@@ -293,7 +301,7 @@ impl Bridge {
         match answered {
             None => {
                 self.give_up(format!("the agent did not end a cancelled turn within {PATIENCE:?}"));
-                Ok(())
+                Err(Own::Left)
             }
             Some(_) if cancelled.is_cancelled() => {
                 self.clean_up(begun).await;
