@@ -1,7 +1,8 @@
 //! The HTTP surface: the router, and what its handlers share. One file per resource; `serve.rs` owns the sockets.
 //!
-//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin), `auth` (token) and `query` (names of
-//! parameters) before any handler sees it, whatever its path; every answer that is no success has the shape of `error::Error`.
+//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin) and `auth` (token) before any handler sees it,
+//! whatever its path, and one of `/v1` also `query` (names of parameters); every answer that is no success has the shape of
+//! `error::Error`.
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
 
 mod auth;
