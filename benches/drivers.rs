@@ -156,7 +156,8 @@ async fn driven(driver: &str) -> Vec<Duration> {
             ages.extend(event.get("delta").and_then(Value::as_str).and_then(age));
         }
     }
-    assert_eq!(engine.run(run.id).await.unwrap().status, Status::Completed);
+    let run = engine.run(run.id).await.unwrap();
+    assert_eq!(run.status, Status::Completed, "{:?}", run.error);
     engine.drain(Duration::from_secs(5)).await;
     engine.close().await;
     counted(ages)

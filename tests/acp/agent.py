@@ -106,6 +106,10 @@ def turn(id, session, blocks):
         say(session, "crashing")
         print("out of luck", file=sys.stderr, flush=True)
         os._exit(3)
+    elif word == "bye":
+        say(session, "bye")
+        send(id=id, result={"stopReason": stop})
+        os._exit(0)
     elif word == "big":
         say(session, "x" * int(rest))
     elif word == "garbage":

@@ -72,6 +72,15 @@ async fn an_end_for_a_reason_that_nobody_knows_counts_when_something_was_said() 
 }
 
 #[tokio::test]
+async fn an_answer_counts_also_when_the_agent_ends_right_behind_it() {
+    let scene = Scene::new("").await;
+    let turn = scene.turn("bye", None).await;
+    assert_eq!((turn.text().as_str(), turn.stop_reason(), turn.code), ("bye", Some("end_turn"), Some(0)));
+    assert_eq!(turn.said.last(), Some(&json!({"mainstay": "ended"})), "{turn:#?}");
+    assert!(!turn.said.iter().any(|line| line["mainstay"] == "error"), "{turn:#?}");
+}
+
+#[tokio::test]
 async fn a_crash_in_the_midst_of_a_turn_is_told_with_the_agents_last_words() {
     let mut scene = Scene::new("load").await;
     let turn = scene.turn("crash", None).await;

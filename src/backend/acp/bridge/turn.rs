@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Bridge;
 use super::client::Terminals;
 use super::content;
+use super::session::Session;
 use crate::backend::acp::wire::{self, Answer, MAX_LINE_BYTES, Own, ToBridge};
 use crate::backend::reap;
 use crate::backend::relay::RelayedTurn;
@@ -200,12 +201,16 @@ impl Bridge {
                 // An answer that came counts.
                 biased;
                 result = self.go(turn, &lines, cancelled) => result,
-                reason = self.lost() => {
-                    if self.has_given_up() {
-                        end = Own::Left;
+                // Also when the agent ended right behind it.
+                reason = self.lost() => match self.is_answered(&turn.session) {
+                    true => Ok(()),
+                    false => {
+                        if self.has_given_up() {
+                            end = Own::Left;
+                        }
+                        Err(crashed(reason))
                     }
-                    Err(crashed(reason))
-                }
+                },
             },
         };
         // A turn that was broken off is still there, and would keep its relay waiting.
@@ -218,6 +223,13 @@ impl Bridge {
             Err(error) => tell(&lines, &error).await,
         }
         tell(&lines, &end).await;
+    }
+
+    /// Whether the agent answered the prompt of the turn that is in a session of ours.
+    fn is_answered(&self, ours: &str) -> bool {
+        let state = self.state();
+        let turn = |session: &Session| session.turn.as_ref().is_some_and(|turn| turn.is_answered);
+        state.sessions.values().any(|session| session.ours == ours && turn(session))
     }
 
     async fn go(
@@ -309,7 +321,10 @@ impl Bridge {
             }
             // An error is an answer as well, and was told as it came; only that of a lost connection is ours.
             Some(answered) => match answered {
-                Err(error) if agent_client_protocol::is_incoming_transport_closed(&error) => {
+                Err(error)
+                    if agent_client_protocol::is_incoming_transport_closed(&error)
+                        && !self.is_answered(&turn.session) =>
+                {
                     Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)))
                 }
                 Ok(_) | Err(_) => Ok(()),
