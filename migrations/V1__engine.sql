@@ -2,7 +2,8 @@
 -- second process can store an illegal state.
 --
 -- `key` is an integer that never leaves this file; `id` is the public text id. Times (`*_at`) are milliseconds since
--- 1970 UTC, durations (`*_ms`) milliseconds, payloads JSON text.
+-- 1970 UTC, durations (`*_ms`) milliseconds, payloads JSON text. Before SQLite 3.45 `json_valid(NULL)` is 0 and not NULL, so
+-- a column that may be NULL says `x IS NULL OR json_valid(x)`: older shells check and restore these files too.
 
 -- ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,7 +74,7 @@ CREATE TABLE messages (
     role          TEXT    NOT NULL CHECK (role IN ('user', 'assistant', 'system')),
     run_key       INTEGER REFERENCES runs (key),        -- the run that said it; NULL for what a person said
     parts         TEXT    NOT NULL CHECK (json_type(parts) = 'array'),
-    metadata      TEXT    CHECK (json_valid(metadata)),
+    metadata      TEXT    CHECK (metadata IS NULL OR json_valid(metadata)),
     position      INTEGER,                              -- seq of the first event of its turn; NULL while that is queued
     superseded_at INTEGER,                              -- replaced by an edit or a regeneration: kept, not shown
     created_at    INTEGER NOT NULL,

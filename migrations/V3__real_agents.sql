@@ -120,7 +120,7 @@ CREATE INDEX agent_sessions_of_run ON agent_sessions (run_key);
 CREATE UNIQUE INDEX a_turn_gives_up_one_agent_session ON agent_sessions (lost_in) WHERE lost_in IS NOT NULL;
 
 ALTER TABLE sessions ADD COLUMN options TEXT NOT NULL DEFAULT '{}' CHECK (json_type(options) = 'object');
-ALTER TABLE sessions ADD COLUMN advertised TEXT CHECK (json_valid(advertised)); -- modes and options that its agent offers
+ALTER TABLE sessions ADD COLUMN advertised TEXT CHECK (advertised IS NULL OR json_valid(advertised)); -- modes and options that its agent offers
 ALTER TABLE sessions ADD COLUMN oneshot INTEGER NOT NULL DEFAULT 0 CHECK (oneshot IN (0, 1)); -- its agent forgets it after each turn
 -- The session that it works for; an older one, so that there are no circles.
 ALTER TABLE sessions ADD COLUMN spawned_by INTEGER REFERENCES sessions (key) CHECK (spawned_by < key);

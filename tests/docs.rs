@@ -2,11 +2,13 @@
 //! code, its examples are read, its links lead somewhere.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mainstay::config::Config;
-use mainstay::engine::{Engine, Send};
+use mainstay::engine::{Depth, Engine, Send};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::run::{Cause, Status};
@@ -107,6 +109,54 @@ async fn the_questions_have_answers() {
     drop(db);
     engine.drain(Duration::ZERO).await;
     engine.close().await;
+}
+
+/// The oldest SQLite that is still common is that of Debian 12, 3.40. A newer shell is taken where that is what there is.
+#[tokio::test]
+async fn an_old_sqlite_shell_checks_dumps_and_restores_a_file() {
+    if Command::new("sqlite3").arg("-version").output().is_err() {
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no sqlite3 to check files with ***");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, tool) = filled(dir.path()).await;
+    engine.drain(Duration::ZERO).await;
+    engine.close().await;
+    let (original, restored) = (dir.path().join("m.db"), dir.path().join("restored.db"));
+    for check in ["PRAGMA integrity_check", "PRAGMA quick_check"] {
+        assert_eq!(shell(&original, check), "ok\n");
+    }
+    for question in blocks(SQL, "sql") {
+        shell(&original, &question.replace('…', &tool.to_string()));
+    }
+    let restore = blocks(SQL, "sh").concat().replace("mainstay.db", "m.db");
+    let done = Command::new("sh").args(["-ec", &restore]).current_dir(dir.path()).output().unwrap();
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+    assert_eq!(shell(&restored, "PRAGMA integrity_check"), "ok\n");
+    let tables = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite%'";
+    for table in shell(&original, tables).lines() {
+        let rows = format!("SELECT * FROM {table} ORDER BY 1, 2");
+        assert_eq!(shell(&original, &rows), shell(&restored, &rows), "{table}");
+    }
+    let engine = Engine::open(&restored, Config::builtin(dir.path())).await.unwrap();
+    let findings: Vec<_> =
+        engine.audit(Depth::Full).await.unwrap().findings().map(|found| format!("{found:?}")).collect();
+    assert_eq!(findings, Vec::<String>::new());
+    engine.close().await;
+}
+
+/// What the shell answers to some lines of input.
+fn shell(db: &Path, input: &str) -> String {
+    let mut sqlite = Command::new("sqlite3");
+    sqlite.args(["-bail", "-batch"]).arg(db);
+    let mut child = sqlite.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = format!("{input};");
+    let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    writing.join().unwrap().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn text(value: &Value) -> &str {

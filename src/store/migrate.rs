@@ -24,7 +24,11 @@ pub enum MigrateError {
         known: i64,
     },
     /// An applied migration is not the one that this build has.
-    #[error("migration {0} is not the one that was applied to it: it was written by another build")]
+    #[error(
+        "an earlier build of mainstay made it, with another form of migration {0}, and no later build can convert it: \
+         use the build that made it to read what it holds (`mainstay messages SESSION --json`), or begin anew with \
+         another --db"
+    )]
     Divergent(String),
     /// A migration left rows that point nowhere.
     #[error("{0} rows point to rows that do not exist")]
