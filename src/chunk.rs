@@ -87,6 +87,10 @@ pub enum Chunk {
         id: String,
         data: Retracted,
     },
+    DataNotice {
+        id: String,
+        data: Notice,
+    },
     DataStatus {
         data: StatusLabel,
         transient: bool,
@@ -107,12 +111,42 @@ pub struct StatusLabel {
     pub label: String,
 }
 
-/// What does not count any more: the model was asked again, and what it said first is void. The parts stay in the message,
-/// because a v6 stream cannot take them back; whoever shows or reads the message leaves them out.
+/// Parts that the agent withdrew, such as those of an answer that the model was asked for again. They keep their positions,
+/// because a v6 stream cannot take them back, and are stored as empty texts; a client that shows the stream leaves them out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retracted {
     /// Positions in the parts of the message.
     pub parts: Vec<usize>,
+}
+
+/// A notice for the person that is no part of the answer: a warning, a hook's message, a loss of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// Plain text.
+    pub text: String,
+    /// How prominent it should be; an ordinary line without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<NoticeLevel>,
+}
+
+impl Notice {
+    /// An ordinary line.
+    pub fn info(text: impl Into<String>) -> Self {
+        Self { text: text.into(), level: None }
+    }
+
+    /// Something that the person should know of.
+    pub fn warning(text: impl Into<String>) -> Self {
+        Self { text: text.into(), level: Some(NoticeLevel::Warning) }
+    }
+}
+
+/// How prominent a notice should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the words say it")]
+pub enum NoticeLevel {
+    Warning,
 }
 
 /// What there is to know of a tool call beyond the AI SDK, where the AI SDK has room for it.
@@ -190,6 +224,10 @@ mod tests {
         );
         let retracted = Chunk::DataRetracted { id: "retracted-3".into(), data: Retracted { parts: vec![1, 2] } };
         assert_eq!(retracted.to_json(), r#"{"type":"data-retracted","id":"retracted-3","data":{"parts":[1,2]}}"#);
+        let notice = Chunk::DataNotice { id: "notice-1".into(), data: Notice::warning("w") };
+        assert_eq!(notice.to_json(), r#"{"type":"data-notice","id":"notice-1","data":{"text":"w","level":"warning"}}"#);
+        let notice = Chunk::DataNotice { id: "notice-1".into(), data: Notice::info("i") };
+        assert_eq!(notice.to_json(), r#"{"type":"data-notice","id":"notice-1","data":{"text":"i"}}"#);
         let file = Chunk::File { url: "data:,x".into(), media_type: "text/plain".into() };
         assert_eq!(file.to_json(), r#"{"type":"file","url":"data:,x","mediaType":"text/plain"}"#);
         let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };

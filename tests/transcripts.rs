@@ -65,6 +65,15 @@ fn written(event: &AgentEvent) -> Value {
             let class = error.class.map(|class| class.as_str());
             json!({"error": error.message, "class": class, "retry_at": error.retry_at})
         }
+        AgentEvent::Trouble(error) => json!({"trouble": error.message}),
+        AgentEvent::Notice(notice) => json!({"notice": notice}),
+        AgentEvent::BlockBegan(block) => json!({"block_began": block}),
+        AgentEvent::Withdrawn(blocks) => json!({"withdrawn": blocks}),
+        AgentEvent::Tasks(count) => json!({"tasks": count}),
+        AgentEvent::Continued => json!("continued"),
+        AgentEvent::Refused(line) => json!({"refused": line}),
+        AgentEvent::PermissionWithdrawn(request) => json!({"permission_withdrawn": request}),
+        AgentEvent::SessionGone => json!("session_gone"),
         AgentEvent::Ended => json!("ended"),
     }
 }

@@ -249,18 +249,13 @@ fn cut(message: &[AgentEvent], pieces: &[usize]) -> Vec<AgentEvent> {
     cut
 }
 
-/// What a reader takes for said: the texts of the message without the parts that were retracted, those of a kind together.
+/// What a reader takes for said: the texts of the message, those of a kind together.
 fn counting(turn: &Turn) -> Vec<(String, String)> {
     let parts: Vec<Value> = serde_json::from_str(&turn.fold().parts_json()).expect("parts are JSON");
-    let retracted = parts.iter().filter(|part| part["type"] == "data-retracted");
-    let retracted: Vec<usize> = retracted
-        .flat_map(|part| serde_json::from_value::<Vec<usize>>(part["data"]["parts"].clone()))
-        .flatten()
-        .collect();
     let mut counting: Vec<(String, String)> = Vec::new();
-    for (position, part) in parts.iter().enumerate() {
+    for part in &parts {
         let (Some(kind), Some(text)) = (part["type"].as_str(), part["text"].as_str()) else { continue };
-        if retracted.contains(&position) {
+        if text.is_empty() {
             continue;
         }
         match counting.last_mut() {

@@ -1,18 +1,42 @@
 //! JSON as agents write it.
 //!
-//! Always: total. Nothing here fails on any text, and what is nested deeper than `serde_json` reads (128) is no JSON.
+//! Always: total. Nothing here fails on any text. What Rust cannot hold or no JSON allows costs that value, not the text.
 
 use serde_json::Value;
 
+/// Values that are nested deeper become null. `serde_json` reads 128 levels, and what is kept is nested in more.
+const MAX_DEPTH: usize = 100;
+
 /// Reads a JSON text. JavaScript cuts strings between the halves of a surrogate pair and writes the halves as escapes,
-/// which no Rust string can hold: each becomes U+FFFD, and the rest of the text is kept.
+/// which no Rust string can hold: each becomes U+FFFD. Python writes numbers that are none as `NaN` and `Infinity`: they
+/// become null, as do values that are nested too deeply. The rest of the text is kept.
 pub(super) fn parse(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok().or_else(|| serde_json::from_str(&without_lone_surrogates(text)?).ok())
+    serde_json::from_str(text).ok().or_else(|| {
+        let whole = without_lone_surrogates(text);
+        let whole = whole.as_deref().unwrap_or(text);
+        serde_json::from_str(&without_odd_values(whole)).ok()
+    })
 }
 
 /// A string of an object; empty when there is none.
 pub(super) fn text<'a>(object: &'a Value, key: &str) -> &'a str {
     object.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A number of an object, however it is written: `1`, `1.0`, `1e3`; none when there is none.
+pub(super) fn number(object: &Value, key: &str) -> Option<f64> {
+    object.get(key).and_then(Value::as_f64).filter(|number| number.is_finite())
+}
+
+/// The same as a count or a code: without its fraction, and within what an `i64` holds.
+pub(super) fn integer(object: &Value, key: &str) -> Option<i64> {
+    let value = object.get(key)?;
+    value.as_i64().or_else(|| number(object, key).map(whole))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a cast of a float goes to the nearest number that fits")]
+fn whole(number: f64) -> i64 {
+    number.trunc() as i64
 }
 
 /// The items of an array of an object; none when there is none.
@@ -47,6 +71,76 @@ fn without_lone_surrogates(text: &str) -> Option<String> {
     found.then_some(mended)
 }
 
+/// The text with null in place of numbers that are none, and of what is nested too deeply.
+fn without_odd_values(text: &str) -> String {
+    let mut mended = String::new();
+    let (mut from, mut at, mut depth) = (0, 0, 0_usize);
+    while let Some(byte) = text.as_bytes().get(at) {
+        let odd = match byte {
+            b'"' => {
+                at = end_of_string(text, at);
+                continue;
+            }
+            b'{' | b'[' if depth == MAX_DEPTH => end_of_value(text, at),
+            b'{' | b'[' => {
+                depth += 1;
+                at
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                at
+            }
+            b'N' | b'I' | b'-' => {
+                let words = ["NaN", "Infinity", "-Infinity"];
+                words.iter().find(|word| text[at..].starts_with(**word)).map_or(at, |word| at + word.len())
+            }
+            _ => at,
+        };
+        if odd > at {
+            mended.push_str(&text[from..at]);
+            mended.push_str("null");
+            (from, at) = (odd, odd);
+        } else {
+            // Never within a character: only ASCII was looked for.
+            at += text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    mended.push_str(&text[from..]);
+    mended
+}
+
+/// Behind the string that begins here.
+fn end_of_string(text: &str, at: usize) -> usize {
+    let mut bytes = text.bytes().enumerate().skip(at + 1);
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'\\' => _ = bytes.next(),
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Behind the object or array that begins here.
+fn end_of_value(text: &str, mut at: usize) -> usize {
+    let mut depth = 0_usize;
+    while let Some(byte) = text.as_bytes().get(at) {
+        match byte {
+            b'"' => {
+                at = end_of_string(text, at);
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth <= 1 => return at + 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    text.len()
+}
+
 /// The UTF-16 unit of a `\uXXXX` that the text begins with.
 fn escaped_unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
@@ -57,6 +151,41 @@ fn escaped_unit(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_json_allows_costs_only_itself() {
+        for (json, mended) in [
+            (
+                r#"{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN \" é"}"#,
+                r#"{"a": null, "b": [null, null], "c": "NaN \" é"}"#,
+            ),
+            (r#"{"a": -1, "é": "\\", "b": NaN}"#, r#"{"a": -1, "é": "\\", "b": null}"#),
+        ] {
+            assert_eq!(parse(json), serde_json::from_str(mended).ok(), "{json}");
+        }
+        let deep = |depth: usize, inner: &str| format!("{}{inner}{}", "{\"a\":[".repeat(depth), "]}".repeat(depth));
+        let read = parse(&format!("{{\"deep\": {}, \"b\": 1}}", deep(200, "\"}]\""))).unwrap();
+        assert_eq!(read["b"], 1);
+        assert_eq!(read["deep"].to_string().matches("null").count(), 1);
+        assert_eq!(parse(&deep(60, "1").replace(']', "")), None);
+    }
+
+    #[test]
+    fn a_number_is_read_however_it_is_written() {
+        for (json, expected) in [
+            ("5", Some(5)),
+            ("5.0", Some(5)),
+            ("-5.9", Some(-5)),
+            ("5e3", Some(5000)),
+            ("1e300", Some(i64::MAX)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("18446744073709551615", Some(i64::MAX)),
+            ("\"5\"", None),
+            ("null", None),
+        ] {
+            assert_eq!(integer(&parse(&format!("{{\"n\": {json}}}")).unwrap(), "n"), expected, "{json}");
+        }
+    }
 
     #[test]
     fn half_a_surrogate_pair_does_not_spoil_a_line() {

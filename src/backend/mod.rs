@@ -10,6 +10,7 @@ mod control;
 pub mod demo;
 #[cfg(test)]
 mod fixtures;
+mod frames;
 mod home;
 pub mod host;
 mod json;
@@ -41,6 +42,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
+use crate::chunk::Notice;
 use crate::failure::{AgentError, ErrorClass};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
@@ -124,8 +126,28 @@ pub enum AgentEvent {
     Usage(Usage),
     /// What its session used so far, in earlier turns as well.
     TotalUsage(Usage),
+    /// It says something to the person beside its answer.
+    Notice(Notice),
+    /// A block of the model's message begins. Its number, which no other block of the turn has, names it in
+    /// [`AgentEvent::Withdrawn`]: what is said from here on until the next block or message begins belongs to it.
+    BlockBegan(u64),
+    /// It takes blocks back that it said: their words do not count any more.
+    Withdrawn(Vec<u64>),
+    /// So many tasks run in its background: a turn whose end was said is not over before they are.
+    Tasks(usize),
+    /// It works on, although it said its end.
+    Continued,
+    /// It asks for something that is not served. The line refuses that, and is written to its stdin at once. To be told
+    /// twice does no harm.
+    Refused(String),
+    /// It asks no more what it asked under this id ([`PermissionRequest::request`]).
+    PermissionWithdrawn(String),
+    /// It proves that the session that it was to go on in is gone.
+    SessionGone,
     /// It reports an error of its own.
     Error(AgentError),
+    /// It reports an error that it may overcome: the error of the turn if that ends without its end.
+    Trouble(AgentError),
     /// It says that the turn is over; its process may take a moment to end.
     Ended,
 }

@@ -1,11 +1,12 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed. Lines
+//! Always: what stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed. Lines
 //! that became events before are read again, so that the parser and whoever listens know what was known: their records
 //! end at the position up to which they are known, and not beyond.
 
 use tokio::sync::mpsc;
 
+use super::frames::take_objects;
 use super::lines::{Line, Splitter};
 use super::{AgentEvent, LineParser, Record};
 
@@ -136,9 +137,16 @@ impl Meaning {
         if text.chars().all(|c| c.is_whitespace() || c == '\u{feff}') {
             return;
         }
-        match (self.parser)(text) {
+        if let Some(meant) = (self.parser)(text) {
+            return events.extend(meant);
+        }
+        let mut is_understood = true;
+        let noise = take_objects(text, |object| match (self.parser)(object) {
             Some(meant) => events.extend(meant),
-            None => self.count_malformed(text),
+            None => is_understood = false,
+        });
+        if !is_understood || !noise.is_empty() {
+            self.count_malformed(if is_understood { &noise } else { text });
         }
     }
 

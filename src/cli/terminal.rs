@@ -13,7 +13,7 @@ use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
 use super::plain::{one_line, plain};
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, NoticeLevel};
 
 const DIM: Style = Style::new().dimmed();
 const RED: Style = AnsiColor::Red.on_default();
@@ -86,6 +86,10 @@ impl<W: Write> TerminalView<W> {
             }
             Chunk::DataStatus { data, .. } => self.line(DIM, "·", &data.label)?,
             Chunk::DataPlan { data, .. } => self.line(DIM, "·", &format!("plan: {}", steps(data)))?,
+            Chunk::DataNotice { data, .. } => {
+                let style = if data.level == Some(NoticeLevel::Warning) { TOOL } else { DIM };
+                self.line(style, "!", &data.text)?;
+            }
             Chunk::DataRetracted { .. } => self.line(DIM, "·", RETRACTED)?,
             Chunk::File { media_type, url } => {
                 self.line(

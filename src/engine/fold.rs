@@ -3,6 +3,9 @@
 //! Always: a function of the chunks alone, so that a message can be built again from what is stored; a delta costs its
 //! own length. A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
 //!
+//! Otherwise than in the client, a part that was withdrawn (`data-retracted`) is an empty text: nobody who reads the stored
+//! message has to know what that means.
+//!
 //! Deliberately absent: tools that are not dynamic. No turn makes them.
 
 #[cfg(test)]
@@ -13,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::chunk::{Chunk, Retracted, ToolMetadata};
+use crate::chunk::{Chunk, Notice, Retracted, ToolMetadata};
 
 /// A message while it grows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,8 +28,6 @@ pub struct Fold {
     tools: HashMap<String, usize>,
     /// The parts of the tools that gave no result yet.
     unfinished: BTreeSet<usize>,
-    /// The parts that do not count any more.
-    retracted: BTreeSet<usize>,
     /// Where the parts of the newest step begin.
     step_parts: usize,
     step_open: bool,
@@ -76,6 +77,10 @@ enum Part {
     DataRetracted {
         id: String,
         data: Retracted,
+    },
+    DataNotice {
+        id: String,
+        data: Notice,
     },
 }
 
@@ -216,9 +221,13 @@ impl Fold {
                 self.push(Part::File { media_type: media_type.clone(), url: url.clone() });
             }
             Chunk::DataPlan { id, data } => self.plan(id, data),
+            Chunk::DataNotice { id, data } => {
+                self.bytes += data.text.len();
+                self.push(Part::DataNotice { id: id.clone(), data: data.clone() });
+            }
             Chunk::DataRetracted { id, data } => {
                 self.bytes += data.parts.len() * size_of::<usize>();
-                self.retracted.extend(&data.parts);
+                data.parts.iter().for_each(|part| self.withdraw(*part));
                 self.push(Part::DataRetracted { id: id.clone(), data: data.clone() });
             }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => self.update(tool_call_id, |tool| {
@@ -242,9 +251,8 @@ impl Fold {
 
     /// What the agent said, part by part, without what is retracted.
     pub fn texts(&self) -> impl DoubleEndedIterator<Item = &str> {
-        let counting = self.parts.iter().enumerate().filter(|(at, _)| !self.retracted.contains(at));
-        counting.filter_map(|(_, part)| match part {
-            Part::Text { text, .. } => Some(text.as_str()),
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text { text, .. } if !text.is_empty() => Some(text.as_str()),
             _ => None,
         })
     }
@@ -347,6 +355,14 @@ impl Fold {
         let Some(open) = ended.map(|index| self.open.remove(index)) else { return };
         if let Some(Part::Text { state, .. } | Part::Reasoning { state, .. }) = self.parts.get_mut(open.part) {
             *state = BlockState::Done;
+        }
+    }
+
+    /// The text of a part does not count any more; its position is kept.
+    fn withdraw(&mut self, part: usize) {
+        if let Some(Part::Text { text, .. } | Part::Reasoning { text, .. }) = self.parts.get_mut(part) {
+            self.bytes -= text.len();
+            *text = String::new();
         }
     }
 

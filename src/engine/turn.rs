@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
 
+mod blocks;
 mod repetition;
 #[cfg(test)]
 mod tests;
@@ -17,11 +18,12 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use self::blocks::Blocks;
 use self::repetition::{Heard, Repetition};
 use self::tools::tool_failed;
 use super::fold::{Block, Fold};
 use crate::backend::{Again, AgentEvent};
-use crate::chunk::{Chunk, FinishReason, Retracted, StatusLabel};
+use crate::chunk::{Chunk, FinishReason, Notice, Retracted, StatusLabel};
 use crate::run::{Outcome, Status};
 
 /// The state of a turn.
@@ -33,6 +35,9 @@ pub struct Turn {
     first_error: Option<String>,
     errors: HashSet<String>,
     ended: bool,
+    /// How many tasks run in the agent's background.
+    tasks: usize,
+    blocks: Blocks,
     repetition: Repetition,
     /// The turn as it was heard before, while that is heard again.
     past: Option<Box<Turn>>,
@@ -44,6 +49,7 @@ const ERROR_MARK: &str = "[error] ";
 const ERROR_ID: &str = "error";
 /// A turn has one plan: a new one takes the place of the old.
 const PLAN_ID: &str = "plan";
+const NOTICE_ID: &str = "notice";
 
 impl Turn {
     /// The turn after the chunks that are stored of it. What no chunk says is not known: that the agent said its end, and
@@ -62,7 +68,8 @@ impl Turn {
             past.hear(event);
         }
         if all && let Some(past) = self.past.take() {
-            self.ended = past.ended;
+            (self.ended, self.tasks) = (past.ended, past.tasks);
+            self.blocks.goes_on_with(&past.blocks);
             self.repetition = past.repetition.found_in(&past.fold, &self.fold);
         }
     }
@@ -86,8 +93,17 @@ impl Turn {
             AgentEvent::Error(error) => self.report(error.message, &mut said),
             AgentEvent::File { media_type, url } => self.show_file(media_type, url, &mut said),
             AgentEvent::Plan(plan) => self.show_plan(plan, &mut said),
+            AgentEvent::Notice(notice) => self.show_notice(notice, &mut said),
+            AgentEvent::BlockBegan(block) => self.begin_block(block, &mut said),
+            AgentEvent::Withdrawn(blocks) => self.withdraw(&blocks, &mut said),
+            AgentEvent::Tasks(count) => self.tasks = count,
             AgentEvent::Ended => self.ended = true,
+            AgentEvent::Continued => self.ended = false,
             AgentEvent::Permission(_)
+            | AgentEvent::PermissionWithdrawn(_)
+            | AgentEvent::Refused(_)
+            | AgentEvent::SessionGone
+            | AgentEvent::Trouble(_)
             | AgentEvent::Session { .. }
             | AgentEvent::Title(_)
             | AgentEvent::Advertised(_)
@@ -151,9 +167,9 @@ impl Turn {
         self.has_said() || self.ended
     }
 
-    /// Whether a tool works: no progress is expected of the agent then.
+    /// Whether a tool or a task in the background works: no progress is expected of the agent then.
     pub fn is_tool_running(&self) -> bool {
-        self.fold.unfinished_tools().next().is_some()
+        self.tasks > 0 || self.fold.unfinished_tools().next().is_some()
     }
 
     /// The first error that the agent reported.
@@ -166,6 +182,11 @@ impl Turn {
         self.ended
     }
 
+    /// Whether tasks run in the agent's background.
+    pub fn has_tasks(&self) -> bool {
+        self.tasks > 0
+    }
+
     /// The message so far.
     pub fn fold(&self) -> &Fold {
         &self.fold
@@ -173,6 +194,7 @@ impl Turn {
 
     /// The one way that a chunk changes the turn, whether it is said now or was said before.
     fn apply(&mut self, chunk: &Chunk) {
+        self.blocks.take(chunk, self.fold.len());
         self.fold.apply(chunk);
         self.label = match chunk {
             Chunk::DataStatus { data, .. } => Some(data.label.clone()),
@@ -216,6 +238,7 @@ impl Turn {
             Some((open, id)) if open == block => id.to_owned(),
             _ => {
                 let id = self.begin_part(if block == Block::Text { "text" } else { "reasoning" }, said);
+                let id = self.blocks.name(id);
                 self.repetition.add(self.fold.len());
                 self.say(start_of(block, id.clone()), said);
                 id
@@ -236,6 +259,7 @@ impl Turn {
             self.end_repetition(said);
             self.repetition.forget();
             self.close_block(said);
+            self.blocks.none();
         }
     }
 
@@ -267,6 +291,13 @@ impl Turn {
             }
         }
         self.say(Chunk::DataPlan { id: PLAN_ID.to_owned(), data: plan }, said);
+    }
+
+    fn show_notice(&mut self, notice: Notice, said: &mut Vec<Chunk>) {
+        if !notice.text.trim().is_empty() {
+            let id = self.begin_part(NOTICE_ID, said);
+            self.say(Chunk::DataNotice { id, data: notice }, said);
+        }
     }
 
     /// Each error is said once: agents report one in several ways.

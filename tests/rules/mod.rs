@@ -119,6 +119,12 @@ impl Rules {
                 rule(!data.parts.is_empty(), "something is retracted")?;
                 self.parts += 1;
             }
+            Chunk::DataNotice { id, data } => {
+                rule(self.open.is_none(), "a notice closes what is open")?;
+                rule(self.used.insert(id.clone()), "ids are new")?;
+                rule(!data.text.is_empty(), "a notice says something")?;
+                self.parts += 1;
+            }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;
             }

@@ -1,7 +1,7 @@
 //! Turns that say what no recorded agent said: each part that a message can have, and what becomes of it.
 
 use mainstay::backend::{Again, AgentEvent};
-use mainstay::chunk::Chunk;
+use mainstay::chunk::{Chunk, Notice};
 use mainstay::engine::turn::Turn;
 use mainstay::permission::{PermissionRequest, ToolKind};
 use serde_json::json;
@@ -77,6 +77,23 @@ pub fn turns() -> Vec<(&'static str, Vec<AgentEvent>)> {
             ],
         ),
         ("made/another", vec![text("This will "), began(Again::Perhaps), text("This "), text("does.")]),
+        (
+            "made/withdrawn",
+            vec![
+                began(Again::No),
+                AgentEvent::BlockBegan(1),
+                reasoning("Hm."),
+                AgentEvent::BlockBegan(2),
+                text("This will "),
+                tool("t", None),
+                finished("t"),
+                text("not do."),
+                AgentEvent::Notice(Notice::warning("The model was changed.")),
+                AgentEvent::Withdrawn(vec![2]),
+                AgentEvent::BlockBegan(3),
+                text("This does."),
+            ],
+        ),
         ("made/plan", vec![text("I plan."), plan("pending"), text("I do."), plan("completed"), text("Done.")]),
         ("made/file", vec![text("See:"), file(), text("Nice.")]),
         (

@@ -305,13 +305,13 @@ fn offers(init: &Value) -> Value {
 
 /// Why it tries again, and when.
 fn retrying(line: &Value) -> String {
-    let number = |key: &str| line.get(key).and_then(Value::as_i64).unwrap_or(0);
+    let number = |key: &str| json::integer(line, key).unwrap_or(0);
     let why = match (text(line, "error"), number("error_status")) {
         ("rate_limit", _) => "The provider's rate limit is reached".to_owned(),
         ("overloaded", _) => "The provider is overloaded".to_owned(),
         (_, 0) => "The connection to the model broke".to_owned(),
         (_, status) => format!("The provider answered with status {status}"),
     };
-    let seconds = number("retry_delay_ms").saturating_add(999) / 1000;
+    let seconds = (json::number(line, "retry_delay_ms").unwrap_or(0.0) / 1000.0).ceil();
     format!("{why}. Retrying in {seconds} s ({} of {})…", number("attempt"), number("max_retries"))
 }

@@ -136,4 +136,5 @@ fn what_is_retracted_was_not_said() {
     let retracted = [json!({"type": "data-retracted", "id": "r", "data": {"parts": [0]}})];
     let fold = fold(&text("a").chain(retracted).chain(text("b")).collect::<Vec<_>>());
     assert_eq!(fold.texts().collect::<Vec<_>>(), ["b"]);
+    assert_eq!(parts(&fold)[0], json!({"type": "text", "text": "", "state": "streaming"}));
 }

@@ -62,6 +62,7 @@ fn short(chunk: &Chunk) -> String {
         Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
         Chunk::File { url, media_type } => format!("file={media_type},{url}"),
         Chunk::DataPlan { id, data } => format!("{id}={data}"),
+        Chunk::DataNotice { id, data } => format!("{id}:{}", data.text),
         Chunk::DataRetracted { id, data } => format!("{id}={:?}", data.parts),
         Chunk::DataStatus { data, .. } => format!("status={}", data.label),
         Chunk::Error { error_text } => format!("error={error_text}"),
