@@ -1,56 +1,28 @@
 //! `/api/chat`: what `useChat` of the AI SDK speaks, on the same runs as everything else.
 //!
-//! Always: the history that the client sends along is not looked at. The conversation is in the database; of the request
+//! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
 //! only the last message counts: a user's is sent, and its id makes a second try the same send; in the assistant's stand
 //! answers to what its agent asked. The stream of a run ends where somebody has to answer, and goes on in the answer.
+
+pub(super) mod body;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
+use self::body::{ChatBody, Last, Trigger, UiMessage};
 use super::App;
 use super::error::Error;
-use super::extract::{Body, Cursor, Id, Params, parse};
+use super::extract::{Cursor, Id, Params};
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
 use crate::engine::{EngineError, Purpose, Refusal, Send, Sent};
 use crate::id::{InvalidId, MessageId, PermissionId, SessionId};
-use crate::message::{Role, UserMessage};
+use crate::message::UserMessage;
 use crate::permission::Answer;
-
-/// Other fields are the application's own and are left alone.
-#[derive(Deserialize)]
-#[serde(expecting = "an object with id and messages")]
-pub(super) struct Chat {
-    id: String,
-    messages: Vec<Box<RawValue>>,
-    #[serde(default)]
-    trigger: Trigger,
-    #[serde(rename = "messageId")]
-    message_id: Option<String>,
-    workspace: Option<String>,
-    agent: Option<String>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Trigger {
-    #[default]
-    SubmitMessage,
-    RegenerateMessage,
-}
-
-#[derive(Deserialize)]
-#[serde(expecting = "an object with role and parts")]
-struct UiMessage {
-    id: Option<String>,
-    role: Role,
-    parts: Vec<Value>,
-    metadata: Option<Value>,
-}
 
 /// What a chat asks for.
 #[derive(Debug)]
@@ -69,19 +41,31 @@ pub struct ChatAnswer {
     reason: Option<String>,
 }
 
-impl Chat {
-    fn read(self) -> Result<ChatRequest, Error> {
+impl ChatBody {
+    fn into_request(self) -> Result<ChatRequest, Error> {
         let unknown = |code| move |error: InvalidId| Error::invalid(code, error.to_string());
-        let session: SessionId = self.id.parse()?;
-        let workspace = self.workspace.map(|name| name.parse()).transpose().map_err(unknown("unknown_workspace"))?;
-        let agent = self.agent.map(|name| name.parse()).transpose().map_err(unknown("unknown_agent"))?;
-        let last = last_message(&self.messages)?;
-        if last.role == Role::Assistant && self.trigger == Trigger::SubmitMessage {
-            return Ok(ChatRequest::Answers(session, answers(&last.parts)?));
-        }
-        let (message, named) = last.into_user()?;
-        let purpose = match self.trigger {
-            Trigger::SubmitMessage if named && self.message_id.as_deref() == Some(message.id.as_str()) => Purpose::Edit,
+        let Self { fields, approvals, last_approvals, last } = self;
+        let session: SessionId = fields.id.parse()?;
+        let workspace = fields.workspace.map(|name| name.parse()).transpose().map_err(unknown("unknown_workspace"))?;
+        let agent = fields.agent.map(|name| name.parse()).transpose().map_err(unknown("unknown_agent"))?;
+        let message = match last {
+            Last::User(message) => message,
+            Last::Assistant if fields.trigger == Trigger::SubmitMessage => {
+                let (_, newest) = approvals.split_at(approvals.len().saturating_sub(last_approvals));
+                return Ok(ChatRequest::Answers(session, answers(newest)?));
+            }
+            Last::Assistant => {
+                return Err(invalid(
+                    "the last message is the assistant's: to have it answered anew, send the messages up to the user's",
+                ));
+            }
+            Last::System => return Err(invalid("the last message is a system message: only a user's can be sent")),
+        };
+        let (message, named) = message.into_user()?;
+        let purpose = match fields.trigger {
+            Trigger::SubmitMessage if named && fields.message_id.as_deref() == Some(message.id.as_str()) => {
+                Purpose::Edit
+            }
             Trigger::SubmitMessage => Purpose::Send,
             Trigger::RegenerateMessage if named => Purpose::Regenerate,
             Trigger::RegenerateMessage => {
@@ -98,15 +82,11 @@ impl Chat {
 /// # Errors
 /// 400 for what is no JSON, 422 for what is no chat, or none whose last message can be sent or answers anything.
 pub fn read_chat(body: &[u8]) -> Result<ChatRequest, Error> {
-    parse::<Chat>(body)?.read()
+    ChatBody::parse(Bytes::copy_from_slice(body), body.len())?.into_request()
 }
 
-pub(super) async fn send(
-    State(app): State<App>,
-    Cursor(after): Cursor,
-    Body(chat): Body<Chat>,
-) -> Result<Response, Error> {
-    let (run, after) = match chat.read()? {
+pub(super) async fn send(State(app): State<App>, Cursor(after): Cursor, chat: ChatBody) -> Result<Response, Error> {
+    let (run, after) = match chat.into_request()? {
         ChatRequest::Send(send) => {
             let sent = take(&app, *send).await?;
             // A cursor only means something when the client had the beginning before.
@@ -145,12 +125,6 @@ async fn take(app: &App, send: Send) -> Result<Sent, EngineError> {
     }
 }
 
-fn last_message(messages: &[Box<RawValue>]) -> Result<UiMessage, Error> {
-    let last = messages.last().ok_or_else(|| invalid("messages is empty: its last one is what is sent"))?;
-    serde_json::from_str(last.get())
-        .map_err(|error| invalid(&format!("the last of the messages is no UI message: {error}")))
-}
-
 fn invalid(message: &str) -> Error {
     Error::invalid("invalid_message", message)
 }
@@ -158,15 +132,6 @@ fn invalid(message: &str) -> Error {
 impl UiMessage {
     /// The message of a person, and whether the client gave it an id.
     fn into_user(self) -> Result<(UserMessage, bool), Error> {
-        match self.role {
-            Role::User => {}
-            Role::Assistant => {
-                return Err(invalid(
-                    "the last message is the assistant's: to have it answered anew, send the messages up to the user's",
-                ));
-            }
-            Role::System => return Err(invalid("the last message is a system message: only a user's can be sent")),
-        }
         let id = self.id.filter(|id| !id.is_empty());
         let named = id.is_some();
         let id = id.map_or_else(|| Ok(MessageId::generate()), |id| id.parse())?;
@@ -174,17 +139,16 @@ impl UiMessage {
     }
 }
 
-/// The answers in a message of the assistant: the tools in it whose approval was responded to.
-fn answers(parts: &[Value]) -> Result<Vec<ChatAnswer>, Error> {
+/// The answers in messages of the assistant.
+fn answers(approvals: &[Value]) -> Result<Vec<ChatAnswer>, Error> {
     #[derive(Deserialize)]
     struct Approval {
         id: String,
         approved: bool,
         reason: Option<String>,
     }
-    let responded = parts.iter().filter(|part| part["state"] == "approval-responded");
-    let answers = responded.map(|part| {
-        let approval = Approval::deserialize(&part["approval"])
+    let answers = approvals.iter().map(|approval| {
+        let approval = Approval::deserialize(approval)
             .map_err(|error| invalid(&format!("a tool has an approval that is none: {error}")))?;
         let id = approval.id.parse().map_err(|error: InvalidId| invalid(&error.to_string()))?;
         Ok(ChatAnswer { id, approved: approval.approved, reason: approval.reason })

@@ -51,11 +51,8 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
-        if !is_json(request.headers()) {
-            let message = "the body must be JSON, with \"Content-Type: application/json\"";
-            return Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
-        }
-        Ok(Self(parse(&read(request, app).await?)?))
+        check_json(request.headers())?;
+        Ok(Self(parse(&read_body(request, app).await?)?))
     }
 }
 
@@ -74,15 +71,22 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalBody<T> {
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Refuses a body that is not said to be JSON.
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Error> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+        return Ok(());
+    }
+    let message = "the body must be JSON, with \"Content-Type: application/json\"";
+    Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
 }
 
-async fn read(request: Request, app: &App) -> Result<Bytes, Error> {
+/// The whole body, of at most `max_body_bytes`.
+pub(super) async fn read_body(request: Request, app: &App) -> Result<Bytes, Error> {
     let too_large = || {
-        let message = format!("the body may have at most {} bytes", app.max_body_bytes);
+        let way_out = "send less, or raise max_body_bytes under [server]";
+        let message = format!("the body may have at most {} bytes; {way_out}", app.max_body_bytes);
         Error::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     let announced = axum::body::HttpBody::size_hint(request.body()).lower();
@@ -93,22 +97,36 @@ async fn read(request: Request, app: &App) -> Result<Bytes, Error> {
     match tokio::time::timeout(app.timeouts.body, Bytes::from_request(request, app)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
-        Ok(Err(rejection)) => Err(Error::malformed("unreadable_body", rejection.body_text())),
-        Err(_) => Err(Error::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")),
+        Ok(Err(rejection)) => Err(unreadable(rejection.body_text())),
+        Err(_) => Err(timed_out()),
     }
+}
+
+/// A body that broke off on its way.
+pub(super) fn unreadable(detail: String) -> Error {
+    Error::malformed("unreadable_body", detail)
+}
+
+/// A body that was not there in time.
+pub(super) fn timed_out() -> Error {
+    Error::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")
+}
+
+/// A body that is no JSON.
+pub(super) fn malformed_json(error: serde_json::Error) -> Error {
+    Error::malformed("malformed_json", error.to_string())
 }
 
 /// JSON as a `T`: 400 where it is no JSON, 422 where it is no `T`.
 pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).map_err(|error| {
-        let malformed = |error: serde_json::Error| Error::malformed("malformed_json", error.to_string());
         if !error.is_data() {
-            return malformed(error);
+            return malformed_json(error);
         }
         // A wrong shape may be met in front of a syntax error, but only what is JSON to its end has a shape.
         match serde_json::from_slice::<IgnoredAny>(json) {
             Ok(_) => Error::invalid("invalid_body", error.to_string()),
-            Err(error) => malformed(error),
+            Err(error) => malformed_json(error),
         }
     })
 }

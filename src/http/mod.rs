@@ -20,6 +20,7 @@ mod query;
 mod runs;
 mod serve;
 mod sessions;
+mod skim;
 mod sse;
 mod status;
 
@@ -130,7 +131,6 @@ fn router(app: App) -> Router {
         .route("/v1/workers", get(status::workers))
         .route("/v1/agents", get(status::agents))
         .route("/v1/stats", get(status::stats))
-        .route("/api/chat", post(chat::send))
         .route("/api/chat/{id}/stream", get(chat::resume))
         .route(status::HEALTH, get(status::health))
         .route("/readyz", get(status::ready))
@@ -141,8 +141,13 @@ fn router(app: App) -> Router {
         .route("/v1/sessions/{id}/cancel", post(sessions::cancel))
         .route("/api/chat/{id}/stop", post(chat::stop))
         .layer(from_fn_with_state(handler + runs::MAX_WAIT, observe::bound));
+    // A history that is read to its end takes as long as its parts.
+    let chatting = Router::new()
+        .route("/api/chat", post(chat::send))
+        .layer(from_fn_with_state(handler + chat::body::max_arrival(&app), observe::bound));
     answering
         .merge(waiting)
+        .merge(chatting)
         .fallback(|| async { Error::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")

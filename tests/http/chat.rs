@@ -77,6 +77,77 @@ async fn a_message_is_edited_and_answered_anew() {
 }
 
 #[tokio::test]
+async fn history_of_a_chat_does_not_count_as_body() {
+    let scene = Scene::new().await;
+    let file = |bytes: usize| {
+        let url = format!("data:image/png;base64,{}", "A".repeat(bytes));
+        json!({"type": "file", "mediaType": "image/png", "url": url})
+    };
+    let mut pictures = user("m0", "look");
+    pictures["parts"].as_array_mut().unwrap().push(file(6_000_000));
+    let answer = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(5_000_000)}]});
+    let body = chat(&[pictures.clone(), answer, user("m1", "hello")], json!({}));
+    assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
+    // The same without a length that says it beforehand.
+    let pieces: Vec<_> = body.to_string().into_bytes().chunks(100_000).map(|piece| Ok(piece.to_vec())).collect();
+    let pieces = reqwest::Body::wrap_stream(futures_util::stream::iter::<Vec<std::io::Result<Vec<u8>>>>(pieces));
+    let request = scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(pieces);
+    let again = Streaming::open(request).await;
+    assert_eq!(tell(&again.rest().await.unwrap()), "retry 1:start 2:abort 3:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (1, "hello"));
+
+    let refused = scene.refused_chat(&chat(&[pictures], json!({}))).await;
+    assert_eq!(refused.refused(), (413, "body_too_large"));
+    let said = refused.body["error"]["message"].as_str().unwrap();
+    assert!(said.starts_with("the last message may have at most 4194304 bytes; send fewer or smaller files"), "{said}");
+    let endless = futures_util::stream::repeat_with(|| std::io::Result::Ok(vec![b' '; 1 << 20]));
+    let endless = reqwest::Body::wrap_stream(endless);
+    let request = scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(endless);
+    let refused = read(request).await;
+    assert_eq!(refused.refused(), (413, "body_too_large"));
+    let said = refused.body["error"]["message"].as_str().unwrap();
+    assert!(said.ends_with("send that alone, as {id, message}, with prepareSendMessagesRequest"), "{said}");
+}
+
+#[tokio::test]
+async fn a_long_body_is_refused_as_a_short_one_is() {
+    let scene = Scene::new().await;
+    let filler = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(5_000_000)}]});
+    let send =
+        |body: String| read(scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(body));
+    let cases = [
+        (json!({"id": "s", "messages": [filler]}), (422, "invalid_message")),
+        (json!({"id": "s", "messages": [filler, {"parts": []}]}), (422, "invalid_message")),
+        (json!({"id": "s", "messages": [filler, {"role": "user"}]}), (422, "invalid_message")),
+        (json!({"messages": [filler]}), (422, "invalid_body")),
+        (json!({"id": "s", "messages": filler}), (422, "invalid_body")),
+        (json!({"id": "s", "other": filler}), (422, "invalid_body")),
+        (json!({"id": "x".repeat(5000), "messages": [filler]}), (422, "invalid_body")),
+        (json!([filler]), (422, "invalid_body")),
+    ];
+    for (body, refused) in cases {
+        assert_eq!(send(body.to_string()).await.refused(), refused);
+    }
+    let whole = json!({"id": "s", "messages": [filler]}).to_string();
+    for malformed in [&whole[..whole.len() - 1], &format!("{whole}}}"), &whole.replace("\"id\"", "id")] {
+        assert_eq!(send(malformed.to_owned()).await.refused(), (400, "malformed_json"));
+    }
+}
+
+#[tokio::test]
+async fn a_message_may_come_without_history() {
+    let scene = Scene::new().await;
+    let alone = json!({"id": "s", "message": user("m1", "hello")});
+    assert_eq!(scene.turn(&alone).await, "retry 1:start 2:abort 3:finish [DONE]");
+    assert_eq!(scene.turn(&chat(&[user("m1", "hello")], json!({}))).await, "retry 1:start 2:abort 3:finish [DONE]");
+    assert_eq!((scene.count_runs().await, scene.said().await.as_str()), (1, "hello"));
+    for (message, code) in [(json!(null), "invalid_message"), (json!({"role": "user"}), "invalid_message")] {
+        let refused = scene.refused_chat(&json!({"id": "s", "message": message})).await;
+        assert_eq!(refused.refused(), (422, code));
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_sent_is_said() {
     let scene = Scene::new().await;
     let answered = json!({"id": "a", "role": "assistant", "parts": []});
