@@ -39,12 +39,6 @@ pub enum Chunk {
     ReasoningEnd {
         id: String,
     },
-    ToolInputStart {
-        tool_call_id: String,
-        tool_name: String,
-        provider_executed: bool,
-        dynamic: bool,
-    },
     ToolInputAvailable {
         tool_call_id: String,
         tool_name: String,

@@ -113,8 +113,7 @@ impl<W: Write> TerminalView<W> {
             | Chunk::StartStep
             | Chunk::FinishStep
             | Chunk::TextStart { .. }
-            | Chunk::ReasoningStart { .. }
-            | Chunk::ToolInputStart { .. } => {}
+            | Chunk::ReasoningStart { .. } => {}
         }
         self.out.flush()
     }

@@ -100,9 +100,8 @@ pub struct Tool {
     /// The call.
     pub tool_call_id: String,
     state: ToolState,
-    /// What it was given; none while that is not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub input: Option<Value>,
+    /// What it was given.
+    pub input: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,7 +127,6 @@ struct Approval {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum ToolState {
-    InputStreaming,
     InputAvailable,
     ApprovalRequested,
     OutputAvailable,
@@ -140,7 +138,7 @@ impl Tool {
     /// Whether it gave its last result.
     pub fn is_finished(&self) -> bool {
         match self.state {
-            ToolState::InputStreaming | ToolState::InputAvailable | ToolState::ApprovalRequested => false,
+            ToolState::InputAvailable | ToolState::ApprovalRequested => false,
             ToolState::OutputAvailable => self.preliminary != Some(true),
             ToolState::OutputError | ToolState::OutputDenied => true,
         }
@@ -160,7 +158,7 @@ impl Tool {
     }
 
     fn bytes(&self) -> usize {
-        let values = self.input.as_ref().map_or(0, bytes_of) + self.output.as_ref().map_or(0, bytes_of);
+        let values = bytes_of(&self.input) + self.output.as_ref().map_or(0, bytes_of);
         self.tool_name.len() + self.tool_call_id.len() + self.error_text.as_ref().map_or(0, String::len) + values
     }
 }
@@ -187,14 +185,11 @@ impl Fold {
             Chunk::ReasoningStart { id } => self.start(Block::Reasoning, id),
             Chunk::ReasoningDelta { id, delta } => self.extend(Block::Reasoning, id, delta),
             Chunk::ReasoningEnd { id } => self.end(Block::Reasoning, id),
-            Chunk::ToolInputStart { tool_call_id, tool_name, provider_executed, .. } => {
-                self.announce(tool_call_id, tool_name, None, *provider_executed, None);
-            }
             Chunk::ToolInputAvailable {
                 tool_call_id, tool_name, input, provider_executed, provider_metadata, ..
             } => {
                 let metadata = provider_metadata.clone();
-                self.announce(tool_call_id, tool_name, Some(input), *provider_executed, metadata);
+                self.announce(tool_call_id, tool_name, input, *provider_executed, metadata);
             }
             Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
                 self.update(tool_call_id, |tool| {
@@ -366,20 +361,20 @@ impl Fold {
         }
     }
 
-    /// A tool call begins, or its input becomes known. A call that this step knows already starts over.
+    /// A tool call begins, or its input changes. A call that this step knows already starts over.
     fn announce(
         &mut self,
         id: &str,
         name: &str,
-        input: Option<&Value>,
+        input: &Value,
         provider_executed: bool,
         metadata: Option<ToolMetadata>,
     ) {
         let announced = Tool {
             tool_name: name.to_owned(),
             tool_call_id: id.to_owned(),
-            state: if input.is_some() { ToolState::InputAvailable } else { ToolState::InputStreaming },
-            input: input.cloned(),
+            state: ToolState::InputAvailable,
+            input: input.clone(),
             output: None,
             error_text: None,
             preliminary: None,

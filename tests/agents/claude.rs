@@ -218,7 +218,7 @@ async fn sub_agents_are_shown_with_the_call_they_work_for() {
         let run = scene.turn("s", message).await;
         assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
         let chunks = scene.chunks(run.id).await;
-        let call = first(&chunks, "tool-input-start")["toolCallId"].clone();
+        let call = first(&chunks, "tool-input-available")["toolCallId"].clone();
         let is_inner = |chunk: &&Value| chunk["type"] == "tool-input-available" && chunk["toolName"] == "Bash";
         let inner = chunks.iter().find(is_inner).unwrap();
         assert_eq!(inner["providerMetadata"]["mainstay"]["parentToolCallId"], call, "{chunks:#?}");

@@ -137,7 +137,7 @@ async fn the_engine_may_be_killed_three_times_in_a_turn() {
     let run = scene.settled(run).await;
     assert_eq!(run.status, Status::Completed, "{:?}\n{}", run.error, scene.log());
     let chunks = scene.chunks(run.id).await;
-    let inputs = chunks.iter().filter(|chunk| chunk["type"] == "tool-input-start").count();
+    let inputs = chunks.iter().filter(|chunk| chunk["type"] == "tool-input-available").count();
     assert_eq!(
         (inputs, first(&chunks, "tool-output-available")["output"]["aggregated_output"].as_str()),
         (1, Some("went\n"))

@@ -54,7 +54,7 @@ export function assertWellFormed(chunks) {
       if (act === 'start') open.add(part);
       if (act === 'end') open.delete(part);
     }
-    if (type === 'tool-input-start' || type === 'tool-input-available') tools.add(toolCallId);
+    if (type === 'tool-input-available') tools.add(toolCallId);
     else if (kind === 'tool') must(tools.has(toolCallId), index, `the tool call ${toolCallId} was not announced`);
   });
 }

@@ -113,14 +113,14 @@ async fn an_answer_that_is_none_is_refused() {
 async fn a_chat_pauses_at_the_question_and_its_answer_is_the_rest() {
     let scene = Scene::executing().await;
     let (stream, id) = scene.asked("s").await;
-    let first = "retry 1:start 2:start-step 3:tool-input-start 4:tool-input-available 5:tool-approval-request";
+    let first = "retry 1:start 2:start-step 3:tool-input-available 4:tool-approval-request";
     assert_eq!(tell(&stream), format!("{first} [DONE]"));
     let resumed = scene.stream("/api/chat/s/stream").await.rest().await.unwrap();
     assert_eq!(resumed, stream, "who comes later is asked the same");
     let rest = scene.answer_chat("s", json!([{"type": "text", "text": "x"}, responded(&id, true)])).await;
     let rest = rest.body.as_str().unwrap();
     let told = tell(rest);
-    assert!(told.starts_with("retry 6:tool-input-available 7:tool-output-available 8:text-start"), "{told}");
+    assert!(told.starts_with("retry 5:tool-input-available 6:tool-output-available 7:text-start"), "{told}");
     assert!(told.ends_with("finish [DONE]"), "{told}");
     let permission = scene.get(&format!("/v1/permissions/{id}")).await;
     assert_eq!((permission.text("answered_by"), permission.text("reason")), ("chat", "why"));

@@ -72,12 +72,6 @@ impl Rules {
             Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => {
                 rule(self.open.take().as_ref() == Some(id), "the open block ends")?;
             }
-            Chunk::ToolInputStart { tool_call_id: id, tool_name, .. } => {
-                rule(self.open.is_none(), "a tool closes what is open")?;
-                rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
-                rule(self.tools.insert(id.clone(), false).is_none(), "a tool starts once")?;
-                self.parts += 1;
-            }
             Chunk::ToolApprovalRequest { approval_id, tool_call_id: id } => {
                 rule(self.open.is_none() && !approval_id.is_empty(), "a question closes what is open")?;
                 rule(self.tools.get(id) == Some(&false), "a question is about a tool at work")?;
@@ -88,9 +82,16 @@ impl Rules {
                 rule(self.open.is_none(), "a stream can pause at a question")?;
                 self.tools.insert(id.clone(), true);
             }
-            Chunk::ToolInputAvailable { tool_call_id: id, .. } => {
+            Chunk::ToolInputAvailable { tool_call_id: id, tool_name, .. } => {
+                rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
+                match self.tools.insert(id.clone(), false) {
+                    None => {
+                        rule(self.open.is_none(), "a tool closes what is open")?;
+                        self.parts += 1;
+                    }
+                    Some(finished) => rule(!finished, "input is for a tool at work")?,
+                }
                 self.asking.remove(id);
-                rule(self.tools.get(id) == Some(&false), "input is for a tool at work")?;
             }
             Chunk::ToolOutputAvailable { tool_call_id: id, preliminary, .. } => {
                 rule(preliminary.is_none_or(|preliminary| preliminary), "preliminary is true or absent")?;

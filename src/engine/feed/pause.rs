@@ -24,8 +24,7 @@ impl Pause {
     /// Takes the next chunk. Answers with the open questions when nothing else is waited for behind it.
     pub fn take(&mut self, chunk: &Chunk) -> Option<Vec<String>> {
         match chunk {
-            Chunk::ToolInputStart { tool_call_id, .. }
-            | Chunk::ToolInputAvailable { tool_call_id, .. }
+            Chunk::ToolInputAvailable { tool_call_id, .. }
             | Chunk::ToolOutputAvailable { tool_call_id, preliminary: Some(true), .. } => {
                 self.unfinished.insert(tool_call_id.clone(), None);
                 return None;

@@ -62,7 +62,6 @@ fn a_tool_is_one_part_whatever_becomes_of_it() {
     let input = json!({"cmd": "ls"});
     let mut chunks = Vec::new();
     for (next, expected, finished) in [
-        (chunk("tool-input-start", json!({})), part("input-streaming", json!({})), false),
         (
             chunk("tool-input-available", json!({"input": input})),
             part("input-available", json!({"input": input})),
@@ -123,7 +122,7 @@ fn a_tool_keeps_whose_it_is() {
     let metadata = json!({"mainstay": {"parentToolCallId": "p"}});
     let mut given = tool("tool-input-available");
     given["providerMetadata"] = metadata.clone();
-    let again = [tool("tool-input-start"), given, tool("tool-input-available"), tool("tool-output-available")];
+    let again = [given, tool("tool-input-available"), tool("tool-output-available")];
     let fold = fold(&again);
     assert_eq!(parts(&fold)[0]["callProviderMetadata"], metadata);
 }

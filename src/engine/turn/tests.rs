@@ -50,10 +50,9 @@ fn short(chunk: &Chunk) -> String {
         Chunk::TextDelta { id, delta } | Chunk::ReasoningDelta { id, delta } => format!("{id}+{delta}"),
         Chunk::TextStart { id } | Chunk::ReasoningStart { id } => format!("({id}"),
         Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => format!("{id})"),
-        Chunk::ToolInputStart { tool_call_id, tool_name, .. } => format!("{tool_name}:{tool_call_id}"),
-        Chunk::ToolInputAvailable { tool_call_id, input, provider_metadata, .. } => {
+        Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_metadata, .. } => {
             let parent = provider_metadata.as_ref().map(|metadata| metadata.mainstay.parent_tool_call_id.as_str());
-            format!("{tool_call_id}<{input}{}", parent.map_or(String::new(), |parent| format!("^{parent}")))
+            format!("{tool_name}:{tool_call_id}<{input}{}", parent.map_or(String::new(), |parent| format!("^{parent}")))
         }
         Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
         Chunk::ToolOutputAvailable { tool_call_id, .. } => format!("{tool_call_id}~"),
@@ -96,27 +95,27 @@ fn what_is_said_of_an_event() {
         }),
         // A result closes nothing.
         (vec![started("t", "n"), text("b"), finished("t", ""), text("c")], {
-            "text-1) n:t t<{} (text-3 text-3+b t> text-3+c"
+            "text-1) n:t<{} (text-3 text-3+b t> text-3+c"
         }),
         // The first result counts, and progress ends with it.
         (vec![started("t", "n"), progress("t"), failed("t"), finished("t", ""), progress("t")], {
-            "text-1) n:t t<{} t~ t!bad"
+            "text-1) n:t<{} t~ t!bad"
         }),
         // A result without a start gets one.
-        (vec![finished("t", ""), progress("u")], "text-1) tool:t t<{} t>"),
+        (vec![finished("t", ""), progress("u")], "text-1) tool:t<{} t>"),
         // A repeated start says what is new in it.
         (vec![started("t", "n"), given("t", json!({})), given("t", json!([1])), finished("t", "")], {
-            "text-1) n:t t<{} t<[1] t>"
+            "text-1) n:t<{} n:t<[1] t>"
         }),
-        (vec![finished("t", "n"), given("t", json!([1]))], "text-1) n:t t<{} t>"),
+        (vec![finished("t", "n"), given("t", json!([1]))], "text-1) n:t<{} t>"),
         // Tools without an id: the newest of the name, else of any name, else a new one.
         (
             vec![started("", "a"), started("", "b"), progress(""), finished("", "a"), finished("", "")],
-            "text-1) a:tool-2 tool-2<{} b:tool-3 tool-3<{} tool-3~ tool-2> tool-3>",
+            "text-1) a:tool-2<{} b:tool-3<{} tool-3~ tool-2> tool-3>",
         ),
-        (vec![started("t", "a"), finished("", "a")], "text-1) a:t t<{} a:tool-3 tool-3<{} tool-3>"),
+        (vec![started("t", "a"), finished("", "a")], "text-1) a:t<{} a:tool-3<{} tool-3>"),
         (vec![started("tool-3", "a"), started("", "b"), finished("", "")], {
-            "text-1) a:tool-3 tool-3<{} b:tool-3_ tool-3_<{} tool-3_>"
+            "text-1) a:tool-3<{} b:tool-3_<{} tool-3_>"
         }),
     ] {
         assert_eq!(after_text(events.clone()), expected, "{events:?}");
@@ -145,7 +144,7 @@ fn what_is_said_of_plans_files_and_sub_agents() {
         }),
         (vec![file(), text("b")], "text-1) file=image/png,data:, (text-3 text-3+b"),
         (vec![started("t", "n"), by("t", "u"), progress("t"), finished("u", ""), by("", "v")], {
-            "text-1) n:t t<{} n:u u<{}^t t~ u> n:v v<{}"
+            "text-1) n:t<{} n:u<{}^t t~ u> n:v<{}"
         }),
     ] {
         assert_eq!(after_text(events.clone()), expected, "{events:?}");
@@ -194,15 +193,15 @@ fn what_is_said_of_a_message_that_comes_again() {
         }),
         // A tool: the message has shrunk, or it comes where it came.
         (vec![text("b"), began(Yes), text("a"), started("t", "n")], {
-            "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3) n:t t<{}"
+            "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3) n:t<{}"
         }),
-        (vec![began(Yes), text("a"), started("t", "n")], "text-1) n:t t<{}"),
-        (vec![started("t", "n"), began(Yes), text("a"), started("u", "n")], "text-1) n:t t<{} n:u u<{}"),
+        (vec![began(Yes), text("a"), started("t", "n")], "text-1) n:t<{}"),
+        (vec![started("t", "n"), began(Yes), text("a"), started("u", "n")], "text-1) n:t<{} n:u<{}"),
         // A message whose tool gave its result was whole: the next is another one, even if it begins alike.
-        (vec![started("t", "n"), finished("t", ""), began(Yes), text("a")], "text-1) n:t t<{} t> (text-3 text-3+a"),
+        (vec![started("t", "n"), finished("t", ""), began(Yes), text("a")], "text-1) n:t<{} t> (text-3 text-3+a"),
         // What is not the model's does not count.
         (vec![began(Yes), status("s"), plan("p"), text("a"), by("x", "t"), text("b")], {
-            r#"status=s text-1) plan=["p"] n:t t<{}^x (text-4 text-4+b"#
+            r#"status=s text-1) plan=["p"] n:t<{}^x (text-4 text-4+b"#
         }),
         (vec![began(Yes), error("e"), text("ab")], { "text-1) (error-2 error-2+[error] e error-2) (text-3 text-3+b" }),
     ] {
@@ -337,9 +336,9 @@ fn asked(events: Vec<AgentEvent>, tool_call: &str) -> (Turn, String) {
 fn a_question_is_shown_on_a_tool_and_with_nothing_open() {
     let table = [
         (vec![given("t", json!(1)), text("a")], "t", "text-2) t?q"),
-        (vec![text("a")], "t", "text-1) n:t t<1 t?q"),
-        (vec![], "", "[ n:permission-1 permission-1<1 permission-1?q"),
-        (vec![given("t", json!(1)), finished("t", "")], "t", "n:permission-2 permission-2<1 permission-2?q"),
+        (vec![text("a")], "t", "text-1) n:t<1 t?q"),
+        (vec![], "", "[ n:permission-1<1 permission-1?q"),
+        (vec![given("t", json!(1)), finished("t", "")], "t", "n:permission-2<1 permission-2?q"),
     ];
     for (events, tool_call, expected) in table {
         assert_eq!(asked(events, tool_call).1, expected);
@@ -349,7 +348,7 @@ fn a_question_is_shown_on_a_tool_and_with_nothing_open() {
 #[test]
 fn a_tool_that_was_asked_for_goes_on_or_is_denied() {
     for (tool_call, allowed, expected) in
-        [("t", true, "t<1"), ("t", false, "t-"), ("", true, "permission-1>"), ("", false, "permission-1-")]
+        [("t", true, "n:t<1"), ("t", false, "t-"), ("", true, "permission-1>"), ("", false, "permission-1-")]
     {
         let (mut turn, _) = asked(vec![], tool_call);
         assert_eq!(shorts(&turn.answered("other", allowed)), "");

@@ -56,7 +56,7 @@ impl Turn {
             }
             // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
             (true, false) => {
-                let input = tool.input.unwrap_or(Value::Null);
+                let input = tool.input;
                 let provider_metadata = None;
                 Chunk::ToolInputAvailable {
                     tool_call_id,
@@ -85,7 +85,7 @@ impl Turn {
         let known = if id.is_empty() { None } else { self.fold.tool(&id) };
         let (id, name) = match known {
             // One that waits for an answer is not shown otherwise before it has one.
-            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input.as_ref() == Some(&input) => {
+            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input == input => {
                 return id;
             }
             Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
@@ -95,13 +95,7 @@ impl Turn {
                 }
                 let made = self.begin_part("tool", said);
                 let id = if id.is_empty() { self.unused(made) } else { id };
-                let name = if name.is_empty() { UNNAMED_TOOL.to_owned() } else { name };
-                let (tool_call_id, tool_name) = (id.clone(), name.clone());
-                self.say(
-                    Chunk::ToolInputStart { tool_call_id, tool_name, provider_executed: true, dynamic: true },
-                    said,
-                );
-                (id, name)
+                (id, if name.is_empty() { UNNAMED_TOOL.to_owned() } else { name })
             }
         };
         let (tool_call_id, tool_name) = (id.clone(), name);
