@@ -46,6 +46,8 @@ pub enum Chunk {
         provider_executed: bool,
         dynamic: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        title: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         provider_metadata: Option<ToolMetadata>,
     },
     ToolOutputAvailable {
@@ -72,6 +74,12 @@ pub enum Chunk {
     File {
         url: String,
         media_type: String,
+    },
+    SourceUrl {
+        source_id: String,
+        url: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        title: Option<String>,
     },
     DataPlan {
         id: String,
@@ -222,6 +230,8 @@ mod tests {
         assert_eq!(notice.to_json(), r#"{"type":"data-notice","id":"notice-1","data":{"text":"w","level":"warning"}}"#);
         let notice = Chunk::DataNotice { id: "notice-1".into(), data: Notice::info("i") };
         assert_eq!(notice.to_json(), r#"{"type":"data-notice","id":"notice-1","data":{"text":"i"}}"#);
+        let source = Chunk::SourceUrl { source_id: "s".into(), url: "u".into(), title: None };
+        assert_eq!(source.to_json(), r#"{"type":"source-url","sourceId":"s","url":"u"}"#);
         let file = Chunk::File { url: "data:,x".into(), media_type: "text/plain".into() };
         assert_eq!(file.to_json(), r#"{"type":"file","url":"data:,x","mediaType":"text/plain"}"#);
         let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };

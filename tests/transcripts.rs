@@ -46,14 +46,20 @@ fn written(event: &AgentEvent) -> Value {
         AgentEvent::Reasoning(delta) => json!({"reasoning": delta}),
         AgentEvent::Text(delta) => json!({"text": delta}),
         AgentEvent::MessageBegan(again) => json!({"message_began": format!("again: {again:?}")}),
-        AgentEvent::ToolStarted { id, name, input, parent: None } => json!({"tool": name, "id": id, "input": input}),
-        AgentEvent::ToolStarted { id, name, input, parent } => {
-            json!({"tool": name, "id": id, "input": input, "parent": parent})
+        AgentEvent::ToolStarted { id, name, title, input, parent } => {
+            let mut tool = json!({"tool": name, "id": id, "input": input});
+            for (key, value) in [("title", title), ("parent", parent)] {
+                if let Some(value) = value {
+                    tool[key] = value.as_str().into();
+                }
+            }
+            tool
         }
         AgentEvent::ToolProgress { id, output } => json!({"progress": id, "output": output}),
         AgentEvent::ToolFinished { id, result: Ok(output), .. } => json!({"finished": id, "output": output}),
         AgentEvent::ToolFinished { id, result: Err(error), .. } => json!({"finished": id, "error": error}),
         AgentEvent::File { media_type, url } => json!({"file": media_type, "url": url}),
+        AgentEvent::Source { url, title } => json!({"source": url, "title": title}),
         AgentEvent::Plan(plan) => json!({"plan": plan}),
         AgentEvent::Permission(request) => json!({"permission": request}),
         AgentEvent::Session { id, origin } => json!({"session": id, "origin": origin.as_str()}),

@@ -22,6 +22,7 @@ fn event() -> impl Strategy<Value = AgentEvent> {
     let value = || prop::sample::select(vec![json!(null), json!({}), json!({"b": [1.5, "x"], "a": null}), json!("s")]);
     let result = prop_oneof![value().prop_map(Ok), text().prop_map(Err)];
     let parent = prop::option::of(id());
+    let title = || prop::option::of(prop::sample::select(vec!["", "x", "Look"]).prop_map(str::to_owned));
     let again = || prop::sample::select(vec![Again::No, Again::Perhaps, Again::Yes]);
     prop_oneof![
         again().prop_map(AgentEvent::MessageBegan),
@@ -31,9 +32,11 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         text().prop_map(AgentEvent::Status),
         text().prop_map(AgentEvent::Reasoning),
         text().prop_map(AgentEvent::Text),
-        (id(), name(), value(), parent).prop_map(|(id, name, input, parent)| AgentEvent::ToolStarted {
+        ("[a-b]{1,2}", title()).prop_map(|(url, title)| AgentEvent::Source { url, title }),
+        (id(), name(), title(), value(), parent).prop_map(|(id, name, title, input, parent)| AgentEvent::ToolStarted {
             id,
             name,
+            title,
             input,
             parent
         }),

@@ -125,7 +125,8 @@ fn tool(item: &Value, is_done: bool, name: &str, given: &[&str]) -> Vec<AgentEve
         Some(arguments) => arguments,
         None => Value::Object(input),
     };
-    let mut events = vec![AgentEvent::ToolStarted { id: id.clone(), name: name.to_owned(), input, parent: None }];
+    let mut events =
+        vec![AgentEvent::ToolStarted { id: id.clone(), name: name.to_owned(), title: None, input, parent: None }];
     let failed = matches!(text(item, "status"), "failed" | "declined");
     if is_done {
         let result = if failed { Err(failure(item)) } else { Ok(Value::Object(output)) };
@@ -206,6 +207,7 @@ mod tests {
         let started = |name: &str, input: Value| AgentEvent::ToolStarted {
             id: "i".into(),
             name: name.into(),
+            title: None,
             input,
             parent: None,
         };

@@ -153,6 +153,7 @@ async fn converse(voice: &mut Voice, message: &str, files: &[Attachment]) -> Res
         .say(AgentEvent::ToolStarted {
             id: id.clone(),
             name: name.clone(),
+            title: None,
             input: json!({ "text": quoted }),
             parent: None,
         })
@@ -191,6 +192,7 @@ async fn show_a_tool(voice: &mut Voice) -> Result<(), Stopped> {
         .say(AgentEvent::ToolStarted {
             id: id.clone(),
             name: name.clone(),
+            title: None,
             input: json!({ "number": STEPS }),
             parent: None,
         })
@@ -205,7 +207,8 @@ async fn show_a_tool(voice: &mut Voice) -> Result<(), Stopped> {
 async fn ask(voice: &mut Voice, text: &str) -> Result<(), Stopped> {
     let (id, name) = ("call-1".to_owned(), "write_file".to_owned());
     let input = json!({ "path": "demo.txt", "content": quote(text) });
-    let started = AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), input: input.clone(), parent: None };
+    let started =
+        AgentEvent::ToolStarted { id: id.clone(), name: name.clone(), title: None, input: input.clone(), parent: None };
     voice.say(started).await?;
     let option = |id: &str, name: &str, kind| PermissionOption { id: id.to_owned(), name: name.to_owned(), kind };
     let request = PermissionRequest {

@@ -78,6 +78,8 @@ pub enum AgentEvent {
         id: String,
         /// The tool.
         name: String,
+        /// What this call does, in the agent's words for people.
+        title: Option<String>,
         /// Its input.
         input: Value,
         /// The call of the tool on whose behalf this one is used: that of a sub-agent.
@@ -105,6 +107,13 @@ pub enum AgentEvent {
         media_type: String,
         /// Where it is; a `data:` URL holds it.
         url: String,
+    },
+    /// It points to a resource.
+    Source {
+        /// Where that is.
+        url: String,
+        /// What it is called.
+        title: Option<String>,
     },
     /// What it means to do, as a list of steps (`[{content, status, priority?}, …]`); takes the place of an earlier one.
     Plan(Value),

@@ -56,8 +56,8 @@ impl<W: Write> TerminalView<W> {
             Chunk::TextDelta { id, delta } => self.stream(&format!("text {id}"), Style::new(), "", delta)?,
             Chunk::ReasoningDelta { id, delta } => self.stream(&format!("reasoning {id}"), DIM, "┊ ", delta)?,
             Chunk::TextEnd { .. } | Chunk::ReasoningEnd { .. } => self.end_line()?,
-            Chunk::ToolInputAvailable { tool_call_id, tool_name, input, .. } => {
-                let shown = join(tool_name, &brief(input));
+            Chunk::ToolInputAvailable { tool_call_id, tool_name, title, input, .. } => {
+                let shown = join(tool_name, &join(title.as_deref().unwrap_or_default(), &brief(input)));
                 let before = self.tools.insert(tool_call_id.clone(), (tool_name.clone(), shown.clone()));
                 // It is said once more when somebody allowed it.
                 if before.is_none_or(|(_, before)| before != shown) {
@@ -97,6 +97,9 @@ impl<W: Write> TerminalView<W> {
                     "·",
                     &format!("file: {media_type} {}", if url.starts_with("data:") { "" } else { url }),
                 )?;
+            }
+            Chunk::SourceUrl { url, title, .. } => {
+                self.line(DIM, "·", &join("source:", &join(title.as_deref().unwrap_or_default(), url)))?;
             }
             Chunk::Error { error_text } => {
                 self.end_line()?;

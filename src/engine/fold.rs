@@ -70,6 +70,13 @@ enum Part {
         media_type: String,
         url: String,
     },
+    #[serde(rename_all = "camelCase")]
+    SourceUrl {
+        source_id: String,
+        url: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        title: Option<String>,
+    },
     DataPlan {
         id: String,
         data: Value,
@@ -99,6 +106,9 @@ pub struct Tool {
     pub tool_name: String,
     /// The call.
     pub tool_call_id: String,
+    /// What this call does, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
     state: ToolState,
     /// What it was given.
     pub input: Value,
@@ -159,7 +169,11 @@ impl Tool {
 
     fn bytes(&self) -> usize {
         let values = bytes_of(&self.input) + self.output.as_ref().map_or(0, bytes_of);
-        self.tool_name.len() + self.tool_call_id.len() + self.error_text.as_ref().map_or(0, String::len) + values
+        self.tool_name.len()
+            + self.tool_call_id.len()
+            + self.title.as_ref().map_or(0, String::len)
+            + self.error_text.as_ref().map_or(0, String::len)
+            + values
     }
 }
 
@@ -186,11 +200,26 @@ impl Fold {
             Chunk::ReasoningDelta { id, delta } => self.extend(Block::Reasoning, id, delta),
             Chunk::ReasoningEnd { id } => self.end(Block::Reasoning, id),
             Chunk::ToolInputAvailable {
-                tool_call_id, tool_name, input, provider_executed, provider_metadata, ..
-            } => {
-                let metadata = provider_metadata.clone();
-                self.announce(tool_call_id, tool_name, input, *provider_executed, metadata);
-            }
+                tool_call_id,
+                tool_name,
+                input,
+                provider_executed,
+                title,
+                provider_metadata,
+                ..
+            } => self.announce(Tool {
+                tool_name: tool_name.clone(),
+                tool_call_id: tool_call_id.clone(),
+                title: title.clone(),
+                state: ToolState::InputAvailable,
+                input: input.clone(),
+                output: None,
+                error_text: None,
+                preliminary: None,
+                approval: None,
+                provider_executed: *provider_executed,
+                call_provider_metadata: provider_metadata.clone(),
+            }),
             Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
                 self.update(tool_call_id, |tool| {
                     tool.answered(true);
@@ -214,6 +243,11 @@ impl Fold {
             Chunk::File { url, media_type } => {
                 self.bytes += url.len() + media_type.len();
                 self.push(Part::File { media_type: media_type.clone(), url: url.clone() });
+            }
+            Chunk::SourceUrl { source_id, url, title } => {
+                self.bytes += url.len() + title.as_ref().map_or(0, String::len);
+                let (source_id, url, title) = (source_id.clone(), url.clone(), title.clone());
+                self.push(Part::SourceUrl { source_id, url, title });
             }
             Chunk::DataPlan { id, data } => self.plan(id, data),
             Chunk::DataNotice { id, data } => {
@@ -362,35 +396,19 @@ impl Fold {
     }
 
     /// A tool call begins, or its input changes. A call that this step knows already starts over.
-    fn announce(
-        &mut self,
-        id: &str,
-        name: &str,
-        input: &Value,
-        provider_executed: bool,
-        metadata: Option<ToolMetadata>,
-    ) {
-        let announced = Tool {
-            tool_name: name.to_owned(),
-            tool_call_id: id.to_owned(),
-            state: ToolState::InputAvailable,
-            input: input.clone(),
-            output: None,
-            error_text: None,
-            preliminary: None,
-            approval: None,
-            provider_executed,
-            call_provider_metadata: metadata.clone(),
-        };
-        if self.tools.get(id).is_some_and(|part| *part >= self.step_parts) {
-            self.update(id, |tool| {
+    fn announce(&mut self, announced: Tool) {
+        let id = announced.tool_call_id.clone();
+        if self.tools.get(&id).is_some_and(|part| *part >= self.step_parts) {
+            self.update(&id, |tool| {
                 tool.answered(true);
-                let call_provider_metadata = metadata.or(tool.call_provider_metadata.take());
-                *tool = Tool { approval: tool.approval.take(), call_provider_metadata, ..announced };
+                let title = announced.title.clone().or(tool.title.take());
+                let call_provider_metadata =
+                    announced.call_provider_metadata.clone().or(tool.call_provider_metadata.take());
+                *tool = Tool { title, approval: tool.approval.take(), call_provider_metadata, ..announced };
             });
         } else {
             let part = self.parts.len();
-            self.tools.insert(id.to_owned(), part);
+            self.tools.insert(id, part);
             self.unfinished.insert(part);
             self.bytes += announced.bytes();
             self.push(Part::DynamicTool(announced));

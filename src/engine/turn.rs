@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use self::blocks::Blocks;
 use self::repetition::{Heard, Repetition};
-use self::tools::tool_failed;
+use self::tools::{Use, tool_failed};
 use super::fold::{Block, Fold};
 use crate::backend::{Again, AgentEvent};
 use crate::chunk::{Chunk, FinishReason, Notice, Retracted, StatusLabel};
@@ -85,13 +85,14 @@ impl Turn {
             AgentEvent::Reasoning(delta) => self.speak(Block::Reasoning, delta, &mut said),
             AgentEvent::Text(delta) => self.speak(Block::Text, delta, &mut said),
             AgentEvent::MessageBegan(again) => self.begin_message(again, &mut said),
-            AgentEvent::ToolStarted { id, name, input, parent } => {
-                self.start_tool(id, name, input, parent, &mut said);
+            AgentEvent::ToolStarted { id, name, title, input, parent } => {
+                self.start_tool(id, Use { name, title, input, parent }, &mut said);
             }
             AgentEvent::ToolProgress { id, output } => self.show_progress(&id, output, &mut said),
             AgentEvent::ToolFinished { id, name, result } => self.finish_tool(id, name, result, &mut said),
             AgentEvent::Error(error) => self.report(error.message, &mut said),
             AgentEvent::File { media_type, url } => self.show_file(media_type, url, &mut said),
+            AgentEvent::Source { url, title } => self.show_source(url, title, &mut said),
             AgentEvent::Plan(plan) => self.show_plan(plan, &mut said),
             AgentEvent::Notice(notice) => self.show_notice(notice, &mut said),
             AgentEvent::BlockBegan(block) => self.begin_block(block, &mut said),
@@ -280,6 +281,12 @@ impl Turn {
         self.end_repetition(said);
         self.begin_part("file", said);
         self.say(Chunk::File { url, media_type }, said);
+    }
+
+    fn show_source(&mut self, url: String, title: Option<String>, said: &mut Vec<Chunk>) {
+        self.end_repetition(said);
+        let source_id = self.begin_part("source", said);
+        self.say(Chunk::SourceUrl { source_id, url, title }, said);
     }
 
     fn show_plan(&mut self, plan: Value, said: &mut Vec<Chunk>) {

@@ -111,6 +111,11 @@ impl Rules {
                 rule(self.open.is_none(), "a file closes what is open")?;
                 self.parts += 1;
             }
+            Chunk::SourceUrl { source_id, url, .. } => {
+                rule(self.open.is_none(), "a source closes what is open")?;
+                rule(self.used.insert(source_id.clone()) && !url.is_empty(), "ids are new")?;
+                self.parts += 1;
+            }
             Chunk::DataPlan { id, .. } => self.parts += usize::from(self.used.insert(id.clone())),
             Chunk::DataRetracted { id, data } => {
                 rule(self.open.is_none(), "what is retracted is over")?;

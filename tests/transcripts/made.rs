@@ -16,7 +16,13 @@ fn reasoning(text: &str) -> AgentEvent {
 
 fn tool(id: &str, parent: Option<&str>) -> AgentEvent {
     let parent = parent.map(str::to_owned);
-    AgentEvent::ToolStarted { id: id.to_owned(), name: "bash".to_owned(), input: json!({"command": "ls"}), parent }
+    AgentEvent::ToolStarted {
+        id: id.to_owned(),
+        name: "bash".to_owned(),
+        title: None,
+        input: json!({"command": "ls"}),
+        parent,
+    }
 }
 
 fn progress(id: &str) -> AgentEvent {

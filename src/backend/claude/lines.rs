@@ -218,7 +218,7 @@ impl Message {
     fn streamed_tool(&mut self) -> Option<AgentEvent> {
         let (id, name, input) = self.tool.take()?;
         let input = json::parse(&input).unwrap_or_else(|| json!({}));
-        Some(AgentEvent::ToolStarted { id, name, input, parent: None })
+        Some(AgentEvent::ToolStarted { id, name, title: None, input, parent: None })
     }
 }
 
@@ -227,6 +227,7 @@ fn started(block: &Value, parent: Option<&str>) -> Option<AgentEvent> {
     matches!(text(block, "type"), "tool_use" | "server_tool_use" | "mcp_tool_use").then(|| AgentEvent::ToolStarted {
         id: text(block, "id").to_owned(),
         name: text(block, "name").to_owned(),
+        title: None,
         input: block.get("input").cloned().unwrap_or_else(|| json!({})),
         parent: parent.map(str::to_owned),
     })

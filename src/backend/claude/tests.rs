@@ -135,7 +135,13 @@ fn a_tool_call_is_said_once_and_its_result_may_come_before_the_message_is_whole(
         [block("content_block_stop", json!(null)), tool_result("t", json!([{"type": "text", "text": "x"}])), stopped()];
     let expected = [
         AgentEvent::MessageBegan(Again::No),
-        AgentEvent::ToolStarted { id: "t".into(), name: "Bash".into(), input: json!({"command": "ls"}), parent: None },
+        AgentEvent::ToolStarted {
+            id: "t".into(),
+            name: "Bash".into(),
+            title: None,
+            input: json!({"command": "ls"}),
+            parent: None,
+        },
         AgentEvent::ToolFinished { id: "t".into(), name: None, result: Ok(json!("x")) },
     ];
     assert_eq!(heard(&[&streamed[..], &end[..]].concat()), expected);

@@ -126,7 +126,13 @@ impl Lines {
                 self.next_message();
                 let input = data.get("args").filter(|args| args.is_object() || args.is_array());
                 let input = input.cloned().unwrap_or_else(|| json!({}));
-                events.push(AgentEvent::ToolStarted { id, name: name.unwrap_or_default(), input, parent: None });
+                events.push(AgentEvent::ToolStarted {
+                    id,
+                    name: name.unwrap_or_default(),
+                    title: None,
+                    input,
+                    parent: None,
+                });
             }
             Some("update") => {
                 if let Some(partial) = data.get("partialResult").filter(|partial| !partial.is_null()) {

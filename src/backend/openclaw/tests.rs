@@ -36,7 +36,7 @@ fn a_line_is_of_the_protocol_when_it_is_a_json_object() {
 #[test]
 fn one_event_at_a_time() {
     let started = |id: &str, name: &str, input| {
-        vec![AgentEvent::ToolStarted { id: id.to_owned(), name: name.to_owned(), input, parent: None }]
+        vec![AgentEvent::ToolStarted { id: id.to_owned(), name: name.to_owned(), title: None, input, parent: None }]
     };
     let finished = |name: Option<&str>, result| {
         vec![AgentEvent::ToolFinished { id: "t".to_owned(), name: name.map(str::to_owned), result }]

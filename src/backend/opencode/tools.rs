@@ -131,7 +131,7 @@ impl Call {
             return None;
         }
         self.input = Some(input.clone());
-        Some(AgentEvent::ToolStarted { id: self.id.clone(), name: self.name.clone(), input, parent })
+        Some(AgentEvent::ToolStarted { id: self.id.clone(), name: self.name.clone(), title: None, input, parent })
     }
 
     fn finish(&mut self, result: Result<Value, String>) -> AgentEvent {

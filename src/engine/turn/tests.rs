@@ -24,11 +24,11 @@ fn error(message: &str) -> AgentEvent {
 }
 
 fn started(id: &str, name: &str) -> AgentEvent {
-    AgentEvent::ToolStarted { id: id.into(), name: name.into(), input: json!({}), parent: None }
+    AgentEvent::ToolStarted { id: id.into(), name: name.into(), title: None, input: json!({}), parent: None }
 }
 
 fn given(id: &str, input: Value) -> AgentEvent {
-    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input, parent: None }
+    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), title: None, input, parent: None }
 }
 
 fn progress(id: &str) -> AgentEvent {
@@ -60,6 +60,7 @@ fn short(chunk: &Chunk) -> String {
         Chunk::ToolOutputDenied { tool_call_id } => format!("{tool_call_id}-"),
         Chunk::ToolOutputError { tool_call_id, error_text, .. } => format!("{tool_call_id}!{error_text}"),
         Chunk::File { url, media_type } => format!("file={media_type},{url}"),
+        Chunk::SourceUrl { source_id, url, title } => format!("{source_id}={url},{}", title.as_deref().unwrap_or("")),
         Chunk::DataPlan { id, data } => format!("{id}={data}"),
         Chunk::DataNotice { id, data } => format!("{id}:{}", data.text),
         Chunk::DataRetracted { id, data } => format!("{id}={:?}", data.parts),
@@ -127,7 +128,13 @@ fn began(again: Again) -> AgentEvent {
 }
 
 fn by(parent: &str, id: &str) -> AgentEvent {
-    AgentEvent::ToolStarted { id: id.into(), name: "n".into(), input: json!({}), parent: Some(parent.into()) }
+    AgentEvent::ToolStarted {
+        id: id.into(),
+        name: "n".into(),
+        title: None,
+        input: json!({}),
+        parent: Some(parent.into()),
+    }
 }
 
 fn plan(content: &str) -> AgentEvent {
@@ -137,12 +144,14 @@ fn plan(content: &str) -> AgentEvent {
 #[test]
 fn what_is_said_of_plans_files_and_sub_agents() {
     let file = || AgentEvent::File { media_type: "image/png".into(), url: "data:,".into() };
+    let source = || AgentEvent::Source { url: "u".into(), title: Some("t".into()) };
     for (events, expected) in [
         // One plan, which changes; between two words it changes nothing else.
         (vec![plan("a"), plan("a"), text("b"), plan("c"), text("d")], {
             r#"text-1) plan=["a"] (text-3 text-3+b plan=["c"] text-3+d"#
         }),
         (vec![file(), text("b")], "text-1) file=image/png,data:, (text-3 text-3+b"),
+        (vec![source(), text("b")], "text-1) source-2=u,t (text-3 text-3+b"),
         (vec![started("t", "n"), by("t", "u"), progress("t"), finished("u", ""), by("", "v")], {
             "text-1) n:t<{} n:u<{}^t t~ u> n:v<{}"
         }),
@@ -343,6 +352,24 @@ fn a_question_is_shown_on_a_tool_and_with_nothing_open() {
     for (events, tool_call, expected) in table {
         assert_eq!(asked(events, tool_call).1, expected);
     }
+}
+
+#[test]
+fn a_tool_shows_its_newest_title() {
+    let titled = |title: &str| AgentEvent::ToolStarted {
+        id: "t".into(),
+        name: "n".into(),
+        title: Some(title.into()),
+        input: json!({}),
+        parent: None,
+    };
+    let mut turn = Turn::default();
+    assert_eq!(shorts(&turn.hear(titled("n"))), "[ n:t<{}");
+    assert_eq!(turn.fold().tool("t").unwrap().title, None, "it says nothing new");
+    assert_eq!(shorts(&turn.hear(titled("Look around"))), "n:t<{}");
+    assert_eq!(shorts(&turn.hear(titled("Look around"))), "");
+    assert_eq!(shorts(&turn.hear(given("t", json!(1)))), "n:t<1");
+    assert_eq!(turn.fold().tool("t").unwrap().title.as_deref(), Some("Look around"));
 }
 
 #[test]

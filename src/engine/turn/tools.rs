@@ -13,6 +13,15 @@ const UNNAMED_TOOL: &str = "tool";
 /// The ids of tool parts begin with this when they are there for a question that names no tool call.
 const ASKED_ID: &str = "permission";
 
+/// What a tool is used for.
+pub(super) struct Use {
+    pub(super) name: String,
+    pub(super) title: Option<String>,
+    pub(super) input: Value,
+    /// The call on whose behalf it is used.
+    pub(super) parent: Option<String>,
+}
+
 impl Turn {
     /// What to tell readers when somebody has to answer what the agent asks. Answers with the call of the tool that is
     /// shown to wait.
@@ -31,7 +40,8 @@ impl Turn {
                 None if !request.tool_call.is_empty() => request.tool_call.clone(),
                 _ => self.unused(format!("{ASKED_ID}-{}", self.fold.len() + usize::from(!self.fold.is_step_open()))),
             };
-            self.start_tool(id, request.tool.clone(), request.input.clone(), None, &mut said)
+            let (name, title) = (request.tool.clone(), Some(request.title.clone()));
+            self.start_tool(id, Use { name, title, input: request.input.clone(), parent: None }, &mut said)
         };
         self.say(Chunk::ToolApprovalRequest { approval_id, tool_call_id: tool_call_id.clone() }, &mut said);
         (tool_call_id, said)
@@ -56,14 +66,14 @@ impl Turn {
             }
             // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
             (true, false) => {
-                let input = tool.input;
-                let provider_metadata = None;
+                let (input, title, provider_metadata) = (tool.input, None, None);
                 Chunk::ToolInputAvailable {
                     tool_call_id,
                     tool_name,
                     input,
                     provider_executed,
                     dynamic,
+                    title,
                     provider_metadata,
                 }
             }
@@ -74,20 +84,15 @@ impl Turn {
 
     /// Announces a tool call and gives its id, which is ours when the agent gave none. Of a call that is known and has
     /// no result only a new input is said; it stays one part.
-    pub(super) fn start_tool(
-        &mut self,
-        id: String,
-        name: String,
-        input: Value,
-        parent: Option<String>,
-        said: &mut Vec<Chunk>,
-    ) -> String {
+    pub(super) fn start_tool(&mut self, id: String, usage: Use, said: &mut Vec<Chunk>) -> String {
+        let Use { name, title, input, parent } = usage;
+        // A title that only repeats the name says nothing.
+        let title = title.filter(|title| !title.trim().is_empty() && *title != name);
         let known = if id.is_empty() { None } else { self.fold.tool(&id) };
         let (id, name) = match known {
             // One that waits for an answer is not shown otherwise before it has one.
-            Some(tool) if tool.is_finished() || tool.question().is_some() || tool.input == input => {
-                return id;
-            }
+            Some(tool) if tool.is_finished() || tool.question().is_some() => return id,
+            Some(tool) if tool.input == input && (title.is_none() || tool.title == title) => return id,
             Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
             None => {
                 if parent.is_none() {
@@ -109,6 +114,7 @@ impl Turn {
                 input,
                 provider_executed: true,
                 dynamic: true,
+                title,
                 provider_metadata,
             },
             said,
@@ -166,7 +172,10 @@ impl Turn {
             // The first result is the result.
             Some(tool) if tool.is_finished() => return,
             Some(_) => id,
-            None => self.start_tool(id, name.unwrap_or_default(), json!({}), None, said),
+            None => {
+                let name = name.unwrap_or_default();
+                self.start_tool(id, Use { name, title: None, input: json!({}), parent: None }, said)
+            }
         };
         // A message whose tool gave its result was whole.
         if self.fold.tool_part(&tool_call_id).is_some_and(|part| self.repetition.is_before(part)) {

@@ -257,8 +257,8 @@ fn said(content: &Value) -> Option<AgentEvent> {
     match text("type")? {
         "image" | "audio" => Some(data(text("mimeType")?, text("data")?)),
         "resource_link" => {
-            let uri = text("uri")?;
-            Some(AgentEvent::Text(format!("[{}]({uri})", text("title").or(text("name")).unwrap_or(uri))))
+            let title = text("title").or(text("name")).map(str::to_owned);
+            Some(AgentEvent::Source { url: text("uri")?.to_owned(), title })
         }
         "resource" => {
             let resource = &content["resource"];

@@ -22,8 +22,8 @@ pub(super) struct Tool {
     content: Option<Value>,
     raw_output: Option<Value>,
     status: Option<String>,
-    /// The name and the input that it was announced with.
-    announced: Option<(String, Value)>,
+    /// The name, the title and the input that it was announced with.
+    announced: Option<(String, Option<String>, Value)>,
     is_finished: bool,
     has_news: bool,
 }
@@ -89,18 +89,19 @@ impl Tool {
     /// Announces it, or its input when that is another.
     pub(super) fn announce(&mut self, id: &str, events: &mut Vec<AgentEvent>) {
         let input = self.input();
+        let title = self.title.clone();
         let name = match &self.announced {
-            Some((_, known)) if *known == input => return,
-            Some((name, _)) => name.clone(),
+            Some((_, known_title, known)) if *known == input && *known_title == title => return,
+            Some((name, ..)) => name.clone(),
             None => self.name(),
         };
-        self.announced = Some((name.clone(), input.clone()));
-        events.push(AgentEvent::ToolStarted { id: id.to_owned(), name, input, parent: None });
+        self.announced = Some((name.clone(), title.clone(), input.clone()));
+        events.push(AgentEvent::ToolStarted { id: id.to_owned(), name, title, input, parent: None });
     }
 
     /// What it is called: as the agent names it, or else by its title when that is one word, or by what it does.
     pub(super) fn name(&self) -> String {
-        if let Some((name, _)) = &self.announced {
+        if let Some((name, ..)) = &self.announced {
             return name.clone();
         }
         let word = || self.title.clone().filter(|title| !title.contains(char::is_whitespace));
