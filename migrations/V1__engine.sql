@@ -25,7 +25,9 @@ CREATE TABLE sessions (
     idle_ttl_ms   INTEGER NOT NULL CHECK (idle_ttl_ms > 0),
     agent_session TEXT,                                 -- the agent's own id of this conversation, for resuming it
     last_seq      INTEGER NOT NULL DEFAULT 0 CHECK (last_seq >= 0),
-    waiting_since INTEGER,                              -- has a queued run and waits for a slot (when_full = "wait")
+    slot_bound    INTEGER NOT NULL DEFAULT 0 CHECK (slot_bound IN (0, 1)), -- its agent is keyed by slot: never reclaimed
+    waiting_since INTEGER,                              -- has a queued run and waits for a slot
+    reclaims      INTEGER NOT NULL DEFAULT 0 CHECK (reclaims IN (0, 1)), -- the slot of an idle session will do
     close_when_idle INTEGER NOT NULL DEFAULT 0 CHECK (close_when_idle IN (0, 1)),
     created_at    INTEGER NOT NULL,
     updated_at    INTEGER NOT NULL
@@ -39,7 +41,7 @@ CREATE TABLE assignments (
     session_key    INTEGER NOT NULL REFERENCES sessions (key),
     workspace      TEXT    NOT NULL,
     slot_key       INTEGER REFERENCES slots (key),      -- NULL: shares the workspace's resident agent
-    state          TEXT    NOT NULL CHECK (state IN ('active', 'idle', 'expired', 'deleted')),
+    state          TEXT    NOT NULL CHECK (state IN ('active', 'idle', 'expired', 'reclaimed', 'deleted')),
     idle_ttl_ms    INTEGER NOT NULL CHECK (idle_ttl_ms > 0),
     created_at     INTEGER NOT NULL,
     last_active_at INTEGER NOT NULL,
@@ -121,6 +123,7 @@ CREATE TABLE runs (
     stderr              TEXT,                            -- head and tail of what the agent wrote there
     malformed_lines     INTEGER NOT NULL DEFAULT 0,
     malformed_sample    TEXT,
+    resumes             INTEGER REFERENCES runs (key),   -- the interrupted run that this one goes on from
     CHECK ((status = 'running') = (lease_worker IS NOT NULL)),
     CHECK ((status = 'running') = (lease_expires_at IS NOT NULL)),
     CHECK ((status IN ('queued', 'running')) = (settled_at IS NULL)),
@@ -178,7 +181,7 @@ CREATE TRIGGER cancel_is_not_withdrawn BEFORE UPDATE OF cancel_requested_at ON r
     SELECT RAISE(ABORT, 'a cancel request is not withdrawn');
 END;
 
-CREATE TRIGGER busy_never_expires BEFORE UPDATE OF state ON assignments WHEN NEW.state IN ('expired', 'deleted') BEGIN
+CREATE TRIGGER busy_never_expires BEFORE UPDATE OF state ON assignments WHEN NEW.state IN ('expired', 'reclaimed', 'deleted') BEGIN
     SELECT RAISE(ABORT, 'the session is busy')
         WHERE EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'queued')
            OR EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND status = 'running');
@@ -211,7 +214,9 @@ CREATE TRIGGER queue_head_after_enqueue AFTER INSERT ON runs WHEN NEW.status = '
         AND EXISTS (SELECT 1 FROM assignments WHERE session_key = NEW.session_key AND state IN ('active', 'idle'));
     UPDATE assignments SET state = 'active', last_active_at = NEW.queued_at
         WHERE session_key = NEW.session_key AND state IN ('active', 'idle');
-    UPDATE sessions SET updated_at = NEW.queued_at, close_when_idle = 0 WHERE key = NEW.session_key;
+    -- A message opens a session that was to be closed, other than a run that resumes an interrupted one.
+    UPDATE sessions SET updated_at = NEW.queued_at, close_when_idle = iif(NEW.resumes IS NULL, 0, close_when_idle)
+        WHERE key = NEW.session_key;
 END;
 
 CREATE TRIGGER place_after_assignment AFTER INSERT ON assignments WHEN NEW.state IN ('active', 'idle') BEGIN
@@ -246,13 +251,23 @@ CREATE TRIGGER next_after_settle AFTER UPDATE OF status ON runs
           AND (SELECT close_when_idle FROM sessions WHERE key = NEW.session_key) = 1;
 END;
 
--- A freed slot goes to the session that has waited longest.
+-- With when_full = "reclaim", a slot whose session turns idle goes to a session that waits. A session that is to be closed
+-- frees its slot by itself.
+CREATE TRIGGER idle_slot_is_reclaimed AFTER UPDATE OF state ON assignments
+    WHEN NEW.state = 'idle' AND NEW.slot_key IS NOT NULL BEGIN
+    UPDATE assignments SET state = 'reclaimed', ended_at = NEW.last_active_at WHERE key = NEW.key
+        AND EXISTS (SELECT 1 FROM sessions WHERE workspace = NEW.workspace AND waiting_since IS NOT NULL AND reclaims = 1)
+        AND (SELECT slot_bound = 0 AND close_when_idle = 0 FROM sessions WHERE key = NEW.session_key)
+        AND (SELECT enabled FROM slots WHERE key = NEW.slot_key);
+END;
+
+-- A freed slot goes to the session that has waited longest; a reclaimed one to the longest waiting that reclaims.
 CREATE TRIGGER hand_over_slot AFTER UPDATE OF state ON assignments
     WHEN NEW.ended_at IS NOT NULL AND OLD.ended_at IS NULL AND NEW.slot_key IS NOT NULL BEGIN
     INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
         SELECT s.key, s.workspace, NEW.slot_key, 'active', s.idle_ttl_ms, NEW.ended_at, NEW.ended_at
         FROM sessions s JOIN slots p ON p.key = NEW.slot_key AND p.enabled = 1
-        WHERE s.workspace = NEW.workspace AND s.waiting_since IS NOT NULL
+        WHERE s.workspace = NEW.workspace AND s.waiting_since IS NOT NULL AND (NEW.state <> 'reclaimed' OR s.reclaims = 1)
         ORDER BY s.waiting_since, s.key LIMIT 1;
 END;
 

@@ -1,10 +1,9 @@
 -- Agents outlive the engine that started them: a run says which process holds its agent, so that whoever comes next can go
--- on with it, and which interrupted run it goes on from.
+-- on with it.
 
 ALTER TABLE runs ADD COLUMN process_host TEXT;          -- boot id and pid namespace: where `pid` means something
 ALTER TABLE runs ADD COLUMN host_attempt INTEGER CHECK (host_attempt >= 1); -- the lease under which the agent host was started
 ALTER TABLE runs ADD COLUMN host_secret TEXT;           -- what the host asks of whoever wants to go on with it
-ALTER TABLE runs ADD COLUMN resumes INTEGER REFERENCES runs (key); -- the interrupted run that this one goes on from
 
 -- How long this worker's leases last: others wait for at least so long before they take one for lost. A worker of a version
 -- that did not say has the default length.

@@ -149,6 +149,16 @@ impl Driver {
         }
     }
 
+    /// Whether its agents are keyed by slot: which one takes a turn, or what it remembers, depends on `{slot}`.
+    pub fn is_keyed_by_slot(&self) -> bool {
+        if let Self::OpenclawGateway(gateway) = self {
+            return gateway.agent.contains("{slot}");
+        }
+        self.process().is_some_and(|process| {
+            process.command.iter().chain(process.env.values()).any(|text| text.contains("{slot}"))
+        })
+    }
+
     /// The files that its agents take in a message: their media types, of which `*` stands for any.
     pub fn takes(&self) -> &'static [&'static str] {
         match self {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 
-/// active ⇄ idle → expired or deleted.
+/// active ⇄ idle → expired, reclaimed or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AssignmentState {
@@ -18,13 +18,15 @@ pub enum AssignmentState {
     Idle,
     /// Idle for too long: the slot is free.
     Expired,
+    /// Idle while another session needed a slot: that one has it now.
+    Reclaimed,
     /// Closed: the slot is free.
     Deleted,
 }
 
 impl AssignmentState {
     /// Every state.
-    pub const ALL: [AssignmentState; 4] = [Self::Active, Self::Idle, Self::Expired, Self::Deleted];
+    pub const ALL: [AssignmentState; 5] = [Self::Active, Self::Idle, Self::Expired, Self::Reclaimed, Self::Deleted];
 
     /// The word in the database and in JSON.
     pub fn as_str(self) -> &'static str {
@@ -32,6 +34,7 @@ impl AssignmentState {
             Self::Active => "active",
             Self::Idle => "idle",
             Self::Expired => "expired",
+            Self::Reclaimed => "reclaimed",
             Self::Deleted => "deleted",
         }
     }

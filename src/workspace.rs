@@ -45,8 +45,11 @@ pub struct ClientAccess {
 /// What a session gets when no slot is free.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The workspace's resident agent, one run at a time.
+    /// The slot of the session that has been idle longest. While all are busy its run stays queued, and the next session
+    /// that turns idle gives up its slot. Agents that are keyed by slot keep theirs and share instead of waiting.
     #[default]
+    Reclaim,
+    /// The workspace's resident agent, one run at a time.
     Share,
     /// The next slot that becomes free; until then its run stays queued.
     Wait,

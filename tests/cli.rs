@@ -340,6 +340,19 @@ async fn a_daemon_serves_and_the_commands_work_with_it() {
 }
 
 #[tokio::test]
+async fn run_without_session_gives_slot_back() {
+    let scene = Scene::new();
+    for _ in 0..6 {
+        scene.mainstay(&["run", "hi"]).await.printed();
+    }
+    assert_eq!(scene.ask("SELECT group_concat(DISTINCT state) FROM v_slots"), "free");
+    let used = "SELECT count(DISTINCT slot) || ' of ' || count(*) FROM v_runs";
+    assert_eq!(scene.ask(used), "1 of 6", "each had a slot of its own, which was free again for the next");
+    scene.mainstay(&["run", "--session", "s", "hi"]).await.printed();
+    assert_eq!(scene.ask("SELECT session_id FROM v_slots WHERE state = 'idle'"), "s");
+}
+
+#[tokio::test]
 async fn what_waits_for_a_daemon_says_so() {
     let scene = Scene::new();
     let sent = scene.mainstay(&["send", "s", "hi"]).await;

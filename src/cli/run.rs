@@ -26,6 +26,8 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     let mut send = Send::new(session.clone(), message);
     send.agent = args.agent.clone();
     send.workspace = args.workspace.clone();
+    // A later run that names the session lets it keep its slot.
+    send.close_when_idle = args.session.is_none();
     let run = engine.send(send).await.context("failed to send")?.run;
     tracing::info!(run.id = %run.id, session.id = %session, "sent");
 

@@ -298,7 +298,12 @@ fn workspace(
         };
     }
     section.number("slots", given.slots, limits::SLOTS, &mut workspace.slots)?;
-    let when_full = [("share", WhenFull::Share), ("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
+    let when_full = [
+        ("reclaim", WhenFull::Reclaim),
+        ("share", WhenFull::Share),
+        ("wait", WhenFull::Wait),
+        ("reject", WhenFull::Reject),
+    ];
     section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)?;
     for word in given.client.into_iter().flatten() {
         match word.as_str() {

@@ -217,7 +217,7 @@ impl Workspace {
             dir: base_dir.to_owned(),
             agent: AgentName::builtin(),
             slots: 5,
-            when_full: WhenFull::Share,
+            when_full: WhenFull::default(),
             client: ClientAccess::default(),
         }
     }

@@ -213,7 +213,7 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[workspaces.x]\ndir = \"\"", "2: workspaces.x.dir: \"\" is not a directory"),
         (
             "[workspaces.x]\nwhen_full = \"queue\"",
-            "2: workspaces.x.when_full: \"queue\" is not allowed: use one of share, wait, reject",
+            "2: workspaces.x.when_full: \"queue\" is not allowed: use one of reclaim, share, wait, reject",
         ),
         ("[engine]\nlease = \"1s\"\nlease = \"2s\"", "3: duplicate key"),
         ("a = = 1", "1: "),

@@ -25,13 +25,16 @@ pub struct Send {
     pub agent: Option<AgentName>,
     /// How it is to be run.
     pub options: RunOptions,
+    /// The session gives up its slot when it has nothing left to do: for one that is used once. A further message takes
+    /// that back.
+    pub close_when_idle: bool,
 }
 
 impl Send {
     /// A message for a session, with the usual options.
     pub fn new(session: SessionId, message: UserMessage) -> Self {
         let (purpose, options) = (Purpose::Send, RunOptions::default());
-        Self { session, message, purpose, workspace: None, agent: None, options }
+        Self { session, message, purpose, workspace: None, agent: None, options, close_when_idle: false }
     }
 }
 
@@ -77,6 +80,7 @@ impl Engine {
             let known = self.shared.store.find_session(&send.session).await?;
             self.check_files(&send.message, known.as_ref().map_or(&agent, |session| &session.agent))?;
         }
+        let agents = &self.shared.config.agents;
         let enqueue = Enqueue {
             session: send.session,
             new: NewSession::of(workspace.name.clone(), agent, millis(self.shared.config.engine.idle_ttl)),
@@ -86,6 +90,12 @@ impl Engine {
             purpose: send.purpose,
             options: send.options,
             when_full: workspace.when_full,
+            slot_bound: agents
+                .values()
+                .filter(|agent| agent.driver.is_keyed_by_slot())
+                .map(|a| a.name.clone())
+                .collect(),
+            close_when_idle: send.close_when_idle,
         };
         let enqueued = self.shared.store.enqueue(enqueue).await??;
         if enqueued.created {

@@ -4,7 +4,7 @@
 use sqlx::SqliteConnection;
 
 use super::writer::{Notice, Tx};
-use super::{Store, StoreError};
+use super::{Store, StoreError, session};
 use crate::clock::Timestamp;
 use crate::lease::SessionKey;
 use crate::workspace::WhenFull;
@@ -26,32 +26,68 @@ pub async fn free_slot(
     Ok(slot.fetch_optional(conn).await?)
 }
 
-/// Gives a session without a place one: a slot, or per `when_full` a share of the workspace's resident agent. False when
-/// it has to wait.
-pub async fn allocate(
-    tx: &mut Tx<'_>,
-    session: SessionKey,
-    workspace: &str,
-    idle_ttl_ms: i64,
-    when_full: WhenFull,
-) -> Result<bool, StoreError> {
-    let slot = free_slot(tx.conn, session, workspace).await?;
-    if slot.is_none() && when_full != WhenFull::Share {
-        return Ok(false);
+/// Gives a session without a place one: a slot, or per `when_full` a share of the workspace's resident agent, or a place in
+/// the line.
+pub async fn allocate(tx: &mut Tx<'_>, session: &session::Known, when_full: WhenFull) -> Result<(), StoreError> {
+    let slot = free_slot(tx.conn, session.key, &session.workspace).await?;
+    match when_full {
+        _ if slot.is_some() => give(tx, session, slot).await,
+        WhenFull::Share => give(tx, session, None).await,
+        WhenFull::Wait | WhenFull::Reject => session::wait_for_slot(tx, session.key, false).await,
+        WhenFull::Reclaim => {
+            session::wait_for_slot(tx, session.key, true).await?;
+            let waits = !reclaim(tx, &session.workspace).await?;
+            if waits && (session.slot_bound || !can_reclaim_later(tx, &session.workspace).await?) {
+                give(tx, session, None).await?;
+            }
+            Ok(())
+        }
     }
+}
+
+async fn give(tx: &mut Tx<'_>, session: &session::Known, slot: Option<i64>) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     sqlx::query!(
         "INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
          VALUES (?1, ?2, ?3, 'active', ?4, ?5, ?5)",
-        session,
-        workspace,
+        session.key,
+        session.workspace,
         slot,
-        idle_ttl_ms,
+        session.idle_ttl_ms,
         now
     )
     .execute(&mut *tx.conn)
     .await?;
-    Ok(true)
+    Ok(())
+}
+
+/// Takes the slot of the session that has been idle longest, for the one that has waited longest to reclaim one
+/// (`hand_over_slot`). False when no session is idle, or when the agents of all that are idle are keyed by slot.
+///
+/// While a session waits to reclaim, none is idle that could give up its slot: `idle_slot_is_reclaimed` sees to that.
+pub(super) async fn reclaim(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, StoreError> {
+    let now = tx.now.as_millis();
+    let reclaimed = sqlx::query!(
+        "UPDATE assignments SET state = 'reclaimed', ended_at = ?2 WHERE key = (
+             SELECT a.key FROM assignments a INDEXED BY assignments_idle
+             JOIN slots p ON p.key = a.slot_key AND p.enabled = 1
+             JOIN sessions s ON s.key = a.session_key AND s.slot_bound = 0
+             WHERE a.state = 'idle' AND a.workspace = ?1 ORDER BY a.last_active_at, a.key LIMIT 1)",
+        workspace,
+        now
+    );
+    Ok(reclaimed.execute(&mut *tx.conn).await?.rows_affected() > 0)
+}
+
+/// Whether any slot of a full pool is held by a session that gives it up when it turns idle.
+pub(super) async fn can_reclaim_later(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM slots p JOIN assignments a ON a.slot_key = p.key AND a.state IN ('active', 'idle')
+               JOIN sessions s ON s.key = a.session_key AND s.slot_bound = 0
+               WHERE p.workspace = ?1 AND p.enabled = 1) AS "found!: bool""#,
+        workspace
+    );
+    Ok(found.fetch_one(&mut *tx.conn).await?)
 }
 
 /// Ends the place of a session that has nothing queued or running.

@@ -209,19 +209,18 @@ const CHECKS: [(&str, &str); 20] = [
         "who_waits_for_a_slot_gets_one",
         "SELECT id, CASE WHEN waits AND NOT queued THEN 'it waits for a slot without a queued run'
                          WHEN waits AND placed THEN 'it waits for a slot, but has a place'
-                         WHEN closing THEN 'it is to be closed, but has queued runs'
                          WHEN NOT waits THEN 'it has queued runs, but neither a place nor one in the line'
-                         ELSE 'it waits, but ' || free || ' is free' END
+                         ELSE 'it waits, but ' || free || ' is there for it' END
          FROM (SELECT s.id, s.waiting_since IS NOT NULL AS waits,
                  EXISTS (SELECT 1 FROM runs WHERE session_key = s.key AND status = 'queued') AS queued,
                  EXISTS (SELECT 1 FROM assignments WHERE session_key = s.key AND state IN ('active', 'idle')) AS placed,
-                 s.close_when_idle AND EXISTS (SELECT 1 FROM runs WHERE session_key = s.key AND status = 'queued')
-                     AS closing,
                  (SELECT p.id FROM slots p WHERE p.workspace = s.workspace AND p.enabled = 1
                   AND s.waiting_since IS NOT NULL AND NOT EXISTS (SELECT 1 FROM assignments a
-                      WHERE a.slot_key = p.key AND a.state IN ('active', 'idle')) LIMIT 1) AS free
+                      JOIN sessions o ON o.key = a.session_key
+                      WHERE a.slot_key = p.key AND a.state IN ('active', 'idle')
+                        AND NOT (s.reclaims AND a.state = 'idle' AND NOT o.slot_bound)) LIMIT 1) AS free
              FROM sessions s)
-         WHERE waits <> (queued AND NOT placed) OR closing OR free IS NOT NULL LIMIT ?1 + 0",
+         WHERE waits <> (queued AND NOT placed) OR free IS NOT NULL LIMIT ?1 + 0",
     ),
     (
         "backends_are_one_of_a_kind",

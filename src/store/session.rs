@@ -73,6 +73,8 @@ pub struct Known {
     pub agent: String,
     /// Its idle TTL.
     pub idle_ttl_ms: i64,
+    /// Whether its agent is keyed by slot, as far as was known when its last message came.
+    pub slot_bound: bool,
     /// Whether it has a live assignment.
     pub has_place: bool,
 }
@@ -81,7 +83,7 @@ pub struct Known {
 pub async fn find(conn: &mut SqliteConnection, id: &SessionId) -> Result<Option<Known>, StoreError> {
     let id = id.as_str();
     let row = sqlx::query!(
-        r#"SELECT key, workspace, agent, idle_ttl_ms, EXISTS (SELECT 1 FROM assignments a
+        r#"SELECT key, workspace, agent, idle_ttl_ms, slot_bound AS "slot_bound: bool", EXISTS (SELECT 1 FROM assignments a
                WHERE a.session_key = s.key AND a.state IN ('active', 'idle')) AS "has_place!: bool"
            FROM sessions s WHERE id = ?1"#,
         id
@@ -93,6 +95,7 @@ pub async fn find(conn: &mut SqliteConnection, id: &SessionId) -> Result<Option<
         workspace: row.workspace,
         agent: row.agent,
         idle_ttl_ms: row.idle_ttl_ms,
+        slot_bound: row.slot_bound,
         has_place: row.has_place,
     }))
 }
@@ -124,6 +127,7 @@ pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result
         workspace: workspace.to_owned(),
         agent: agent.to_owned(),
         idle_ttl_ms: new.idle_ttl_ms,
+        slot_bound: false,
         has_place: false,
     })
 }
@@ -143,12 +147,30 @@ pub async fn set_missing_title(tx: &mut Tx<'_>, session: SessionKey, title: &str
     Ok(())
 }
 
-/// Puts a session in the line for the next free slot.
-pub async fn wait_for_slot(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
+/// Stores whether the agent of a session is keyed by slot. That is a matter of the config, which may change.
+pub async fn set_slot_bound(tx: &mut Tx<'_>, session: SessionKey, slot_bound: bool) -> Result<(), StoreError> {
+    let set = sqlx::query!("UPDATE sessions SET slot_bound = ?2 WHERE key = ?1", session, slot_bound);
+    set.execute(&mut *tx.conn).await?;
+    Ok(())
+}
+
+/// Puts a session in the line for a slot: for the next free one, or with `reclaims` also for that of an idle session.
+pub async fn wait_for_slot(tx: &mut Tx<'_>, session: SessionKey, reclaims: bool) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
-    let wait =
-        sqlx::query!("UPDATE sessions SET waiting_since = coalesce(waiting_since, ?2) WHERE key = ?1", session, now);
+    let wait = sqlx::query!(
+        "UPDATE sessions SET waiting_since = coalesce(waiting_since, ?2), reclaims = ?3 WHERE key = ?1",
+        session,
+        now,
+        reclaims
+    );
     wait.execute(&mut *tx.conn).await?;
+    Ok(())
+}
+
+/// Has a session give up its slot as soon as it has nothing left to do. Its next message takes that back.
+pub async fn close_when_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
+    let flag = sqlx::query!("UPDATE sessions SET close_when_idle = 1 WHERE key = ?1", session);
+    flag.execute(&mut *tx.conn).await?;
     Ok(())
 }
 
@@ -282,8 +304,7 @@ impl Store {
                 if let (Some((_, first)), false) = (busy.first(), cancel) {
                     return Ok(Some(Closed::Busy(first.parse()?)));
                 }
-                let flag = sqlx::query!("UPDATE sessions SET close_when_idle = 1 WHERE key = ?1", known.key);
-                flag.execute(&mut *tx.conn).await?;
+                close_when_idle(tx, known.key).await?;
                 for (run, _) in busy {
                     run::request_cancel(tx, run).await?;
                 }

@@ -1,10 +1,10 @@
 //! The table `slots`: the pools, made from the config.
 
-use super::writer::Notice;
-use super::{Store, StoreError};
+use super::writer::{Notice, Tx};
+use super::{Store, StoreError, assignment};
 use crate::clock::Timestamp;
 use crate::slot::Slot;
-use crate::workspace::Workspace;
+use crate::workspace::{WhenFull, Workspace};
 
 impl Store {
     /// Makes the pool of a workspace that has none yet.
@@ -63,6 +63,12 @@ impl Store {
                 )
                 .execute(&mut *tx.conn)
                 .await?;
+                if workspace.when_full == WhenFull::Reclaim {
+                    let reclaims =
+                        sqlx::query!("UPDATE sessions SET reclaims = 1 WHERE workspace = ?1 AND waiting_since IS NOT NULL", name);
+                    reclaims.execute(&mut *tx.conn).await?;
+                }
+                serve_reclaimers(tx, name).await?;
                 tx.notices.push(Notice::Ready);
                 Ok(())
             })
@@ -101,4 +107,33 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// Gives sessions that wait to reclaim a slot those that are idle: the pool, or the policy, was another one when they came.
+/// Where no slot would ever come they share the workspace's resident agent.
+async fn serve_reclaimers(tx: &mut Tx<'_>, workspace: &str) -> Result<(), StoreError> {
+    while has_reclaimers(tx, workspace).await? && assignment::reclaim(tx, workspace).await? {}
+    if assignment::can_reclaim_later(tx, workspace).await? {
+        return Ok(());
+    }
+    let now = tx.now.as_millis();
+    sqlx::query!(
+        "INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
+         SELECT key, workspace, NULL, 'active', idle_ttl_ms, ?2, ?2 FROM sessions
+         WHERE workspace = ?1 AND waiting_since IS NOT NULL AND reclaims = 1 ORDER BY waiting_since, key",
+        workspace,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
+}
+
+async fn has_reclaimers(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, StoreError> {
+    let waiting = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM sessions WHERE workspace = ?1 AND waiting_since IS NOT NULL AND reclaims = 1)
+               AS "waiting!: bool""#,
+        workspace
+    );
+    Ok(waiting.fetch_one(&mut *tx.conn).await?)
 }

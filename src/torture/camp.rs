@@ -50,7 +50,7 @@ impl Camp {
         Ok(camp)
     }
 
-    /// Times are short, so that much happens; slots are fewer than sessions, so that some have to share.
+    /// Times are short, so that much happens; slots are fewer than sessions, so that idle ones are reclaimed.
     fn config_text(&self, sessions: usize) -> String {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OpenFlags, Row};
 
-use crate::ops::WORKSPACES;
+use crate::ops::{AGENTS, SLOT_BOUND_AGENT, WORKSPACES};
 use crate::reference::{MessageName, Model, index, key};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct Session {
     waiting_since: Option<i64>,
     closing: bool,
     ttl: i64,
+    slot_bound: bool,
+    reclaims: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +113,8 @@ impl Observer {
     fn read(&self) -> Picture {
         Picture {
             sessions: self.list(
-                "SELECT key, workspace, last_seq, waiting_since, close_when_idle, idle_ttl_ms FROM sessions ORDER BY key",
+                "SELECT key, workspace, last_seq, waiting_since, close_when_idle, idle_ttl_ms, slot_bound,
+                     waiting_since IS NOT NULL AND reclaims FROM sessions ORDER BY key",
                 |row| {
                     Ok(Session {
                         key: row.get(0)?,
@@ -120,6 +123,8 @@ impl Observer {
                         waiting_since: row.get(3)?,
                         closing: row.get(4)?,
                         ttl: row.get(5)?,
+                        slot_bound: row.get(6)?,
+                        reclaims: row.get(7)?,
                     })
                 },
             ),
@@ -354,11 +359,20 @@ fn places_are_right(picture: &Picture) {
         assert!(placed || !of_it().any(|run| run.status == "running"), "session {} runs nowhere", session.key);
         // A queued run has a place or is in the line for one; nothing else is in the line.
         assert_eq!(session.waiting_since.is_some(), queued && !placed, "session {} in the line", session.key);
-        assert!(!(session.closing && queued), "session {} is closing and has a queue", session.key);
-        let free = |slot: &&(i64, String, bool)| slot.1 == session.workspace && slot.2 && !slots.contains(&slot.0);
+        // While it waits no slot is free; and while it reclaims, none is idle but those that agents are keyed by.
+        let may_go = |slot: i64| {
+            let holder = live().find(|place| place.slot == Some(slot));
+            holder
+                .is_none_or(|place| session.reclaims && place.state == "idle" && !is_slot_bound(picture, place.session))
+        };
+        let free = |slot: &&(i64, String, bool)| slot.1 == session.workspace && slot.2 && may_go(slot.0);
         let free = picture.slots.iter().find(free);
         assert!(session.waiting_since.is_none() || free.is_none(), "session {} waits for {free:?}", session.key);
     }
+}
+
+fn is_slot_bound(picture: &Picture, session: i64) -> bool {
+    picture.sessions[index(session)].slot_bound
 }
 
 fn messages_are_where_they_belong(picture: &Picture) {
@@ -389,6 +403,8 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         workspace: WORKSPACES[session.workspace].to_owned(),
         last_seq: i64::try_from(session.log.len()).unwrap(),
         waiting_since: session.waiting_since,
+        slot_bound: session.agent == SLOT_BOUND_AGENT,
+        reclaims: session.waiting_since.is_some() && session.reclaims,
         closing: session.closing,
         ttl: session.ttl,
     });
@@ -398,7 +414,7 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         session: key(run.session),
         message: key(run.message),
         workspace: WORKSPACES[model.sessions[run.session].workspace].to_owned(),
-        agent: crate::ops::AGENTS[model.sessions[run.session].agent].to_owned(),
+        agent: AGENTS[model.sessions[run.session].agent].to_owned(),
         slot: run.slot,
         status: run.status.as_str().to_owned(),
         priority: run.priority,

@@ -42,7 +42,9 @@ use proptest::test_runner::RngSeed;
 use proptest_state_machine::{StateMachineTest, prop_state_machine};
 
 use invariants::Observer;
-use ops::{AGENTS, Answer, Ask, Claim, LEASE_MS, Op, SCRIPT_LINES, START_MS, Seen, TTL_MS, Taken, WORKSPACES};
+use ops::{
+    AGENTS, Answer, Ask, Claim, LEASE_MS, Op, SCRIPT_LINES, SLOT_BOUND_AGENT, START_MS, Seen, TTL_MS, Taken, WORKSPACES,
+};
 use reference::{Model, OPEN_MS, key};
 
 /// Enough for every push, in a few seconds.
@@ -103,9 +105,9 @@ async fn register(store: &Store) -> WorkerKey {
     store.register_worker(registration()).await.unwrap()
 }
 
-fn workspace(number: usize, slots: u32) -> Workspace {
+fn workspace(number: usize, slots: u32, when_full: WhenFull) -> Workspace {
     let (name, agent) = (WORKSPACES[number].parse().unwrap(), AGENTS[0].parse().unwrap());
-    Workspace { name, dir: "/".into(), agent, slots, when_full: WhenFull::Share, client: ClientAccess::default() }
+    Workspace { name, dir: "/".into(), agent, slots, when_full, client: ClientAccess::default() }
 }
 
 fn session_id(name: usize) -> mainstay::id::SessionId {
@@ -128,8 +130,8 @@ impl System {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START_MS)));
         let (store, workers) = runtime.block_on(async {
             let store = open(&path, clock.clone()).await;
-            store.sync_slots(workspace(0, 2)).await.unwrap();
-            store.sync_slots(workspace(1, 1)).await.unwrap();
+            store.sync_slots(workspace(0, 2, WhenFull::Share)).await.unwrap();
+            store.sync_slots(workspace(1, 1, WhenFull::Share)).await.unwrap();
             let workers = [register(&store).await, register(&store).await];
             (store, workers)
         });
@@ -213,8 +215,8 @@ impl System {
                 Some(Closed::Closing) => Answer::Closed("closing"),
                 Some(Closed::Busy(_)) => Answer::Closed("busy"),
             },
-            Op::SyncSlots { workspace: number, slots } => {
-                store.sync_slots(workspace(*number, *slots)).await.unwrap();
+            Op::SyncSlots { workspace: number, slots, when_full } => {
+                store.sync_slots(workspace(*number, *slots, *when_full)).await.unwrap();
                 Answer::Done
             }
             Op::Update { session, ttl } => {
@@ -254,6 +256,8 @@ impl System {
             purpose: new.purpose,
             options: RunOptions { when_busy: new.when_busy, timeout: None, priority: new.priority },
             when_full: new.when_full,
+            slot_bound: vec![AGENTS[SLOT_BOUND_AGENT].parse().unwrap()],
+            close_when_idle: new.close_when_idle,
         };
         match self.store().enqueue(request).await.unwrap() {
             Ok(enqueued) => {
@@ -467,8 +471,8 @@ impl StateMachineTest for System {
         // Each pool has a slot again, and idle places run out: the line moves up.
         for _ in 0..=model.sessions.len() {
             system.go(&mut model, Op::Tick(10_000_000));
-            system.go(&mut model, Op::SyncSlots { workspace: 0, slots: 1 });
-            system.go(&mut model, Op::SyncSlots { workspace: 1, slots: 1 });
+            system.go(&mut model, Op::SyncSlots { workspace: 0, slots: 1, when_full: WhenFull::Share });
+            system.go(&mut model, Op::SyncSlots { workspace: 1, slots: 1, when_full: WhenFull::Share });
             system.go(&mut model, Op::ExpireIdle { limit: 100 });
             system.drain(&mut model);
         }

@@ -17,6 +17,8 @@ use crate::reference::{MessageName, Model, index, key};
 
 pub const WORKSPACES: [&str; 2] = ["red", "blue"];
 pub const AGENTS: [&str; 2] = ["one", "two"];
+/// The one that is keyed by slot.
+pub const SLOT_BOUND_AGENT: usize = 1;
 pub const SESSIONS: usize = 5;
 pub const TTL_MS: i64 = 60_000;
 pub const LEASE_MS: i64 = 30_000;
@@ -61,6 +63,7 @@ pub enum Op {
     SyncSlots {
         workspace: usize,
         slots: u32,
+        when_full: WhenFull,
     },
     Update {
         session: usize,
@@ -109,6 +112,7 @@ pub struct Enqueue {
     pub when_busy: WhenBusy,
     pub when_full: WhenFull,
     pub priority: i64,
+    pub close_when_idle: bool,
 }
 
 impl Enqueue {
@@ -249,17 +253,33 @@ fn enqueue(model: &Model) -> BoxedStrategy<Op> {
         1 => Just(WhenBusy::Reject),
         2 => Just(WhenBusy::Interrupt)
     ];
-    let when_full = select(vec![WhenFull::Share, WhenFull::Wait, WhenFull::Wait, WhenFull::Reject]);
     let priority = select(vec![0, 0, 0, -1, 5, 1000]);
-    let named = prop::bool::weighted(0.1);
-    let options = (when_busy, when_full, priority, named);
+    let (named, closes) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    let options = (when_busy, when_full(), priority, named, closes);
     (target, 0..2_usize, 0..2_usize, 0..3_u8, options)
-        .prop_map(|(((session, message), purpose), workspace, agent, text, (when_busy, when_full, priority, named))| {
-            let new =
-                Enqueue { session, workspace, agent, named, message, text, purpose, when_busy, when_full, priority };
-            Op::Enqueue(new)
+        .prop_map(|((target, purpose), workspace, agent, text, options)| {
+            let ((session, message), (when_busy, when_full, priority, named, close_when_idle)) = (target, options);
+            Op::Enqueue(Enqueue {
+                session,
+                workspace,
+                agent,
+                named,
+                message,
+                text,
+                purpose,
+                when_busy,
+                when_full,
+                priority,
+                close_when_idle,
+            })
         })
         .boxed()
+}
+
+/// Mostly what lets sessions wait.
+fn when_full() -> impl Strategy<Value = WhenFull> {
+    use WhenFull::{Reclaim, Reject, Share, Wait};
+    select(vec![Reclaim, Reclaim, Reclaim, Share, Wait, Wait, Reject])
 }
 
 fn claim() -> BoxedStrategy<Op> {
@@ -385,7 +405,12 @@ fn write(model: &Model) -> BoxedStrategy<Op> {
         (when(idle, 4), limit().prop_map(|limit| Op::ExpireIdle { limit }).boxed()),
         (2, (select(vec![0, 1000, 100_000]), limit()).prop_map(|(age, limit)| Op::Purge { age, limit }).boxed()),
         (4, (session(), any::<bool>()).prop_map(|(session, cancel)| Op::Close { session, cancel }).boxed()),
-        (3, (0..2_usize, 0..4_u32).prop_map(|(workspace, slots)| Op::SyncSlots { workspace, slots }).boxed()),
+        (
+            3,
+            (0..2_usize, 0..4_u32, when_full())
+                .prop_map(|(workspace, slots, when_full)| Op::SyncSlots { workspace, slots, when_full })
+                .boxed(),
+        ),
         (1, (session(), select(vec![1, TTL_MS])).prop_map(|(session, ttl)| Op::Update { session, ttl }).boxed()),
     ])
     .boxed()

@@ -1,7 +1,7 @@
 //! Enqueue: the message, its run and the session's place, in one transaction.
 
 use crate::clock::millis;
-use crate::id::{MessageId, RunId, SessionId, WorkspaceName};
+use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::lease::{RunKey, SessionKey};
 use crate::message::UserMessage;
 use crate::run::{RunOptions, WhenBusy};
@@ -43,6 +43,10 @@ pub struct Enqueue {
     pub options: RunOptions,
     /// What the session gets when no slot is free.
     pub when_full: WhenFull,
+    /// The agents that are keyed by slot.
+    pub slot_bound: Vec<AgentName>,
+    /// The session gives up its slot when it has nothing left to do.
+    pub close_when_idle: bool,
 }
 
 /// What became of a message.
@@ -131,24 +135,30 @@ impl Enqueue {
             return Ok(Err(Refusal::PoolFull(self.new.workspace)));
         }
 
-        let session = match known {
+        let mut session = match known {
             Some(known) => known,
             None => session::create(tx, &self.session, &self.new).await?,
         };
+        let slot_bound = self.slot_bound.iter().any(|agent| agent.as_str() == session.agent);
+        if slot_bound != session.slot_bound {
+            session::set_slot_bound(tx, session.key, slot_bound).await?;
+            session.slot_bound = slot_bound;
+        }
         let message_key = match self.purpose {
             Purpose::Send => message::insert_user(tx, session.key, &self.message).await?,
             Purpose::Regenerate => message::supersede_answers(tx, session.key, &self.message.id, None).await?,
             Purpose::Edit => message::supersede_answers(tx, session.key, &self.message.id, Some(&self.message)).await?,
         };
         session::set_missing_title(tx, session.key, &self.message.title()).await?;
-        let placed = session.has_place
-            || assignment::allocate(tx, session.key, &session.workspace, session.idle_ttl_ms, self.when_full).await?;
+        if !session.has_place {
+            assignment::allocate(tx, &session, self.when_full).await?;
+        }
         let run = insert(tx, &session, message_key, &options).await?;
         if self.purpose != Purpose::Send {
             cancel_replaced(tx, session.key, message_key, run).await?;
         }
-        if !placed {
-            session::wait_for_slot(tx, session.key).await?;
+        if self.close_when_idle {
+            session::close_when_idle(tx, session.key).await?;
         }
         tx.notices.push(Notice::Ready);
         let run = load_one(&mut *tx.conn, run).await?;

@@ -73,6 +73,9 @@ pub(in crate::store) async fn settle_all(
         events: &s.events,
     });
     insert_guarded(tx, &batch_json(guarded)).await?;
+    for settle in settles.iter().filter(|s| s.resumes > 0 && s.outcome.status() == Status::Interrupted) {
+        resume::enqueue_successor(tx, settle.lease, settle.resumes).await?;
+    }
     let ends: Vec<_> = settles
         .iter()
         .map(|s| {
@@ -134,9 +137,6 @@ pub(in crate::store) async fn settle_all(
         // The schema allows no other words.
         let class = row.error_class.as_deref().and_then(|class| class.parse().ok());
         results.push(Ok(Settled { last_seq: row.last_seq, class }));
-        if settle.resumes > 0 && settle.outcome.status() == Status::Interrupted {
-            resume::enqueue_successor(tx, settle.lease.run, settle.resumes).await?;
-        }
         if row.unwritten {
             write_spans(tx, row.session_key).await?;
         }

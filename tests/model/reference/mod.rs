@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use mainstay::event::Seq;
 use mainstay::lease::{Lease, RunKey, WorkerKey};
 use mainstay::run::Status;
+use mainstay::workspace::WhenFull;
 
 use crate::ops::{Answer, Op};
 
@@ -25,6 +26,8 @@ pub struct Session {
     pub ttl: i64,
     pub log: Vec<(RunKey, &'static str)>,
     pub waiting_since: Option<i64>,
+    /// While it waits: the slot of an idle session will do.
+    pub reclaims: bool,
     pub closing: bool,
 }
 
@@ -124,8 +127,8 @@ impl Model {
             own_keys: [1, 2],
             answer: Answer::Done,
         };
-        model.sync_slots(0, 2);
-        model.sync_slots(1, 1);
+        model.sync_slots(0, 2, WhenFull::Share);
+        model.sync_slots(1, 1, WhenFull::Share);
         model
     }
 
@@ -170,7 +173,7 @@ impl Model {
             Op::ExpireIdle { limit } => self.expire_idle(*limit),
             Op::Purge { age, limit } => self.purge(self.now - age, *limit),
             Op::Close { session, cancel } => self.close(*session, *cancel),
-            Op::SyncSlots { workspace, slots } => self.sync_slots(*workspace, *slots),
+            Op::SyncSlots { workspace, slots, when_full } => self.sync_slots(*workspace, *slots, *when_full),
             Op::Update { session, ttl } => self.update(*session, *ttl),
             Op::Park { run, until } => self.park(*run, *until),
             Op::Answer { permission, approved } => self.answer(*permission, *approved),

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use mainstay::run::Status;
+use mainstay::workspace::WhenFull;
 
 use super::{Model, Place, Slot, index, key};
-use crate::ops::Answer;
+use crate::ops::{Answer, SLOT_BOUND_AGENT};
 
 impl Model {
     pub fn free_slot(&self, session: Option<usize>, workspace: usize) -> Option<i64> {
@@ -24,6 +25,59 @@ impl Model {
         self.sessions[session].waiting_since = None;
         let ttl = self.sessions[session].ttl;
         self.places.push(Place { session, slot, ttl, last_active_at: self.now, ended: None });
+    }
+
+    /// A slot, a share of the workspace's agent, or a place in the line.
+    pub(super) fn find_place(&mut self, session: usize, when_full: WhenFull) {
+        let workspace = self.sessions[session].workspace;
+        let slot = self.free_slot(Some(session), workspace);
+        if slot.is_some() || when_full == WhenFull::Share {
+            return self.give_place(session, slot);
+        }
+        self.sessions[session].waiting_since.get_or_insert(self.now);
+        self.sessions[session].reclaims = when_full == WhenFull::Reclaim;
+        if when_full == WhenFull::Reclaim
+            && !self.reclaim(workspace)
+            && (self.is_slot_bound(session) || !self.can_reclaim_later(workspace))
+        {
+            self.give_place(session, None);
+        }
+    }
+
+    pub fn is_slot_bound(&self, session: usize) -> bool {
+        self.sessions[session].agent == SLOT_BOUND_AGENT
+    }
+
+    /// Whether another session may have the slot of this place once its own is idle.
+    fn is_reclaimable(&self, place: &Place) -> bool {
+        place.ended.is_none()
+            && place.slot.is_some_and(|slot| self.slots[index(slot)].enabled)
+            && !self.is_slot_bound(place.session)
+    }
+
+    fn can_reclaim_later(&self, workspace: usize) -> bool {
+        let is_here = |place: &&Place| self.sessions[place.session].workspace == workspace;
+        self.places.iter().filter(is_here).any(|place| self.is_reclaimable(place))
+    }
+
+    /// The slot that has been idle longest goes to the reclaiming session that has waited longest.
+    fn reclaim(&mut self, workspace: usize) -> bool {
+        let is_idle = |place: &Place| self.is_reclaimable(place) && !self.is_busy(place.session);
+        let idle = (0..self.places.len()).filter(|place| is_idle(&self.places[*place]));
+        let idle = idle.filter(|place| self.sessions[self.places[*place].session].workspace == workspace);
+        let Some(longest) = idle.min_by_key(|place| (self.places[*place].last_active_at, *place)) else { return false };
+        self.end_place(longest, "reclaimed");
+        true
+    }
+
+    /// What a session that turned idle gives up when another one waits for it.
+    pub(super) fn give_up_if_wanted(&mut self, place: usize) {
+        let workspace = self.sessions[self.places[place].session].workspace;
+        if self.is_reclaimable(&self.places[place])
+            && self.waiting(workspace).iter().any(|s| self.sessions[*s].reclaims)
+        {
+            self.end_place(place, "reclaimed");
+        }
     }
 
     pub(super) fn touch(&mut self, session: usize) {
@@ -45,8 +99,9 @@ impl Model {
         self.places[place].ended = Some((how, self.now));
         let Some(slot) = self.places[place].slot else { return };
         let Slot { workspace, enabled, .. } = self.slots[index(slot)];
-        if enabled && let Some(next) = self.waiting(workspace).first() {
-            self.give_place(*next, Some(slot));
+        let may_have_it = |waiting: &usize| how != "reclaimed" || self.sessions[*waiting].reclaims;
+        if enabled && let Some(next) = self.waiting(workspace).into_iter().find(may_have_it) {
+            self.give_place(next, Some(slot));
         }
     }
 
@@ -93,7 +148,7 @@ impl Model {
         Answer::Closed("closed")
     }
 
-    pub(super) fn sync_slots(&mut self, workspace: usize, slots: u32) -> Answer {
+    pub(super) fn sync_slots(&mut self, workspace: usize, slots: u32, when_full: WhenFull) -> Answer {
         for number in 1..=slots {
             if !self.slots.iter().any(|slot| (slot.workspace, slot.number) == (workspace, number)) {
                 self.slots.push(Slot { workspace, number, enabled: true });
@@ -106,6 +161,14 @@ impl Model {
             if let Some(slot) = self.free_slot(None, workspace) {
                 self.give_place(session, Some(slot));
             }
+        }
+        let waiting = self.waiting(workspace);
+        waiting.iter().for_each(|session| self.sessions[*session].reclaims |= when_full == WhenFull::Reclaim);
+        let reclaimers =
+            |model: &Self| model.waiting(workspace).into_iter().filter(|s| model.sessions[*s].reclaims).collect();
+        while !Vec::is_empty(&reclaimers(self)) && self.reclaim(workspace) {}
+        if !self.can_reclaim_later(workspace) {
+            reclaimers(self).into_iter().for_each(|session| self.give_place(session, None));
         }
         Answer::Done
     }

@@ -67,6 +67,7 @@ impl Model {
                 ttl: TTL_MS,
                 log: Vec::new(),
                 waiting_since: None,
+                reclaims: false,
                 closing: false,
             });
             self.sessions.len() - 1
@@ -80,15 +81,10 @@ impl Model {
             Purpose::Regenerate | Purpose::Edit => self.supersede(session, new),
         };
         if self.live_place(session).is_none() {
-            let slot = self.free_slot(Some(session), self.sessions[session].workspace);
-            if slot.is_some() || new.when_full == WhenFull::Share {
-                self.give_place(session, slot);
-            } else {
-                self.sessions[session].waiting_since.get_or_insert(self.now);
-            }
+            self.find_place(session, new.when_full);
         }
-        self.sessions[session].closing = false;
         self.touch(session);
+        self.sessions[session].closing = false;
         self.runs.push(Run {
             session,
             message,
@@ -114,6 +110,7 @@ impl Model {
                 waiting.filter(|(k, r)| *k != run && is_replaced(r.message)).map(|(k, _)| k).collect();
             replaced.into_iter().for_each(|run| self.request_cancel(run));
         }
+        self.sessions[session].closing = new.close_when_idle;
         Answer::Enqueued { run, created: true }
     }
 

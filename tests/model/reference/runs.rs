@@ -96,8 +96,10 @@ impl Model {
         }
         if !self.is_busy(session) {
             self.touch(session);
-            if let Some(place) = self.live_place(session).filter(|_| self.sessions[session].closing) {
-                self.end_place(place, "deleted");
+            match self.live_place(session) {
+                Some(place) if self.sessions[session].closing => self.end_place(place, "deleted"),
+                Some(place) => self.give_up_if_wanted(place),
+                None => {}
             }
         }
     }
