@@ -94,6 +94,8 @@ pub enum Driver {
     Demo,
     /// A process a turn that writes OpenClaw agent events as JSON lines.
     Openclaw(ProcessSpec),
+    /// A process a turn whose standard output is the answer, and whose exit code is its success.
+    Text(ProcessSpec),
     /// Claude Code: a process a turn, its stream of JSON lines in both directions.
     Claude(ProcessSpec),
     /// Codex: `codex exec --json`, a process a turn.
@@ -117,6 +119,7 @@ impl Driver {
         match self {
             Self::Demo => false,
             Self::Openclaw(_)
+            | Self::Text(_)
             | Self::Claude(_)
             | Self::Codex(_)
             | Self::Acp { .. }
@@ -128,7 +131,7 @@ impl Driver {
     /// Which options of a session its agents can be told.
     pub fn takes_options(&self) -> Takes {
         let (always, advertised): (&[&str], _) = match self {
-            Self::Demo | Self::Openclaw(_) | Self::OpenclawGateway(_) => (&[], false),
+            Self::Demo | Self::Openclaw(_) | Self::Text(_) | Self::OpenclawGateway(_) => (&[], false),
             Self::Claude(_) => (&CLAUDE_OPTIONS, false),
             Self::Codex(_) => (&CODEX_OPTIONS, false),
             Self::Opencode(_) => (&["extra.variant"], true),
@@ -142,6 +145,7 @@ impl Driver {
         match self {
             Self::Demo | Self::OpenclawGateway(_) => None,
             Self::Openclaw(process)
+            | Self::Text(process)
             | Self::Claude(process)
             | Self::Codex(process)
             | Self::Opencode(process)
@@ -167,7 +171,7 @@ impl Driver {
             // An agent that says less of itself refuses the rest when it is given it.
             Self::Acp { .. } => &["image/*", "audio/*", "application/*", "text/*"],
             Self::OpenclawGateway(_) => &["image/*"],
-            Self::Openclaw(_) | Self::Codex(_) => &[],
+            Self::Openclaw(_) | Self::Text(_) | Self::Codex(_) => &[],
         }
     }
 
@@ -189,6 +193,7 @@ impl Driver {
         match self {
             Self::Demo => "demo",
             Self::Openclaw(_) => "openclaw",
+            Self::Text(_) => "text",
             Self::Claude(_) => "claude",
             Self::Codex(_) => "codex",
             Self::Acp { .. } => "acp",

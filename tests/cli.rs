@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -513,9 +513,13 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
     program("claude", "echo; echo 1.2.3 Claude; cat");
     let hangs = program("hangs", "sleep 7701 & cat </dev/zero >/dev/null");
     let fails = program("fails", "echo 'no version'; exit 3");
-    let config = format!(
-        "[agents.hangs]\ndriver = \"openclaw\"\ncommand = [{hangs:?}]\n[agents.fails]\ndriver = \"acp\"\ncommand = [{fails:?}]\n"
-    );
+    let own = program("own", "touch started; echo 1.0");
+    let agent = |name: &str, driver: &str, program: &str| {
+        format!("[agents.{name}]\ndriver = {driver:?}\ncommand = [{program:?}]\n")
+    };
+    let config =
+        [("hangs", "acp", &hangs), ("fails", "acp", &fails), ("words", "text", &own), ("lines", "openclaw", &own)];
+    let config: String = config.iter().map(|(name, driver, program)| agent(name, driver, program)).collect();
     scene.write("mainstay.toml", &config);
     let path = format!("{}:/usr/bin:/bin", scene.dir.path().display());
     let agents = |arguments: &'static [&str]| ended(scene.command(arguments).env("PATH", &path).spawn().unwrap());
@@ -526,6 +530,10 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
     assert_eq!(named("claude")["configured"], true);
     assert_eq!((&named("hangs")["found"]["version"], &named("hangs")["missing"]), (&Value::Null, &Value::Null));
     assert_eq!(named("fails")["found"]["at"], fails.as_str());
+    for name in ["words", "lines"] {
+        assert_eq!(named(name)["found"], json!({"at": own, "version": null}), "{name}");
+    }
+    assert!(!scene.dir.path().join("started").exists(), "a command of one's own is not started to ask its version");
     for (name, install) in [("codex", "npm install -g @openai/codex"), ("vibe", "pip install mistral-vibe")] {
         let report = named(name);
         assert_eq!((&report["found"], &report["install"]), (&Value::Null, &Value::from(install)), "{report}");

@@ -213,6 +213,43 @@ fn the_example_of_a_config_is_one() {
 }
 
 #[test]
+fn each_line_of_the_contract_is_understood() {
+    let lines: Vec<_> = AGENTS.lines().filter_map(|line| line.strip_prefix("| `{\"event\"")).collect();
+    assert_eq!(lines.len(), 8);
+    for line in lines {
+        let line = format!("{{\"event\"{}", line.split('`').next().unwrap());
+        let mut parse = mainstay::backend::openclaw::parser();
+        assert!(!parse(&line).expect("it is understood").is_empty(), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn template_of_an_agent_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("mine.py");
+    std::fs::write(&script, blocks(AGENTS, "python").concat()).unwrap();
+    let example = blocks(AGENTS, "toml").into_iter().find(|example| example.contains("[agents.mine]")).unwrap();
+    let toml = example.replace("/srv/agents/mine.py", script.to_str().unwrap());
+    let mut config = Config::load(&toml, Path::new("test.toml"), dir.path()).unwrap();
+    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
+    engine.start().await.unwrap();
+    let message = UserMessage::text(MessageId::generate(), "one two").unwrap();
+    let mut send = Send::new("s".parse().unwrap(), message);
+    send.agent = Some("mine".parse().unwrap());
+    let run = engine.send(send).await.unwrap().run.id;
+    let run = tokio::time::timeout(Duration::from_secs(60), engine.wait_settled(run)).await.unwrap().unwrap();
+    assert_eq!((run.status, run.malformed_lines), (Status::Completed, 0), "{run:?}");
+    let db = Connection::open_with_flags(dir.path().join("m.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let (_, rows) = ask(&db, "SELECT text, parts FROM v_messages WHERE role = 'assistant'");
+    assert_eq!(text(&rows[0][0]), "You wrote 2 words.");
+    assert!(text(&rows[0][1]).contains("\"toolName\":\"count\""), "{rows:?}");
+    drop(db);
+    engine.drain(Duration::ZERO).await;
+    engine.close().await;
+}
+
+#[test]
 fn links_and_paths_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_there = |from: &Path, path: &str| from.join(path.trim_end_matches('/')).exists();

@@ -8,6 +8,9 @@ use serde_json::Value;
 const MAX_LAST_LINE_CHARS: usize = 300;
 /// What is left of a line may be too short to say anything.
 const MIN_SENTENCE_CHARS: usize = 6;
+/// An error is read in a chat and in a table: a few lines say what went wrong, a dump does not.
+const TAIL_LINES: usize = 5;
+const TAIL_CHARS: usize = 1000;
 
 /// The cause in the text: an error body, else the first line that speaks of an error, else a short last line.
 pub fn cause(stderr: &str) -> Option<String> {
@@ -18,6 +21,17 @@ pub fn cause(stderr: &str) -> Option<String> {
         .find_map(message_in_body)
         .or_else(|| lines().filter(|line| speaks_of_error(line)).find_map(sentence).map(str::to_owned))
         .or_else(|| lines().next_back().filter(is_short).map(str::to_owned))
+}
+
+/// The last lines of the text, as a program that says nothing else of its failure ends it.
+pub fn tail(stderr: &str) -> Option<String> {
+    let text = without_colours(stderr);
+    let mut lines: Vec<_> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(TAIL_LINES).collect();
+    lines.reverse();
+    let tail = lines.join("\n");
+    let surplus = tail.chars().count().saturating_sub(TAIL_CHARS);
+    let tail = tail.chars().skip(surplus).collect::<String>().trim().to_owned();
+    (!tail.is_empty()).then_some(tail)
 }
 
 /// The text without the escape sequences that colour it (CSI: ESC, `[`, digits and semicolons, a letter).
@@ -65,6 +79,19 @@ fn sentence(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tail_is_the_last_lines() {
+        for (stderr, expected) in [
+            ("", None),
+            ("\n \n", None),
+            ("one\n\n  two\n", Some("one\n  two")),
+            ("1\n2\n3\n4\n5\n\u{1b}[31m6\u{1b}[0m", Some("2\n3\n4\n5\n6")),
+        ] {
+            assert_eq!(tail(stderr).as_deref(), expected, "{stderr:?}");
+        }
+        assert_eq!(tail(&"é".repeat(5000)), Some("é".repeat(TAIL_CHARS)));
+    }
 
     #[test]
     fn the_sentence_in_stderr() {

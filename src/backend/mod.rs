@@ -29,6 +29,7 @@ pub mod relay;
 mod stderr;
 mod temp_dir;
 pub(crate) mod template;
+mod text;
 pub mod warm_process;
 
 use std::path::PathBuf;
@@ -389,6 +390,7 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
             let dialect = Dialect::of_lines(openclaw::parser);
             Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))
         }
+        Driver::Text(spec) => Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), hosts.clone())),
         Driver::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, hosts)),
         Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
         Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),

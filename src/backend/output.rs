@@ -1,13 +1,14 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: what stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and reading goes on; memory is bounded by the longest line allowed. Lines
-//! that became events before are read again, so that the parser and whoever listens know what was known: their records
-//! end at the position up to which they are known, and not beyond.
+//! Always: what stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and
+//! reading goes on; memory is bounded by the longest line allowed. What became events before is read again, so that the
+//! parser and whoever listens know what was known: its records end at the position up to which it is known, and not beyond.
 
 use tokio::sync::mpsc;
 
 use super::frames::take_objects;
 use super::lines::{Line, Splitter};
+use super::text::TextDecoder;
 use super::{AgentEvent, LineParser, Record};
 
 /// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
@@ -24,63 +25,124 @@ pub(super) struct Malformed {
     pub(super) sample: Option<String>,
 }
 
+/// What an agent's stdout is.
+pub(super) enum OutputFormat {
+    /// Lines of a protocol, with what reads them.
+    Lines(LineParser),
+    /// Text for the person.
+    Text,
+}
+
 /// Reads a stdout and sends what it means, as long as anybody wants it.
 pub(super) struct Output {
-    splitter: Splitter,
-    meaning: Meaning,
+    reader: Reader,
     records: mpsc::Sender<Record>,
-    /// Lines that begin before this position became events already.
+    /// What begins before this position became events already.
     known: u64,
     /// The position that was told last.
     told: u64,
 }
 
+enum Reader {
+    Lines(Splitter, Meaning),
+    Text(TextDecoder),
+}
+
 impl Output {
     /// An output from its beginning on, of which what stands before the position `known` became events already.
-    pub(super) fn new(max_line_bytes: usize, parser: LineParser, records: mpsc::Sender<Record>, known: u64) -> Self {
-        let meaning = Meaning { parser, first: true, malformed: Malformed::default() };
-        Self { splitter: Splitter::new(max_line_bytes), meaning, records, known, told: 0 }
+    pub(super) fn new(max_line_bytes: usize, format: OutputFormat, records: mpsc::Sender<Record>, known: u64) -> Self {
+        let reader = match format {
+            OutputFormat::Lines(parser) => Reader::Lines(Splitter::new(max_line_bytes), Meaning::new(parser)),
+            OutputFormat::Text => Reader::Text(TextDecoder::default()),
+        };
+        Self { reader, records, known, told: 0 }
     }
 
     /// Takes the next piece.
     pub(super) async fn push(&mut self, piece: &[u8]) {
+        match &self.reader {
+            Reader::Lines(..) => self.push_lines(piece).await,
+            Reader::Text(_) => self.push_text(piece).await,
+        }
+    }
+
+    async fn push_lines(&mut self, piece: &[u8]) {
         let mut rest = piece;
         let mut events = Vec::new();
         let mut lines = 0;
         loop {
-            if self.told < self.known && self.splitter.next_begin(rest) >= self.known {
+            let Reader::Lines(splitter, _) = &self.reader else { return };
+            if self.told < self.known && splitter.next_begin(rest) >= self.known {
                 lines = 0;
                 // All of them are known, and the next line is not.
                 self.tell(self.known, std::mem::take(&mut events)).await;
             }
-            let Some(line) = self.splitter.next_line(&mut rest) else { break };
-            self.meaning.add(line, &mut events);
+            let Reader::Lines(splitter, meaning) = &mut self.reader else { return };
+            let Some(line) = splitter.next_line(&mut rest) else { break };
+            meaning.add(line, &mut events);
             lines += 1;
             if lines == LINES_PER_RECORD {
                 lines = 0;
-                self.tell(self.splitter.offset(), std::mem::take(&mut events)).await;
+                let offset = splitter.offset();
+                self.tell(offset, std::mem::take(&mut events)).await;
             }
         }
         // Lines without events need no record of their own.
         if !events.is_empty() {
-            self.tell(self.splitter.offset(), events).await;
+            self.tell(self.offset(), events).await;
+        }
+    }
+
+    /// Text is told as it comes, whether its line has ended or not.
+    async fn push_text(&mut self, piece: &[u8]) {
+        let Reader::Text(decoder) = &mut self.reader else { return };
+        let unknown_from = self.known.saturating_sub(decoder.read_bytes());
+        let (known, news) = piece.split_at(usize::try_from(unknown_from).unwrap_or(usize::MAX).min(piece.len()));
+        if self.told < self.known {
+            let mut again = decoder.push(known);
+            if known.len() as u64 == unknown_from {
+                // A position is never told in the midst of a character: what is cut here was found to be none.
+                again += &decoder.finish();
+            }
+            let offset = decoder.offset();
+            self.tell(offset, said(again)).await;
+        }
+        let Reader::Text(decoder) = &mut self.reader else { return };
+        let (events, offset) = (said(decoder.push(news)), decoder.offset());
+        if !events.is_empty() {
+            self.tell(offset, events).await;
         }
     }
 
     /// The output is at its end: the last line may have none, and its position is told in any case.
     pub(super) async fn finish(&mut self) {
         let mut events = Vec::new();
-        if let Some(line) = self.splitter.last_line() {
-            self.meaning.add(line, &mut events);
+        match &mut self.reader {
+            Reader::Lines(splitter, meaning) => {
+                if let Some(line) = splitter.last_line() {
+                    meaning.add(line, &mut events);
+                }
+            }
+            Reader::Text(decoder) => events = said(decoder.finish()),
         }
-        if !events.is_empty() || self.splitter.offset() > self.told {
-            self.tell(self.splitter.offset(), events).await;
+        if !events.is_empty() || self.offset() > self.told {
+            self.tell(self.offset(), events).await;
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        match &self.reader {
+            Reader::Lines(splitter, _) => splitter.offset(),
+            Reader::Text(decoder) => decoder.offset(),
         }
     }
 
     /// The lines that meant nothing.
     pub(super) fn malformed(&self) -> Malformed {
-        self.meaning.malformed.clone()
+        match &self.reader {
+            Reader::Lines(_, meaning) => meaning.malformed.clone(),
+            Reader::Text(_) => Malformed::default(),
+        }
     }
 
     async fn tell(&mut self, offset: u64, events: Vec<AgentEvent>) {
@@ -93,6 +155,10 @@ impl Output {
     }
 }
 
+fn said(text: String) -> Vec<AgentEvent> {
+    if text.is_empty() { Vec::new() } else { vec![AgentEvent::Text(text)] }
+}
+
 /// What an output means that was read in these pieces: a record for each line that says something, and one at the end.
 pub fn decode<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -100,7 +166,7 @@ pub fn decode<'a>(
     parser: LineParser,
 ) -> Vec<Record> {
     let mut splitter = Splitter::new(max_line_bytes);
-    let mut meaning = Meaning { parser, first: true, malformed: Malformed::default() };
+    let mut meaning = Meaning::new(parser);
     let (mut records, mut events) = (Vec::new(), Vec::new());
     for mut piece in pieces {
         while let Some(line) = splitter.next_line(&mut piece) {
@@ -126,6 +192,10 @@ struct Meaning {
 }
 
 impl Meaning {
+    fn new(parser: LineParser) -> Self {
+        Self { parser, first: true, malformed: Malformed::default() }
+    }
+
     fn add(&mut self, line: Line<'_>, events: &mut Vec<AgentEvent>) {
         let first = std::mem::take(&mut self.first);
         let bytes = match line {
@@ -164,10 +234,9 @@ mod tests {
     use super::*;
 
     /// The records of an output that is read in pieces of a size, as somebody takes them who knew it up to a position.
-    fn records(output: &[u8], piece: usize, known: u64) -> Vec<Record> {
+    fn records(output: &[u8], piece: usize, known: u64, format: OutputFormat) -> Vec<Record> {
         let (sender, mut receiver) = mpsc::channel(1000);
-        let parser: LineParser = Box::new(|line| Some(vec![AgentEvent::Text(line.to_owned())]));
-        let mut reading = Output::new(100, parser, sender, known);
+        let mut reading = Output::new(100, format, sender, known);
         for piece in output.chunks(piece) {
             reading.push(piece).now_or_never().unwrap();
         }
@@ -176,8 +245,31 @@ mod tests {
         std::iter::from_fn(|| receiver.try_recv().ok()).collect()
     }
 
-    fn said(records: &[Record]) -> Vec<AgentEvent> {
-        records.iter().flat_map(|record| record.events.clone()).collect()
+    fn lines() -> OutputFormat {
+        OutputFormat::Lines(Box::new(|line| Some(vec![AgentEvent::Text(format!("{line}\n"))])))
+    }
+
+    /// Of an output that is text: characters and escape sequences that may be cut.
+    const PIECES: [&[u8]; 6] = [b"a", "é😀".as_bytes(), b"\xff\xe2\x82", b"\n", b"\x1b[3", b"1m\x1b]0;t\x07"];
+
+    /// Reads an output up to the end of some record, then from its beginning again.
+    fn read_again(output: &[u8], pieces: (usize, usize), stop: prop::sample::Index, format: fn() -> OutputFormat) {
+        let whole = records(output, pieces.0, 0, format());
+        if whole.is_empty() {
+            return;
+        }
+        let (before, after) = whole.split_at(stop.index(whole.len()) + 1);
+        let known = before.last().map_or(0, |record| record.offset);
+        let again = records(output, pieces.1, known, format());
+        assert!(again.iter().any(|record| record.offset == known), "{again:?}");
+        let (old, news): (Vec<_>, Vec<_>) = again.into_iter().partition(|record| record.offset <= known);
+        assert_eq!(text(&old), text(before));
+        assert_eq!(text(&news), text(after));
+    }
+
+    fn text(records: &[Record]) -> String {
+        let events = records.iter().flat_map(|record| &record.events);
+        events.map(|event| if let AgentEvent::Text(text) = event { text.clone() } else { String::new() }).collect()
     }
 
     proptest! {
@@ -185,18 +277,22 @@ mod tests {
         #[test]
         fn what_is_read_again_is_told_apart_from_news(
             output in "([ab]{0,2}(\n|\r|\r\n)){0,9}[ab]{0,2}",
-            (first, second) in (1..4_usize, 1..4_usize),
+            pieces in (1..4_usize, 1..4_usize),
             stop in any::<prop::sample::Index>(),
         ) {
-            let whole = records(output.as_bytes(), first, 0);
-            prop_assume!(!whole.is_empty());
-            let (before, after) = whole.split_at(stop.index(whole.len()) + 1);
-            let known = before.last().map_or(0, |record| record.offset);
-            let again = records(output.as_bytes(), second, known);
-            prop_assert!(again.iter().any(|record| record.offset == known), "{again:?}");
-            let (old, news): (Vec<_>, Vec<_>) = again.into_iter().partition(|record| record.offset <= known);
-            prop_assert_eq!(said(&old), said(before));
-            prop_assert_eq!(said(&news), said(after));
+            read_again(output.as_bytes(), pieces, stop, lines);
+        }
+
+        #[test]
+        fn text_read_again_continues_where_it_stopped(
+            output in prop::collection::vec(prop::sample::select(PIECES.to_vec()), 0..9),
+            pieces in (1..4_usize, 1..4_usize),
+            stop in any::<prop::sample::Index>(),
+        ) {
+            let output = output.concat();
+            read_again(&output, pieces, stop, || OutputFormat::Text);
+            let whole = text(&records(&output, 1, 0, OutputFormat::Text));
+            prop_assert_eq!(whole, text(&records(&output, 99, 0, OutputFormat::Text)));
         }
     }
 }

@@ -7,10 +7,20 @@ use futures_util::future::BoxFuture;
 
 use super::launch::Launch;
 pub use super::launch::Stdin;
+use super::output::OutputFormat;
 use super::process::{Holding, Hosts, Reading};
 use super::{Adoption, Backend, LineParser, Prompt, Reply, StartError};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
+
+/// What an agent writes to its stdout.
+#[derive(Debug, Clone, Copy)]
+pub enum Stdout {
+    /// Lines of its protocol, with what reads those of a turn.
+    Lines(fn() -> LineParser),
+    /// The answer itself.
+    Text,
+}
 
 /// How a kind of agent is spoken to.
 #[derive(Debug, Clone, Copy)]
@@ -19,8 +29,8 @@ pub struct Dialect {
     pub arguments: fn(&Prompt) -> Vec<OsString>,
     /// What it reads on its stdin.
     pub stdin: fn(&Prompt) -> Stdin,
-    /// Reads what it says in a turn.
-    pub parser: fn() -> LineParser,
+    /// What it writes to its stdout.
+    pub stdout: Stdout,
     /// What is written to its stdin to stop a turn, before it is sent SIGTERM.
     pub interrupt: Option<fn() -> String>,
     /// As [`Backend::answer`].
@@ -33,7 +43,18 @@ impl Dialect {
         Self {
             arguments: |_| Vec::new(),
             stdin: |_| Stdin::MessageUnlessAsked,
-            parser,
+            stdout: Stdout::Lines(parser),
+            interrupt: None,
+            answer: |_, _| None,
+        }
+    }
+
+    /// A command whose output is the answer; it is given its message likewise.
+    pub fn of_text() -> Self {
+        Self {
+            arguments: |_| Vec::new(),
+            stdin: |_| Stdin::MessageUnlessAsked,
+            stdout: Stdout::Text,
             interrupt: None,
             answer: |_, _| None,
         }
@@ -57,7 +78,11 @@ impl PerTurn {
     }
 
     fn reading(&self) -> Reading {
-        Reading { parser: (self.dialect.parser)(), interrupt: self.dialect.interrupt.map(|line| line()) }
+        let format = match self.dialect.stdout {
+            Stdout::Lines(parser) => OutputFormat::Lines(parser()),
+            Stdout::Text => OutputFormat::Text,
+        };
+        Reading { format, interrupt: self.dialect.interrupt.map(|line| line()) }
     }
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {

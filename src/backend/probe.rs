@@ -35,6 +35,7 @@ pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
         Driver::Demo => Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) }),
         Driver::OpenclawGateway(spec) => look_at(spec).await,
         Driver::Openclaw(spec)
+        | Driver::Text(spec)
         | Driver::Claude(spec)
         | Driver::Codex(spec)
         | Driver::Opencode(spec)
@@ -42,9 +43,21 @@ pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
             let Some(path) = find_program(spec, dir)? else {
                 return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
             };
-            let version = version_of(&path, spec).await;
+            let version = if says_its_version(driver) { version_of(&path, spec).await } else { None };
             Ok(Found { at: path.display().to_string(), version })
         }
+    }
+}
+
+/// Whether the program of a driver can be started with `--version`. A command of the user's own need not know that flag: it
+/// could take it for a message and begin to work.
+fn says_its_version(driver: &Driver) -> bool {
+    let program = driver.process().and_then(|spec| spec.command.first());
+    match driver {
+        Driver::Text(_) | Driver::Openclaw(_) => {
+            program.is_some_and(|program| KnownAgent::of_program(program).is_some())
+        }
+        _ => true,
     }
 }
 

@@ -28,10 +28,10 @@ use super::host::wire::{
 };
 use super::host::{CLOSING, CONFIRM};
 use super::launch::Launch;
-use super::output::Output;
+use super::output::{Output, OutputFormat};
 use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;
-use super::{Adoption, End, LineParser, Record, Reply, StartError, reap};
+use super::{Adoption, End, Record, Reply, StartError, reap};
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::worker::{AgentHost, ProcessIdentity};
 
@@ -49,8 +49,8 @@ const DIES_WITHIN: Duration = Duration::from_secs(2);
 
 /// How a process is understood.
 pub(super) struct Reading {
-    /// What its lines mean.
-    pub parser: LineParser,
+    /// What its output is, and how it is read.
+    pub format: OutputFormat,
     /// The line that stops a turn in its own protocol, before it is sent SIGTERM.
     pub interrupt: Option<String>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Reading {
 impl Reading {
     /// Nothing is read.
     pub(super) fn nothing() -> Self {
-        Self { parser: Box::new(|_| Some(Vec::new())), interrupt: None }
+        Self { format: OutputFormat::Lines(Box::new(|_| Some(Vec::new()))), interrupt: None }
     }
 }
 
@@ -113,7 +113,7 @@ impl Holding {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
-        let output = Output::new(self.max_line_bytes, reading.parser, sender.clone(), offset);
+        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), offset);
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering = Steering {
             control: control.clone(),

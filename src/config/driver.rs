@@ -21,8 +21,10 @@ pub(super) struct DriverKeys {
     pub warm: [(&'static str, bool); 3],
 }
 
-const DRIVERS: &str = "use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway";
+const DRIVERS: &str = "use one of demo, text, openclaw, claude, codex, acp, opencode, openclaw-gateway";
 
+/// Its output has no lines, so that none is too long.
+const TEXT_KEYS: [&str; 2] = ["command", "env"];
 const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
 const OPENCODE_KEYS: [&str; 6] = ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts"];
 const ACP_KEYS: [&str; 7] =
@@ -51,6 +53,7 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     };
     let takes: &[&str] = match word {
         "demo" => &[],
+        "text" => &TEXT_KEYS,
         "openclaw" | "claude" | "codex" => &PROCESS_KEYS,
         "opencode" => &OPENCODE_KEYS,
         "acp" => &ACP_KEYS,
@@ -75,6 +78,7 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     };
     Ok(match word {
         "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
+        "text" => Driver::Text(process_spec(section, given, "[\"./answer.sh\"]")?),
         "claude" => Driver::Claude(or_default(given, "claude")?),
         "codex" => Driver::Codex(or_default(given, "codex")?),
         "opencode" => Driver::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),

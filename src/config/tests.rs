@@ -32,7 +32,9 @@ fn an_empty_file_changes_nothing() {
 #[test]
 fn the_documented_example_is_the_default_and_names_every_key() {
     let mut config = good(example());
-    for (name, driver) in [("openclaw", "openclaw"), ("goose", "acp"), ("gateway", "openclaw-gateway")] {
+    for (name, driver) in
+        [("openclaw", "openclaw"), ("words", "text"), ("goose", "acp"), ("gateway", "openclaw-gateway")]
+    {
         assert_eq!(config.agents.remove(&name.parse().unwrap()).unwrap().driver.as_str(), driver);
     }
     assert_eq!(config, Config::builtin(Path::new("/srv/chat")));
@@ -158,11 +160,11 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("agents = 1", "1: agents: invalid type: integer `1`, expected a map"),
         (
             "\n[agents.x]\nmax_concurrent = 1",
-            "2: agents.x.driver: is missing: use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway",
+            "2: agents.x.driver: is missing: use one of demo, text, openclaw, claude, codex, acp, opencode, openclaw-gateway",
         ),
         (
             "agents.x.driver = \"claud\"",
-            "1: agents.x.driver: \"claud\" is not a driver: use one of demo, openclaw, claude, codex, acp, opencode, openclaw-gateway",
+            "1: agents.x.driver: \"claud\" is not a driver: use one of demo, text, openclaw, claude, codex, acp, opencode, openclaw-gateway",
         ),
         (
             "agents.x.driver = \"openclaw\"",

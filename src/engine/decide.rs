@@ -33,8 +33,7 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: 
         // It had said all, and somebody ended what was left of it.
         (None, _) if turn.has_ended() => Outcome::completed(),
         (None, Some(signal)) => {
-            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
-            let sentence = format!("Agent was ended by signal {signal}{name}.");
+            let sentence = format!("Agent was ended by {}.", show_signal(signal));
             Outcome::because(Cause::Signal, sentence).with_class(ErrorClass::Crashed)
         }
         // Whoever watched the process lost its end, and only a known good end completes a run.
@@ -42,14 +41,41 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: 
     }
 }
 
+/// The outcome of a run whose agent is a command that speaks no protocol: its exit code says all. One that prints nothing
+/// and ends with 0 has succeeded.
+pub fn decide_by_exit(asked: Option<Cause>, exit: &ExitReport) -> Outcome {
+    if let Some(cause) = asked {
+        return asked_for(cause);
+    }
+    let tail = exit.stderr.as_deref().and_then(last_words::tail);
+    let because = |cause: Cause, how: String| {
+        let sentence = tail.map_or_else(|| format!("{how}."), |tail| format!("{how}: {tail}"));
+        Outcome::because(cause, sentence).with_class(ErrorClass::Crashed)
+    };
+    match (exit.code, exit.signal) {
+        (Some(0), _) => Outcome::completed(),
+        (Some(code), _) => because(Cause::ExitCode, format!("The command exited with code {code}")),
+        (None, Some(signal)) => because(Cause::Signal, format!("The command was ended by {}", show_signal(signal))),
+        (None, None) => Outcome::because(Cause::Internal, "It is not known how the command ended."),
+    }
+}
+
+fn show_signal(signal: i32) -> String {
+    let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("signal {signal}{name}")
+}
+
 /// The outcome of a run whose agent ended well and said nothing that could be understood.
 fn no_output(exit: &ExitReport) -> Outcome {
     match exit.malformed_lines {
         0 => Outcome::because(Cause::NoOutput, "No response from agent.").with_class(ErrorClass::Crashed),
         lines => {
-            let sentence =
-                format!("No response from agent: none of the {lines} lines that it wrote is in its protocol.");
-            Outcome::because(Cause::NoOutput, sentence).with_class(ErrorClass::Protocol)
+            let sample = exit.malformed_sample.as_deref().unwrap_or_default();
+            let lines = if lines == 1 { "a line".to_owned() } else { format!("{lines} lines") };
+            let sentence = format!(
+                "No response from agent: it wrote {lines} that this driver does not understand. The first was: {sample}"
+            );
+            Outcome::because(Cause::NoOutput, sentence.trim_end()).with_class(ErrorClass::Protocol)
         }
     }
 }
@@ -160,14 +186,41 @@ mod tests {
 
     #[test]
     fn an_agent_that_only_says_what_cannot_be_read_speaks_another_protocol() {
-        let exit = |code, malformed_lines| ExitReport { code: Some(code), malformed_lines, ..ExitReport::default() };
+        let exit = |code, malformed_lines| ExitReport {
+            code: Some(code),
+            malformed_lines,
+            malformed_sample: Some("{\"say\":\"hi\"}".into()),
+            ..ExitReport::default()
+        };
         let outcome = decide(None, &Turn::default(), &exit(0, 3), false);
         assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
-        assert!(outcome.error.unwrap().contains("3 lines"));
+        let error = outcome.error.unwrap();
+        assert!(error.contains("3 lines") && error.ends_with("{\"say\":\"hi\"}"), "{error}");
         assert_eq!(decide(None, &Turn::default(), &exit(1, 3), false).class, Some(ErrorClass::Crashed));
         let mut turn = Turn::default();
         turn.hear(AgentEvent::Text("a".into()));
         assert_eq!(decide(None, &turn, &exit(0, 3), false), Outcome::completed());
+    }
+
+    #[test]
+    fn an_exit_code_says_all_of_a_command() {
+        let exit = |code, signal, stderr: &str| ExitReport {
+            code,
+            signal,
+            stderr: Some(stderr.to_owned()),
+            ..ExitReport::default()
+        };
+        let failed = |cause, error: &str| Outcome::because(cause, error).with_class(ErrorClass::Crashed);
+        for (asked, exit, outcome) in [
+            (None, exit(Some(0), None, "warning: x"), Outcome::completed()),
+            (None, exit(Some(3), None, "a\nb\n"), failed(Cause::ExitCode, "The command exited with code 3: a\nb")),
+            (None, exit(Some(1), None, ""), failed(Cause::ExitCode, "The command exited with code 1.")),
+            (None, exit(None, Some(9), ""), failed(Cause::Signal, "The command was ended by signal 9 (SIGKILL).")),
+            (Some(Cause::Cancelled), exit(Some(0), None, ""), Outcome::cancelled()),
+        ] {
+            assert_eq!(decide_by_exit(asked, &exit), outcome);
+        }
+        assert_eq!(decide_by_exit(None, &ExitReport::default()).cause, Cause::Internal);
     }
 
     #[test]

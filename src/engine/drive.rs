@@ -22,13 +22,13 @@ use tracing::Instrument;
 use self::asking::Asking;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, may_be_stale, not_started};
+use super::decide::{asked_for, decide, decide_by_exit, may_be_stale, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
 use super::turn::Turn;
 use super::worker::Signals;
-use crate::agent::{Agent, OnInterrupt};
+use crate::agent::{Agent, Driver, OnInterrupt};
 use crate::backend::{Adoption, Backend, End, Prompt, Reply, TurnPlace, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
@@ -235,7 +235,10 @@ impl<'a> Drive<'a> {
                 if asked.is_none() {
                     self.heed_late_error().await?;
                 }
-                let outcome = decide(asked, &self.turn, &exit, was_let_go);
+                let outcome = match agent.driver {
+                    Driver::Text(_) => decide_by_exit(asked, &exit),
+                    _ => decide(asked, &self.turn, &exit, was_let_go),
+                };
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {

@@ -22,6 +22,20 @@ async fn random_bytes_are_counted_and_skipped() {
 }
 
 #[tokio::test]
+async fn json_that_is_not_understood_is_counted_and_quoted() {
+    let line = r#"{"event":"agent","stream":"assistant","data":{"content":"hi"}}"#;
+    let (other, mixed) = (format!("echo '{line}'; echo '{{}}'"), format!("echo '{line}'; {}", says("a")));
+    let scene = Scene::new(&[("other", &other), ("mixed", &mixed)], "").await;
+    let run = scene.turn("other", "s", "hi").await;
+    assert_eq!((run.status, run.cause.as_deref(), run.malformed_lines), (Status::Failed, Some("no_output"), 2));
+    assert!(run.error.as_ref().is_some_and(|error| error.ends_with(line)), "{run:?}");
+    let run = scene.turn("mixed", "t", "hi").await;
+    assert_eq!((run.status, run.malformed_lines), (Status::Completed, 1));
+    let (_, sample) = scene.engine.run_diagnostics(run.id).await.unwrap();
+    assert_eq!(sample.as_deref(), Some(line));
+}
+
+#[tokio::test]
 async fn a_line_of_a_hundred_megabytes_is_skipped() {
     let script = format!("{}; head -c 100000000 /dev/zero | tr '\\0' x; echo; {}", says("before"), says("after"));
     let scene = Scene::new(&[("long", &script)], "").await;

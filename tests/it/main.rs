@@ -14,5 +14,6 @@ mod run;
 mod scene;
 mod sessions;
 mod sweep;
+mod text;
 mod time;
 mod warm;

@@ -19,7 +19,7 @@ use self::bridge::Setup;
 pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::launch::Stdin;
-use super::per_turn::{Dialect, PerTurn};
+use super::per_turn::{Dialect, PerTurn, Stdout};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
 use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
@@ -59,7 +59,7 @@ impl Acp {
                 let endpoint = prompt.place.endpoint.clone().unwrap_or_default();
                 Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
             },
-            parser,
+            stdout: Stdout::Lines(parser),
             interrupt: None,
             answer,
         };

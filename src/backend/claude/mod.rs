@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::Prompt;
-use super::per_turn::{Dialect, PerTurn, Stdin};
+use super::per_turn::{Dialect, PerTurn, Stdin, Stdout};
 use super::process::Hosts;
 use crate::agent::{CLAUDE_OPTIONS, ProcessSpec};
 
@@ -36,7 +36,7 @@ pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTu
     let dialect = Dialect {
         arguments,
         stdin: |prompt| Stdin::Open(input::message(prompt)),
-        parser,
+        stdout: Stdout::Lines(parser),
         interrupt: Some(input::interrupt),
         answer: |request, decision| Some(input::answer(request, decision)),
     };

@@ -1,13 +1,14 @@
 //! The lines of an OpenClaw agent: flat events, or the frames of its gateway, which nest the same event in `payload`.
 //!
-//! Always: a line that is understood gives events of this run only, and each once; a line that is not never ends
-//! anything. Nothing here fails on any input.
+//! Always: a line that is understood gives events of this run only, and each once; a line that is not is counted as
+//! malformed, JSON or not, and never ends anything. Nothing here fails on any input.
 //!
 //! Deliberately absent: what a stream of the AI SDK needs (ids for tools without one, starts for results without one).
 //! The turn sees to that for every agent.
 
 pub(super) mod error;
 mod js;
+mod known;
 mod result;
 mod source;
 #[cfg(test)]
@@ -51,11 +52,16 @@ impl Lines {
             Some(Value::Object(payload)) if !frame.contains_key("stream") => payload,
             _ => &frame,
         };
+        // Before it counts as seen.
+        if !known::is_known(&frame, event) {
+            return None;
+        }
         let mut events = Vec::new();
         match text(&frame, "event") {
+            Some("agent" | "session.tool" | "error") if !self.source.is_news(event) => {}
             // The second is what one who was not there when the run began hears of its tools.
-            Some("agent" | "session.tool") if self.source.is_news(event) => self.agent(event, &mut events),
-            Some("error") if self.source.is_news(event) => {
+            Some("agent" | "session.tool") => self.agent(event, &mut events),
+            Some("error") => {
                 events.push(AgentEvent::Error(match event.get("data").filter(|data| !data.is_null()) {
                     Some(data) => error::message(data).into(),
                     None => error::message(&Value::Object(event.clone())).into(),

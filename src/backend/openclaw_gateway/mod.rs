@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use self::connection::{Connection, Refused};
 use super::launch::{Launch, Stdin};
+use super::output::OutputFormat;
 use super::process::{Holding, Hosts, Reading};
 use super::relay::RelayedTurn;
 use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, template};
@@ -66,7 +67,7 @@ impl Gateway {
     }
 
     fn reading() -> Reading {
-        Reading { parser: parser(), interrupt: None }
+        Reading { format: OutputFormat::Lines(parser()), interrupt: None }
     }
 
     /// The gateway's agent of a turn.
