@@ -740,9 +740,9 @@ async fn a_damaged_database_is_refused() {
 async fn a_missing_directory_is_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = opening(&dir.path().join("missing/m.db")).await;
-    assert!(matches!(&error, StoreError::NotWritable { .. }), "{error:?}");
+    assert!(matches!(&error, StoreError::NoDirectory(missing) if missing.ends_with("missing")), "{error:?}");
     let error = opening(dir.path()).await;
-    assert!(matches!(&error, StoreError::NotWritable { .. }), "{error:?}");
+    assert!(matches!(&error, StoreError::NotAFile { kind: "a directory", .. }), "{error:?}");
 }
 
 #[tokio::test]

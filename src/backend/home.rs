@@ -131,9 +131,15 @@ impl Hosts {
     }
 
     /// The attempts that have a directory, at most so many of them. Blocking work.
-    pub fn attempts(&self, limit: usize) -> Vec<Attempt> {
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect()
+    ///
+    /// # Errors
+    /// The directory of agents is there and cannot be read.
+    pub fn attempts(&self, limit: usize) -> io::Result<Vec<Attempt>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?.flatten(),
+        };
+        Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect())
     }
 
     /// Whether the host of an attempt is gone for sure, wherever its pid means something: it holds the lock of its spool

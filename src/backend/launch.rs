@@ -168,30 +168,39 @@ impl Launch {
     /// Looks for the program where the system would, for one that another process starts, which could not say as well what
     /// is wrong.
     pub(super) fn look_for_program(&self) -> Result<(), StartError> {
-        let of_config = self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-        let path = of_config.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_WITHOUT_ONE.into());
-        if self.dir.is_dir() && which::which_in(&self.program, Some(path), &self.dir).is_ok() {
+        if self.dir.is_dir() && which::which_in(&self.program, Some(self.path()), &self.dir).is_ok() {
             return Ok(());
         }
-        let is_there = has_file(&self.program, &self.dir);
-        let kind = if is_there { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotFound };
+        let kind = match has_file(&self.program, &self.dir) {
+            Ok(true) => io::ErrorKind::PermissionDenied,
+            Ok(false) => io::ErrorKind::NotFound,
+            Err(error) => error.kind(),
+        };
         Err(self.explain(&kind.into()))
+    }
+
+    /// Where the system looks for a program that is given without a slash.
+    fn path(&self) -> OsString {
+        let of_config = self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+        of_config.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_WITHOUT_ONE.into())
     }
 
     fn words_for(&self, error: &io::Error) -> String {
         let shown = self.program.display();
         let dir = self.dir.display();
-        if !self.dir.is_dir() {
-            return probe::no_directory(&self.dir, self.dir.exists(), "correct `dir` of the workspace");
+        if let Err(problem) = probe::check_directory(&self.dir, self.dir.metadata(), "correct `dir` of the workspace") {
+            return problem;
         }
         match error.kind() {
-            io::ErrorKind::NotFound if has_file(&self.program, &self.dir) => {
+            io::ErrorKind::NotFound if has_file(&self.program, &self.dir).unwrap_or(false) => {
                 format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
             }
             io::ErrorKind::NotFound => {
                 let how = probe::how_to_install(&shown.to_string());
+                let unseen = probe::unseen_on_path(&self.path(), &self.dir);
                 format!(
-                    "the program {shown} was not found: install it{how}, put it on PATH, or correct `command` of the agent"
+                    "the program {shown} was not found{unseen}: install it{how}, put it on PATH, or correct `command` of \
+                     the agent"
                 )
             }
             io::ErrorKind::PermissionDenied => {
@@ -221,8 +230,8 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
 }
 
 /// Whether a program given as a path is there; one without a slash is looked for on PATH.
-fn has_file(program: &OsStr, dir: &Path) -> bool {
-    program.as_bytes().contains(&b'/') && dir.join(program).exists()
+fn has_file(program: &OsStr, dir: &Path) -> io::Result<bool> {
+    if program.as_bytes().contains(&b'/') { dir.join(program).try_exists() } else { Ok(false) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //!
 //! Always: it takes no longer than `PATIENCE` for an agent, and nothing is left of the process group that was started for it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -66,27 +68,54 @@ pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
     find_program(spec, dir).err()
 }
 
-/// That nothing can work in a directory, because it is none or not there, and what can be done.
-pub fn no_directory(dir: &Path, is_there: bool, remedy: &str) -> String {
+/// Why nothing can work in a directory, if that is so, and what can be done.
+///
+/// # Errors
+/// It is none, is not there, or cannot be seen.
+pub fn check_directory(dir: &Path, found: io::Result<Metadata>, remedy: &str) -> Result<(), String> {
     let dir = dir.display();
-    match is_there {
-        true => format!("{dir} is no directory: {remedy}"),
-        false => format!("the directory {dir} is not there: create it, or {remedy}"),
+    match found {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(format!("{dir} is no directory: {remedy}")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(format!("the directory {dir} is not there: create it, or {remedy}"))
+        }
+        Err(error) => Err(format!(
+            "the directory {dir} cannot be looked at ({error}): let the user of this process into the directories above it, \
+             or {remedy}"
+        )),
+    }
+}
+
+/// The directories of a `PATH` that this process may not look into: a program that was not found may be there.
+pub(super) fn unseen_on_path(path: &OsStr, dir: &Path) -> String {
+    let unseen = std::env::split_paths(path).filter(|entry| {
+        let looked = dir.join(entry).join(".").metadata();
+        looked.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    });
+    let unseen: Vec<_> = unseen.map(|entry| entry.display().to_string()).collect();
+    match unseen.is_empty() {
+        true => String::new(),
+        false => format!(" (this process may not look into {} on PATH)", unseen.join(", ")),
     }
 }
 
 /// The program of an agent; none where only the turn says which it is.
 fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<PathBuf>, String> {
     let program = spec.command.first().map_or("", String::as_str);
-    if !dir.is_dir() {
-        return Err(no_directory(dir, dir.exists(), "correct `dir` of the workspace"));
-    }
+    check_directory(dir, dir.metadata(), "correct `dir` of the workspace")?;
     if program.contains('{') || spec.env.get("PATH").is_some_and(|path| path.contains('{')) {
         return Ok(None);
     }
     let path = spec.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
-    let found = which::which_in(program, path, dir);
-    found.map(Some).map_err(|_| format!("the program {program} was not found on PATH, or must not be executed"))
+    let found = which::which_in(program, path.as_ref(), dir);
+    found.map(Some).map_err(|_| match dir.join(program).try_exists() {
+        Err(error) if program.contains('/') => format!("the program {program} cannot be looked at ({error})"),
+        _ => {
+            let unseen = path.map_or_else(String::new, |path| unseen_on_path(&path, dir));
+            format!("the program {program} was not found on PATH, or must not be executed{unseen}")
+        }
+    })
 }
 
 /// How the program of an agent that is known is installed, as the end of a sentence.

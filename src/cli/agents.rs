@@ -1,9 +1,6 @@
 //! `agents`: which there are, what is found of each, and how to get the others.
 
 use std::io::Write;
-use std::path::Path;
-
-use anyhow::Context;
 
 use super::exit::Exit;
 use super::plain::plain;
@@ -12,16 +9,17 @@ use crate::catalogue::AgentReport;
 use crate::config::Config;
 use crate::engine::{Engine, agents};
 
-/// Needs no database; where there is one, it says what runs.
-pub(super) async fn run(db: &Path, config: Config, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let reports = if db.exists() {
-        let engine = Engine::open(db, config).await.context("failed to open the database")?;
-        let reports = engine.list_agents().await;
-        engine.close().await;
-        reports?
-    } else {
-        agents::survey(&config).await
-    };
+/// With what runs, as the database says.
+pub(super) async fn run(engine: &Engine, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
+    show_all(&engine.list_agents().await?, as_json, out)
+}
+
+/// Where there is no database yet.
+pub(super) async fn without_database(config: &Config, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
+    show_all(&agents::survey(config).await, as_json, out)
+}
+
+fn show_all(reports: &[AgentReport], as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
     reports.iter().try_for_each(|report| if as_json { table::json(out, report) } else { show(report, out) })?;
     Ok(Exit::Done)
 }

@@ -1,5 +1,7 @@
 //! `attach`: a run or a session from any point on, replayed and followed. Only looks: Ctrl-C detaches, the run goes on.
 
+use std::path::Path;
+
 use anyhow::Context;
 
 use super::exit::Exit;
@@ -7,8 +9,10 @@ use super::run::{advise, exit_of};
 use super::send::warn_if_nobody_executes;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
-use super::{AttachArgs, AttachFormat, Target};
+use super::{AttachArgs, AttachFormat, Target, reading};
+use crate::config::Config;
 use crate::engine::{Engine, EngineError, Follower};
+use crate::event::Seq;
 use crate::id::{RunId, SessionId};
 use crate::run::Status;
 use crate::session::Execution;
@@ -35,47 +39,85 @@ pub(super) async fn find(engine: &Engine, target: &Target) -> anyhow::Result<Fou
     }
 }
 
-pub(super) async fn run(engine: &Engine, args: &AttachArgs, json: bool) -> anyhow::Result<Exit> {
-    let mut output = StreamOutput::new(args.format(json));
-    let mut signals = StopSignals::new()?;
+pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: bool) -> anyhow::Result<Exit> {
+    let mut shown = Shown {
+        output: StreamOutput::new(args.format(json)),
+        signals: StopSignals::new()?,
+        after: args.after,
+        was_warned: false,
+    };
+    loop {
+        let engine = reading::open(db, config).await?;
+        let exit = show(&engine, args, json, &mut shown).await;
+        let is_outdated = engine.is_outdated();
+        engine.close().await;
+        match exit {
+            // A daemon came: what it writes can be read by an engine that is opened anew.
+            Ok(None) => {}
+            Err(_) if is_outdated => {}
+            exit => return Ok(exit?.unwrap_or(Exit::Done)),
+        }
+    }
+}
+
+/// What was shown, over all engines that were opened for it.
+struct Shown {
+    output: StreamOutput,
+    signals: StopSignals,
+    after: Seq,
+    was_warned: bool,
+}
+
+/// Shows what an engine knows; none when that is outdated before the end.
+async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown) -> anyhow::Result<Option<Exit>> {
     let found = find(engine, &args.target).await?;
     let waits = match &found {
         Found::Run(run) => engine.run(*run).await?.status == Status::Queued,
         Found::Session(session) => engine.session(session).await?.execution == Execution::Queued,
     };
-    if waits {
+    if waits && !engine.is_outdated() && !std::mem::replace(&mut shown.was_warned, true) {
         warn_if_nobody_executes(engine).await?;
     }
     let mut follower = match &found {
-        Found::Run(run) => engine.follow_run(*run, args.after).await?,
-        Found::Session(session) => engine.follow_session(session, args.after).await?,
+        Found::Run(run) => engine.follow_run(*run, shown.after).await?,
+        Found::Session(session) => engine.follow_session(session, shown.after).await?,
     };
     loop {
         if let Found::Session(session) = &found
             && !args.follow
             && let Some(exit) = at_rest(engine, session, &follower).await?
         {
-            return Ok(exit);
+            return Ok((!engine.is_outdated()).then_some(exit));
         }
         tokio::select! {
-            events = follower.next_events() => match events? {
-                Some(events) => output.write(&events)?,
-                None => break,
-            },
-            () = signals.next() => return Ok(Exit::Interrupted),
+            events = follower.next_events() => {
+                let events = events?;
+                if engine.is_outdated() {
+                    return Ok(None);
+                }
+                let Some(events) = events else { break };
+                shown.output.write(&events)?;
+                shown.after = follower.cursor();
+            }
+            () = engine.outdated() => return Ok(None),
+            () = shown.signals.next() => return Ok(Some(Exit::Interrupted)),
         }
     }
-    output.end()?;
-    match found {
+    let exit = match found {
         Found::Run(run) => {
             let run = engine.run(run).await?;
+            if engine.is_outdated() {
+                return Ok(None);
+            }
             if args.format(json) == AttachFormat::Text {
                 advise(&run);
             }
-            Ok(exit_of(run.status))
+            exit_of(run.status)
         }
-        Found::Session(_) => Ok(Exit::Done),
-    }
+        Found::Session(_) => Exit::Done,
+    };
+    shown.output.end()?;
+    Ok(Some(exit))
 }
 
 /// How the last run of a session ended, when all of it has been shown and nothing more is to come by itself.

@@ -17,6 +17,7 @@ mod input;
 mod list;
 mod permissions;
 pub mod plain;
+mod reading;
 mod run;
 mod send;
 mod serve;
@@ -36,7 +37,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, StoreError};
+use crate::engine::{Engine, EngineError, StoreError, database_exists};
 use crate::telemetry::LogFormat;
 pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
@@ -168,17 +169,18 @@ impl Cli {
             return torture::run(args, self.json).await;
         }
         let mut out = std::io::stdout();
-        if let Command::Agents = &self.command {
-            return agents::run(&self.db, config, self.json, &mut out).await;
-        }
         let makes_a_database = match &self.command {
             Command::Session(args) => args.new,
             command => matches!(command, Command::Serve(_) | Command::Run(_) | Command::Send(_)),
         };
-        if !makes_a_database && !self.db.exists() {
-            anyhow::bail!("there is no database {}: name one with --db", self.db.display());
-        }
+        let is_there = makes_a_database || database_exists(&self.db).context("failed to open the database")?;
         match &self.command {
+            Command::Agents if !is_there => return agents::without_database(&config, self.json, &mut out).await,
+            _ if !is_there => return Err(StoreError::Absent(self.db.clone()).into()),
+            command if command.only_reads() => {
+                let read = reading::run(&self.db, config, command, self.json, &mut out).await;
+                return read.map_err(|error| self.name_damaged(error));
+            }
             Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
             Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
             _ => {}
@@ -198,7 +200,6 @@ impl Cli {
             (Command::Serve(_), _) => return serve::run(engine).await,
             (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.json).await,
             (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.json, &mut out).await,
-            (Command::Attach(args), _) => attach::run(&engine, args, self.json).await,
             (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
             (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
             (Command::Backends(args), _) => backends::run(&engine, args, self.json, &mut out).await,
@@ -208,13 +209,17 @@ impl Cli {
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
-        done.map_err(|error| match error.downcast_ref() {
-            // Nothing that we wrote.
+        done.map_err(|error| self.name_damaged(error))
+    }
+
+    /// An error for the person who asked: what cannot be read in the database is nothing that we wrote.
+    fn name_damaged(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref() {
             Some(EngineError::Store(StoreError::Invalid(_))) => {
                 error.context(format!("failed to read {}, which is damaged", self.db.display()))
             }
             _ => error,
-        })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::EngineError;
+use super::{EngineError, READS_AT_MOST};
 use crate::store::reading::Reading;
 
 /// What a backup came to.
@@ -25,9 +25,18 @@ pub struct Backup {
 /// [`EngineError::Store`]; then nothing is left of the copy.
 pub async fn back_up(path: &Path, to: &Path) -> Result<Backup, EngineError> {
     let began = std::time::Instant::now();
-    let mut reading = Reading::open(path).await?;
-    let bytes = reading.back_up(to).await?;
-    reading.close().await;
+    let mut tries = 0;
+    let bytes = loop {
+        let mut reading = Reading::open(path).await?;
+        let copied = reading.back_up(to).await;
+        let is_outdated = reading.is_outdated();
+        reading.close().await;
+        tries += 1;
+        match copied {
+            Err(_) if is_outdated && tries < READS_AT_MOST => {}
+            copied => break copied?,
+        }
+    };
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Backup { path: std::path::absolute(to).unwrap_or_else(|_| to.to_owned()), bytes, duration_ms })
 }

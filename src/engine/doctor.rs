@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 
-use super::EngineError;
 use super::agents::working_dir;
+use super::{EngineError, READS_AT_MOST};
 use crate::agent::Driver;
 use crate::audit::{Audit, Check, Finding, Verdict};
 use crate::backend::probe::what_is_missing;
@@ -45,19 +45,32 @@ const SILENT_LEASES: u32 = 3;
 /// # Errors
 /// [`EngineError::Store`] when there is no database of ours that could be examined.
 pub async fn examine(path: &Path, config: &Config, depth: Depth) -> Result<Audit, EngineError> {
-    let mut reading = Reading::open(path).await?;
+    let mut tries = 0;
+    loop {
+        let mut reading = Reading::open(path).await?;
+        let audit = examine_open(&mut reading, config, depth).await;
+        let is_outdated = reading.is_outdated();
+        reading.close().await;
+        tries += 1;
+        if !is_outdated || tries == READS_AT_MOST {
+            return audit;
+        }
+    }
+}
+
+async fn examine_open(reading: &mut Reading, config: &Config, depth: Depth) -> Result<Audit, EngineError> {
+    let path = reading.path().to_owned();
     let (found, known) = (reading.schema_version().await?, newest_schema());
-    let mut checks = vec![schema(&mut reading, found, known).await?];
+    let mut checks = vec![schema(reading, found, known).await?];
     if found == known {
         checks.extend(reading.audit(depth).await.checks);
         let workers = reading.workers().await?;
-        checks.push(stuck_runs(&mut reading, &workers).await?);
+        checks.push(stuck_runs(reading, &workers).await?);
         checks.push(workers_gone(&workers));
-        checks.push(leftover_processes(&mut reading).await?);
-        checks.push(leftover_directories(&mut reading, path).await?);
+        checks.push(leftover_processes(reading).await?);
+        checks.push(leftover_directories(reading, &path).await?);
     }
-    reading.close().await;
-    let (path, agents) = (path.to_owned(), config.clone());
+    let agents = config.clone();
     let of_the_machine = spawn_blocking(move || {
         [log_size(&path), disk(&path), permissions(&path), programs(&agents), placeholders(&agents)]
     });
@@ -80,6 +93,10 @@ async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, 
             check(Verdict::Error, "use a newer build of mainstay; its rows were not checked", finding)
         }
         std::cmp::Ordering::Equal => {
+            if let Some(said) = reading.other_build().await {
+                let finding = Finding::new(reading.path().display(), said);
+                return Ok(check(Verdict::Error, "use the build that made it, or begin anew", vec![finding]));
+            }
             let altered = reading.altered_schema().await?.into_iter();
             let findings = altered.map(|what| Finding::new(what, "is missing, or not as mainstay makes it"));
             check(Verdict::Error, "somebody else altered the schema: restore a backup", findings.collect())
@@ -153,7 +170,17 @@ async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError>
 async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Check, EngineError> {
     let hosts = Hosts::new(PathBuf::new(), agents_dir(path));
     let looked = hosts.clone();
-    let attempts = spawn_blocking(move || looked.attempts(HOMES_AT_ONCE)).await.unwrap_or_default();
+    let advice = "`mainstay sweep`, or the next sweep of the daemon, removes them";
+    // The task fails only when the runtime goes down.
+    let attempts = match spawn_blocking(move || looked.attempts(HOMES_AT_ONCE)).await.unwrap_or_else(|_| Ok(Vec::new()))
+    {
+        Ok(attempts) => attempts,
+        Err(error) => {
+            let finding = Finding::new(agents_dir(path).display(), format!("it cannot be looked into: {error}"));
+            let advice = "examine it as the user who runs the daemon";
+            return Ok(Check::new("directories", Verdict::Warning, advice, vec![finding]));
+        }
+    };
     let known = known(reading, attempts.iter().copied()).await?;
     let left = attempts.into_iter().filter_map(|attempt| {
         let run = known.get(&attempt.run);
@@ -163,9 +190,9 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
             None => "its run is not in this database".to_owned(),
         };
         let home = hosts.dir_of(attempt);
-        home.exists().then(|| Finding::new(home.display(), detail))
+        // What cannot be looked at was there a moment before.
+        home.try_exists().unwrap_or(true).then(|| Finding::new(home.display(), detail))
     });
-    let advice = "`mainstay sweep`, or the next sweep of the daemon, removes them";
     Ok(Check::new("directories", Verdict::Warning, advice, left.collect()))
 }
 
@@ -178,9 +205,14 @@ async fn known(
 
 fn log_size(path: &Path) -> Check {
     let [_, log, ..] = files(path);
-    let bytes = std::fs::metadata(&log).map_or(0, |meta| meta.len());
-    let detail = || format!("{} MiB, more than {}", bytes >> 20, MAX_WAL_BYTES >> 20);
-    let findings = (bytes > MAX_WAL_BYTES).then(|| Finding::new(log.display(), detail()));
+    let detail = match std::fs::metadata(&log) {
+        Ok(meta) if meta.len() > MAX_WAL_BYTES => {
+            Some(format!("{} MiB, more than {}", meta.len() >> 20, MAX_WAL_BYTES >> 20))
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Some(format!("it cannot be looked at: {error}")),
+        _ => None,
+    };
+    let findings = detail.map(|detail| Finding::new(log.display(), detail));
     let advice = "somebody holds a read transaction open: close what reads the file, such as a forgotten sqlite3";
     Check::new("wal", Verdict::Warning, advice, findings.into_iter().collect())
 }
@@ -200,13 +232,17 @@ fn disk(path: &Path) -> Check {
     Check::new("disk", Verdict::Warning, advice, findings.into_iter().collect())
 }
 
-/// Whether nobody else may read what was said.
+/// Whether the rest of the machine may read what was said. A group that may is one that the owner chose.
 fn permissions(path: &Path) -> Check {
     let open = files(path).into_iter().chain([agents_dir(path)]).filter_map(|file| {
-        let mode = std::fs::metadata(&file).ok()?.permissions().mode() & 0o777;
-        (mode & 0o077 != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may read it")))
+        let mode = match std::fs::metadata(&file) {
+            Ok(meta) => meta.permissions().mode() & 0o777,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(Finding::new(file.display(), format!("it cannot be looked at: {error}"))),
+        };
+        (mode & 0o007 != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may use it")))
     });
-    let advice = "take the rights of others away with `chmod go=`";
+    let advice = "take the rights of others away with `chmod o=`";
     Check::new("permissions", Verdict::Warning, advice, open.collect())
 }
 

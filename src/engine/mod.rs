@@ -13,6 +13,7 @@ mod lookout;
 mod permissions;
 mod progress;
 mod prompting;
+mod read_only;
 mod readiness;
 mod reading;
 mod sending;
@@ -32,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
-use crate::audit::Audit;
 use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -44,21 +44,21 @@ use crate::slot::Slot;
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::backend::StopRequest;
-use crate::store::reading::Reading;
 use crate::store::run::{Located, Only};
 use crate::warm;
 use crate::worker::Worker;
 
-pub use crate::store::StoreError;
 pub use crate::store::audit::Depth;
 pub use crate::store::message::{MessageCursor, MessagePage};
 pub use crate::store::permission::PermissionFilter;
 pub use crate::store::run::{Purpose, Refusal, RunFilter};
 pub use crate::store::session::SessionCursor;
+pub use crate::store::{StoreError, database_exists};
 pub use backup::{Backup, back_up};
 pub use error::EngineError;
 pub use feed::{Followed, Follower};
 pub use permissions::Paused;
+pub use read_only::READS_AT_MOST;
 pub use sending::{Send, Sent};
 pub use sessions::CreateSession;
 pub use sweep::SweepReport;
@@ -166,6 +166,17 @@ impl Engine {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
+        Ok(Self::assemble(config, store, feed, executing, supervision, backend))
+    }
+
+    fn assemble(
+        config: Config,
+        store: Store,
+        feed: Arc<Feed>,
+        executing: Arc<Executing>,
+        supervision: Arc<Supervision>,
+        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>>,
+    ) -> Self {
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| backend::open(agent, &hosts));
         let backends = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
@@ -189,7 +200,7 @@ impl Engine {
             readiness: readiness::Readiness::default(),
         });
         shared.tasks.spawn(watch::run(shared.clone()));
-        Ok(Self { shared })
+        Self { shared }
     }
 
     /// The time, as the rows carry it.
@@ -317,18 +328,6 @@ impl Engine {
     /// Any failure of the database.
     pub async fn sweep(&self) -> Result<SweepReport, EngineError> {
         sweep::sweep(&self.shared).await
-    }
-
-    /// Checks what the file promises, while this engine and others go on writing. Reads all of it, so it may take a while.
-    /// What is wrong is in the answer.
-    ///
-    /// # Errors
-    /// [`EngineError::Store`] when the file cannot be read at all.
-    pub async fn audit(&self, depth: Depth) -> Result<Audit, EngineError> {
-        let mut reading = Reading::open(self.shared.store.path()).await?;
-        let audit = reading.audit(depth).await;
-        reading.close().await;
-        Ok(audit)
     }
 
     /// The slots of all pools.

@@ -19,11 +19,9 @@ pub(super) fn options_of(stored: &str) -> SessionOptions {
 /// How the run ends when the directory of the session is not there.
 pub(super) async fn working_dir(options: &SessionOptions, workspace: &Workspace) -> Result<PathBuf, Outcome> {
     let Some(dir) = &options.cwd else { return Ok(workspace.dir.clone()) };
-    match tokio::fs::metadata(dir).await {
-        Ok(found) if found.is_dir() => Ok(dir.clone()),
-        found => {
-            let problem = probe::no_directory(dir, found.is_ok(), "change the option `cwd` of the session");
-            Err(Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {problem}")))
-        }
+    let found = tokio::fs::metadata(dir).await;
+    match probe::check_directory(dir, found, "change the option `cwd` of the session") {
+        Ok(()) => Ok(dir.clone()),
+        Err(problem) => Err(Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {problem}"))),
     }
 }

@@ -259,8 +259,15 @@ async fn give_back(shared: &Shared, orphan: &Orphan) {
 /// Ends the hosts of runs that are not running (somebody else settled them) and of backends that are stopped, and removes what ended agents left.
 async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), EngineError> {
     let hosts = shared.hosts.clone();
-    // It fails only when the runtime goes down.
-    let attempts = tokio::task::spawn_blocking(move || hosts.attempts(HOMES_AT_ONCE)).await.unwrap_or_default();
+    let attempts = match tokio::task::spawn_blocking(move || hosts.attempts(HOMES_AT_ONCE)).await {
+        Ok(Ok(attempts)) => attempts,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, path = %shared.store.agents_dir().display(), "directory of agents unreadable");
+            Vec::new()
+        }
+        // The task fails only when the runtime goes down.
+        Err(_) => Vec::new(),
+    };
     // Asked behind the look at the directory: a run that is claimed in between is running by now.
     let running = shared.store.running_among(attempts.iter().map(|attempt| attempt.run).collect()).await?;
     for attempt in attempts.into_iter().filter(|attempt| !running.contains(&attempt.run)) {

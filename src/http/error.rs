@@ -99,7 +99,9 @@ impl From<EngineError> for Error {
             EngineError::Store(StoreError::Closed) => Self::unavailable("shutting_down", text),
             EngineError::Store(StoreError::DiskFull) => Self::unavailable("disk_full", text),
             EngineError::Store(StoreError::DiskFailed(_)) => Self::unavailable("disk_failed", text),
-            EngineError::Store(StoreError::Gone(_)) => Self::unavailable("database_gone", text),
+            EngineError::Store(StoreError::Gone(_) | StoreError::Hidden { .. }) => {
+                Self::unavailable("database_gone", text)
+            }
             EngineError::Stalled(_) => Self::unavailable("stalled", text),
             EngineError::Store(error) if error.is_transient() => Self::unavailable("database_busy", text),
             EngineError::Store(_) | EngineError::Identity(_) => Self::internal(text),

@@ -13,6 +13,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 
+use super::place::beside;
 use super::reading::Reading;
 use super::{StoreError, audit, options};
 use crate::audit::Check;
@@ -38,6 +39,14 @@ impl Reading {
         if fs::symlink_metadata(&to).is_ok() {
             return Err(StoreError::Exists(to));
         }
+        // SQLite would take what lies there for a part of the copy, or the copy for a part of what lies there.
+        let companions = super::files(&to).into_iter().skip(1).chain([beside(&to, "-journal")]);
+        if let Some(left) = companions.into_iter().find(|companion| fs::symlink_metadata(companion).is_ok()) {
+            return Err(wrong(&to, &format!("{} is there, which would be taken for a part of it", left.display())));
+        }
+        if super::files(self.path()).into_iter().chain([beside(self.path(), "-journal")]).any(|file| file == to) {
+            return Err(wrong(&to, "the database would take it for a part of itself"));
+        }
         let part = Part::create(&to)?;
         let (version, before) = (self.schema_version().await?, counts(&mut self.conn).await?);
         let name = part.path.to_str().ok_or_else(|| wrong(&to, "its path is no UTF-8"))?;
@@ -52,6 +61,9 @@ impl Reading {
         let grew = after.0 >= before.0 && after.1 >= before.1 && after.2 >= before.2 && after.3 >= before.3;
         if found != version || !grew {
             return Err(wrong(&to, &format!("the copy lacks something: {after:?} rows of {before:?}")));
+        }
+        if self.is_outdated() {
+            return Err(StoreError::Changed(self.path().to_owned()));
         }
         let path = to.clone();
         let kept = tokio::task::spawn_blocking(move || part.keep_as(&path)).await;

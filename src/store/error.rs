@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
+use super::inspect;
 use super::migrate::MigrateError;
 use super::upgrade::Upgrade;
 
@@ -11,6 +14,54 @@ pub enum StoreError {
     /// The file is another program's, or no database at all.
     #[error("{0} is not a mainstay database: choose another path with --db")]
     NotOurs(PathBuf),
+    /// There is something else than a file at the path.
+    #[error("{path} is {kind}, and not a mainstay database: choose another path with --db")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        kind: &'static str,
+    },
+    /// There is no database, or one in which nothing was stored yet.
+    #[error("there is no database {0}: name one with --db")]
+    Absent(PathBuf),
+    /// The directory of the database is not there.
+    #[error("the directory {0} is not there: create it, or choose another path with --db")]
+    NoDirectory(PathBuf),
+    /// Each name of a file gets a lock and a WAL of its own, so that engines would overwrite each other's commits.
+    #[error(
+        "{path} has {names} names (hard links), each of which would get a lock and a WAL of its own: remove the others, \
+         which `find DIRECTORY -xdev -samefile {path}` lists, or use a copy that has one name"
+    )]
+    HardLinked {
+        /// The path.
+        path: PathBuf,
+        /// How many hard links it has.
+        names: u64,
+    },
+    /// The companions of a file that is mounted by itself are in another directory than for other processes.
+    #[error(
+        "{0} is a mount point, so that its lock and its WAL would not be those that other processes see: mount the \
+         directory that holds it instead of the file"
+    )]
+    MountPoint(PathBuf),
+    /// The WAL holds commits, and cannot be read without its index. To make one is a write.
+    #[error(
+        "{path} cannot be read: {what}. Start the daemon, or run `mainstay sweep` as a user who may write there, which \
+         brings the file in order"
+    )]
+    NeedsRecovery {
+        /// The database.
+        path: PathBuf,
+        /// What stands in the way.
+        what: String,
+    },
+    /// It was read without a lock, and a process began to write to it: what was read may be torn.
+    #[error("{0} was written to while it was read: try again")]
+    Changed(PathBuf),
+    /// It was opened to be read only.
+    #[error("{0} was opened to be read only")]
+    ReadOnly(PathBuf),
     /// The file is damaged.
     #[error("{path} is damaged ({detail}): restore a backup, or move the file away to begin anew")]
     Damaged {
@@ -42,6 +93,14 @@ pub enum StoreError {
         "{0} was deleted or replaced while it was open: put the same file back, or stop this process and start it again"
     )]
     Gone(PathBuf),
+    /// Whether the file that is open is still at its path cannot be seen, so that it is not written; nothing was stored.
+    #[error("{path} cannot be looked at ({detail}): let this process look into its directory again")]
+    Hidden {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
     /// The file or its directory cannot be opened for writing.
     #[error("{path} cannot be opened for writing ({detail}): the file and its directory must be writable")]
     NotWritable {
@@ -99,7 +158,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same operation may succeed later, once what is around the database has been put right.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::Gone(_))
+        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::Gone(_) | Self::Hidden { .. })
     }
 
     /// The same for somebody else whom it concerns.
@@ -109,8 +168,20 @@ impl StoreError {
             Self::DiskFailed(detail) => Self::DiskFailed(detail.clone()),
             Self::Busy => Self::Busy,
             Self::Gone(path) => Self::Gone(path.clone()),
+            Self::Hidden { path, detail } => Self::Hidden { path: path.clone(), detail: detail.clone() },
             Self::Closed => Self::Closed,
             other => Self::Same(other.to_string()),
+        }
+    }
+
+    /// The same, for an error met while the file at `path` was being opened for reading.
+    pub(super) fn at_open_to_read(path: &Path, error: sqlx::Error) -> Self {
+        match Self::at_open(path, error) {
+            Self::NotWritable { path: file, detail } => {
+                let (path, detail) = inspect::denied(path, Access::READ_OK).unwrap_or((file, detail));
+                Self::NotReadable { path, detail }
+            }
+            other => other,
         }
     }
 
@@ -123,7 +194,11 @@ impl StoreError {
             // What is asked then cannot be wrong in itself, so that the plain error too (of a format that there never was)
             // comes from the file.
             Some(SQLITE_CORRUPT | SQLITE_ERROR) => Self::Damaged { path, detail },
-            Some(SQLITE_READONLY | SQLITE_CANTOPEN | SQLITE_PERM) => Self::NotWritable { path, detail },
+            Some(SQLITE_READONLY | SQLITE_CANTOPEN | SQLITE_PERM) => {
+                let denied = inspect::denied(&path, Access::READ_OK | Access::WRITE_OK);
+                let (path, detail) = denied.unwrap_or((path, detail));
+                Self::NotWritable { path, detail }
+            }
             _ => error.into(),
         }
     }

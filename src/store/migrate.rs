@@ -23,6 +23,17 @@ pub enum MigrateError {
         /// Newest version of this build.
         known: i64,
     },
+    /// A migration would have to write to it first.
+    #[error(
+        "its schema is version {found}, this build needs {known}: start the daemon or run `mainstay sweep`, either of \
+         which migrates it"
+    )]
+    TooOld {
+        /// Version in the file.
+        found: i64,
+        /// Newest version of this build.
+        known: i64,
+    },
     /// An applied migration is not the one that this build has.
     #[error(
         "an earlier build of mainstay made it, with another form of migration {0}, and no later build can convert it: \
@@ -100,15 +111,45 @@ pub async fn migrate(conn: &mut SqliteConnection, runner: &Runner) -> Result<(),
     // A no-op inside a transaction, so it has to come before it.
     sqlx::raw_sql("PRAGMA foreign_keys = OFF").execute(&mut *conn).await?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
-    runner.run_async(&mut InTransaction(&mut tx)).await.map_err(|error| explain(runner, error))?;
-    let broken = sqlx::raw_sql("PRAGMA foreign_key_check").fetch_all(&mut *tx).await?.len();
+    let report = runner.run_async(&mut InTransaction(&mut tx)).await.map_err(|error| explain(runner, error))?;
+    if !report.applied_migrations().is_empty() {
+        check_and_mark(&mut tx, newest(runner)).await?;
+    }
+    tx.commit().await?;
+    sqlx::raw_sql("PRAGMA foreign_keys = ON").execute(&mut *conn).await?;
+    Ok(())
+}
+
+/// Reads the whole file, so it belongs to a migration and not to each start.
+async fn check_and_mark(conn: &mut SqliteConnection, version: i64) -> Result<(), MigrateError> {
+    let broken = sqlx::raw_sql("PRAGMA foreign_key_check").fetch_all(&mut *conn).await?.len();
     if broken > 0 {
         return Err(MigrateError::ForeignKeys(broken));
     }
-    let version = newest(runner);
     let mark = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}");
-    sqlx::raw_sql(AssertSqlSafe(mark)).execute(&mut *tx).await?;
-    tx.commit().await?;
-    sqlx::raw_sql("PRAGMA foreign_keys = ON").execute(&mut *conn).await?;
+    sqlx::raw_sql(AssertSqlSafe(mark)).execute(conn).await?;
+    Ok(())
+}
+
+/// Whether the file has exactly the schema of `runner`. Reads a few rows.
+///
+/// # Errors
+/// [`MigrateError`], what makes it another one.
+pub async fn check_applied(conn: &mut SqliteConnection, runner: &Runner) -> Result<(), MigrateError> {
+    let question = "SELECT version, checksum FROM refinery_schema_history ORDER BY version";
+    let applied: Vec<(i64, String)> = sqlx::query_as(question).fetch_all(conn).await?;
+    let (found, known) = (applied.last().map_or(0, |(version, _)| *version), newest(runner));
+    if found > known {
+        return Err(MigrateError::TooNew { found, known });
+    }
+    for migration in runner.get_migrations() {
+        let (version, checksum) = (i64::from(migration.version()), migration.checksum().to_string());
+        if applied.iter().any(|(found, other)| *found == version && *other != checksum) {
+            return Err(MigrateError::Divergent(migration.to_string()));
+        }
+    }
+    if found < known {
+        return Err(MigrateError::TooOld { found, known });
+    }
     Ok(())
 }

@@ -15,10 +15,12 @@ mod backup;
 mod error;
 pub mod event;
 pub mod fact;
+mod inspect;
 pub mod message;
 pub mod migrate;
 pub mod permission;
 mod place;
+mod read_only;
 pub mod reading;
 pub mod run;
 pub mod session;
@@ -42,8 +44,10 @@ use crate::clock::Clock;
 use crate::config::Durability;
 use crate::worker::ProcessIdentity;
 
+use inspect::Found;
 pub use place::agents_dir;
-use place::{OpenFile, Opening, Place, Presence, beside, not_writable};
+use place::{OpenFile, Opening, Place, Presence, beside};
+use read_only::ReadOnly;
 
 pub use error::StoreError;
 pub use upgrade::Upgrade;
@@ -78,7 +82,10 @@ pub struct Store {
     path: Arc<Path>,
     place: Place,
     agents_dir: Arc<Path>,
-    writer: writer::Handle,
+    /// None where the file is only read.
+    writer: Option<writer::Handle>,
+    /// How it is read where it is only read.
+    read_only: Option<Arc<ReadOnly>>,
     readers: SqlitePool,
     /// For `PRAGMA data_version`, which only means something on one and the same connection.
     watcher: Arc<Mutex<Option<SqliteConnection>>>,
@@ -105,7 +112,7 @@ impl Store {
         on_commit: OnCommit,
         is_alive: IsAlive,
     ) -> Result<Self, StoreError> {
-        let path = std::path::absolute(path).map_err(|error| not_writable(path, &error))?;
+        let path = inspect::resolve(path)?;
         let options = options(&path);
         let file = {
             // No `PRAGMA optimize`: statistics of a small or idle file made appends 13 times slower once it was busy.
@@ -120,26 +127,64 @@ impl Store {
         let failed = |error| StoreError::at_open(&path, error);
         let mut watcher = read.connect().await.map_err(failed)?;
         reach(&mut watcher).await.map_err(failed)?;
-        // All of them now: one that was opened later might find another file at the path.
-        let readers = SqlitePoolOptions::new()
-            .min_connections(READERS)
-            .max_connections(READERS)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .after_connect(|conn, _| Box::pin(reach(conn)))
-            .connect_with(read)
-            .await
-            .map_err(failed)?;
+        let readers = readers(read).await.map_err(failed)?;
         file.place.check()?;
         Ok(Self {
             place: file.place.clone(),
             agents_dir: file.presence.agents_dir.as_path().into(),
-            writer: writer::spawn(file, wal::Wal::of(&path), clock.clone(), on_commit),
+            writer: Some(writer::spawn(file, wal::Wal::of(&path), clock.clone(), on_commit)),
+            read_only: None,
             path: path.into(),
             readers,
             watcher: Arc::new(Mutex::new(Some(watcher))),
             clock,
         })
+    }
+
+    /// Opens the database at `path` to be read only. Nothing is created, migrated or written, and every write is refused.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::NotReadable`], [`StoreError::NotOurs`], [`StoreError::Schema`] when its schema is
+    /// not that of this build, and what else makes it unfit; [`StoreError::Changed`] when a process began to write meanwhile.
+    pub async fn open_to_read(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let read_only = ReadOnly::of(path)?;
+        match Self::opened_to_read(read_only.clone(), clock).await {
+            Err(_) if read_only.is_outdated() => Err(StoreError::Changed(read_only.path)),
+            opened => opened,
+        }
+    }
+
+    async fn opened_to_read(read_only: ReadOnly, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let path = read_only.path.clone();
+        let failed = |error| StoreError::at_open_to_read(&path, error);
+        let mut watcher = read_only.options.connect().await.map_err(failed)?;
+        read_only.check(&mut watcher).await?;
+        check_sound(&path, &mut watcher).await?;
+        migrate::check_applied(&mut watcher, &migrations()).await.map_err(|source| match source {
+            migrate::MigrateError::Sql(error) => failed(error),
+            source => StoreError::Schema { path: path.clone(), source },
+        })?;
+        let readers = readers(read_only.options.clone()).await.map_err(failed)?;
+        let place = Place::of(&path).map_err(|error| inspect::not_readable(&path, &error))?;
+        Ok(Self {
+            place,
+            agents_dir: agents_dir(&path).into(),
+            writer: None,
+            read_only: Some(Arc::new(read_only)),
+            path: path.into(),
+            readers,
+            watcher: Arc::new(Mutex::new(Some(watcher))),
+            clock,
+        })
+    }
+
+    /// Whether what is read here may be torn or old, because it was opened without a WAL and a process began to write.
+    pub fn is_outdated(&self) -> bool {
+        self.read_only.as_ref().is_some_and(|read_only| read_only.is_outdated())
+    }
+
+    fn writer(&self) -> Result<&writer::Handle, StoreError> {
+        self.writer.as_ref().ok_or_else(|| StoreError::ReadOnly(self.path.to_path_buf()))
     }
 
     /// Where the database is.
@@ -155,7 +200,7 @@ impl Store {
     /// Whether the file that is open is still the one at its path. Costs a `stat`.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
+    /// [`StoreError::Gone`], [`StoreError::Hidden`].
     pub fn check_place(&self) -> Result<(), StoreError> {
         self.place.check()
     }
@@ -199,7 +244,7 @@ impl Store {
 
     /// Writes that wait for the writer.
     pub fn writes_waiting(&self) -> usize {
-        self.writer.waiting()
+        self.writer.as_ref().map_or(0, writer::Handle::waiting)
     }
 
     /// Stops taking writes, waits for those under way, and closes the file.
@@ -211,7 +256,32 @@ impl Store {
         }
         self.readers.close().await;
         // Last, so that SQLite writes the WAL back into the file and removes it.
-        self.writer.close().await;
+        if let Some(writer) = &self.writer {
+            writer.close().await;
+        }
+    }
+}
+
+/// The connections that read. All of them now: one that was opened later might find another file at the path.
+async fn readers(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
+    SqlitePoolOptions::new()
+        .min_connections(READERS)
+        .max_connections(READERS)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(|conn, _| Box::pin(reach(conn)))
+        .connect_with(options)
+        .await
+}
+
+/// Whether there is a database at `path`, or something that is taken for one until it is opened.
+///
+/// # Errors
+/// Why that cannot be seen, or what makes the file unfit.
+pub fn database_exists(path: &Path) -> Result<bool, StoreError> {
+    match inspect::resolve(path) {
+        Err(StoreError::NoDirectory(_)) => Ok(false),
+        path => Ok(inspect::look(&path?)? == Found::File),
     }
 }
 
@@ -230,7 +300,7 @@ pub fn newest_schema() -> i64 {
     migrations().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or_default()
 }
 
-/// The database file and its companions, whether they are there or not.
+/// The database file, its path being resolved, and its companions, whether they are there or not.
 pub fn files(path: &Path) -> [PathBuf; 4] {
     [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-lock")]
 }
@@ -242,6 +312,9 @@ async fn open_for_writing(
     options: SqliteConnectOptions,
     is_alive: IsAlive,
 ) -> Result<OpenFile, StoreError> {
+    if inspect::look(path)? == Found::File {
+        inspect::check_ours(path).await?;
+    }
     let opening = {
         let path = path.to_owned();
         let begun = tokio::task::spawn_blocking(move || Opening::begin(&path)).await;
@@ -286,6 +359,11 @@ async fn check_ours(path: &Path, conn: &mut SqliteConnection) -> Result<(), Stor
     if id != migrate::APPLICATION_ID && (id != 0 || tables > 0) {
         return Err(StoreError::NotOurs(path.to_owned()));
     }
+    check_sound(path, conn).await
+}
+
+async fn check_sound(path: &Path, conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    let failed = |error| StoreError::at_open(path, error);
     if fs::metadata(path).is_ok_and(|meta| meta.len() <= QUICK_CHECK_BYTES) {
         let found: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(conn).await.map_err(failed)?;
         if found != "ok" {

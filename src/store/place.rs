@@ -10,16 +10,17 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sqlx::SqliteConnection;
 
 use super::StoreError;
+use super::inspect::{self, Found, with_owner};
 
-/// What every database begins with.
-const HEADER_BYTES: u64 = 100;
+/// The rights of the owner and of the group. What a database lets all others do is not passed on to what we put beside it.
+const OWNER_AND_GROUP: u32 = 0o660;
 
 /// A companion of the database file.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -29,12 +30,28 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::NotWritable { path: path.to_owned(), detail: error.to_string() }
+    StoreError::NotWritable { path: path.to_owned(), detail: with_owner(path, error) }
 }
 
-/// The directory of agents beside a database. By its real name, so that every process finds the same one.
+/// The directory of agents beside a database whose path is resolved.
 pub fn agents_dir(path: &Path) -> PathBuf {
-    beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), "-agents")
+    beside(path, "-agents")
+}
+
+/// Gives a companion that was just created the owner, group and mode that go with the database, as SQLite does for its WAL:
+/// root may be the first to need it, and must not lock out the service that owns the database.
+fn belong_to(database: &Path, companion: &File) -> io::Result<()> {
+    let (Ok(database), made) = (fs::metadata(database), companion.metadata()?) else { return Ok(()) };
+    if rustix::process::geteuid().is_root() && (made.uid(), made.gid()) != (database.uid(), database.gid()) {
+        fchown(companion, Some(database.uid()), Some(database.gid()))?;
+    }
+    let rights = database.mode() & OWNER_AND_GROUP | 0o600;
+    // Who may read a directory has to be able to enter it.
+    let mode = if made.is_dir() { rights | (rights & 0o444) >> 2 } else { rights };
+    if made.mode() & 0o777 != mode {
+        companion.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// The file that was at a path when it was opened. While it is open no other file gets its number.
@@ -46,7 +63,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn of(path: &Path) -> io::Result<Self> {
+    pub fn of(path: &Path) -> io::Result<Self> {
         let meta = fs::metadata(path)?;
         Ok(Self { path: path.into(), device: meta.dev(), inode: meta.ino() })
     }
@@ -54,11 +71,13 @@ impl Place {
     /// Whether the file is still there: one `stat`, about a microsecond.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
+    /// [`StoreError::Gone`], [`StoreError::Hidden`].
     pub fn check(&self) -> Result<(), StoreError> {
         match Self::of(&self.path) {
             Ok(found) if (found.device, found.inode) == (self.device, self.inode) => Ok(()),
-            // Whatever hides it from us hides it from the next process too.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Hidden { path: self.path.to_path_buf(), detail: error.to_string() })
+            }
             Ok(_) | Err(_) => Err(StoreError::Gone(self.path.to_path_buf())),
         }
     }
@@ -74,10 +93,16 @@ pub(super) struct Presence {
 impl Presence {
     /// Creates the directory, without a lock yet.
     pub fn beside(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error: io::Error| not_writable(path, &error);
         let agents_dir = agents_dir(path);
-        DirBuilder::new().recursive(true).mode(0o700).create(&agents_dir).map_err(failed)?;
+        let failed = |error: io::Error| not_writable(&agents_dir, &error);
+        let is_new = match DirBuilder::new().mode(0o700).create(&agents_dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            created => created.map(|()| true).map_err(failed)?,
+        };
         let handle = File::open(&agents_dir).map_err(failed)?;
+        if is_new {
+            belong_to(path, &handle).map_err(failed)?;
+        }
         Ok(Self { agents_dir, handle })
     }
 
@@ -120,43 +145,46 @@ pub(super) struct Opening {
 impl Opening {
     /// Waits until nobody else is at it, and creates a missing file. Blocking work.
     pub fn begin(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error: io::Error| not_writable(path, &error);
-        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(beside(path, "-lock"));
-        let lock = lock.map_err(failed)?;
-        lock.lock().map_err(failed)?;
-        let is_new = prepare(path)?;
-        Ok(Self { place: Place::of(path).map_err(failed)?, is_new, _lock: lock })
+        let lock = lock_file(path)?;
+        let is_new = inspect::look(path)? == Found::Nothing;
+        if is_new {
+            create(path)?;
+            // Now that there is a database, it says whose the lock is.
+            belong_to(path, &lock).map_err(|error| not_writable(&beside(path, "-lock"), &error))?;
+        }
+        Ok(Self { place: Place::of(path).map_err(|error| not_writable(path, &error))?, is_new, _lock: lock })
     }
 }
 
-/// Creates a missing database, readable by its owner only; SQLite gives its companions the same mode. Answers whether it is
-/// new.
-fn prepare(path: &Path) -> Result<bool, StoreError> {
-    let has_wal = || fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
-    let damaged = |detail: &str| Err(StoreError::Damaged { path: path.to_owned(), detail: detail.to_owned() });
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Err(not_writable(path, &io::Error::from(io::ErrorKind::IsADirectory))),
-        Ok(meta) if meta.len() == 0 && has_wal() => damaged("it is empty but its WAL is not"),
-        // SQLite takes a file of a few bytes for an empty one.
-        Ok(meta) if (1..HEADER_BYTES).contains(&meta.len()) => Err(StoreError::NotOurs(path.to_owned())),
-        Ok(meta) => {
-            if meta.permissions().mode() & 0o077 != 0 {
-                for file in [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")] {
-                    // The conversation is nobody else's; a file of another owner stays as its owner wants it.
-                    let _ = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
-                }
-            }
-            Ok(meta.len() == 0)
+/// The lock of opening, once nobody else holds it.
+fn lock_file(path: &Path) -> Result<File, StoreError> {
+    let file = beside(path, "-lock");
+    let failed = |error: io::Error| match (error.kind(), path.parent()) {
+        // It is the directory that lets nothing be created in it.
+        (io::ErrorKind::PermissionDenied, Some(dir)) if fs::symlink_metadata(&file).is_err() => {
+            not_writable(dir, &error)
         }
-        // SQLite would remove it, and with it what may be the only trace of a file that was moved away.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && has_wal() => {
-            damaged("it is gone, but its WAL is there")
+        _ => not_writable(&file, &error),
+    };
+    let lock = match OpenOptions::new().create_new(true).append(true).mode(0o600).open(&file) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().append(true).open(&file).map_err(failed)?
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let created = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
-            created.map_err(|error| not_writable(path, &error))?;
-            Ok(true)
+        created => {
+            let created = created.map_err(failed)?;
+            belong_to(path, &created).map_err(failed)?;
+            created
         }
-        Err(error) => Err(not_writable(path, &error)),
+    };
+    lock.lock().map_err(failed)?;
+    Ok(lock)
+}
+
+/// Creates a missing database, readable by its owner only; SQLite gives its companions the same mode. An empty file that is
+/// there keeps the mode that its owner gave it.
+fn create(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.map(drop).map_err(|error| not_writable(path, &error)),
     }
 }

@@ -1,16 +1,17 @@
 //! A database that is only looked at: by whoever checks it or copies it, whether a daemon runs or not.
 //!
-//! Always: the file is not changed, migrated or made; where nobody has it open, SQLite puts an empty log beside it, which
-//! the next one who opens it takes away. One connection of its own, so that what takes long is in nobody's way.
+//! Always: the file is not changed, migrated or made, and nothing is put beside it. One connection of its own, so that what
+//! takes long is in nobody's way.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
+use super::read_only::ReadOnly;
 use super::worker::{self, Registered};
-use super::{StoreError, check_version, migrate, migrations, options};
+use super::{StoreError, migrate, migrations};
 use crate::clock::Timestamp;
 use crate::id::RunId;
 use crate::lease::WorkerKey;
@@ -18,8 +19,8 @@ use crate::lease::WorkerKey;
 /// An open database that is only looked at.
 #[derive(Debug)]
 pub struct Reading {
-    pub(super) path: PathBuf,
     pub(super) conn: SqliteConnection,
+    access: ReadOnly,
 }
 
 /// A running run and the lease that it is under.
@@ -48,29 +49,32 @@ impl Reading {
     /// Opens the database at `path`.
     ///
     /// # Errors
-    /// [`StoreError::NotReadable`] when it is not there or cannot be opened, [`StoreError::NotOurs`] when it is another
+    /// [`StoreError::Absent`]; [`StoreError::NotReadable`] when it cannot be opened, [`StoreError::NotOurs`] when it is another
     /// program's, [`StoreError::OldSqlite`].
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let not_readable = |detail: String| StoreError::NotReadable { path: path.to_owned(), detail };
-        let path = std::path::absolute(path).map_err(|error| not_readable(error.to_string()))?;
-        std::fs::metadata(&path).map_err(|error| not_readable(error.to_string()))?;
-        let failed = |error| match StoreError::at_open(&path, error) {
-            StoreError::NotWritable { path, detail } => StoreError::NotReadable { path, detail },
-            other => other,
-        };
-        let mut conn = options(&path).read_only(true).connect().await.map_err(failed)?;
-        let question = "SELECT application_id FROM pragma_application_id";
-        let id: i32 = sqlx::query_scalar(question).fetch_one(&mut conn).await.map_err(failed)?;
-        check_version(&mut conn).await?;
-        if id != migrate::APPLICATION_ID {
-            return Err(StoreError::NotOurs(path));
-        }
-        Ok(Self { path, conn })
+        let access = ReadOnly::of(path)?;
+        let conn = access.options.connect().await;
+        let mut conn = conn.map_err(|error| StoreError::at_open_to_read(&access.path, error))?;
+        access.check(&mut conn).await?;
+        Ok(Self { conn, access })
     }
 
-    /// Where the database is.
+    /// Where the database is, its symlinks resolved.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.access.path
+    }
+
+    /// Whether what was read so far may be torn, because the file was written to while it was read without its WAL.
+    pub fn is_outdated(&self) -> bool {
+        self.access.is_outdated()
+    }
+
+    /// Whether an earlier build made the file, with other migrations under the same versions; and then, in words.
+    pub async fn other_build(&mut self) -> Option<String> {
+        match migrate::check_applied(&mut self.conn, &migrations()).await {
+            Err(error @ migrate::MigrateError::Divergent(_)) => Some(error.to_string()),
+            _ => None,
+        }
     }
 
     /// The version of SQLite.
@@ -97,7 +101,7 @@ impl Reading {
     pub async fn altered_schema(&mut self) -> Result<Vec<String>, StoreError> {
         let mut fresh = SqliteConnectOptions::new().in_memory(true).connect().await?;
         let migrated = migrate::migrate(&mut fresh, &migrations()).await;
-        migrated.map_err(|source| StoreError::Schema { path: self.path.clone(), source })?;
+        migrated.map_err(|source| StoreError::Schema { path: self.access.path.clone(), source })?;
         let question = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
         let wanted: Vec<(String, String)> = sqlx::query_as(question).fetch_all(&mut fresh).await?;
         fresh.close().await?;

@@ -223,7 +223,7 @@ impl super::Store {
         F: for<'a> FnMut(&'a mut Tx<'_>) -> BoxFuture<'a, Result<T, StoreError>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        self.writer.ask(Command::Write(Box::new(Write { run: write, result: None, reply })), answer).await
+        self.writer()?.ask(Command::Write(Box::new(Write { run: write, result: None, reply })), answer).await
     }
 
     /// Appends what an agent said to its run; answers after the commit.
@@ -232,7 +232,7 @@ impl super::Store {
     /// Outside: why nothing was stored. Inside: the lease is lost.
     pub async fn append(&self, append: Append) -> Result<Result<Appended, LeaseLost>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writer.ask(Command::Append(append, reply), answer).await
+        self.writer()?.ask(Command::Append(append, reply), answer).await
     }
 
     /// Settles a run: last events, status and folded message in one transaction; answers after the commit.
@@ -241,7 +241,7 @@ impl super::Store {
     /// Outside: why nothing was stored. Inside: the lease is lost.
     pub async fn settle(&self, settle: Settle) -> Result<Result<Settled, LeaseLost>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writer.ask(Command::Settle(Box::new(settle), reply), answer).await
+        self.writer()?.ask(Command::Settle(Box::new(settle), reply), answer).await
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::replay::Draw;
 use crate::scene::{Scene, check_file, within};
@@ -28,10 +28,14 @@ enum Said {
     Error(String),
 }
 
-fn runs(db: &Path) -> Said {
+fn mainstay(db: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-    let asked = command.args(["runs", "--json", "--limit", "500", "--db"]).arg(db).current_dir(db.parent().unwrap());
-    let output = asked.stdin(Stdio::null()).output().unwrap();
+    let asked = command.args(args).arg("--db").arg(db).current_dir(db.parent().unwrap());
+    asked.stdin(Stdio::null()).output().unwrap()
+}
+
+fn runs(db: &Path) -> Said {
+    let output = mainstay(db, &["runs", "--json", "--limit", "500"]);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(!err.contains("panicked"), "{err}");
     match output.status.code() {
@@ -49,7 +53,7 @@ fn runs(db: &Path) -> Said {
 /// A copy of the files of a scene, to be damaged.
 fn copy(scene: &Scene) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["m.db", "m.db-wal"] {
+    for name in ["m.db", "m.db-wal", "m.db-shm"] {
         std::fs::copy(scene.home.join(name), dir.path().join(name)).unwrap();
     }
     dir
@@ -68,6 +72,7 @@ async fn a_damaged_database_is_a_clear_error_or_as_it_was() {
     let whole = copy(&scene);
     let Said::Runs(all) = runs(&whole.path().join("m.db")) else { panic!("the undamaged file cannot be read") };
     assert_eq!(all.len(), 13);
+    assert!(mainstay(&whole.path().join("m.db"), &["sweep"]).status.success());
     let written_back = std::fs::read(whole.path().join("m.db")).unwrap();
     let mut draw = Draw(1);
     let mut below = |end: usize| usize::try_from(draw.below(end as u64)).unwrap();

@@ -4,11 +4,14 @@
 
 mod damage;
 mod disk;
+mod files;
 mod locks;
 mod mount;
 mod place;
 mod power;
 mod readiness;
+mod reading;
 mod replay;
 mod scene;
 mod shim;
+mod user;

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::scene::{Daemon, Scene, check_file, counted, skipped, until, within};
 
 /// How a process gets mounts of its own here, if it may.
-fn namespace() -> Option<&'static [&'static str]> {
+pub fn namespace() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
     ways.into_iter().find(|way| {
         let tried = Command::new("unshare").args(*way).args(["mount", "-t", "tmpfs", "none", "/mnt"]).output();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -77,8 +77,19 @@ impl Scene {
         command
     }
 
+    /// A daemon that was given this name of the database.
+    pub fn daemon_on(&self, db: &Path) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        self.arguments_on(db, &mut command);
+        self.ready(command.spawn().unwrap()).unwrap_or_else(|_| panic!("it did not start: {}", self.logged()))
+    }
+
     fn arguments(&self, command: &mut Command) {
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--db"]).arg(&self.db);
+        self.arguments_on(&self.db, command);
+    }
+
+    fn arguments_on(&self, db: &Path, command: &mut Command) {
+        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--db"]).arg(db);
         command.arg("--config").arg(&self.config);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);

@@ -1,0 +1,234 @@
+//! What lies at a database path, found out before anything is changed there.
+//!
+//! Always: nothing is created, locked, written or given another mode. The database file is opened by SQLite alone: closing a
+//! descriptor of our own would drop the POSIX locks that this process holds on the same file.
+//!
+//! Proof: `tests/faults/files.rs`.
+
+use std::fs::{self, File, FileType, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
+use sqlx::ConnectOptions;
+use sqlx::Connection;
+
+use super::place::beside;
+use super::{StoreError, migrate, options};
+
+/// What every database begins with.
+const HEADER_BYTES: u64 = 100;
+/// The kernel's own limit on symlinks in a path.
+const MAX_SYMLINKS: usize = 40;
+
+/// What lies at a path that a database may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing, or a file without a byte: a database may be made there.
+    Nothing,
+    /// A regular file with content, whose owner is not known yet.
+    File,
+}
+
+/// The path with all symlinks resolved. Companions are named after it, so every process has to use the same one.
+///
+/// # Errors
+/// [`StoreError::NotReadable`] when a part of the path cannot be looked at; [`StoreError::NoDirectory`].
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
+    let unseen = |error: io::Error| not_readable(path, &error);
+    let mut at = std::path::absolute(path).map_err(unseen)?;
+    for _ in 0..MAX_SYMLINKS {
+        match fs::canonicalize(&at) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            resolved => return resolved.map_err(unseen),
+        }
+        let (Some(dir), Some(name)) = (at.parent(), at.file_name()) else { break };
+        let dir = fs::canonicalize(dir).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::NoDirectory(dir.to_owned()),
+            _ => not_readable(dir, &error),
+        })?;
+        let file = dir.join(name);
+        match fs::read_link(&file) {
+            Ok(target) => at = dir.join(target),
+            // No symlink, or nothing at all.
+            Err(_) => return Ok(file),
+        }
+    }
+    Err(unseen(io::Error::from(rustix::io::Errno::LOOP)))
+}
+
+/// Looks at a resolved path.
+///
+/// # Errors
+/// What makes it unfit: it is no regular file, has several names, is a mount point, or lost its beginning.
+pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
+    let wal_bytes = || length(&beside(path, "-wal"));
+    let damaged = |detail: &str| Err(StoreError::Damaged { path: path.to_owned(), detail: detail.to_owned() });
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        // SQLite would remove it, and with it what may be the only trace of a file that was moved away.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && wal_bytes()? > 0 => {
+            return damaged("it is gone, but its WAL is there");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(not_readable(path, &error)),
+    };
+    if !meta.is_file() {
+        return Err(StoreError::NotAFile { path: path.to_owned(), kind: kind_of(meta.file_type()) });
+    }
+    if meta.nlink() > 1 {
+        return Err(StoreError::HardLinked { path: path.to_owned(), names: meta.nlink() });
+    }
+    if is_mount_point(path, &meta) {
+        return Err(StoreError::MountPoint(path.to_owned()));
+    }
+    match meta.len() {
+        0 if wal_bytes()? > 0 => damaged("it is empty but its WAL is not"),
+        0 => Ok(Found::Nothing),
+        // SQLite takes a file of a few bytes for an empty one.
+        1..HEADER_BYTES => Err(StoreError::NotOurs(path.to_owned())),
+        _ => Ok(Found::File),
+    }
+}
+
+/// Whether the file at a resolved path is a database of ours, or an empty one of nobody's that may become ours.
+///
+/// # Errors
+/// [`StoreError::NotOurs`], or why it cannot be read.
+pub(super) async fn check_ours(path: &Path) -> Result<(), StoreError> {
+    let identity = match identity_in_file(path).await {
+        // The content of the WAL comes before that of the file, which may be blank or torn without it.
+        Ok(Identity::Blank) | Err(StoreError::NotOurs(_) | StoreError::Damaged { .. }) => {
+            let in_wal = identity_in_wal(&beside(path, "-wal"));
+            match in_wal.map_err(|error| not_readable(&beside(path, "-wal"), &error))? {
+                Some(identity) => identity,
+                None => identity_in_file(path).await?,
+            }
+        }
+        identity => identity?,
+    };
+    match identity {
+        Identity::Ours | Identity::Blank => Ok(()),
+        Identity::Foreign => Err(StoreError::NotOurs(path.to_owned())),
+    }
+}
+
+/// Whose a database is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    Ours,
+    Foreign,
+    /// It holds nothing, and nobody has marked it.
+    Blank,
+}
+
+impl Identity {
+    fn of(application_id: i32, is_empty: bool) -> Self {
+        match application_id {
+            migrate::APPLICATION_ID => Self::Ours,
+            0 if is_empty => Self::Blank,
+            _ => Self::Foreign,
+        }
+    }
+}
+
+async fn identity_in_file(path: &Path) -> Result<Identity, StoreError> {
+    let failed = |error| StoreError::at_open_to_read(path, error);
+    // Immutable: without locks, and without a look at the WAL or a journal, which other programs may still need as they are.
+    let mut conn = options(path).read_only(true).immutable(true).connect().await.map_err(failed)?;
+    let id: i32 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut conn).await.map_err(failed)?;
+    let mut tables = 0;
+    if id == 0 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema");
+        tables = count.fetch_one(&mut conn).await.map_err(failed)?;
+    }
+    conn.close().await.map_err(failed)?;
+    Ok(Identity::of(id, tables == 0))
+}
+
+/// The identity that the newest first page in a WAL says, if the WAL has one (<https://sqlite.org/fileformat2.html#walformat>).
+fn identity_in_wal(wal: &Path) -> io::Result<Option<Identity>> {
+    const WAL_HEADER: u64 = 32;
+    const FRAME_HEADER: u64 = 24;
+    let file = match File::open(wal) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let number = |bytes: &[u8], at: usize| bytes[at..].first_chunk().map_or(0, |four| u32::from_be_bytes(*four));
+    let mut header = [0; WAL_HEADER as usize];
+    if file.read_exact_at(&mut header, 0).is_err() {
+        return Ok(None);
+    }
+    let (frame_bytes, salt) = (FRAME_HEADER + u64::from(number(&header, 8)), &header[16..24]);
+    let (mut found, mut at) = (None, WAL_HEADER);
+    let mut frame = [0; FRAME_HEADER as usize];
+    let mut page = [0; 105];
+    // A frame of an older WAL has another salt, and a damaged one ends it in the same way.
+    while file.read_exact_at(&mut frame, at).is_ok() && &frame[8..16] == salt {
+        if number(&frame, 0) == 1 && file.read_exact_at(&mut page, at + FRAME_HEADER).is_ok() {
+            let id = i32::from_be_bytes([page[68], page[69], page[70], page[71]]);
+            // The first page is the root of the schema: a leaf without cells holds nothing.
+            found = Some(Identity::of(id, page[100] == 0x0d && page[103..105] == [0, 0]));
+        }
+        at += frame_bytes;
+    }
+    Ok(found)
+}
+
+/// The length of a companion; zero when there is none.
+pub(super) fn length(companion: &Path) -> Result<u64, StoreError> {
+    match fs::metadata(companion) {
+        Ok(meta) => Ok(meta.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(not_readable(companion, &error)),
+    }
+}
+
+pub(super) fn not_readable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::NotReadable { path: path.to_owned(), detail: with_owner(path, error) }
+}
+
+/// What the system said, and whose the file is where that is the reason.
+pub(super) fn with_owner(path: &Path, error: &io::Error) -> String {
+    let process = rustix::process::geteuid().as_raw();
+    match fs::symlink_metadata(path) {
+        Ok(meta) if error.kind() == io::ErrorKind::PermissionDenied && meta.uid() != process => {
+            format!("{error}; it belongs to uid {}, and this process runs as uid {process}", meta.uid())
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Which of the files of a database denies access, where SQLite says only that one of them does.
+pub(super) fn denied(path: &Path, access: Access) -> Option<(PathBuf, String)> {
+    let dir = path.parent().map(Path::to_owned);
+    let files = [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-journal")];
+    files.into_iter().chain(dir).find_map(|file| match rustix::fs::accessat(CWD, &file, access, AtFlags::EACCESS) {
+        Err(error @ (rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS)) => {
+            let detail = with_owner(&file, &error.into());
+            Some((file, detail))
+        }
+        _ => None,
+    })
+}
+
+fn kind_of(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a named pipe",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
+        _ => "no regular file",
+    }
+}
+
+/// Whether a file was mounted by itself. Kernels before 5.8 do not say so; there another device than its directory's shows it.
+fn is_mount_point(path: &Path, meta: &Metadata) -> bool {
+    let said = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()).ok();
+    let said = said.filter(|stat| stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT));
+    match said {
+        Some(stat) => stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        None => path.parent().and_then(|dir| fs::metadata(dir).ok()).is_some_and(|dir| dir.dev() != meta.dev()),
+    }
+}

@@ -1,0 +1,69 @@
+//! Commands of the command line, run by this user or by another, and what they leave in a directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Commands that only read, as they are tried on files of every kind. A session `s` is there.
+pub fn commands_that_read() -> Vec<Vec<&'static str>> {
+    let commands: [&[&str]; 14] = [
+        &["sessions"],
+        &["sessions", "--tree", "--json"],
+        &["session", "s"],
+        &["runs"],
+        &["messages", "s"],
+        &["slots"],
+        &["workers"],
+        &["backends"],
+        &["permissions", "--all"],
+        &["show", "s"],
+        &["attach", "s"],
+        &["agents"],
+        &["doctor"],
+        &["backup", "/proc/none"],
+    ];
+    commands.map(<[&str]>::to_vec).to_vec()
+}
+
+/// The program, to be run in a directory without any variable of ours.
+pub fn mainstay(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
+        command.env_remove(name);
+    }
+    command.current_dir(dir).stdin(Stdio::null());
+    command
+}
+
+/// Runs the program in a directory as a user and group; none where that cannot be done.
+pub fn as_user(uid: u32, gid: u32) -> Option<impl Fn(&Path, &[&str]) -> Output> {
+    let command = move |dir: &Path| {
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
+        command.arg(env!("CARGO_BIN_EXE_mainstay")).current_dir(dir).stdin(Stdio::null()).env("HOME", "/nonexistent");
+        command
+    };
+    let tried = command(Path::new("/")).arg("--version").output().ok()?;
+    tried.status.success().then_some(move |dir: &Path, args: &[&str]| command(dir).args(args).output().unwrap())
+}
+
+/// The exit status, and all that was said.
+pub fn said(output: &Output) -> (Option<i32>, String) {
+    let text = [&output.stdout[..], &output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// All that is in a directory: by name the mode, owner, group, length, and time of change of each file. Where root runs it,
+/// SQLite gives the WAL the owner that it has already, which shows as another time of change of the inode only.
+pub fn listing(dir: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let meta = entry.metadata().unwrap();
+        let time = (meta.mtime(), meta.mtime_nsec());
+        let row = format!("{:o} {} {} {} {time:?}", meta.mode(), meta.uid(), meta.gid(), meta.len());
+        found.insert(entry.file_name().to_string_lossy().into_owned(), row);
+    }
+    found
+}
