@@ -90,7 +90,7 @@ pub const RESUME_MESSAGE: &str = "Your last turn was interrupted. Go on where yo
 /// How an agent is reached. A variant holds what only it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Driver {
-    /// Built in; answers without any key, network or process.
+    /// Built in; answers without any key or network.
     Demo,
     /// A process a turn that writes OpenClaw agent events as JSON lines.
     Openclaw(ProcessSpec),
@@ -114,20 +114,6 @@ pub enum Driver {
 }
 
 impl Driver {
-    /// Whether its agents live in processes of their own, so that another engine can go on with them.
-    pub fn outlives_the_engine(&self) -> bool {
-        match self {
-            Self::Demo => false,
-            Self::Openclaw(_)
-            | Self::Text(_)
-            | Self::Claude(_)
-            | Self::Codex(_)
-            | Self::Acp { .. }
-            | Self::Opencode(_)
-            | Self::OpenclawGateway(_) => true,
-        }
-    }
-
     /// Which options of a session its agents can be told.
     pub fn takes_options(&self) -> Takes {
         let (always, advertised): (&[&str], _) = match self {

@@ -1,5 +1,5 @@
 //! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent, the
-//! relay of a turn, or the bridge to a live agent.
+//! relay of a turn, the bridge to a live agent, or the demo agent.
 //!
 //! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
 //! reader of our output goes away.
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use mainstay::backend::acp::bridge;
-use mainstay::backend::{host, relay};
+use mainstay::backend::{demo, host, relay};
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
 use mainstay::cli::plain::plain;
@@ -36,6 +36,12 @@ fn main() -> ExitCode {
     if let Some(command) = bridge::asked_for(std::env::args_os()) {
         return bridge::run(&command).unwrap_or_else(|error| {
             let _ = writeln!(std::io::stderr(), "mainstay: failed to hold an ACP agent: {error}");
+            ExitCode::FAILURE
+        });
+    }
+    if demo::is_asked_for(std::env::args_os()) {
+        return demo::run().unwrap_or_else(|error| {
+            let _ = writeln!(std::io::stderr(), "mainstay: failed to be the demo agent: {error}");
             ExitCode::FAILURE
         });
     }

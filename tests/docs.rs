@@ -268,3 +268,43 @@ fn links_and_paths_lead_somewhere() {
         }
     }
 }
+
+/// The commands under "Kill it" in the order in which a newcomer types them, only with a shorter answer, and with the daemon
+/// killed in the midst of it.
+#[test]
+fn readme_kills_a_daemon_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mainstay.toml"), "[server]\nlisten = \"127.0.0.1:0\"").unwrap();
+    let commands = |heading: &str| blocks(README.split(heading).nth(1).unwrap(), "sh")[0].to_owned();
+    let (serve, kill_it) = (commands("## Serve a chat"), commands("## Kill it"));
+    let serve = serve.lines().find(|line| line.starts_with("mainstay serve")).unwrap();
+    assert!(kill_it.contains("/slow 1500\"") && kill_it.contains("\nkill -9 $daemon"), "{kill_it}");
+    let speaks = "until mainstay runs --json | grep -q '\"last_seq\":[1-9][0-9]'; do sleep 0.05; done";
+    let kill_it = kill_it.replace("/slow 1500", "/slow 100").replace("\nkill", &format!("\n{speaks}\nkill"));
+    let script = format!("trap 'kill -9 $daemon' EXIT\n{serve}\n{kill_it}");
+    let bin = Path::new(env!("CARGO_BIN_EXE_mainstay")).parent().unwrap().display().to_string();
+    let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
+    let mut bash = Command::new("timeout");
+    bash.args(["60", "bash", "-c", &script]).current_dir(dir.path()).env("PATH", path);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
+        bash.env_remove(name);
+    }
+    let output = bash.stdin(Stdio::null()).output().unwrap();
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let answer: String = (1..=100).map(|number| format!("{number} ")).collect();
+    // A daemon says where it listens in between.
+    let mut pieces = said.split("listening on http://");
+    let before = pieces.next().unwrap().to_owned();
+    let without = pieces.fold(before, |all, piece| all + piece.split_once('\n').map_or("", |(_, rest)| rest));
+    assert!(without.contains(answer.trim_end()), "{said}\n{log}");
+    let db = Connection::open(dir.path().join("mainstay.db")).unwrap();
+    let runs: Vec<(String, i64)> = ask(&db, "SELECT status, attempts FROM v_runs")
+        .1
+        .into_iter()
+        .map(|row| match &row[..] {
+            [Value::Text(status), Value::Integer(attempts)] => (status.clone(), *attempts),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(runs, [("completed".to_owned(), 1)], "{log}");
+}

@@ -1,8 +1,14 @@
-//! The demo agent: answers without any key, network or process, in token-sized deltas with a reasoning part and a tool
-//! call. A directive at the beginning of the message makes it slow, silent or failing, for demos and for tests.
+//! The demo agent: answers without any key or network, in token-sized deltas with a reasoning part and a tool call. A
+//! directive at the beginning of the message makes it slow, silent or failing, for demos and for tests.
+//!
+//! It is a process under a host, like any other agent (`process.rs`). A program that embeds the engine without the `mainstay`
+//! program has it in its own process instead, where it ends with that.
 //!
 //! Always: it stops at once when it is cancelled or killed, also while nobody reads what it says.
 
+mod process;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -11,6 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::control::Input;
+use super::per_turn::PerTurn;
+use super::process::Hosts;
 use super::{Adoption, AgentEvent, Backend, Control, End, Prompt, Record, Reply, StartError};
 use crate::message::Attachment;
 use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest, ToolKind};
@@ -38,28 +46,23 @@ const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call wi
     /exit N (ends with exit code N), /hang (says nothing more until it is cancelled), \
     /ask TEXT (asks for a permission to write that to a file, and says what was answered)";
 
-/// The backend of the demo agent.
+/// The backend of the demo agent: under one of `hosts`, where their program is there.
+pub fn backend(kill_grace: Duration, hosts: &Hosts) -> Arc<dyn Backend> {
+    match hosts.program().to_str().filter(|program| which::which(program).is_ok()) {
+        Some(program) => Arc::new(PerTurn::new(process::spec(program), kill_grace, process::dialect(), hosts.clone())),
+        None => Arc::new(Demo),
+    }
+}
+
+pub use process::{is_asked_for, run};
+
+/// The demo agent in this very process.
 #[derive(Debug, Clone, Copy)]
 pub struct Demo;
 
 impl Backend for Demo {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
-        let (records, receiver) = mpsc::channel(RECORDS_WAITING);
-        let control = Control::default();
-        let mut voice = Voice { records, inputs: control.inputs(), control: control.clone(), said: 0 };
-        let end = tokio::spawn(async move {
-            let answer = async {
-                voice.begun().await?;
-                answer(&mut voice, &prompt).await
-            };
-            let (code, signal) = match answer.await {
-                Ok(code) => (Some(code), None),
-                Err(Stopped { signal }) => (None, Some(signal)),
-            };
-            let stopped = signal.and_then(|_| voice.control.cause());
-            End::Exited(ExitReport { code, signal, stopped, ..ExitReport::default() })
-        });
-        Box::pin(async { Ok(Reply { host: None, records: receiver, control, end }) })
+        Box::pin(async { Ok(speak(prompt.message, prompt.attachments)) })
     }
 
     fn adopt(&self, _: Adoption) -> BoxFuture<'_, Option<Reply>> {
@@ -67,8 +70,32 @@ impl Backend for Demo {
     }
 
     fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
-        Some(json!({ "request": request.request, "option": decision.option() }).to_string())
+        Some(answer_line(request, decision))
     }
+}
+
+fn answer_line(request: &PermissionRequest, decision: &Decision) -> String {
+    json!({ "request": request.request, "option": decision.option() }).to_string()
+}
+
+/// Answers a message from when it may begin.
+fn speak(message: String, attachments: Vec<Attachment>) -> Reply {
+    let (records, receiver) = mpsc::channel(RECORDS_WAITING);
+    let control = Control::default();
+    let mut voice = Voice { records, inputs: control.inputs(), control: control.clone(), said: 0 };
+    let end = tokio::spawn(async move {
+        let answer = async {
+            voice.begun().await?;
+            answer(&mut voice, &message, &attachments).await
+        };
+        let (code, signal) = match answer.await {
+            Ok(code) => (Some(code), None),
+            Err(Stopped { signal }) => (None, Some(signal)),
+        };
+        let stopped = signal.and_then(|_| voice.control.cause());
+        End::Exited(ExitReport { code, signal, stopped, ..ExitReport::default() })
+    });
+    Reply { host: None, records: receiver, control, end }
 }
 
 /// What a message asks the demo agent to do.
@@ -116,9 +143,9 @@ impl Directive {
 }
 
 /// Answers one message; gives the exit code.
-async fn answer(voice: &mut Voice, prompt: &Prompt) -> Result<i32, Stopped> {
-    match Directive::of(&prompt.message) {
-        None => converse(voice, &prompt.message, &prompt.attachments).await?,
+async fn answer(voice: &mut Voice, message: &str, attachments: &[Attachment]) -> Result<i32, Stopped> {
+    match Directive::of(message) {
+        None => converse(voice, message, attachments).await?,
         Some(Directive::Slow(deltas)) => count_slowly(voice, deltas).await?,
         Some(Directive::Tool) => show_a_tool(voice).await?,
         Some(Directive::Fail(text)) => {

@@ -385,7 +385,7 @@ pub struct WarmStart {
 /// The backend of an agent: the one line that a new driver adds.
 pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
     match &agent.driver {
-        Driver::Demo => Arc::new(demo::Demo),
+        Driver::Demo => demo::backend(agent.kill_grace, hosts),
         Driver::Openclaw(spec) => {
             let dialect = Dialect::of_lines(openclaw::parser);
             Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))

@@ -81,7 +81,7 @@ pub struct EngineConfig {
     /// What becomes of turns that are still running when the grace of a shutdown is over.
     pub on_shutdown: OnShutdown,
     /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
-    /// the engine needs one on its PATH, or names it here.
+    /// the engine needs one on its PATH, or names it here. Without one it only has the demo agent, which then ends with it.
     pub host_program: PathBuf,
 }
 

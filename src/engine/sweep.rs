@@ -179,8 +179,7 @@ enum RecoveryEnd {
 }
 
 async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_until: Instant) -> Recovered {
-    let agent = shared.config.agents.get(&orphan.agent);
-    let can_go_on = agent.is_some_and(|agent| agent.driver.outlives_the_engine());
+    let can_go_on = shared.config.agents.contains_key(&orphan.agent);
     let adopts = shared.executing.adopts(orphan.session) && !shared.draining.is_cancelled();
     let is_here = orphan.host.as_ref().is_some_and(|host| reap::is_here(&host.process));
     let mut liveness = orphan.host.as_ref().map(|host| reap::is_alive(&host.process));

@@ -1,9 +1,12 @@
 //! A run from message to end, with real agent processes.
 
+use std::sync::Arc;
+
+use mainstay::clock::SystemClock;
 use mainstay::run::Status;
 use serde_json::json;
 
-use crate::scene::{Scene, says};
+use crate::scene::{NOTHING, Scene, marked, says};
 
 #[tokio::test]
 async fn an_agent_that_answers_is_completed() {
@@ -80,8 +83,21 @@ async fn an_agent_that_stays_after_its_end_is_ended_and_completed() {
 }
 
 #[tokio::test]
-async fn the_demo_agent_runs_in_the_same_engine() {
+async fn demo_agent_is_process_unless_embedded() {
     let scene = Scene::new(&[], "").await;
+    answers_as_the_demo_agent_does(&scene).await;
+    let run = scene.send("default", "s", "/hang").await;
+    scene.said(run.id, "cancelled").await;
+    assert!(!marked(run.id).is_empty(), "it is a process");
+    scene.engine.cancel_run(run.id).await.unwrap();
+    assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
+    assert_eq!(marked(run.id), NOTHING);
+    let embedded = Scene::embedded("", Arc::new(SystemClock)).await;
+    embedded.engine.start().await.unwrap();
+    answers_as_the_demo_agent_does(&embedded).await;
+}
+
+async fn answers_as_the_demo_agent_does(scene: &Scene) {
     let run = scene.turn("default", "s", "What can you do?").await;
     assert_eq!(run.status, Status::Completed);
     let story = scene.story(run.id).await;

@@ -52,10 +52,19 @@ impl Scene {
     }
 
     pub async fn with_clock(agents: &[(&str, &str)], more: &str, clock: Arc<dyn Clock>) -> Self {
+        Self::of_program(env!("CARGO_BIN_EXE_mainstay"), agents, more, clock).await
+    }
+
+    /// In a program that embeds the engine and has no `mainstay` program.
+    pub async fn embedded(more: &str, clock: Arc<dyn Clock>) -> Self {
+        Self::of_program("no-mainstay-here", &[], more, clock).await
+    }
+
+    async fn of_program(program: &str, agents: &[(&str, &str)], more: &str, clock: Arc<dyn Clock>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = config(dir.path(), agents, more);
         let mut config = Config::load(&text, Path::new("test.toml"), dir.path()).unwrap();
-        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+        config.engine.host_program = program.into();
         let engine = Engine::open_with_clock(&dir.path().join("m.db"), config, clock).await.unwrap();
         Self { dir, engine }
     }

@@ -19,11 +19,11 @@ async fn second_engine(scene: &Scene, clock: Arc<ManualClock>) -> Engine {
     Engine::open_with_clock(&scene.dir.path().join("m.db"), config, clock).await.unwrap()
 }
 
-/// Nobody can go on with a run whose agent lives in its engine, as the built-in one does.
+/// No other engine can adopt a run whose agent lives in its own one, as the demo agent does when it is embedded.
 #[tokio::test]
 async fn a_silent_workers_run_without_a_host_is_fenced_and_settled() {
     let clock = clock();
-    let scene = Scene::with_clock(&[], "[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"", clock.clone()).await;
+    let scene = Scene::embedded("[engine]\nlease = \"1h\"\nsweep_interval = \"1h\"", clock.clone()).await;
     scene.engine.start().await.unwrap();
     let run = scene.send("default", "s", "/slow 100000").await;
     let next = scene.send("default", "s", "/slow 1").await;
