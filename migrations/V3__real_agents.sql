@@ -204,15 +204,17 @@ CREATE VIEW v_runs AS
     LEFT JOIN workers w ON w.key = r.lease_worker
     LEFT JOIN backends k ON k.key = r.backend_key;
 
--- `text` without what a model took back when it was asked again.
+-- `text` without what a model took back when it was asked again, its parts a line apart. U+0000, at which a text ends in
+-- SQLite's shell, is shown as U+FFFD; backslashes are spelled out before, because `\\u0000` in JSON is no U+0000.
 DROP VIEW v_messages;
 CREATE VIEW v_messages AS
     SELECT s.id AS session_id, m.id, m.role, r.id AS run_id, r.status AS run_status, m.position AS seq,
-        (SELECT group_concat(p.value ->> '$.text', '')
+        (SELECT group_concat(replace(replace(p.value -> '$.text', '\\', '\u005c'), '\u0000', '\ufffd') ->> '$',
+                             char(10) || char(10))
             FROM (SELECT json_group_array(part.value) AS parts FROM json_each(m.parts) d, json_each(d.value, '$.data.parts') part
                     WHERE d.value ->> '$.type' = 'data-retracted' AND m.role = 'assistant') retracted
             CROSS JOIN json_each(m.parts) p
-            WHERE p.value ->> '$.type' = 'text'
+            WHERE p.value ->> '$.type' = 'text' AND p.value ->> '$.text' <> ''
                 AND NOT EXISTS (SELECT 1 FROM json_each(retracted.parts) void WHERE void.value = p.key)) AS text,
         m.parts, m.metadata,
         strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000.0, 'unixepoch') AS created_at,

@@ -123,7 +123,7 @@ async fn the_statements_that_run_all_the_time_use_the_indexes_made_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let conn = database(dir.path()).await;
     let queries = queries();
-    let wanted: [(&str, &str, &[&str]); 8] = [
+    let wanted: [(&str, &str, &[&str]); 9] = [
         (
             "claim",
             "UPDATE runs SET status = 'running', ready = 0",
@@ -145,8 +145,9 @@ async fn the_statements_that_run_all_the_time_use_the_indexes_made_for_them() {
             "UPDATE assignments SET state = 'expired'",
             &["SCAN a USING INDEX assignments_idle", "SEARCH assignments USING INTEGER PRIMARY KEY"],
         ),
-        ("a page of frames", "SELECT group_concat(", &["SEARCH events USING PRIMARY KEY (session_key=? AND seq>?)"]),
-        ("a page of events", "SELECT e.seq, e.at, e.event", &["SEARCH e USING PRIMARY KEY (session_key=? AND seq>?)"]),
+        ("a page of frames", "SELECT group_concat(", &["SEARCH events USING PRIMARY KEY (session_key=? AND seq>?"]),
+        ("a page of events", "SELECT e.seq, e.at, e.event", &["SEARCH e USING PRIMARY KEY (session_key=? AND seq>?"]),
+        ("the end of a page", "SELECT max(seq) FILTER", &["SEARCH events USING PRIMARY KEY (session_key=? AND seq>?)"]),
         (
             "find the current run",
             "SELECT coalesce(\n",

@@ -1211,3 +1211,70 @@ async fn a_session_is_never_its_own_parent() {
         assert!(other.execute(sql, []).is_err(), "{sql}");
     }
 }
+
+#[tokio::test]
+async fn views_show_text_whole_and_its_parts_apart() {
+    let scene = Scene::new(1).await;
+    let parts = ["a\0b \\u0000 \"", "", "second\n"].map(|text| serde_json::json!({"type": "text", "text": text}));
+    let message = UserMessage::from_parts("m".parse().unwrap(), parts.to_vec(), None).unwrap();
+    let request = Enqueue { message, ..scene.enqueue_request("s", "m") };
+    scene.store.enqueue(request).await.unwrap().unwrap();
+    let claimed = scene.claim(1).await.remove(0);
+    let mut append = scene.text(&claimed, "x");
+    append.facts = vec![Fact::Progress("p\0q".into()), Fact::Title("t\0u".into())];
+    scene.store.append(append).await.unwrap().unwrap();
+    let exit =
+        ExitReport { stderr: Some("e\0f".into()), malformed_sample: Some("m\0n".into()), ..ExitReport::default() };
+    let settle = Settle {
+        lease: claimed.lease,
+        session: claimed.session,
+        run_id: claimed.run,
+        events: vec![r#"{"type":"finish","finishReason":"stop"}"#.into()],
+        source_offset: 0,
+        outcome: Outcome::because(Cause::AgentError, "g\0h"),
+        exit,
+        parts: None,
+        progress: None,
+        resumes: 0,
+    };
+    scene.store.settle(settle).await.unwrap().unwrap();
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    let row = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(row("SELECT text FROM v_messages WHERE role = 'user'"), "a\u{fffd}b \\u0000 \"\n\nsecond\n");
+    let texts = row("SELECT error || stderr || malformed_sample || progress FROM v_runs");
+    assert_eq!(texts, "g\u{fffd}he\u{fffd}fm\u{fffd}np\u{fffd}q");
+    assert_eq!(row("SELECT title FROM v_sessions"), "t\u{fffd}u");
+}
+
+#[tokio::test]
+async fn pages_of_large_events_end_by_their_bytes() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    let large = "x".repeat(5_000_000);
+    for _ in 0..5 {
+        scene.store.append(scene.text(&claimed, &large)).await.unwrap().unwrap();
+    }
+    let range = |after, limit| Range { session: claimed.session, run: None, after, limit };
+    let seqs = |events: &[mainstay::event::Event]| events.iter().map(|event| event.seq).collect::<Vec<_>>();
+    let page = async |after, limit| {
+        let page = scene.store.event_page(range(after, limit)).await.unwrap();
+        (seqs(&page.events), page.more)
+    };
+    assert_eq!(page(0, 500).await, (vec![1, 2, 3, 4, 5], true));
+    assert_eq!(page(5, 500).await, (vec![6], false));
+    assert_eq!(page(0, 2).await, (vec![1, 2], true));
+    assert_eq!(page(4, 2).await, (vec![5, 6], false));
+    assert_eq!(page(6, 2).await, (vec![], false));
+    assert_eq!(seqs(&scene.store.events(range(0, 500)).await.unwrap()), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(seqs(&scene.store.events(range(0, 3)).await.unwrap()), [1, 2, 3]);
+    // A piece of a stream has at least one event, however large that is.
+    let mut pieces = Vec::new();
+    let mut after = 0;
+    while let Some(frames) = scene.store.frames(range(after, 1000)).await.unwrap() {
+        assert!(frames.text.len() < 6_000_000);
+        after = frames.last_seq;
+        pieces.push(after);
+    }
+    assert_eq!(pieces, [2, 3, 4, 5, 6]);
+}

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::chunk::Chunk;
@@ -53,6 +53,8 @@ pub struct Feed {
     channels: Mutex<HashMap<SessionKey, Channel>>,
     /// Woken when somebody here begins to care for what other processes commit.
     pub(super) wanted: Notify,
+    /// Marked whenever the database has changed, for readers that wait for a session.
+    changes: watch::Sender<()>,
 }
 
 impl Feed {
@@ -104,13 +106,21 @@ impl Feed {
         self.channels().values().map(|channel| channel.signals.receiver_count()).sum()
     }
 
-    /// Whether anybody follows anything.
+    /// Whether anybody follows anything, or waits for a session to follow.
     pub(super) fn is_followed(&self) -> bool {
-        !self.followed_sessions().is_empty()
+        self.changes.receiver_count() > 0 || !self.followed_sessions().is_empty()
+    }
+
+    /// Tells of changes of the database, by whichever process, while it is kept.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        let changes = self.changes.subscribe();
+        self.wanted.notify_one();
+        changes
     }
 
     /// Gives the readers what other processes committed. Called when the database has changed.
     pub(super) async fn look(&self, store: &Store) -> Result<(), StoreError> {
+        self.changes.send_replace(());
         let sessions = self.followed_sessions();
         if sessions.is_empty() {
             return Ok(());
@@ -124,7 +134,10 @@ impl Feed {
                 vec![Signal::Look]
             } else {
                 let range = Range { session, run: None, after: published, limit: last_seq - published };
-                regroup(session, store.events(range).await?).into_iter().map(Signal::Events).collect()
+                let page = store.event_page(range).await?;
+                // What does not fit into a page is read by each reader itself.
+                let rest = page.more.then_some(Signal::Look);
+                regroup(session, page.events).into_iter().map(Signal::Events).chain(rest).collect()
             };
             if let Some(channel) = self.channels().get_mut(&session) {
                 channel.published = channel.published.max(last_seq);
@@ -276,7 +289,7 @@ impl Follower {
             match self.step().await? {
                 None => return Ok(None),
                 Some(Step::Stored(range)) => {
-                    let events = self.store.events(range).await?;
+                    let events = self.store.event_page(range).await?.events;
                     let events = events.last().map(|last| last.seq).map(|last_seq| (last_seq, events));
                     if let Some(events) = self.advance(events).await? {
                         let followed = events.into_iter().map(|event| Followed {

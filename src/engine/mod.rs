@@ -49,7 +49,8 @@ use crate::warm;
 use crate::worker::Worker;
 
 pub use crate::store::audit::Depth;
-pub use crate::store::message::{MessageCursor, MessagePage};
+pub use crate::store::event::EventPage;
+pub use crate::store::message::{MessageCursor, MessagePage, MessageRange, PageFrom};
 pub use crate::store::permission::PermissionFilter;
 pub use crate::store::run::{Purpose, Refusal, RunFilter};
 pub use crate::store::session::SessionCursor;

@@ -97,7 +97,7 @@ impl Engine {
         let mut unseen: Vec<String> = asked.iter().map(ToString::to_string).collect();
         let (mut pause, mut after, mut asked_at) = (Pause::default(), 0, 0);
         loop {
-            let events = self.run_events(run, after, PAGE).await?;
+            let events = self.run_event_page(run, after, PAGE).await?.events;
             let Some(last) = events.last() else { return Ok(Paused { run, after: asked_at }) };
             after = last.seq;
             for event in &events {
@@ -126,7 +126,7 @@ impl Engine {
         while read < after {
             let limit = PAGE.min(after - read);
             let range = Range { session: located.session, run: Some(located.key), after: read, limit };
-            let events = self.shared.store.events(range).await?;
+            let events = self.shared.store.event_page(range).await?.events;
             for event in events.iter().filter(|event| event.seq <= after) {
                 pause.take_json(event.event.get());
             }

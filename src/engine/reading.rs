@@ -1,12 +1,22 @@
 //! Reading: runs and the log, in pages or followed live.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::feed::{Follower, Scope};
 use super::{Engine, EngineError, RunFilter};
 use crate::event::{Event, Seq};
 use crate::id::{RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::run::Run;
-use crate::store::event::Range;
+use crate::store::event::{EventPage, Range};
+
+/// Poll interval for a session that is waited for, in case a signal was lost.
+const APPEARANCE_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Shortest time between two looks for it. Under load there are hundreds of commits a second, and there may be many readers
+/// that wait; what they miss meanwhile they get as a replay.
+const APPEARANCE_POLL_PAUSE: Duration = Duration::from_millis(100);
 
 impl Engine {
     /// A run.
@@ -43,19 +53,41 @@ impl Engine {
         Ok(self.shared.store.find_current_run(key).await?.map(|located| located.run))
     }
 
-    /// A page of a run's events behind a cursor, oldest first.
+    /// A run's events behind a cursor, oldest first, up to `limit` of them.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
     pub async fn run_events(&self, id: RunId, after: Seq, limit: i64) -> Result<Vec<Event>, EngineError> {
-        let located = self.locate(id).await?;
-        self.check_cursor(located.session, after).await?;
-        let Some(first_seq) = located.run.first_seq else { return Ok(Vec::new()) };
-        let after = after.max(first_seq - 1);
-        Ok(self.shared.store.events(Range { session: located.session, run: Some(located.key), after, limit }).await?)
+        match self.range_of_run(id, after, limit).await? {
+            Some(range) => Ok(self.shared.store.events(range).await?),
+            None => Ok(Vec::new()),
+        }
     }
 
-    /// A page of a session's events behind a cursor, oldest first.
+    /// The same as a page, which ends earlier when the events are large.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
+    pub async fn run_event_page(&self, id: RunId, after: Seq, limit: i64) -> Result<EventPage, EngineError> {
+        match self.range_of_run(id, after, limit).await? {
+            Some(range) => Ok(self.shared.store.event_page(range).await?),
+            None => Ok(EventPage { events: Vec::new(), more: false }),
+        }
+    }
+
+    async fn range_of_run(&self, id: RunId, after: Seq, limit: i64) -> Result<Option<Range>, EngineError> {
+        let located = self.locate(id).await?;
+        self.check_cursor(located.session, after).await?;
+        let range = |first_seq: Seq| Range {
+            session: located.session,
+            run: Some(located.key),
+            after: after.max(first_seq - 1),
+            limit,
+        };
+        Ok(located.run.first_seq.map(range))
+    }
+
+    /// A session's events behind a cursor, oldest first, up to `limit` of them.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
@@ -63,6 +95,16 @@ impl Engine {
         let session = self.session_key(id).await?;
         self.check_cursor(session, after).await?;
         Ok(self.shared.store.events(Range { session, run: None, after, limit }).await?)
+    }
+
+    /// The same as a page, which ends earlier when the events are large.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
+    pub async fn session_event_page(&self, id: &SessionId, after: Seq, limit: i64) -> Result<EventPage, EngineError> {
+        let session = self.session_key(id).await?;
+        self.check_cursor(session, after).await?;
+        Ok(self.shared.store.event_page(Range { session, run: None, after, limit }).await?)
     }
 
     /// Follows a run from a cursor to its end: replay, then live.
@@ -89,6 +131,25 @@ impl Engine {
         let session = self.session_key(id).await?;
         self.check_cursor(session, after).await?;
         Ok(Follower::new(&self.shared.feed, self.shared.store.clone(), session, Scope::Session, after))
+    }
+
+    /// Waits until there is a session of this id, whichever process makes it.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn session_appears(&self, id: &SessionId) -> Result<(), EngineError> {
+        let mut changes = self.shared.feed.changes();
+        loop {
+            // Marked before the look: what is committed behind it ends the wait.
+            changes.mark_unchanged();
+            let looked = Instant::now();
+            if self.shared.store.find_session_key(id).await?.is_some() {
+                return Ok(());
+            }
+            // The feed lives as long as this engine.
+            let _ = tokio::time::timeout(APPEARANCE_POLL_INTERVAL, changes.changed()).await;
+            tokio::time::sleep_until(looked + APPEARANCE_POLL_PAUSE).await;
+        }
     }
 
     async fn check_cursor(&self, session: SessionKey, after: Seq) -> Result<(), EngineError> {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{Engine, EngineError, MessageCursor, MessagePage, Refusal, SessionCursor, check_duration, not_found};
+use super::{
+    Engine, EngineError, MessageCursor, MessagePage, MessageRange, PageFrom, Refusal, SessionCursor, check_duration,
+    not_found,
+};
 use crate::clock::millis;
 use crate::id::{AgentName, SessionId, WorkspaceName};
 use crate::lease::SessionKey;
@@ -237,8 +240,16 @@ impl Engine {
         limit: i64,
         partial: bool,
     ) -> Result<MessagePage, EngineError> {
+        self.message_page(id, MessageRange { from: PageFrom::After(after), limit, partial }).await
+    }
+
+    /// A page of a conversation, from either end. It ends earlier when the messages are large.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn message_page(&self, id: &SessionId, range: MessageRange) -> Result<MessagePage, EngineError> {
         let key = self.session_key(id).await?;
-        Ok(self.shared.store.list_messages(key, after, limit, partial).await?)
+        Ok(self.shared.store.message_page(key, range).await?)
     }
 }
 

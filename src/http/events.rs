@@ -8,7 +8,8 @@ use super::error::Error;
 use super::extract::{Cursor, Id, Params, WantsStream};
 use super::page::{Items, Page};
 use super::{App, sse};
-use crate::event::Event;
+use crate::engine::{EngineError, EventPage};
+use crate::event::Seq;
 use crate::id::{RunId, SessionId};
 
 pub(super) async fn of_run(
@@ -21,10 +22,10 @@ pub(super) async fn of_run(
     if stream {
         return Ok(sse::respond(&app, app.engine.follow_run(id, after).await?));
     }
-    let limit = page.limit()?;
-    Ok(answer(app.engine.run_events(id, after, limit + 1).await?, limit))
+    Ok(answer(app.engine.run_event_page(id, after, page.limit()?).await?))
 }
 
+/// The log of a session that is not there yet is empty: a page may follow it before its first message is sent.
 pub(super) async fn of_session(
     State(app): State<App>,
     Id(id): Id<SessionId>,
@@ -33,12 +34,33 @@ pub(super) async fn of_session(
     Params(page): Params<Page>,
 ) -> Result<Response, Error> {
     if stream {
-        return Ok(sse::respond(&app, app.engine.follow_session(&id, after).await?));
+        return match app.engine.follow_session(&id, after).await {
+            Err(EngineError::NotFound { .. }) => {
+                begins_at(after)?;
+                let engine = app.engine.clone();
+                Ok(sse::respond_when(&app, async move {
+                    engine.session_appears(&id).await?;
+                    engine.follow_session(&id, 0).await
+                }))
+            }
+            follower => Ok(sse::respond(&app, follower?)),
+        };
     }
-    let limit = page.limit()?;
-    Ok(answer(app.engine.session_events(&id, after, limit + 1).await?, limit))
+    match app.engine.session_event_page(&id, after, page.limit()?).await {
+        Err(EngineError::NotFound { .. }) => {
+            begins_at(after)?;
+            Ok(answer(EventPage { events: Vec::new(), more: false }))
+        }
+        page => Ok(answer(page?)),
+    }
 }
 
-fn answer(events: Vec<Event>, limit: i64) -> Response {
-    Json(Items::first(events, limit, |event| event.seq.to_string())).into_response()
+/// An empty log has nothing behind a cursor.
+fn begins_at(after: Seq) -> Result<(), EngineError> {
+    if after == 0 { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq: 0 }) }
+}
+
+fn answer(page: EventPage) -> Response {
+    let next_cursor = page.events.last().filter(|_| page.more).map(|last| last.seq.to_string());
+    Json(Items { items: page.events, next_cursor }).into_response()
 }

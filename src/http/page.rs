@@ -21,10 +21,12 @@ impl Page {
     }
 
     pub(super) fn limit_or(&self, default: i64) -> Result<i64, Error> {
-        let limit = self.limit.unwrap_or(default);
-        let legal = (1..=MAX_LIMIT).contains(&limit);
-        let message = format!("limit must be between 1 and {MAX_LIMIT}");
-        if legal { Ok(limit) } else { Err(Error::malformed("invalid_query", message)) }
+        limit("limit", self.limit.unwrap_or(default))
+    }
+
+    /// Whether nothing is said of which page is wanted.
+    pub(super) fn is_plain(&self) -> bool {
+        self.limit.is_none() && self.cursor.is_none()
     }
 
     /// The cursor of a list that is ordered by one number.
@@ -34,12 +36,20 @@ impl Page {
 
     /// The cursor of a list that is ordered by two.
     pub(super) fn cursor_pair(&self) -> Result<Option<(i64, i64)>, Error> {
-        let pair = |cursor: &str| {
-            let (a, b) = cursor.split_once('-').ok_or_else(invalid)?;
-            Ok((number(a)?, number(b)?))
-        };
-        self.cursor.as_deref().map(pair).transpose()
+        self.cursor.as_deref().map(read_pair).transpose()
     }
+}
+
+/// How many items are wanted.
+pub(super) fn limit(name: &str, given: i64) -> Result<i64, Error> {
+    let message = format!("{name} must be between 1 and {MAX_LIMIT}");
+    if (1..=MAX_LIMIT).contains(&given) { Ok(given) } else { Err(Error::malformed("invalid_query", message)) }
+}
+
+/// A cursor that [`pair`] made.
+pub(super) fn read_pair(cursor: &str) -> Result<(i64, i64), Error> {
+    let (a, b) = cursor.split_once('-').ok_or_else(invalid)?;
+    Ok((number(a)?, number(b)?))
 }
 
 fn number(text: &str) -> Result<i64, Error> {

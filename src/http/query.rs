@@ -22,7 +22,7 @@ fn names(method: &Method, route: &str) -> &'static [&'static str] {
         {
             &["limit", "cursor"]
         }
-        "/v1/sessions/{id}/messages" => &["limit", "cursor", "partial"],
+        "/v1/sessions/{id}/messages" => &["limit", "cursor", "partial", "last", "before", "order"],
         // `auth` takes the token.
         "/v1/sessions/{id}/events" | "/v1/runs/{id}/events" => &["limit", "cursor", "after", "token"],
         "/v1/sessions/{id}/runs" if reads => &["limit", "cursor", "status"],

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::App;
@@ -14,7 +14,7 @@ use super::error::Error;
 use super::extract::{Body, Id, OptionalBody, Params};
 use super::page::{self, Items, MAX_LIMIT, Page};
 use super::runs::{Wait, cancel_current};
-use crate::engine::{CreateSession, MessageCursor, SessionCursor};
+use crate::engine::{CreateSession, EngineError, MessageCursor, MessagePage, MessageRange, PageFrom, SessionCursor};
 use crate::id::SessionId;
 use crate::message::Message;
 use crate::session::{Session, SessionMode};
@@ -141,20 +141,70 @@ pub(super) async fn children(
 #[derive(Deserialize)]
 pub(super) struct MessageParams {
     partial: Option<String>,
+    last: Option<i64>,
+    before: Option<String>,
+    order: Option<Order>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    Asc,
+    Desc,
+}
+
+/// A page of a conversation.
+#[derive(Serialize)]
+pub(super) struct MessageItems {
+    items: Vec<Message>,
+    /// Where the next page begins, in the order of these; none when this is the last.
+    next_cursor: Option<String>,
+    /// Where the page before ends.
+    prev_cursor: Option<String>,
+}
+
+impl MessageParams {
+    /// Which messages are meant. A list is read from its beginning; without a word of where, it is the newest that are wanted.
+    fn range(&self, page: &Page) -> Result<MessageRange, Error> {
+        let cursor = |(position, key)| MessageCursor { position, key };
+        let after = page.cursor_pair()?.map(cursor);
+        let before = self.before.as_deref().map(page::read_pair).transpose()?.map(cursor);
+        if after.is_some() && (before.is_some() || self.last.is_some()) {
+            let message = "cursor reads on from a page; last and before read backwards: use one of them";
+            return Err(Error::malformed("invalid_query", message));
+        }
+        let limit = match self.last {
+            Some(last) => page::limit("last", last)?,
+            None => page.limit_or(MAX_LIMIT)?,
+        };
+        let is_plain = page.is_plain() && self.order.is_none();
+        let backwards = before.is_some() || self.last.is_some() || self.order == Some(Order::Desc) || is_plain;
+        let from = match before.or(after) {
+            cursor if backwards => PageFrom::Before(cursor.unwrap_or(MessageCursor::END)),
+            cursor => PageFrom::After(cursor.unwrap_or(MessageCursor::START)),
+        };
+        Ok(MessageRange { from, limit, partial: flag("partial", self.partial.as_deref())? })
+    }
+}
+
+/// What was said in a session. In one that is not there yet nothing was: a chat is opened before its first message is sent.
 pub(super) async fn messages(
     State(app): State<App>,
     Id(id): Id<SessionId>,
     Params(page): Params<Page>,
     Params(params): Params<MessageParams>,
-) -> Result<Json<Items<Message>>, Error> {
-    let partial = flag("partial", params.partial.as_deref())?;
-    let limit = page.limit_or(MAX_LIMIT)?;
-    let after = page.cursor_pair()?.map_or(MessageCursor::START, |(position, key)| MessageCursor { position, key });
-    let page = app.engine.list_messages(&id, after, limit, partial).await?;
-    let next_cursor = page.next.map(|next| page::pair(next.position, next.key));
-    Ok(Json(Items { items: page.messages, next_cursor }))
+) -> Result<Json<MessageItems>, Error> {
+    let page = match app.engine.message_page(&id, params.range(&page)?).await {
+        Err(EngineError::NotFound { .. }) => MessagePage { messages: Vec::new(), prev: None, next: None },
+        page => page?,
+    };
+    let text = |cursor: Option<MessageCursor>| cursor.map(|cursor| page::pair(cursor.position, cursor.key));
+    let (mut items, older, newer) = (page.messages, text(page.prev), text(page.next));
+    if params.order == Some(Order::Desc) {
+        items.reverse();
+        return Ok(Json(MessageItems { items, next_cursor: older, prev_cursor: newer }));
+    }
+    Ok(Json(MessageItems { items, next_cursor: newer, prev_cursor: older }))
 }
 
 fn flag(name: &str, value: Option<&str>) -> Result<bool, Error> {

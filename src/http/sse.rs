@@ -9,20 +9,23 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 
 use super::{App, Shared};
-use crate::engine::{Follower, StoreError};
+use crate::engine::{EngineError, Follower};
 use crate::metrics::METRICS;
 
-/// How long a browser waits before it connects again.
-const RETRY: Bytes = Bytes::from_static(b"retry: 1000\n\n");
-const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+/// How long a browser waits before it connects again. A field of the first event: some clients take a block without data
+/// for an event.
+const RETRY: Bytes = Bytes::from_static(b"retry: 1000\n");
+/// A line without an empty one behind it, which would end an event.
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n");
 const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    // Nor is it to be compressed on its way, which would collect it.
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
     (HeaderName::from_static("x-vercel-ai-ui-message-stream"), HeaderValue::from_static("v1")),
     // Asks nginx not to collect the stream before it passes it on.
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
@@ -34,20 +37,34 @@ enum Interrupted {
     #[error("the server is shutting down")]
     Shutdown,
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Engine(#[from] EngineError),
 }
 
 /// The stream of a run, to its end, or of a session, for ever.
 pub(super) fn respond(app: &App, follower: Follower) -> Response {
+    respond_when(app, async { Ok(follower) })
+}
+
+/// The same when there is something to follow. The response begins at once.
+pub(super) fn respond_when(
+    app: &App,
+    follower: impl Future<Output = Result<Follower, EngineError>> + Send + 'static,
+) -> Response {
     let opening = stream::once(async { Ok(RETRY) });
     (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), follower)))).into_response()
 }
 
-fn pieces(app: Arc<Shared>, follower: Follower) -> impl Stream<Item = Result<Bytes, Interrupted>> {
+fn pieces(
+    app: Arc<Shared>,
+    follower: impl Future<Output = Result<Follower, EngineError>> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, Interrupted>> {
     // A stream of its own: what it is reading when a comment is due is not begun anew.
-    let frames = stream::try_unfold(follower, |mut follower| async move {
-        Ok(follower.next_frames().await?.map(|frames| (frames, follower)))
+    let frames = stream::once(follower).map_ok(|follower| {
+        stream::try_unfold(follower, |mut follower| async move {
+            Ok::<_, EngineError>(follower.next_frames().await?.map(|frames| (frames, follower)))
+        })
     });
+    let frames = frames.try_flatten();
     stream::unfold(Some(Box::pin(frames)), move |frames| {
         let app = app.clone();
         async move {
@@ -60,7 +77,7 @@ fn pieces(app: Arc<Shared>, follower: Follower) -> impl Stream<Item = Result<Byt
                     Some(Err(error)) => {
                         METRICS.streams_failed.inc();
                         tracing::warn!(%error, "failed to read on for a stream; its client has to come back");
-                        (Err(Interrupted::Store(error)), None)
+                        (Err(Interrupted::Engine(error)), None)
                     }
                     None => (Ok(DONE), None),
                 }),

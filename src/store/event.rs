@@ -141,49 +141,106 @@ pub struct Frames {
     pub last_seq: Seq,
 }
 
+/// A page of events.
+#[derive(Debug, Clone)]
+pub struct EventPage {
+    /// The events, oldest first.
+    pub events: Vec<Event>,
+    /// Whether there are more of the range.
+    pub more: bool,
+}
+
+/// A page ends behind the event with which it has so many bytes: an output of a tool may have some MB.
+const PAGE_BYTES: i64 = 16 * 1024 * 1024;
+/// The same for a piece of a stream. A slow reader holds one, and there may be thousands of them.
+const FRAMES_BYTES: i64 = 1024 * 1024;
+
 impl Store {
-    /// Events behind a cursor, oldest first.
+    /// Events behind a cursor, oldest first, however large they are.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn events(&self, range: Range) -> Result<Vec<Event>, StoreError> {
+        let (mut all, mut rest) = (Vec::new(), range);
+        loop {
+            let page = self.event_page(rest).await?;
+            all.extend(page.events);
+            match all.last() {
+                Some(last) if page.more => rest.after = last.seq,
+                _ => return Ok(all),
+            }
+            rest.limit = range.limit - i64::try_from(all.len()).unwrap_or(i64::MAX);
+            if rest.limit <= 0 {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// A page of events behind a cursor, oldest first: at least one, and no more than fit.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn event_page(&self, range: Range) -> Result<EventPage, StoreError> {
+        let Some((last_seq, more)) = self.end_of_page(range, PAGE_BYTES).await? else {
+            return Ok(EventPage { events: Vec::new(), more: false });
+        };
         let rows = sqlx::query!(
             r#"SELECT e.seq, e.at, e.event, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
-               WHERE e.session_key = ?1 AND e.seq > ?2 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq LIMIT ?4 + 0"#,
+               WHERE e.session_key = ?1 AND e.seq > ?2 AND e.seq <= ?4 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq"#,
             range.session,
             range.after,
             range.run,
-            range.limit
+            last_seq
         )
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(Event {
-                    seq: row.seq,
-                    at: Timestamp::from_millis(row.at),
-                    run_id: row.run_id.parse()?,
-                    event: raw(row.event)?,
-                })
+        let events = rows.into_iter().map(|row| {
+            Ok(Event {
+                seq: row.seq,
+                at: Timestamp::from_millis(row.at),
+                run_id: row.run_id.parse()?,
+                event: raw(row.event)?,
             })
-            .collect()
+        });
+        Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more })
     }
 
-    /// Events behind a cursor as SSE text, joined inside SQLite: four times as fast as row by row. `None` when there are
-    /// none.
+    /// Where a page of the range ends that has about so many bytes, and whether there is more; `None` when there is nothing.
+    /// The sizes are in the heads of the rows: no event is loaded for them.
+    async fn end_of_page(&self, range: Range, max_bytes: i64) -> Result<Option<(Seq, bool)>, StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT max(seq) FILTER (WHERE bytes_before < ?5 AND number <= ?4) AS "end: Seq", max(seq) AS "last: Seq"
+               FROM (SELECT seq, row_number() OVER log AS number, sum(bytes) OVER log - bytes AS bytes_before
+                     FROM (SELECT seq, octet_length(event) AS bytes FROM events
+                           WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3)
+                           ORDER BY seq LIMIT ?4 + 1)
+                     WINDOW log AS (ORDER BY seq ROWS UNBOUNDED PRECEDING))"#,
+            range.session,
+            range.after,
+            range.run,
+            range.limit,
+            max_bytes
+        )
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.end.zip(row.last).map(|(end, last)| (end, last > end)))
+    }
+
+    /// A page of events behind a cursor as SSE text, joined inside SQLite: four times as fast as row by row. `None` when
+    /// there are none.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn frames(&self, range: Range) -> Result<Option<Frames>, StoreError> {
+        let Some((last_seq, _)) = self.end_of_page(range, FRAMES_BYTES).await? else { return Ok(None) };
         let row = sqlx::query!(
             r#"SELECT group_concat('id: ' || seq || char(10) || 'data: ' || event || char(10) || char(10), '' ORDER BY seq)
                    AS "text: String", max(seq) AS "last_seq: i64"
-               FROM (SELECT seq, event FROM events
-                     WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3) ORDER BY seq LIMIT ?4 + 0)"#,
+               FROM events WHERE session_key = ?1 AND seq > ?2 AND seq <= ?4 AND (?3 IS NULL OR run_key = ?3)"#,
             range.session,
             range.after,
             range.run,
-            range.limit
+            last_seq
         )
         .fetch_one(&self.readers)
         .await?;

@@ -2,6 +2,7 @@
 //! the transaction that stores the events made of the same output, so that each is stored once.
 
 use super::permission::{self, NewPermission};
+use super::text::shown;
 use super::writer::Tx;
 use super::{StoreError, agent_session};
 use crate::clock::Timestamp;
@@ -77,11 +78,13 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
                 .await?;
             }
             Fact::Progress(progress) => {
+                let progress = shown(progress);
                 sqlx::query!("UPDATE runs SET progress = ?2 WHERE key = ?1", run, progress)
                     .execute(&mut *tx.conn)
                     .await?;
             }
             Fact::Title(title) => {
+                let title = shown(title);
                 // What somebody gave it is not the agent's to change.
                 sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title_given = 0", session, title)
                     .execute(&mut *tx.conn)

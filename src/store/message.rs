@@ -1,12 +1,16 @@
 //! The table `messages`: what people sent, as it came, and what agents answered, folded from the events.
 
+mod page;
+
 use sqlx::SqliteConnection;
 
+use super::StoreError;
 use super::writer::Tx;
-use super::{Store, StoreError, event};
 use crate::id::MessageId;
 use crate::lease::{RunKey, SessionKey};
-use crate::message::{Message, Role, UserMessage};
+use crate::message::{Role, UserMessage};
+
+pub use page::{MessageCursor, MessagePage, MessageRange, PageFrom};
 
 /// A message that was sent before.
 pub struct Sent {
@@ -129,78 +133,4 @@ pub async fn store_responses<'a>(
     .execute(&mut *tx.conn)
     .await?;
     Ok(())
-}
-
-/// A page of messages and the cursor behind it.
-#[derive(Debug)]
-pub struct MessagePage {
-    /// The messages, in order.
-    pub messages: Vec<Message>,
-    /// Where the next page begins; none when this is the last.
-    pub next: Option<MessageCursor>,
-}
-
-/// A place in a conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MessageCursor {
-    /// Seq of the turn; `i64::MAX` for turns that have not begun.
-    pub position: i64,
-    /// Row of the message.
-    pub key: i64,
-}
-
-impl MessageCursor {
-    /// Before the first message.
-    pub const START: Self = Self { position: 0, key: 0 };
-}
-
-impl Store {
-    /// The messages of a session, in the order of the conversation. Without `partial`, the answer of an unfinished run
-    /// is left out.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn list_messages(
-        &self,
-        session: SessionKey,
-        after: MessageCursor,
-        limit: i64,
-        partial: bool,
-    ) -> Result<MessagePage, StoreError> {
-        let rows = sqlx::query!(
-            r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64", m.id, m.role,
-                   m.metadata, m.parts
-               FROM messages m LEFT JOIN runs r ON r.key = m.run_key
-               WHERE m.session_key = ?1 AND m.superseded_at IS NULL
-                 AND (coalesce(m.position, 9223372036854775807), m.key) > (?2, ?3)
-                 AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
-               ORDER BY 2, 1 LIMIT ?4 + 1"#,
-            session,
-            after.position,
-            after.key,
-            limit,
-            partial
-        )
-        .fetch_all(&self.readers)
-        .await?;
-        let wanted = usize::try_from(limit).unwrap_or_default();
-        let next = (rows.len() > wanted)
-            .then(|| {
-                rows.get(wanted.saturating_sub(1)).map(|last| MessageCursor { position: last.position, key: last.key })
-            })
-            .flatten();
-        let messages = rows.into_iter().take(wanted).map(|row| {
-            Ok(Message {
-                id: row.id.parse()?,
-                role: match row.role.as_str() {
-                    "user" => Role::User,
-                    "system" => Role::System,
-                    _ => Role::Assistant,
-                },
-                metadata: row.metadata.map(event::raw).transpose()?,
-                parts: event::raw(row.parts)?,
-            })
-        });
-        Ok(MessagePage { messages: messages.collect::<Result<_, StoreError>>()?, next })
-    }
 }

@@ -26,6 +26,7 @@ pub mod run;
 pub mod session;
 pub mod slot;
 mod stats;
+mod text;
 mod upgrade;
 mod wal;
 pub mod worker;

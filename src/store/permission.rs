@@ -1,6 +1,7 @@
 //! The table `permissions`: what agents asked before they used a tool, and what came of it. The first answer counts; the
 //! schema refuses a second one.
 
+use super::text::{shown, shown_if_any};
 use super::writer::{Notice, Tx};
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
@@ -140,6 +141,7 @@ pub(super) async fn insert(tx: &mut Tx<'_>, run: RunKey, new: &NewPermission) ->
     let state = new.decision.as_ref().map_or(PermissionState::Pending, Decision::state).as_str();
     let option = new.decision.as_ref().and_then(Decision::option);
     let answered = new.decision.as_ref().map(|_| (BY_POLICY, now)).unzip();
+    let (tool, title) = (shown(&request.tool), shown(&request.title));
     let (answered_by, answered_at, expires_at) = (answered.0, answered.1, new.expires_at.map(Timestamp::as_millis));
     sqlx::query!(
         "INSERT INTO permissions (id, run_key, request, tool_call, tool, kind, title, input, options, state, option_id,
@@ -150,9 +152,9 @@ pub(super) async fn insert(tx: &mut Tx<'_>, run: RunKey, new: &NewPermission) ->
         run,
         request.request,
         request.tool_call,
-        request.tool,
+        tool,
         kind,
-        request.title,
+        title,
         input,
         options,
         state,
@@ -220,14 +222,15 @@ async fn answer(tx: &mut Tx<'_>, given: &GiveAnswer) -> Result<Option<Answered>,
         return Ok(Some(Answered::NotOffered(asked.permission)));
     };
     let (state, option, now) = (decision.state().as_str(), decision.option(), tx.now.as_millis());
+    let (by, reason) = (shown(&given.by), shown_if_any(given.reason.as_ref()));
     sqlx::query!(
         "UPDATE permissions SET state = ?2, option_id = ?3, answered_by = ?4, reason = ?5, answered_at = ?6
          WHERE id = ?1 AND state = 'pending'",
         id,
         state,
         option,
-        given.by,
-        given.reason,
+        by,
+        reason,
         now
     )
     .execute(&mut *tx.conn)

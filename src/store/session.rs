@@ -4,6 +4,7 @@ mod load;
 
 use sqlx::SqliteConnection;
 
+use super::text::{shown, shown_if_any};
 use super::writer::{Notice, Tx};
 use super::{Store, StoreError, assignment, run};
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
@@ -105,6 +106,7 @@ pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result
     let (text, workspace, agent) = (id.as_str(), new.workspace.as_str(), new.agent.as_str());
     let (options, oneshot, now) = (options_json(&new.options)?, new.mode == SessionMode::Oneshot, tx.now.as_millis());
     let parent = new.spawned_by.as_ref().map(SessionId::as_str);
+    let title = shown_if_any(new.title.as_ref());
     let inserted = sqlx::query!(
         "INSERT INTO sessions (id, workspace, agent, title, idle_ttl_ms, created_at, updated_at, oneshot, options, label,
              spawned_by, title_given)
@@ -112,7 +114,7 @@ pub async fn create(tx: &mut Tx<'_>, id: &SessionId, new: &NewSession) -> Result
         text,
         workspace,
         agent,
-        new.title,
+        title,
         new.idle_ttl_ms,
         now,
         oneshot,
@@ -142,6 +144,7 @@ pub(super) fn read_options(json: &str) -> Result<SessionOptions, StoreError> {
 
 /// Names a session that has no title.
 pub async fn set_missing_title(tx: &mut Tx<'_>, session: SessionKey, title: &str) -> Result<(), StoreError> {
+    let title = shown(title);
     let set = sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title IS NULL", session, title);
     set.execute(&mut *tx.conn).await?;
     Ok(())
@@ -218,6 +221,7 @@ impl Store {
                 let oneshot = named.mode.map(|mode| mode == SessionMode::Oneshot);
                 let options = named.options.as_ref().map(options_json).transpose()?;
                 let parent = named.spawned_by.as_ref().map(SessionId::as_str);
+                let title = shown_if_any(named.title.as_ref());
                 let same = sqlx::query_scalar!(
                     r#"SELECT (coalesce(?2, workspace) = workspace AND coalesce(?3, agent) = agent
                            AND coalesce(?4, idle_ttl_ms) = idle_ttl_ms AND (?5 IS NULL OR title IS ?5)
@@ -229,7 +233,7 @@ impl Store {
                     workspace,
                     agent,
                     named.idle_ttl_ms,
-                    named.title,
+                    title,
                     oneshot,
                     options,
                     parent,
@@ -268,6 +272,7 @@ impl Store {
             Box::pin(async move {
                 let text = id.as_str();
                 let (is_named, title) = (title.is_some(), title.flatten());
+                let title = shown_if_any(title.as_ref());
                 let updated = sqlx::query!(
                     "UPDATE sessions SET title = iif(?2, ?3, title), title_given = iif(?2, ?3 IS NOT NULL, title_given),
                          idle_ttl_ms = coalesce(?4, idle_ttl_ms) WHERE id = ?1",

@@ -78,8 +78,13 @@ impl Scene {
     /// That executes runs.
     pub async fn executing() -> Self {
         let scene = Self::new().await;
-        scene.engine.start().await.unwrap();
+        scene.execute().await;
         scene
+    }
+
+    /// Executes runs from now on.
+    pub async fn execute(&self) {
+        self.engine.start().await.unwrap();
     }
 
     /// With this text in the config file.
@@ -203,6 +208,8 @@ pub fn tell(stream: &str) -> String {
                     words.push(chunk["type"].as_str().unwrap().to_owned());
                 }
                 ("id", id) => words.push(format!("{id}:")),
+                // Of the whole stream, although it stands in the first event.
+                ("retry", _) => words.push("retry ".to_owned()),
                 (other, _) => words.push(other.to_owned()),
             }
         }

@@ -124,5 +124,86 @@ async fn messages_come_as_a_chat_wants_them() {
     let rest = format!("/v1/sessions/s/messages?limit=2&cursor={}", page.text("next_cursor"));
     assert_eq!((page.each("id").join(" ").as_str(), scene.get(&rest).await.each("id")), ("m0 m1", vec!["m2".into()]));
     assert_eq!(scene.get("/v1/sessions/s/messages?partial=maybe").await.refused(), (400, "invalid_query"));
-    assert_eq!(scene.get("/v1/sessions/t/messages").await.refused(), (404, "not_found"));
+    // A chat is opened before its first message is sent.
+    let new = scene.get("/v1/sessions/t/messages").await;
+    assert_eq!((new.status, new.each("id").len(), &new.body["next_cursor"]), (200, 0, &json!(null)));
+    assert_eq!(scene.get("/v1/sessions/t").await.status, 404);
+    assert_eq!(scene.get("/v1/sessions/a%20b/messages").await.refused(), (400, "invalid_id"));
+}
+
+#[tokio::test]
+async fn messages_are_read_from_either_end() {
+    let scene = Scene::new().await;
+    for number in 0..7 {
+        let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
+        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+    }
+    let page = async |query: &str| {
+        let page = scene.get(&format!("/v1/sessions/s/messages?{query}")).await;
+        let cursor = |key: &str| page.body[key].as_str().map(str::to_owned);
+        (page.each("id").join(" "), cursor("prev_cursor"), cursor("next_cursor"))
+    };
+    let (newest, prev, next) = page("last=3").await;
+    assert_eq!((newest.as_str(), &next), ("m4 m5 m6", &None));
+    let (middle, older, newer) = page(&format!("before={}&limit=3", prev.unwrap())).await;
+    assert_eq!(middle, "m1 m2 m3");
+    let (oldest, none, _) = page(&format!("before={}&last=3", older.unwrap())).await;
+    assert_eq!((oldest.as_str(), none), ("m0", None));
+    assert_eq!(page(&format!("cursor={}&limit=3", newer.unwrap())).await.0, newest);
+
+    let (first, none, next) = page("limit=4").await;
+    assert_eq!((first.as_str(), none), ("m0 m1 m2 m3", None));
+    let (rest, prev, none) = page(&format!("limit=4&cursor={}", next.unwrap())).await;
+    assert_eq!((rest.as_str(), none), ("m4 m5 m6", None));
+    assert_eq!(page(&format!("before={}", prev.unwrap())).await.0, first);
+
+    let (down, none, next) = page("order=desc&limit=4").await;
+    assert_eq!((down.as_str(), none), ("m6 m5 m4 m3", None));
+    let (rest, prev, none) = page(&format!("order=desc&cursor={}", next.unwrap())).await;
+    assert_eq!((rest.as_str(), none), ("m2 m1 m0", None));
+    assert!(prev.is_some());
+    assert_eq!(page("order=asc&limit=2").await.0, "m0 m1");
+
+    let some = page("last=1").await.1.unwrap();
+    for query in [
+        "last=0",
+        "last=501",
+        "last=x",
+        "order=up",
+        &format!("cursor={some}&last=2"),
+        &format!("cursor={some}&before={some}"),
+    ] {
+        let refused = scene.get(&format!("/v1/sessions/s/messages?{query}")).await;
+        assert_eq!(refused.refused(), (400, "invalid_query"), "{query}");
+    }
+    assert_eq!(scene.get("/v1/sessions/s/messages?before=x").await.refused(), (400, "invalid_cursor"));
+}
+
+#[tokio::test]
+async fn the_newest_messages_come_without_asking() {
+    let scene = Scene::new().await;
+    for number in 0..502 {
+        let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
+        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+    }
+    let page = scene.get("/v1/sessions/s/messages").await;
+    let ids = page.each("id");
+    assert_eq!((ids.len(), ids[0].as_str(), ids[499].as_str()), (500, "m2", "m501"));
+    let older = scene.get(&format!("/v1/sessions/s/messages?before={}", page.text("prev_cursor"))).await;
+    assert_eq!(older.each("id").join(" "), "m0 m1");
+}
+
+#[tokio::test]
+async fn pages_of_large_messages_end_by_their_bytes() {
+    let scene = Scene::new().await;
+    let url = format!("data:text/plain;base64,{}", "QUFB".repeat(1_000_000));
+    for number in 0..6 {
+        let file = json!({"type": "file", "mediaType": "text/plain", "url": url});
+        let message = json!({"message": {"id": format!("m{number}"), "parts": [file]}});
+        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+    }
+    let newest = scene.get("/v1/sessions/s/messages").await;
+    assert_eq!(newest.each("id").join(" "), "m1 m2 m3 m4 m5");
+    let older = scene.get(&format!("/v1/sessions/s/messages?before={}", newest.text("prev_cursor"))).await;
+    assert_eq!((older.each("id").join(" ").as_str(), &older.body["prev_cursor"]), ("m0", &json!(null)));
 }

@@ -21,11 +21,11 @@ async fn the_stream_of_a_run_begins_and_ends_as_a_client_expects() {
     assert_eq!(stream.status, 200);
     let header = |name: &str| stream.headers[name].to_str().unwrap().to_owned();
     assert_eq!(header("content-type"), "text/event-stream");
-    assert_eq!(header("cache-control"), "no-cache");
+    assert_eq!(header("cache-control"), "no-cache, no-transform");
     assert_eq!(header("x-vercel-ai-ui-message-stream"), "v1");
     assert_eq!(header("x-accel-buffering"), "no");
     let text = stream.rest().await.unwrap();
-    assert!(text.starts_with("retry: 1000\n\nid: 1\ndata: {\"type\":\"start\","), "{text}");
+    assert!(text.starts_with("retry: 1000\nid: 1\ndata: {\"type\":\"start\","), "{text}");
     assert!(text.ends_with("\n\ndata: [DONE]\n\n"), "{text}");
     assert_eq!(tell(&text), WHOLE);
 }
@@ -119,7 +119,44 @@ async fn pages_of_events_are_the_stream() {
     assert_eq!((rest.each("seq").join(" ").as_str(), &rest.body["next_cursor"]), ("5 6", &Value::Null));
     assert_eq!(scene.get("/v1/sessions/s/events?limit=4&after=0&cursor=4").await.each("seq"), rest.each("seq"));
     assert_eq!(scene.get(&format!("/v1/runs/{}/events?after=4", runs[0])).await.each("seq").join(" "), "5 6");
-    assert_eq!(scene.get("/v1/sessions/t/events").await.refused(), (404, "not_found"));
+    // A log with nothing in it yet.
+    assert_eq!(scene.get("/v1/sessions/t/events").await.body, json!({"items": [], "next_cursor": null}));
+    assert_eq!(scene.get("/v1/sessions/t/events?after=1").await.refused(), (400, "cursor_ahead"));
+    assert_eq!(scene.get("/v1/sessions/t").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_session_is_followed_before_it_is_there() {
+    let timeouts = Timeouts { keep_alive: Duration::from_millis(20), ..Timeouts::default() };
+    let scene = Scene::with("", timeouts).await;
+    let mut stream = scene.stream("/v1/sessions/s/events").await;
+    assert_eq!(stream.status, 200);
+    stream.until(": keep-alive\n", 2).await;
+    assert_eq!(scene.get("/v1/sessions/s").await.status, 404, "nobody made it by looking");
+    let run = scene.send("s", "hello").await;
+    scene.cancel(&run).await;
+    stream.until("\"finish\"", 1).await;
+    assert_eq!(tell(&stream.text.replace(": keep-alive\n", "")), "retry 1:start 2:abort 3:finish");
+    let ahead = scene.ask(Method::GET, "/v1/sessions/t/events").header("accept", "text/event-stream");
+    assert_eq!(read(ahead.header("last-event-id", "7")).await.refused(), (400, "cursor_ahead"));
+    let bad = scene.ask(Method::GET, "/v1/sessions/a%20b/events").header("accept", "text/event-stream");
+    assert_eq!(read(bad).await.refused(), (400, "invalid_id"));
+}
+
+/// A client that takes every block for an event, as httpx-sse does, gets none without data.
+#[tokio::test]
+async fn nothing_but_chunks_is_an_event() {
+    let timeouts = Timeouts { keep_alive: Duration::from_millis(20), ..Timeouts::default() };
+    let scene = Scene::with("", timeouts).await;
+    let run = scene.send("s", "hello").await;
+    let mut stream = scene.stream(&format!("/v1/runs/{run}/events")).await;
+    stream.until(": keep-alive\n", 3).await;
+    scene.cancel(&run).await;
+    let text = stream.rest().await.unwrap();
+    assert!(text.starts_with("retry: 1000\n: keep-alive\n: keep-alive\n"), "{text}");
+    for block in text.split_terminator("\n\n") {
+        assert!(block.lines().any(|line| line.starts_with("data: ")), "{block:?}");
+    }
 }
 
 #[tokio::test]
@@ -130,13 +167,13 @@ async fn the_stream_of_a_session_goes_on_from_run_to_run() {
     let mut stream = scene.stream("/v1/sessions/s/events").await;
     for round in 1..=2 {
         // Comments prove that it is open, and do not cost it its place.
-        let comments = stream.text.matches(": keep-alive\n\n").count();
-        stream.until(": keep-alive\n\n", comments + 2).await;
+        let comments = stream.text.matches(": keep-alive\n").count();
+        stream.until(": keep-alive\n", comments + 2).await;
         let run = scene.send("s", "hello").await;
         scene.cancel(&run).await;
         stream.until("\"finish\"", round).await;
     }
-    let told = tell(&stream.text.replace(": keep-alive\n\n", ""));
+    let told = tell(&stream.text.replace(": keep-alive\n", ""));
     assert_eq!(told, "retry 1:start 2:abort 3:finish 4:start 5:abort 6:finish");
 }
 
@@ -154,7 +191,7 @@ async fn no_stream_ends_as_if_its_run_were_over_when_the_server_stops() {
     let request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n");
     old.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    while !String::from_utf8_lossy(&answer).contains("retry: 1000\n\n") {
+    while !String::from_utf8_lossy(&answer).contains("retry: 1000\n") {
         assert!(within(old.read_buf(&mut answer)).await.unwrap() > 0);
     }
     scene.stop.cancel();

@@ -10,6 +10,7 @@ use crate::id::RunId;
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
 use crate::run::{Cause, ExitReport, Outcome, Status};
 use crate::store::event::{Guarded, batch_json, insert_guarded};
+use crate::store::text::shown_if_any;
 use crate::store::writer::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
 
@@ -86,13 +87,13 @@ pub(in crate::store) async fn settle_all(
                 s.source_offset,
                 s.outcome.status(),
                 s.outcome.cause.as_str(),
-                s.outcome.error,
+                shown_if_any(s.outcome.error.as_ref()),
                 s.exit.code,
                 s.exit.signal,
-                s.exit.stderr,
+                shown_if_any(s.exit.stderr.as_ref()),
                 s.exit.malformed_lines,
-                s.exit.malformed_sample,
-                s.progress,
+                shown_if_any(s.exit.malformed_sample.as_ref()),
+                shown_if_any(s.progress.as_ref()),
                 s.outcome.class,
                 s.outcome.retry_at.map(Timestamp::as_millis),
             ])

@@ -1,0 +1,214 @@
+//! Pages of a conversation, from either end.
+//!
+//! Always: a page is bounded in messages and in bytes, and what does not go into it is not read.
+
+use super::super::{Store, StoreError, event};
+use crate::lease::SessionKey;
+use crate::message::{Message, Role};
+
+/// A page ends behind the message with which it has so many bytes: files of some MB are usual, 500 of them no page.
+const PAGE_BYTES: i64 = 16 * 1024 * 1024;
+
+/// A page of messages and where its neighbours are.
+#[derive(Debug)]
+pub struct MessagePage {
+    /// The messages, oldest first.
+    pub messages: Vec<Message>,
+    /// Ends the page of older ones; none when these are the oldest.
+    pub prev: Option<MessageCursor>,
+    /// Begins the page of newer ones; none when these are the newest.
+    pub next: Option<MessageCursor>,
+}
+
+/// A place in a conversation: at a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageCursor {
+    /// Seq of the turn; `i64::MAX` for turns that have not begun.
+    pub position: i64,
+    /// Row of the message.
+    pub key: i64,
+}
+
+impl MessageCursor {
+    /// Before the first message.
+    pub const START: Self = Self { position: 0, key: 0 };
+    /// Behind the last message.
+    pub const END: Self = Self { position: i64::MAX, key: i64::MAX };
+}
+
+/// Which messages are wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageRange {
+    /// From where on, and in which direction.
+    pub from: PageFrom,
+    /// At most so many.
+    pub limit: i64,
+    /// Also the answer of an unfinished run, as far as it has got.
+    pub partial: bool,
+}
+
+/// From where on a page is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageFrom {
+    /// Those behind this one, the oldest of them.
+    After(MessageCursor),
+    /// Those in front of this one, the newest of them.
+    Before(MessageCursor),
+}
+
+impl PageFrom {
+    fn cursor(self) -> MessageCursor {
+        match self {
+            Self::After(cursor) | Self::Before(cursor) => cursor,
+        }
+    }
+}
+
+/// A message that may go into a page.
+struct Size {
+    key: i64,
+    position: i64,
+    bytes: i64,
+}
+
+impl Size {
+    fn cursor(&self) -> MessageCursor {
+        MessageCursor { position: self.position, key: self.key }
+    }
+}
+
+impl Store {
+    /// The messages of a session behind a cursor, in the order of the conversation. Without `partial`, the answer of an
+    /// unfinished run is left out.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn list_messages(
+        &self,
+        session: SessionKey,
+        after: MessageCursor,
+        limit: i64,
+        partial: bool,
+    ) -> Result<MessagePage, StoreError> {
+        self.message_page(session, MessageRange { from: PageFrom::After(after), limit, partial }).await
+    }
+
+    /// A page of the conversation of a session.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn message_page(&self, session: SessionKey, range: MessageRange) -> Result<MessagePage, StoreError> {
+        let (mut found, mut more) = self.message_sizes(session, range).await?;
+        let mut bytes = 0;
+        let fits = |size: &&Size| {
+            let fits = bytes < PAGE_BYTES;
+            bytes += size.bytes;
+            fits
+        };
+        let fitting = found.iter().take_while(fits).count();
+        more |= fitting < found.len();
+        found.truncate(fitting);
+        let (near, far) = (found.first().map(Size::cursor), found.last().map(Size::cursor));
+        let (prev, next) = match range.from {
+            PageFrom::After(_) => {
+                (self.neighbour(session, near.map(PageFrom::Before), range).await?, far.filter(|_| more))
+            }
+            PageFrom::Before(_) => {
+                (far.filter(|_| more), self.neighbour(session, near.map(PageFrom::After), range).await?)
+            }
+        };
+        if matches!(range.from, PageFrom::Before(_)) {
+            found.reverse();
+        }
+        Ok(MessagePage { messages: self.load_messages(&found).await?, prev, next })
+    }
+
+    /// The messages of a range by their size, from its cursor on, and whether there are more. The sizes are in the heads of
+    /// the rows: no message is loaded for them.
+    async fn message_sizes(&self, session: SessionKey, range: MessageRange) -> Result<(Vec<Size>, bool), StoreError> {
+        let (cursor, partial, limit) = (range.from.cursor(), range.partial, range.limit);
+        let mut sizes = match range.from {
+            PageFrom::After(_) => {
+                sqlx::query_as!(
+                    Size,
+                    r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64",
+                           octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+                       FROM messages m LEFT JOIN runs r ON r.key = m.run_key
+                       WHERE m.session_key = ?1 AND m.superseded_at IS NULL
+                         AND (coalesce(m.position, 9223372036854775807), m.key) > (?2, ?3)
+                         AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
+                       ORDER BY 2, 1 LIMIT ?4 + 1"#,
+                    session,
+                    cursor.position,
+                    cursor.key,
+                    limit,
+                    partial
+                )
+                .fetch_all(&self.readers)
+                .await?
+            }
+            PageFrom::Before(_) => {
+                sqlx::query_as!(
+                    Size,
+                    r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64",
+                           octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+                       FROM messages m LEFT JOIN runs r ON r.key = m.run_key
+                       WHERE m.session_key = ?1 AND m.superseded_at IS NULL
+                         AND (coalesce(m.position, 9223372036854775807), m.key) < (?2, ?3)
+                         AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
+                       ORDER BY 2 DESC, 1 DESC LIMIT ?4 + 1"#,
+                    session,
+                    cursor.position,
+                    cursor.key,
+                    limit,
+                    partial
+                )
+                .fetch_all(&self.readers)
+                .await?
+            }
+        };
+        let limit = usize::try_from(limit).unwrap_or_default();
+        let more = sizes.len() > limit;
+        sizes.truncate(limit);
+        Ok((sizes, more))
+    }
+
+    /// The cursor from which a page on the other side is read, if there is anything.
+    async fn neighbour(
+        &self,
+        session: SessionKey,
+        from: Option<PageFrom>,
+        range: MessageRange,
+    ) -> Result<Option<MessageCursor>, StoreError> {
+        // In front of the first message there is none.
+        if range.from == PageFrom::After(MessageCursor::START) || range.from == PageFrom::Before(MessageCursor::END) {
+            return Ok(None);
+        }
+        let Some(from) = from else { return Ok(None) };
+        let (found, _) = self.message_sizes(session, MessageRange { from, limit: 1, ..range }).await?;
+        Ok(found.first().map(|_| from.cursor()))
+    }
+
+    async fn load_messages(&self, found: &[Size]) -> Result<Vec<Message>, StoreError> {
+        let keys: Vec<i64> = found.iter().map(|size| size.key).collect();
+        let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let rows = sqlx::query!(
+            r#"SELECT m.id, m.role, m.metadata, m.parts FROM json_each(?1) k JOIN messages m ON m.key = k.value
+               ORDER BY k.key"#,
+            keys
+        );
+        let messages = rows.fetch_all(&self.readers).await?.into_iter().map(|row| {
+            Ok(Message {
+                id: row.id.parse()?,
+                role: match row.role.as_str() {
+                    "user" => Role::User,
+                    "system" => Role::System,
+                    _ => Role::Assistant,
+                },
+                metadata: row.metadata.map(event::raw).transpose()?,
+                parts: event::raw(row.parts)?,
+            })
+        });
+        messages.collect()
+    }
+}

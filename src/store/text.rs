@@ -1,0 +1,14 @@
+//! Text for columns that people read. For SQLite's shell and many clients of its C interface a text ends at U+0000; there it
+//! is replaced. In JSON it stays as it came, because it is escaped there.
+
+use std::borrow::Cow;
+
+/// A text that is shown whole.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
+/// The same for one that may be missing.
+pub(super) fn shown_if_any(text: Option<&String>) -> Option<Cow<'_, str>> {
+    text.map(|text| shown(text))
+}
