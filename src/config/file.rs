@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::document::{Document, nearest};
 use super::driver::{self, DriverKeys};
+use super::origin::{Origin, is_host};
 use super::section::{Period, Section, Whole};
 use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, fields, limits};
 use crate::agent::{Agent, OnInterrupt, Permissions, RESUME_MESSAGE};
@@ -158,6 +159,7 @@ fn server(section: &Section<'_>, given: ServerSection, server: &mut ServerConfig
         server.token = Some(text.parse::<Token>().map_err(|error| section.error(&["token"], error))?);
     }
     let origin = "a web origin as browsers send it is needed, such as https://chat.example.com";
+    let is_origin = |text: &str| text.parse::<Origin>().is_ok();
     section.list("allowed_origins", given.allowed_origins, is_origin, origin, &mut server.allowed_origins)?;
     let host = "a host name without scheme and port is needed, such as chat.example.com";
     section.list("allowed_hosts", given.allowed_hosts, is_host, host, &mut server.allowed_hosts)?;
@@ -317,26 +319,4 @@ fn workspace(
         }
     }
     Ok(())
-}
-
-/// `https://chat.example.com:8443`: what a browser writes into the `Origin` header.
-fn is_origin(text: &str) -> bool {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    host.is_some_and(|host| match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => {
-            is_host(name) && !port.starts_with('+') && port.parse::<u16>().is_ok()
-        }
-        _ => is_host(host),
-    })
-}
-
-/// A name or an address, as the `Host` header has it before the port.
-fn is_host(text: &str) -> bool {
-    const MAX_HOST_BYTES: usize = 253;
-    let name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
-    let v6 = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    match v6 {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => (1..=MAX_HOST_BYTES).contains(&text.len()) && text.bytes().all(name),
-    }
 }

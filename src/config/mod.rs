@@ -11,6 +11,7 @@ mod error;
 mod fields;
 mod file;
 pub mod limits;
+mod origin;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
 pub(crate) use document::nearest;
 pub use error::ConfigError;
+pub use origin::{InvalidOrigin, Origin};
 
 /// Everything that can be configured, with every value checked.
 #[derive(Debug, Clone, PartialEq)]

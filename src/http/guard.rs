@@ -2,8 +2,12 @@
 //!
 //! The Host must be a name of ours, or a foreign name could be pointed at this machine (DNS rebinding) and its pages
 //! would count as our own. The Origin, which browsers send with everything that can do harm, must be ours or allowed.
+//! What is refused is told in the log with the line of the config that allows it: a browser does not say why it failed.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
@@ -13,13 +17,18 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::error::Error;
-use crate::config::ServerConfig;
+use crate::config::{Origin, ServerConfig};
 
-const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PATCH");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
 const HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, last-event-id, x-request-id");
 const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id, x-vercel-ai-ui-message-stream");
 /// How long a browser may remember that it may ask.
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("600");
+
+/// How often the log repeats that a host or an origin was refused.
+const HINT_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// How many of them it tells in that time.
+const HINTS: usize = 16;
 
 /// By what names this server may be called, and whose pages may call it.
 pub(super) struct Guard {
@@ -27,7 +36,8 @@ pub(super) struct Guard {
     any_host: bool,
     listen: IpAddr,
     allowed_hosts: Vec<String>,
-    allowed_origins: Vec<String>,
+    allowed_origins: Vec<Origin>,
+    hints: Hints,
 }
 
 /// Lets a request in, or says why not.
@@ -44,6 +54,8 @@ pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) 
     };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    // A proxy in front may know people by a cookie. Here none counts, and the origin is one that may ask.
+    headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     response
@@ -73,12 +85,14 @@ fn allow(request: &Request) -> Response {
 
 impl Guard {
     pub(super) fn new(config: &ServerConfig, listen: IpAddr) -> Self {
-        let origins = config.allowed_origins.iter().map(|origin| origin.trim_end_matches('/').to_owned());
+        // The config has checked them.
+        let origins = config.allowed_origins.iter().filter_map(|origin| origin.trim_end_matches('/').parse().ok());
         Self {
             any_host: listen.is_unspecified() && config.token.is_some(),
             listen,
             allowed_hosts: config.allowed_hosts.clone(),
             allowed_origins: origins.collect(),
+            hints: Hints::default(),
         }
     }
 
@@ -86,6 +100,9 @@ impl Guard {
     fn check<'a>(&self, request: &'a Request) -> Result<Option<&'a HeaderValue>, Error> {
         let host = host(request)?;
         if !self.knows_host(&host) {
+            if is_name(host.host()) {
+                self.hints.tell("Host", "allowed_hosts", host.host(), &self.allowed_hosts);
+            }
             let message = "this host name is none of ours: add it to allowed_hosts";
             return Err(Error::new(StatusCode::FORBIDDEN, "forbidden_host", message));
         }
@@ -93,7 +110,10 @@ impl Guard {
         match (origins.next(), origins.next()) {
             (None, _) => Ok(None),
             (Some(origin), None) if self.knows_origin(origin, &host) => Ok(Some(origin)),
-            _ => {
+            (origin, _) => {
+                if let Some(origin) = origin.and_then(origin_of) {
+                    self.hints.tell("Origin", "allowed_origins", &origin.to_string(), &self.allowed_origins);
+                }
                 let message = "pages of this origin may not drive the daemon: add it to allowed_origins";
                 Err(Error::new(StatusCode::FORBIDDEN, "forbidden_origin", message))
             }
@@ -112,11 +132,50 @@ impl Guard {
     }
 
     fn knows_origin(&self, origin: &HeaderValue, host: &Authority) -> bool {
-        let Ok(origin) = origin.to_str() else { return false };
-        // Whether it came by TLS is known to the proxy in front of us, not to us.
-        let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_str()))
-            || self.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+        let Some(origin) = origin_of(origin) else { return false };
+        origin.is_at(host.host(), host.port_u16()) || self.allowed_origins.contains(&origin)
+    }
+}
+
+fn origin_of(header: &HeaderValue) -> Option<Origin> {
+    header.to_str().ok()?.parse().ok()
+}
+
+/// Whether it could stand in the config.
+fn is_name(host: &str) -> bool {
+    format!("http://{host}").parse::<Origin>().is_ok()
+}
+
+/// What the log says of hosts and origins that were refused: each with the line that would allow it.
+#[derive(Default)]
+struct Hints {
+    told: Mutex<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    since: Option<Instant>,
+    names: HashSet<String>,
+}
+
+impl Hints {
+    fn tell(&self, header: &str, key: &str, name: &str, allowed: &[impl ToString]) {
+        if !self.is_due(&format!("{key} {name}")) {
+            return;
+        }
+        let names = allowed.iter().map(ToString::to_string).chain([name.to_owned()]);
+        let names = names.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        let line = format!("{key} = [{names}]");
+        tracing::warn!(name, line, "{header} refused; to allow it, put the line under [server] in the config");
+    }
+
+    /// Each name once in a while, and not many of them: whoever can connect decides what they are.
+    fn is_due(&self, name: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.since.is_none_or(|since| since.elapsed() >= HINT_INTERVAL) {
+            *told = Told { since: Some(Instant::now()), names: HashSet::new() };
+        }
+        told.names.len() < HINTS && told.names.insert(name.to_owned())
     }
 }
 
@@ -146,7 +205,7 @@ mod tests {
         let config = ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             token: token.then(|| "secret".parse().unwrap()),
-            allowed_origins: vec!["https://chat.example.com/".into()],
+            allowed_origins: vec!["https://chat.example.com:443".into(), "tauri://localhost".into()],
             allowed_hosts: vec!["engine.lan".into(), "proxy.lan:8443".into()],
             max_body_bytes: 1,
             max_connections: 1,
@@ -184,11 +243,33 @@ mod tests {
     #[test]
     fn only_our_own_and_allowed_pages_are_answered() {
         let local = guard("127.0.0.1", false);
-        for origin in ["http://localhost:7717", "https://LOCALHOST:7717", "https://chat.example.com"] {
+        for origin in
+            ["http://localhost:7717", "https://LOCALHOST:7717", "https://chat.example.com", "tauri://localhost"]
+        {
             assert_eq!(check(&local, "localhost:7717", Some(origin)), Ok(true), "{origin}");
         }
-        for origin in ["null", "", "http://localhost", "http://localhost:7718", "http://chat.example.com", "file://"] {
+        for origin in [
+            "null",
+            "",
+            "http://localhost",
+            "http://localhost:7718",
+            "http://chat.example.com",
+            "https://chat.example.com:444",
+            "app://localhost",
+            "file://",
+        ] {
             assert_eq!(check(&local, "localhost:7717", Some(origin)), Err(403), "{origin}");
         }
+        for (origin, host) in [("http://localhost", "localhost:80"), ("https://localhost", "localhost")] {
+            assert_eq!(check(&local, host, Some(origin)), Ok(true), "{origin} at {host}");
+        }
+    }
+
+    #[test]
+    fn each_refused_origin_is_told_once_and_not_without_end() {
+        let hints = Hints::default();
+        assert_eq!([hints.is_due("a"), hints.is_due("b"), hints.is_due("a")], [true, true, false]);
+        let told = (0..1000).filter(|number| hints.is_due(&number.to_string())).count();
+        assert_eq!(told, HINTS - 2);
     }
 }

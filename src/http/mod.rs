@@ -48,8 +48,10 @@ pub use serve::{serve, serve_with};
 /// How long the surface waits for what.
 #[derive(Debug, Clone)]
 pub struct Timeouts {
-    /// For the head of a request, from the connect or the end of the request before: also what an idle connection gets.
+    /// For the head of the first request, from the connect.
     pub header: Duration,
+    /// For the head of a further request, from the end of the one before: how long an idle connection is kept.
+    pub idle: Duration,
     /// For the body of a request.
     pub body: Duration,
     /// For a handler, to the head of its answer; `?wait=` comes on top.
@@ -64,6 +66,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             header: Duration::from_secs(10),
+            // Longer than a proxy keeps it (nginx: 60 s, HAProxy and ALB: 60 s, some: 75 s), which would otherwise send a
+            // request into a connection that is just being closed.
+            idle: Duration::from_secs(90),
             body: Duration::from_secs(30),
             handler: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),

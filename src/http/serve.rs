@@ -61,13 +61,14 @@ pub async fn serve_with(
     timeouts: Timeouts,
 ) -> io::Result<()> {
     let listen = listener.local_addr()?.ip();
-    let patience = timeouts.shutdown;
+    let (patience, first_head) = (timeouts.shutdown, timeouts.header);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(timeouts.header).half_close(false);
+    http.timer(TokioTimer::new()).header_read_timeout(timeouts.idle).half_close(false);
     let dropped = CancellationToken::new();
     let server = Arc::new(Server {
         router: router(Arc::new(Shared::new(engine, config, listen, timeouts, shutdown.clone()))),
         http,
+        first_head,
         shutdown,
         dropped: dropped.clone(),
     });
@@ -88,6 +89,8 @@ pub async fn serve_with(
 struct Server {
     router: Router,
     http: http1::Builder,
+    /// How long a new connection may take to its first request.
+    first_head: Duration,
     /// No further requests.
     shutdown: CancellationToken,
     /// Not even the rest of those under way.
@@ -129,7 +132,9 @@ impl Server {
         let _ = stream.set_nodelay(true);
         // Whether the last request had a body and was refused, perhaps before all of it was read.
         let refused = AtomicBool::new(false);
+        let asked = CancellationToken::new();
         let service = service_fn(|request: hyper::Request<Incoming>| {
+            asked.cancel();
             let (refused, has_body) = (&refused, !request.body().is_end_stream());
             let answered = move |response: &Response| {
                 refused.store(has_body && !response.status().is_success(), Relaxed);
@@ -141,6 +146,7 @@ impl Server {
         let ended = tokio::select! {
             outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
             () = self.shutdown.cancelled() => None,
+            () = says_nothing(&asked, self.first_head) => return,
         };
         let outcome = match ended {
             Some(outcome) => outcome,
@@ -157,6 +163,13 @@ impl Server {
             () = end(stream, outcome, refused.load(Relaxed)) => {}
             () = self.dropped.cancelled() => {}
         }
+    }
+}
+
+/// Ends when the time is over in which the first request should have come.
+async fn says_nothing(asked: &CancellationToken, first_head: Duration) {
+    if tokio::time::timeout(first_head, asked.cancelled()).await.is_ok() {
+        std::future::pending().await
     }
 }
 

@@ -93,7 +93,8 @@ async fn a_page_that_is_allowed_reads_answers_and_refusals() {
     let preflight = read(asked.header("access-control-request-headers", "authorization,x-own")).await;
     assert_eq!(preflight.status, 204);
     assert_eq!(preflight.header("access-control-allow-origin"), origin);
-    assert_eq!(preflight.header("access-control-allow-methods"), "GET, POST, PATCH");
+    assert_eq!(preflight.header("access-control-allow-methods"), "GET, POST, PUT, PATCH, DELETE");
+    assert_eq!(preflight.header("access-control-allow-credentials"), "true");
     assert_eq!(preflight.header("access-control-allow-headers"), "authorization,x-own");
     assert_eq!(preflight.header("vary"), "Origin");
 
@@ -102,11 +103,28 @@ async fn a_page_that_is_allowed_reads_answers_and_refusals() {
     let request = scene.ask(Method::GET, "/v1/sessions").header("origin", origin).bearer_auth(TOKEN);
     let answer = read(request).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, origin));
+    assert_eq!(answer.header("access-control-allow-credentials"), "true");
     let foreign = scene.ask(Method::OPTIONS, "/api/chat").header("origin", "https://evil.example");
     let foreign = read(foreign.header("access-control-request-method", "POST")).await;
     assert_eq!(foreign.refused(), (403, "forbidden_origin"));
     assert_eq!(foreign.header("access-control-allow-origin"), "");
+    assert_eq!(foreign.header("access-control-allow-credentials"), "");
 
     let stream = scene.ask(Method::GET, &format!("/api/chat/s/stream?token={TOKEN}")).header("origin", origin);
     assert_eq!(Streaming::open(stream).await.headers["access-control-allow-origin"], origin);
+}
+
+#[tokio::test]
+async fn pages_of_applications_have_origins_of_their_own() {
+    let origins = ["tauri://localhost", "app://-", "capacitor://localhost", "chrome-extension://abcdef", "http://x:80"];
+    let config = format!("[server]\nallowed_origins = {origins:?}");
+    let scene = Scene::with(&config, Timeouts::default()).await;
+    let asked = async |origin: &str| read(scene.ask(Method::GET, "/v1/sessions").header("origin", origin)).await;
+    for origin in ["tauri://localhost", "app://-", "capacitor://localhost", "chrome-extension://abcdef", "http://x"] {
+        let answer = asked(origin).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, origin));
+    }
+    for origin in ["tauri://other", "app://localhost", "https://x", "http://x:81", "file://", "null"] {
+        assert_eq!(asked(origin).await.refused(), (403, "forbidden_origin"), "{origin}");
+    }
 }

@@ -76,10 +76,11 @@ async fn a_connection_beyond_the_limit_waits_for_its_turn() {
 #[tokio::test]
 async fn a_large_body_is_asked_for_only_when_it_is_wanted() {
     let scene = Scene::new().await;
-    let head =
-        "POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
-    let stream = scene.raw(&format!("{head}content-length: 5242880\r\n\r\n")).await.unwrap();
-    assert_eq!(status_of(&stream), 413);
+    let head = "host: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
+    for (path, bytes) in [("/v1/sessions/s/runs", 5 * 1024 * 1024), ("/api/chat", 65 * 1024 * 1024)] {
+        let request = format!("POST {path} HTTP/1.1\r\n{head}content-length: {bytes}\r\n\r\n");
+        assert_eq!(status_of(&scene.raw(&request).await.unwrap()), 413, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -105,4 +106,28 @@ async fn requests_on_one_connection_are_answered_in_turn() {
     let answers = scene.raw(&requests).await.unwrap();
     let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].to_owned()).collect();
     assert_eq!(statuses, ["200", "404", "200"]);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_a_silent_one() {
+    let scene = Scene::with("", Timeouts { header: SHORT, ..Timeouts::default() }).await;
+    let request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    let mut answer = Vec::new();
+    for _ in 0..2 {
+        stream.write_all(request).await.unwrap();
+        answer.clear();
+        while !answer.ends_with(b"}") {
+            assert!(within(stream.read_buf(&mut answer)).await.unwrap() > 0, "it was closed");
+        }
+        assert_eq!(status_of(&String::from_utf8_lossy(&answer)), 200);
+        // Nothing tells that it stays open but the time that goes by.
+        tokio::time::sleep(SHORT * 2).await;
+    }
+    assert!(Timeouts::default().idle > Duration::from_secs(75));
+
+    let scene = Scene::with("", Timeouts { idle: SHORT, ..Timeouts::default() }).await;
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    assert_eq!(status_of(&read_to_end(stream).await), 200);
 }
