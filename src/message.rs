@@ -1,12 +1,14 @@
 //! A message: what a person or an agent said, as an AI SDK `UIMessage` with ordered parts.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+mod attachment;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::id::{AgentName, MessageId};
+
+pub use attachment::Attachment;
 
 /// Who said it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,95 +52,6 @@ pub struct UserMessage {
     pub id: MessageId,
     parts: Vec<Value>,
     metadata: Option<Value>,
-}
-
-/// A file of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// What it is, such as `image/png`.
-    pub media_type: String,
-    /// Its name, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub filename: Option<String>,
-    /// A `data:` URL that holds it, or where it is.
-    pub url: String,
-}
-
-impl Attachment {
-    /// What a part of type `file` holds.
-    fn of(part: &Value) -> Result<Self, &'static str> {
-        let text = |key: &str| part.get(key).and_then(Value::as_str);
-        let media_type = text("mediaType").filter(|text| is_media_type(text));
-        let media_type = media_type.ok_or("needs a \"mediaType\" such as \"image/png\"")?.to_ascii_lowercase();
-        let filename = match part.get("filename") {
-            None | Some(Value::Null) => None,
-            Some(name) => Some(name.as_str().filter(|name| is_file_name(name)).ok_or(
-                "has a \"filename\" that is none: use 1 to 255 characters, none of them / or a control character",
-            )?),
-        };
-        let url = text("url").ok_or("needs a \"url\": a data: URL that holds it, or where it is (https:)")?;
-        match url.strip_prefix("data:") {
-            Some(held) => check_data(held, &media_type)?,
-            None if is_link(url) => {}
-            None => return Err("has a \"url\" that is neither a data: URL nor begins with https://"),
-        }
-        Ok(Self { media_type, filename: filename.map(str::to_owned), url: url.to_owned() })
-    }
-
-    /// Whether it is only known where it is.
-    pub fn is_link(&self) -> bool {
-        !self.url.starts_with("data:")
-    }
-
-    /// Its name, or else what it is.
-    pub fn label(&self) -> &str {
-        self.filename.as_deref().unwrap_or(&self.media_type)
-    }
-
-    fn to_part(&self) -> Value {
-        let mut part = serde_json::json!({"type": "file", "mediaType": self.media_type, "url": self.url});
-        if let Some(name) = &self.filename {
-            part["filename"] = name.as_str().into();
-        }
-        part
-    }
-}
-
-/// `type/subtype`, without parameters.
-fn is_media_type(text: &str) -> bool {
-    const MAX_CHARS: usize = 127;
-    let legal = |c: char| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c);
-    let word = |word: &str| !word.is_empty() && word.chars().all(legal);
-    text.len() <= MAX_CHARS && text.split_once('/').is_some_and(|(kind, subtype)| word(kind) && word(subtype))
-}
-
-fn is_file_name(text: &str) -> bool {
-    const MAX_CHARS: usize = 255;
-    let is_illegal = |c: char| c == '/' || c.is_control();
-    !text.is_empty() && text.chars().count() <= MAX_CHARS && !text.contains(is_illegal)
-}
-
-fn is_link(url: &str) -> bool {
-    const MAX_BYTES: usize = 8192;
-    let behind = url.strip_prefix("https://").unwrap_or_default();
-    !behind.is_empty()
-        && !behind.starts_with('/')
-        && url.len() <= MAX_BYTES
-        && url.bytes().all(|b| b.is_ascii_graphic())
-}
-
-/// What stands behind `data:`: a type with parameters, and base64 with its padding.
-fn check_data(held: &str, media_type: &str) -> Result<(), &'static str> {
-    let (kind, data) = held.split_once(";base64,").ok_or("has a data: URL without \";base64,\"")?;
-    let kind = kind.split(';').next().unwrap_or_default();
-    if !kind.is_empty() && !kind.eq_ignore_ascii_case(media_type) {
-        return Err("is of another type in its \"url\" than in its \"mediaType\"");
-    }
-    match STANDARD.decode(data) {
-        Ok(bytes) if !bytes.is_empty() => Ok(()),
-        Ok(_) => Err("is empty"),
-        Err(_) => Err("has a data: URL that holds no base64, or not all of it"),
-    }
 }
 
 /// A message that cannot be sent to an agent.

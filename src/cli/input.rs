@@ -7,8 +7,6 @@ use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 
 use super::exit::Usage;
 use super::{Cli, Command, RunArgs, SendArgs, ServeArgs};
@@ -116,21 +114,8 @@ fn message_text(
 
 /// A file as it is sent: whole, in the message.
 fn attachment(path: &Path, max_bytes: usize) -> anyhow::Result<Attachment> {
-    // What is read as text is called text: agents take that, whatever it is a text of.
     let bytes = read(File::open(path)?, max_bytes / 4 * 3)?;
-    let guess = mime_guess::from_path(path).first();
-    let guess = guess.as_ref().map(mime_guess::Mime::essence_str);
-    let media_type = match guess {
-        Some(guess) if guess.starts_with("text/") || guess.starts_with("image/") => guess,
-        _ if std::str::from_utf8(&bytes).is_ok() => "text/plain",
-        guess => guess.unwrap_or("application/octet-stream"),
-    };
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    Ok(Attachment {
-        media_type: media_type.to_owned(),
-        filename: name,
-        url: format!("data:{media_type};base64,{}", STANDARD.encode(bytes)),
-    })
+    Ok(Attachment::from_bytes(path.file_name().map(|name| name.to_string_lossy().into_owned()), &bytes))
 }
 
 /// Reads no further than what shows that it is too much.
@@ -150,6 +135,8 @@ fn read(source: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use clap::Parser;
 
     use super::*;

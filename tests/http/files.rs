@@ -81,6 +81,29 @@ async fn an_agent_gets_only_files_that_it_takes() {
 }
 
 #[tokio::test]
+async fn what_is_text_is_text_whatever_a_browser_calls_it() {
+    let scene = Scene::new().await;
+    for (name, label, kind) in [
+        ("a.ts", "video/mp2t", "video/mp2t"),
+        ("a.json", "application/json", "application/json"),
+        ("a.sh", "application/x-sh", "application/x-sh"),
+        ("a.yaml", "application/x-yaml", "application/x-yaml"),
+        ("Dockerfile", "", "application/octet-stream"),
+    ] {
+        let part = json!({"type": "file", "mediaType": label, "filename": name,
+            "url": format!("data:{kind};base64,bGV0IHg6IG51bWJlcjs=")});
+        let answer = scene.sent("s", "demo", json!([part])).await;
+        assert_eq!(answer, (202, String::new(), String::new()), "{name}");
+        let messages = scene.get("/v1/sessions/s/messages").await.body;
+        let newest = messages["items"].as_array().unwrap().last().unwrap();
+        assert_eq!(newest["parts"], json!([part]), "it is kept as it came");
+    }
+    let binary = json!({"type": "file", "mediaType": "", "filename": "a", "url": "data:;base64,AAAA"});
+    let (status, code, message) = scene.sent("s", "demo", json!([binary])).await;
+    assert_eq!((status, code.as_str()), (422, "file_not_taken"), "{message}");
+}
+
+#[tokio::test]
 async fn a_session_decides_by_its_own_agent_and_not_by_that_of_its_workspace() {
     let scene = Scene::with(AGENTS, Timeouts::default()).await;
     scene.post("/v1/sessions", json!({"id": "s", "agent": "lines"})).await;
