@@ -1,5 +1,6 @@
 //! `/api/chat`, as `useChat` speaks it.
 
+use mainstay::http::Timeouts;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -78,18 +79,18 @@ async fn a_message_is_edited_and_answered_anew() {
 
 #[tokio::test]
 async fn history_of_a_chat_does_not_count_as_body() {
-    let scene = Scene::new().await;
+    let scene = Scene::with("[server]\nmax_body_bytes = 65536", Timeouts::default()).await;
     let file = |bytes: usize| {
         let url = format!("data:image/png;base64,{}", "A".repeat(bytes));
         json!({"type": "file", "mediaType": "image/png", "url": url})
     };
     let mut pictures = user("m0", "look");
-    pictures["parts"].as_array_mut().unwrap().push(file(6_000_000));
-    let answer = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(5_000_000)}]});
+    pictures["parts"].as_array_mut().unwrap().push(file(100_000));
+    let answer = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(100_000)}]});
     let body = chat(&[pictures.clone(), answer, user("m1", "hello")], json!({}));
     assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
     // The same without a length that says it beforehand.
-    let pieces: Vec<_> = body.to_string().into_bytes().chunks(100_000).map(|piece| Ok(piece.to_vec())).collect();
+    let pieces: Vec<_> = body.to_string().into_bytes().chunks(10_000).map(|piece| Ok(piece.to_vec())).collect();
     let pieces = reqwest::Body::wrap_stream(futures_util::stream::iter::<Vec<std::io::Result<Vec<u8>>>>(pieces));
     let request = scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(pieces);
     let again = Streaming::open(request).await;
@@ -99,7 +100,7 @@ async fn history_of_a_chat_does_not_count_as_body() {
     let refused = scene.refused_chat(&chat(&[pictures], json!({}))).await;
     assert_eq!(refused.refused(), (413, "body_too_large"));
     let said = refused.body["error"]["message"].as_str().unwrap();
-    assert!(said.starts_with("the last message may have at most 4194304 bytes; send fewer or smaller files"), "{said}");
+    assert!(said.starts_with("the last message may have at most 65536 bytes; send fewer or smaller files"), "{said}");
     let endless = futures_util::stream::repeat_with(|| std::io::Result::Ok(vec![b' '; 1 << 20]));
     let endless = reqwest::Body::wrap_stream(endless);
     let request = scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(endless);
@@ -111,8 +112,8 @@ async fn history_of_a_chat_does_not_count_as_body() {
 
 #[tokio::test]
 async fn a_long_body_is_refused_as_a_short_one_is() {
-    let scene = Scene::new().await;
-    let filler = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(5_000_000)}]});
+    let scene = Scene::with("[server]\nmax_body_bytes = 65536", Timeouts::default()).await;
+    let filler = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(100_000)}]});
     let send =
         |body: String| read(scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(body));
     let cases = [

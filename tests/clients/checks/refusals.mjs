@@ -34,11 +34,12 @@ export const refusals = [
     run: async ({ api, id }) => {
       const session = `/v1/sessions/${id}`;
       const run = '/v1/runs/01900000-0000-7000-8000-000000000000';
-      const ofSession = [session, `${session}/messages`, `${session}/events`, `${session}/runs`];
-      for (const path of [...ofSession, run, `${run}/events`, '/v1/nothing']) {
+      for (const path of [session, `${session}/runs`, run, `${run}/events`, '/v1/nothing']) {
         assertRefused(await api.call('GET', path), 404, `GET ${path}`);
       }
       assertRefused(await api.call('POST', `${run}/cancel`), 404, 'cancel of an unknown run');
+      // A page opens a chat before its first message is sent.
+      for (const list of ['messages', 'events']) assert.deepEqual((await api.get(`${session}/${list}`)).items, []);
     },
   },
   {
