@@ -46,6 +46,9 @@ const UNSAID_BYTES: usize = 64 * 1024;
 
 /// A process whose socket was closed because it ended is seen to be gone after a moment.
 const DIES_WITHIN: Duration = Duration::from_secs(2);
+/// A spool that cannot be read is tried again for this long: other turns give their file descriptors back within seconds.
+const SPOOL_READ_TIMEOUT: Duration = Duration::from_secs(10);
+const SPOOL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How a process is understood.
 pub(super) struct Reading {
@@ -241,10 +244,12 @@ impl Talk {
             drop(steering.control.inputs());
         }
         let spool = self.hosts.spool_of(self.attempt);
-        if self.heard.end.is_none()
-            && let Err(error) = self.heard.read_spool(&spool).await
-        {
-            tracing::debug!(run.id = %self.attempt.run, %error, "the spool of an agent cannot be read");
+        let unread = match self.heard.end {
+            None => self.heard.retry_spool(&spool).await.err().filter(|error| error.kind() != io::ErrorKind::NotFound),
+            Some(_) => None,
+        };
+        if let Some(error) = &unread {
+            tracing::warn!(run.id = %self.attempt.run, %error, spool = %spool.display(), "spool unreadable");
         }
         match self.heard.end.take() {
             Some(HowItEnded::Ended(ended)) => {
@@ -271,7 +276,10 @@ impl Talk {
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
                 let log = self.hosts.log_of(self.attempt).await;
-                let stderr = [stderr, log].into_iter().flatten().reduce(|stderr, log| format!("{stderr}\n{log}"));
+                let unread = unread
+                    .map(|error| format!("{}, with what the agent said, is unreadable: {error}", spool.display()));
+                let stderr =
+                    [stderr, log, unread].into_iter().flatten().reduce(|stderr, log| format!("{stderr}\n{log}"));
                 End::HostLost(ExitReport { stderr, remaining, ..self.report() })
             }
         }
@@ -361,6 +369,19 @@ impl Heard {
             match link.read_buf(self.decoder.buffer()).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads the spool once it can be read: what was said must not be lost because file descriptors ran out for a moment.
+    async fn retry_spool(&mut self, path: &Path) -> io::Result<()> {
+        let give_up = Instant::now() + SPOOL_READ_TIMEOUT;
+        loop {
+            match self.read_spool(path).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound && Instant::now() < give_up => {
+                    tokio::time::sleep(SPOOL_RETRY_INTERVAL).await;
+                }
+                read => return read,
             }
         }
     }

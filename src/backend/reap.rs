@@ -135,14 +135,16 @@ pub fn is_alive(process: &ProcessIdentity) -> Liveness {
     match Process::new(process.pid).and_then(|found| found.stat()) {
         Ok(stat) if is_gone(&stat) || started_at(&stat) != process.started_at_ticks => Liveness::Dead,
         Ok(_) => Liveness::Alive,
-        Err(procfs::ProcError::NotFound(_)) => Liveness::Dead,
-        Err(procfs::ProcError::Io(error, _))
-            if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
-        {
-            Liveness::Dead
-        }
+        // `/proc` may hide the processes of other users (`hidepid`, `ProtectProc`), which looks as if they were gone.
+        Err(_) if is_pid_free(process.pid) => Liveness::Dead,
         Err(_) => Liveness::Unknown,
     }
+}
+
+/// Whether no process has this pid, not even one that is hidden from us.
+fn is_pid_free(pid: i32) -> bool {
+    let tested = Pid::from_raw(pid).map(rustix::process::test_kill_process);
+    tested.is_none_or(|tested| tested == Err(rustix::io::Errno::SRCH))
 }
 
 /// What of a run still lives. `group` is the process that led it. Reads all of `/proc`: blocking work.

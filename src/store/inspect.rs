@@ -5,12 +5,12 @@
 //!
 //! Proof: `tests/faults/files.rs`.
 
-use std::fs::{self, File, FileType, Metadata};
+use std::fs::{self, FileType, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, StatxAttributes, StatxFlags};
 use sqlx::ConnectOptions;
 use sqlx::Connection;
 
@@ -92,7 +92,7 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     }
 }
 
-/// Whether the file at a resolved path is a database of ours, or an empty one of nobody's that may become ours.
+/// Whether the file at a resolved path is a database of ours, or an empty one that may become ours.
 ///
 /// # Errors
 /// [`StoreError::NotOurs`], or why it cannot be read.
@@ -119,7 +119,7 @@ pub(super) async fn check_ours(path: &Path) -> Result<(), StoreError> {
 enum Identity {
     Ours,
     Foreign,
-    /// It holds nothing, and nobody has marked it.
+    /// It holds nothing and has no mark.
     Blank,
 }
 
@@ -151,10 +151,13 @@ async fn identity_in_file(path: &Path) -> Result<Identity, StoreError> {
 fn identity_in_wal(wal: &Path) -> io::Result<Option<Identity>> {
     const WAL_HEADER: u64 = 32;
     const FRAME_HEADER: u64 = 24;
-    let file = match File::open(wal) {
+    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(wal) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
     let number = |bytes: &[u8], at: usize| bytes[at..].first_chunk().map_or(0, |four| u32::from_be_bytes(*four));
     let mut header = [0; WAL_HEADER as usize];
     if file.read_exact_at(&mut header, 0).is_err() {

@@ -100,6 +100,9 @@ impl Presence {
             created => created.map(|()| true).map_err(failed)?,
         };
         let handle = File::open(&agents_dir).map_err(failed)?;
+        if !handle.metadata().map_err(failed)?.is_dir() {
+            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+        }
         if is_new {
             belong_to(path, &handle).map_err(failed)?;
         }
@@ -143,7 +146,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Waits until nobody else is at it, and creates a missing file. Blocking work.
+    /// Waits until no other process is at it, and creates a missing file. Blocking work.
     pub fn begin(path: &Path) -> Result<Self, StoreError> {
         let lock = lock_file(path)?;
         let is_new = inspect::look(path)? == Found::Nothing;
@@ -156,7 +159,7 @@ impl Opening {
     }
 }
 
-/// The lock of opening, once nobody else holds it.
+/// The lock of opening, once no other process holds it.
 fn lock_file(path: &Path) -> Result<File, StoreError> {
     let file = beside(path, "-lock");
     let failed = |error: io::Error| match (error.kind(), path.parent()) {
@@ -168,7 +171,9 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
     };
     let lock = match OpenOptions::new().create_new(true).append(true).mode(0o600).open(&file) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            OpenOptions::new().append(true).open(&file).map_err(failed)?
+            // Without a wait, should it be a pipe.
+            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+            OpenOptions::new().append(true).custom_flags(flags).open(&file).map_err(failed)?
         }
         created => {
             let created = created.map_err(failed)?;

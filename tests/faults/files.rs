@@ -39,7 +39,7 @@ fn what_is_no_regular_file_is_left_alone() {
     let home = dir.path().canonicalize().unwrap();
     fs::create_dir(home.join("dir")).unwrap();
     refused(&home.join("dir"), "is a directory");
-    // Whoever opens it waits for a writer.
+    // An open for reading waits for a writer.
     mkfifoat(CWD, home.join("pipe"), Mode::from_raw_mode(0o644)).unwrap();
     refused(&home.join("pipe"), "is a named pipe");
     symlink(home.join("pipe"), home.join("link")).unwrap();
@@ -65,7 +65,7 @@ fn files_of_other_programs_are_left_alone() {
     conn.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
     fs::set_permissions(&other, Permissions::from_mode(0o644)).unwrap();
     refused(&other, "is not a mainstay database");
-    // All that it holds is in its WAL, which nobody else may write back.
+    // All that it holds is in its WAL, which is not ours to write back.
     let fresh = home.join("fresh.db");
     let conn = rusqlite::Connection::open(&fresh).unwrap();
     conn.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x)").unwrap();
@@ -164,6 +164,69 @@ fn a_file_with_several_names_is_refused() {
     }
     fs::remove_file(home.join("second.db")).unwrap();
     assert!(mainstay(&home).args(["runs"]).output().unwrap().status.success());
+}
+
+#[test]
+fn a_backup_is_not_put_where_companions_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().canonicalize().unwrap();
+    assert!(mainstay(&home).args(["send", "s", "hi"]).output().unwrap().status.success());
+    fs::write(home.join("old.db-wal"), "of a database that was deleted").unwrap();
+    fs::write(home.join("notes.txt"), "mine").unwrap();
+    let before = listing(&home);
+    for to in ["old.db", "mainstay.db-wal", "mainstay.db-journal", "mainstay.db", "notes.txt", "missing/copy.db"] {
+        let (code, text) = said(&mainstay(&home).args(["backup", to]).output().unwrap());
+        assert!(code == Some(1) && text.contains(to), "{to}: {text}");
+        assert_eq!(listing(&home), before, "{to}");
+    }
+}
+
+#[test]
+fn any_name_of_a_directory_is_a_path_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("a?mode=memory&b#c%20 d");
+    fs::create_dir(&home).unwrap();
+    assert!(mainstay(&home).args(["send", "s", "hi"]).output().unwrap().status.success());
+    // With a WAL, then without one.
+    let reader = rusqlite::Connection::open(home.join("mainstay.db")).unwrap();
+    reader.query_row("SELECT count(*) FROM runs", [], |_| Ok(())).unwrap();
+    for _ in 0..2 {
+        let (code, text) = said(&mainstay(&home).args(["runs", "--json"]).output().unwrap());
+        assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
+        let _ = reader.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+    }
+    drop(reader);
+    let (code, text) = said(&mainstay(&home).args(["runs", "--json"]).output().unwrap());
+    assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_process_that_is_hidden_is_not_called_dead() {
+    const OTHER: u32 = 64_327;
+    let hide =
+        "mount -t proc -o hidepid=2 none /proc && exec setpriv --reuid=64327 --regid=64327 --clear-groups \"$@\"";
+    let hidden = |args: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", hide, "sh"]).args(args).stdin(std::process::Stdio::null());
+        command.output().unwrap()
+    };
+    if as_user(OTHER, OTHER).is_none() || !hidden(&["true"]).status.success() {
+        return skipped("this needs root, setpriv and a /proc that hides processes");
+    }
+    let scene = Scene::new("");
+    let daemon = scene.daemon();
+    within(daemon.settled(&daemon.send("s", "m").await.run())).await;
+    for path in [scene.home.parent().unwrap(), &scene.home] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    for name in ["m.db", "m.db-wal", "m.db-shm"] {
+        fs::set_permissions(scene.home.join(name), Permissions::from_mode(0o644)).unwrap();
+    }
+    let db = scene.db.to_str().unwrap();
+    let (_, text) = said(&hidden(&[env!("CARGO_BIN_EXE_mainstay"), "doctor", "--db", db]));
+    assert!(text.contains("ok       workers") && !text.contains("is dead"), "{text}");
+    daemon.stop();
 }
 
 #[test]
