@@ -96,6 +96,8 @@ pub enum Cause {
     Signal,
     /// The agent ended normally but gave no output of any kind.
     NoOutput,
+    /// The agent's process ended well, but its protocol did not say that the turn is over.
+    Incomplete,
     /// The agent wrote more than a run may.
     OutputLimit,
     /// The agent could not be started.
@@ -120,12 +122,13 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 15] = [
+    pub const ALL: [Cause; 16] = [
         Self::Finished,
         Self::AgentError,
         Self::ExitCode,
         Self::Signal,
         Self::NoOutput,
+        Self::Incomplete,
         Self::OutputLimit,
         Self::SpawnFailed,
         Self::Unconfigured,
@@ -146,6 +149,7 @@ impl Cause {
             Self::ExitCode => "exit_code",
             Self::Signal => "signal",
             Self::NoOutput => "no_output",
+            Self::Incomplete => "incomplete",
             Self::OutputLimit => "output_limit",
             Self::SpawnFailed => "spawn_failed",
             Self::Unconfigured => "unconfigured",
@@ -170,6 +174,7 @@ impl Cause {
             | Self::ExitCode
             | Self::Signal
             | Self::NoOutput
+            | Self::Incomplete
             | Self::OutputLimit
             | Self::SpawnFailed
             | Self::Unconfigured

@@ -150,7 +150,7 @@ fn a_client_can_be_given_what_was_recorded() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut lines = String::new();
     let mut write = |name: &str, mut chunks: Vec<Chunk>, mut turn: Turn| {
-        let outcome = decide(None, &turn, &ExitReport { code: Some(0), ..ExitReport::default() }, false);
+        let outcome = decide(None, &turn, &ExitReport { code: Some(0), ..ExitReport::default() }, true);
         chunks.extend(turn.close(&outcome));
         let parts: Value = serde_json::from_str(&turn.fold().parts_json()).unwrap();
         let line = json!({"name": name, "status": outcome.status().as_str(), "chunks": chunks, "parts": parts});

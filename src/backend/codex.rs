@@ -3,6 +3,7 @@
 //!
 //! Its conversations are threads of its own; `exec resume` goes on with one.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use serde_json::{Map, Value, json};
 use super::json::{self, items, text};
 use super::per_turn::{Dialect, PerTurn, Stdin};
 use super::process::Hosts;
-use super::{Again, AgentEvent, LineParser, Prompt, SessionOrigin};
+use super::{Again, AgentEvent, LineParser, Prompt, SessionOrigin, provider};
 use crate::agent::{CODEX_OPTIONS, ProcessSpec};
+use crate::chunk::Notice;
+use crate::failure::AgentError;
 use crate::usage::Usage;
 
 /// A longer message is written to its stdin: the system takes no argument of 128 KiB.
@@ -21,7 +24,7 @@ const MAX_ARGUMENT_BYTES: usize = 100 * 1024;
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
     let stdin = |prompt: &Prompt| if fits(&prompt.message) { Stdin::Closed } else { Stdin::MessageUnlessAsked };
-    let dialect = Dialect { arguments, stdin, ..Dialect::of_lines(parser) };
+    let dialect = Dialect { arguments, stdin, is_session_gone, ..Dialect::of_lines(parser) };
     PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
 }
 
@@ -56,92 +59,125 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     arguments
 }
 
+/// Whether it says that there is no such thread any more.
+fn is_session_gone(words: &str, session: &str) -> bool {
+    let proofs =
+        [format!("no rollout found for thread id {session}"), format!("No saved session found with ID {session}")];
+    words.lines().any(|line| proofs.iter().any(|proof| line.contains(proof)))
+}
+
 /// Reads the lines of a turn.
 pub fn parser() -> LineParser {
-    Box::new(read)
+    let mut lines = Lines::default();
+    Box::new(move |line| lines.read(line))
 }
 
-fn read(line: &str) -> Option<Vec<AgentEvent>> {
-    let line = json::parse(line)?;
-    let within = |key: &str| line.get(key).unwrap_or(&Value::Null);
-    Some(match line.get("type")?.as_str()? {
-        "thread.started" => {
-            let id = text(&line, "thread_id").to_owned();
-            vec![AgentEvent::Session { id, origin: SessionOrigin::New }]
-        }
-        "item.started" | "item.updated" => item(within("item"), false),
-        "item.completed" => item(within("item"), true),
-        // That it tries again is said as an error, too. The one that ends the turn is said again as its failure.
-        "error" => vec![AgentEvent::Status(text(&line, "message").to_owned())],
-        "turn.completed" => vec![AgentEvent::TotalUsage(usage(within("usage"))), AgentEvent::Ended],
-        "turn.failed" => {
-            let message = match text(within("error"), "message") {
-                "" => "The agent failed and did not say why.",
-                message => message,
-            };
-            vec![AgentEvent::Error(message.into()), AgentEvent::Ended]
-        }
-        _ => Vec::new(),
-    })
+#[derive(Default)]
+struct Lines {
+    /// What it is at, with the input that was told.
+    at_work: HashMap<String, Value>,
 }
 
-/// A thing that it says or does.
-fn item(item: &Value, is_done: bool) -> Vec<AgentEvent> {
-    let words = |key| text(item, key).to_owned();
-    match text(item, "type") {
-        "agent_message" if is_done => {
-            vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Text(words("text"))]
+impl Lines {
+    fn read(&mut self, line: &str) -> Option<Vec<AgentEvent>> {
+        let line = json::parse(line)?;
+        let within = |key: &str| line.get(key).unwrap_or(&Value::Null);
+        Some(match line.get("type")?.as_str()? {
+            "thread.started" => {
+                let id = text(&line, "thread_id").to_owned();
+                vec![AgentEvent::Session { id, origin: SessionOrigin::New }]
+            }
+            "item.started" | "item.updated" => self.item(within("item"), false),
+            "item.completed" => self.item(within("item"), true),
+            // That it tries again is said as an error, too. Where no failure of the turn follows, the newest is why it ended.
+            "error" => {
+                let error = error_of(&line);
+                vec![AgentEvent::Status(error.message.clone()), AgentEvent::Trouble(error)]
+            }
+            "turn.completed" => vec![AgentEvent::TotalUsage(usage(within("usage"))), AgentEvent::Ended],
+            "turn.failed" => vec![AgentEvent::Error(error_of(within("error"))), AgentEvent::Ended],
+            _ => Vec::new(),
+        })
+    }
+
+    /// A thing that it says or does.
+    fn item(&mut self, item: &Value, is_done: bool) -> Vec<AgentEvent> {
+        let words = |key| text(item, key).to_owned();
+        match text(item, "type") {
+            "agent_message" if is_done => {
+                vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Text(words("text"))]
+            }
+            "reasoning" if is_done => vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Reasoning(words("text"))],
+            "todo_list" => vec![AgentEvent::Plan(plan(item))],
+            // What it was warned of does not end the turn.
+            "error" => vec![AgentEvent::Notice(Notice::warning(words("message")))],
+            "command_execution" => self.tool(item, is_done, "command_execution", &["command"]),
+            "file_change" => self.tool(item, is_done, "file_change", &["changes"]),
+            "web_search" => self.tool(item, is_done, "web_search", &["query", "action"]),
+            "mcp_tool_call" => {
+                let name = format!("{}.{}", text(item, "server"), text(item, "tool"));
+                self.tool(item, is_done, &name, &["arguments"])
+            }
+            // A kind that we do not know, but that is worked at: shown as a tool with what is told of it.
+            kind if item.get("status").is_some_and(Value::is_string) => {
+                self.tool(item, is_done, kind, &["tool", "prompt"])
+            }
+            _ => Vec::new(),
         }
-        "reasoning" if is_done => vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Reasoning(words("text"))],
-        "todo_list" => vec![AgentEvent::Plan(plan(item))],
-        // What it was warned of does not end the turn.
-        "error" => vec![AgentEvent::Status(words("message"))],
-        "command_execution" => tool(item, is_done, "command_execution", &["command"]),
-        "file_change" => tool(item, is_done, "file_change", &["changes"]),
-        "web_search" => tool(item, is_done, "web_search", &["query", "action"]),
-        "mcp_tool_call" => {
-            let name = format!("{}.{}", text(item, "server"), text(item, "tool"));
-            tool(item, is_done, &name, &["arguments"])
+    }
+
+    /// Something that it does. Of its members those in `given` are what it was started with, the others what came of it.
+    fn tool(&mut self, item: &Value, is_done: bool, name: &str, given: &[&str]) -> Vec<AgentEvent> {
+        let id = text(item, "id").to_owned();
+        let (mut input, mut output) = (Map::new(), Map::new());
+        for (key, value) in item.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+            match key.as_str() {
+                "id" | "type" | "status" | "server" => {}
+                key if given.contains(&key) => _ = input.insert(key.to_owned(), value.clone()),
+                "tool" => {}
+                key => _ = output.insert(key.to_owned(), value.clone()),
+            }
         }
-        // A kind that we do not know, but that is worked at: shown as a tool with what is told of it.
-        kind if item.get("status").is_some_and(Value::is_string) => tool(item, is_done, kind, &["tool", "prompt"]),
-        _ => Vec::new(),
+        let input = input.remove("arguments").unwrap_or(Value::Object(input));
+        let is_told = self.at_work.get(&id) == Some(&input);
+        let mut events = Vec::new();
+        if !is_told {
+            let (id, input) = (id.clone(), input.clone());
+            events.push(AgentEvent::ToolStarted { id, name: name.to_owned(), title: None, input, parent: None });
+        }
+        if is_done {
+            self.at_work.remove(&id);
+        } else if !is_told {
+            self.at_work.insert(id.clone(), input);
+        }
+        let failed = matches!(text(item, "status"), "failed" | "declined");
+        if is_done {
+            let result = if failed { Err(failure(item)) } else { Ok(Value::Object(output)) };
+            events.push(AgentEvent::ToolFinished { id, name: None, result });
+        } else if output.values().any(|value| value.as_str().is_none_or(|words| !words.is_empty())) {
+            events.push(AgentEvent::ToolProgress { id, output: Value::Object(output) });
+        }
+        events
     }
 }
 
-/// Something that it does. Of its members those in `given` are what it was started with, the others what came of it.
-fn tool(item: &Value, is_done: bool, name: &str, given: &[&str]) -> Vec<AgentEvent> {
-    let id = text(item, "id").to_owned();
-    let (mut input, mut output) = (Map::new(), Map::new());
-    for (key, value) in item.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
-        match key.as_str() {
-            "id" | "type" | "status" | "server" => {}
-            key if given.contains(&key) => _ = input.insert(key.to_owned(), value.clone()),
-            "tool" => {}
-            key => _ = output.insert(key.to_owned(), value.clone()),
-        }
-    }
-    let input = match input.remove("arguments") {
-        Some(arguments) => arguments,
-        None => Value::Object(input),
+/// The error of a line. What the provider answered comes as the JSON that it was.
+fn error_of(line: &Value) -> AgentError {
+    let said = text(line, "message");
+    let body = provider::body(said).map(|(_, body)| body);
+    let message = body.as_ref().and_then(|body| body.pointer("/error/message").or(body.get("message"))?.as_str());
+    let message = match message.unwrap_or(said) {
+        "" => "The agent failed and did not say why.",
+        message => message,
     };
-    let mut events =
-        vec![AgentEvent::ToolStarted { id: id.clone(), name: name.to_owned(), title: None, input, parent: None }];
-    let failed = matches!(text(item, "status"), "failed" | "declined");
-    if is_done {
-        let result = if failed { Err(failure(item)) } else { Ok(Value::Object(output)) };
-        events.push(AgentEvent::ToolFinished { id, name: None, result });
-    } else if output.values().any(|value| value.as_str().is_none_or(|words| !words.is_empty())) {
-        events.push(AgentEvent::ToolProgress { id, output: Value::Object(output) });
-    }
-    events
+    provider::error(line, message.to_owned())
 }
 
 /// The words of something that failed.
 fn failure(item: &Value) -> String {
     let error = item.get("error").map(|error| text(error, "message")).unwrap_or_default();
     let output = text(item, "aggregated_output").trim_end();
-    let code = item.get("exit_code").and_then(Value::as_i64).map(|code| format!("exit code {code}"));
+    let code = json::integer(item, "exit_code").map(|code| format!("exit code {code}"));
     let said: Vec<_> =
         [error, output, code.as_deref().unwrap_or_default()].into_iter().filter(|s| !s.is_empty()).collect();
     if said.is_empty() { text(item, "status").to_owned() } else { said.join("\n") }
@@ -157,7 +193,7 @@ fn plan(item: &Value) -> Value {
 
 /// What the whole thread used. What it took from a cache is counted as part of what it read.
 fn usage(usage: &Value) -> Usage {
-    let count = |key: &str| usage.get(key).and_then(Value::as_i64);
+    let count = |key: &str| json::integer(usage, key);
     let cached = count("cached_input_tokens");
     Usage {
         input_tokens: count("input_tokens").map(|read| read.saturating_sub(cached.unwrap_or(0)).max(0)),
@@ -203,7 +239,7 @@ mod tests {
 
     #[test]
     fn items_are_what_it_says_and_does() {
-        let read = |kind: &str, item: Value| read(&json!({"type": kind, "item": item}).to_string()).unwrap();
+        let read = |kind: &str, item: Value| parser()(&json!({"type": kind, "item": item}).to_string()).unwrap();
         let started = |name: &str, input: Value| AgentEvent::ToolStarted {
             id: "i".into(),
             name: name.into(),
@@ -256,7 +292,7 @@ mod tests {
                     {"content": "a", "status": "completed"}, {"content": "b", "status": "pending"}
                 ]))],
             ),
-            (json!({"type": "error", "message": "careful"}), vec![AgentEvent::Status("careful".into())]),
+            (json!({"type": "error", "message": "careful"}), vec![AgentEvent::Notice(Notice::warning("careful"))]),
         ] {
             assert_eq!(read("item.completed", item.clone()), events, "{item}");
         }
@@ -271,6 +307,6 @@ mod tests {
         let line = json!({"type": "turn.completed", "usage": {"input_tokens": 100, "cached_input_tokens": 80, "output_tokens": 5}});
         let total =
             Usage { input_tokens: Some(20), cache_read_tokens: Some(80), output_tokens: Some(5), ..Usage::default() };
-        assert_eq!(read(&line.to_string()), Some(vec![AgentEvent::TotalUsage(total), AgentEvent::Ended]));
+        assert_eq!(parser()(&line.to_string()), Some(vec![AgentEvent::TotalUsage(total), AgentEvent::Ended]));
     }
 }

@@ -24,6 +24,7 @@ mod output;
 pub mod per_turn;
 pub mod probe;
 pub mod process;
+mod provider;
 pub mod reap;
 pub mod relay;
 mod stderr;
@@ -321,6 +322,16 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Whether what it wrote to stderr proves that this session of its own is gone. Any other failure may pass.
+    fn is_session_gone(&self, _stderr: &str, _session: &str) -> bool {
+        false
+    }
+
+    /// Whether its protocol says when a turn is over. For an agent of which that is not true, exit code 0 is the end.
+    fn says_end(&self) -> bool {
+        true
+    }
+
     /// Sees to it that a turn whose process is gone does not go on in a live agent: it is ended there if it does. Whoever
     /// asks waits for some seconds, and asks again.
     ///
@@ -387,7 +398,7 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
     match &agent.driver {
         Driver::Demo => demo::backend(agent.kill_grace, hosts),
         Driver::Openclaw(spec) => {
-            let dialect = Dialect::of_lines(openclaw::parser);
+            let dialect = Dialect { says_end: false, ..Dialect::of_lines(openclaw::parser) };
             Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))
         }
         Driver::Text(spec) => Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), hosts.clone())),

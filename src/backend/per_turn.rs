@@ -35,6 +35,12 @@ pub struct Dialect {
     pub interrupt: Option<fn() -> String>,
     /// As [`Backend::answer`].
     pub answer: fn(&PermissionRequest, &Decision) -> Option<String>,
+    /// As [`Backend::is_session_gone`].
+    pub is_session_gone: fn(&str, &str) -> bool,
+    /// Variables that it is started with, unless the config sets them.
+    pub environment: &'static [(&'static str, &'static str)],
+    /// As [`Backend::says_end`].
+    pub says_end: bool,
 }
 
 impl Dialect {
@@ -46,18 +52,15 @@ impl Dialect {
             stdout: Stdout::Lines(parser),
             interrupt: None,
             answer: |_, _| None,
+            is_session_gone: |_, _| false,
+            environment: &[],
+            says_end: true,
         }
     }
 
     /// A command whose output is the answer; it is given its message likewise.
     pub fn of_text() -> Self {
-        Self {
-            arguments: |_| Vec::new(),
-            stdin: |_| Stdin::MessageUnlessAsked,
-            stdout: Stdout::Text,
-            interrupt: None,
-            answer: |_, _| None,
-        }
+        Self { stdout: Stdout::Text, says_end: false, ..Self::of_lines(|| Box::new(|_| None)) }
     }
 }
 
@@ -87,7 +90,11 @@ impl PerTurn {
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
         let (more, stdin) = ((self.dialect.arguments)(&prompt), (self.dialect.stdin)(&prompt));
-        let launch = Launch::for_turn(&self.spec, more, stdin, &prompt, self.holding.kill_grace)?;
+        let mut spec = self.spec.clone();
+        for (name, value) in self.dialect.environment {
+            spec.env.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
+        }
+        let launch = Launch::for_turn(&spec, more, stdin, &prompt, self.holding.kill_grace)?;
         self.holding.start(launch, prompt.start_by, self.reading()).await
     }
 }
@@ -103,5 +110,13 @@ impl Backend for PerTurn {
 
     fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {
         (self.dialect.answer)(request, decision)
+    }
+
+    fn is_session_gone(&self, stderr: &str, session: &str) -> bool {
+        (self.dialect.is_session_gone)(stderr, session)
+    }
+
+    fn says_end(&self) -> bool {
+        self.dialect.says_end
     }
 }

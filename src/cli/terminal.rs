@@ -18,7 +18,7 @@ use crate::chunk::{Chunk, NoticeLevel};
 const DIM: Style = Style::new().dimmed();
 const RED: Style = AnsiColor::Red.on_default();
 const TOOL: Style = AnsiColor::Cyan.on_default();
-const RETRACTED: &str = "the model was asked again and says something else now: its message above does not count";
+const RETRACTED: &str = "withdrawn: the message above does not count";
 /// Two of these lines still fit beside each other on a wide screen, and one on a narrow one wraps once.
 const LINE_CHARS: usize = 120;
 

@@ -8,30 +8,33 @@ use crate::backend::{StartError, last_words};
 use crate::failure::ErrorClass;
 use crate::run::{Cause, ExitReport, Outcome};
 
-/// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything.
-///
-/// `was_let_go`: it had said that its turn is over, stayed, and was ended by us. How it takes that is not held against it.
-pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, was_let_go: bool) -> Outcome {
+/// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything; `says_end`
+/// whether the agent's protocol says when a turn is over.
+pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, says_end: bool) -> Outcome {
     if let Some(cause) = asked {
         return asked_for(cause);
     }
     if let Some(error) = turn.agent_error() {
         return Outcome::because(Cause::AgentError, error);
     }
-    if was_let_go {
+    // It said all. How its process ends then is not held against the answer.
+    if turn.has_ended() {
         return Outcome::completed();
     }
     match (exit.code, exit.signal) {
         (Some(0), _) if !turn.heard_anything() => no_output(exit),
+        (Some(0), _) if says_end => {
+            Outcome::because(Cause::Incomplete, "The agent ended before it said that the turn is over.")
+                .with_class(ErrorClass::Crashed)
+        }
         (Some(0), _) => Outcome::completed(),
         (Some(code), _) => {
             let sentence = exit.stderr.as_deref().and_then(last_words::cause);
+            let sentence = sentence.or_else(|| quoted(exit).filter(|_| !turn.heard_anything()));
             let sentence =
                 sentence.unwrap_or_else(|| format!("Agent exited with code {code}. Check server logs for details."));
             Outcome::because(Cause::ExitCode, sentence).with_class(ErrorClass::Crashed)
         }
-        // It had said all, and somebody ended what was left of it.
-        (None, _) if turn.has_ended() => Outcome::completed(),
         (None, Some(signal)) => {
             let sentence = format!("Agent was ended by {}.", show_signal(signal));
             Outcome::because(Cause::Signal, sentence).with_class(ErrorClass::Crashed)
@@ -65,6 +68,12 @@ fn show_signal(signal: i32) -> String {
     format!("signal {signal}{name}")
 }
 
+/// The beginning of what it wrote that is not in its protocol.
+fn quoted(exit: &ExitReport) -> Option<String> {
+    let sample = exit.malformed_sample.as_deref().map(str::trim).filter(|sample| !sample.is_empty())?;
+    Some(format!("The agent does not speak its protocol. It said: {sample}"))
+}
+
 /// The outcome of a run whose agent ended well and said nothing that could be understood.
 fn no_output(exit: &ExitReport) -> Outcome {
     match exit.malformed_lines {
@@ -78,11 +87,6 @@ fn no_output(exit: &ExitReport) -> Outcome {
             Outcome::because(Cause::NoOutput, sentence.trim_end()).with_class(ErrorClass::Protocol)
         }
     }
-}
-
-/// Whether a run may have failed only because its agent was to go on in a session that it cannot go on in.
-pub fn may_be_stale(outcome: &Outcome) -> bool {
-    outcome.class == Some(ErrorClass::Crashed)
 }
 
 /// The outcome of a run whose agent could not be started.
@@ -104,6 +108,7 @@ pub fn asked_for(cause: Cause) -> Outcome {
         Cause::OutputLimit => "The agent wrote more than a run may.",
         Cause::Unconfigured => "The agent or the workspace is not configured any more.",
         Cause::NoOutput => "No response from agent.",
+        Cause::Incomplete => "The agent ended before it said that the turn is over.",
         Cause::AgentError | Cause::ExitCode | Cause::Signal => "The agent failed.",
         Cause::SpawnFailed => "Failed to start agent.",
         Cause::Internal => "An internal error ended the run.",
@@ -145,6 +150,8 @@ mod tests {
         let busy = &[AgentEvent::Status("s".into())][..];
         let spoke = &[AgentEvent::Text("a".into())][..];
         let ended = &[AgentEvent::Ended][..];
+        let working = &[AgentEvent::Text("a".into()), AgentEvent::Ended, AgentEvent::Continued][..];
+        let held_open = &[AgentEvent::Text("a".into()), AgentEvent::Tasks(1), AgentEvent::Ended][..];
         let erred = &[AgentEvent::Error("first".into()), AgentEvent::Error("second".into()), AgentEvent::Ended][..];
         let code = |code| ExitReport { code: Some(code), ..ExitReport::default() };
         let signal = |signal| ExitReport { signal: Some(signal), ..ExitReport::default() };
@@ -160,13 +167,19 @@ mod tests {
             (None, ended, signal(15), Cause::Finished, None),
             (None, ended, ExitReport::default(), Cause::Finished, None),
             (None, ended, code(0), Cause::Finished, None),
-            (None, ended, code(3), Cause::ExitCode, {
+            (None, ended, code(3), Cause::Finished, None),
+            (None, spoke, code(3), Cause::ExitCode, {
                 Some("Agent exited with code 3. Check server logs for details.")
             }),
+            (None, working, code(0), Cause::Incomplete, {
+                Some("The agent ended before it said that the turn is over.")
+            }),
+            (None, held_open, code(0), Cause::Finished, None),
             (None, spoke, signal(9), Cause::Signal, Some("Agent was ended by signal 9 (SIGKILL).")),
             (None, spoke, signal(40), Cause::Signal, Some("Agent was ended by signal 40.")),
-            (None, spoke, code(0), Cause::Finished, None),
-            (None, spoke, wordy(Some(0)), Cause::Finished, None),
+            (None, spoke, wordy(Some(0)), Cause::Incomplete, {
+                Some("The agent ended before it said that the turn is over.")
+            }),
             (None, spoke, wordy(Some(1)), Cause::ExitCode, Some("no route")),
             (None, spoke, wordy(None), Cause::Signal, Some("Agent was ended by signal 9 (SIGKILL).")),
             (None, nothing, code(0), Cause::NoOutput, Some("No response from agent.")),
@@ -177,10 +190,13 @@ mod tests {
             for event in heard {
                 turn.hear(event.clone());
             }
-            let is_crash = matches!(cause, Cause::ExitCode | Cause::Signal | Cause::NoOutput);
+            let is_crash = matches!(cause, Cause::ExitCode | Cause::Signal | Cause::NoOutput | Cause::Incomplete);
             let class = is_crash.then_some(ErrorClass::Crashed);
             let expected = Outcome { class, ..Outcome::of(cause, error.map(str::to_owned)) };
-            assert_eq!(decide(asked, &turn, &exit, false), expected, "{asked:?} {heard:?} {exit:?}");
+            assert_eq!(decide(asked, &turn, &exit, true), expected, "{asked:?} {heard:?} {exit:?}");
+            if exit.code == Some(0) && cause == Cause::Incomplete {
+                assert_eq!(decide(asked, &turn, &exit, false), Outcome::completed(), "{heard:?}");
+            }
         }
     }
 
@@ -196,7 +212,9 @@ mod tests {
         assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
         let error = outcome.error.unwrap();
         assert!(error.contains("3 lines") && error.ends_with("{\"say\":\"hi\"}"), "{error}");
-        assert_eq!(decide(None, &Turn::default(), &exit(1, 3), false).class, Some(ErrorClass::Crashed));
+        let failed = decide(None, &Turn::default(), &exit(1, 3), true);
+        assert_eq!(failed.class, Some(ErrorClass::Crashed));
+        assert!(failed.error.unwrap().ends_with("{\"say\":\"hi\"}"));
         let mut turn = Turn::default();
         turn.hear(AgentEvent::Text("a".into()));
         assert_eq!(decide(None, &turn, &exit(0, 3), false), Outcome::completed());
@@ -224,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn how_an_agent_takes_its_end_after_its_turn_is_not_held_against_it() {
+    fn how_a_process_ends_after_a_stated_end_is_not_held_against_it() {
         let mut turn = Turn::default();
         turn.hear(AgentEvent::Ended);
         let exit = ExitReport { code: Some(143), ..ExitReport::default() };

@@ -4,6 +4,7 @@
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
 mod asking;
+mod conversation;
 mod hearing;
 mod insist;
 mod left;
@@ -20,13 +21,14 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use self::asking::Asking;
+use self::conversation::Conversation;
 use self::left::{Left, log};
 use super::Shared;
-use super::decide::{asked_for, decide, decide_by_exit, may_be_stale, not_started};
+use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::progress::progress;
 use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
-use super::turn::Turn;
+use super::turn::{Turn, TurnState};
 use super::worker::Signals;
 use crate::agent::{Agent, Driver, OnInterrupt};
 use crate::backend::{Adoption, Backend, End, Prompt, Reply, TurnPlace, reap};
@@ -77,6 +79,26 @@ pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan
     .await;
 }
 
+/// How far an agent whose turn is over was asked to end.
+#[derive(Debug, Clone, Copy)]
+enum Closing {
+    /// Its turn is not over, or it was stopped.
+    No,
+    /// Its stdin is closed then, unless it speaks again.
+    Soon(Instant),
+    /// Its stdin is closed. It is stopped then.
+    Closed(Instant),
+}
+
+impl Closing {
+    fn at(self) -> Option<Instant> {
+        match self {
+            Self::No => None,
+            Self::Soon(at) | Self::Closed(at) => Some(at),
+        }
+    }
+}
+
 struct Drive<'a> {
     shared: &'a Shared,
     worker: WorkerKey,
@@ -84,20 +106,24 @@ struct Drive<'a> {
     signals: Signals,
     turn: Turn,
     asking: Asking,
+    conversation: Conversation,
     offset: u64,
     began: Instant,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
     /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
     late_error: Option<AgentError>,
+    /// An error that it reported and may overcome.
+    trouble: Option<AgentError>,
 }
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
-        let (on, late_error) = (None, None);
-        Self { shared, worker, subject, signals, turn, asking, offset: 0, began, on, late_error }
+        let (conversation, offset) = (Conversation::default(), 0);
+        let (on, late_error, trouble) = (None, None, None);
+        Self { shared, worker, subject, signals, turn, asking, conversation, offset, began, on, late_error, trouble }
     }
 
     fn span(&self) -> tracing::Span {
@@ -141,6 +167,8 @@ impl<'a> Drive<'a> {
         // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
         // Afterwards it is too late to find out: an agent that was started has begun to act.
         let start_by = self.signals.good_until();
+        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
         let works_in = dir.to_string_lossy().into_owned();
         let prompt = Prompt {
             place: TurnPlace {
@@ -188,6 +216,9 @@ impl<'a> Drive<'a> {
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
+        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        let wanted = self.insist(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
+        self.conversation = Conversation::new(wanted, was_given_up);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
@@ -227,29 +258,35 @@ impl<'a> Drive<'a> {
                     METRICS.agents_killed.inc();
                     tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
                 }
-                let was_let_go = exit.stopped == Some(Cause::Finished);
                 // Whoever asked first may have been another worker. An agent that had ended before anybody asked was not
                 // ended by a limit or by our own end: we only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
-                let asked = exit.stopped.filter(|_| !was_let_go).or(asked.filter(decides));
+                let asked = exit.stopped.filter(|cause| *cause != Cause::Finished).or(asked.filter(decides));
                 if asked.is_none() {
-                    self.heed_late_error().await?;
+                    let late = self.late_error.take();
+                    self.report(late).await?;
                 }
-                let outcome = match agent.driver {
-                    Driver::Text(_) => decide_by_exit(asked, &exit),
-                    _ => decide(asked, &self.turn, &exit, was_let_go),
-                };
+                let speaks_protocol = !matches!(agent.driver, Driver::Text(_));
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
-                        None if outcome.cause != Cause::Finished && self.has_lost_its_backend(backend).await? => {
-                            self.put_back().await?
-                        }
-                        None if may_be_stale(&outcome) => self.put_back_afresh().await?,
+                        None if speaks_protocol => self.try_again(backend, &exit).await?,
                         _ => false,
                     };
-                if is_put_back { None } else { self.settle(outcome, exit).await? }
+                if is_put_back {
+                    None
+                } else {
+                    if asked.is_none() {
+                        self.report_why_it_ended().await?;
+                    }
+                    let outcome = if speaks_protocol {
+                        decide(asked, &self.turn, &exit, backend.says_end())
+                    } else {
+                        decide_by_exit(asked, &exit)
+                    };
+                    self.settle(outcome, exit).await?
+                }
             }
             Ok(End::HostLost(mut exit)) => {
                 METRICS.hosts_lost.inc();
@@ -281,7 +318,7 @@ impl<'a> Drive<'a> {
         let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
         let turn_ends_at = (began + self.limit(agent).saturating_sub(age)).min(self.began + self.limit(agent));
         let mut progress_at = began;
-        let mut exit_by = None;
+        let mut closing = Closing::No;
         let mut snapshot_at = None;
         let mut asked: Option<Cause> = None;
         let mut records = Vec::with_capacity(RECORDS_AT_ONCE);
@@ -302,10 +339,19 @@ impl<'a> Drive<'a> {
                 () = self.shared.ending.cancelled(), if asked.is_none() => Some(Cause::Shutdown),
                 () = sleep_until(turn_ends_at), if asked.is_none() => Some(Cause::TurnTimeout),
                 Some(()) = OptionFuture::from(idle_from.map(sleep_until)), if asked.is_none() => Some(Cause::IdleTimeout),
-                Some(()) = OptionFuture::from(exit_by.map(sleep_until)) => {
-                    reply.control.stop(Cause::Finished);
-                    exit_by = None;
-                    None
+                Some(()) = OptionFuture::from(closing.at().map(sleep_until)) => {
+                    closing = match closing {
+                        Closing::Soon(_) => {
+                            // One that reads its stdin waits for more otherwise.
+                            reply.control.close_input().await;
+                            Closing::Closed(Instant::now() + EXIT_GRACE)
+                        }
+                        Closing::Closed(_) | Closing::No => {
+                            reply.control.stop(Cause::Finished);
+                            Closing::No
+                        }
+                    };
+                    continue;
                 }
                 Some(told) = OptionFuture::from(untold) => {
                     self.asking.untold.pop_front();
@@ -339,12 +385,17 @@ impl<'a> Drive<'a> {
             if records.is_empty() {
                 continue;
             }
+            let was_at_work = self.turn.is_tool_running();
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
-            let said = events.iter().any(Chunk::is_said);
-            if self.turn.has_ended() && exit_by.is_none() && asked.is_none() {
-                exit_by = Some(Instant::now() + EXIT_GRACE);
-                // One that reads its stdin waits for more otherwise.
-                reply.control.close_input().await;
+            // What worked in the agent's background is done: no chunk says so.
+            let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());
+            if asked.is_none() {
+                closing = match (self.turn.state(), closing) {
+                    (TurnState::Working, _) => Closing::No,
+                    (TurnState::Idle, Closing::No) => Closing::Soon(Instant::now() + EXIT_GRACE),
+                    (TurnState::Over, Closing::No | Closing::Soon(_)) => Closing::Soon(Instant::now()),
+                    (_, closing) => closing,
+                };
             }
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);

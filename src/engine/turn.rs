@@ -35,12 +35,25 @@ pub struct Turn {
     first_error: Option<String>,
     errors: HashSet<String>,
     ended: bool,
+    /// Tasks ran when it said so.
+    held_open: bool,
     /// How many tasks run in the agent's background.
     tasks: usize,
     blocks: Blocks,
     repetition: Repetition,
     /// The turn as it was heard before, while that is heard again.
     past: Option<Box<Turn>>,
+}
+
+/// How a turn stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnState {
+    /// The agent works on it, or tasks in its background do.
+    Working,
+    /// It said its end while tasks ran, and they are done: it may speak once more.
+    Idle,
+    /// It is over.
+    Over,
 }
 
 /// Before the text of an error in a message, for people.
@@ -68,7 +81,7 @@ impl Turn {
             past.hear(event);
         }
         if all && let Some(past) = self.past.take() {
-            (self.ended, self.tasks) = (past.ended, past.tasks);
+            (self.ended, self.held_open, self.tasks) = (past.ended, past.held_open, past.tasks);
             self.blocks.goes_on_with(&past.blocks);
             self.repetition = past.repetition.found_in(&past.fold, &self.fold);
         }
@@ -98,7 +111,7 @@ impl Turn {
             AgentEvent::BlockBegan(block) => self.begin_block(block, &mut said),
             AgentEvent::Withdrawn(blocks) => self.withdraw(&blocks, &mut said),
             AgentEvent::Tasks(count) => self.tasks = count,
-            AgentEvent::Ended => self.ended = true,
+            AgentEvent::Ended => (self.ended, self.held_open) = (true, self.tasks > 0),
             AgentEvent::Continued => self.ended = false,
             AgentEvent::Permission(_)
             | AgentEvent::PermissionWithdrawn(_)
@@ -183,9 +196,13 @@ impl Turn {
         self.ended
     }
 
-    /// Whether tasks run in the agent's background.
-    pub fn has_tasks(&self) -> bool {
-        self.tasks > 0
+    /// How the turn stands, after all that the agent said.
+    pub fn state(&self) -> TurnState {
+        match (self.ended, self.tasks, self.held_open) {
+            (true, 0, false) => TurnState::Over,
+            (true, 0, true) => TurnState::Idle,
+            _ => TurnState::Working,
+        }
     }
 
     /// The message so far.

@@ -61,11 +61,11 @@ async fn an_answer_that_does_not_say_how_the_turn_ended_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_end_for_a_reason_that_nobody_knows_counts_when_something_was_said() {
+async fn an_unknown_stop_reason_is_no_success() {
     let scene = Scene::new("").await;
     let banana = r#"{"stopReason": "banana", "usage": {"inputTokens": 1}}"#;
     let (unread, outcome) = scene.turn(&format!("answer word {banana}"), None).await.outcome();
-    assert_eq!((unread.len(), outcome), (1, Outcome::completed()));
+    assert_eq!((unread.len(), outcome.cause), (1, Cause::Incomplete));
     assert!(unread[0].contains("banana"));
     let (_, outcome) = scene.turn(&format!("answer - {banana}"), None).await.outcome();
     assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));

@@ -275,7 +275,7 @@ impl Turn {
         }
         let malformed_lines = i64::try_from(unread.len()).unwrap();
         let exit = ExitReport { code: self.code, malformed_lines, ..ExitReport::default() };
-        let outcome = engine::decide::decide(None, &turn, &exit, false);
+        let outcome = engine::decide::decide(None, &turn, &exit, true);
         (unread, Outcome { class: outcome.class.or(class), ..outcome })
     }
 }

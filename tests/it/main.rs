@@ -9,6 +9,7 @@ mod daemon;
 mod feed;
 mod hostile;
 mod limits;
+mod per_turn;
 mod permission;
 mod run;
 mod scene;

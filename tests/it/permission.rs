@@ -23,7 +23,7 @@ fn asking() -> String {
         json!({"type": "user", "message": {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "t1", "content": content, "is_error": is_error}]}})
     };
-    let end = json!({"type": "result", "subtype": "success", "is_error": false, "result": "done"});
+    let end = json!({"type": "result", "subtype": "success", "is_error": false, "result": ""});
     [
         "read -r message\n",
         &says(json!({"type": "system", "subtype": "init", "session_id": "c1"})),

@@ -51,27 +51,26 @@ async fn write(scene: &Scene, sql: &'static str, values: [&str; 2]) {
 }
 
 #[tokio::test]
-async fn a_turn_that_ends_without_a_word_in_an_old_session_is_tried_once_more_in_a_new_one() {
-    let scene = scene(&format!("test -z \"$2\" || exit 7; {}", says("new"))).await;
-    let first = scene.turn("a", "s", "hi").await;
-    remember(&scene, &first, "old").await;
-    assert_eq!(scene.engine.session(&id("s")).await.unwrap().agent_session.unwrap().id, "old");
-    let second = scene.turn("a", "s", "hi").await;
-    assert_eq!((second.status, second.attempts), (Status::Completed, 2));
-    assert_eq!(
-        scene.story(second.id).await,
-        "start start-step text-start text-delta=new text-end finish-step finish=stop"
-    );
-    assert_eq!(scene.engine.session(&id("s")).await.unwrap().agent_session, None);
-    let history = scene.engine.list_agent_sessions(&id("s")).await.unwrap();
-    assert_eq!(
-        history.iter().map(|one| (one.id.as_str(), one.lost_in)).collect::<Vec<_>>(),
-        [("old", Some(second.id))]
-    );
+async fn a_turn_that_cannot_resume_is_tried_again_in_the_same_session() {
+    for failure in ["exit 7", "kill -9 $$", "exit 0"] {
+        let scene =
+            scene(&format!("echo \"$2\" >> resumed; test -e $1 || {{ touch $1; {failure}; }}; {}", says("ok"))).await;
+        std::fs::write(scene.dir.path().join("first"), "").unwrap();
+        let first = scene.turn("a", "s", "first").await;
+        remember(&scene, &first, "old").await;
+        let second = scene.turn("a", "s", "second").await;
+        assert_eq!((second.status, second.attempts), (Status::Completed, 2), "{failure}");
+        let story = scene.story(second.id).await;
+        assert_eq!(story, "start start-step text-start text-delta=ok text-end finish-step finish=stop");
+        let resumed = std::fs::read_to_string(scene.dir.path().join("resumed")).unwrap();
+        assert_eq!(resumed, "\nold\nold\n");
+        let kept = scene.engine.session(&id("s")).await.unwrap().agent_session.unwrap();
+        assert_eq!((kept.id.as_str(), kept.lost_in), ("old", None));
+    }
 }
 
 #[tokio::test]
-async fn an_agent_that_fails_in_a_new_session_as_well_keeps_the_old_one() {
+async fn an_agent_that_cannot_resume_twice_fails_and_keeps_its_session() {
     let scene = scene(&format!("test \"$1\" = fine || exit 7; {}", says("ok"))).await;
     let first = scene.turn("a", "s", "fine").await;
     remember(&scene, &first, "old").await;

@@ -76,6 +76,10 @@ impl Backend for Scripted {
         self.turns.prompt(prompt)
     }
 
+    fn says_end(&self) -> bool {
+        false
+    }
+
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
         self.turns.adopt(adoption)
     }

@@ -19,7 +19,7 @@ use self::bridge::Setup;
 pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::launch::Stdin;
-use super::per_turn::{Dialect, PerTurn, Stdout};
+use super::per_turn::{Dialect, PerTurn};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
 use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
@@ -54,14 +54,12 @@ impl Acp {
         let Holding { hosts, kill_grace, max_line_bytes } = &self.holding;
         let spec = super::relay::process(hosts, DRIVER, *max_line_bytes)?;
         let dialect = Dialect {
-            arguments: |_| Vec::new(),
             stdin: |prompt| {
                 let endpoint = prompt.place.endpoint.clone().unwrap_or_default();
                 Stdin::Open(RelayedTurn::new(prompt, endpoint).to_line())
             },
-            stdout: Stdout::Lines(parser),
-            interrupt: None,
             answer,
+            ..Dialect::of_lines(parser)
         };
         Ok(PerTurn::new(spec, *kill_grace, dialect, hosts.clone()))
     }

@@ -5,7 +5,11 @@
 
 mod input;
 mod lines;
+mod message;
+mod notices;
+mod requests;
 mod result;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +35,9 @@ const ALWAYS: [&str; 7] = [
     "--disallowedTools=AskUserQuestion",
 ];
 
+/// Makes it say whether it works: its turns are over when it does not, whatever became of what it began.
+const STATES: (&str, &str) = ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", "1");
+
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
     let dialect = Dialect {
@@ -39,6 +46,9 @@ pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTu
         stdout: Stdout::Lines(parser),
         interrupt: Some(input::interrupt),
         answer: |request, decision| Some(input::answer(request, decision)),
+        is_session_gone: result::is_session_gone,
+        environment: &[STATES],
+        says_end: true,
     };
     PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
 }

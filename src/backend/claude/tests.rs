@@ -3,17 +3,40 @@
 
 use serde_json::{Value, json};
 
+use super::result::is_session_gone;
 use super::{ALWAYS, arguments, parser};
 use crate::backend::fixtures::prompt;
-use crate::backend::{Again, AgentEvent, Prompt};
+use crate::backend::{Again, AgentEvent, Prompt, SessionOrigin};
+use crate::chunk::Notice;
 use crate::clock::Timestamp;
 use crate::failure::{AgentError, ErrorClass};
 
-/// What lines say after the first, which is left out here as it says the same in each turn.
+/// What lines say after the first, which is left out here as it says the same in each turn, without what was used.
 fn heard(lines: &[Value]) -> Vec<AgentEvent> {
     let mut parser = parser();
     parser(&json!({"type": "system", "subtype": "init", "session_id": "0-1"}).to_string()).unwrap();
-    lines.iter().flat_map(|line| parser(&line.to_string()).unwrap()).collect()
+    let events = lines.iter().flat_map(|line| parser(&line.to_string()).unwrap());
+    events.filter(|event| !matches!(event, AgentEvent::Usage(_))).collect()
+}
+
+fn system(subtype: &str, more: Value) -> Value {
+    let mut line = json!({"type": "system", "subtype": subtype});
+    line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    line
+}
+
+fn success(result: &str) -> Value {
+    json!({"type": "result", "subtype": "success", "is_error": false, "result": result, "stop_reason": "end_turn"})
+}
+
+fn whole(id: &str, uuid: &str, words: &str) -> Value {
+    let message = json!({"id": id, "content": [{"type": "text", "text": words}]});
+    json!({"type": "assistant", "message": message, "uuid": uuid, "parent_tool_use_id": null})
+}
+
+/// A message of one block of text.
+fn message(block: u64, words: &str) -> Vec<AgentEvent> {
+    vec![AgentEvent::MessageBegan(Again::No), AgentEvent::BlockBegan(block), AgentEvent::Text(words.into())]
 }
 
 fn event(event: Value) -> Value {
@@ -66,12 +89,51 @@ fn a_success_may_be_an_error_and_its_kind_is_what_is_said_in_codes() {
         (vec![api_error("overloaded"), failed(json!({}))], Some(ErrorClass::Overloaded)),
         (vec![retry(json!(429), "rate_limit"), failed(json!({}))], Some(ErrorClass::RateLimit)),
         (vec![retry(json!(429), "rate_limit"), retry(json!(null), "unknown"), failed(json!({}))], None),
+        (vec![retry(json!(429.0), ""), failed(json!({}))], Some(ErrorClass::RateLimit)),
         // What was overcome is not why it failed later.
         (vec![retry(json!(529), "overloaded"), began("m"), stopped(), failed(json!({}))], None),
     ] {
         assert_eq!(error(&lines), Some(AgentError { message: "no".into(), class, retry_at: None }), "{lines:?}");
     }
-    assert_eq!(error(&[json!({"is_error": false, "subtype": "error_during_execution", "type": "result"})]), None);
+}
+
+#[test]
+fn a_turn_is_completed_when_all_of_its_result_says_so() {
+    let success = || json!({"type": "result", "subtype": "success", "is_error": false, "stop_reason": "end_turn"});
+    let with = |more: Value| {
+        let mut result = success();
+        result.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        error(&[result]).map(|error| error.message)
+    };
+    for more in [
+        json!({}),
+        json!({"terminal_reason": "completed", "stop_reason": null}),
+        json!({"stop_reason": "stop_sequence"}),
+        json!({"terminal_reason": "hook_stopped"}),
+    ] {
+        assert_eq!(with(more.clone()), None, "{more}");
+    }
+    for (more, words) in [
+        (json!({"stop_reason": "tool_use"}), "The turn ended in the midst of a tool call."),
+        (
+            json!({"stop_reason": "tool_use", "terminal_reason": "completed"}),
+            "The turn ended in the midst of a tool call.",
+        ),
+        (json!({"stop_reason": "max_tokens"}), "The answer is cut off: the model may not write more at once."),
+        (json!({"stop_reason": "refusal"}), "The model refused to answer."),
+        (json!({"terminal_reason": "aborted_streaming"}), "The turn was interrupted."),
+        (json!({"terminal_reason": "max_turns"}), "The agent reached its limit of model calls."),
+        (json!({"terminal_reason": "model_error", "result": "half"}), "The agent ended the turn: model error."),
+        (json!({"terminal_reason": "of_some_day"}), "The agent ended the turn: of some day."),
+        (json!({"subtype": "error_max_turns"}), "The agent reached its limit of model calls."),
+        (json!({"subtype": "error_during_execution", "errors": ["one", "two"]}), "one\ntwo"),
+        (json!({"subtype": "error_of_some_day"}), "The agent failed and did not say why."),
+        (json!({"is_error": true, "result": "no"}), "no"),
+    ] {
+        assert_eq!(with(more.clone()).as_deref(), Some(words), "{more}");
+    }
+    // One that says nothing of the turn is none.
+    assert_eq!(heard(&[json!({"type": "result"})]), []);
 }
 
 #[test]
@@ -81,8 +143,23 @@ fn a_limit_says_when_it_is_over() {
     let found = error(&[limit("rejected"), failed.clone()]).unwrap();
     let until = Timestamp::from_millis(1_800_000_000_000);
     assert_eq!((found.class, found.retry_at), (Some(ErrorClass::RateLimit), Some(until)));
-    let found = error(&[limit("allowed_warning"), failed]).unwrap();
-    assert_eq!((found.class, found.retry_at), (None, None));
+    for none in [limit("allowed_warning"), limit("allowed"), json!({"type": "rate_limit_event"})] {
+        let found = error(&[limit("rejected"), none, failed.clone()]).unwrap();
+        assert_eq!((found.class, found.retry_at), (None, None));
+    }
+    let of =
+        |info: Value| error(&[json!({"type": "rate_limit_event", "rate_limit_info": info}), failed.clone()]).unwrap();
+    // The window that is used up, and not the one that resets last.
+    let windows = json!({"five_hour": {"utilization": 1, "resetsAt": 1_800_000_000}, "seven_day": {"utilization": 0.4, "resetsAt": 1_900_000_000}});
+    assert_eq!(
+        of(json!({"status": "rejected", "resetsAt": 1_900_000_000, "unifiedWindows": windows})).retry_at,
+        Some(until)
+    );
+    let overage = |used: bool| {
+        of(json!({"status": "allowed", "isUsingOverage": used, "overageStatus": "rejected", "overageResetsAt": 1.8e9}))
+    };
+    assert_eq!((overage(true).class, overage(true).retry_at), (Some(ErrorClass::RateLimit), Some(until)));
+    assert_eq!(overage(false).class, None);
 }
 
 #[test]
@@ -101,24 +178,211 @@ fn a_failure_has_words_whatever_is_missing_in_it() {
 }
 
 #[test]
-fn a_message_whose_stream_broke_is_void_with_the_next() {
-    let (text, message) = (|text: &str| AgentEvent::Text(text.into()), AgentEvent::MessageBegan);
-    let whole = json!({"type": "assistant", "message": {"id": "b", "content": [{"type": "text", "text": "hello"}]}});
+fn a_message_whose_stream_broke_is_withdrawn_with_the_next() {
+    let of_b = |words| whole("b", "u", words);
     let mut abandoned = stopped();
     abandoned["abandoned_blocks"] = json!({"from_block_index": 0});
-    let hel = || vec![message(Again::No), text("hel")];
-    let hello = |again| vec![message(again), text("hello")];
+    let withdrawn = || [vec![AgentEvent::Withdrawn(vec![1])], message(2, "hello")].concat();
     for (lines, after) in [
-        (vec![began("a"), delta("hel"), began("b"), delta("hello")], hello(Again::Yes)),
-        (vec![began("a"), delta("hel"), abandoned, began("b"), delta("hello")], hello(Again::Yes)),
-        (vec![began("a"), delta("hel"), whole.clone()], hello(Again::Yes)),
-        (vec![began("a"), delta("hel"), stopped(), whole.clone()], hello(Again::No)),
-        (vec![began("a"), delta("hel"), stopped(), began("b"), delta("hello")], hello(Again::No)),
-        // The whole of what was streamed says nothing new.
-        (vec![began("b"), delta("hel"), whole], vec![]),
+        (vec![began("a"), delta("hel"), began("b"), delta("hello")], withdrawn()),
+        (vec![began("a"), delta("hel"), abandoned, began("b"), delta("hello")], withdrawn()),
+        (vec![began("a"), delta("hel"), of_b("hello")], withdrawn()),
+        (vec![began("a"), delta("hel"), stopped(), of_b("hello")], message(2, "hello")),
+        (vec![began("a"), delta("hel"), stopped(), began("b"), delta("hello")], message(2, "hello")),
+        // The whole of what was streamed says what is missing of it.
+        (vec![began("b"), delta("hel"), of_b("hel")], vec![]),
+        (vec![began("b"), delta("hel"), of_b("hello")], vec![AgentEvent::Text("lo".into())]),
+        (vec![began("b"), delta("hel"), of_b("other")], vec![]),
     ] {
-        assert_eq!(heard(&lines), [hel(), after].concat(), "{lines:?}");
+        assert_eq!(heard(&lines), [message(1, "hel"), after].concat(), "{lines:?}");
     }
+}
+
+#[test]
+fn lines_that_are_withdrawn_by_their_ids_take_their_blocks_with_them() {
+    let retracted =
+        || system("model_refusal_fallback", json!({"content": "Retrying", "retracted_message_uuids": ["u", 5, "x"]}));
+    let mut superseding = whole("b", "v", "safe");
+    superseding["supersedes"] = json!(["u"]);
+    let notice = || vec![AgentEvent::Notice(Notice::info("Retrying"))];
+    let withdrawn = |block| vec![AgentEvent::Withdrawn(vec![block])];
+    for (lines, after) in [
+        (vec![retracted(), whole("b", "v", "safe")], [withdrawn(1), notice(), message(2, "safe")].concat()),
+        (vec![superseding.clone()], [withdrawn(1), message(2, "safe")].concat()),
+        (vec![retracted(), superseding], [withdrawn(1), notice(), withdrawn(1), message(2, "safe")].concat()),
+        (vec![whole("b", "v", "safe"), retracted()], [message(2, "safe"), withdrawn(1), notice()].concat()),
+    ] {
+        for told in [vec![whole("a", "u", "bad")], vec![began("a"), delta("bad"), whole("a", "u", "bad"), stopped()]] {
+            assert_eq!(
+                heard(&[told, lines.clone()].concat()),
+                [message(1, "bad"), after.clone()].concat(),
+                "{lines:?}"
+            );
+        }
+    }
+    // A text that was withdrawn is none: then the result is the answer.
+    let events = heard(&[whole("a", "u", "bad"), retracted(), success("safe")]);
+    assert!(events.contains(&AgentEvent::Text("safe".into())), "{events:?}");
+}
+
+#[test]
+fn blocks_of_a_message_are_told_apart() {
+    let start = |kind: &str| event(json!({"type": "content_block_start", "content_block": {"type": kind}}));
+    let think = event(json!({"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}));
+    let of = |blocks: Value, uuid: &str| json!({"type": "assistant", "uuid": uuid, "message": {"id": "a", "content": blocks}});
+    let lines = [
+        began("a"),
+        start("thinking"),
+        think,
+        of(json!([{"type": "thinking", "thinking": "hm"}]), "t"),
+        start("text"),
+        delta("one"),
+        of(json!([{"type": "text", "text": "one"}]), "u"),
+        start("text"),
+        delta("two"),
+        of(json!([{"type": "text", "text": "two"}]), "v"),
+        stopped(),
+        system("model_refusal_fallback", json!({"retracted_message_uuids": ["u"]})),
+    ];
+    let events = heard(&lines);
+    let blocks = events.iter().filter(|event| matches!(event, AgentEvent::BlockBegan(_))).count();
+    assert_eq!((blocks, events.contains(&AgentEvent::Withdrawn(vec![2]))), (3, true), "{events:?}");
+}
+
+#[test]
+fn a_turn_is_over_when_no_task_runs_or_it_says_that_it_is_idle() {
+    let started = |id: &str, kind: &str| system("task_started", json!({"task_id": id, "task_type": kind}));
+    let changed = |ids: &[&str]| {
+        let tasks: Vec<_> = ids.iter().map(|id| json!({"task_id": id, "task_type": "local_bash"})).collect();
+        system("background_tasks_changed", json!({"tasks": tasks}))
+    };
+    let state = |state: &str| system("session_state_changed", json!({"state": state}));
+    let of_task = |subtype: &str, more: Value| system(subtype, more);
+    let spoke = whole("a", "u", "done");
+    for (lines, states) in [
+        (vec![spoke.clone(), success("done")], "end"),
+        (vec![started("t", "local_workflow"), spoke.clone(), success("done")], "1 end"),
+        (vec![started("t", "some_kind"), spoke.clone(), success("done"), state("idle")], "1 end 0 end"),
+        (
+            vec![
+                started("t", "x"),
+                success("done"),
+                of_task("task_notification", json!({"task_id": "t"})),
+                spoke.clone(),
+                success(""),
+            ],
+            { "1 end 0 on end" },
+        ),
+        (
+            vec![started("t", "x"), of_task("task_updated", json!({"task_id": "t", "patch": {"status": "completed"}}))],
+            "1 0",
+        ),
+        (vec![started("t", "x"), changed(&[])], "1 0"),
+        (vec![changed(&["t", "u"]), changed(&["u"]), state("idle")], "2 1"),
+        (vec![spoke.clone(), success("done"), state("running"), state("idle")], "end on"),
+        (vec![of_task("task_started", json!({"task_id": "t", "is_backgrounded": false}))], ""),
+        (vec![of_task("task_started", json!({"task_id": "t", "ambient": true}))], ""),
+        // A failure is the end, whatever runs.
+        (vec![started("t", "x"), json!({"type": "result", "subtype": "error_during_execution"})], "1 0 end"),
+    ] {
+        let states_of = |event| match event {
+            AgentEvent::Tasks(count) => Some(count.to_string()),
+            AgentEvent::Ended => Some("end".into()),
+            AgentEvent::Continued => Some("on".into()),
+            _ => None,
+        };
+        let found: Vec<_> = heard(&lines).into_iter().filter_map(states_of).collect();
+        assert_eq!(found.join(" "), states, "{lines:?}");
+    }
+}
+
+#[test]
+fn every_request_has_an_answer() {
+    let asked = |id: Value, request: Value| json!({"type": "control_request", "request_id": id, "request": request});
+    let refused = |line: Value| match &heard(&[line])[..] {
+        [AgentEvent::Refused(line)] => Some(serde_json::from_str::<Value>(line).unwrap()["response"].clone()),
+        [] => None,
+        other => panic!("{other:?}"),
+    };
+    let error = |kind: &str| json!({"subtype": "error", "request_id": "r", "error": format!("Unsupported control request: {kind}")});
+    for kind in ["hook_callback", "mcp_message", "of_some_day", ""] {
+        assert_eq!(refused(asked(json!("r"), json!({"subtype": kind}))), Some(error(kind)));
+    }
+    assert_eq!(refused(asked(json!("r"), json!(null))), Some(error("")));
+    let declined = json!({"subtype": "success", "request_id": 5, "response": {"action": "decline"}});
+    assert_eq!(refused(asked(json!(5), json!({"subtype": "elicitation", "message": "Which?"}))), Some(declined));
+    assert_eq!(refused(asked(json!("r"), json!({"subtype": "request_user_dialog"}))), None);
+    assert_eq!(refused(json!({"type": "control_request"})), None);
+    let withdrawn = heard(&[json!({"type": "control_cancel_request", "request_id": "r"})]);
+    assert_eq!(withdrawn, [AgentEvent::PermissionWithdrawn("r".into())]);
+}
+
+#[test]
+fn what_is_meant_for_people_is_shown() {
+    let info = |text: &str| AgentEvent::Notice(Notice::info(text));
+    let warning = |text: &str| AgentEvent::Notice(Notice::warning(text));
+    for (line, shown) in [
+        (system("informational", json!({"content": "c", "level": "notice"})), info("c")),
+        (system("informational", json!({"content": "c", "level": "warning"})), warning("c")),
+        (system("model_refusal_no_fallback", json!({"content": "c"})), warning("c")),
+        (system("notification", json!({"text": "c", "priority": "high"})), info("c")),
+        (system("notification", json!({"text": "c", "priority": "low"})), AgentEvent::Status("c".into())),
+        (system("session_writes_lost", json!({"error_code": "ENOSPC"})), {
+            warning("Claude Code could not save all of this conversation (ENOSPC): it may not remember it.")
+        }),
+        (json!({"type": "auth_status", "error": "expired"}), warning("Login failed: expired")),
+        (
+            system(
+                "api_retry",
+                json!({"error_status": 503.0, "retry_delay_ms": 512.5, "attempt": 1.0, "max_retries": 10}),
+            ),
+            { AgentEvent::Status("The provider answered with status 503. Retrying in 1 s (1 of 10)…".into()) },
+        ),
+    ] {
+        assert_eq!(heard(std::slice::from_ref(&line)), [shown], "{line}");
+    }
+    assert_eq!(heard(&[system("local_command_output", json!({"content": "c"}))]), message(1, "c"));
+    let init = json!({"type": "system", "subtype": "init", "session_id": "0-1",
+        "mcp_servers": [{"name": "good", "status": "connected"}, {"name": "db", "status": "failed"}],
+        "plugin_errors": [{"plugin": "p@m", "type": "generic-error", "message": "is broken"}]});
+    let shown = parser()(&init.to_string()).unwrap();
+    let shown: Vec<_> = shown.into_iter().filter(|event| matches!(event, AgentEvent::Notice(_))).collect();
+    assert_eq!(shown, [warning("The MCP server db failed: its tools are missing."), warning("Plugin p@m: is broken")]);
+}
+
+#[test]
+fn a_turn_without_words_of_the_model_has_an_answer_or_fails() {
+    let blocked = |content: &str| system("informational", json!({"content": content, "prevent_continuation": true}));
+    let compacted = system("compact_boundary", json!({}));
+    let failed = system("status", json!({"status": null, "compact_result": "failed", "compact_error": "Too short."}));
+    let reset = json!({"type": "conversation_reset", "new_conversation_id": "0-2", "session_id": "0-1"});
+    let answer = |lines: &[Value]| {
+        let said = |event| match event {
+            AgentEvent::Text(words) => Some(words),
+            AgentEvent::Error(error) => Some(format!("error: {}", error.message)),
+            _ => None,
+        };
+        heard(lines).into_iter().filter_map(said).collect::<Vec<_>>().join("|")
+    };
+    for (lines, words) in [
+        (vec![success("The answer is 42.")], "The answer is 42."),
+        (vec![success("")], ""),
+        (vec![whole("a", "u", "hello"), success("done")], "hello"),
+        (vec![whole("a", "u", "hello"), success("hello"), success("more")], "hello|more"),
+        (vec![compacted.clone(), success("")], "The conversation was compacted."),
+        (vec![compacted, whole("a", "u", "hello"), success("")], "hello"),
+        (vec![failed, success("")], "error: The conversation could not be compacted. Too short."),
+        (vec![reset.clone(), success("")], "The conversation was cleared."),
+        (vec![blocked("not today"), success("")], "error: not today"),
+        (vec![blocked("not today"), success("not today")], "error: not today"),
+        (vec![blocked(""), success("")], "error: A hook stopped the turn."),
+        (vec![blocked("enough"), whole("a", "u", "hello"), success("hello")], "hello"),
+        (vec![system("informational", json!({"content": "by the way"})), success("")], ""),
+    ] {
+        assert_eq!(answer(&lines), words, "{lines:?}");
+    }
+    let session = AgentEvent::Session { id: "0-2".into(), origin: SessionOrigin::New };
+    assert_eq!(heard(&[reset]), [session]);
 }
 
 #[test]
@@ -133,6 +397,8 @@ fn a_tool_call_is_said_once_and_its_result_may_come_before_the_message_is_whole(
         [began("a"), block("content_block_start", tool(json!({}))), input("{\"command\":"), input("\"ls\"}")];
     let end =
         [block("content_block_stop", json!(null)), tool_result("t", json!([{"type": "text", "text": "x"}])), stopped()];
+    let mut late = [&streamed[..], &end[..2]].concat();
+    late.extend([whole.clone(), stopped()]);
     let expected = [
         AgentEvent::MessageBegan(Again::No),
         AgentEvent::ToolStarted {
@@ -146,6 +412,7 @@ fn a_tool_call_is_said_once_and_its_result_may_come_before_the_message_is_whole(
     ];
     assert_eq!(heard(&[&streamed[..], &end[..]].concat()), expected);
     assert_eq!(heard(&[&streamed[..], &[whole], &end[..]].concat()), expected);
+    assert_eq!(heard(&late), expected);
 }
 
 #[test]
@@ -156,10 +423,22 @@ fn what_is_not_only_text_stays_as_it_came() {
 }
 
 #[test]
-fn a_turn_that_could_not_begin_is_left_to_how_its_process_ends() {
-    let lost =
-        json!({"type": "result", "subtype": "error_during_execution", "is_error": true, "errors": ["No conversation"]});
-    assert_eq!(parser()(&lost.to_string()), Some(Vec::new()));
+fn a_turn_that_could_not_begin_says_why() {
+    let failed = |words: &str| {
+        let line = json!({"type": "result", "subtype": "error_during_execution", "is_error": true, "errors": [words]});
+        parser()(&line.to_string()).unwrap()
+    };
+    assert_eq!(failed("Disk busy"), [AgentEvent::Error("Disk busy".into()), AgentEvent::Ended]);
+    let gone = "No conversation found with session ID: 0-1";
+    assert_eq!(failed(gone), [AgentEvent::SessionGone, AgentEvent::Error(gone.into()), AgentEvent::Ended]);
+    for (stderr, is_gone) in [
+        (gone, true),
+        ("warning\nNo conversation found with session ID: 0-1\n", true),
+        ("Error: connect ETIMEDOUT 10.0.0.1:443", false),
+        ("", false),
+    ] {
+        assert_eq!(is_session_gone(stderr, "0-1"), is_gone, "{stderr}");
+    }
 }
 
 fn added(prompt: &Prompt) -> Vec<String> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{answer_line, speak};
 use crate::agent::ProcessSpec;
-use crate::backend::per_turn::{Dialect, Stdin, Stdout};
+use crate::backend::per_turn::{Dialect, Stdin};
 use crate::backend::relay::pipes::{Input, Output};
 use crate::backend::{AgentEvent, End, LineParser};
 use crate::message::Attachment;
@@ -87,15 +87,13 @@ pub(super) fn spec(program: &str) -> ProcessSpec {
 /// How it is spoken to.
 pub(super) fn dialect() -> Dialect {
     Dialect {
-        arguments: |_| Vec::new(),
         stdin: |prompt| {
             let turn = Turn { message: prompt.message.clone(), attachments: prompt.attachments.clone() };
             // Texts only: they cannot fail to serialise.
             Stdin::Open(serde_json::to_string(&turn).unwrap_or_default() + "\n")
         },
-        stdout: Stdout::Lines(parser),
-        interrupt: None,
         answer: |request, decision| Some(answer_line(request, decision)),
+        ..Dialect::of_lines(parser)
     }
 }
 

@@ -5,10 +5,16 @@
 use serde_json::Value;
 
 use super::js;
-use crate::backend::json;
+use crate::backend::{json, provider};
+use crate::failure::AgentError;
 
 /// Where a message is looked for, in this order.
 const KEYS: [&str; 3] = ["error", "message", "errorMessage"];
+
+/// The error of a payload: its words, and what it says in codes.
+pub fn read(payload: &Value) -> AgentError {
+    provider::error(payload, message(payload))
+}
 
 /// The message of an error payload.
 pub fn message(payload: &Value) -> String {

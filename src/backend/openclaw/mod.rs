@@ -17,7 +17,7 @@ mod tests;
 use serde_json::{Map, Value, json};
 
 use self::source::{Said, Source};
-use super::{AgentEvent, LineParser, json};
+use super::{AgentEvent, LineParser, json, provider};
 use crate::usage::Usage;
 
 type Fields = Map<String, Value>;
@@ -63,8 +63,8 @@ impl Lines {
             Some("agent" | "session.tool") => self.agent(event, &mut events),
             Some("error") => {
                 events.push(AgentEvent::Error(match event.get("data").filter(|data| !data.is_null()) {
-                    Some(data) => error::message(data).into(),
-                    None => error::message(&Value::Object(event.clone())).into(),
+                    Some(data) => error::read(data),
+                    None => error::read(&Value::Object(event.clone())),
                 }));
             }
             _ => {}
@@ -83,7 +83,7 @@ impl Lines {
             (Some("assistant"), _) => self.assistant(data, events),
             (Some("tool"), phase) => self.tool(phase, data, events),
             (Some("usage"), _) => {
-                let output_tokens = data.get("outputTokens").and_then(Value::as_i64);
+                let output_tokens = json::integer(event.get("data").unwrap_or(&Value::Null), "outputTokens");
                 events.extend(output_tokens.map(|_| AgentEvent::Usage(Usage { output_tokens, ..Usage::default() })));
             }
             (Some("compaction"), Some("start")) => events.push(status("Optimizing session context...")),
@@ -107,7 +107,7 @@ impl Lines {
             // Not an end: the agent may go on to try again.
             Some("error") => {
                 self.source.restart();
-                events.push(AgentEvent::Error(error::message(&Value::Object(data.clone())).into()));
+                events.push(AgentEvent::Error(error::read(&Value::Object(data.clone()))));
             }
             _ => {}
         }
@@ -119,8 +119,8 @@ impl Lines {
         let urls = urls.map(js::trim).filter(|url| !url.is_empty());
         events.extend(urls.map(|url| AgentEvent::Text(format!("\n![media]({url})\n"))));
         if text(data, "stopReason") == Some("error") {
-            let message = data.get("errorMessage").unwrap_or(&Value::Null);
-            events.push(AgentEvent::Error(error::message(message).into()));
+            let message = error::message(data.get("errorMessage").unwrap_or(&Value::Null));
+            events.push(AgentEvent::Error(provider::error(&Value::Object(data.clone()), message)));
         }
     }
 

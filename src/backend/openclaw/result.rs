@@ -30,10 +30,14 @@ impl<'a> Parts<'a> {
             non_empty(&texts.join("\n"))
         });
         let details = fields.get("details").filter(|details| details.is_object() || details.is_array());
-        // Neither text nor details nor content: the tool gave its own kind of object.
-        let is_bare = text.is_none() && details.is_none() && content.is_none();
+        // Neither text nor details: the tool gave its own kind of object, or content of another kind, such as an image.
+        let is_bare = text.is_none() && details.is_none() && content.is_none_or(|blocks| has_more_than_text(blocks));
         Self { text, details: if is_bare { Some(raw) } else { details } }
     }
+}
+
+fn has_more_than_text(blocks: &[Value]) -> bool {
+    blocks.iter().any(|block| block.is_object() && block.get("type").and_then(Value::as_str) != Some("text"))
 }
 
 fn non_empty(text: &str) -> Option<String> {
@@ -94,6 +98,9 @@ mod tests {
             (json!([]), json!({"text": "[]"})),
             (json!(["a", {"b": 1.0}]), json!({"0": "a", "1": {"b": 1.0}, "text": r#"["a",{"b":1}]"#})),
             (json!({"content": []}), json!({})),
+            (json!({"content": [{"type": "image", "data": "AA"}]}), {
+                json!({"content": [{"type": "image", "data": "AA"}], "text": r#"{"content":[{"type":"image","data":"AA"}]}"#})
+            }),
             (json!({"content": "no blocks"}), json!({"content": "no blocks", "text": r#"{"content":"no blocks"}"#})),
             (json!({"content": [], "details": {"a": 1}}), json!({"a": 1, "text": r#"{"a":1}"#})),
             (json!({"content": [], "details": 5, "x": 1}), json!({})),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::connection::class_of;
 use crate::backend::openclaw::{Lines, error};
-use crate::backend::{AgentEvent, LineParser, SessionOrigin};
+use crate::backend::{AgentEvent, LineParser, SessionOrigin, provider};
 use crate::failure::{AgentError, ErrorClass};
 use crate::usage::Usage;
 
@@ -99,7 +99,8 @@ impl Frames {
         }
         if frame["ok"] == false {
             let message = error::message(frame.get("error").unwrap_or(&Value::Null));
-            self.fail(AgentError { message, class: class_of(&frame["error"]), retry_at: None }, &mut events);
+            let error = provider::error(&frame["error"], message);
+            self.fail(AgentError { class: class_of(&frame["error"]).or(error.class), ..error }, &mut events);
             return events;
         }
         if self.lost {

@@ -143,6 +143,19 @@ impl Asking {
         over.collect()
     }
 
+    /// The agent asks no more what it asked. Answers with what is stored and what readers are told.
+    pub fn withdrawn(&mut self, request: &str, turn: &mut Turn) -> (Vec<Fact>, Vec<Chunk>) {
+        let (mut facts, mut chunks) = (Vec::new(), Vec::new());
+        for question in &mut self.questions {
+            if !question.is_decided && question.request.request == request {
+                question.decided(PermissionState::Cancelled);
+                facts.push(Fact::PermissionOver(question.id));
+                chunks.extend(turn.answered(&question.id.to_string(), true));
+            }
+        }
+        (facts, chunks)
+    }
+
     /// Takes what is decided by now. Answers with what readers are told of it.
     fn heed(&mut self, asked: &[Permission], turn: &mut Turn, backend: &dyn Backend) -> Vec<Chunk> {
         let mut chunks = Vec::new();

@@ -2,6 +2,7 @@
 //!
 //! Always: what the agent says against being stopped is not an error of the turn; what it said before that is one.
 
+use super::conversation::speaks;
 use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::backend::{AgentEvent, Backend, Record};
@@ -23,18 +24,22 @@ impl Drive<'_> {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
         for record in records.drain(..) {
             if record.offset <= self.offset {
+                for event in &record.events {
+                    // What it came to is stored.
+                    self.conversation.hear(event);
+                    self.note(event, asked);
+                }
                 self.turn.hear_again(record.events, record.offset == self.offset);
                 continue;
             }
             self.offset = record.offset;
             for event in record.events {
-                let event = match event {
-                    AgentEvent::Error(error) if asked.is_some() => {
-                        self.late_error.get_or_insert(error);
-                        continue;
-                    }
-                    event => event,
-                };
+                let (fact, notice) = self.conversation.hear(&event);
+                facts.extend(fact);
+                chunks.extend(notice.into_iter().flat_map(|notice| self.turn.hear(AgentEvent::Notice(notice))));
+                if self.note(&event, asked) {
+                    continue;
+                }
                 facts.extend(Self::fact_of(&event));
                 match event {
                     AgentEvent::Permission(request) => {
@@ -42,6 +47,11 @@ impl Drive<'_> {
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
                         let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
                         facts.extend(fact);
+                        chunks.extend(said);
+                    }
+                    AgentEvent::PermissionWithdrawn(request) => {
+                        let (over, said) = self.asking.withdrawn(&request, &mut self.turn);
+                        facts.extend(over);
                         chunks.extend(said);
                     }
                     event => {
@@ -56,10 +66,34 @@ impl Drive<'_> {
         (chunks, facts)
     }
 
+    /// Keeps what may decide the end of the turn, and what the agent is to be told. Whether readers hear nothing of the event.
+    fn note(&mut self, event: &AgentEvent, asked: Option<Cause>) -> bool {
+        match event {
+            AgentEvent::Error(error) if asked.is_some() => {
+                self.late_error.get_or_insert_with(|| error.clone());
+                true
+            }
+            AgentEvent::Error(error) => self.conversation.keeps(error),
+            AgentEvent::Trouble(error) => {
+                self.trouble = Some(error.clone());
+                true
+            }
+            AgentEvent::Refused(line) => {
+                self.asking.untold.push_back(line.clone());
+                true
+            }
+            event => {
+                if speaks(event) {
+                    self.trouble = None;
+                }
+                false
+            }
+        }
+    }
+
     /// What is stored of an event beside what readers are told.
     fn fact_of(event: &AgentEvent) -> Option<Fact> {
         match event {
-            AgentEvent::Session { id, origin } => Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }),
             AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
@@ -72,10 +106,19 @@ impl Drive<'_> {
     }
 
     /// The agent had ended before it could be stopped: what it reported late is an error of the turn.
-    pub(super) async fn heed_late_error(&mut self) -> Result<(), Left> {
-        let Some(event) = self.late_error.take().map(AgentEvent::Error) else { return Ok(()) };
+    pub(super) async fn report(&mut self, error: Option<AgentError>) -> Result<(), Left> {
+        let Some(event) = error.map(AgentEvent::Error) else { return Ok(()) };
         let facts = Self::fact_of(&event).into_iter().collect();
         let chunks = self.turn.hear(event);
         self.append(chunks, facts, false).await
+    }
+
+    /// Reports what the agent could not overcome: a turn that has no end of its own failed because of that.
+    pub(super) async fn report_why_it_ended(&mut self) -> Result<(), Left> {
+        let start_error = self.conversation.take_start_error();
+        self.report(start_error).await?;
+        let is_explained = self.turn.has_ended() || self.turn.agent_error().is_some();
+        let trouble = self.trouble.take().filter(|_| !is_explained);
+        self.report(trouble).await
     }
 }

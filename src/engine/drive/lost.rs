@@ -68,7 +68,8 @@ impl Drive<'_> {
             slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
             workspace: found.workspace,
             dir: found.dir?.into(),
-            agent_session: found.agent_session,
+            // One that it announced is stored only once it has said something there.
+            agent_session: self.conversation.announced().map(str::to_owned).or(found.agent_session),
             endpoint: found.endpoint,
         })
     }

@@ -1,7 +1,9 @@
 //! How a run leaves its driver: settled, or put back to the queue.
 
 use super::{Drive, Left, progress};
+use crate::backend::Backend;
 use crate::chunk::Chunk;
+use crate::engine::decide::decide;
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -11,10 +13,34 @@ impl Drive<'_> {
         self.insist(|| self.shared.store.put_back(self.subject.lease)).await
     }
 
+    /// Puts a turn back that came to nothing, when another try may do better: its live agent died, or it could not go on in
+    /// its conversation. That is given up only when the agent proves that it is gone; anything else is tried once more.
+    pub(super) async fn try_again(&mut self, backend: &dyn Backend, exit: &ExitReport) -> Result<bool, Left> {
+        let outcome = decide(None, &self.turn, exit, backend.says_end());
+        let has_failed = self.conversation.has_failed_to_start();
+        if outcome.cause == Cause::Finished && !has_failed {
+            return Ok(false);
+        }
+        if self.has_lost_its_backend(backend).await? {
+            return self.put_back().await;
+        }
+        let Some(session) = self.conversation.not_resumed() else { return Ok(false) };
+        let stderr = exit.stderr.as_deref().unwrap_or_default();
+        if self.conversation.is_gone() || backend.is_session_gone(stderr, session) {
+            return self.put_back_afresh().await;
+        }
+        let may_pass = has_failed || outcome.class == Some(ErrorClass::Crashed);
+        if !may_pass || !self.insist(|| self.shared.store.is_first_try(self.subject.lease.run)).await? {
+            return Ok(false);
+        }
+        tracing::warn!(error = outcome.error, "the agent could not go on in its session; trying once more");
+        self.put_back().await
+    }
+
     pub(super) async fn put_back_afresh(&self) -> Result<bool, Left> {
         let is_put_back = self.insist(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
         if is_put_back {
-            tracing::warn!("the agent could not go on in its session; trying once more in a new one");
+            tracing::warn!("the session of the agent is gone; trying once more in a new one");
         }
         Ok(is_put_back)
     }

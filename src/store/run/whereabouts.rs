@@ -61,4 +61,29 @@ impl Store {
         let first = sqlx::query_scalar!(r#"SELECT attempts = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
         Ok(first.fetch_one(&self.readers).await?)
     }
+
+    /// Whether an earlier try of a run gave up the session that its agent was in.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn has_given_up_session(&self, run: RunKey) -> Result<bool, StoreError> {
+        let given_up = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM agent_sessions WHERE lost_in = ?1) AS "given_up!: bool""#,
+            run
+        );
+        Ok(given_up.fetch_one(&self.readers).await?)
+    }
+
+    /// The agent's own session that a run goes on in.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn session_to_go_on_in(&self, run: RunKey) -> Result<Option<String>, StoreError> {
+        let session = sqlx::query_scalar!(
+            r#"SELECT iif(s.oneshot, NULL, s.agent_session) AS "session?: String"
+               FROM runs r JOIN sessions s ON s.key = r.session_key WHERE r.key = ?1"#,
+            run
+        );
+        Ok(session.fetch_one(&self.readers).await?)
+    }
 }

@@ -1,0 +1,171 @@
+//! Which conversation of its own an agent is in, and whether that is the one it was to go on in.
+//!
+//! Always: a conversation is given up only when the agent proves that it is gone. An id that an agent announces is stored when
+//! it is the one that was asked for, or once the agent has said something in it: one that fails right after its start must
+//! not take the place of a good one. That memory was lost is told with the first words that were said without it.
+
+use crate::backend::{AgentEvent, SessionOrigin};
+use crate::chunk::Notice;
+use crate::failure::AgentError;
+use crate::store::fact::Fact;
+
+/// What people are told when an agent does not go on in the conversation that it was in.
+const MEMORY_LOST: &str =
+    "The agent could not go on in its earlier conversation: it does not remember what was said before this message.";
+
+/// The conversation of a turn.
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    /// The one that it was to go on in.
+    wanted: Option<String>,
+    /// It is in that one, or people know that it is not.
+    is_known: bool,
+    /// An earlier try of the run found that the one before is gone.
+    was_given_up: bool,
+    announced: Option<(String, SessionOrigin)>,
+    has_spoken: bool,
+    is_gone: bool,
+    /// Why it could not go on, as far as the agent says so before it says anything else.
+    start_error: Option<AgentError>,
+}
+
+/// What is stored, and what people are told, of an event.
+pub(super) type News = (Option<Fact>, Option<Notice>);
+
+impl Conversation {
+    /// The conversation of a turn that is to go on in `wanted`.
+    pub fn new(wanted: Option<String>, was_given_up: bool) -> Self {
+        Self { wanted, was_given_up, ..Self::default() }
+    }
+
+    /// Takes the next event of the agent.
+    pub fn hear(&mut self, event: &AgentEvent) -> News {
+        match event {
+            AgentEvent::Session { id, origin } if self.wanted.as_ref() == Some(id) => {
+                self.is_known = true;
+                (Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }), None)
+            }
+            AgentEvent::Session { id, origin } if !id.is_empty() => {
+                self.announced = Some((id.clone(), *origin));
+                if self.has_spoken { self.news() } else { (None, None) }
+            }
+            AgentEvent::SessionGone => {
+                self.is_gone = true;
+                (None, None)
+            }
+            event if speaks(event) && !self.has_spoken => {
+                self.has_spoken = true;
+                self.news()
+            }
+            _ => (None, None),
+        }
+    }
+
+    /// Keeps an error for the end of the try, when it may only say that the agent could not go on: another try may do better.
+    pub fn keeps(&mut self, error: &AgentError) -> bool {
+        let is_starting = self.wanted.is_some() && !self.is_known && self.announced.is_none() && !self.has_spoken;
+        let keeps = is_starting && error.class.is_none();
+        if keeps {
+            self.start_error.get_or_insert_with(|| error.clone());
+        }
+        keeps
+    }
+
+    /// The error that was kept.
+    pub fn take_start_error(&mut self) -> Option<AgentError> {
+        self.start_error.take()
+    }
+
+    /// Whether it failed before it was in any conversation.
+    pub fn has_failed_to_start(&self) -> bool {
+        self.start_error.is_some()
+    }
+
+    /// The one that it was to go on in, unless it is in one already.
+    pub fn not_resumed(&self) -> Option<&str> {
+        self.wanted.as_deref().filter(|_| !self.is_known && self.announced.is_none())
+    }
+
+    /// Whether the agent said that it is gone.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    /// One that it announced and that is not stored yet.
+    pub fn announced(&self) -> Option<&str> {
+        self.announced.as_ref().map(|(id, _)| id.as_str())
+    }
+
+    fn news(&mut self) -> News {
+        let announced = self.announced.take();
+        let is_lost = !self.is_known && (self.was_given_up || (self.wanted.is_some() && announced.is_some()));
+        self.is_known |= is_lost || announced.is_some();
+        let fact = announced.map(|(id, origin)| Fact::AgentSession { id, origin: origin.as_str() });
+        (fact, is_lost.then(|| Notice::warning(MEMORY_LOST)))
+    }
+}
+
+/// Whether an agent says or does something with this.
+pub(super) fn speaks(event: &AgentEvent) -> bool {
+    match event {
+        AgentEvent::Text(words) | AgentEvent::Reasoning(words) => !words.is_empty(),
+        AgentEvent::ToolStarted { .. }
+        | AgentEvent::ToolFinished { .. }
+        | AgentEvent::File { .. }
+        | AgentEvent::Source { .. }
+        | AgentEvent::Plan(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(id: &str) -> AgentEvent {
+        AgentEvent::Session { id: id.into(), origin: SessionOrigin::New }
+    }
+
+    /// What is stored and whether a loss is told, event by event.
+    fn heard(wanted: Option<&str>, was_given_up: bool, events: &[AgentEvent]) -> String {
+        let mut conversation = Conversation::new(wanted.map(str::to_owned), was_given_up);
+        let news = events.iter().map(|event| match conversation.hear(event) {
+            (Some(Fact::AgentSession { id, .. }), told) => format!("{id}{}", if told.is_some() { "!" } else { "" }),
+            (None, Some(_)) => "!".to_owned(),
+            _ => "-".to_owned(),
+        });
+        news.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn an_id_is_stored_when_it_was_asked_for_or_something_is_said_in_it() {
+        let text = || AgentEvent::Text("a".into());
+        for (wanted, given_up, events, news) in [
+            (None, false, vec![session("a"), text(), text()], "- a -"),
+            (Some("a"), false, vec![session("a"), text()], "a -"),
+            (Some("a"), false, vec![session("b")], "-"),
+            (Some("a"), false, vec![session("b"), AgentEvent::Status("x".into()), text(), text()], "- - b! -"),
+            (Some("a"), false, vec![text(), session("b")], "- b!"),
+            // The agent left it by itself, as it does when it is told to forget.
+            (Some("a"), false, vec![session("a"), session("b"), text()], "a - b"),
+            (Some("a"), false, vec![text(), text()], "- -"),
+            (None, true, vec![session("b"), text(), text()], "- b! -"),
+            (None, true, vec![text(), session("b")], "! b"),
+            (None, false, vec![session(""), text()], "- -"),
+        ] {
+            assert_eq!(heard(wanted, given_up, &events), news, "{wanted:?} {events:?}");
+        }
+    }
+
+    #[test]
+    fn only_errors_before_it_is_in_a_conversation_are_kept() {
+        let mut conversation = Conversation::new(Some("a".into()), false);
+        let limit = AgentError::of(crate::failure::ErrorClass::RateLimit, "wait");
+        assert!(!conversation.keeps(&limit));
+        assert!(conversation.keeps(&"first".into()) && conversation.keeps(&"second".into()));
+        assert_eq!(conversation.take_start_error(), Some("first".into()));
+        conversation.hear(&session("a"));
+        assert!(!conversation.keeps(&"third".into()));
+        assert!(!Conversation::new(None, false).keeps(&"new".into()));
+    }
+}
