@@ -364,11 +364,35 @@ async fn what_waits_for_a_daemon_says_so() {
     assert_eq!(scene.ask("SELECT group_concat(DISTINCT status) FROM v_runs"), "completed");
 }
 
+/// Whether this process was started with SIGHUP ignored, as `nohup` does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 != 0
+}
+
+#[tokio::test]
+async fn run_under_nohup_outlives_the_terminal() {
+    let scene = Scene::new();
+    let mut command = Command::new("nohup");
+    command.arg(env!("CARGO_BIN_EXE_mainstay")).args(["--json", "run", "--session", "mine", "/hang"]);
+    command.current_dir(scene.dir.path()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
+    until(&mut lines, "text-delta").await;
+    signal(&running, Signal::HUP);
+    scene.mainstay(&["cancel", "mine", "--wait"]).await.printed();
+    assert_eq!(ended(running).await.code, Some(1), "it saw the end of its run");
+}
+
 #[tokio::test]
 async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
     let scene = Scene::new();
-    // A terminal that is closed is as good as Ctrl-C: the agent is not left behind.
-    for stop in [Signal::INT, Signal::TERM, Signal::HUP] {
+    // A terminal that is closed is as good as Ctrl-C: the agent is not left behind. Unless the tests run under `nohup`, which
+    // the commands inherit: they go on then, as they should.
+    let hangup = (!ignores_hangup()).then_some(Signal::HUP);
+    for stop in [Signal::INT, Signal::TERM].into_iter().chain(hangup) {
         let (running, mut lines) = scene.begin(&["--json", "run", "--session", "mine", "/hang"]);
         until(&mut lines, "text-delta").await;
         signal(&running, stop);
@@ -511,7 +535,9 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
     };
     // One says its version and goes, one never ends and leaves something running, one fails.
     program("claude", "echo; echo 1.2.3 Claude; cat");
-    let hangs = program("hangs", "sleep 7701 & cat </dev/zero >/dev/null");
+    // Its own number: the same test may run in another checkout on this machine.
+    let slept = format!("7701.{}", std::process::id());
+    let hangs = program("hangs", &format!("sleep {slept} & cat </dev/zero >/dev/null"));
     let fails = program("fails", "echo 'no version'; exit 3");
     let own = program("own", "touch started; echo 1.0");
     let agent = |name: &str, driver: &str, program: &str| {
@@ -539,10 +565,18 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
         assert_eq!((&report["found"], &report["install"]), (&Value::Null, &Value::from(install)), "{report}");
         assert!(report["missing"].as_str().unwrap().contains("not found"), "{report}");
     }
-    for process in std::fs::read_dir("/proc").unwrap().flatten() {
-        let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        assert!(!arguments.starts_with(b"sleep\x007701"), "{process:?} was left running");
-    }
+    let left_running = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let arguments = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+        arguments.filter(|arguments| arguments.starts_with(format!("sleep\0{slept}").as_bytes())).count()
+    };
+    // It was killed, but a killed process is there until the kernel has come to it.
+    within(async {
+        while left_running() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 
     std::fs::remove_file(scene.dir.path().join("mainstay.toml")).unwrap();
     std::fs::remove_file(scene.dir.path().join("claude")).unwrap();

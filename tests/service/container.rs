@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::scene::{Daemon, MAINSTAY, Scene, signal, skipped, until};
+use crate::scene::{Daemon, MAINSTAY, Scene, ignores_hangup, signal, skipped, until};
 
 /// Killed with what started it, should a test fail.
 const CONTAINER: [&str; 6] = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
@@ -88,8 +88,9 @@ fn every_signal_for_the_daemon_reaches_it_once() {
     assert_ne!(group(container.daemon), group(container.init), "Ctrl-C at a terminal is for a whole group");
     container.scene.send("s", "/hang");
     until("the turn to begin", || container.scene.log().contains("run started"));
-    // The first asks it to stop in its own time, the second, any of them, to end its turns.
-    signal(container.init, Signal::HUP);
+    // The first asks it to stop in its own time, the second, any of them, to end its turns. Under `nohup` the daemon ignores
+    // the signal of a terminal that is closed.
+    signal(container.init, if ignores_hangup() { Signal::TERM } else { Signal::HUP });
     until("the first signal", || container.scene.log().contains("stopping"));
     assert!(container.outside.child.try_wait().unwrap().is_none());
     signal(container.init, Signal::INT);

@@ -62,7 +62,8 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     let daemon = scene.daemon();
     scene.mainstay(&["run", "--session", "a", "hi"]);
     scene.send("b", "/hang");
-    until("the second turn", || scene.log().matches("run started").count() == 2);
+    // What has said nothing would be put back to the queue after the crash, and not be settled.
+    until("the words of the second turn", || scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 2);
     let before = Scraped::of(&daemon).await;
     assert_eq!((before.value("runs_executing"), before.value("runs_capacity")), (1.0, 8.0));
     assert_eq!(before.value("runs_settled_total{status=\"completed\"}"), 1.0);

@@ -67,6 +67,13 @@ impl Scene {
         Daemon { child, address: address.unwrap_or_else(|| panic!("it said {line:?}, and logged: {}", self.log())) }
     }
 
+    /// A number from the database.
+    pub fn ask(&self, sql: &str) -> i64 {
+        let db = rusqlite::Connection::open(self.path("mainstay.db")).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{error}: {sql}"))
+    }
+
     pub fn daemon(&self) -> Daemon {
         self.start(&[MAINSTAY], &[])
     }
@@ -120,6 +127,13 @@ impl Drop for Daemon {
 
 pub fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Whether this process was started with SIGHUP ignored, as `nohup` does, and what it starts too.
+pub fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 != 0
 }
 
 /// Waits for what only shows from outside: a process, a line in a log.
