@@ -2,10 +2,11 @@
 //! relay of a turn, the bridge to a live agent, or the demo agent.
 //!
 //! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
-//! reader of our output goes away.
+//! reader of our output goes away; and commands say what they say on stderr through [`telemetry`], which never blocks.
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -15,6 +16,9 @@ use mainstay::cli::Cli;
 use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
 use mainstay::cli::plain::plain;
 use mainstay::telemetry;
+
+/// The end of the process waits this long for work on the thread pool that nothing waits for any more.
+const ABANDONED_WORK_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     // Before all else: a host is small because nothing of the rest is ever touched.
@@ -45,12 +49,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         });
     }
+    let _flush = telemetry::FlushOnDrop;
     match run(&Cli::parse()) {
         Ok(exit) => exit,
         Err(error) if reader_is_gone(&error) => Exit::Done.into(),
         Err(error) => {
-            // Nobody is left to tell when stderr is gone too.
-            let _ = writeln!(std::io::stderr(), "mainstay: {}", plain(&format!("{error:#}")));
+            telemetry::say(&format!("mainstay: {}\n", plain(&format!("{error:#}"))));
             Exit::of(&error).into()
         }
     }
@@ -68,5 +72,8 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
-    Ok(runtime.block_on(cli.execute(config))?.into())
+    let exit = runtime.block_on(cli.execute(config));
+    // Work that was abandoned, after a failure of the engine, may hang.
+    runtime.shutdown_timeout(ABANDONED_WORK_TIMEOUT);
+    Ok(exit?.into())
 }

@@ -65,6 +65,7 @@ pub(crate) struct Metrics {
     pub readers_lagged: Counter,
     pub streams_failed: Counter,
     pub accepts_failed: Counter,
+    pub log_lines_dropped: Counter,
     pub commit_seconds: Histogram,
 }
 
@@ -113,7 +114,7 @@ impl Metrics {
             runs_left: counter("runs_left", "Runs left to the sweep because the database failed for good"),
             runs_handed_over: counter("runs_handed_over", "Runs left to the next process, with their agents"),
             hosts_lost: counter("hosts_lost", "Agents that were ended because the process that held them was lost"),
-            tasks_failed: counter("tasks_failed", "Tasks of runs that ended abnormally: a bug"),
+            tasks_failed: counter("tasks_failed", "Tasks that ended abnormally: a bug"),
             leases_lost: counter("leases_lost", "Runs given up because another process has them now"),
             agents_killed: counter("agents_killed", "Agents that did not end when asked to"),
             processes_ended: counter("processes_ended", "Processes that the agents of lost workers left running"),
@@ -145,6 +146,7 @@ impl Metrics {
             readers_lagged: counter("readers_lagged", "Times that a live reader was too slow and went to the store"),
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),
             accepts_failed: counter("accepts_failed", "Connections that could not be accepted"),
+            log_lines_dropped: counter("log_lines_dropped", "Lines for stderr that could not be written"),
             settled,
             failed,
             run_seconds,

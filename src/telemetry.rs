@@ -1,12 +1,23 @@
 //! Logs: one subscriber, to stderr, because stdout belongs to results.
 //!
-//! Deliberately absent: files and rotation. Whoever starts the process keeps its stderr.
+//! Always: all that a command says on stderr goes through one queue, so that a stderr that is slow, full or closed neither
+//! blocks nor fails what the command does.
+//!
+//! Deliberately absent: files and rotation. The process manager keeps the log.
 
-use std::io;
+mod queue;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+
+use self::queue::LineQueue;
 
 /// How a log line is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -16,6 +27,48 @@ pub enum LogFormat {
     Human,
     /// A JSON object a line, for programs.
     Json,
+}
+
+/// The end of a process waits this long for its last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What waits to be written to stderr.
+static STDERR: LazyLock<LineQueue> = LazyLock::new(|| {
+    let writer = std::thread::Builder::new().name("stderr".into());
+    // Without the thread the queue fills up, and further lines are dropped and counted.
+    let _ = writer.spawn(|| {
+        STDERR.write_to(io::stderr(), |lines| tracing::warn!(lines, "stderr could not be written: lines were dropped"));
+    });
+    LineQueue::default()
+});
+
+/// Says something on stderr, for people: a line, or a question without an end.
+pub fn say(text: &str) {
+    STDERR.push(text.into());
+}
+
+/// Writes out what was said so far when it is dropped, within a second.
+#[derive(Debug)]
+pub struct FlushOnDrop;
+
+impl Drop for FlushOnDrop {
+    fn drop(&mut self) {
+        STDERR.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// A log line on its way to the queue. It is handed in whole: the subscriber writes each line at once.
+struct LogLine;
+
+impl Write for LogLine {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        STDERR.push(line.into());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The variable that replaces the filter, as in `info` or `mainstay=debug,sqlx=info`.
@@ -33,7 +86,9 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), ParseError> {
     };
     // Asks for a terminal, NO_COLOR, CLICOLOR and TERM.
     let colour = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).with_ansi(colour);
+    // It would say them on stderr itself, and panic when that is closed.
+    let lines = lines.log_internal_errors(false);
     // The only way to fail is that a subscriber is there already, which then stays.
     let _ = match format {
         LogFormat::Human => tracing::subscriber::set_global_default(lines.compact().finish()),
@@ -41,7 +96,16 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), ParseError> {
             tracing::subscriber::set_global_default(lines.json().flatten_event(true).with_span_list(false).finish())
         }
     };
+    // The default hook writes to stderr itself: a panic of one task would wait for a reader.
+    std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let thread = std::thread::current();
+    tracing::error!(thread = thread.name(), backtrace, "{}", panic.to_string().replace('\n', " "));
 }
 
 /// sqlx logs every statement at debug and slow ones at warn; it stays at warn until everything is wanted.

@@ -1,12 +1,13 @@
 //! `backends`: the live agents that are kept warm, and ending one.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::Context;
 
 use super::exit::Exit;
 use super::{BackendsArgs, BackendsCommand, table};
 use crate::engine::Engine;
+use crate::telemetry;
 
 pub(super) async fn run(
     engine: &Engine,
@@ -26,8 +27,7 @@ pub(super) async fn run(
         (false, false) => writeln!(out, "{id} ends as soon as no turn is on it")?,
     }
     if !has_ended && !engine.is_executed_elsewhere().await? {
-        // Nobody is left to tell when stderr is gone too.
-        let _ = writeln!(io::stderr(), "(no daemon runs on this file: the next one does it)");
+        telemetry::say("(no daemon runs on this file: the next one does it)\n");
     }
     Ok(Exit::Done)
 }

@@ -13,6 +13,7 @@ use crate::chunk::Chunk;
 use crate::engine::{Engine, EngineError, Followed, PermissionFilter};
 use crate::id::PermissionId;
 use crate::permission::{Answer, Permission, PermissionState};
+use crate::telemetry;
 
 /// Who answers, unless somebody says otherwise.
 const BY: &str = "cli";
@@ -56,8 +57,7 @@ pub(super) async fn run(
     table::list(out, &permissions, json, engine.now())?;
     let is_person = !json && io::stderr().is_terminal();
     if is_person && permissions.iter().any(|permission| permission.state == PermissionState::Pending) {
-        // A hint for whoever sits there; nobody is left to tell when stderr is gone.
-        let _ = writeln!(io::stderr(), "(answer with: mainstay permissions --answer ID allow|deny|OPTION)");
+        telemetry::say("(answer with: mainstay permissions --answer ID allow|deny|OPTION)\n");
     }
     Ok(Exit::Done)
 }
@@ -98,10 +98,7 @@ impl Asking {
             if engine.permission(asked.id).await?.state == PermissionState::Pending {
                 let request = &asked.request;
                 let (title, input) = (one_line(&request.title, SHOWN_CHARS), request.input.to_string());
-                let mut stderr = io::stderr();
-                writeln!(stderr, "{title}: {}", one_line(&input, SHOWN_CHARS))?;
-                write!(stderr, "Allow it? [y/n] ")?;
-                stderr.flush()?;
+                telemetry::say(&format!("{title}: {}\nAllow it? [y/n] ", one_line(&input, SHOWN_CHARS)));
                 return Ok(());
             }
             self.questions.pop_front();
@@ -134,7 +131,7 @@ impl Asking {
             match engine.answer_permission(asked.id, answer, BY, None).await {
                 // Somebody else was faster.
                 Err(error @ (EngineError::Decided(_) | EngineError::NotOffered(_))) => {
-                    writeln!(io::stderr(), "{error}")?;
+                    telemetry::say(&format!("{error}\n"));
                 }
                 answered => drop(answered.context("failed to answer")?),
             }

@@ -1,7 +1,7 @@
 //! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does. What its
 //! agent asks is asked of whoever sits at the terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +16,7 @@ use crate::failure::ErrorClass;
 use crate::id::SessionId;
 use crate::message::UserMessage;
 use crate::run::{Run, Status};
+use crate::telemetry;
 
 /// How often it is looked whether somebody executes the run: the daemon that would may have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -46,6 +47,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
                 }
                 None => break,
             },
+            failure = engine.failed() => return Err(failure.into()),
             line = asking.line() => asking.answer(engine, line).await?,
             () = signals.next() => {
                 if interrupted {
@@ -70,23 +72,22 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
         advise(&run);
     }
     if args.session.is_none() && !json && std::io::stderr().is_terminal() {
-        // A hint for whoever sits there; nobody is left to tell when stderr is gone.
-        let _ = writeln!(std::io::stderr(), "(go on with: --session {session})");
+        telemetry::say(&format!("(go on with: --session {session})\n"));
     }
     Ok(if interrupted { Exit::Interrupted } else { exit_of(run.status) })
 }
 
-/// What a person can do about a failure, on stderr; nobody is left to tell when that is gone.
+/// What a person can do about a failure, on stderr.
 pub(super) fn advise(run: &Run) {
     if let Some(advice) = run.advice {
-        let _ = writeln!(std::io::stderr(), "{advice}");
+        telemetry::say(&format!("{advice}\n"));
     }
     if let Some(at) = run.retry_at {
         let what = match run.error_class {
             Some(ErrorClass::RateLimit | ErrorClass::Overloaded) => "The limit is over",
             _ => "It can be tried again",
         };
-        let _ = writeln!(std::io::stderr(), "{what} at {at}.");
+        telemetry::say(&format!("{what} at {at}.\n"));
     }
 }
 

@@ -2,6 +2,8 @@
 //! are about to end. Speaks systemd's `sd_notify`; where nobody listens, all of it does nothing.
 
 use std::convert::Infallible;
+use std::sync::LazyLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -46,8 +48,32 @@ pub(super) async fn watch(engine: Engine) -> Infallible {
     }
 }
 
+/// Messages for a service manager that does not read; further ones are dropped.
+const WAITING_MESSAGES: usize = 16;
+
+/// The way to the thread that tells the service manager: its socket blocks while the manager does not read.
+static MANAGER: LazyLock<SyncSender<String>> = LazyLock::new(|| {
+    let (sender, messages) = sync_channel::<String>(WAITING_MESSAGES);
+    let thread = std::thread::Builder::new().name("sd-notify".into());
+    let started = thread.spawn(move || {
+        for message in messages {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
+                tracing::warn!(%error, "failed to tell the service manager how we are");
+            }
+        }
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, "failed to start the thread that tells the service manager how we are");
+    }
+    sender
+});
+
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "failed to tell the service manager how we are");
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let lines: Vec<_> = states.iter().map(ToString::to_string).collect();
+    if MANAGER.try_send(lines.join("\n")).is_err() {
+        tracing::warn!("the service manager does not read what it is told");
     }
 }

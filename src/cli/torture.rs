@@ -13,6 +13,7 @@ use super::plain::plain;
 use super::signals::StopSignals;
 use super::table;
 use crate::config::duration;
+use crate::telemetry;
 use crate::torture::agent::{Agent, Stray};
 use crate::torture::dialect::Dialect;
 use crate::torture::{self, Plan, Report, agent};
@@ -82,6 +83,11 @@ fn limit(text: &str) -> Result<Duration, &'static str> {
     duration::parse(text).filter(|limit| !limit.is_zero()).ok_or("a duration such as 30s or 1m30s is needed")
 }
 
+/// An empty `TMPDIR` is none.
+fn default_dir() -> PathBuf {
+    Some(std::env::temp_dir()).filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| "/tmp".into())
+}
+
 impl TortureArgs {
     fn plan(&self) -> Plan {
         let kills = match self.limit {
@@ -95,7 +101,7 @@ impl TortureArgs {
             engines: self.engines.into(),
             sessions: self.sessions.into(),
             readers: self.readers.into(),
-            dir: self.dir.clone().unwrap_or_else(std::env::temp_dir),
+            dir: self.dir.clone().unwrap_or_else(default_dir),
             keep: self.keep,
         }
     }
@@ -104,8 +110,7 @@ impl TortureArgs {
 pub(super) async fn run(args: &TortureArgs, json: bool) -> anyhow::Result<Exit> {
     let mut signals = StopSignals::new()?;
     let interrupted = CancellationToken::new();
-    // Nobody has to read how it goes.
-    let tell = |line: &str| drop(writeln!(std::io::stderr(), "torture: {line}"));
+    let tell = |line: &str| telemetry::say(&format!("torture: {line}\n"));
     let plan = args.plan();
     let torture = torture::run(&plan, interrupted.clone(), tell);
     tokio::pin!(torture);
