@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::fs::Access;
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
@@ -65,6 +66,12 @@ impl Hosts {
         });
         // Who cannot be asked has nothing to say.
         read.await.ok()?.ok().filter(|text| !text.is_empty())
+    }
+
+    /// Why no host can be started there, if that can be seen. Only looks. Blocking work.
+    pub fn problem(&self) -> Option<String> {
+        let denied = rustix::fs::access(&self.dir, Access::WRITE_OK | Access::EXEC_OK).err()?;
+        Some(format!("{} cannot be written ({})", self.dir.display(), io::Error::from(denied)))
     }
 
     /// Starts a host, which waits to be told what to start. A full disk is waited for as long as there is time.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, probe, reap, temp_dir, template};
+use super::{Prompt, StartError, probe, reap, template};
 use crate::agent::ProcessSpec;
 use crate::failure::ErrorClass;
 use crate::run::Attempt;
@@ -96,7 +96,7 @@ impl Launch {
             return Err(StartError::from("a NUL character cannot be handed over: take it out of the message"));
         }
         arguments.extend(more);
-        let mut environment = vec![("TMPDIR".into(), temp_dir::path_of(prompt.place.attempt).into())];
+        let mut environment = Vec::with_capacity(spec.env.len() + 5);
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains(['=', '\0']) {
                 return Err(StartError::from(format!("`env` has the name {name:?}, which no variable can have")));
@@ -137,13 +137,14 @@ impl Launch {
         Self { limit_ms: u64::MAX, alone_ms: Some(millis(alone)), ..self }
     }
 
-    /// The command, ready to be spawned.
-    pub(super) fn command(&self) -> Command {
+    /// The command, ready to be spawned, with this directory for its temporary files unless the config names another.
+    pub(super) fn command(&self, temp_dir: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         for variable in KEPT_FROM_AGENTS {
             command.env_remove(variable);
         }
+        command.env("TMPDIR", temp_dir);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.dir);
         command.process_group(0);
@@ -251,8 +252,8 @@ mod tests {
     fn the_key_to_the_engine_is_kept_from_the_agent_and_the_marker_from_the_config() {
         let prompt = prompt("hello");
         let spec = spec(&["agent"], &[("MAINSTAY_RUN", "other"), ("PWD", "/other"), ("KEY", "{slot}")]);
-        let command =
-            Launch::for_turn(&spec, Vec::new(), Stdin::MessageUnlessAsked, &prompt, Duration::ZERO).unwrap().command();
+        let launch = Launch::for_turn(&spec, Vec::new(), Stdin::MessageUnlessAsked, &prompt, Duration::ZERO).unwrap();
+        let command = launch.command(Path::new("/tmp/x"));
         let variable = |name: &str| {
             let found = command.get_envs().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.map(|value| value.to_str().unwrap().to_owned()))
@@ -264,7 +265,7 @@ mod tests {
         assert_eq!(variable("MAINSTAY_ATTEMPT"), Some(Some("3".to_owned())));
         assert_eq!(variable("PWD"), Some(Some("/srv/w".to_owned())));
         assert_eq!(variable("KEY"), Some(Some("chat-slot-w-1".to_owned())));
-        assert_eq!(variable("TMPDIR"), Some(temp_dir::path_of(prompt.place.attempt).to_str().map(str::to_owned)));
+        assert_eq!(variable("TMPDIR"), Some(Some("/tmp/x".to_owned())));
     }
 
     #[test]

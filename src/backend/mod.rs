@@ -28,7 +28,7 @@ mod provider;
 pub mod reap;
 pub mod relay;
 mod stderr;
-mod temp_dir;
+pub mod temp_dir;
 pub(crate) mod template;
 mod text;
 pub mod warm_process;

@@ -16,7 +16,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::launch::KEPT_FROM_AGENTS;
-use super::openclaw_gateway;
+use super::{openclaw_gateway, temp_dir};
 use crate::agent::{Driver, GatewaySpec, ProcessSpec};
 use crate::catalogue::{Found, KnownAgent};
 use crate::failure::ErrorClass;
@@ -141,8 +141,10 @@ fn shown(version: &str) -> String {
 
 /// What a program calls its version; none when it does not say in time.
 async fn version_of(path: &Path, spec: &ProcessSpec) -> Option<String> {
+    // No project, whose settings it would read.
+    let dir = Some(temp_dir::root()).filter(|dir| dir.is_dir()).unwrap_or_else(|| "/".into());
     let mut command = Command::new(path);
-    command.arg("--version").current_dir(std::env::temp_dir()).process_group(0).kill_on_drop(true);
+    command.arg("--version").current_dir(dir).process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     for variable in KEPT_FROM_AGENTS {
         command.env_remove(variable);

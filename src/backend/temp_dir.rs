@@ -1,6 +1,11 @@
 //! The temporary directory of a turn: agents leave megabytes there, so each try at a run gets one of its own that goes
 //! with it, and only it.
 //!
+//! It is made in `TMPDIR`, or `/tmp` where that is not set. Where it cannot be made there (a read-only or full file system, a
+//! directory that is missing) it is made in the agent's own directory beside the database, which an engine cannot do without:
+//! a turn does not depend on a directory that nothing else needs. That is not the first choice, because agents leave much
+//! there, and make sockets whose paths may have 108 bytes.
+//!
 //! Always: it is new, and only we may look into it; a symlink in its place is removed, never followed.
 
 use std::fs::DirBuilder;
@@ -8,35 +13,105 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use crate::run::Attempt;
+
+/// Where temporary directories are made unless `TMPDIR` says otherwise.
+const DEFAULT_ROOT: &str = "/tmp";
+/// The directory in the agent's own one that is used instead.
+const FALLBACK: &str = "tmp";
+/// So much can be written into a directory that is of use: a page.
+const PROBE: [u8; 4096] = [0; 4096];
 
 /// A directory that is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct TempDir {
-    attempt: Attempt,
+    path: PathBuf,
 }
 
 impl TempDir {
-    /// Makes the directory of an attempt; whatever is in its place is removed.
-    pub(super) fn create(attempt: Attempt) -> io::Result<Self> {
-        let path = path_of(attempt);
-        remove(&path)?;
-        // `mkdir` fails when somebody else was quicker, whatever they put there.
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self { attempt })
+    /// Makes the directory of an attempt whose agent has its own directory at `home`; whatever is in its place is removed.
+    pub(super) fn create(attempt: Attempt, home: &Path) -> Result<Self, String> {
+        Self::create_in(&root(), attempt, home)
+    }
+
+    fn create_in(root: &Path, attempt: Attempt, home: &Path) -> Result<Self, String> {
+        let mut failures = Vec::new();
+        for path in [root.join(name_of(attempt)), home.join(FALLBACK)] {
+            match make(&path) {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) => failures.push(format!("{}: {error}", path.display())),
+            }
+        }
+        Err(failures.join("; "))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        remove_temp_dir(self.attempt);
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "failed to remove a temporary directory");
+        }
     }
 }
 
-/// Removes the temporary directory of an attempt that is over, if there is one. What cannot be removed is logged. May be
-/// blocking work.
+fn make(path: &Path) -> io::Result<()> {
+    // The engine and the host that makes it work in different directories.
+    if !path.is_absolute() {
+        return Err(io::Error::other("the path is not absolute"));
+    }
+    remove(path)?;
+    // `mkdir` fails when another process was quicker, whatever it put there.
+    DirBuilder::new().mode(0o700).create(path)?;
+    // A full file system may have room for a directory, but for nothing in it.
+    let probe = path.join("probe");
+    let written = std::fs::write(&probe, PROBE).and_then(|()| std::fs::remove_file(&probe));
+    if written.is_err() {
+        // What it failed for is the error that counts.
+        let _ = remove(path);
+    }
+    written
+}
+
+/// Where temporary directories are made: `TMPDIR`, or `/tmp` where that is not set or empty.
+pub fn root() -> PathBuf {
+    let set = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    set.map_or_else(|| DEFAULT_ROOT.into(), PathBuf::from)
+}
+
+/// Why agents do not get their temporary directories where `TMPDIR` says, or `None` when they do. Only looks.
+pub fn problem() -> Option<String> {
+    if std::env::var_os("TMPDIR").is_some_and(|dir| dir.is_empty()) {
+        return Some(format!("TMPDIR is set but empty: {DEFAULT_ROOT} is used"));
+    }
+    problem_of(&root())
+}
+
+fn problem_of(root: &Path) -> Option<String> {
+    let shown = root.display();
+    if !root.is_absolute() {
+        return Some(format!("TMPDIR is {shown}, which is not an absolute path"));
+    }
+    if let Err(error) = rustix::fs::access(root, Access::WRITE_OK | Access::EXEC_OK) {
+        return Some(format!("{shown} cannot be written ({})", io::Error::from(error)));
+    }
+    if !root.is_dir() {
+        return Some(format!("{shown} is not a directory"));
+    }
+    let is_full = rustix::fs::statvfs(root).is_ok_and(|disk| disk.f_bavail == 0 && disk.f_blocks > 0);
+    is_full.then(|| format!("the file system of {shown} is full"))
+}
+
+/// Removes the temporary directory of an attempt that is over, if there is one; one in the agent's own directory goes with
+/// that. What cannot be removed is logged. May be blocking work.
 pub fn remove_temp_dir(attempt: Attempt) {
-    if let Err(error) = remove(&path_of(attempt)) {
+    if let Err(error) = remove(&root().join(name_of(attempt))) {
         tracing::warn!(run.id = %attempt.run, %error, "failed to remove the temporary directory of a run");
     }
 }
@@ -53,9 +128,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where the directory of an attempt is.
-pub(super) fn path_of(attempt: Attempt) -> PathBuf {
-    std::env::temp_dir().join(format!("mainstay-{attempt}"))
+fn name_of(attempt: Attempt) -> String {
+    format!("mainstay-{attempt}")
 }
 
 #[cfg(test)]
@@ -70,8 +144,9 @@ mod tests {
 
     #[test]
     fn is_private_and_goes_with_all_that_is_in_it() {
-        let dir = TempDir::create(attempt()).unwrap();
-        let path = path_of(dir.attempt);
+        let dir = TempDir::create(attempt(), Path::new("/nowhere")).unwrap();
+        let path = dir.path().to_owned();
+        assert_eq!(path.parent(), Some(root().as_path()));
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         std::fs::create_dir(path.join("deep")).unwrap();
         std::fs::write(path.join("deep/file"), "x").unwrap();
@@ -84,21 +159,40 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         std::fs::write(elsewhere.path().join("precious"), "x").unwrap();
         let attempt = attempt();
-        let path = path_of(attempt);
+        let (path, home) = (root().join(name_of(attempt)), Path::new("/nowhere"));
 
         symlink(elsewhere.path(), &path).unwrap();
-        let dir = TempDir::create(attempt).unwrap();
+        let dir = TempDir::create(attempt, home).unwrap();
         assert!(path.symlink_metadata().unwrap().is_dir());
         std::fs::write(path.join("left"), "x").unwrap();
         symlink(elsewhere.path(), path.join("link")).unwrap();
         std::mem::forget(dir);
 
-        let dir = TempDir::create(attempt).unwrap();
+        let dir = TempDir::create(attempt, home).unwrap();
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
         drop(dir);
         std::fs::write(&path, "a file").unwrap();
-        drop(TempDir::create(attempt).unwrap());
+        drop(TempDir::create(attempt, home).unwrap());
         assert!(!path.exists());
         assert!(elsewhere.path().join("precious").exists());
+    }
+
+    #[test]
+    fn is_made_beside_the_spool_where_tmpdir_is_of_no_use() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for root in [Path::new("/proc"), Path::new("missing"), Path::new("/missing"), &file, Path::new("")] {
+            let dir = TempDir::create_in(root, attempt(), home.path()).unwrap();
+            assert_eq!(dir.path(), home.path().join("tmp"));
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            // As root, /proc seems to be writable.
+            assert!(problem_of(root).is_some() || root == Path::new("/proc"), "{root:?}");
+            drop(dir);
+            assert!(!home.path().join("tmp").exists());
+        }
+        assert_eq!(problem_of(home.path()), None);
+        let error = TempDir::create_in(Path::new("/missing"), attempt(), Path::new("/proc")).unwrap_err();
+        assert!(error.contains("/missing/mainstay-") && error.contains("; /proc/tmp: "), "{error}");
     }
 }

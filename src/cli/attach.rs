@@ -99,6 +99,7 @@ async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown)
                 shown.output.write(&events)?;
                 shown.after = follower.cursor();
             }
+            failure = engine.failed() => return Err(failure.into()),
             () = engine.outdated() => return Ok(None),
             () = shown.signals.next() => return Ok(Some(Exit::Interrupted)),
         }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -37,10 +38,23 @@ async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, EngineError>) 
     }
 }
 
+/// Prints a line on stdout in a thread of its own: serving waits for no reader, and needs none.
+fn announce(line: String) {
+    let print = move || {
+        let mut out = std::io::stdout();
+        // The reader may have gone.
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    };
+    if let Err(error) = std::thread::Builder::new().name("stdout".into()).spawn(print) {
+        tracing::warn!(%error, "failed to start the thread that prints the address");
+    }
+}
+
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     tokio::select! {
         done = serve(engine.clone()) => done,
-        never = supervisor::watch(engine) => match never {},
+        failure = engine.failed() => Err(failure.into()),
+        never = supervisor::watch(engine.clone()) => match never {},
     }
 }
 
@@ -56,9 +70,8 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
         let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());
         tokio::spawn(async move { http::serve(engine, &server, listener, stop).await })
     };
-    let mut out = std::io::stdout();
-    // Whoever started us may have gone: that is no reason to stop serving.
-    let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+    let mut server = pin!(server);
+    announce(format!("listening on http://{address}"));
     tracing::info!(%address, workers = config.engine.workers, "serving");
     supervisor::ready(&format!("serving on http://{address}, {} runs at once", config.engine.workers));
 
@@ -71,6 +84,10 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
             tracing::info!("stopping; running turns are left to the next process");
             supervisor::stopping(&config, "leaving running turns to the next process");
             engine.hand_over();
+        }
+        ended = &mut server => {
+            ended.context("the server ended abnormally")?.context("failed to serve")?;
+            anyhow::bail!("the server ended without being asked to");
         }
     }
     {

@@ -6,6 +6,8 @@
 //!
 //! Proof: `tests/doctor.rs`.
 
+mod queue;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use crate::audit::{Audit, Check, Finding, Verdict};
 use crate::backend::probe::what_is_missing;
 use crate::backend::process::Hosts;
 use crate::backend::reap::{self, Liveness};
-use crate::backend::template;
+use crate::backend::{temp_dir, template};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::id::RunId;
@@ -67,12 +69,13 @@ async fn examine_open(reading: &mut Reading, config: &Config, depth: Depth) -> R
         let workers = reading.workers().await?;
         checks.push(stuck_runs(reading, &workers).await?);
         checks.push(workers_gone(&workers));
+        checks.extend(queue::checks(reading, config).await?);
         checks.push(leftover_processes(reading).await?);
         checks.push(leftover_directories(reading, &path).await?);
     }
     let agents = config.clone();
     let of_the_machine = spawn_blocking(move || {
-        [log_size(&path), disk(&path), permissions(&path), programs(&agents), placeholders(&agents)]
+        [log_size(&path), disk(&path), temp(), permissions(&path), programs(&agents), placeholders(&agents)]
     });
     // It fails only when the runtime goes down.
     checks.extend(of_the_machine.await.into_iter().flatten());
@@ -131,22 +134,22 @@ async fn stuck_runs(reading: &mut Reading, workers: &[Registered]) -> Result<Che
     Ok(Check::new("runs", Verdict::Error, advice, stuck.collect()))
 }
 
-/// Workers that are dead, or have not been heard of for long.
+/// Workers that are dead, or have not been heard of for long. One that lives and is silent does not do its work.
 fn workers_gone(workers: &[Registered]) -> Check {
     let now = SystemClock.now();
+    let is_silent = |worker: &Registered| worker.heartbeat_at + worker.lease * SILENT_LEASES < now;
+    let hangs = |worker: &Registered| is_silent(worker) && reap::is_alive(&worker.process) == Liveness::Alive;
+    let severity = if workers.iter().any(hangs) { Verdict::Error } else { Verdict::Warning };
     let gone = workers.iter().filter_map(|worker| match reap::is_alive(&worker.process) {
         Liveness::Dead => Some(Finding::new(&worker.id, format!("process {} is dead", worker.process.pid))),
-        Liveness::Alive | Liveness::Unknown if worker.heartbeat_at + worker.lease * SILENT_LEASES < now => {
-            Some(Finding::new(
-                &worker.id,
-                format!("process {}, last heard of at {}", worker.process.pid, worker.heartbeat_at),
-            ))
-        }
+        Liveness::Alive | Liveness::Unknown if is_silent(worker) => Some(Finding::new(
+            &worker.id,
+            format!("process {}, last heard of at {}", worker.process.pid, worker.heartbeat_at),
+        )),
         Liveness::Alive | Liveness::Unknown => None,
     });
-    let advice =
-        "the daemon or `mainstay sweep` removes those that are dead; look what keeps one that lives and is silent";
-    Check::new("workers", Verdict::Warning, advice, gone.collect())
+    let advice = "the daemon or `mainstay sweep` removes those that are dead; look what keeps one that lives and is silent, and restart it";
+    Check::new("workers", severity, advice, gone.collect())
 }
 
 /// Processes that runs of this file left: those carry the marker of a run that is not running.
@@ -230,6 +233,14 @@ fn disk(path: &Path) -> Check {
         Err(error) => Some(Finding::new(path.display(), format!("the free space could not be read: {error}"))),
     };
     Check::new("disk", Verdict::Warning, advice, findings.into_iter().collect())
+}
+
+/// Whether agents get their temporary directories where they belong.
+fn temp() -> Check {
+    let findings = temp_dir::problem().map(|problem| Finding::new("TMPDIR", problem));
+    let advice = "agents get their temporary directories beside the database: let TMPDIR of the daemon name a directory \
+                  that can be written, or make room";
+    Check::new("temp", Verdict::Warning, advice, findings.into_iter().collect())
 }
 
 /// Whether the rest of the machine may read what was said. A group that may is one that the owner chose.

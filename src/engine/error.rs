@@ -60,6 +60,9 @@ pub enum EngineError {
     /// The engine is going down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// A task that the engine cannot do without ended: a bug.
+    #[error("the engine failed and takes no more runs ({0}): restart the process, and report what its log says")]
+    Failed(String),
     /// The engine does not get on, whatever the reason.
     #[error("the engine stalls: {0}")]
     Stalled(String),

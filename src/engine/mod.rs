@@ -9,6 +9,7 @@ mod drive;
 mod error;
 pub mod feed;
 pub mod fold;
+mod health;
 mod lookout;
 mod permissions;
 mod progress;
@@ -107,6 +108,8 @@ struct Shared {
     lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
+    /// Whether it does its work.
+    health: health::Health,
     /// Whether messages are taken, as far as anybody asked.
     readiness: readiness::Readiness,
 }
@@ -198,9 +201,11 @@ impl Engine {
             closed: CancellationToken::new(),
             lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
+            health: health::Health::default(),
             readiness: readiness::Readiness::default(),
         });
-        shared.tasks.spawn(watch::run(shared.clone()));
+        shared.spawn_loop("watcher", Shared::is_closed, watch::run(shared.clone()));
+        shared.watch_writer();
         Self { shared }
     }
 
@@ -219,16 +224,22 @@ impl Engine {
     /// # Errors
     /// When this process cannot be registered as a worker.
     pub async fn start(&self) -> Result<(), EngineError> {
+        self.shared.check_directories().await;
         for workspace in self.shared.config.workspaces.values() {
             self.shared.store.sync_slots(workspace.clone()).await?;
         }
         self.shared.worker(self.shared.config.engine.workers).await?;
         // Before the first sweep, which hands over what it adopts.
         self.shared.executing.begin(None);
-        self.shared.tasks.spawn(sweep::run(self.shared.clone()));
-        self.shared.tasks.spawn(supervisor::run(self.shared.clone()));
-        self.shared.tasks.spawn(worker::run(self.shared.clone(), self.shared.config.engine.workers, None));
+        self.spawn_loops(self.shared.config.engine.workers, None);
         Ok(())
+    }
+
+    fn spawn_loops(&self, capacity: u32, only: Option<Only>) {
+        let shared = &self.shared;
+        shared.spawn_loop("sweep", Shared::is_draining, sweep::run(shared.clone()));
+        shared.spawn_loop("supervisor", Shared::is_closed, supervisor::run(shared.clone()));
+        shared.spawn_loop("worker", Shared::is_closed, worker::run(shared.clone(), capacity, only));
     }
 
     /// Executes the runs of a run's session in this process, one after the other, until that run is settled, and sweeps:
@@ -242,9 +253,7 @@ impl Engine {
         self.shared.worker(0).await?;
         let only = Only { session: located.session, until: located.key };
         self.shared.executing.begin(Some(only));
-        self.shared.tasks.spawn(sweep::run(self.shared.clone()));
-        self.shared.tasks.spawn(supervisor::run(self.shared.clone()));
-        self.shared.tasks.spawn(worker::run(self.shared.clone(), 1, Some(only)));
+        self.spawn_loops(1, Some(only));
         Ok(())
     }
 
@@ -287,9 +296,14 @@ impl Engine {
             }
             () = self.shared.ending.cancelled() => {}
             () = self.shared.leaving.cancelled() => {}
+            _ = self.failed() => {}
         }
         self.shared.ending.cancel();
-        self.shared.executing.idle().await;
+        tokio::select! {
+            () = self.shared.executing.idle() => {}
+            // Nothing is left that would end them.
+            _ = self.failed() => {}
+        }
     }
 
     /// Leaves running turns to the next process on the file: their agents go on, and nothing is lost. Agents that live in
@@ -367,20 +381,6 @@ impl Engine {
         }
         let found = self.shared.store.find_backend(id).await?;
         found.ok_or_else(|| not_found("backend", id))
-    }
-
-    /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just
-    /// now, and the loop that claims runs and renews their leases came round. While one of them hangs, or was not
-    /// started, it does not come back.
-    pub async fn pulse(&self) {
-        let round = self.shared.executing.round.notified();
-        // Asks for a round now; it comes by itself within a second.
-        self.shared.executing.ready.notify_one();
-        let asked = self.shared.store.check_writable();
-        let ((), answered) = tokio::join!(round, asked);
-        if let Err(error) = answered {
-            tracing::debug!(%error, "the writer answers, but would not write now");
-        }
     }
 
     /// How the whole is, over all processes on the file, and how it went in the last `window`: up to a year.

@@ -54,13 +54,15 @@ impl Engine {
     /// seconds, and writes at most once a second, however often it is asked.
     ///
     /// # Errors
-    /// [`EngineError::ShuttingDown`]; [`EngineError::Store`] when nothing can be written; [`EngineError::Stalled`] when the
-    /// writer gives no answer, or the leases of this process were not renewed for longer than half of their length.
+    /// [`EngineError::ShuttingDown`]; [`EngineError::Failed`]; [`EngineError::Store`] when nothing can be written;
+    /// [`EngineError::Stalled`] when the writer gives no answer, the newest claim failed, ready runs are not claimed although
+    /// there is room, or the leases of this process were not renewed for longer than half of their length.
     pub async fn check_ready(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         if shared.draining.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
+        shared.health.check_alive()?;
         shared.store.check_place()?;
         let mut probe = shared.readiness.probe(shared);
         match tokio::time::timeout(PATIENCE, probe.outcome.wait_for(Option::is_some)).await {
@@ -76,6 +78,7 @@ impl Engine {
                 return Err(EngineError::Stalled(text));
             }
         }
+        shared.health.check_claims()?;
         let silent = shared.executing.silent_for().unwrap_or_default();
         if silent > shared.config.engine.lease / 2 {
             return Err(EngineError::Stalled(format!("its leases were last renewed {} ago", seconds(silent))));

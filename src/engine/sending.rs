@@ -54,11 +54,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::InvalidMessage`] for files that the
     /// agent does not take, [`EngineError::Refused`], [`EngineError::InvalidValue`]
-    /// for options out of range, [`EngineError::ShuttingDown`], [`EngineError::Store`].
+    /// for options out of range, [`EngineError::ShuttingDown`], [`EngineError::Failed`], [`EngineError::Store`].
     pub async fn send(&self, send: Send) -> Result<Sent, EngineError> {
         if self.shared.draining.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
+        self.shared.health.check_alive()?;
         if !(-1000..=1000).contains(&send.options.priority) {
             return Err(EngineError::InvalidValue("priority must be between -1000 and 1000".into()));
         }

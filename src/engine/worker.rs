@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::health::ClaimResult;
 use super::subject::Subject;
 use super::{EngineError, Shared, drive};
 use crate::backend::reap;
@@ -268,8 +269,9 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
         let mut looked = false;
         if room > 0 && !shared.draining.is_cancelled() {
             match claim(&shared, worker, room, only).await {
-                Ok(claimed) => {
+                Ok((claimed, result)) => {
                     looked = claimed.is_empty();
+                    shared.health.claimed(Ok(result));
                     for (claimed, signals) in claimed {
                         let subject = Subject::from(&claimed);
                         driven.insert(runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id(), subject);
@@ -277,6 +279,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
                 }
                 Err(error) => {
                     METRICS.claims_failed.inc();
+                    shared.health.claimed(Err(error.to_string()));
                     tracing::warn!(%error, "failed to claim runs; trying again");
                     looked = true;
                 }
@@ -326,7 +329,7 @@ async fn claim(
     worker: WorkerKey,
     room: usize,
     only: Option<Only>,
-) -> Result<Vec<(Claimed, Signals)>, StoreError> {
+) -> Result<(Vec<(Claimed, Signals)>, ClaimResult), StoreError> {
     let _claiming = shared.claiming.lock().await;
     let request = ClaimRequest {
         worker,
@@ -337,7 +340,7 @@ async fn claim(
         lease: shared.config.engine.lease,
     };
     if shared.draining.is_cancelled() || !shared.store.has_claimable_run(&request).await? {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), ClaimResult::Idle));
     }
     // From before it is sent: whoever waits for the lease to run out begins to count later than this.
     let good_until = Instant::now() + request.lease;
@@ -351,7 +354,15 @@ async fn claim(
         // A cancel that was stored between the claim and this line found nobody to tell.
         heed_cancel_requests(shared, worker).await;
     }
-    Ok(claimed)
+    // Behind the run that is waited for, the rest of the session is left alone.
+    let result = if !claimed.is_empty() {
+        ClaimResult::Claimed
+    } else if only.is_none() {
+        ClaimResult::Missed
+    } else {
+        ClaimResult::Idle
+    };
+    Ok((claimed, result))
 }
 
 async fn renew(shared: &Shared, worker: &Identity) {

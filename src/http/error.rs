@@ -102,6 +102,7 @@ impl From<EngineError> for Error {
             EngineError::Store(StoreError::Gone(_) | StoreError::Hidden { .. }) => {
                 Self::unavailable("database_gone", text)
             }
+            EngineError::Failed(_) => Self::unavailable("failed", text),
             EngineError::Stalled(_) => Self::unavailable("stalled", text),
             EngineError::Store(error) if error.is_transient() => Self::unavailable("database_busy", text),
             EngineError::Store(_) | EngineError::Identity(_) => Self::internal(text),

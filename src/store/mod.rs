@@ -248,6 +248,15 @@ impl Store {
         self.writer.as_ref().map_or(0, writer::Handle::waiting)
     }
 
+    /// Waits until no write is taken any more: the store was closed, or its writer ended abnormally. For ever where there is
+    /// no writer.
+    pub async fn writer_ended(&self) {
+        match &self.writer {
+            Some(writer) => writer.commands.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Stops taking writes, waits for those under way, and closes the file.
     pub async fn close(&self) {
         if let Some(watcher) = self.watcher.lock().await.take()
@@ -292,6 +301,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .filename(path)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
+        // A claim keeps a journal of its statement, a sort may spill: neither may need a directory that can be written.
+        .pragma("temp_store", "MEMORY")
         .pragma("trusted_schema", "OFF")
         .disable_statement_logging()
 }

@@ -13,7 +13,7 @@ use super::read_only::ReadOnly;
 use super::worker::{self, Registered};
 use super::{StoreError, migrate, migrations};
 use crate::clock::Timestamp;
-use crate::id::RunId;
+use crate::id::{AgentName, RunId, WorkspaceName};
 use crate::lease::WorkerKey;
 
 /// An open database that is only looked at.
@@ -33,6 +33,22 @@ pub struct Held {
     /// When the lease ends unless it is renewed, by the clock of its holder; zero when it was given back.
     pub expires_at: Timestamp,
 }
+
+/// A ready run that nothing in the file keeps from being claimed.
+#[derive(Debug, Clone)]
+pub struct Claimable {
+    /// The run.
+    pub id: RunId,
+    /// Its agent.
+    pub agent: AgentName,
+    /// Its workspace.
+    pub workspace: WorkspaceName,
+    /// Runs of that agent that are running.
+    pub agent_running: i64,
+}
+
+/// Most ready runs that are looked at: a report names a few of them.
+const CLAIMABLE_AT_ONCE: i64 = 1000;
 
 /// What is known of a run, or of a warm backend, that something on this machine names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +115,7 @@ impl Reading {
     /// # Errors
     /// Any failure of the database.
     pub async fn altered_schema(&mut self) -> Result<Vec<String>, StoreError> {
-        let mut fresh = SqliteConnectOptions::new().in_memory(true).connect().await?;
+        let mut fresh = SqliteConnectOptions::new().in_memory(true).pragma("temp_store", "MEMORY").connect().await?;
         let migrated = migrate::migrate(&mut fresh, &migrations()).await;
         migrated.map_err(|source| StoreError::Schema { path: self.access.path.clone(), source })?;
         let question = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
@@ -132,6 +148,26 @@ impl Reading {
             Ok(Held { run: row.id.parse()?, worker: row.worker, expires_at })
         });
         held.collect()
+    }
+
+    /// The ready runs that could be claimed, in the order of claims; 1000 at most.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn claimable(&mut self, now: Timestamp) -> Result<Vec<Claimable>, StoreError> {
+        let now = now.as_millis();
+        let rows = sqlx::query!(
+            r#"SELECT r.id AS "id!", c.agent AS "agent!", c.workspace AS "workspace!", c.agent_running AS "agent_running!: i64"
+               FROM claimable_runs c JOIN runs r ON r.key = c.key
+               WHERE c.not_before IS NULL OR c.not_before <= ?1 ORDER BY c.priority DESC, c.key LIMIT ?2 + 0"#,
+            now,
+            CLAIMABLE_AT_ONCE
+        );
+        let claimable = rows.fetch_all(&mut self.conn).await?.into_iter().map(|row| {
+            let (agent, workspace) = (row.agent.parse()?, row.workspace.parse()?);
+            Ok(Claimable { id: row.id.parse()?, agent, workspace, agent_running: row.agent_running })
+        });
+        claimable.collect()
     }
 
     /// Those of some runs that are in this file; warm backends have processes under their own ids in the same way.

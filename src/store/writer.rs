@@ -112,7 +112,7 @@ impl Tx<'_> {
 }
 
 /// A write of any kind. It may be run more than once, but is committed at most once.
-trait Job: Send {
+pub(super) trait Job: Send {
     fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<(), StoreError>>;
     fn committed(self: Box<Self>);
     fn failed(self: Box<Self>, error: StoreError);
@@ -148,7 +148,7 @@ where
 
 type Reply<T> = oneshot::Sender<Result<Result<T, LeaseLost>, StoreError>>;
 
-enum Command {
+pub(super) enum Command {
     Append(Append, Reply<Appended>),
     Settle(Box<Settle>, Reply<Settled>),
     Write(Box<dyn Job>),
@@ -184,7 +184,7 @@ impl Command {
 /// The way to the writer.
 #[derive(Clone)]
 pub(super) struct Handle {
-    commands: mpsc::Sender<Command>,
+    pub(super) commands: mpsc::Sender<Command>,
     task: Arc<tokio::sync::Mutex<Option<JoinHandle<()>>>>,
     closed: tokio_util::sync::CancellationToken,
 }

@@ -14,4 +14,5 @@ mod reading;
 mod replay;
 mod scene;
 mod shim;
+mod stderr;
 mod user;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::scene::{Daemon, Scene, check_file, counted, skipped, until, within};
+use crate::stderr::does_its_work;
 
 /// How a process gets mounts of its own here, if it may.
 pub fn namespace() -> Option<&'static [&'static str]> {
@@ -83,4 +84,51 @@ async fn a_disk_that_may_only_be_read_is_a_clear_error_at_start() {
     let daemon = scene.daemon();
     assert_eq!(within(daemon.settled(&daemon.send("s", "m").await.run())).await["status"], "completed");
     daemon.stop();
+}
+
+/// An agent that needs its temporary directory.
+const USES_TMPDIR: &str =
+    r#"echo x >"$TMPDIR/file" && echo '{"event":"agent","stream":"assistant","data":{"delta":"word"}}'"#;
+
+#[tokio::test]
+async fn nothing_but_the_directory_of_the_database_is_needed() {
+    let Some(namespace) = namespace() else { return skipped("no file system may be mounted here to be read only") };
+    let scene = Scene::with_agent(USES_TMPDIR, "");
+    // The temporary directories of the system are read-only with the rest, the directory of the database is not.
+    let read_only =
+        "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro / && ! touch /tmp/probe 2>/dev/null && cd /";
+    let daemon = scene.ready(scene.serve_in(namespace, read_only).spawn().unwrap());
+    let daemon = daemon.unwrap_or_else(|_| panic!("it did not start: {}", scene.logged()));
+    does_its_work(&daemon).await;
+    assert!(scene.logged().contains("temporary directories beside the database"), "{}", scene.logged());
+    daemon.stop();
+    assert_eq!(std::fs::read_dir(scene.home.join("m.db-agents")).unwrap().count(), 0, "all were removed");
+}
+
+#[tokio::test]
+async fn a_full_temporary_directory_stops_nothing() {
+    let Some(namespace) = namespace() else { return skipped("no file system may be mounted here to be filled up") };
+    let scene = Scene::with_agent(USES_TMPDIR, "");
+    std::fs::create_dir(scene.home.join("full")).unwrap();
+    let full = "mount -t tmpfs -o size=16k none \"$0/full\" && ! head -c 100000 /dev/zero >\"$0/full/x\" 2>/dev/null";
+    let mut command = scene.serve_in(namespace, full);
+    command.env("TMPDIR", scene.home.join("full"));
+    let daemon = scene.ready(command.spawn().unwrap());
+    let daemon = daemon.unwrap_or_else(|_| panic!("it did not start: {}", scene.logged()));
+    does_its_work(&daemon).await;
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn an_empty_tmpdir_is_said_and_stops_nothing() {
+    let scene = Scene::with_agent(USES_TMPDIR, "");
+    for tmpdir in ["", "/no/such/directory", "relative"] {
+        let daemon = scene.ready(scene.serve().env("TMPDIR", tmpdir).spawn().unwrap()).unwrap();
+        let run = daemon.send("s", &format!("m{}", tmpdir.len())).await.run();
+        assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
+        daemon.stop();
+        let said = format!("TMPDIR is {tmpdir}");
+        let expected = if tmpdir.starts_with('/') { tmpdir } else { said.trim_end() };
+        assert!(scene.logged().contains(expected), "{}", scene.logged());
+    }
 }

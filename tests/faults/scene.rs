@@ -71,8 +71,13 @@ impl Scene {
 
     /// What a daemon is started with.
     pub fn serve(&self) -> Command {
+        self.serve_at("127.0.0.1:0")
+    }
+
+    /// The same, to listen at this address.
+    pub fn serve_at(&self, address: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        self.arguments(&mut command);
+        self.arguments(&mut command, address);
         self.shim.around(&mut command);
         command
     }
@@ -80,16 +85,16 @@ impl Scene {
     /// A daemon that was given this name of the database.
     pub fn daemon_on(&self, db: &Path) -> Daemon {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        self.arguments_on(db, &mut command);
+        self.arguments_on(db, &mut command, "127.0.0.1:0");
         self.ready(command.spawn().unwrap()).unwrap_or_else(|_| panic!("it did not start: {}", self.logged()))
     }
 
-    fn arguments(&self, command: &mut Command) {
-        self.arguments_on(&self.db, command);
+    fn arguments(&self, command: &mut Command, address: &str) {
+        self.arguments_on(&self.db, command, address);
     }
 
-    fn arguments_on(&self, db: &Path, command: &mut Command) {
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--db"]).arg(db);
+    fn arguments_on(&self, db: &Path, command: &mut Command, address: &str) {
+        command.args(["serve", "--listen", address, "--log-format", "json", "--db"]).arg(db);
         command.arg("--config").arg(&self.config);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
@@ -101,7 +106,7 @@ impl Scene {
         let mut command = Command::new("unshare");
         command.args(namespace).args(["sh", "-c", &format!("{prepare} && exec \"$@\"")]);
         command.arg(&self.home).arg(env!("CARGO_BIN_EXE_mainstay"));
-        self.arguments(&mut command);
+        self.arguments(&mut command, "127.0.0.1:0");
         command
     }
 
@@ -116,6 +121,11 @@ impl Scene {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Some(url) = line.trim_end().strip_prefix("listening on ") else { return Err(child.wait().unwrap()) };
         Ok(Daemon { child, url: url.to_owned(), client: self.client.clone() })
+    }
+
+    /// A process that was started and will serve at this address.
+    pub fn reached_at(&self, child: Child, address: &str) -> Daemon {
+        Daemon { child, url: format!("http://{address}"), client: self.client.clone() }
     }
 
     pub fn logged(&self) -> String {
@@ -233,6 +243,18 @@ impl Daemon {
     pub fn stop(mut self) {
         self.signal("TERM");
         assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Waits until it has ended, as asked by this signal.
+    pub async fn ended_by(mut self, signal: &str) {
+        self.signal(signal);
+        let mut status = None;
+        until("its end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        assert!(status.unwrap().success());
     }
 
     pub fn kill(mut self) {

@@ -7,6 +7,7 @@ mod backup;
 mod cancel;
 mod daemon;
 mod feed;
+mod health;
 mod hostile;
 mod limits;
 mod per_turn;

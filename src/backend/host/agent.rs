@@ -8,6 +8,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{ChildStderr, ChildStdout};
 use std::time::{Duration, Instant};
 
@@ -86,8 +87,8 @@ enum Stage {
 
 impl Agent {
     /// Starts it. Says why not for people.
-    pub(super) fn start(launch: Launch, spool: &mut Spool) -> Result<Self, StartError> {
-        let mut command = launch.command();
+    pub(super) fn start(launch: Launch, temp_dir: &Path, spool: &mut Spool) -> Result<Self, StartError> {
+        let mut command = launch.command(temp_dir);
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let identity = pid.and_then(|pid| reap::identity_of(pid.as_raw_pid()));

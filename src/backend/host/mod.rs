@@ -96,6 +96,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let start_by = Instant::now() + START_BY;
     Host {
+        dir: dir.to_owned(),
         listener,
         spool,
         door: Vec::new(),
@@ -109,6 +110,8 @@ pub fn run(dir: &Path) -> io::Result<()> {
 }
 
 struct Host {
+    /// The agent's own directory.
+    dir: PathBuf,
     listener: UnixListener,
     spool: Spool,
     /// Connections that have not said who they are.
@@ -276,13 +279,17 @@ impl Host {
         if launch.is_too_late() {
             return self.start_nothing(None);
         }
-        let temp_dir = match TempDir::create(launch.attempt) {
+        let temp_dir = match TempDir::create(launch.attempt, &self.dir) {
             Ok(temp_dir) => temp_dir,
             Err(error) => {
-                return self.start_nothing(Some(format!("no temporary directory could be made: {error}").into()));
+                let error = format!(
+                    "no temporary directory could be made for it ({error}): make room, or let TMPDIR of the daemon name a \
+                     directory that can be written"
+                );
+                return self.start_nothing(Some(error.into()));
             }
         };
-        match Agent::start(launch, &mut self.spool) {
+        match Agent::start(launch, temp_dir.path(), &mut self.spool) {
             Ok(agent) => self.work = Work::Agent { agent: Box::new(agent), temp_dir },
             Err(error) => self.start_nothing(Some(error)),
         }
