@@ -169,7 +169,7 @@ impl Hints {
         tracing::warn!(name, line, "{header} refused; to allow it, put the line under [server] in the config");
     }
 
-    /// Each name once in a while, and not many of them: whoever can connect decides what they are.
+    /// Each name once in a while, and not many of them: any client can send any name.
     fn is_due(&self, name: &str) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.since.is_none_or(|since| since.elapsed() >= HINT_INTERVAL) {

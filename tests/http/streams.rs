@@ -132,7 +132,7 @@ async fn a_session_is_followed_before_it_is_there() {
     let mut stream = scene.stream("/v1/sessions/s/events").await;
     assert_eq!(stream.status, 200);
     stream.until(": keep-alive\n", 2).await;
-    assert_eq!(scene.get("/v1/sessions/s").await.status, 404, "nobody made it by looking");
+    assert_eq!(scene.get("/v1/sessions/s").await.status, 404, "a reader does not create it");
     let run = scene.send("s", "hello").await;
     scene.cancel(&run).await;
     stream.until("\"finish\"", 1).await;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod container;
+mod log;
 mod metrics;
+mod readme;
 mod scene;
 mod systemd;
