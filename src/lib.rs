@@ -59,6 +59,7 @@ pub mod session;
 pub mod slot;
 pub mod stats;
 pub mod usage;
+pub mod waiting;
 pub mod warm;
 pub mod worker;
 pub mod workspace;

@@ -12,6 +12,7 @@ use crate::event::Seq;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::usage::Usage;
+use crate::waiting::WaitsFor;
 
 /// Where a run is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -312,6 +313,8 @@ pub struct Run {
     pub slot: Option<String>,
     /// Where it is in its life.
     pub status: Status,
+    /// What it waits for, while it does not go on.
+    pub waits_for: Option<WaitsFor>,
     /// Why it ended, one word.
     pub cause: Option<String>,
     /// Why it ended, for people.

@@ -353,6 +353,30 @@ async fn run_without_session_gives_slot_back() {
 }
 
 #[tokio::test]
+async fn run_and_attach_say_what_they_wait_for() {
+    let scene = Scene::new();
+    scene.write("mainstay.toml", "[workspaces.default]\nslots = 1");
+    let (daemon, _) = scene.serve(&[]).await;
+    let hanging = scene.mainstay(&["send", "a", "/hang"]).await.printed();
+    let (mut running, _) = scene.begin(&["run", "--session", "b", "hi"]);
+    let mut log = BufReader::new(running.stderr.take().unwrap()).lines();
+    until(&mut log, "waiting for a slot of workspace default").await;
+    running.stderr = Some(log.into_inner().into_inner());
+    let (mut attached, _) = scene.begin(&["attach", "b", "--json"]);
+    let mut told = BufReader::new(attached.stderr.take().unwrap()).lines();
+    until(&mut told, r#""waits_for":"slot""#).await;
+    let waiting = scene.ask("SELECT id FROM v_runs WHERE session_id = 'b'");
+    assert!(scene.mainstay(&["show", &waiting]).await.printed().contains("a slot of workspace default"));
+    assert_eq!(scene.mainstay(&["show", &waiting, "--json"]).await.json()[0]["waits_for"], "slot");
+    scene.mainstay(&["cancel", hanging.trim_end(), "--wait"]).await.printed();
+    let rest = ended(running).await;
+    assert_eq!((rest.code, rest.stderr.as_str()), (Some(0), ""), "it was said once");
+    assert_eq!(ended(attached).await.code, Some(0));
+    signal(&daemon, Signal::TERM);
+    assert_eq!(ended(daemon).await.code, Some(0));
+}
+
+#[tokio::test]
 async fn what_waits_for_a_daemon_says_so() {
     let scene = Scene::new();
     let sent = scene.mainstay(&["send", "s", "hi"]).await;

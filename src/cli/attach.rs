@@ -6,15 +6,14 @@ use anyhow::Context;
 
 use super::exit::Exit;
 use super::run::{advise, exit_of};
-use super::send::warn_if_nobody_executes;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
+use super::waiting::Waiting;
 use super::{AttachArgs, AttachFormat, Target, reading};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, Follower};
 use crate::event::Seq;
 use crate::id::{RunId, SessionId};
-use crate::run::Status;
 use crate::session::Execution;
 
 /// What a target turned out to be.
@@ -44,7 +43,7 @@ pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: boo
         output: StreamOutput::new(args.format(json)),
         signals: StopSignals::new()?,
         after: args.after,
-        was_warned: false,
+        waiting: Waiting::new(json),
     };
     loop {
         let engine = reading::open(db, config).await?;
@@ -65,19 +64,12 @@ struct Shown {
     output: StreamOutput,
     signals: StopSignals,
     after: Seq,
-    was_warned: bool,
+    waiting: Waiting,
 }
 
 /// Shows what an engine knows; none when that is outdated before the end.
 async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown) -> anyhow::Result<Option<Exit>> {
     let found = find(engine, &args.target).await?;
-    let waits = match &found {
-        Found::Run(run) => engine.run(*run).await?.status == Status::Queued,
-        Found::Session(session) => engine.session(session).await?.execution == Execution::Queued,
-    };
-    if waits && !engine.is_outdated() && !std::mem::replace(&mut shown.was_warned, true) {
-        warn_if_nobody_executes(engine).await?;
-    }
     let mut follower = match &found {
         Found::Run(run) => engine.follow_run(*run, shown.after).await?,
         Found::Session(session) => engine.follow_session(session, shown.after).await?,
@@ -100,6 +92,15 @@ async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown)
                 shown.after = follower.cursor();
             }
             failure = engine.failed() => return Err(failure.into()),
+            () = shown.waiting.tick() => {
+                let run = match &found {
+                    Found::Run(run) => Some(engine.run(*run).await?),
+                    Found::Session(session) => engine.current_run(session).await?,
+                };
+                if let Some(run) = run.filter(|_| !engine.is_outdated()) {
+                    shown.waiting.look(&run);
+                }
+            }
             () = engine.outdated() => return Ok(None),
             () = shown.signals.next() => return Ok(Some(Exit::Interrupted)),
         }

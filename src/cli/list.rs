@@ -75,7 +75,11 @@ async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Wr
     match find(engine, &args.target).await? {
         Found::Run(id) => {
             let (stderr, malformed_sample) = engine.run_diagnostics(id).await?;
-            let mut run = serde_json::to_value(engine.run(id).await?)?;
+            let shown = engine.run(id).await?;
+            let mut run = serde_json::to_value(&shown)?;
+            if let Some(reason) = shown.waits_for.filter(|_| !as_json) {
+                run["waits_for"] = json!(reason.explain(&shown));
+            }
             run["malformed_sample"] = json!(malformed_sample);
             if as_json {
                 run["stderr"] = json!(stderr);

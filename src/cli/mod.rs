@@ -29,6 +29,7 @@ pub mod table;
 pub mod terminal;
 mod torture;
 mod tree;
+mod waiting;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

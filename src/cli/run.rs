@@ -10,6 +10,7 @@ use super::exit::Exit;
 use super::permissions::Asking;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
+use super::waiting::Waiting;
 use super::{AttachFormat, RunArgs};
 use crate::engine::{Engine, Send};
 use crate::failure::ErrorClass;
@@ -34,6 +35,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
 
     let mut output = StreamOutput::new(if json { AttachFormat::Ndjson } else { AttachFormat::Text });
     let mut asking = Asking::new(json);
+    let mut waiting = Waiting::new(json);
     let mut follower = engine.follow_run(run.id, 0).await?;
     let mut look = tokio::time::interval(LOOK_AGAIN);
     let mut executing = false;
@@ -49,6 +51,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
             },
             failure = engine.failed() => return Err(failure.into()),
             line = asking.line() => asking.answer(engine, line).await?,
+            () = waiting.tick() => waiting.look(&engine.run(run.id).await?),
             () = signals.next() => {
                 if interrupted {
                     // A second time: whoever asks does not want to wait for the agent to stop by itself.

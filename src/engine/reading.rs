@@ -8,9 +8,11 @@ use super::feed::{Follower, Scope};
 use super::{Engine, EngineError, RunFilter};
 use crate::event::{Event, Seq};
 use crate::id::{RunId, SessionId};
-use crate::lease::SessionKey;
+use crate::lease::{RunKey, SessionKey};
 use crate::run::Run;
 use crate::store::event::{EventPage, Range};
+use crate::store::run::Located;
+use crate::waiting::WaitsFor;
 
 /// Poll interval for a session that is waited for, in case a signal was lost.
 const APPEARANCE_POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -24,7 +26,29 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Store`].
     pub async fn run(&self, id: RunId) -> Result<Run, EngineError> {
-        Ok(self.locate(id).await?.run)
+        self.with_reason(self.locate(id).await?).await
+    }
+
+    /// A run together with what it waits for.
+    pub(super) async fn with_reason(&self, located: Located) -> Result<Run, EngineError> {
+        let run = located.run.clone();
+        Ok(self.with_reasons(vec![located]).await?.pop().map_or(run, |(_, run)| run))
+    }
+
+    /// Runs together with what they wait for: the one place that says so.
+    async fn with_reasons(&self, mut runs: Vec<Located>) -> Result<Vec<(RunKey, Run)>, EngineError> {
+        let unsettled: Vec<_> = runs.iter().filter(|l| !l.run.status.is_settled()).map(|l| l.key).collect();
+        if !unsettled.is_empty() {
+            let agents = self.shared.config.agents.values();
+            let most = agents.map(|agent| (agent.name.clone(), agent.max_concurrent)).collect();
+            let mut reasons = self.shared.store.waits_for(&unsettled, &most).await?;
+            let lacks_worker = reasons.values().any(|reason| *reason == WaitsFor::Worker);
+            if lacks_worker && !self.shared.executing.executes() && !self.is_executed_elsewhere().await? {
+                reasons.values_mut().filter(|reason| **reason == WaitsFor::Worker).for_each(|r| *r = WaitsFor::Daemon);
+            }
+            runs.iter_mut().for_each(|located| located.run.waits_for = reasons.remove(&located.key));
+        }
+        Ok(runs.into_iter().map(|located| (located.key, located.run)).collect())
     }
 
     /// What the agent of a run wrote to stderr, and a sample of its lines that were no event.
@@ -40,8 +64,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Store`].
     pub async fn list_runs(&self, filter: &RunFilter, limit: i64) -> Result<Vec<(i64, Run)>, EngineError> {
-        let runs = self.shared.store.list_runs(filter, limit).await?;
-        Ok(runs.into_iter().map(|located| (located.key, located.run)).collect())
+        self.with_reasons(self.shared.store.list_runs(filter, limit).await?).await
     }
 
     /// What a session is at: its running run, else the next in its queue.
@@ -50,7 +73,10 @@ impl Engine {
     /// [`EngineError::NotFound`], [`EngineError::Store`].
     pub async fn current_run(&self, id: &SessionId) -> Result<Option<Run>, EngineError> {
         let key = self.session_key(id).await?;
-        Ok(self.shared.store.find_current_run(key).await?.map(|located| located.run))
+        match self.shared.store.find_current_run(key).await? {
+            Some(located) => Ok(Some(self.with_reason(located).await?)),
+            None => Ok(None),
+        }
     }
 
     /// A run's events behind a cursor, oldest first, up to `limit` of them.

@@ -103,7 +103,7 @@ impl Engine {
             let run = &enqueued.run.run;
             tracing::info!(run.id = %run.id, session.id = %run.session_id, agent = %run.agent, "run enqueued");
         }
-        Ok(Sent { run: enqueued.run.run, created: enqueued.created })
+        Ok(Sent { run: self.with_reason(enqueued.run).await?, created: enqueued.created })
     }
 
     /// Refuses files that the agent of the session does not take. Whoever executes a run of an agent that is not
@@ -133,7 +133,7 @@ impl Engine {
     /// [`EngineError::NotFound`], [`EngineError::Store`].
     pub async fn cancel_run(&self, id: RunId) -> Result<(Run, bool), EngineError> {
         let cancelled = self.shared.store.cancel_run(id).await?.ok_or_else(|| not_found("run", id))?;
-        let run = cancelled.run.run;
+        let run = self.with_reason(cancelled.run).await?;
         if !cancelled.was_settled {
             tracing::info!(run.id = %run.id, session.id = %run.session_id, "cancel requested");
         }

@@ -18,4 +18,5 @@ mod sessions;
 mod sweep;
 mod text;
 mod time;
+mod waiting;
 mod warm;

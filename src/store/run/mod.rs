@@ -1,5 +1,5 @@
 //! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`,
-//! `resume.rs`, `lease.rs`, `held.rs`; and `whereabouts.rs`.
+//! `resume.rs`, `lease.rs`, `held.rs`; and `whereabouts.rs`, `waiting.rs`.
 
 mod claim;
 mod enqueue;
@@ -7,6 +7,7 @@ mod held;
 mod lease;
 mod resume;
 mod settle;
+mod waiting;
 mod whereabouts;
 
 use std::collections::HashSet;
@@ -83,6 +84,7 @@ impl TryFrom<Row> for Located {
             workspace: row.workspace.parse()?,
             agent: row.agent.parse()?,
             slot: row.slot,
+            waits_for: None,
             status: row.status.parse().map_err(|e: crate::run::UnknownStatus| StoreError::Invalid(e.to_string()))?,
             cause: row.cause,
             error: row.error,

@@ -52,6 +52,7 @@ impl Scene {
         let id = RunId::generate();
         let at = Some(Timestamp::from_millis(0));
         let run = Run {
+            waits_for: None,
             id,
             session_id: "s".parse().unwrap(),
             message_id: "m".parse().unwrap(),

@@ -1,0 +1,99 @@
+//! Says on stderr what a followed run waits for, and what it waits for then.
+//!
+//! Always: a reason is said once, until it changes, and only when the run has waited for some time: most waits are over before
+//! a person could read of them.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::plain::plain;
+use crate::run::Run;
+use crate::waiting::WaitsFor;
+
+/// How often it is looked what a run waits for.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// A wait that is over sooner is not worth a word.
+const TOLD_AFTER: Duration = Duration::from_millis(400);
+/// A worker looks for runs once a second by itself, and later on a loaded machine.
+const WORKER_TOLD_AFTER: Duration = Duration::from_secs(4);
+
+/// What was seen and said of the waits of a run, or of the runs of a session.
+pub(super) struct Waiting {
+    poll: Interval,
+    json: bool,
+    seen: Option<(WaitsFor, Instant)>,
+    told: Option<WaitsFor>,
+}
+
+impl Waiting {
+    pub(super) fn new(json: bool) -> Self {
+        let mut poll = interval(POLL_INTERVAL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { poll, json, seen: None, told: None }
+    }
+
+    /// Comes back when it is time to look.
+    pub(super) async fn tick(&mut self) {
+        self.poll.tick().await;
+    }
+
+    /// Takes the run as it is now; says what it waits for when that is news.
+    pub(super) fn look(&mut self, run: &Run) {
+        let now = Instant::now();
+        if let Some(reason) = self.take(run.waits_for, now)
+            && tracing::enabled!(tracing::Level::WARN)
+        {
+            let text = format!("waiting for {}", reason.explain(run));
+            let line = match self.json {
+                true => json!({ "run_id": run.id, "waits_for": reason, "message": text }).to_string(),
+                false => format!("({})", plain(&text)),
+            };
+            // Nobody is left to tell when stderr is gone.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+
+    /// What is to be said now.
+    fn take(&mut self, reason: Option<WaitsFor>, now: Instant) -> Option<WaitsFor> {
+        let Some(reason) = reason else {
+            (self.seen, self.told) = (None, None);
+            return None;
+        };
+        let (_, since) = *self.seen.insert(self.seen.filter(|(seen, _)| *seen == reason).unwrap_or((reason, now)));
+        let patience = if reason == WaitsFor::Worker { WORKER_TOLD_AFTER } else { TOLD_AFTER };
+        let is_news = self.told != Some(reason) && now.duration_since(since) >= patience;
+        is_news.then(|| *self.told.insert(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waits_are_said_once_until_they_change() {
+        let mut waiting = Waiting::new(false);
+        let start = Instant::now();
+        let mut after = |ms, reason| waiting.take(reason, start + Duration::from_millis(ms));
+        let (turn, slot, worker) = (Some(WaitsFor::Turn), Some(WaitsFor::Slot), Some(WaitsFor::Worker));
+        for (ms, reason, said) in [
+            (0, turn, None),
+            (500, turn, turn),
+            (1000, turn, None),
+            (1500, slot, None),
+            (2000, slot, slot),
+            (2500, worker, None),
+            (3000, worker, None),
+            (3500, slot, None),
+            (4000, slot, None),
+            (4500, None, None),
+            (5000, slot, None),
+            (5500, slot, slot),
+        ] {
+            assert_eq!(after(ms, reason), said, "after {ms} ms");
+        }
+    }
+}
