@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use mainstay::chunk::{Chunk, FinishReason};
 use mainstay::run::{ExitReport, Outcome};
 use mainstay::store::Store;
 use mainstay::store::run::Settle;
@@ -104,7 +105,7 @@ impl Table {
                     lease: claimed.lease,
                     session: claimed.session,
                     run_id: claimed.run,
-                    events: vec![FINISH.into()],
+                    events: vec![Chunk::Finish { finish_reason: FinishReason::Stop, message_metadata: None }],
                     source_offset: 0,
                     outcome: Outcome::completed(),
                     exit: ExitReport::default(),

@@ -99,6 +99,7 @@ CREATE TABLE runs (
     status              TEXT    NOT NULL CHECK (status IN
                             ('queued', 'running', 'completed', 'failed', 'cancelled', 'timed_out', 'interrupted')),
     priority            INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    front               INTEGER NOT NULL DEFAULT 0 CHECK (front >= 0), -- goes next, whatever its priority: the highest first
     not_before          INTEGER,
     timeout_ms          INTEGER CHECK (timeout_ms > 0),
     ready               INTEGER NOT NULL DEFAULT 0 CHECK (ready IN (0, 1)), -- first in the queue of a session that could go on
@@ -139,7 +140,7 @@ CREATE UNIQUE INDEX one_running_run_per_slot ON runs (slot_key) WHERE status = '
 CREATE UNIQUE INDEX one_running_run_per_shared_agent ON runs (workspace) WHERE status = 'running' AND slot_key IS NULL;
 CREATE UNIQUE INDEX one_ready_run_per_session ON runs (session_key) WHERE ready = 1;
 CREATE INDEX runs_ready ON runs (priority DESC, key) WHERE ready = 1;
-CREATE INDEX runs_queued ON runs (session_key, (first_seq IS NULL), priority DESC, key) WHERE status = 'queued';
+CREATE INDEX runs_queued ON runs (session_key, (first_seq IS NULL), front DESC, priority DESC, key) WHERE status = 'queued';
 CREATE INDEX runs_running ON runs (agent) WHERE status = 'running';
 CREATE INDEX runs_leased ON runs (lease_worker) WHERE lease_worker IS NOT NULL;
 CREATE INDEX runs_unwritten ON runs (session_key) WHERE settled_at IS NOT NULL AND first_seq IS NULL;
@@ -206,11 +207,11 @@ END;
 -- back comes first, so that its span stays in one piece.
 CREATE TRIGGER queue_head_after_enqueue AFTER INSERT ON runs WHEN NEW.status = 'queued' BEGIN
     UPDATE runs SET ready = 0 WHERE session_key = NEW.session_key AND ready = 1 AND first_seq IS NULL
-        AND priority < NEW.priority;
+        AND (front, priority) < (NEW.front, NEW.priority);
     UPDATE runs SET ready = 1 WHERE key = NEW.key
         AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND (ready = 1 OR status = 'running'))
         AND key = (SELECT key FROM runs WHERE session_key = NEW.session_key AND status = 'queued'
-                   ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)
+                   ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1)
         AND EXISTS (SELECT 1 FROM assignments WHERE session_key = NEW.session_key AND state IN ('active', 'idle'));
     UPDATE assignments SET state = 'active', last_active_at = NEW.queued_at
         WHERE session_key = NEW.session_key AND state IN ('active', 'idle');
@@ -222,7 +223,7 @@ END;
 CREATE TRIGGER place_after_assignment AFTER INSERT ON assignments WHEN NEW.state IN ('active', 'idle') BEGIN
     UPDATE sessions SET waiting_since = NULL WHERE key = NEW.session_key AND waiting_since IS NOT NULL;
     UPDATE runs SET ready = 1 WHERE key = (SELECT key FROM runs WHERE session_key = NEW.session_key AND status = 'queued'
-            ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)
+            ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1)
         AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND (ready = 1 OR status = 'running'));
 END;
 
@@ -235,7 +236,7 @@ END;
 CREATE TRIGGER next_after_settle AFTER UPDATE OF status ON runs
     WHEN NEW.settled_at IS NOT NULL AND OLD.settled_at IS NULL BEGIN
     UPDATE runs SET ready = 1 WHERE key = (SELECT key FROM runs WHERE session_key = NEW.session_key AND status = 'queued'
-            ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)
+            ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1)
         AND NOT EXISTS (SELECT 1 FROM runs WHERE session_key = NEW.session_key AND (ready = 1 OR status = 'running'))
         AND EXISTS (SELECT 1 FROM assignments WHERE session_key = NEW.session_key AND state IN ('active', 'idle'));
     UPDATE sessions SET updated_at = NEW.settled_at,
@@ -298,7 +299,7 @@ CREATE VIEW v_sessions AS
     LEFT JOIN assignments a ON a.session_key = s.key AND a.state IN ('active', 'idle')
     LEFT JOIN slots p ON p.key = a.slot_key
     LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
-        ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1);
+        ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1);
 
 CREATE VIEW v_runs AS
     SELECT r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent, p.id AS slot, r.status,

@@ -179,7 +179,7 @@ CREATE VIEW v_sessions AS
     LEFT JOIN assignments a ON a.session_key = s.key AND a.state IN ('active', 'idle')
     LEFT JOIN slots p ON p.key = a.slot_key
     LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
-        ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1);
+        ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1);
 
 DROP VIEW v_runs;
 CREATE VIEW v_runs AS

@@ -6,7 +6,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::failure::ErrorClass;
 use crate::id::{MessageId, RunId, SessionId};
+use crate::run::{Cause, Status};
+use crate::usage::Usage;
 
 /// One chunk of a UI message stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,12 +100,17 @@ pub enum Chunk {
         data: StatusLabel,
         transient: bool,
     },
+    MessageMetadata {
+        message_metadata: Value,
+    },
     Error {
         error_text: String,
     },
     Abort,
     Finish {
         finish_reason: FinishReason,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message_metadata: Option<Value>,
     },
 }
 
@@ -166,6 +174,58 @@ pub struct ToolOrigin {
     pub parent_tool_call_id: String,
 }
 
+/// How a run ended, as the metadata of its answer states it. What is not known is left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ending {
+    status: Status,
+    cause: Cause,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_class: Option<ErrorClass>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+impl Ending {
+    /// A class and its advice belong to failed runs only.
+    pub fn new(cause: Cause, class: Option<ErrorClass>, usage: Usage) -> Self {
+        let status = cause.status();
+        let error_class = class.filter(|_| status == Status::Failed);
+        Self {
+            status,
+            cause,
+            error_class,
+            advice: error_class.map(ErrorClass::advice),
+            usage: Some(usage).filter(|usage| *usage != Usage::default()),
+        }
+    }
+
+    /// The metadata as JSON.
+    pub fn to_json(&self) -> Value {
+        // Words and numbers: none of them can fail to serialise.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// The last chunks of a run, with this as the metadata of its message. A v6 client applies nothing behind `error`, so
+    /// that it is told in front of that, too.
+    pub fn label(&self, chunks: Vec<Chunk>) -> Vec<Chunk> {
+        let mut labelled = Vec::with_capacity(chunks.len() + 1);
+        for chunk in chunks {
+            match chunk {
+                Chunk::Error { .. } => {
+                    labelled.extend([Chunk::MessageMetadata { message_metadata: self.to_json() }, chunk]);
+                }
+                Chunk::Finish { finish_reason, .. } => {
+                    labelled.push(Chunk::Finish { finish_reason, message_metadata: Some(self.to_json()) });
+                }
+                chunk => labelled.push(chunk),
+            }
+        }
+        labelled
+    }
+}
+
 /// Why a stream is over, in the AI SDK's words (which have none for "cancelled").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -187,13 +247,26 @@ impl Chunk {
     }
 
     /// What follows `start` when a run is cancelled before it began.
-    pub fn end_of_a_run_cancelled_in_the_queue() -> [Self; 2] {
-        [Self::Abort, Self::Finish { finish_reason: FinishReason::Other }]
+    pub fn end_of_a_run_cancelled_in_the_queue() -> Vec<Self> {
+        let end = vec![Self::Abort, Self::Finish { finish_reason: FinishReason::Other, message_metadata: None }];
+        Ending::new(Cause::Cancelled, None, Usage::default()).label(end)
     }
 
     /// Whether the agent has spoken with this: any chunk that is neither `start` nor transient.
     pub fn is_said(&self) -> bool {
         !matches!(self, Self::Start { .. } | Self::DataStatus { transient: true, .. })
+    }
+
+    /// Whether a tool begins, goes on, asks or ends with this.
+    pub fn is_of_tool(&self) -> bool {
+        matches!(
+            self,
+            Self::ToolInputAvailable { .. }
+                | Self::ToolOutputAvailable { .. }
+                | Self::ToolOutputError { .. }
+                | Self::ToolApprovalRequest { .. }
+                | Self::ToolOutputDenied { .. }
+        )
     }
 
     /// The chunk as the JSON text that is stored and sent.
@@ -239,8 +312,30 @@ mod tests {
         let denied = Chunk::ToolOutputDenied { tool_call_id: "t".into() };
         assert_eq!(denied.to_json(), r#"{"type":"tool-output-denied","toolCallId":"t"}"#);
         assert_eq!(
-            Chunk::Finish { finish_reason: FinishReason::Stop }.to_json(),
+            Chunk::Finish { finish_reason: FinishReason::Stop, message_metadata: None }.to_json(),
             r#"{"type":"finish","finishReason":"stop"}"#
         );
+    }
+
+    #[test]
+    fn the_last_chunks_carry_the_outcome() {
+        let end = vec![
+            Chunk::FinishStep,
+            Chunk::Error { error_text: "no".into() },
+            Chunk::Finish { finish_reason: FinishReason::Error, message_metadata: None },
+        ];
+        let usage = Usage { input_tokens: Some(3), ..Usage::default() };
+        let ending = Ending::new(Cause::AgentError, Some(ErrorClass::Overloaded), usage);
+        let metadata = serde_json::json!({"status": "failed", "cause": "agent_error", "error_class": "overloaded",
+            "advice": ErrorClass::Overloaded.advice(), "usage": {"input_tokens": 3}});
+        let labelled = ending.label(end.clone());
+        assert_eq!(labelled[..1], end[..1]);
+        assert_eq!(labelled[1], Chunk::MessageMetadata { message_metadata: metadata.clone() });
+        assert_eq!(labelled[2], end[1]);
+        let finish = Chunk::Finish { finish_reason: FinishReason::Error, message_metadata: Some(metadata) };
+        assert_eq!(labelled[3..], [finish]);
+        // No nulls, and no class where nothing failed.
+        let cancelled = Ending::new(Cause::Cancelled, Some(ErrorClass::Crashed), Usage::default());
+        assert_eq!(cancelled.to_json(), serde_json::json!({"status": "cancelled", "cause": "cancelled"}));
     }
 }

@@ -124,6 +124,11 @@ impl MessageId {
     pub fn of_response(run: RunId) -> Self {
         Self(format!("msg-{run}"))
     }
+
+    /// The run that answers with this, if it is the id of an answer.
+    pub fn run_of_response(&self) -> Option<RunId> {
+        self.0.strip_prefix("msg-")?.parse().ok()
+    }
 }
 
 macro_rules! uuid_id {

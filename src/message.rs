@@ -3,8 +3,8 @@
 mod attachment;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::id::{AgentName, MessageId};
 
@@ -99,7 +99,7 @@ impl UserMessage {
     /// # Errors
     /// [`InvalidMessage::Blank`] when the text is empty or only white space.
     pub fn text(id: MessageId, text: impl Into<String>) -> Result<Self, InvalidMessage> {
-        Self::from_parts(id, vec![serde_json::json!({"type": "text", "text": text.into()})], None)
+        Self::from_parts(id, vec![json!({"type": "text", "text": text.into()})], None)
     }
 
     /// A message of files and a text, which may be empty when there are files.
@@ -109,7 +109,7 @@ impl UserMessage {
     pub fn with_files(id: MessageId, text: &str, files: &[Attachment]) -> Result<Self, InvalidMessage> {
         let mut parts: Vec<_> = files.iter().map(Attachment::to_part).collect();
         if !text.trim().is_empty() || files.is_empty() {
-            parts.push(serde_json::json!({"type": "text", "text": text}));
+            parts.push(json!({"type": "text", "text": text}));
         }
         Self::from_parts(id, parts, None)
     }
@@ -159,6 +159,11 @@ impl UserMessage {
         }
     }
 
+    /// Whether stored parts have the same content. What a client keeps beside that in its parts makes no difference.
+    pub fn has_content_of(&self, stored: &[Value]) -> bool {
+        content(&self.parts) == content(stored)
+    }
+
     /// The parts as stored JSON.
     pub fn parts_json(&self) -> String {
         Value::Array(self.parts.clone()).to_string()
@@ -168,6 +173,16 @@ impl UserMessage {
     pub fn metadata_json(&self) -> Option<String> {
         self.metadata.as_ref().map(Value::to_string)
     }
+}
+
+/// What parts say: without `state`, `providerMetadata` and the like, which clients add to a part and take away again.
+fn content(parts: &[Value]) -> Vec<Value> {
+    let content = |part: &Value| match (part.get("type").and_then(Value::as_str), Attachment::of(part)) {
+        (Some("text"), _) => json!(["text", part.get("text")]),
+        (Some("file"), Ok(file)) => json!(["file", file]),
+        (kind, _) => json!([kind, part.get("id"), part.get("data")]),
+    };
+    parts.iter().map(content).collect()
 }
 
 /// The text of stored parts, one below the other.
@@ -189,7 +204,6 @@ fn files(parts: &[Value]) -> impl Iterator<Item = (usize, Attachment)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn message(parts: Value) -> Result<UserMessage, InvalidMessage> {
         let Value::Array(parts) = parts else { panic!("an array is needed") };
@@ -291,6 +305,35 @@ mod tests {
             assert_eq!((attachments(&parts), prompt(&parts).as_str()), (vec![file.clone()], text));
         }
         assert_eq!(UserMessage::with_files(MessageId::generate(), " ", &[]), Err(InvalidMessage::Blank));
+    }
+
+    #[test]
+    fn content_is_compared_without_client_state() {
+        let sent = json!([
+            {"type": "text", "text": "a"},
+            {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AAAA"},
+            {"type": "data-note", "data": {"x": 1, "y": 2}},
+        ]);
+        let known = sent.as_array().unwrap();
+        let mut again = known.clone();
+        again[0]["state"] = "done".into();
+        again[0]["providerMetadata"] = json!({"a": {}});
+        again[1]["mediaType"] = "image/PNG".into();
+        again[1]["filename"] = Value::Null;
+        assert!(message(Value::Array(again.clone())).unwrap().has_content_of(known));
+        for (part, key, other) in [
+            (0, "text", json!("b")),
+            (1, "url", json!("data:image/png;base64,AAAB")),
+            (1, "filename", json!("a.png")),
+            (2, "data", json!({"x": 1})),
+            (2, "type", json!("data-other")),
+        ] {
+            let mut differs = again.clone();
+            differs[part][key] = other;
+            assert!(!message(Value::Array(differs)).unwrap().has_content_of(known), "{key}");
+        }
+        again.remove(2);
+        assert!(!message(Value::Array(again)).unwrap().has_content_of(known));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use mainstay::chunk::{Chunk, FinishReason};
 use mainstay::clock::{Clock, ManualClock, Timestamp};
 use mainstay::config::Durability;
 use mainstay::failure::ErrorClass;
@@ -78,6 +79,8 @@ impl Scene {
             message: UserMessage::text(message.parse().unwrap(), format!("text of {message}")).unwrap(),
             purpose: Purpose::Send,
             options: RunOptions::default(),
+            declines: false,
+            goes_next: false,
             when_full: WhenFull::Share,
             slot_bound: Vec::new(),
             close_when_idle: false,
@@ -124,7 +127,7 @@ impl Scene {
             lease: claimed.lease,
             session: claimed.session,
             run_id: claimed.run,
-            events: vec![r#"{"type":"finish","finishReason":"stop"}"#.into()],
+            events: vec![Chunk::Finish { finish_reason: FinishReason::Stop, message_metadata: None }],
             source_offset: 0,
             outcome,
             exit: ExitReport::default(),
@@ -147,7 +150,7 @@ impl Scene {
         let key = self.store.find_session_key(&session.parse().unwrap()).await.unwrap().unwrap();
         let start = mainstay::store::message::MessageCursor::START;
         let page = self.store.list_messages(key, start, 100, false).await.unwrap();
-        page.messages.into_iter().map(|message| message.id.to_string()).collect()
+        page.messages.into_iter().chain(page.queued).map(|message| message.id.to_string()).collect()
     }
 
     async fn log(&self, session: &str) -> Vec<(i64, String)> {
@@ -895,7 +898,7 @@ async fn regenerating_replaces_the_answer_and_editing_replaces_what_follows() {
 }
 
 #[tokio::test]
-async fn a_queued_run_whose_message_is_replaced_is_cancelled() {
+async fn an_edit_cancels_what_follows_only_behind_a_message_that_has_begun() {
     let scene = Scene::new(1).await;
     for message in ["m1", "m2", "m3"] {
         scene.send("s", message).await;
@@ -905,12 +908,28 @@ async fn a_queued_run_whose_message_is_replaced_is_cancelled() {
     edit.purpose = Purpose::Edit;
     edit.message = UserMessage::text("m2".parse().unwrap(), "another text").unwrap();
     let edited = scene.store.enqueue(edit).await.unwrap().unwrap();
-    let runs = scene.store.list_runs(&Default::default(), 10).await.unwrap();
-    let runs: Vec<_> = runs.iter().rev().map(|located| (located.run.message_id.as_str(), located.run.status)).collect();
-    let (queued, cancelled) = (Status::Queued, Status::Cancelled);
-    assert_eq!(runs, [("m1", Status::Running), ("m2", cancelled), ("m3", cancelled), ("m2", queued)]);
+    assert!(!edited.created, "it waits, and its run takes the new text");
+    let runs = async || {
+        let runs = scene.store.list_runs(&Default::default(), 10).await.unwrap();
+        runs.into_iter()
+            .rev()
+            .map(|located| (located.run.message_id.to_string(), located.run.status))
+            .collect::<Vec<_>>()
+    };
+    let expect =
+        |runs: &[(&str, Status)]| runs.iter().map(|(id, status)| ((*id).to_owned(), *status)).collect::<Vec<_>>();
+    let (busy, queued, cancelled) = (Status::Running, Status::Queued, Status::Cancelled);
+    assert_eq!(runs().await, expect(&[("m1", busy), ("m2", queued), ("m3", queued)]));
     scene.settle(&running, Outcome::completed()).await.unwrap();
-    assert_eq!(scene.claim(1).await[0].run, edited.run.run.id, "the message is answered once, as it reads now");
+    let claimed = scene.claim(1).await.remove(0);
+    assert_eq!(claimed.run, edited.run.run.id);
+    assert!(claimed.message_parts.contains("another text"), "it is answered as it reads now");
+    let mut edit = scene.enqueue_request("s", "m1");
+    edit.purpose = Purpose::Edit;
+    edit.message = UserMessage::text("m1".parse().unwrap(), "another text").unwrap();
+    scene.store.enqueue(edit).await.unwrap().unwrap();
+    let all = [("m1", Status::Completed), ("m2", busy), ("m3", cancelled), ("m1", queued)];
+    assert_eq!(runs().await, expect(&all));
 }
 
 #[tokio::test]
@@ -1229,7 +1248,7 @@ async fn views_show_text_whole_and_its_parts_apart() {
         lease: claimed.lease,
         session: claimed.session,
         run_id: claimed.run,
-        events: vec![r#"{"type":"finish","finishReason":"stop"}"#.into()],
+        events: vec![Chunk::Finish { finish_reason: FinishReason::Stop, message_metadata: None }],
         source_offset: 0,
         outcome: Outcome::because(Cause::AgentError, "g\0h"),
         exit,

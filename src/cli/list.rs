@@ -66,6 +66,9 @@ async fn messages(
     while let Some(cursor) = after {
         let page = engine.list_messages(session, cursor, PAGE, true).await?;
         messages.extend(page.messages);
+        if page.next.is_none() {
+            messages.extend(page.queued);
+        }
         after = page.next;
     }
     Ok(table::list(out, &messages, json, now)?)

@@ -116,7 +116,8 @@ impl<W: Write> TerminalView<W> {
             | Chunk::StartStep
             | Chunk::FinishStep
             | Chunk::TextStart { .. }
-            | Chunk::ReasoningStart { .. } => {}
+            | Chunk::ReasoningStart { .. }
+            | Chunk::MessageMetadata { .. } => {}
         }
         self.out.flush()
     }

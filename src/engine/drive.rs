@@ -403,6 +403,8 @@ impl<'a> Drive<'a> {
             }
             // Whoever opens the conversation while somebody is asked sees the question.
             let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));
+            // A new message looks there for what else the run waits for.
+            let asks = asks || (self.asking.is_waiting() && events.iter().any(Chunk::is_of_tool));
             let snapshot = asks || snapshot_at.is_none_or(|at: Instant| at.elapsed() >= SNAPSHOT_INTERVAL);
             if snapshot {
                 snapshot_at = Some(Instant::now());

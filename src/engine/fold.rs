@@ -268,7 +268,11 @@ impl Fold {
                 tool.state = ToolState::OutputDenied;
             }),
             Chunk::Finish { .. } => self.finished = true,
-            Chunk::Start { .. } | Chunk::DataStatus { .. } | Chunk::Error { .. } | Chunk::Abort => {}
+            Chunk::Start { .. }
+            | Chunk::DataStatus { .. }
+            | Chunk::MessageMetadata { .. }
+            | Chunk::Error { .. }
+            | Chunk::Abort => {}
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod agents;
 mod backup;
+mod chat;
 pub mod decide;
 pub mod doctor;
 mod drive;
@@ -57,6 +58,7 @@ pub use crate::store::run::{Purpose, Refusal, RunFilter};
 pub use crate::store::session::SessionCursor;
 pub use crate::store::{StoreError, database_exists};
 pub use backup::{Backup, back_up};
+pub use chat::{GivenAnswer, ResumeFrom};
 pub use error::EngineError;
 pub use feed::{Followed, Follower};
 pub use permissions::Paused;

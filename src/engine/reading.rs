@@ -178,7 +178,7 @@ impl Engine {
         }
     }
 
-    async fn check_cursor(&self, session: SessionKey, after: Seq) -> Result<(), EngineError> {
+    pub(super) async fn check_cursor(&self, session: SessionKey, after: Seq) -> Result<(), EngineError> {
         let last_seq = self.last_seq(session).await?;
         if (0..=last_seq).contains(&after) { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq }) }
     }

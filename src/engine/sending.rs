@@ -28,13 +28,18 @@ pub struct Send {
     /// The session gives up its slot when it has nothing left to do: for one that is used once. A further message takes
     /// that back.
     pub close_when_idle: bool,
+    /// Whether it declines what the running run asks, if that run waits for nothing but answers. Then it goes next.
+    pub declines: bool,
+    /// Whether it goes next, before what waits already.
+    pub goes_next: bool,
 }
 
 impl Send {
     /// A message for a session, with the usual options.
     pub fn new(session: SessionId, message: UserMessage) -> Self {
         let (purpose, options) = (Purpose::Send, RunOptions::default());
-        Self { session, message, purpose, workspace: None, agent: None, options, close_when_idle: false }
+        let (declines, goes_next, close_when_idle) = (false, false, false);
+        Self { session, message, purpose, workspace: None, agent: None, options, declines, goes_next, close_when_idle }
     }
 }
 
@@ -90,6 +95,8 @@ impl Engine {
             message: send.message,
             purpose: send.purpose,
             options: send.options,
+            declines: send.declines,
+            goes_next: send.goes_next,
             when_full: workspace.when_full,
             slot_bound: agents
                 .values()

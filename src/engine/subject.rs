@@ -1,5 +1,6 @@
 //! The run that somebody moves under a lease: claimed to be driven, adopted, or only to be settled.
 
+use crate::chunk::Chunk;
 use crate::config::Config;
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::{Lease, SessionKey};
@@ -25,7 +26,7 @@ pub(super) struct Subject {
 
 impl Subject {
     /// The end of the run, as far as nothing else is known of it.
-    pub fn settle(&self, config: &Config, events: Vec<String>, outcome: Outcome, parts: Option<String>) -> Settle {
+    pub fn settle(&self, config: &Config, events: Vec<Chunk>, outcome: Outcome, parts: Option<String>) -> Settle {
         Settle {
             lease: self.lease,
             session: self.session,

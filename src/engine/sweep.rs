@@ -314,7 +314,7 @@ pub(super) async fn settle_from_log(
     let replayed = Turn::replay(chunks);
     let close = |outcome: &Outcome| {
         let mut turn = replayed.clone();
-        let events = turn.close(outcome).iter().map(Chunk::to_json).collect();
+        let events = turn.close(outcome);
         let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
         subject.settle(&shared.config, events, outcome.clone(), parts)
     };

@@ -167,7 +167,7 @@ impl Turn {
             }
             Status::Queued | Status::Running | Status::Completed => FinishReason::Stop,
         };
-        self.say(Chunk::Finish { finish_reason }, &mut said);
+        self.say(Chunk::Finish { finish_reason, message_metadata: None }, &mut said);
         said
     }
 

@@ -1,8 +1,8 @@
 //! `/api/chat`: what `useChat` of the AI SDK speaks, on the same runs as everything else.
 //!
 //! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
-//! only the last message counts: a user's is sent, and its id makes a second try the same send; in the assistant's stand
-//! answers to what its agent asked. The stream of a run ends where somebody has to answer, and goes on in the answer.
+//! the last message counts: a user's is sent, and its id makes a second try the same send. Answers to what agents asked are
+//! read from any message of the assistant. The stream of a run ends where somebody has to answer, and goes on in the answer.
 
 pub(super) mod body;
 
@@ -19,26 +19,19 @@ use super::error::Error;
 use super::extract::{Cursor, Id, Params};
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
-use crate::engine::{EngineError, Purpose, Refusal, Send, Sent};
-use crate::id::{InvalidId, MessageId, PermissionId, SessionId};
+use crate::engine::{EngineError, GivenAnswer, Purpose, ResumeFrom, Send};
+use crate::id::{InvalidId, MessageId, SessionId};
 use crate::message::UserMessage;
 use crate::permission::Answer;
+use crate::run::RunOptions;
 
 /// What a chat asks for.
 #[derive(Debug)]
 pub enum ChatRequest {
-    /// A message is sent.
-    Send(Box<Send>),
+    /// A message is sent. Of the answers that come along, those count whose questions are open.
+    Send(Box<Send>, Vec<GivenAnswer>),
     /// What the agent asked is answered.
-    Answers(SessionId, Vec<ChatAnswer>),
-}
-
-/// One answer of a chat.
-#[derive(Debug, Clone)]
-pub struct ChatAnswer {
-    id: PermissionId,
-    approved: bool,
-    reason: Option<String>,
+    Answers(SessionId, Vec<GivenAnswer>),
 }
 
 impl ChatBody {
@@ -52,7 +45,14 @@ impl ChatBody {
             Last::User(message) => message,
             Last::Assistant if fields.trigger == Trigger::SubmitMessage => {
                 let (_, newest) = approvals.split_at(approvals.len().saturating_sub(last_approvals));
-                return Ok(ChatRequest::Answers(session, answers(newest)?));
+                let newest = answers(newest)?;
+                // A page may have put the answer into an earlier message.
+                let given = if newest.is_empty() { known_answers(&approvals) } else { newest };
+                return if given.is_empty() {
+                    Err(nothing_answered())
+                } else {
+                    Ok(ChatRequest::Answers(session, given))
+                };
             }
             Last::Assistant => {
                 return Err(invalid(
@@ -72,8 +72,9 @@ impl ChatBody {
                 return Err(Error::invalid("invalid_message", "the message to be answered anew needs its id"));
             }
         };
-        let send = Send { purpose, workspace, agent, ..Send::new(session, message) };
-        Ok(ChatRequest::Send(send.into()))
+        let options = RunOptions { when_busy: fields.when_busy.unwrap_or_default(), ..RunOptions::default() };
+        let send = Send { purpose, workspace, agent, options, declines: true, ..Send::new(session, message) };
+        Ok(ChatRequest::Send(send.into(), known_answers(&approvals)))
     }
 }
 
@@ -87,8 +88,10 @@ pub fn read_chat(body: &[u8]) -> Result<ChatRequest, Error> {
 
 pub(super) async fn send(State(app): State<App>, Cursor(after): Cursor, chat: ChatBody) -> Result<Response, Error> {
     let (run, after) = match chat.into_request()? {
-        ChatRequest::Send(send) => {
-            let sent = take(&app, *send).await?;
+        ChatRequest::Send(mut send, answers) => {
+            // What answers a question and says something new at once means the two to follow each other.
+            send.goes_next = app.engine.answer_open(&send.session, answers, BY_CHAT).await?;
+            let sent = app.engine.send(*send).await?;
             // A cursor only means something when the client had the beginning before.
             (sent.run.id, if sent.created { 0 } else { after })
         }
@@ -102,27 +105,21 @@ pub(super) async fn send(State(app): State<App>, Cursor(after): Cursor, chat: Ch
     Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?))
 }
 
-/// One that comes too late does not keep the others from being heard.
-async fn answer(app: &App, answers: Vec<ChatAnswer>) -> Result<(), EngineError> {
+/// Who answers, as the permission names it.
+const BY_CHAT: &str = "chat";
+
+/// A question that was decided otherwise, or whose run has ended, is no error of this request: the page that answers gets
+/// the rest of the stream, which tells it.
+async fn answer(app: &App, answers: Vec<GivenAnswer>) -> Result<(), EngineError> {
     let mut result = Ok(());
-    for ChatAnswer { id, approved, reason } in answers {
-        let answered = app.engine.answer_permission(id, Answer::Approved(approved), "chat", reason).await;
-        result = result.and(answered.map(drop));
+    for GivenAnswer { id, approved, reason } in answers {
+        match app.engine.answer_permission(id, Answer::Approved(approved), BY_CHAT, reason).await {
+            Ok(_) | Err(EngineError::Decided(_)) => {}
+            // One that cannot be given does not keep the others from being heard.
+            Err(error) => result = result.and(Err(error)),
+        }
     }
     result
-}
-
-/// `useChat` also names the message when it sends one with an id of the application's own: then there is none to edit.
-async fn take(app: &App, send: Send) -> Result<Sent, EngineError> {
-    if send.purpose != Purpose::Edit {
-        return app.engine.send(send).await;
-    }
-    match app.engine.send(send.clone()).await {
-        Err(EngineError::Refused(Refusal::NoSuchMessage(_))) => {
-            app.engine.send(Send { purpose: Purpose::Send, ..send }).await
-        }
-        sent => sent,
-    }
 }
 
 fn invalid(message: &str) -> Error {
@@ -139,8 +136,8 @@ impl UiMessage {
     }
 }
 
-/// The answers in messages of the assistant.
-fn answers(approvals: &[Value]) -> Result<Vec<ChatAnswer>, Error> {
+/// The answers in the message that answers.
+fn answers(approvals: &[Value]) -> Result<Vec<GivenAnswer>, Error> {
     #[derive(Deserialize)]
     struct Approval {
         id: String,
@@ -151,28 +148,49 @@ fn answers(approvals: &[Value]) -> Result<Vec<ChatAnswer>, Error> {
         let approval = Approval::deserialize(approval)
             .map_err(|error| invalid(&format!("a tool has an approval that is none: {error}")))?;
         let id = approval.id.parse().map_err(|error: InvalidId| invalid(&error.to_string()))?;
-        Ok(ChatAnswer { id, approved: approval.approved, reason: approval.reason })
+        Ok(GivenAnswer { id, approved: approval.approved, reason: approval.reason })
     });
-    let answers = answers.collect::<Result<Vec<_>, Error>>()?;
-    if answers.is_empty() {
-        return Err(invalid(
-            "the last message is the assistant's, but none of its tools has the state \"approval-responded\"; to have it \
-             answered anew is the trigger \"regenerate-message\", with the messages up to the user's",
-        ));
-    }
-    Ok(answers)
+    answers.collect()
 }
 
-/// What a page that was just opened asks: is there an answer under way? Its stream, or 204.
+/// The answers in the history, which may hold some that were never meant for us.
+fn known_answers(approvals: &[Value]) -> Vec<GivenAnswer> {
+    approvals.iter().filter_map(|approval| answers(std::slice::from_ref(approval)).ok()).flatten().collect()
+}
+
+fn nothing_answered() -> Error {
+    invalid(
+        "the last message is the assistant's, but no tool has the state \"approval-responded\"; to have it answered anew is \
+         the trigger \"regenerate-message\", with the messages up to the user's",
+    )
+}
+
+/// What a client has already of the chat that it goes on with.
+#[derive(Deserialize)]
+pub(super) struct Has {
+    run: Option<String>,
+    message: Option<String>,
+}
+
+/// What a page asks that was just opened, or was cut off: is there an answer under way, or more of the one that it names?
+/// Its stream, or 204.
 pub(super) async fn resume(
     State(app): State<App>,
     Id(session): Id<SessionId>,
     Cursor(after): Cursor,
+    Params(has): Params<Has>,
 ) -> Result<Response, Error> {
-    match app.engine.current_run(&session).await {
-        Ok(Some(run)) => Ok(sse::respond(&app, app.engine.follow_chat(run.id, after).await?)),
+    let from = match (has.run, has.message) {
+        (Some(run), _) => Some(ResumeFrom::Run(run.parse()?)),
+        (None, Some(message)) => Some(ResumeFrom::Message(message.parse()?)),
+        (None, None) => None,
+    };
+    let is_named = from.is_some();
+    match app.engine.chat_run(&session, from, after).await {
+        Ok(Some(run)) => Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?)),
+        Ok(None) => Ok(StatusCode::NO_CONTENT.into_response()),
         // A chat is known here from its first message on; the page has it before.
-        Ok(None) | Err(EngineError::NotFound { .. }) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Err(EngineError::NotFound { .. }) if !is_named => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(error) => Err(error.into()),
     }
 }

@@ -88,7 +88,7 @@ impl From<EngineError> for Error {
                 Refusal::PoolFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "pool_full", text),
                 Refusal::Differs { .. } => conflict("session_differs"),
                 Refusal::IdTaken(_) => conflict("message_id_taken"),
-                Refusal::NoSuchMessage(_) => Self::new(StatusCode::NOT_FOUND, "no_such_message", text),
+                Refusal::MessageDiffers(_) => conflict("message_differs"),
             },
             EngineError::SessionDiffers(_) => conflict("session_differs"),
             EngineError::SessionBusy(_) | EngineError::BackendBusy(_) => conflict("busy"),

@@ -157,6 +157,8 @@ enum Order {
 #[derive(Serialize)]
 pub(super) struct MessageItems {
     items: Vec<Message>,
+    /// What waits behind the conversation, the next first.
+    queued: Vec<Message>,
     /// Where the next page begins, in the order of these; none when this is the last.
     next_cursor: Option<String>,
     /// Where the page before ends.
@@ -195,16 +197,16 @@ pub(super) async fn messages(
     Params(params): Params<MessageParams>,
 ) -> Result<Json<MessageItems>, Error> {
     let page = match app.engine.message_page(&id, params.range(&page)?).await {
-        Err(EngineError::NotFound { .. }) => MessagePage { messages: Vec::new(), prev: None, next: None },
+        Err(EngineError::NotFound { .. }) => MessagePage::default(),
         page => page?,
     };
     let text = |cursor: Option<MessageCursor>| cursor.map(|cursor| page::pair(cursor.position, cursor.key));
-    let (mut items, older, newer) = (page.messages, text(page.prev), text(page.next));
+    let (mut items, queued, older, newer) = (page.messages, page.queued, text(page.prev), text(page.next));
     if params.order == Some(Order::Desc) {
         items.reverse();
-        return Ok(Json(MessageItems { items, next_cursor: older, prev_cursor: newer }));
+        return Ok(Json(MessageItems { items, queued, next_cursor: older, prev_cursor: newer }));
     }
-    Ok(Json(MessageItems { items, next_cursor: newer, prev_cursor: older }))
+    Ok(Json(MessageItems { items, queued, next_cursor: newer, prev_cursor: older }))
 }
 
 fn flag(name: &str, value: Option<&str>) -> Result<bool, Error> {

@@ -183,7 +183,7 @@ const CHECKS: [(&str, &str); 20] = [
         "head_of_the_queue_is_ready",
         "SELECT id, iif(ready, 'it is ready, but not next', 'it is next, but not ready')
          FROM (SELECT id, ready, key = (SELECT key FROM runs q WHERE q.session_key = r.session_key AND q.status = 'queued'
-                     ORDER BY (q.first_seq IS NULL), q.priority DESC, q.key LIMIT 1)
+                     ORDER BY (q.first_seq IS NULL), q.front DESC, q.priority DESC, q.key LIMIT 1)
                  AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.session_key = r.session_key AND o.status = 'running')
                  AND EXISTS (SELECT 1 FROM assignments a WHERE a.session_key = r.session_key
                              AND a.state IN ('active', 'idle')) AS next

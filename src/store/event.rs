@@ -3,6 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::fact::{self, Fact};
+use super::message::Response;
 use super::writer::{Committed, Notice, Tx};
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
@@ -99,7 +100,9 @@ pub(super) async fn append_all(
     .await?;
     let last_seq_of = |run: RunKey| rows.iter().find(|row| row.key == run).map(|row| row.last_seq);
     let snapshots = appends.iter().filter(|a| a.parts.is_some() && last_seq_of(a.lease.run).is_some());
-    super::message::store_responses(tx, snapshots.map(|a| (a.lease.run, a.parts.as_deref().unwrap_or("[]")))).await?;
+    let snapshots =
+        snapshots.map(|a| Response { run: a.lease.run, parts: a.parts.as_deref().unwrap_or("[]"), ending: None });
+    super::message::store_responses(tx, snapshots).await?;
     let mut results = Vec::with_capacity(appends.len());
     for append in appends {
         results.push(match last_seq_of(append.lease.run) {

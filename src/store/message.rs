@@ -1,11 +1,14 @@
 //! The table `messages`: what people sent, as it came, and what agents answered, folded from the events.
 
 mod page;
+mod queued;
 
+use serde_json::Value;
 use sqlx::SqliteConnection;
 
 use super::StoreError;
 use super::writer::Tx;
+use crate::chunk::Ending;
 use crate::id::MessageId;
 use crate::lease::{RunKey, SessionKey};
 use crate::message::{Role, UserMessage};
@@ -14,10 +17,22 @@ pub use page::{MessageCursor, MessagePage, MessageRange, PageFrom};
 
 /// A message that was sent before.
 pub struct Sent {
-    /// Its parts, as JSON.
-    pub parts: String,
-    /// Its newest run, and whether that is settled; none for a message that nobody sent.
-    pub latest_run: Option<(RunKey, bool)>,
+    /// Its row.
+    pub key: i64,
+    /// Its parts.
+    pub parts: Vec<Value>,
+    /// Its newest run; none for a message that an agent said.
+    pub latest_run: Option<LatestRun>,
+}
+
+/// The newest run of a message.
+pub struct LatestRun {
+    /// Its row.
+    pub key: RunKey,
+    /// Whether it has ended.
+    pub is_settled: bool,
+    /// Whether it is still to be given the text of its message: it waits in the queue, and goes on from no other run.
+    pub takes_edits: bool,
 }
 
 /// A message of a session by its id.
@@ -28,7 +43,8 @@ pub async fn find_sent(
 ) -> Result<Option<Sent>, StoreError> {
     let id = id.as_str();
     let row = sqlx::query!(
-        r#"SELECT m.parts, r.key AS "run?", r.settled_at IS NOT NULL AS "settled!: bool"
+        r#"SELECT m.key AS "key!", m.parts, r.key AS "run?", r.settled_at IS NOT NULL AS "settled!: bool",
+               coalesce(r.status = 'queued' AND r.resumes IS NULL, 0) AS "takes_edits!: bool"
            FROM messages m LEFT JOIN runs r ON r.key =
                (SELECT key FROM runs WHERE message_key = m.key ORDER BY key DESC LIMIT 1)
            WHERE m.session_key = ?1 AND m.id = ?2"#,
@@ -37,7 +53,28 @@ pub async fn find_sent(
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|row| Sent { parts: row.parts, latest_run: row.run.map(|run| (run, row.settled)) }))
+    let Some(row) = row else { return Ok(None) };
+    let unreadable = |error: serde_json::Error| StoreError::Invalid(format!("a message that cannot be read ({error})"));
+    Ok(Some(Sent {
+        key: row.key,
+        parts: serde_json::from_str(&row.parts).map_err(unreadable)?,
+        latest_run: row.run.map(|key| LatestRun { key, is_settled: row.settled, takes_edits: row.takes_edits }),
+    }))
+}
+
+/// Replaces what a message says, before its run begins.
+pub async fn rewrite(tx: &mut Tx<'_>, key: i64, message: &UserMessage) -> Result<(), StoreError> {
+    let (parts, metadata, now) = (message.parts_json(), message.metadata_json(), tx.now.as_millis());
+    sqlx::query!(
+        "UPDATE messages SET parts = ?2, metadata = ?3, updated_at = ?4 WHERE key = ?1",
+        key,
+        parts,
+        metadata,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
 }
 
 /// Stores what a person sent.
@@ -60,7 +97,8 @@ pub async fn insert_user(tx: &mut Tx<'_>, session: SessionKey, message: &UserMes
 }
 
 /// Makes room for a new answer to a message: what came after it is kept, but no longer shown. With `replacement` the
-/// message itself says that from now on. It is shown again if it was hidden itself.
+/// message itself says that from now on. It is shown again if it was hidden itself. What waits behind a message that was not
+/// answered yet stays.
 pub async fn supersede_answers(
     tx: &mut Tx<'_>,
     session: SessionKey,
@@ -76,7 +114,7 @@ pub async fn supersede_answers(
     .fetch_one(&mut *tx.conn)
     .await?;
     // What followed a hidden message was hidden with it: what is shown now is not behind it.
-    if message.superseded_at.is_none() {
+    if message.superseded_at.is_none() && message.position.is_some() {
         sqlx::query!(
             "UPDATE messages SET superseded_at = ?3 WHERE session_key = ?1 AND superseded_at IS NULL AND key <> ?2
                  AND (position >= ?4 OR (position IS NULL AND key > ?2))",
@@ -88,31 +126,34 @@ pub async fn supersede_answers(
         .execute(&mut *tx.conn)
         .await?;
     }
-    let parts = replacement.map(UserMessage::parts_json);
-    let metadata = replacement.and_then(UserMessage::metadata_json);
-    let replaced = replacement.is_some();
-    sqlx::query!(
-        "UPDATE messages SET superseded_at = NULL, parts = coalesce(?2, parts), metadata = iif(?3, ?4, metadata),
-             updated_at = iif(?3, ?5, updated_at)
-         WHERE key = ?1",
-        message.key,
-        parts,
-        replaced,
-        metadata,
-        now
-    )
-    .execute(&mut *tx.conn)
-    .await?;
+    sqlx::query!("UPDATE messages SET superseded_at = NULL WHERE key = ?1", message.key).execute(&mut *tx.conn).await?;
+    if let Some(replacement) = replacement {
+        rewrite(tx, message.key, replacement).await?;
+    }
     Ok(message.key)
+}
+
+/// The answer of a run as far as it has got.
+pub struct Response<'a> {
+    /// The run.
+    pub run: RunKey,
+    /// Its parts, as JSON.
+    pub parts: &'a str,
+    /// How the run ends, when this is the whole answer.
+    pub ending: Option<&'a Ending>,
 }
 
 /// Stores the answers of runs as far as they have got: one statement, whatever their number. The caller holds their leases.
 /// An answer to what was replaced while its run went on is kept, but not shown.
 pub async fn store_responses<'a>(
     tx: &mut Tx<'_>,
-    responses: impl Iterator<Item = (RunKey, &'a str)>,
+    responses: impl Iterator<Item = Response<'a>>,
 ) -> Result<(), StoreError> {
-    let items: Vec<_> = responses.map(|(run, parts)| format!("[{run},{parts}]")).collect();
+    let item = |Response { run, parts, ending }: Response<'_>| {
+        let ending = ending.map_or(Value::Object(Default::default()), Ending::to_json);
+        format!("[{run},{parts},{ending}]")
+    };
+    let items: Vec<_> = responses.map(item).collect();
     if items.is_empty() {
         return Ok(());
     }
@@ -120,13 +161,14 @@ pub async fn store_responses<'a>(
     sqlx::query!(
         "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, superseded_at, created_at, updated_at)
          SELECT r.session_key, r.response_id, 'assistant', r.key, i.value -> 1,
-                json_object('run_id', r.id, 'session_id', s.id), r.first_seq,
+                json_patch(json_object('run_id', r.id, 'session_id', s.id), i.value -> 2), r.first_seq,
                 iif(m.superseded_at IS NOT NULL OR EXISTS
                     (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key), ?2, NULL), ?2, ?2
          FROM jsonb_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
          JOIN messages m ON m.key = r.message_key
          WHERE true
-         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, updated_at = excluded.updated_at",
+         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, metadata = excluded.metadata,
+             updated_at = excluded.updated_at",
         items,
         now
     )

@@ -1,6 +1,8 @@
 //! The table `permissions`: what agents asked before they used a tool, and what came of it. The first answer counts; the
 //! schema refuses a second one.
 
+mod decline;
+
 use super::text::{shown, shown_if_any};
 use super::writer::{Notice, Tx};
 use super::{Store, StoreError};
@@ -8,6 +10,8 @@ use crate::clock::Timestamp;
 use crate::id::{PermissionId, RunId, SessionId};
 use crate::lease::RunKey;
 use crate::permission::{Answer, Decision, Permission, PermissionRequest, PermissionState};
+
+pub(super) use decline::decline;
 
 /// What an agent asks, to be stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,6 +170,9 @@ pub(super) async fn insert(tx: &mut Tx<'_>, run: RunKey, new: &NewPermission) ->
     )
     .execute(&mut *tx.conn)
     .await?;
+    if new.decision.is_none() {
+        decline::decline_if_passed(tx, run, new.id).await?;
+    }
     Ok(())
 }
 

@@ -166,7 +166,7 @@ impl Command {
     fn bytes(&self) -> usize {
         match self {
             Self::Append(append, _) => append.events.iter().map(String::len).sum(),
-            Self::Settle(settle, _) => settle.events.iter().map(String::len).sum(),
+            Self::Settle(settle, _) => settle.events.iter().map(|chunk| chunk.to_json().len()).sum(),
             Self::Write(_) => 0,
         }
     }

@@ -43,7 +43,7 @@ async fn a_file_is_kept_as_it_came_and_names_the_session() {
     assert_eq!(answer, (202, String::new(), String::new()));
     assert_eq!(scene.get("/v1/sessions/s").await.text("title"), "a.txt");
     let messages = scene.get("/v1/sessions/s/messages").await.body;
-    assert_eq!(messages["items"][0]["parts"], json!([text_file()]));
+    assert_eq!(messages["queued"][0]["parts"], json!([text_file()]));
 }
 
 #[tokio::test]

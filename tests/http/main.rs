@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod chat;
+mod conversation;
+mod declines;
 mod files;
 mod guards;
 mod options;
 mod permissions;
 mod refusals;
+mod resume;
 mod runs;
 mod scene;
 mod sessions;

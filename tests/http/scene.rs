@@ -217,3 +217,16 @@ pub fn tell(stream: &str) -> String {
     });
     told.collect::<Vec<_>>().join(" ")
 }
+
+/// The chunks of a stream.
+pub fn chunks(stream: &str) -> Vec<Value> {
+    let data = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    data.map(|json| serde_json::from_str(json).unwrap()).collect()
+}
+
+/// The text of a stream.
+pub fn said(stream: &str) -> String {
+    let chunks = chunks(stream);
+    let texts = chunks.iter().filter(|chunk| chunk["type"] == "text-delta");
+    texts.filter_map(|chunk| chunk["delta"].as_str()).collect()
+}

@@ -112,14 +112,20 @@ async fn a_busy_session_is_closed_only_when_that_is_meant() {
 #[tokio::test]
 async fn messages_come_as_a_chat_wants_them() {
     let scene = Scene::new().await;
-    for number in 0..3 {
+    for number in 0..4 {
         let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
-        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+        let run = scene.post("/v1/sessions/s/runs", message).await;
+        assert_eq!(run.status, 202);
+        if number < 3 {
+            scene.cancel(run.text("id")).await;
+        }
     }
     let all = scene.get("/v1/sessions/s/messages").await;
     let first = json!({"id": "m0", "role": "user", "parts": [{"type": "text", "text": "hello"}]});
     assert_eq!((all.each("id").join(" ").as_str(), &all.body["items"][0]), ("m0 m1 m2", &first));
     assert_eq!(all.body["next_cursor"], json!(null));
+    let waiting = json!([{"id": "m3", "role": "user", "parts": [{"type": "text", "text": "hello"}]}]);
+    assert_eq!(all.body["queued"], waiting, "what has not begun stands apart");
     let page = scene.get("/v1/sessions/s/messages?limit=2&partial=1").await;
     let rest = format!("/v1/sessions/s/messages?limit=2&cursor={}", page.text("next_cursor"));
     assert_eq!((page.each("id").join(" ").as_str(), scene.get(&rest).await.each("id")), ("m0 m1", vec!["m2".into()]));

@@ -102,7 +102,7 @@ async fn a_thousand_readers_on_one_run_get_the_same() {
     assert!(texts.iter().all(|text| *text == texts[0]));
     let text = String::from_utf8(texts.swap_remove(0)).unwrap();
     assert!(text.starts_with("id: 1\ndata: {\"type\":\"start\""), "{}", &text[..60]);
-    assert!(text.ends_with("data: {\"type\":\"finish\",\"finishReason\":\"stop\"}\n\n"));
+    assert!(text.ends_with("\"messageMetadata\":{\"status\":\"completed\",\"cause\":\"finished\"}}\n\n"));
 }
 
 #[tokio::test]

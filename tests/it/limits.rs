@@ -20,7 +20,7 @@ async fn a_turn_that_takes_too_long_is_timed_out() {
     let run = scene.turn("limited", "s", "hi").await;
     assert_eq!((run.status, run.cause.as_deref()), (Status::TimedOut, Some("turn_timeout")));
     let story = scene.story(run.id).await;
-    assert!(story.contains("finish-step error=") && story.ends_with("finish=error"), "{story}");
+    assert!(story.contains("finish-step message-metadata error=") && story.ends_with("finish=error"), "{story}");
     assert_eq!(marked(run.id), NOTHING);
 }
 

@@ -6,6 +6,7 @@ mod adopt;
 mod backup;
 mod cancel;
 mod daemon;
+mod decline;
 mod feed;
 mod health;
 mod hostile;

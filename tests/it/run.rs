@@ -35,7 +35,7 @@ async fn a_run_that_fails_says_why() {
     assert_eq!((run.status, run.cause.as_deref(), run.exit_code), (Status::Failed, Some("exit_code"), Some(3)));
     assert_eq!(run.error.as_deref(), Some("no such model"));
     let story = scene.story(run.id).await;
-    assert!(story.ends_with("text-end finish-step error=no such model finish=error"), "{story}");
+    assert!(story.ends_with("text-end finish-step message-metadata error=no such model finish=error"), "{story}");
     let (stderr, _) = scene.engine.run_diagnostics(run.id).await.unwrap();
     assert!(stderr.unwrap().contains("no such model"));
 }

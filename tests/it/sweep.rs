@@ -36,7 +36,10 @@ async fn a_silent_workers_run_without_a_host_is_fenced_and_settled() {
     let run = other.run(run.id).await.unwrap();
     assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("worker_lost")));
     let story = scene.story(run.id).await;
-    assert!(story.contains(" text-end finish-step error=") && story.ends_with("finish=error"), "{story}");
+    assert!(
+        story.contains(" text-end finish-step message-metadata error=") && story.ends_with("finish=error"),
+        "{story}"
+    );
     assert_eq!(scene.settled(next.id).await.status, Status::Completed, "its worker learns of it, and goes on");
 }
 

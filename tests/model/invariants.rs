@@ -30,6 +30,7 @@ pub struct Run {
     slot: Option<i64>,
     status: String,
     priority: i64,
+    front: i64,
     not_before: Option<i64>,
     ready: bool,
     cancel_requested_at: Option<i64>,
@@ -131,7 +132,7 @@ impl Observer {
             runs: self.list(
                 "SELECT key, session_key, message_key, workspace, agent, slot_key, status, priority, not_before, ready,
                      cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said,
-                     source_offset
+                     source_offset, front
                  FROM runs ORDER BY key",
                 |row| {
                     Ok(Run {
@@ -154,6 +155,7 @@ impl Observer {
                         last_seq: row.get(16)?,
                         said: row.get(17)?,
                         source_offset: row.get(18)?,
+                        front: row.get(19)?,
                     })
                 },
             ),
@@ -333,7 +335,7 @@ fn the_right_runs_are_ready(picture: &Picture) {
     for session in &picture.sessions {
         let mut queue: Vec<_> =
             picture.runs.iter().filter(|run| run.session == session.key && run.status == "queued").collect();
-        queue.sort_by_key(|run| (run.first_seq.is_none(), -run.priority, run.key));
+        queue.sort_by_key(|run| (run.first_seq.is_none(), -run.front, -run.priority, run.key));
         let running = picture.runs.iter().any(|run| run.session == session.key && run.status == "running");
         let placed = picture.places.iter().any(|place| place.session == session.key && place.ended_at.is_none());
         let wanted: Vec<_> = queue.first().filter(|_| placed && !running).map(|run| run.key).into_iter().collect();
@@ -418,6 +420,7 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         slot: run.slot,
         status: run.status.as_str().to_owned(),
         priority: run.priority,
+        front: run.front,
         not_before: run.not_before,
         ready: model.is_ready(number),
         cancel_requested_at: run.cancel_requested_at,

@@ -255,6 +255,8 @@ impl System {
             message: UserMessage::text(format!("m{}", new.message).parse().unwrap(), new.text()).unwrap(),
             purpose: new.purpose,
             options: RunOptions { when_busy: new.when_busy, timeout: None, priority: new.priority },
+            declines: false,
+            goes_next: new.goes_next,
             when_full: new.when_full,
             slot_bound: vec![AGENTS[SLOT_BOUND_AGENT].parse().unwrap()],
             close_when_idle: new.close_when_idle,
@@ -269,7 +271,7 @@ impl System {
                 Refusal::PoolFull(_) => "pool full",
                 Refusal::Differs { .. } => "differs",
                 Refusal::IdTaken(_) => "id taken",
-                Refusal::NoSuchMessage(_) => "no such message",
+                Refusal::MessageDiffers(_) => "other parts",
             }),
         }
     }
@@ -379,12 +381,11 @@ impl System {
     }
 
     async fn settle(&self, settle: &ops::Settle) -> Answer {
-        let kinds = settle.kinds().iter();
         let settle = Settle {
             lease: settle.lease,
             session: 0,
             run_id: self.id_of(settle.lease.run),
-            events: kinds.map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect(),
+            events: settle.chunks(),
             source_offset: self.reading(settle.lease).offset,
             outcome: Outcome::of(settle.cause, None),
             exit: ExitReport::default(),

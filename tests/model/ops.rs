@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mainstay::chunk::{Chunk, FinishReason};
 use mainstay::event::Seq;
 use mainstay::lease::{Lease, RunKey, WorkerKey};
 use mainstay::run::{Cause, Status, WhenBusy};
@@ -113,6 +114,7 @@ pub struct Enqueue {
     pub when_full: WhenFull,
     pub priority: i64,
     pub close_when_idle: bool,
+    pub goes_next: bool,
 }
 
 impl Enqueue {
@@ -173,10 +175,20 @@ pub struct Settle {
 }
 
 impl Settle {
+    pub fn chunks(&self) -> Vec<Chunk> {
+        let finish = Chunk::Finish { finish_reason: FinishReason::Other, message_metadata: None };
+        match self.cause.status() {
+            Status::Completed => vec![finish],
+            Status::Failed => vec![Chunk::Error { error_text: "failed".into() }, finish],
+            _ => vec![Chunk::Abort, finish],
+        }
+    }
+
+    /// What is stored of them: the outcome stands in front of an error.
     pub fn kinds(&self) -> &'static [&'static str] {
         match self.cause.status() {
             Status::Completed => &["finish"],
-            Status::Failed => &["error", "finish"],
+            Status::Failed => &["message-metadata", "error", "finish"],
             _ => &["abort", "finish"],
         }
     }
@@ -254,11 +266,12 @@ fn enqueue(model: &Model) -> BoxedStrategy<Op> {
         2 => Just(WhenBusy::Interrupt)
     ];
     let priority = select(vec![0, 0, 0, -1, 5, 1000]);
-    let (named, closes) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    let options = (when_busy, when_full(), priority, named, closes);
+    let seldom = || prop::bool::weighted(0.1);
+    let options = (when_busy, when_full(), priority, seldom(), seldom(), seldom());
     (target, 0..2_usize, 0..2_usize, 0..3_u8, options)
         .prop_map(|((target, purpose), workspace, agent, text, options)| {
-            let ((session, message), (when_busy, when_full, priority, named, close_when_idle)) = (target, options);
+            let (session, message) = target;
+            let (when_busy, when_full, priority, named, close_when_idle, goes_next) = options;
             Op::Enqueue(Enqueue {
                 session,
                 workspace,
@@ -271,6 +284,7 @@ fn enqueue(model: &Model) -> BoxedStrategy<Op> {
                 when_full,
                 priority,
                 close_when_idle,
+                goes_next,
             })
         })
         .boxed()

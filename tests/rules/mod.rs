@@ -43,7 +43,7 @@ impl Rules {
         let again: Chunk = serde_json::from_str(&chunk.to_json()).map_err(|error| error.to_string())?;
         rule(again == *chunk, "a chunk is what its JSON is")?;
         if !matches!(chunk, Chunk::StartStep | Chunk::DataStatus { .. } | Chunk::Finish { .. })
-            && !matches!(chunk, Chunk::Error { .. } | Chunk::Abort)
+            && !matches!(chunk, Chunk::MessageMetadata { .. } | Chunk::Error { .. } | Chunk::Abort)
         {
             rule(self.in_step, "parts are in a step")?;
         }
@@ -133,6 +133,9 @@ impl Rules {
             }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;
+            }
+            Chunk::MessageMetadata { .. } => {
+                rule(!self.in_step && !self.over, "an outcome is told after the step, before the end")?;
             }
             Chunk::Error { .. } | Chunk::Abort => {
                 rule(!self.in_step && !self.over, "one end, after the step")?;

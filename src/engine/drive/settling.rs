@@ -2,7 +2,6 @@
 
 use super::{Drive, Left, progress};
 use crate::backend::Backend;
-use crate::chunk::Chunk;
 use crate::engine::decide::decide;
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
@@ -70,7 +69,7 @@ impl Drive<'_> {
         exit: ExitReport,
     ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Left> {
         let mut turn = self.turn.clone();
-        let events = turn.close(&outcome).iter().map(Chunk::to_json).collect();
+        let events = turn.close(&outcome);
         let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
         let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);

@@ -20,11 +20,12 @@ use super::super::error::Error;
 use super::super::extract::{check_json, malformed_json, read_body, timed_out, unreadable};
 use super::super::skim::Skim;
 use crate::message::Role;
+use crate::run::WhenBusy;
 
 /// Longest body: some hundred messages with pictures in them. It is not held, so that the limit only ends what has no end.
 const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 /// The fields beside the messages that are read; others are the application's own.
-const FIELDS: [&str; 5] = ["id", "trigger", "messageId", "workspace", "agent"];
+const FIELDS: [&str; 6] = ["id", "trigger", "messageId", "workspace", "agent", "when_busy"];
 /// Longest of them, and of `role` and `state` within the messages: ids have up to 200 characters.
 const MAX_FIELD_BYTES: usize = 2048;
 /// Longest `approval` of a tool: an id, and a reason of 4000 characters that are escaped.
@@ -53,6 +54,7 @@ pub(in crate::http) struct Fields {
     pub message_id: Option<String>,
     pub workspace: Option<String>,
     pub agent: Option<String>,
+    pub when_busy: Option<WhenBusy>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

@@ -10,10 +10,12 @@ use crate::message::{Message, Role};
 const PAGE_BYTES: i64 = 16 * 1024 * 1024;
 
 /// A page of messages and where its neighbours are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct MessagePage {
-    /// The messages, oldest first.
+    /// The messages whose turn has begun, oldest first.
     pub messages: Vec<Message>,
+    /// What people sent and whose turn has not begun, the next first: it waits behind the answer that is under way.
+    pub queued: Vec<Message>,
     /// Ends the page of older ones; none when these are the oldest.
     pub prev: Option<MessageCursor>,
     /// Begins the page of newer ones; none when these are the newest.
@@ -23,7 +25,7 @@ pub struct MessagePage {
 /// A place in a conversation: at a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageCursor {
-    /// Seq of the turn; `i64::MAX` for turns that have not begun.
+    /// Seq of the turn.
     pub position: i64,
     /// Row of the message.
     pub key: i64,
@@ -98,6 +100,8 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn message_page(&self, session: SessionKey, range: MessageRange) -> Result<MessagePage, StoreError> {
+        // Read first: a turn that begins in between is in the page as well, and taken out of the queue below.
+        let mut queued = self.queued_messages(session).await?;
         let (mut found, mut more) = self.message_sizes(session, range).await?;
         let mut bytes = 0;
         let fits = |size: &&Size| {
@@ -120,7 +124,9 @@ impl Store {
         if matches!(range.from, PageFrom::Before(_)) {
             found.reverse();
         }
-        Ok(MessagePage { messages: self.load_messages(&found).await?, prev, next })
+        let messages = self.load_messages(&found).await?;
+        queued.retain(|waiting| messages.iter().all(|message| message.id != waiting.id));
+        Ok(MessagePage { messages, queued, prev, next })
     }
 
     /// The messages of a range by their size, from its cursor on, and whether there are more. The sizes are in the heads of
@@ -131,13 +137,13 @@ impl Store {
             PageFrom::After(_) => {
                 sqlx::query_as!(
                     Size,
-                    r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64",
+                    r#"SELECT m.key AS "key!", m.position AS "position!: i64",
                            octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
                        FROM messages m LEFT JOIN runs r ON r.key = m.run_key
                        WHERE m.session_key = ?1 AND m.superseded_at IS NULL
-                         AND (coalesce(m.position, 9223372036854775807), m.key) > (?2, ?3)
+                         AND (m.position, m.key) > (?2, ?3)
                          AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
-                       ORDER BY 2, 1 LIMIT ?4 + 1"#,
+                       ORDER BY m.position, m.key LIMIT ?4 + 1"#,
                     session,
                     cursor.position,
                     cursor.key,
@@ -150,13 +156,13 @@ impl Store {
             PageFrom::Before(_) => {
                 sqlx::query_as!(
                     Size,
-                    r#"SELECT m.key AS "key!", coalesce(m.position, 9223372036854775807) AS "position!: i64",
+                    r#"SELECT m.key AS "key!", m.position AS "position!: i64",
                            octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
                        FROM messages m LEFT JOIN runs r ON r.key = m.run_key
                        WHERE m.session_key = ?1 AND m.superseded_at IS NULL
-                         AND (coalesce(m.position, 9223372036854775807), m.key) < (?2, ?3)
+                         AND (m.position, m.key) < (?2, ?3)
                          AND (?5 OR r.key IS NULL OR r.settled_at IS NOT NULL)
-                       ORDER BY 2 DESC, 1 DESC LIMIT ?4 + 1"#,
+                       ORDER BY m.position DESC, m.key DESC LIMIT ?4 + 1"#,
                     session,
                     cursor.position,
                     cursor.key,
@@ -192,23 +198,37 @@ impl Store {
     async fn load_messages(&self, found: &[Size]) -> Result<Vec<Message>, StoreError> {
         let keys: Vec<i64> = found.iter().map(|size| size.key).collect();
         let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            Row,
             r#"SELECT m.id, m.role, m.metadata, m.parts FROM json_each(?1) k JOIN messages m ON m.key = k.value
                ORDER BY k.key"#,
             keys
         );
-        let messages = rows.fetch_all(&self.readers).await?.into_iter().map(|row| {
-            Ok(Message {
-                id: row.id.parse()?,
-                role: match row.role.as_str() {
-                    "user" => Role::User,
-                    "system" => Role::System,
-                    _ => Role::Assistant,
-                },
-                metadata: row.metadata.map(event::raw).transpose()?,
-                parts: event::raw(row.parts)?,
-            })
-        });
-        messages.collect()
+        rows.fetch_all(&self.readers).await?.into_iter().map(Message::try_from).collect()
+    }
+}
+
+/// A message as it is stored.
+pub(super) struct Row {
+    pub id: String,
+    pub role: String,
+    pub metadata: Option<String>,
+    pub parts: String,
+}
+
+impl TryFrom<Row> for Message {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id.parse()?,
+            role: match row.role.as_str() {
+                "user" => Role::User,
+                "system" => Role::System,
+                _ => Role::Assistant,
+            },
+            metadata: row.metadata.map(event::raw).transpose()?,
+            parts: event::raw(row.parts)?,
+        })
     }
 }

@@ -7,18 +7,18 @@ use crate::message::UserMessage;
 use crate::run::{RunOptions, WhenBusy};
 use crate::store::session::NewSession;
 use crate::store::writer::{Notice, Tx};
-use crate::store::{Store, StoreError, assignment, message, session};
+use crate::store::{Store, StoreError, assignment, message, permission, session};
 use crate::workspace::WhenFull;
 
 use super::{Located, load_one, request_cancel};
 
-/// Why a message is sent.
+/// Why a message is sent. A message that is not known is new, whatever the purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// It is new. The same id again is the same send.
+    /// It is new. The same id again is the same send, and refused when the message differs.
     #[default]
     Send,
-    /// It is there, and its answer is to be given anew.
+    /// It is there, and its answer is to be given anew; one that differs from what is there is an edit.
     Regenerate,
     /// It replaces the message of the same id and all that came after.
     Edit,
@@ -41,6 +41,10 @@ pub struct Enqueue {
     pub purpose: Purpose,
     /// How it is to be run.
     pub options: RunOptions,
+    /// Whether it declines what the running run asks, if that run waits for nothing but answers; then it goes next.
+    pub declines: bool,
+    /// Whether it goes next in any case.
+    pub goes_next: bool,
     /// What the session gets when no slot is free.
     pub when_full: WhenFull,
     /// The agents that are keyed by slot.
@@ -54,8 +58,20 @@ pub struct Enqueue {
 pub struct Enqueued {
     /// Its run.
     pub run: Located,
-    /// False when the same message had been sent before: nothing was started.
+    /// False when its run was there before: nothing was started.
     pub created: bool,
+}
+
+/// What is to be done with a message.
+enum Step {
+    /// Its run is there.
+    Known(RunKey),
+    /// It has not been sent before.
+    Insert,
+    /// It is answered once more, as it is or as it is now.
+    Answer { edits: bool },
+    /// It waits in the queue, and its run takes the new text.
+    Rewrite { message: i64, run: RunKey },
 }
 
 /// Why a message was not taken. Nothing was stored.
@@ -80,9 +96,9 @@ pub enum Refusal {
     /// The id is taken by a message that nobody sent.
     #[error("message id {0} is taken by another message of the session")]
     IdTaken(MessageId),
-    /// There is no such message to regenerate or edit.
-    #[error("the session has no message {0}")]
-    NoSuchMessage(MessageId),
+    /// The message was sent before and said something else.
+    #[error("message {0} was sent before with other parts: give a new message an id of its own")]
+    MessageDiffers(MessageId),
 }
 
 impl Store {
@@ -102,39 +118,22 @@ impl Store {
 impl Enqueue {
     async fn run(self, tx: &mut Tx<'_>) -> Result<Result<Enqueued, Refusal>, StoreError> {
         let known = session::find(tx.conn, &self.session).await?;
-        if let Some(known) = &known {
-            if let Err(refusal) = self.check_same(known) {
-                return Ok(Err(refusal));
-            }
-            if let Some(answer) = self.find_duplicate(tx, known.key).await? {
-                return Ok(answer);
-            }
-        } else if self.purpose != Purpose::Send {
-            return Ok(Err(Refusal::NoSuchMessage(self.message.id)));
+        let step = match &known {
+            Some(known) => match self.check_same(known) {
+                Ok(()) => self.find_step(tx, known.key).await?,
+                Err(refusal) => Err(refusal),
+            },
+            None => Ok(Step::Insert),
+        };
+        let step = match step {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(Step::Known(run)) => return enqueued(tx, run, false).await.map(Ok),
+            Ok(step) => step,
+        };
+        // Asked before anything is written: a refusal stores nothing.
+        if let Some(refusal) = self.find_refusal(tx, known.as_ref()).await? {
+            return Ok(Err(refusal));
         }
-        let mut options = self.options.clone();
-        if let Some(known) = &known {
-            match options.when_busy {
-                WhenBusy::Enqueue => {}
-                WhenBusy::Reject => {
-                    if let Some(run) = busy_with(tx, known.key).await? {
-                        return Ok(Err(Refusal::Busy(run)));
-                    }
-                }
-                WhenBusy::Interrupt => options.priority = interrupt(tx, known.key, options.priority).await?,
-            }
-            if !known.has_place && self.when_full == WhenFull::Reject {
-                // Asked before anything is written: a refusal stores nothing.
-                if assignment::free_slot(tx.conn, known.key, &known.workspace).await?.is_none() {
-                    return Ok(Err(Refusal::PoolFull(known.workspace.parse()?)));
-                }
-            }
-        } else if self.when_full == WhenFull::Reject
-            && assignment::free_slot(tx.conn, 0, self.new.workspace.as_str()).await?.is_none()
-        {
-            return Ok(Err(Refusal::PoolFull(self.new.workspace)));
-        }
-
         let mut session = match known {
             Some(known) => known,
             None => session::create(tx, &self.session, &self.new).await?,
@@ -144,26 +143,38 @@ impl Enqueue {
             session::set_slot_bound(tx, session.key, slot_bound).await?;
             session.slot_bound = slot_bound;
         }
-        let message_key = match self.purpose {
-            Purpose::Send => message::insert_user(tx, session.key, &self.message).await?,
-            Purpose::Regenerate => message::supersede_answers(tx, session.key, &self.message.id, None).await?,
-            Purpose::Edit => message::supersede_answers(tx, session.key, &self.message.id, Some(&self.message)).await?,
+        let declined = self.declines && permission::decline(tx, session.key).await?;
+        let goes_next = declined || self.goes_next || self.options.when_busy == WhenBusy::Interrupt;
+        let message_key = match step {
+            Step::Rewrite { message, run } if !goes_next => {
+                message::rewrite(tx, message, &self.message).await?;
+                return enqueued(tx, run, false).await.map(Ok);
+            }
+            Step::Insert => message::insert_user(tx, session.key, &self.message).await?,
+            Step::Answer { edits: false } | Step::Known(_) => {
+                message::supersede_answers(tx, session.key, &self.message.id, None).await?
+            }
+            Step::Answer { edits: true } | Step::Rewrite { .. } => {
+                message::supersede_answers(tx, session.key, &self.message.id, Some(&self.message)).await?
+            }
         };
+        if self.options.when_busy == WhenBusy::Interrupt {
+            cancel_running(tx, session.key).await?;
+        }
         session::set_missing_title(tx, session.key, &self.message.title()).await?;
         if !session.has_place {
             assignment::allocate(tx, &session, self.when_full).await?;
         }
-        let run = insert(tx, &session, message_key, &options).await?;
-        if self.purpose != Purpose::Send {
+        let front = if goes_next { next_front(tx, session.key).await? } else { 0 };
+        let run = insert(tx, &session, message_key, &self.options, front).await?;
+        if !matches!(step, Step::Insert) {
             cancel_replaced(tx, session.key, message_key, run).await?;
         }
         if self.close_when_idle {
             session::close_when_idle(tx, session.key).await?;
         }
         tx.notices.push(Notice::Ready);
-        let run = load_one(&mut *tx.conn, run).await?;
-        let run = run.ok_or_else(|| StoreError::Invalid("no row for a run that was just enqueued".into()))?;
-        Ok(Ok(Enqueued { run, created: true }))
+        enqueued(tx, run, true).await.map(Ok)
     }
 
     fn check_same(&self, known: &session::Known) -> Result<(), Refusal> {
@@ -178,33 +189,52 @@ impl Enqueue {
         Ok(())
     }
 
-    /// The same message again answers with the run that it has; nothing is started.
-    async fn find_duplicate(
+    /// What the message is to a session that exists. The same message again has its run already.
+    async fn find_step(&self, tx: &mut Tx<'_>, session: SessionKey) -> Result<Result<Step, Refusal>, StoreError> {
+        let Some(sent) = message::find_sent(tx.conn, session, &self.message.id).await? else {
+            return Ok(Ok(Step::Insert));
+        };
+        let Some(latest) = sent.latest_run else { return Ok(Err(Refusal::IdTaken(self.message.id.clone()))) };
+        let is_same = self.message.has_content_of(&sent.parts);
+        Ok(match self.purpose {
+            Purpose::Send if !is_same => Err(Refusal::MessageDiffers(self.message.id.clone())),
+            Purpose::Send => Ok(Step::Known(latest.key)),
+            // Two clicks on "regenerate" are one; after its end a further one is a new wish.
+            Purpose::Regenerate if is_same && latest.is_settled => Ok(Step::Answer { edits: false }),
+            Purpose::Regenerate | Purpose::Edit if is_same => Ok(Step::Known(latest.key)),
+            _ if latest.takes_edits => Ok(Step::Rewrite { message: sent.key, run: latest.key }),
+            Purpose::Regenerate | Purpose::Edit => Ok(Step::Answer { edits: true }),
+        })
+    }
+
+    async fn find_refusal(
         &self,
         tx: &mut Tx<'_>,
-        session: SessionKey,
-    ) -> Result<Option<Result<Enqueued, Refusal>>, StoreError> {
-        let Some(sent) = message::find_sent(tx.conn, session, &self.message.id).await? else {
-            return Ok(match self.purpose {
-                Purpose::Send => None,
-                _ => Some(Err(Refusal::NoSuchMessage(self.message.id.clone()))),
-            });
-        };
-        let Some((latest, settled)) = sent.latest_run else {
-            return Ok(Some(Err(Refusal::IdTaken(self.message.id.clone()))));
-        };
-        let again = match self.purpose {
-            Purpose::Send => true,
-            // Two clicks on "regenerate" are one; after its end a further one is a new wish.
-            Purpose::Regenerate => !settled,
-            Purpose::Edit => sent.parts == self.message.parts_json(),
-        };
-        if !again {
-            return Ok(None);
+        known: Option<&session::Known>,
+    ) -> Result<Option<Refusal>, StoreError> {
+        if let Some(known) = known
+            && self.options.when_busy == WhenBusy::Reject
+            && let Some(run) = busy_with(tx, known.key).await?
+        {
+            return Ok(Some(Refusal::Busy(run)));
         }
-        let run = load_one(&mut *tx.conn, latest).await?;
-        Ok(run.map(|run| Ok(Enqueued { run, created: false })))
+        if self.when_full == WhenFull::Reject && known.is_none_or(|known| !known.has_place) {
+            let (key, workspace) = match known {
+                Some(known) => (known.key, known.workspace.parse()?),
+                None => (0, self.new.workspace.clone()),
+            };
+            if assignment::free_slot(tx.conn, key, workspace.as_str()).await?.is_none() {
+                return Ok(Some(Refusal::PoolFull(workspace)));
+            }
+        }
+        Ok(None)
     }
+}
+
+async fn enqueued(tx: &mut Tx<'_>, run: RunKey, created: bool) -> Result<Enqueued, StoreError> {
+    let run = load_one(&mut *tx.conn, run).await?;
+    let run = run.ok_or_else(|| StoreError::Invalid("no row for a run that was just enqueued".into()))?;
+    Ok(Enqueued { run, created })
 }
 
 async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>, StoreError> {
@@ -218,20 +248,23 @@ async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>
     Ok(id.map(|id| id.parse()).transpose()?)
 }
 
-/// Asks the running run to stop; answers with the priority that puts the new one in front of the queue.
-async fn interrupt(tx: &mut Tx<'_>, session: SessionKey, priority: i64) -> Result<i64, StoreError> {
+/// Asks the running run to stop.
+async fn cancel_running(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
     let running =
         sqlx::query_scalar!(r#"SELECT key AS "key!" FROM runs WHERE session_key = ?1 AND status = 'running'"#, session);
-    if let Some(run) = running.fetch_optional(&mut *tx.conn).await? {
-        request_cancel(tx, run).await?;
+    match running.fetch_optional(&mut *tx.conn).await? {
+        Some(run) => request_cancel(tx, run).await,
+        None => Ok(()),
     }
-    let highest = sqlx::query_scalar!(
-        r#"SELECT max(priority) AS "highest: i64" FROM runs WHERE session_key = ?1 AND status = 'queued'"#,
+}
+
+/// What puts a new run ahead of all that wait in its session.
+async fn next_front(tx: &mut Tx<'_>, session: SessionKey) -> Result<i64, StoreError> {
+    let front = sqlx::query_scalar!(
+        r#"SELECT coalesce(max(front), 0) + 1 AS "front!: i64" FROM runs WHERE session_key = ?1 AND status = 'queued'"#,
         session
-    )
-    .fetch_one(&mut *tx.conn)
-    .await?;
-    Ok(highest.map_or(priority, |highest| priority.max((highest + 1).min(1000))))
+    );
+    Ok(front.fetch_one(&mut *tx.conn).await?)
 }
 
 /// Cancels the queued runs whose message is replaced: nobody would see what they answer. Comes after the new run is in the
@@ -261,6 +294,7 @@ async fn insert(
     session: &session::Known,
     message: i64,
     options: &RunOptions,
+    front: i64,
 ) -> Result<RunKey, StoreError> {
     let id = RunId::generate();
     let response = MessageId::of_response(id);
@@ -269,8 +303,8 @@ async fn insert(
     let now = tx.now.as_millis();
     let (workspace, agent): (&str, &str) = (&session.workspace, &session.agent);
     let inserted = sqlx::query!(
-        "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, status, priority, timeout_ms, queued_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'queued', ?7, ?8, ?9)",
+        "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, status, priority, front, timeout_ms, queued_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'queued', ?7, ?8, ?9, ?10)",
         id,
         session.key,
         message,
@@ -278,6 +312,7 @@ async fn insert(
         workspace,
         agent,
         options.priority,
+        front,
         timeout,
         now
     )

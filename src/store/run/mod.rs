@@ -14,8 +14,9 @@ use std::collections::HashSet;
 
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
+use crate::event::Seq;
 use crate::failure::ErrorClass;
-use crate::id::{RunId, SessionId};
+use crate::id::{MessageId, RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
 use crate::run::{Run, Status};
 use crate::usage::Usage;
@@ -205,12 +206,52 @@ impl Store {
             r#"SELECT coalesce(
                    (SELECT key FROM runs WHERE session_key = ?1 AND status = 'running'),
                    (SELECT key FROM runs WHERE session_key = ?1 AND status = 'queued'
-                    ORDER BY (first_seq IS NULL), priority DESC, key LIMIT 1)) AS "key: i64""#,
+                    ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1)) AS "key: i64""#,
             session
         )
         .fetch_one(&self.readers)
         .await?;
         match key {
+            Some(key) => load_one(&self.readers, key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The run whose span holds an event of a session.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn find_run_at(&self, session: SessionKey, seq: Seq) -> Result<Option<Located>, StoreError> {
+        let key = sqlx::query_scalar!("SELECT run_key FROM events WHERE session_key = ?1 AND seq = ?2", session, seq);
+        match key.fetch_optional(&self.readers).await? {
+            Some(key) => load_one(&self.readers, key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The run of a message of a session: the newest that answers it, or the one that answers with it.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn find_run_of_message(
+        &self,
+        session: SessionKey,
+        id: &MessageId,
+    ) -> Result<Option<Located>, StoreError> {
+        // Its answer has the run's id before it is stored.
+        if let Some(run) = id.run_of_response()
+            && let Some(located) = self.find_run(run).await?.filter(|located| located.session == session)
+        {
+            return Ok(Some(located));
+        }
+        let id = id.as_str();
+        let key = sqlx::query_scalar!(
+            r#"SELECT r.key AS "key!" FROM messages m JOIN runs r ON r.message_key = m.key
+               WHERE m.session_key = ?1 AND m.id = ?2 ORDER BY r.key DESC LIMIT 1"#,
+            session,
+            id
+        );
+        match key.fetch_optional(&self.readers).await? {
             Some(key) => load_one(&self.readers, key).await,
             None => Ok(None),
         }

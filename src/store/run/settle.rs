@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, Ending};
 use crate::clock::Timestamp;
 use crate::event::Seq;
 use crate::failure::ErrorClass;
@@ -10,9 +10,11 @@ use crate::id::RunId;
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
 use crate::run::{Cause, ExitReport, Outcome, Status};
 use crate::store::event::{Guarded, batch_json, insert_guarded};
+use crate::store::message::Response;
 use crate::store::text::shown_if_any;
 use crate::store::writer::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
+use crate::usage::Usage;
 
 use super::{Located, load_one, resume};
 
@@ -25,8 +27,8 @@ pub struct Settle {
     pub session: SessionKey,
     /// The run, as readers know it.
     pub run_id: RunId,
-    /// Its last chunks, as JSON; `finish` is the last.
-    pub events: Vec<String>,
+    /// Its last chunks; `finish` is the last. Its outcome is added to them when they are stored.
+    pub events: Vec<Chunk>,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
     /// Why it ends.
@@ -67,11 +69,14 @@ pub(in crate::store) async fn settle_all(
     if settles.is_empty() {
         return Ok(Vec::new());
     }
-    let guarded = settles.iter().map(|s| Guarded {
+    let endings = endings(tx, settles).await?;
+    let label = |(s, ending): (&Settle, &Ending)| ending.label(s.events.clone()).iter().map(Chunk::to_json).collect();
+    let labelled: Vec<Vec<String>> = settles.iter().zip(&endings).map(label).collect();
+    let guarded = settles.iter().zip(&labelled).map(|(s, events)| Guarded {
         lease: s.lease,
         // A cancel that was stored decides the outcome, also when it came a moment before another end.
         unless_cancelled: s.outcome.cause != Cause::Cancelled,
-        events: &s.events,
+        events,
     });
     insert_guarded(tx, &batch_json(guarded)).await?;
     for settle in settles.iter().filter(|s| s.resumes > 0 && s.outcome.status() == Status::Interrupted) {
@@ -79,11 +84,12 @@ pub(in crate::store) async fn settle_all(
     }
     let ends: Vec<_> = settles
         .iter()
-        .map(|s| {
+        .zip(&labelled)
+        .map(|(s, events)| {
             json!([
                 s.lease.run,
                 s.lease.token,
-                s.events.len(),
+                events.len(),
                 s.source_offset,
                 s.outcome.status(),
                 s.outcome.cause.as_str(),
@@ -121,17 +127,19 @@ pub(in crate::store) async fn settle_all(
     .fetch_all(&mut *tx.conn)
     .await?;
     let row_of = |run: RunKey| rows.iter().find(|row| row.key == run);
-    let messages = settles.iter().filter(|s| row_of(s.lease.run).is_some());
-    let messages = messages.filter_map(|s| s.parts.as_deref().map(|parts| (s.lease.run, parts)));
+    let messages = settles.iter().zip(&endings).filter(|(s, _)| row_of(s.lease.run).is_some());
+    let messages = messages.filter_map(|(s, ending)| {
+        let parts = s.parts.as_deref()?;
+        Some(Response { run: s.lease.run, parts, ending: Some(ending) })
+    });
     message::store_responses(tx, messages).await?;
     let mut results = Vec::with_capacity(settles.len());
-    for settle in settles {
+    for (settle, events) in settles.iter().zip(labelled) {
         let Some(row) = row_of(settle.lease.run) else {
             results.push(Err(LeaseLost));
             continue;
         };
-        let count = Seq::try_from(settle.events.len()).unwrap_or(Seq::MAX);
-        let (first_seq, events) = (row.last_seq - count + 1, settle.events.clone());
+        let first_seq = row.last_seq - Seq::try_from(events.len()).unwrap_or(Seq::MAX) + 1;
         let committed = Committed::new(settle.session, settle.run_id, tx.now, first_seq, events, true);
         tx.notices.push(Notice::Events(committed.into()));
         tx.notices.push(Notice::Ready);
@@ -143,6 +151,39 @@ pub(in crate::store) async fn settle_all(
         }
     }
     Ok(results)
+}
+
+/// How each of these runs ends, with what is stored of it already: what its agent used, and the kind of error that it
+/// reported.
+async fn endings(tx: &mut Tx<'_>, settles: &[Settle]) -> Result<Vec<Ending>, StoreError> {
+    let keys = serde_json::Value::from_iter(settles.iter().map(|s| s.lease.run)).to_string();
+    let rows = sqlx::query!(
+        "SELECT key, error_class, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens,
+             cost_usd, context_tokens, context_size
+         FROM runs WHERE key IN (SELECT value FROM json_each(?1))",
+        keys
+    );
+    let rows = rows.fetch_all(&mut *tx.conn).await?;
+    let ending = |settle: &Settle| {
+        let Outcome { cause, class, .. } = settle.outcome;
+        let Some(row) = rows.iter().find(|row| row.key == settle.lease.run) else {
+            return Ending::new(cause, class, Usage::default());
+        };
+        // The schema allows no other words.
+        let reported = row.error_class.as_deref().and_then(|class| class.parse().ok());
+        let usage = Usage {
+            input_tokens: row.input_tokens,
+            output_tokens: row.output_tokens,
+            cache_read_tokens: row.cache_read_tokens,
+            cache_write_tokens: row.cache_write_tokens,
+            reasoning_tokens: row.reasoning_tokens,
+            cost_usd: row.cost_usd,
+            context_tokens: row.context_tokens,
+            context_size: row.context_size,
+        };
+        Ending::new(cause, reported.filter(|_| cause == Cause::AgentError).or(class), usage)
+    };
+    Ok(settles.iter().map(ending).collect())
 }
 
 /// The spans of runs that were cancelled in the queue while another one was running: they come behind it, so that each
@@ -163,7 +204,7 @@ async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
 
 /// The span of a run that ended in the queue: `start` (unless it was claimed once), then its end.
 async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
-    let events = Chunk::end_of_a_run_cancelled_in_the_queue().map(|chunk| chunk.to_json());
+    let events: Vec<_> = Chunk::end_of_a_run_cancelled_in_the_queue().iter().map(Chunk::to_json).collect();
     let (events, now) = (format!("[{}]", events.join(",")), tx.now.as_millis());
     sqlx::query!(
         "INSERT INTO events (session_key, seq, run_key, at, event)

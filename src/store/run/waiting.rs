@@ -28,7 +28,7 @@ impl Store {
                    WHEN r.status = 'running' THEN 'answer'
                    WHEN r.ready = 0 AND (a.key IS NOT NULL OR r.key <> (SELECT key FROM runs q
                        WHERE q.session_key = r.session_key AND q.status = 'queued'
-                       ORDER BY (q.first_seq IS NULL), q.priority DESC, q.key LIMIT 1)) THEN 'turn'
+                       ORDER BY (q.first_seq IS NULL), q.front DESC, q.priority DESC, q.key LIMIT 1)) THEN 'turn'
                    WHEN a.key IS NULL THEN 'slot'
                    WHEN r.not_before > ?3 THEN 'not_before'
                    WHEN EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key) THEN 'slot'

@@ -23,6 +23,8 @@ export const failure = [
 
       const history = await api.messages(id);
       assertSameMessages(chat.messages, history, 'the client holds what is stored');
+      assert.equal(history[1].metadata.status, 'failed');
+      assert.equal(history[1].metadata.cause, 'agent_error');
       const isError = (part) => part.type === 'text' && part.text === '[error] boom';
       assert.ok(history[1].parts.some(isError), `the answer is ${JSON.stringify(history[1])}`);
       const page = openChat({ version, url: api.url, id, messages: history });

@@ -99,15 +99,15 @@ export const permissions = [
       // The page that is late says the same: it gets the rest.
       await answer(chat, NEWEST, question, true);
       await assertOneRun(api, id, chat, run);
-      // And one that says otherwise is told so.
+      // And so does one that says otherwise: the rest tells what was decided.
       const late = openChat({ url: api.url, id, messages: history.slice(0, 1) });
       const denied = structuredClone(chat.lastMessage);
       tool(denied).state = 'approval-responded';
       tool(denied).approval = { id: question, approved: false };
       late.messages = [history[0], denied];
       await late.sendMessage();
-      assert.equal(late.status, 'error');
-      assert.match(late.error.message, /"code":"decided".*allowed already, by chat/);
+      assert.equal(late.status, 'ready', `${late.error}`);
+      assert.equal(tool(late.lastMessage).state, 'output-available');
     },
   },
   {
@@ -121,10 +121,26 @@ export const permissions = [
       await sdk(NEWEST).validateUIMessages({ messages: stored });
       assert.deepEqual(tool(stored[1]).approval, { id: question, approved: false });
       await chat.addToolApprovalResponse({ id: question, approved: true });
-      await eventually(() => chat.status === 'error' || undefined, 'the page is told that it is too late');
-      assert.match(chat.error.message, /"code":"decided"/);
+      await eventually(() => tool(chat.lastMessage).state === 'output-denied' || undefined, 'the page sees the end');
+      await chat.recording.untilOver();
+      assert.equal(chat.lastMessage.metadata.status, 'cancelled');
     },
   },
+  ...VERSIONS.map((version) => ({
+    name: `permissions: a message sent while the agent asks declines the question (ai ${version})`,
+    run: async ({ api, id }) => {
+      const { chat, run, question } = await asked({ api, id }, version);
+      await chat.sendMessage({ text: 'something else' });
+      assert.equal(chat.status, 'ready', `${chat.error}`);
+      assert.match(said(chat.lastMessage), /something else/);
+      assert.equal((await api.settled(run.id)).status, 'completed');
+      const permission = await api.get(`/v1/permissions/${question}`);
+      assert.deepEqual([permission.state, permission.reason], ['denied', 'declined: a new message was sent']);
+      const stored = await api.messages(id);
+      assert.deepEqual(stored.map((message) => message.role), ['user', 'assistant', 'user', 'assistant']);
+      assert.equal(tool(stored[1]).state, 'output-denied');
+    },
+  })),
   {
     name: 'permissions: a stream of the run goes on over the question',
     run: async ({ api, id }) => {

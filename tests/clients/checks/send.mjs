@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 
 import { openChat, VERSIONS } from '../chat.mjs';
-import { assertNumbered, assertSameMessages, assertWholeRun } from '../chunks.mjs';
+import { assertNumbered, assertSameMessages, assertWholeRun, said } from '../chunks.mjs';
 import { openStream, readStream } from '../sse.mjs';
 
 /** A chat after some whole turns. */
@@ -80,6 +80,30 @@ export const send = [
         assert.deepEqual(stored[0].parts, [{ type: 'text', text: 'one, but better' }]);
         assert.notEqual(stored[1].id, old.id, 'the answer is a new message');
         assert.equal((await scene.api.runs(scene.id)).length, 3);
+      },
+    },
+    {
+      name: `send: regenerate with another text is an edit (ai ${version})`,
+      run: async (scene) => {
+        const chat = await talked(scene, version, 'one', 'two');
+        const [user] = chat.messages;
+        chat.messages = [{ ...user, parts: [{ type: 'text', text: 'one, but better' }] }];
+        await chat.regenerate();
+        assert.equal(chat.status, 'ready', `${chat.error}`);
+        assert.match(said(chat.lastMessage), /one, but better/);
+        assertSameMessages(chat.messages, await scene.api.messages(scene.id), 'the client holds what is stored');
+        assert.equal((await scene.api.runs(scene.id)).length, 3);
+      },
+    },
+    {
+      name: `send: regenerate of a message that never arrived is a send (ai ${version})`,
+      run: async ({ api, id }) => {
+        const chat = openChat({ version, url: api.url, id });
+        chat.messages = [{ id: 'm-lost', role: 'user', parts: [{ type: 'text', text: 'hello again' }] }];
+        await chat.regenerate();
+        assert.equal(chat.status, 'ready', `${chat.error}`);
+        assert.match(said(chat.lastMessage), /hello again/);
+        assertSameMessages(chat.messages, await api.messages(id), 'the client holds what is stored');
       },
     },
   ]),

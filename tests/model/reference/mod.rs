@@ -37,6 +37,8 @@ pub struct Run {
     pub message: usize,
     pub status: Status,
     pub priority: i64,
+    /// It goes next: the highest first.
+    pub front: i64,
     pub not_before: Option<i64>,
     pub token: i64,
     pub lease: Option<(WorkerKey, i64)>,
@@ -148,10 +150,12 @@ impl Model {
         self.places.iter().position(|place| place.session == session && place.ended.is_none())
     }
 
-    /// The head of a session's queue: a run that has begun first, then by priority, then as they came.
+    /// The head of a session's queue: a run that has begun first, then what goes next, then by priority, then as they came.
     fn head(&self, session: usize) -> Option<RunKey> {
         let queued = self.runs_of(session).filter(|(_, run)| run.status == Status::Queued);
-        queued.min_by_key(|(key, run)| (run.span.is_none(), Reverse(run.priority), *key)).map(|(key, _)| key)
+        queued
+            .min_by_key(|(key, run)| (run.span.is_none(), Reverse((run.front, run.priority)), *key))
+            .map(|(key, _)| key)
     }
 
     pub fn is_ready(&self, run: RunKey) -> bool {

@@ -1,8 +1,9 @@
 //! What agents ask, and every way in which that is decided.
 
 use mainstay::lease::RunKey;
+use mainstay::run::Status;
 
-use super::{Model, index};
+use super::{Model, index, key};
 use crate::ops::{Answer, Ask};
 
 /// A question may be open for so long.
@@ -27,6 +28,11 @@ impl Model {
         let (now, expires_at) = (self.now, (!by_policy).then_some(self.now + OPEN_MS));
         let (state, answered_at) = if by_policy { ("allowed", Some(now)) } else { ("pending", None) };
         self.permissions.push(Permission { run, request, state, expires_at, answered_at });
+        let session = self.runs[index(run)].session;
+        let is_passed = self.runs_of(session).any(|(_, run)| run.status == Status::Queued && run.front > 0);
+        if !by_policy && is_passed {
+            self.answer(key(self.permissions.len() - 1), false);
+        }
     }
 
     fn decide(&mut self, state: &'static str, which: impl Fn(&Permission) -> bool) -> u64 {

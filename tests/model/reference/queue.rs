@@ -14,24 +14,27 @@ use crate::ops::{Answer, Claim, Enqueue, LEASE_MS, TTL_MS, WORKSPACES};
 impl Model {
     pub(super) fn enqueue(&mut self, new: &Enqueue) -> Answer {
         let known = self.sessions.iter().position(|session| session.name == new.session);
-        let mut priority = new.priority;
+        let goes_next = new.goes_next || new.when_busy == WhenBusy::Interrupt;
+        let mut purpose = new.purpose;
         if let Some(session) = known {
             let Session { workspace, agent, .. } = self.sessions[session];
             if new.named && (workspace != new.workspace || agent != new.agent) {
                 return Answer::Refused("differs");
             }
+            let mut rewrites = None;
             match self.find_sent(session, new.message) {
-                None if new.purpose != Purpose::Send => return Answer::Refused("no such message"),
-                None => {}
+                None => purpose = Purpose::Send,
                 Some(message) => {
                     let (run, latest) = self.runs_of(session).filter(|(_, run)| run.message == message).last().unwrap();
-                    let again = match new.purpose {
-                        Purpose::Send => true,
-                        Purpose::Regenerate => !latest.status.is_settled(),
-                        Purpose::Edit => self.messages[message].text == new.text(),
-                    };
-                    if again {
-                        return Answer::Enqueued { run, created: false };
+                    let is_same = self.messages[message].text == new.text();
+                    match purpose {
+                        Purpose::Send if !is_same => return Answer::Refused("other parts"),
+                        Purpose::Regenerate if is_same && latest.status.is_settled() => {}
+                        _ if is_same => return Answer::Enqueued { run, created: false },
+                        _ => {
+                            purpose = Purpose::Edit;
+                            rewrites = Some((message, run)).filter(|_| latest.status == Status::Queued);
+                        }
                     }
                 }
             }
@@ -44,19 +47,19 @@ impl Model {
             {
                 return Answer::Refused("pool full");
             }
-            if new.when_busy == WhenBusy::Interrupt {
-                if let Some(running) = self.running_in(session) {
-                    self.request_cancel(running);
-                }
-                let queued = self.runs_of(session).filter(|(_, run)| run.status == Status::Queued);
-                if let Some(highest) = queued.map(|(_, run)| run.priority).max() {
-                    priority = priority.max((highest + 1).min(1000));
-                }
+            if let Some((message, run)) = rewrites.filter(|_| !goes_next) {
+                self.messages[message].text = new.text();
+                return Answer::Enqueued { run, created: false };
             }
-        } else if new.purpose != Purpose::Send {
-            return Answer::Refused("no such message");
+            if new.when_busy == WhenBusy::Interrupt
+                && let Some(running) = self.running_in(session)
+            {
+                self.request_cancel(running);
+            }
         } else if new.when_full == WhenFull::Reject && self.free_slot(None, new.workspace).is_none() {
             return Answer::Refused("pool full");
+        } else {
+            purpose = Purpose::Send;
         }
 
         let session = known.unwrap_or_else(|| {
@@ -72,13 +75,16 @@ impl Model {
             });
             self.sessions.len() - 1
         });
-        let message = match new.purpose {
+        let fronts = self.runs_of(session).filter(|(_, run)| run.status == Status::Queued).map(|(_, run)| run.front);
+        let highest = fronts.max().unwrap_or(0);
+        let front = if goes_next { highest + 1 } else { 0 };
+        let message = match purpose {
             Purpose::Send => {
                 let (name, text) = (MessageName::Sent(new.message), new.text());
                 self.messages.push(Message { session, name, text, position: None, hidden: false });
                 self.messages.len() - 1
             }
-            Purpose::Regenerate | Purpose::Edit => self.supersede(session, new),
+            Purpose::Regenerate | Purpose::Edit => self.supersede(session, new, purpose),
         };
         if self.live_place(session).is_none() {
             self.find_place(session, new.when_full);
@@ -89,7 +95,8 @@ impl Model {
             session,
             message,
             status: Status::Queued,
-            priority,
+            priority: new.priority,
+            front,
             not_before: None,
             token: 0,
             lease: None,
@@ -103,7 +110,7 @@ impl Model {
             settled_at: None,
         });
         let run = key(self.runs.len() - 1);
-        if new.purpose != Purpose::Send {
+        if purpose != Purpose::Send {
             let is_replaced = |answered: usize| answered == message || self.messages[answered].hidden;
             let waiting = self.runs_of(session).filter(|(_, run)| run.status == Status::Queued);
             let replaced: Vec<_> =
@@ -120,21 +127,18 @@ impl Model {
     }
 
     /// What came behind a message is hidden: by its place in the log, or by its age while it waits. Behind a message that
-    /// is hidden itself there is nothing.
-    pub(super) fn supersede(&mut self, session: usize, new: &Enqueue) -> usize {
+    /// is hidden itself there is nothing, and behind one that waits itself all goes on to wait.
+    pub(super) fn supersede(&mut self, session: usize, new: &Enqueue, purpose: Purpose) -> usize {
         let replaced = self.find_sent(session, new.message).unwrap();
         let Message { position, hidden, .. } = self.messages[replaced];
         for (i, message) in self.messages.iter_mut().enumerate().filter(|(_, message)| message.session == session) {
             message.hidden |= i != replaced
                 && !hidden
-                && match message.position {
-                    Some(at) => position.is_some_and(|position| at >= position),
-                    None => i > replaced,
-                };
+                && position.is_some_and(|position| message.position.map_or(i > replaced, |at| at >= position));
         }
         let message = &mut self.messages[replaced];
         message.hidden = false;
-        if new.purpose == Purpose::Edit {
+        if purpose == Purpose::Edit {
             message.text = new.text();
         }
         replaced

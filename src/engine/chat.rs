@@ -1,0 +1,95 @@
+//! Chats: which run a page goes on with, and the answers that come along with a message.
+
+use super::{Engine, EngineError, not_found};
+use crate::event::Seq;
+use crate::id::{MessageId, PermissionId, RunId, SessionId};
+use crate::permission::{Answer, PermissionState};
+
+/// What a client has of a chat that it goes on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// A run.
+    Run(RunId),
+    /// The message that a run answers, or answers with.
+    Message(MessageId),
+}
+
+/// An answer to what an agent asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenAnswer {
+    /// The question.
+    pub id: PermissionId,
+    /// Yes or no.
+    pub approved: bool,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+impl Engine {
+    /// The run whose stream a client of a chat is to get: the one that it names; else the one of its cursor, unless it has
+    /// all of that; else what the session is at. `None` when there is nothing more.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] for a session, run or message that is not there, [`EngineError::CursorAhead`],
+    /// [`EngineError::Store`].
+    pub async fn chat_run(
+        &self,
+        session: &SessionId,
+        from: Option<ResumeFrom>,
+        after: Seq,
+    ) -> Result<Option<RunId>, EngineError> {
+        let key = self.session_key(session).await?;
+        let store = &self.shared.store;
+        match from {
+            Some(ResumeFrom::Run(id)) => match self.run(id).await? {
+                run if run.session_id == *session => Ok(Some(id)),
+                _ => Err(not_found("run", id)),
+            },
+            Some(ResumeFrom::Message(id)) => match store.find_run_of_message(key, &id).await? {
+                Some(run) => Ok(Some(run.run.id)),
+                None => Err(not_found("message", id)),
+            },
+            None => {
+                self.check_cursor(key, after).await?;
+                if let Some(located) = store.find_run_at(key, after).await?
+                    && (!located.run.status.is_settled() || located.run.last_seq.is_some_and(|last| last > after))
+                {
+                    return Ok(Some(located.run.id));
+                }
+                Ok(store.find_current_run(key).await?.map(|located| located.run.id))
+            }
+        }
+    }
+
+    /// Answers those of these questions of a session that are open, whether any was. What else comes along in a history
+    /// was decided before or belongs elsewhere.
+    ///
+    /// # Errors
+    /// [`EngineError::NotOffered`], [`EngineError::InvalidValue`], [`EngineError::Store`].
+    pub async fn answer_open(
+        &self,
+        session: &SessionId,
+        answers: Vec<GivenAnswer>,
+        by: &str,
+    ) -> Result<bool, EngineError> {
+        if answers.is_empty() {
+            return Ok(false);
+        }
+        let ids: Vec<_> = answers.iter().map(|answer| answer.id).collect();
+        let asked = self.shared.store.permissions(&ids).await?;
+        let is_open = |id: PermissionId| {
+            let asked = asked.iter().find(|asked| asked.id == id);
+            asked.is_some_and(|asked| asked.session_id == *session && asked.state == PermissionState::Pending)
+        };
+        let mut is_answered = false;
+        for GivenAnswer { id, approved, reason } in answers.into_iter().filter(|answer| is_open(answer.id)) {
+            match self.answer_permission(id, Answer::Approved(approved), by, reason).await {
+                Ok(_) => is_answered = true,
+                // Another client was faster.
+                Err(EngineError::Decided(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(is_answered)
+    }
+}
