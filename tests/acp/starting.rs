@@ -15,6 +15,11 @@ use crate::scene::within;
 
 /// An engine whose agent is started with this command, and a turn that was sent to it.
 async fn sent_to(dir: &Path, command: &[&str], more: &str) -> (Engine, RunId) {
+    send(dir, command, more, "say hello").await
+}
+
+/// The same with a message.
+pub async fn send(dir: &Path, command: &[&str], more: &str, message: &str) -> (Engine, RunId) {
     let text = format!(
         "[agents.live]\ndriver = \"acp\"\ncommand = {}\n{more}\n[workspaces.w]\nagent = \"live\"\n",
         json!(command)
@@ -23,7 +28,7 @@ async fn sent_to(dir: &Path, command: &[&str], more: &str) -> (Engine, RunId) {
     config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
-    let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "say hello").unwrap());
+    let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), message).unwrap());
     send.workspace = Some("w".parse().unwrap());
     let run = engine.send(send).await.unwrap().run.id;
     (engine, run)
@@ -57,7 +62,7 @@ async fn a_program_that_is_not_there_is_missed_before_anything_is_started() {
 }
 
 /// Agents that answer `initialize`, each in its way.
-fn stub(dir: &Path, can: &str) -> String {
+pub fn stub(dir: &Path, can: &str) -> String {
     let [store, log] = ["store", "log"].map(|name| json!(dir.join(name)));
     format!("env = {{ STUB_CAN = \"{can}\", STUB_STORE = {store}, STUB_LOG = {log} }}")
 }
@@ -75,6 +80,7 @@ async fn what_would_come_out_the_same_again_is_told_at_once_and_not_tried_again(
         ),
         (&python, "version-2", "protocol", "required ACP protocol version 1 but peer negotiated 2"),
         (&python, "nonsense", "protocol", "protocolVersion must be a valid ACP protocol version"),
+        (&python, "nonsense", "protocol", r#""result": "hello"}"#),
         (&["cat"], "", "protocol", "initialize with the agent failed: Method not found"),
         (&["./of-no-interpreter"], "", "agent_missing", "failed to start the agent: ./of-no-interpreter: No such file"),
     ] {
@@ -102,6 +108,7 @@ async fn one_that_ends_is_told_with_how_it_ended_and_its_own_words() {
         ("read -r asked; exec >&- <&-; echo 'Error: no key' >&2; exit 4", "(exit status: 4); it wrote last: no key"),
         ("kill -KILL $$", "(signal: 9 (SIGKILL))"),
         ("exit 0", "(exit status: 0)"),
+        ("echo 'usage: agent [options]'; exit 0", "(exit status: 0); it said: usage: agent [options]"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let quick = "restart_pause = \"10ms\"\nmax_restarts = 1";

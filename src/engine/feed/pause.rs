@@ -3,15 +3,24 @@
 //! and goes on in the answer to the message.
 //!
 //! Always: the same chunks give the same places, so that whoever answers gets what stands behind the one where its
-//! stream ended. A question that is answered pauses nothing any more.
+//! stream ended. Of places that come one behind the other the last one counts, so that questions that are asked together
+//! are shown together. A question that is answered pauses nothing any more.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, timeout};
 
 use super::{Follower, State};
 use crate::chunk::Chunk;
 use crate::store::StoreError;
+
+/// Questions of one turn that come this close behind each other are shown together: a stream that ended at the first would
+/// hide the others until that is answered.
+const MORE_WITHIN: Duration = Duration::from_millis(250);
+/// An agent that says something all the time is waited for no longer than this.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The tools at work, as far as they decide where a stream pauses.
 #[derive(Debug, Clone, Default)]
@@ -86,24 +95,52 @@ impl Follower {
             let (Some(pausing), Some(frames)) = (&mut self.pausing, frames.clone()) else { return Ok(frames) };
             pausing.hold(frames);
         }
-        while let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
-            let Some((end, questions)) = held.places.front() else { break };
-            if self.store.are_pending(questions).await? {
-                held.frames.truncate(*end);
-                held.places.clear();
-                self.state = State::Finished;
-            } else {
-                held.places.pop_front();
+        let give_up = Instant::now() + ASKED_WITHIN;
+        while let Some(end) = self.open_place().await? {
+            // Agents ask about several tools at once, one behind the other.
+            let more = match timeout(MORE_WITHIN, self.read_frames()).await {
+                Ok(more) => more?,
+                Err(_) => {
+                    self.end_at(end);
+                    break;
+                }
+            };
+            let (Some(pausing), Some(more)) = (&mut self.pausing, more) else { break };
+            pausing.hold(more);
+            if Instant::now() >= give_up {
+                self.end_at(end);
+                break;
             }
         }
         Ok(self.pausing.as_mut().and_then(|pausing| pausing.held.take()).map(|held| held.frames))
     }
+
+    /// The last place in what is held where somebody has to answer.
+    async fn open_place(&mut self) -> Result<Option<usize>, StoreError> {
+        while let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
+            let Some((end, questions)) = held.places.back() else { break };
+            if self.store.are_pending(questions).await? {
+                return Ok(Some(*end));
+            }
+            held.places.pop_back();
+        }
+        Ok(None)
+    }
+
+    fn end_at(&mut self, end: usize) {
+        if let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
+            held.frames.truncate(end);
+            held.places.clear();
+        }
+        self.state = State::Finished;
+    }
 }
 
 impl Pausing {
+    /// Holds frames, behind those that are held.
     fn hold(&mut self, frames: Bytes) {
-        let mut places = VecDeque::new();
-        let mut at = 0;
+        let (before, mut places) = self.held.take().map_or_else(Default::default, |held| (held.frames, held.places));
+        let mut at = before.len();
         for frame in frames.split_inclusive(|byte| *byte == b'\n') {
             at += frame.len();
             let event = frame.strip_prefix(b"data: ").and_then(|event| std::str::from_utf8(event).ok());
@@ -112,6 +149,7 @@ impl Pausing {
                 places.push_back((at + 1, questions));
             }
         }
+        let frames = if before.is_empty() { frames } else { [before, frames].concat().into() };
         self.held = Some(Held { frames, places });
     }
 }
