@@ -96,6 +96,10 @@ pub enum Chunk {
         id: String,
         data: Notice,
     },
+    DataToolOutput {
+        data: ToolOutputDelta,
+        transient: bool,
+    },
     DataStatus {
         data: StatusLabel,
         transient: bool,
@@ -119,6 +123,17 @@ pub enum Chunk {
 pub struct StatusLabel {
     /// A short sentence.
     pub label: String,
+}
+
+/// Text that a tool at work adds to the output that it has shown. A client of the AI SDK that does not know it shows the
+/// output a little later, with the next whole one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToolOutputDelta {
+    /// The call.
+    pub tool_call_id: String,
+    /// What is added.
+    pub delta: String,
 }
 
 /// Parts that the agent withdrew, such as those of an answer that the model was asked for again. They keep their positions,
@@ -167,11 +182,15 @@ pub struct ToolMetadata {
 }
 
 /// Where a tool call comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolOrigin {
     /// The call on whose behalf it is made: that of a sub-agent.
-    pub parent_tool_call_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_tool_call_id: Option<String>,
+    /// The agent's id of the call, when an earlier call of the message has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_tool_call_id: Option<String>,
 }
 
 /// How a run ended, as the metadata of its answer states it. What is not known is left out.
@@ -305,6 +324,11 @@ mod tests {
         assert_eq!(notice.to_json(), r#"{"type":"data-notice","id":"notice-1","data":{"text":"i"}}"#);
         let source = Chunk::SourceUrl { source_id: "s".into(), url: "u".into(), title: None };
         assert_eq!(source.to_json(), r#"{"type":"source-url","sourceId":"s","url":"u"}"#);
+        let data = ToolOutputDelta { tool_call_id: "t".into(), delta: "d".into() };
+        assert_eq!(
+            Chunk::DataToolOutput { data, transient: true }.to_json(),
+            r#"{"type":"data-tool-output","data":{"toolCallId":"t","delta":"d"},"transient":true}"#
+        );
         let file = Chunk::File { url: "data:,x".into(), media_type: "text/plain".into() };
         assert_eq!(file.to_json(), r#"{"type":"file","url":"data:,x","mediaType":"text/plain"}"#);
         let request = Chunk::ToolApprovalRequest { approval_id: "a".into(), tool_call_id: "t".into() };

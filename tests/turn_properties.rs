@@ -23,7 +23,7 @@ fn event() -> impl Strategy<Value = AgentEvent> {
     let result = prop_oneof![value().prop_map(Ok), text().prop_map(Err)];
     let parent = prop::option::of(id());
     let title = || prop::option::of(prop::sample::select(vec!["", "x", "Look"]).prop_map(str::to_owned));
-    let again = || prop::sample::select(vec![Again::No, Again::Perhaps, Again::Yes]);
+    let again = || prop::sample::select(vec![Again::No, Again::Yes]);
     prop_oneof![
         again().prop_map(AgentEvent::MessageBegan),
         again().prop_map(AgentEvent::MessageBegan),
@@ -167,14 +167,13 @@ proptest! {
         message in message(),
         broken_at in prop::collection::vec(0..20_usize, 1..4),
         pieces in prop::collection::vec(1..4_usize, 1..10),
-        again in prop::sample::select(vec![Again::Perhaps, Again::Yes]),
     ) {
         let mut once = Turn::default();
         hear(&mut once, &message);
         let mut retried = Turn::default();
         for length in broken_at {
             hear(&mut retried, &cut(&message, &pieces).into_iter().take(length).collect::<Vec<_>>());
-            retried.hear(AgentEvent::MessageBegan(again));
+            retried.hear(AgentEvent::MessageBegan(Again::Yes));
         }
         hear(&mut retried, &cut(&message, &pieces));
         for outcome in [Outcome::completed(), Outcome::cancelled()] {
@@ -199,19 +198,40 @@ proptest! {
         prop_assert_eq!(counting(&turn), counting(&only));
     }
 
-    /// A message that may be another one is said whole, unless it begins with all that was said before it.
+    /// Without a sign of the protocol that a message is asked for again, every word of it is said.
     #[test]
-    fn nothing_is_lost_of_what_may_be_a_repetition(first in message(), last in message()) {
+    fn nothing_is_dropped_without_a_sign(first in message(), last in message(), is_other in any::<bool>()) {
         let mut turn = Turn::default();
         hear(&mut turn, &first);
-        turn.hear(AgentEvent::MessageBegan(Again::Perhaps));
+        if is_other {
+            turn.hear(AgentEvent::MessageBegan(Again::No));
+        }
         hear(&mut turn, &last);
         turn.close(&Outcome::completed());
-        let (first, last) = (letters(&first), letters(&last));
-        let expected = if last.starts_with(&first) { last } else { [first, last].concat() };
         let said = counting(&turn);
         let said: Vec<_> = said.iter().flat_map(|(kind, text)| text.chars().map(move |c| (kind == "text", c))).collect();
-        prop_assert_eq!(said, expected);
+        prop_assert_eq!(said, [letters(&first), letters(&last)].concat());
+    }
+
+    /// Agents use one id for several calls: each is a part of its own, and has its own result.
+    #[test]
+    fn calls_with_one_id_keep_their_results(results in prop::collection::vec(0..100_u32, 1..8)) {
+        let mut turn = Turn::default();
+        let started = |input: u32| AgentEvent::ToolStarted {
+            id: "a".into(),
+            name: "x".into(),
+            title: None,
+            input: json!(input),
+            parent: None,
+        };
+        for result in &results {
+            hear(&mut turn, &[started(*result)]);
+            hear(&mut turn, &[AgentEvent::ToolFinished { id: "a".into(), name: None, result: Ok(json!(result)) }]);
+        }
+        let parts: Value = serde_json::from_str(&turn.fold().parts_json()).expect("parts are JSON");
+        let calls: Vec<_> = parts.as_array().into_iter().flatten().filter(|part| part["type"] == "dynamic-tool").collect();
+        prop_assert!(calls.iter().all(|call| call["input"] == call["output"]), "{:?}", calls);
+        prop_assert_eq!(calls.len(), results.len());
     }
 }
 

@@ -96,6 +96,11 @@ impl Splitter {
         Some(self.give())
     }
 
+    /// What came of the line that has no end so far; nothing when it is too long.
+    pub(super) fn unfinished(&self) -> &[u8] {
+        if self.given || self.too_long { &[] } else { &self.held }
+    }
+
     /// The last line of an output that does not end in a line end.
     pub(super) fn last_line(&mut self) -> Option<Line<'_>> {
         self.let_go();

@@ -71,8 +71,7 @@ pub enum AgentEvent {
     Reasoning(String),
     /// It writes to the person.
     Text(String),
-    /// A message of the model begins; it may be one that was said before, in part. Of a sub-agent's messages nothing is
-    /// said here.
+    /// A message of the model begins. Of a sub-agent's messages nothing is said here.
     MessageBegan(Again),
     /// It starts a tool.
     ToolStarted {
@@ -163,13 +162,11 @@ pub enum AgentEvent {
     Ended,
 }
 
-/// Whether a message of the model is one that was said before, in part: models are asked again when a stream breaks.
+/// Whether the agent's protocol says that a message of the model is the one before, asked for again after its stream broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     /// It is new.
     No,
-    /// It may be: the agent does not say. It is when it says the newest message again, word by word.
-    Perhaps,
     /// It is the newest message once more, of which nothing counts any more.
     Yes,
 }

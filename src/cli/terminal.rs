@@ -65,7 +65,7 @@ impl<W: Write> TerminalView<W> {
                 }
             }
             // A preliminary output comes again, whole, with the next one.
-            Chunk::ToolOutputAvailable { preliminary: Some(true), .. } => {}
+            Chunk::ToolOutputAvailable { preliminary: Some(true), .. } | Chunk::DataToolOutput { .. } => {}
             Chunk::ToolOutputAvailable { tool_call_id, output, .. } => {
                 let name = self.tool_that_ended(tool_call_id);
                 self.line(DIM, "←", &join(&name, &brief(output)))?;

@@ -10,13 +10,16 @@
 
 #[cfg(test)]
 mod tests;
+mod tool;
 
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::chunk::{Chunk, Notice, Retracted, ToolMetadata};
+pub use self::tool::Tool;
+pub(in crate::engine) use self::tool::bytes_of;
+use crate::chunk::{Chunk, Notice, Retracted};
 
 /// A message while it grows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,12 +27,12 @@ pub struct Fold {
     parts: Vec<Part>,
     /// Text and reasoning parts that take deltas; a turn keeps one open at most.
     open: Vec<OpenBlock>,
-    /// The newest part of each tool call.
+    /// The part of each tool call.
     tools: HashMap<String, usize>,
+    /// The newest part of each of the agent's ids of calls: agents use one for several calls.
+    calls: HashMap<String, usize>,
     /// The parts of the tools that gave no result yet.
     unfinished: BTreeSet<usize>,
-    /// Where the parts of the newest step begin.
-    step_parts: usize,
     step_open: bool,
     finished: bool,
     bytes: usize,
@@ -98,85 +101,6 @@ enum BlockState {
     Done,
 }
 
-/// A tool call in the message.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Tool {
-    /// The tool.
-    pub tool_name: String,
-    /// The call.
-    pub tool_call_id: String,
-    /// What this call does, for people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub title: Option<String>,
-    state: ToolState,
-    /// What it was given.
-    pub input: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_text: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    preliminary: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    approval: Option<Approval>,
-    provider_executed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    call_provider_metadata: Option<ToolMetadata>,
-}
-
-/// What was asked before a tool was used. The stream does not say how that was answered: it shows in what becomes of the
-/// tool. A message without the answer is refused where the AI SDK validates it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Approval {
-    id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    approved: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum ToolState {
-    InputAvailable,
-    ApprovalRequested,
-    OutputAvailable,
-    OutputError,
-    OutputDenied,
-}
-
-impl Tool {
-    /// Whether it gave its last result.
-    pub fn is_finished(&self) -> bool {
-        match self.state {
-            ToolState::InputAvailable | ToolState::ApprovalRequested => false,
-            ToolState::OutputAvailable => self.preliminary != Some(true),
-            ToolState::OutputError | ToolState::OutputDenied => true,
-        }
-    }
-
-    /// The question that it waits for an answer to.
-    pub fn question(&self) -> Option<&str> {
-        let asks = self.state == ToolState::ApprovalRequested;
-        self.approval.as_ref().filter(|_| asks).map(|approval| approval.id.as_str())
-    }
-
-    /// It goes on, or does not.
-    fn answered(&mut self, approved: bool) {
-        if let Some(approval) = &mut self.approval {
-            approval.approved.get_or_insert(approved);
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        let values = bytes_of(&self.input) + self.output.as_ref().map_or(0, bytes_of);
-        self.tool_name.len()
-            + self.tool_call_id.len()
-            + self.title.as_ref().map_or(0, String::len)
-            + self.error_text.as_ref().map_or(0, String::len)
-            + values
-    }
-}
-
 /// What a part costs beside its texts.
 const PART_BYTES: usize = 64;
 
@@ -186,7 +110,6 @@ impl Fold {
         match chunk {
             Chunk::StartStep => {
                 self.push(Part::StepStart);
-                self.step_parts = self.parts.len();
                 self.step_open = true;
             }
             Chunk::FinishStep => {
@@ -199,47 +122,16 @@ impl Fold {
             Chunk::ReasoningStart { id } => self.start(Block::Reasoning, id),
             Chunk::ReasoningDelta { id, delta } => self.extend(Block::Reasoning, id, delta),
             Chunk::ReasoningEnd { id } => self.end(Block::Reasoning, id),
-            Chunk::ToolInputAvailable {
-                tool_call_id,
-                tool_name,
-                input,
-                provider_executed,
-                title,
-                provider_metadata,
-                ..
-            } => self.announce(Tool {
-                tool_name: tool_name.clone(),
-                tool_call_id: tool_call_id.clone(),
-                title: title.clone(),
-                state: ToolState::InputAvailable,
-                input: input.clone(),
-                output: None,
-                error_text: None,
-                preliminary: None,
-                approval: None,
-                provider_executed: *provider_executed,
-                call_provider_metadata: provider_metadata.clone(),
-            }),
-            Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, preliminary, .. } => {
-                self.update(tool_call_id, |tool| {
-                    tool.answered(true);
-                    tool.state = ToolState::OutputAvailable;
-                    tool.output = Some(output.clone());
-                    tool.error_text = None;
-                    tool.preliminary = *preliminary;
-                    tool.provider_executed = *provider_executed;
-                });
+            Chunk::ToolInputAvailable { .. } => {
+                if let Some(tool) = Tool::announced_by(chunk) {
+                    self.announce(tool);
+                }
             }
-            Chunk::ToolOutputError { tool_call_id, error_text, provider_executed, .. } => {
-                self.update(tool_call_id, |tool| {
-                    tool.answered(true);
-                    tool.state = ToolState::OutputError;
-                    tool.output = None;
-                    tool.error_text = Some(error_text.clone());
-                    tool.preliminary = None;
-                    tool.provider_executed = *provider_executed;
-                });
-            }
+            Chunk::ToolOutputAvailable { tool_call_id, .. }
+            | Chunk::ToolOutputError { tool_call_id, .. }
+            | Chunk::ToolApprovalRequest { tool_call_id, .. }
+            | Chunk::ToolOutputDenied { tool_call_id } => self.update(tool_call_id, |tool| tool.apply(chunk)),
+            Chunk::DataToolOutput { data, .. } => self.update(&data.tool_call_id, |tool| tool.grow(&data.delta)),
             Chunk::File { url, media_type } => {
                 self.bytes += url.len() + media_type.len();
                 self.push(Part::File { media_type: media_type.clone(), url: url.clone() });
@@ -259,14 +151,6 @@ impl Fold {
                 data.parts.iter().for_each(|part| self.withdraw(*part));
                 self.push(Part::DataRetracted { id: id.clone(), data: data.clone() });
             }
-            Chunk::ToolApprovalRequest { approval_id, tool_call_id } => self.update(tool_call_id, |tool| {
-                tool.state = ToolState::ApprovalRequested;
-                tool.approval = Some(Approval { id: approval_id.clone(), approved: None });
-            }),
-            Chunk::ToolOutputDenied { tool_call_id } => self.update(tool_call_id, |tool| {
-                tool.answered(false);
-                tool.state = ToolState::OutputDenied;
-            }),
             Chunk::Finish { .. } => self.finished = true,
             Chunk::Start { .. }
             | Chunk::DataStatus { .. }
@@ -342,6 +226,11 @@ impl Fold {
         self.tool_at(*self.tools.get(id)?)
     }
 
+    /// The newest tool call that has this id of the agent's.
+    pub fn call(&self, agent_id: &str) -> Option<&Tool> {
+        self.tool_at(*self.calls.get(agent_id)?)
+    }
+
     /// Where a tool call stands in the message.
     pub fn tool_part(&self, id: &str) -> Option<usize> {
         self.tools.get(id).copied()
@@ -399,19 +288,14 @@ impl Fold {
         }
     }
 
-    /// A tool call begins, or its input changes. A call that this step knows already starts over.
+    /// A tool call begins, or its input changes. A call that is known already starts over.
     fn announce(&mut self, announced: Tool) {
         let id = announced.tool_call_id.clone();
-        if self.tools.get(&id).is_some_and(|part| *part >= self.step_parts) {
-            self.update(&id, |tool| {
-                tool.answered(true);
-                let title = announced.title.clone().or(tool.title.take());
-                let call_provider_metadata =
-                    announced.call_provider_metadata.clone().or(tool.call_provider_metadata.take());
-                *tool = Tool { title, approval: tool.approval.take(), call_provider_metadata, ..announced };
-            });
+        if self.tools.contains_key(&id) {
+            self.update(&id, |tool| tool.announce_again(announced));
         } else {
             let part = self.parts.len();
+            self.calls.insert(announced.agent_id().to_owned(), part);
             self.tools.insert(id, part);
             self.unfinished.insert(part);
             self.bytes += announced.bytes();
@@ -445,14 +329,5 @@ impl Fold {
         } else {
             self.unfinished.insert(part);
         }
-    }
-}
-
-fn bytes_of(value: &Value) -> usize {
-    match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
-        Value::String(text) => text.len() + 2,
-        Value::Array(items) => items.iter().map(|item| 1 + bytes_of(item)).sum(),
-        Value::Object(map) => map.iter().map(|(key, item)| key.len() + 4 + bytes_of(item)).sum(),
     }
 }

@@ -9,6 +9,7 @@
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
 
 mod blocks;
+mod progress;
 mod repetition;
 #[cfg(test)]
 mod tests;
@@ -20,8 +21,8 @@ use serde_json::Value;
 
 use self::blocks::Blocks;
 use self::repetition::{Heard, Repetition};
-use self::tools::{Use, tool_failed};
-use super::fold::{Block, Fold};
+use self::tools::{Use, tool_done, tool_failed};
+use super::fold::{Block, Fold, Tool};
 use crate::backend::{Again, AgentEvent};
 use crate::chunk::{Chunk, FinishReason, Notice, Retracted, StatusLabel};
 use crate::run::{Outcome, Status};
@@ -41,6 +42,8 @@ pub struct Turn {
     tasks: usize,
     blocks: Blocks,
     repetition: Repetition,
+    /// Calls that were announced only by their result: what announces them may come late.
+    unannounced: HashSet<String>,
     /// The turn as it was heard before, while that is heard again.
     past: Option<Box<Turn>>,
 }
@@ -83,6 +86,7 @@ impl Turn {
         if all && let Some(past) = self.past.take() {
             (self.ended, self.held_open, self.tasks) = (past.ended, past.held_open, past.tasks);
             self.blocks.goes_on_with(&past.blocks);
+            self.unannounced = past.unannounced;
             self.repetition = past.repetition.found_in(&past.fold, &self.fold);
         }
     }
@@ -139,14 +143,8 @@ impl Turn {
         }
         self.close_block(&mut said);
         let unfinished = self.fold.unfinished_tools();
-        let unfinished: Vec<_> =
-            unfinished.map(|(_, tool)| (tool.tool_call_id.clone(), tool.question().is_some())).collect();
-        for (tool_call_id, asks) in unfinished {
-            let end = if asks {
-                Chunk::ToolOutputDenied { tool_call_id }
-            } else {
-                tool_failed(tool_call_id, without_result(status).to_owned())
-            };
+        let ends: Vec<_> = unfinished.map(|(_, tool)| end_of_unfinished(tool, status)).collect();
+        for end in ends {
             self.say(end, &mut said);
         }
         let sentence = outcome.error.as_deref().unwrap_or("The run failed.");
@@ -184,6 +182,11 @@ impl Turn {
     /// Whether a tool or a task in the background works: no progress is expected of the agent then.
     pub fn is_tool_running(&self) -> bool {
         self.tasks > 0 || self.fold.unfinished_tools().next().is_some()
+    }
+
+    /// The id in the message of the newest call that has this id of the agent's.
+    pub fn call_id<'a>(&'a self, agent_id: &'a str) -> &'a str {
+        self.fold.call(agent_id).map_or(agent_id, |tool| &tool.tool_call_id)
     }
 
     /// The first error that the agent reported.
@@ -238,7 +241,7 @@ impl Turn {
         }
     }
 
-    /// What the model says: what it has said before is not said again.
+    /// What the model says: what it says again, being asked again, is not said twice.
     fn speak(&mut self, block: Block, mut delta: String, said: &mut Vec<Chunk>) {
         if delta.is_empty() {
             return;
@@ -271,9 +274,9 @@ impl Turn {
         );
     }
 
-    /// A message that may repeat what was said goes on in the block that is open.
+    /// A message that is asked for again goes on in the block that is open.
     fn begin_message(&mut self, again: Again, said: &mut Vec<Chunk>) {
-        if !self.repetition.begin(again, &self.fold) {
+        if !self.repetition.begin(again) {
             self.end_repetition(said);
             self.repetition.forget();
             self.close_block(said);
@@ -285,10 +288,8 @@ impl Turn {
     fn end_repetition(&mut self, said: &mut Vec<Chunk>) {
         let Some(other) = self.repetition.end(&self.fold) else { return };
         self.close_block(said);
-        if let Some(parts) = other.void {
-            let id = self.begin_part("retracted", said);
-            self.say(Chunk::DataRetracted { id, data: Retracted { parts } }, said);
-        }
+        let id = self.begin_part("retracted", said);
+        self.say(Chunk::DataRetracted { id, data: Retracted { parts: other.void } }, said);
         for (block, text) in other.said {
             self.write(block, text, said);
         }
@@ -359,6 +360,16 @@ impl Turn {
                 said,
             );
         }
+    }
+}
+
+/// How a tool that reported no result ends with the run: what it has shown stays.
+fn end_of_unfinished(tool: &Tool, status: Status) -> Chunk {
+    let tool_call_id = tool.tool_call_id.clone();
+    match tool.output() {
+        _ if tool.question().is_some() => Chunk::ToolOutputDenied { tool_call_id },
+        Some(output) => tool_done(tool_call_id, output.clone()),
+        None => tool_failed(tool_call_id, without_result(status).to_owned()),
     }
 }
 

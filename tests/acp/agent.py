@@ -1,7 +1,8 @@
 """An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 
 STUB_CAN names what it can do (load resume resume-fails close modes auth images), or
-not do (login-first nonsense version-2); STUB_STORE is the file with its sessions,
+not do (login-first nonsense version-2 silent load-busy load-busy-once load-late), and
+how it speaks (noise pretty framed); STUB_STORE is the file with its sessions,
 STUB_LOG gets every line that it is sent.
 """
 import json
@@ -15,6 +16,7 @@ CAN = os.environ.get("STUB_CAN", "").split()
 STORE, LOG = os.environ["STUB_STORE"], os.environ["STUB_LOG"]
 OUT = threading.Lock()
 sessions, cancelled, answers, answered = {}, {}, {}, threading.Condition()
+evicted, busy = set(), set()
 MODES = {"currentModeId": "ask", "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]}
 
 
@@ -32,8 +34,16 @@ def update(session, kind, **fields):
     send(method="session/update", params={"sessionId": session, "update": {"sessionUpdate": kind, **fields}})
 
 
-def say(session, text):
-    update(session, "agent_message_chunk", content={"type": "text", "text": text})
+def say(session, text, **more):
+    update(session, "agent_message_chunk", content={"type": "text", "text": text}, **more)
+
+
+def call(session, kind, id, **fields):
+    update(session, kind, toolCallId=id, **fields)
+
+
+def text_of(text):
+    return [{"type": "content", "content": {"type": "text", "text": text}}]
 
 
 def ask(id, method, **params):
@@ -56,6 +66,9 @@ def permission(session, id, number=1):
 
 def turn(id, session, blocks):
     text = blocks[0]["text"]
+    if session in evicted:
+        data = {"details": f"Session not found: {session}"}
+        return send(id=id, error={"code": -32603, "message": "Internal error", "data": data})
     sessions[session].append(text)
     json.dump(sessions, open(STORE, "w"))
     word, _, rest = text.partition(" ")
@@ -142,11 +155,46 @@ def turn(id, session, blocks):
         cancelled[session].wait()
         stop = "cancelled"
     elif word == "late":
-        say(session, "in time")
+        say(session, "in time", messageId="m1")
+        call(session, "tool_call", "t", title="look", status="in_progress")
         send(id=id, result={"stopReason": stop})
-        say(session, "too late")
-        update(session, "session_info_update", title="A late title")
+        call(session, "tool_call_update", "t", status="completed", content=text_of("seen"))
+        say(session, ", and late", messageId="m1")
         return
+    elif word == "later":
+        # When told so: in the midst of the next turn, or when there is none.
+        say(session, "in time", messageId="m1")
+        send(id=id, result={"stopReason": stop})
+        while not os.path.exists(rest):
+            time.sleep(0.01)
+        say(session, "too late", messageId="m1")
+        update(session, "session_info_update", title="A late title")
+        open(rest + "-said", "w").close()
+        return
+    elif word == "meanwhile":
+        say(session, "one ", messageId="m2")
+        open(rest, "w").close()
+        while not os.path.exists(rest + "-said"):
+            time.sleep(0.01)
+        say(session, "two", messageId="m2")
+    elif word == "again":
+        for _ in range(3):
+            for piece in ("Hello ", "world! "):
+                say(session, piece, messageId="m1")
+    elif word == "evict":
+        say(session, "evicting")
+        evicted.add(session)
+    elif word == "child":
+        say(session, told(permission("child-of-" + session, 7)))
+    elif word == "same-id":
+        say(session, told(permission(session, 7)) + told(permission(session, 7, 2)))
+    elif word == "request":
+        write(rest.replace("SESSION", session))
+        with answered:
+            answered.wait_for(lambda: '"odd"' in answers)
+        say(session, told(answers.pop('"odd"')))
+    elif word == "fail":
+        return send(id=id, error=json.loads(rest))
     elif word == "cost":
         update(session, "usage_update", used=1, size=2, cost={"amount": float(rest), "currency": "USD"})
     send(id=id, result={"stopReason": stop})
@@ -165,10 +213,23 @@ def request(id, method, params):
         send(id=id, result="hello")
     elif method == "initialize" and "version-2" in CAN:
         send(id=id, result={"protocolVersion": 2})
+    elif method == "initialize" and "silent" in CAN:
+        write("I only talk to people.")
     elif method == "initialize":
         can = {"loadSession": "load" in CAN, "promptCapabilities": {"image": "images" in CAN}, "sessionCapabilities": {}}
         can["sessionCapabilities"] = {name: {} for name in ("resume", "close") if name in CAN}
-        send(id=id, result={"protocolVersion": 1, "agentCapabilities": can})
+        result = {"jsonrpc": "2.0", "id": id, "result": {"protocolVersion": 1, "agentCapabilities": can}}
+        line = json.dumps(result)
+        if "noise" in CAN:
+            write("Welcome to the stub\n")
+            write("\x1b]0;stub\x07\x1b[?25l" + line + "\x1b[0m")
+        elif "pretty" in CAN:
+            write(json.dumps(result, indent=2))
+        elif "framed" in CAN:
+            sys.stdout.write(f"Content-Length: {len(line)}\r\n\r\n{line}")
+            sys.stdout.flush()
+        else:
+            write(line)
     elif method == "session/new" and "auth" in CAN:
         send(id=id, error={"code": -32000, "message": "Authentication required"})
     elif method == "session/new":
@@ -179,6 +240,17 @@ def request(id, method, params):
     elif method == "session/resume" and "resume-fails" in CAN or session not in sessions:
         send(id=id, error={"code": -32002, "message": "no such session"})
     elif method in ("session/load", "session/resume"):
+        if "load-busy" in CAN or "load-busy-once" in CAN and session not in busy:
+            busy.add(session)
+            return send(id=id, error={"code": -32603, "message": "Internal error: disk busy"})
+        evicted.discard(session)
+        if "load-late" in CAN:
+            opened(id, session)
+            time.sleep(0.5)
+            update(session, "user_message_chunk", content={"type": "text", "text": "old"})
+            say(session, "told late", messageId="m1")
+            call(session, "tool_call", "old", title="old", status="completed")
+            return
         if method == "session/load":
             for text in sessions[session]:
                 update(session, "user_message_chunk", content={"type": "text", "text": text})

@@ -61,14 +61,66 @@ async fn an_answer_that_does_not_say_how_the_turn_ended_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_unknown_stop_reason_is_no_success() {
+async fn an_unknown_stop_reason_is_a_failure() {
     let scene = Scene::new("").await;
-    let banana = r#"{"stopReason": "banana", "usage": {"inputTokens": 1}}"#;
-    let (unread, outcome) = scene.turn(&format!("answer word {banana}"), None).await.outcome();
-    assert_eq!((unread.len(), outcome.cause), (1, Cause::Incomplete));
-    assert!(unread[0].contains("banana"));
-    let (_, outcome) = scene.turn(&format!("answer - {banana}"), None).await.outcome();
-    assert_eq!((outcome.cause, outcome.class), (Cause::NoOutput, Some(ErrorClass::Protocol)));
+    for said in ["word", "-"] {
+        let turn = scene.turn(&format!("answer {said} {}", json!({"stopReason": "banana"})), None).await;
+        let (unread, outcome) = turn.outcome();
+        assert_eq!((unread.len(), outcome.cause, outcome.class), (0, Cause::AgentError, Some(ErrorClass::Protocol)));
+        assert!(outcome.error.as_ref().unwrap().contains("banana"), "{outcome:?}");
+    }
+    let (_, outcome) = scene.turn(r#"answer word {"stopReason": "cancelled"}"#, None).await.outcome();
+    assert_eq!(outcome.cause, Cause::AgentError, "nobody cancelled it");
+}
+
+#[tokio::test]
+async fn noise_around_a_message_costs_nothing() {
+    for can in ["noise", "pretty", "framed"] {
+        let scene = Scene::new(can).await;
+        assert_eq!(scene.turn("say one", None).await.text(), "one", "{can}");
+    }
+}
+
+#[tokio::test]
+async fn every_request_gets_an_answer() {
+    let scene = Scene::new("").await;
+    let request = |method: &str, params: serde_json::Value| {
+        json!({"jsonrpc": "2.0", "id": "odd", "method": method, "params": params}).to_string()
+    };
+    for request in [
+        request("elicitation/create", json!({"sessionId": "SESSION", "message": "Which?", "mode": "form"})),
+        request("fs/read_text_file", json!({"sessionId": "SESSION", "path": "/etc/passwd"})),
+        request("no/such/method", json!([1, "two"])),
+        request("no/such/method", json!({"sessionId": 5})),
+        json!({"jsonrpc": "2.0", "id": "odd", "method": "no/params"}).to_string(),
+    ] {
+        let turn = scene.turn(&format!("request {request}"), None).await;
+        assert_eq!(turn.text(), r#"{"error": -32601}"#, "{request}");
+    }
+    let request = request("session/request_permission", json!({"sessionId": "SESSION", "options": "none"}));
+    let turn = scene.turn(&format!("request {request}"), None).await;
+    assert!(turn.text().contains("cancelled"), "{turn:#?}");
+}
+
+#[tokio::test]
+async fn a_question_of_a_sub_agents_session_is_asked() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("child", json!({})).await;
+    let asked = relay.until("request_permission").await;
+    relay.answer(&asked["id"], Some("yes")).await;
+    assert!(relay.end().await.text().contains("yes"));
+}
+
+#[tokio::test]
+async fn requests_with_one_id_are_two_questions() {
+    let scene = Scene::new("").await;
+    let mut relay = scene.relay("same-id", json!({})).await;
+    for option in ["yes", "no"] {
+        let asked = relay.until("request_permission").await;
+        relay.answer(&asked["id"], Some(option)).await;
+    }
+    let turn = relay.end().await;
+    assert!(turn.text().contains("yes") && turn.text().contains("no"), "{turn:#?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! How a turn comes by a session of the agent, and what the agent is told of it.
 
+use mainstay::failure::ErrorClass;
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -59,16 +60,89 @@ async fn a_session_that_begins_anew_is_closed_and_so_is_one_for_a_single_turn() 
 }
 
 #[tokio::test]
-async fn what_was_said_while_nobody_listened_is_no_text_of_the_next_turn() {
+async fn late_chunks_and_results_belong_to_their_turn() {
     let scene = Scene::new("").await;
-    let first = scene.turn("late", None).await;
+    let turn = scene.turn("late", None).await;
+    assert_eq!((turn.text().as_str(), turn.code), ("in time, and late", Some(0)));
+    assert!(turn.said.iter().any(|line| line["params"]["update"]["content"][0]["content"]["text"] == "seen"));
+    assert_eq!(turn.outcome().1, mainstay::run::Outcome::completed());
+}
+
+#[tokio::test]
+async fn words_after_a_turn_are_not_in_the_next_one() {
+    let scene = Scene::new("").await;
+    let file = |name: &str| scene.dir.path().join(name).display().to_string();
+    let first = scene.turn(&format!("later {}", file("go")), None).await;
     assert_eq!(first.text(), "in time");
     let (id, _) = first.session();
-    let second = scene.turn("say two", Some(&id)).await;
-    assert_eq!(second.text(), "two");
-    let titles = [&first, &second].map(|turn| turn.said.iter().any(|line| line.to_string().contains("early title")));
-    assert_eq!(titles, [true, false]);
+    let second = scene.turn(&format!("meanwhile {}", file("go")), Some(&id)).await;
+    assert_eq!(second.text(), "one two", "{second:#?}");
+    let early = |turn: &crate::scene::Turn| turn.said.iter().any(|line| line.to_string().contains("early title"));
+    assert_eq!((early(&first), early(&second)), (true, false));
     assert!(second.said.iter().any(|line| line["params"]["update"]["title"] == "A late title"));
+    // An agent that counts its messages anew in each turn loses no words.
+    assert_eq!(scene.turn("again", Some(&id)).await.text(), "Hello world! ".repeat(3));
+    assert_eq!(scene.turn("again", Some(&id)).await.text(), "Hello world! ".repeat(3));
+}
+
+#[tokio::test]
+async fn history_that_comes_late_is_not_taken_for_new() {
+    let mut scene = Scene::new("load load-late").await;
+    let (id, _) = scene.turn("say one", None).await.session();
+    scene.end("-KILL").await;
+    scene.start().await;
+    let turn = scene.turn("history", Some(&id)).await;
+    assert!(is(&turn.session(), &id, "loaded"));
+    assert_eq!(turn.text(), "say one");
+    assert!(!turn.said.iter().any(|line| line.to_string().contains("old")), "{turn:#?}");
+}
+
+#[tokio::test]
+async fn a_conversation_is_kept_when_loading_it_fails() {
+    let mut scene = Scene::new("load load-busy").await;
+    let (id, _) = scene.turn("say one", None).await.session();
+    scene.end("-KILL").await;
+    scene.start().await;
+    let turn = scene.turn("say two", Some(&id)).await;
+    let message = turn.own("error")["message"].as_str().unwrap();
+    assert!(message.contains("disk busy") && message.contains("kept"), "{message}");
+    assert_eq!((scene.sent("session/new").len(), scene.sent("session/load").len()), (1, 3), "{turn:#?}");
+    assert!(!turn.said.iter().any(|line| line["mainstay"] == "session"));
+
+    let mut scene = Scene::new("load load-busy-once").await;
+    let (id, _) = scene.turn("say one", None).await.session();
+    scene.end("-KILL").await;
+    scene.start().await;
+    assert!(is(&scene.turn("say two", Some(&id)).await.session(), &id, "loaded"));
+}
+
+#[tokio::test]
+async fn a_live_session_that_fails_at_once_is_taken_up_again() {
+    for (can, origin) in [("load", "loaded"), ("resume", "resumed"), ("", "new")] {
+        let scene = Scene::new(can).await;
+        let (id, _) = scene.turn("evict", None).await.session();
+        let turn = scene.turn("history", Some(&id)).await;
+        let sessions: Vec<_> = turn.said.iter().filter(|line| line["mainstay"] == "session").collect();
+        assert_eq!(sessions.last().unwrap()["origin"], origin, "{can}: {turn:#?}");
+        let is_told = turn.said.iter().any(|line| line["mainstay"] == "notice");
+        assert_eq!((turn.text().as_str(), is_told), (if can.is_empty() { "" } else { "evict" }, can.is_empty()));
+        assert_eq!(turn.outcome().1, mainstay::run::Outcome::completed(), "{can}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_provider_is_no_fault_of_the_session() {
+    let scene = Scene::new("load").await;
+    let (id, _) = scene.turn("say one", None).await.session();
+    for (data, class) in [
+        (json!({"status": 429}), ErrorClass::RateLimit),
+        (json!(r#"{"error":{"type":"overloaded_error","message":"Slow down"}}"#), ErrorClass::Overloaded),
+    ] {
+        let error = json!({"code": -32603, "message": "Internal error", "data": data});
+        let (_, outcome) = scene.turn(&format!("fail {error}"), Some(&id)).await.outcome();
+        assert_eq!(outcome.class, Some(class), "{outcome:?}");
+    }
+    assert_eq!((scene.sent("session/load").len(), scene.sent("session/prompt").len()), (0, 3));
 }
 
 #[tokio::test]

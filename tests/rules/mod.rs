@@ -15,6 +15,8 @@ struct Rules {
     retracted: HashSet<usize>,
     /// Each announced tool, and whether it gave its last result.
     tools: HashMap<String, bool>,
+    /// The tools that failed or were denied.
+    failed: HashSet<String>,
     /// The tools that wait for an answer.
     asking: HashSet<String>,
     over: bool,
@@ -81,6 +83,7 @@ impl Rules {
                 rule(self.asking.remove(id), "only what was asked for is denied")?;
                 rule(self.open.is_none(), "a stream can pause at a question")?;
                 self.tools.insert(id.clone(), true);
+                self.failed.insert(id.clone());
             }
             Chunk::ToolInputAvailable { tool_call_id: id, tool_name, .. } => {
                 rule(!id.is_empty() && !tool_name.is_empty(), "tools have ids and names")?;
@@ -100,12 +103,14 @@ impl Rules {
                 rule(last || !self.asking.contains(id), "a tool that asks does not work")?;
                 self.asking.remove(id);
                 let before = self.tools.insert(id.clone(), last);
-                rule(before == Some(false), "output is of a tool at work")?;
+                let is_late = last && before == Some(true) && !self.failed.contains(id);
+                rule(before == Some(false) || is_late, "output is of a tool at work, or of one that gave an output")?;
             }
             Chunk::ToolOutputError { tool_call_id: id, .. } => {
                 rule(self.asking.is_empty() || self.open.is_none(), "a stream can pause at a question")?;
                 rule(!self.asking.contains(id), "what was asked for is denied")?;
                 rule(self.tools.insert(id.clone(), true) == Some(false), "failures are of a tool at work")?;
+                self.failed.insert(id.clone());
             }
             Chunk::File { .. } => {
                 rule(self.open.is_none(), "a file closes what is open")?;
@@ -130,6 +135,11 @@ impl Rules {
                 rule(self.used.insert(id.clone()), "ids are new")?;
                 rule(!data.text.is_empty(), "a notice says something")?;
                 self.parts += 1;
+            }
+            Chunk::DataToolOutput { data, transient } => {
+                rule(*transient && !data.delta.is_empty(), "a difference is transient and says something")?;
+                rule(self.tools.get(&data.tool_call_id) == Some(&false), "a difference is of a tool at work")?;
+                rule(!self.asking.contains(&data.tool_call_id), "a tool that asks does not work")?;
             }
             Chunk::DataStatus { data, transient } => {
                 rule(*transient && !data.label.is_empty(), "a status is transient and says something")?;

@@ -82,7 +82,7 @@ pub fn turns() -> Vec<(&'static str, Vec<AgentEvent>)> {
                 text("It ends."),
             ],
         ),
-        ("made/another", vec![text("This will "), began(Again::Perhaps), text("This "), text("does.")]),
+        ("made/another", vec![text("This will "), began(Again::No), text("This "), text("does.")]),
         (
             "made/withdrawn",
             vec![

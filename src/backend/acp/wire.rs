@@ -13,7 +13,8 @@ use tokio::net::UnixStream;
 
 use crate::backend::SessionOrigin;
 use crate::backend::relay::RelayedTurn;
-use crate::failure::ErrorClass;
+use crate::clock::Timestamp;
+use crate::failure::{AgentError, ErrorClass};
 
 /// The longest line that a relay or the bridge takes from the other: a turn with all its files.
 pub(super) const MAX_LINE_BYTES: u64 = 256 * 1024 * 1024;
@@ -72,6 +73,14 @@ pub(super) enum Own {
         class: Option<ErrorClass>,
         /// For people.
         message: String,
+        /// When it makes sense to try again, in milliseconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_at: Option<i64>,
+    },
+    /// Something that people have to know beside the answer.
+    Notice {
+        /// In words.
+        text: String,
     },
     /// The turn came to its end: the last line of a turn, and the answer when somebody waits for the end.
     Ended,
@@ -82,7 +91,14 @@ pub(super) enum Own {
 impl Own {
     /// An error of a kind.
     pub(super) fn error(class: impl Into<Option<ErrorClass>>, message: impl Into<String>) -> Self {
-        Self::Error { class: class.into(), message: message.into() }
+        Self::Error { class: class.into(), message: message.into(), retry_at: None }
+    }
+}
+
+impl From<AgentError> for Own {
+    fn from(error: AgentError) -> Self {
+        let AgentError { message, class, retry_at } = error;
+        Self::Error { class, message, retry_at: retry_at.map(Timestamp::as_millis) }
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::watch::text;
+use crate::backend::provider;
 use crate::failure::{AgentError, ErrorClass};
 
 /// What the server says when a turn was aborted.
@@ -13,7 +14,8 @@ pub(super) fn is_abort(error: &Value) -> bool {
     text(error, "/name") == Some(ABORTED)
 }
 
-/// An error (`{name, data: {message, statusCode?, …}}`) in words, and its class as far as its name or status says one.
+/// An error (`{name, data: {message, statusCode?, …}}`) in words, its class as far as its name or a code says one, and when a limit
+/// is over.
 pub(super) fn read(error: &Value) -> AgentError {
     let name = text(error, "/name").unwrap_or("UnknownError");
     let message = text(error, "/data/message").filter(|message| !message.trim().is_empty());
@@ -24,19 +26,14 @@ pub(super) fn read(error: &Value) -> AgentError {
         ("MessageOutputLengthError", None) => "The answer is longer than the model may write at once.",
         (name, None) => name,
     };
-    AgentError { message: message.to_owned(), class: class(name, error), retry_at: None }
+    let known = provider::error(error, message.to_owned());
+    AgentError { class: of_name(name).or(known.class), ..known }
 }
 
-fn class(name: &str, error: &Value) -> Option<ErrorClass> {
+fn of_name(name: &str) -> Option<ErrorClass> {
     match name {
         "ProviderAuthError" => Some(ErrorClass::Authentication),
         "ContextOverflowError" => Some(ErrorClass::ContextTooLong),
-        "APIError" => match error.pointer("/data/statusCode").and_then(Value::as_u64)? {
-            401 | 403 => Some(ErrorClass::Authentication),
-            429 => Some(ErrorClass::RateLimit),
-            503 | 529 => Some(ErrorClass::Overloaded),
-            _ => None,
-        },
         _ => None,
     }
 }
@@ -66,6 +63,11 @@ mod tests {
             ),
             (json!({"name": "APIError", "data": {"message": "429"}}), "429", None),
             (
+                json!({"name": "UnknownError", "data": {"message": "m", "responseBody": "{\"error\":{\"type\":\"rate_limit_error\"}}"}}),
+                "m",
+                Some(ErrorClass::RateLimit),
+            ),
+            (
                 json!({"name": "ContextOverflowError", "data": {"message": "too long"}}),
                 "too long",
                 Some(ErrorClass::ContextTooLong),
@@ -76,5 +78,9 @@ mod tests {
         ] {
             assert_eq!(read(&error), AgentError { message: message.to_owned(), class, retry_at: None }, "{error}");
         }
+        let headers = json!({"retry-after": "Fri, 15 Jan 2027 08:00:00 GMT"});
+        let data = json!({"message": "wait", "statusCode": 429, "responseHeaders": headers});
+        let retry_at = read(&json!({"name": "APIError", "data": data})).retry_at;
+        assert_eq!(retry_at.map(crate::clock::Timestamp::as_millis), Some(1_800_000_000_000));
     }
 }

@@ -8,10 +8,6 @@ use super::watch::text;
 use crate::backend::AgentEvent;
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest, ToolKind};
 
-/// A tool's output is told anew when it has grown by a quarter, or as long as it is shorter than this: what is stored of
-/// it stays in proportion to what it says.
-const SHORT_OUTPUT_BYTES: usize = 4096;
-
 /// A call.
 #[derive(Debug, Default)]
 struct Call {
@@ -58,8 +54,7 @@ impl Tools {
         match status {
             Some("running") => {
                 let output = text(state, "/metadata/output").unwrap_or_default();
-                let grown = output.len().saturating_sub(call.output_bytes);
-                if grown > 0 && (output.len() < SHORT_OUTPUT_BYTES || grown >= call.output_bytes / 4) {
+                if output.len() > call.output_bytes {
                     call.output_bytes = output.len();
                     events.push(AgentEvent::ToolProgress { id: call.id.clone(), output: output.into() });
                 }

@@ -56,7 +56,7 @@ impl Drive<'_> {
                     }
                     event => {
                         if let AgentEvent::ToolFinished { id, .. } = &event {
-                            facts.extend(self.asking.finished(id));
+                            facts.extend(self.asking.finished(self.turn.call_id(id)));
                         }
                         chunks.extend(self.turn.hear(event));
                     }

@@ -1,6 +1,8 @@
-//! What a model says again. Its message broke off, it is asked again, and most often it begins with the same words.
+//! What a model says again. Its message broke off, the agent says that it asks it again, and most often it begins with the
+//! same words.
 //!
-//! Always: positions in the message only. The words are in the fold, so that what is said again is compared with what
+//! Always: nothing is taken for said before unless the agent's protocol says that the message is asked for again.
+//! Positions in the message only are kept: the words are in the fold, so that what is said again is compared with what
 //! readers have.
 
 use super::super::fold::{Block, Fold};
@@ -17,8 +19,6 @@ pub(super) struct Repetition {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Said {
-    /// Whether the message is void if it is not said again.
-    voids: bool,
     /// In which of its parts, and how many bytes of that.
     at: usize,
     bytes: usize,
@@ -37,8 +37,8 @@ pub(super) enum Heard {
 
 /// A message that was taken for a repetition, and is none.
 pub(super) struct Other {
-    /// The parts of the message before it, if they are void.
-    pub(super) void: Option<Vec<usize>>,
+    /// The parts of the message before it, which are void.
+    pub(super) void: Vec<usize>,
     /// What it said so far.
     pub(super) said: Vec<(Block, String)>,
 }
@@ -49,18 +49,12 @@ impl Repetition {
         self.parts.push(part);
     }
 
-    /// A message begins that may repeat the newest. `false` when there is nothing to repeat: then it is a new one.
-    pub(super) fn begin(&mut self, again: Again, fold: &Fold) -> bool {
-        let is_certain = again == Again::Yes;
+    /// A message begins that is the newest once more. `false` when there is nothing to repeat: then it is a new one.
+    pub(super) fn begin(&mut self, again: Again) -> bool {
         if again == Again::No || self.parts.is_empty() {
             return false;
         }
-        let voids = match self.said {
-            // It breaks off a repetition, and is to the message what that was.
-            Some(said) if !self.is_whole(fold) => said.voids || (is_certain && (said.at, said.bytes) != (0, 0)),
-            _ => is_certain,
-        };
-        self.said = Some(Said { voids, ..Said::default() });
+        self.said = Some(Said::default());
         true
     }
 
@@ -71,7 +65,7 @@ impl Repetition {
         while let Some((kind, text)) = self.parts.get(said.at).and_then(|part| fold.block(*part)) {
             let known = text.get(said.bytes..).unwrap_or_default();
             if kind == block && known.starts_with(rest) {
-                self.said = Some(Said { bytes: said.bytes + rest.len(), ..said });
+                self.said = Some(Said { at: said.at, bytes: said.bytes + rest.len() });
                 return Heard::Repeated;
             }
             match rest.strip_prefix(known).filter(|_| kind == block) {
@@ -95,7 +89,7 @@ impl Repetition {
             let text = if at == said.at { text.get(..said.bytes)? } else { text };
             (!text.is_empty()).then(|| (block, text.to_owned()))
         });
-        Some(Other { said: blocks.collect(), void: said.voids.then_some(parts) })
+        Some(Other { said: blocks.collect(), void: parts })
     }
 
     /// The message is over for good: the next is another one.

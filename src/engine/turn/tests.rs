@@ -40,6 +40,10 @@ fn finished(id: &str, name: &str) -> AgentEvent {
     AgentEvent::ToolFinished { id: id.into(), name, result: Ok(json!("out")) }
 }
 
+fn empty(id: &str) -> AgentEvent {
+    AgentEvent::ToolFinished { id: id.into(), name: None, result: Ok(json!(null)) }
+}
+
 fn failed(id: &str) -> AgentEvent {
     AgentEvent::ToolFinished { id: id.into(), name: None, result: Err("bad".into()) }
 }
@@ -51,7 +55,8 @@ fn short(chunk: &Chunk) -> String {
         Chunk::TextStart { id } | Chunk::ReasoningStart { id } => format!("({id}"),
         Chunk::TextEnd { id } | Chunk::ReasoningEnd { id } => format!("{id})"),
         Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_metadata, .. } => {
-            let parent = provider_metadata.as_ref().map(|metadata| metadata.mainstay.parent_tool_call_id.as_str());
+            let origin = provider_metadata.as_ref().map(|metadata| &metadata.mainstay);
+            let parent = origin.and_then(|origin| origin.parent_tool_call_id.as_deref());
             format!("{tool_name}:{tool_call_id}<{input}{}", parent.map_or(String::new(), |parent| format!("^{parent}")))
         }
         Chunk::ToolOutputAvailable { tool_call_id, preliminary: None, .. } => format!("{tool_call_id}>"),
@@ -62,6 +67,7 @@ fn short(chunk: &Chunk) -> String {
         Chunk::File { url, media_type } => format!("file={media_type},{url}"),
         Chunk::SourceUrl { source_id, url, title } => format!("{source_id}={url},{}", title.as_deref().unwrap_or("")),
         Chunk::DataPlan { id, data } => format!("{id}={data}"),
+        Chunk::DataToolOutput { data, .. } => format!("{}+{}", data.tool_call_id, data.delta),
         Chunk::DataNotice { id, data } => format!("{id}:{}", data.text),
         Chunk::DataRetracted { id, data } => format!("{id}={:?}", data.parts),
         Chunk::DataStatus { data, .. } => format!("status={}", data.label),
@@ -110,6 +116,22 @@ fn what_is_said_of_an_event() {
             "text-1) n:t<{} n:t<[1] t>"
         }),
         (vec![finished("t", "n"), given("t", json!([1]))], "text-1) n:t<{} t>"),
+        // An id that comes again is another call, and from then on means that.
+        (vec![started("t", "n"), finished("t", ""), started("t", "n"), progress("t"), finished("t", "")], {
+            "text-1) n:t<{} t> n:t#2<{} t#2~ t#2>"
+        }),
+        (vec![started("t", "n"), failed("t"), started("t", "n"), by("t", "u"), failed("t"), started("t", "n")], {
+            "text-1) n:t<{} t!bad n:t#2<{} n:u<{}^t#2 t#2!bad n:t#3<{}"
+        }),
+        (vec![started("t#2", "n"), started("t", "n"), finished("t", ""), started("t", "n"), progress("t#2")], {
+            "text-1) n:t#2<{} n:t<{} t> n:t#3<{} t#2~"
+        }),
+        // What announces a call whose result came first is late, and only the first time.
+        (vec![finished("t", ""), started("t", "n"), started("t", "n")], "text-1) tool:t<{} t> n:t#2<{}"),
+        // An output that comes behind the first result takes its place.
+        (vec![started("t", "n"), empty("t"), finished("t", ""), finished("t", ""), empty("t")], {
+            "text-1) n:t<{} t> t>"
+        }),
         // Tools without an id: the newest of the name, else of any name, else a new one.
         (
             vec![started("", "a"), started("", "b"), progress(""), finished("", "a"), finished("", "")],
@@ -164,23 +186,21 @@ fn what_is_said_of_plans_files_and_sub_agents() {
 /// Behind `[ (text-1 text-1+a`.
 #[test]
 fn what_is_said_of_a_message_that_comes_again() {
-    use Again::{No, Perhaps, Yes};
+    use Again::{No, Yes};
     for (events, expected) in [
         (vec![began(No), text("a")], "text-1) (text-2 text-2+a"),
         // In other pieces, and beyond.
         (vec![text("bc"), began(Yes), text("ab"), text("cd")], "text-1+bc text-1+d"),
-        (vec![text("bc"), began(Perhaps), text("abc"), text("d")], "text-1+bc text-1+d"),
         // Broken again and again.
         (vec![began(Yes), began(Yes), text("a"), began(Yes), text("a"), text("b")], "text-1+b"),
         // Thoughts and words.
         (vec![reasoning("b"), began(Yes), text("a"), reasoning("b"), text("c")], {
             "text-1) (reasoning-2 reasoning-2+b reasoning-2) (text-3 text-3+c"
         }),
-        // It says something else: what was said is void, or it was another message.
+        // It says something else: what was said is void.
         (vec![text("b"), began(Yes), text("a"), text("c"), text("d")], {
             "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3+c text-3+d"
         }),
-        (vec![text("b"), began(Perhaps), text("a"), text("c")], "text-1+b text-1) (text-2 text-2+a text-2+c"),
         (vec![reasoning("b"), began(Yes), text("a"), reasoning("c")], {
             "text-1) (reasoning-2 reasoning-2+b reasoning-2) retracted-3=[1, 2] (text-4 text-4+a text-4) \
              (reasoning-5 reasoning-5+c"
@@ -197,10 +217,8 @@ fn what_is_said_of_a_message_that_comes_again() {
         (vec![began(No), text("b"), began(Yes), text("c")], {
             "text-1) (text-2 text-2+b text-2) retracted-3=[2] (text-4 text-4+c"
         }),
-        // It breaks off and is another message than the first.
-        (vec![text("b"), began(Perhaps), text("a"), began(No), text("c")], {
-            "text-1+b text-1) (text-2 text-2+a text-2) (text-3 text-3+c"
-        }),
+        // Words that come twice without a sign are said twice.
+        (vec![text("a"), text("a"), began(No), text("a")], "text-1+a text-1+a text-1) (text-2 text-2+a"),
         // A tool: the message has shrunk, or it comes where it came.
         (vec![text("b"), began(Yes), text("a"), started("t", "n")], {
             "text-1+b text-1) retracted-2=[1] (text-3 text-3+a text-3) n:t<{}"
@@ -223,9 +241,7 @@ fn what_is_said_of_a_message_that_comes_again() {
 fn a_message_that_ends_in_mid_repetition_counts_when_the_run_is_completed() {
     for (again, outcome, expected) in [
         (Again::Yes, Outcome::completed(), "text-1) retracted-2=[1] (text-3 text-3+a text-3) ] finish=Stop"),
-        (Again::Perhaps, Outcome::completed(), "text-1) (text-2 text-2+a text-2) ] finish=Stop"),
         (Again::Yes, Outcome::cancelled(), "text-1) ] abort finish=Other"),
-        (Again::Perhaps, Outcome::cancelled(), "text-1) ] abort finish=Other"),
     ] {
         let mut turn = Turn::default();
         for event in [text("ab"), began(again), text("a")] {
@@ -269,8 +285,10 @@ fn the_end_says_what_became_of_the_run() {
         (vec![error("e")], because(Cause::AgentError), "] error=why finish=Error"),
         (vec![text("a")], because(Cause::IdleTimeout), "text-1) ] error=why finish=Error"),
         (vec![started("t", "n")], Outcome::completed(), "t!The tool reported no result. ] finish=Stop"),
-        (vec![started("t", "n"), progress("t")], Outcome::cancelled(), {
-            "t!The run was cancelled. ] abort finish=Other"
+        // What a tool has shown stays.
+        (vec![started("t", "n"), progress("t")], Outcome::cancelled(), "t> ] abort finish=Other"),
+        (vec![started("t", "n"), progress("t"), started("u", "n")], Outcome::completed(), {
+            "t> u!The tool reported no result. ] finish=Stop"
         }),
         (vec![started("t", "n"), started("u", "n"), finished("t", "")], because(Cause::WorkerLost), {
             "u!The run was interrupted. ] error=why finish=Error"
@@ -348,7 +366,8 @@ fn a_question_is_shown_on_a_tool_and_with_nothing_open() {
         (vec![given("t", json!(1)), text("a")], "t", "text-2) t?q"),
         (vec![text("a")], "t", "text-1) n:t<1 t?q"),
         (vec![], "", "[ n:permission-1<1 permission-1?q"),
-        (vec![given("t", json!(1)), finished("t", "")], "t", "n:permission-2<1 permission-2?q"),
+        // The call is over: it is about another one with its id.
+        (vec![given("t", json!(1)), finished("t", "")], "t", "n:t#2<1 t#2?q"),
     ];
     for (events, tool_call, expected) in table {
         assert_eq!(asked(events, tool_call).1, expected);
@@ -371,6 +390,59 @@ fn a_tool_shows_its_newest_title() {
     assert_eq!(shorts(&turn.hear(titled("Look around"))), "");
     assert_eq!(shorts(&turn.hear(given("t", json!(1)))), "n:t<1");
     assert_eq!(turn.fold().tool("t").unwrap().title.as_deref(), Some("Look around"));
+}
+
+#[test]
+fn two_questions_about_one_call_are_both_shown() {
+    let (mut turn, _) = asked(vec![given("t", json!(1))], "t");
+    assert_eq!(shorts(&turn.ask(&asks("t"), "r".into()).1), "n:permission-2<1 permission-2?r");
+    assert_eq!(shorts(&turn.answered("q", true)), "n:t<1");
+    assert_eq!(shorts(&turn.answered("r", true)), "permission-2>");
+}
+
+#[test]
+fn a_question_about_a_reused_id_goes_on_in_its_call() {
+    let (mut turn, _) = asked(vec![given("t", json!(1)), finished("t", "")], "t");
+    assert_eq!(turn.call_id("t"), "t#2");
+    assert_eq!(shorts(&turn.answered("q", true)), "n:t#2<1");
+    assert_eq!(shorts(&turn.hear(given("t", json!(1)))), "", "it is announced after the question");
+    assert_eq!(shorts(&turn.hear(finished("t", ""))), "t#2>");
+}
+
+/// The bytes that readers are sent while a tool shows these outputs.
+fn sent(outputs: impl IntoIterator<Item = Value>) -> (usize, Turn) {
+    let mut turn = Turn::default();
+    turn.hear(started("t", "n"));
+    let events = outputs.into_iter().map(|output| AgentEvent::ToolProgress { id: "t".into(), output });
+    let said: Vec<_> = events.flat_map(|event| turn.hear(event)).collect();
+    (said.iter().map(|chunk| chunk.to_json().len()).sum(), turn)
+}
+
+#[test]
+fn progress_costs_what_is_new_in_it() {
+    let line = "a line of the output of a build that takes its time and says a lot\n";
+    let grown: Vec<_> = (1..=1000).map(|lines| json!(line.repeat(lines))).collect();
+    let whole = line.len() * 1000;
+    let (bytes, turn) = sent(grown.clone());
+    assert!(bytes < 6 * whole, "{bytes} bytes for {whole}");
+    assert_eq!(turn.fold().tool("t").unwrap().output(), grown.last(), "nothing is missing");
+    // The same in an object, where it is no text that grows.
+    let (bytes, _) = sent(grown.into_iter().map(|output| json!({"stdout": output})));
+    assert!(bytes < 6 * whole + 600 * 1024, "{bytes} bytes for {whole}");
+    let (bytes, _) = sent((0..100_000).map(|step| json!(format!("{} {step}", "x".repeat(10_000)))));
+    assert!(bytes < 600 * 1024, "{bytes} bytes");
+}
+
+#[test]
+fn progress_is_a_difference_until_the_output_has_doubled() {
+    let mut turn = Turn::default();
+    turn.hear(started("t", "n"));
+    let mut told = Vec::new();
+    for output in ["a", "ab", "ab", "abc", "x", &"x".repeat(600)] {
+        told.push(shorts(&turn.hear(AgentEvent::ToolProgress { id: "t".into(), output: output.into() })));
+    }
+    assert_eq!(told, ["t~", "t+b", "", "t+c", "t~", "t~"]);
+    assert_eq!(shorts(&turn.hear(given("t", json!(2)))), "n:t<2 t~", "a new input takes nothing away");
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! What a reader hears of tools, and of what is asked before they are used.
 //!
-//! Always: a call is one part, announced before its output, and its first result is its result.
+//! Always: a call is one part, announced before its output. An id of the agent's means the newest call that has it: once
+//! that is finished, another start with the id is another call, with an id of ours. A result that comes behind the first
+//! takes its place, unless that was a failure.
 
 use serde_json::{Value, json};
 
 use super::Turn;
+use super::progress::may_send_whole;
 use crate::chunk::{Chunk, ToolMetadata, ToolOrigin};
+use crate::engine::fold::{Tool, bytes_of};
 use crate::permission::PermissionRequest;
 
 /// For a tool that the agent does not name.
@@ -32,16 +36,24 @@ impl Turn {
         }
         // A chat client leaves the stream here and comes back with the answer: nothing may be open.
         self.close_block(&mut said);
-        let known = self.fold.tool(&request.tool_call).map(|tool| tool.is_finished());
-        let tool_call_id = if known == Some(false) {
-            request.tool_call.clone()
-        } else {
-            let id = match known {
-                None if !request.tool_call.is_empty() => request.tool_call.clone(),
-                _ => self.unused(format!("{ASKED_ID}-{}", self.fold.len() + usize::from(!self.fold.is_step_open()))),
-            };
-            let (name, title) = (request.tool.clone(), Some(request.title.clone()));
-            self.start_tool(id, Use { name, title, input: request.input.clone(), parent: None }, &mut said)
+        let known = self.fold.call(&request.tool_call);
+        if let Some(tool) = known {
+            // It is about another call than one that is over.
+            self.unannounced.remove(&tool.tool_call_id);
+        }
+        let waiting = known.filter(|tool| !tool.is_finished());
+        let tool_call_id = match waiting.map(|tool| (tool.tool_call_id.clone(), tool.question().is_some())) {
+            Some((id, false)) => id,
+            asks => {
+                let id = if request.tool_call.is_empty() || asks.is_some() {
+                    self.unused(format!("{ASKED_ID}-{}", self.fold.len() + usize::from(!self.fold.is_step_open())))
+                } else {
+                    request.tool_call.clone()
+                };
+                let (name, title) = (request.tool.clone(), Some(request.title.clone()));
+                let asked_for = Use { name, title, input: request.input.clone(), parent: None };
+                self.start_tool(id, asked_for, &mut said)
+            }
         };
         self.say(Chunk::ToolApprovalRequest { approval_id, tool_call_id: tool_call_id.clone() }, &mut said);
         (tool_call_id, said)
@@ -56,70 +68,60 @@ impl Turn {
         let (tool_call_id, tool_name) = (tool.tool_call_id, tool.tool_name);
         // As in `ask`: another question may still be open.
         self.close_block(&mut said);
-        let (provider_executed, dynamic) = (true, true);
         let chunk = match (allowed, is_ours) {
             (false, _) => Chunk::ToolOutputDenied { tool_call_id },
             // Nothing else will be heard of it.
-            (true, true) => {
-                let output = json!({"allowed": true});
-                Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed, dynamic, preliminary: None }
-            }
+            (true, true) => tool_done(tool_call_id, json!({"allowed": true})),
             // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
-            (true, false) => {
-                let (input, title, provider_metadata) = (tool.input, None, None);
-                Chunk::ToolInputAvailable {
-                    tool_call_id,
-                    tool_name,
-                    input,
-                    provider_executed,
-                    dynamic,
-                    title,
-                    provider_metadata,
-                }
-            }
+            (true, false) => tool_given(tool_call_id, tool_name, None, tool.input, None),
         };
         self.say(chunk, &mut said);
         said
     }
 
-    /// Announces a tool call and gives its id, which is ours when the agent gave none. Of a call that is known and has
-    /// no result only a new input is said; it stays one part.
+    /// Announces a tool call and gives its id, which is ours when the agent gave none or uses it again. Of a call that is
+    /// known and has no result only a new input or title is said; it stays one part.
     pub(super) fn start_tool(&mut self, id: String, usage: Use, said: &mut Vec<Chunk>) -> String {
         let Use { name, title, input, parent } = usage;
         // A title that only repeats the name says nothing.
         let title = title.filter(|title| !title.trim().is_empty() && *title != name);
-        let known = if id.is_empty() { None } else { self.fold.tool(&id) };
-        let (id, name) = match known {
-            // One that waits for an answer is not shown otherwise before it has one.
-            Some(tool) if tool.is_finished() || tool.question().is_some() => return id,
-            Some(tool) if tool.input == input && (title.is_none() || tool.title == title) => return id,
-            Some(tool) => (id, if name.is_empty() { tool.tool_name.clone() } else { name }),
-            None => {
-                if parent.is_none() {
-                    self.end_repetition(said);
-                }
-                let made = self.begin_part("tool", said);
-                let id = if id.is_empty() { self.unused(made) } else { id };
-                (id, if name.is_empty() { UNNAMED_TOOL.to_owned() } else { name })
+        let known = if id.is_empty() { None } else { self.fold.call(&id) };
+        if let Some(tool) = known.filter(|tool| tool.is_finished())
+            && self.unannounced.remove(&tool.tool_call_id)
+        {
+            return tool.tool_call_id.clone();
+        }
+        let Some(tool) = known.filter(|tool| !tool.is_finished()) else {
+            if parent.is_none() {
+                self.end_repetition(said);
             }
+            let made = self.begin_part("tool", said);
+            let own = if id.is_empty() { self.unused(made) } else { self.not_used_before(&id) };
+            let parent = parent.filter(|parent| !parent.is_empty());
+            let origin = ToolOrigin {
+                parent_tool_call_id: parent.map(|id| self.fold.call(&id).map_or(id, |it| it.tool_call_id.clone())),
+                agent_tool_call_id: (!id.is_empty() && own != id).then_some(id),
+            };
+            let provider_metadata = (origin != ToolOrigin::default()).then_some(ToolMetadata { mainstay: origin });
+            let name = if name.is_empty() { UNNAMED_TOOL.to_owned() } else { name };
+            self.say(tool_given(own.clone(), name, title, input, provider_metadata), said);
+            return own;
         };
-        let (tool_call_id, tool_name) = (id.clone(), name);
-        let parent = parent.filter(|parent| !parent.is_empty());
-        let provider_metadata =
-            parent.map(|parent_tool_call_id| ToolMetadata { mainstay: ToolOrigin { parent_tool_call_id } });
-        self.say(
-            Chunk::ToolInputAvailable {
-                tool_call_id,
-                tool_name,
-                input,
-                provider_executed: true,
-                dynamic: true,
-                title,
-                provider_metadata,
-            },
-            said,
-        );
-        id
+        let own = tool.tool_call_id.clone();
+        let is_same = tool.input == input;
+        // Titles that change with each line of the output cost the whole input each time.
+        let has_title = title.is_some() && tool.title != title && may_send_whole(tool, bytes_of(&input));
+        // One that waits for an answer is not shown otherwise before it has one.
+        if tool.question().is_some() || (is_same && (!has_title || tool.output().is_some())) {
+            return own;
+        }
+        let shown = tool.output().cloned();
+        let name = if name.is_empty() { tool.tool_name.clone() } else { name };
+        self.say(tool_given(own.clone(), name, title, input, None), said);
+        if let Some(output) = shown {
+            self.show_progress(&id, output, said);
+        }
+        own
     }
 
     /// An agent may have used the very id that we make for a tool without one.
@@ -130,33 +132,22 @@ impl Turn {
         id
     }
 
+    /// An id for another call to which the agent gives this one.
+    fn not_used_before(&self, id: &str) -> String {
+        let numbered = (2_usize..).map(|number| format!("{id}#{number}"));
+        let mut ids = std::iter::once(id.to_owned()).chain(numbered);
+        // Some number is free: a message has finitely many parts.
+        ids.find(|id| self.fold.tool(id).is_none()).unwrap_or_else(|| id.to_owned())
+    }
+
     /// The newest working tool that the agent gave no id, of this name if the agent says it.
-    fn newest_without_id(&self, name: Option<&str>) -> Option<String> {
+    pub(super) fn newest_without_id(&self, name: Option<&str>) -> Option<String> {
         let mut newest_first = self.fold.unfinished_tools().rev();
         let (_, tool) = newest_first.find(|(part, tool)| {
             let is_ours = tool.tool_call_id.trim_end_matches('_') == format!("tool-{part}");
             is_ours && name.is_none_or(|name| tool.tool_name == name)
         })?;
         Some(tool.tool_call_id.clone())
-    }
-
-    pub(super) fn show_progress(&mut self, id: &str, output: Value, said: &mut Vec<Chunk>) {
-        let id = if id.is_empty() { self.newest_without_id(None) } else { Some(id.to_owned()) };
-        if let Some(tool_call_id) = id
-            && self.fold.tool(&tool_call_id).is_some_and(|tool| !tool.is_finished() && tool.question().is_none())
-        {
-            let preliminary = Some(true);
-            self.say(
-                Chunk::ToolOutputAvailable {
-                    tool_call_id,
-                    output,
-                    provider_executed: true,
-                    dynamic: true,
-                    preliminary,
-                },
-                said,
-            );
-        }
     }
 
     pub(super) fn finish_tool(
@@ -168,13 +159,14 @@ impl Turn {
     ) {
         let name = name.filter(|name| !name.is_empty());
         let id = if id.is_empty() { self.newest_without_id(name.as_deref()).unwrap_or(id) } else { id };
-        let tool_call_id = match self.fold.tool(&id) {
-            // The first result is the result.
-            Some(tool) if tool.is_finished() => return,
-            Some(_) => id,
+        let tool_call_id = match self.fold.call(&id) {
+            Some(tool) if tool.is_finished() && !is_late_output(tool, &result) => return,
+            Some(tool) => tool.tool_call_id.clone(),
             None => {
                 let name = name.unwrap_or_default();
-                self.start_tool(id, Use { name, title: None, input: json!({}), parent: None }, said)
+                let own = self.start_tool(id, Use { name, title: None, input: json!({}), parent: None }, said);
+                self.unannounced.insert(own.clone());
+                own
             }
         };
         // A message whose tool gave its result was whole.
@@ -189,17 +181,34 @@ impl Turn {
         let chunk = match result {
             // It was not to be used, whoever decided so.
             Err(_) if asks => Chunk::ToolOutputDenied { tool_call_id },
-            Ok(output) => Chunk::ToolOutputAvailable {
-                tool_call_id,
-                output,
-                provider_executed: true,
-                dynamic: true,
-                preliminary: None,
-            },
+            Ok(output) => tool_done(tool_call_id, output),
             Err(error_text) => tool_failed(tool_call_id, error_text),
         };
         self.say(chunk, said);
     }
+}
+
+/// Whether a result says what the first one of the call did not.
+fn is_late_output(tool: &Tool, result: &Result<Value, String>) -> bool {
+    match (tool.output(), result) {
+        (Some(known), Ok(output)) => !output.is_null() && known != output,
+        _ => false,
+    }
+}
+
+fn tool_given(
+    tool_call_id: String,
+    tool_name: String,
+    title: Option<String>,
+    input: Value,
+    provider_metadata: Option<ToolMetadata>,
+) -> Chunk {
+    let (provider_executed, dynamic) = (true, true);
+    Chunk::ToolInputAvailable { tool_call_id, tool_name, input, provider_executed, dynamic, title, provider_metadata }
+}
+
+pub(super) fn tool_done(tool_call_id: String, output: Value) -> Chunk {
+    Chunk::ToolOutputAvailable { tool_call_id, output, provider_executed: true, dynamic: true, preliminary: None }
 }
 
 pub(super) fn tool_failed(tool_call_id: String, error_text: String) -> Chunk {

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::Client;
 use super::ending;
 use super::process::Process;
-use super::session::Session;
+use super::session::{Session, Update};
 use super::turn::{MAX_OPEN_REQUESTS, Turn, outcome};
 use crate::backend::lines::unreadable;
 use crate::backend::relay::RelayedTurn;
@@ -33,6 +33,8 @@ use crate::workspace::ClientAccess;
 
 /// What is said of a session before its id is known to us.
 const MAX_EARLY_LINES: usize = 16;
+/// So much of what an agent says in place of its protocol is quoted.
+const MAX_QUOTED_BYTES: usize = 300;
 /// A longer one is not kept for later.
 const MAX_EARLY_BYTES: usize = 1024 * 1024;
 /// What an agent said before it ended is heard within so long; something else may hold its stdout open.
@@ -67,7 +69,9 @@ pub(super) struct State {
     /// Prompts that were not answered: the id of the request, and the session.
     prompts: HashMap<String, String>,
     /// What was said of sessions that are not known: the id, what it is, and the line.
-    early: VecDeque<[String; 3]>,
+    early: VecDeque<(String, Update, String)>,
+    /// The beginning of what the agent said in place of its protocol.
+    nonsense: String,
 }
 
 /// As much of a message as says where it goes.
@@ -76,15 +80,21 @@ struct Envelope<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     method: Option<String>,
-    #[serde(default)]
-    params: Option<Params>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 impl Envelope<'_> {
-    /// Whether it is one of the protocol. News of a session say which.
-    fn is_message(&self) -> bool {
+    fn params(&self) -> Option<Params> {
+        serde_json::from_str(self.params?.get()).ok()
+    }
+
+    /// Whether it is one of the protocol. News of a session say which; any request is one, so that it gets an answer.
+    fn is_message(&self, params: &Params) -> bool {
         match self.method.as_deref() {
-            Some("session/update") => self.params.as_ref().is_some_and(|params| params.session_id.is_some()),
+            Some("session/update") => params.session_id.is_some(),
             Some(_) => true,
             None => self.id.is_some(),
         }
@@ -96,12 +106,6 @@ impl Envelope<'_> {
 struct Params {
     session_id: Option<String>,
     update: Option<Update>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Update {
-    session_update: String,
 }
 
 impl Bridge {
@@ -198,36 +202,63 @@ impl Bridge {
 
     /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
     pub(super) async fn heard(&self, line: &str) -> bool {
-        let message = serde_json::from_str::<Envelope<'_>>(line).ok().filter(Envelope::is_message);
-        let Some(message) = message else {
+        let message = serde_json::from_str::<Envelope<'_>>(line).ok();
+        let params = message.as_ref().and_then(Envelope::params).unwrap_or_default();
+        let Some(message) = message.filter(|message| message.is_message(&params)) else {
             // It ends nothing.
             self.heard_unreadable(line).await;
             return false;
         };
-        let Params { session_id, update } = message.params.unwrap_or_default();
+        let Params { session_id, update } = params;
         match (message.method.as_deref(), session_id) {
             (Some("session/update"), Some(session)) => {
-                let kind = update.map(|update| update.session_update).unwrap_or_default();
-                let turn = self.state().updated(&session, &kind, line);
+                let turn = self.state().updated(&session, &update.unwrap_or_default(), line);
                 say(turn, line).await;
                 false
             }
             (Some("session/request_permission"), Some(session)) => {
-                let turn = self.state().sessions.get(&session).and_then(Session::listener);
+                let turn = {
+                    let mut state = self.state();
+                    state.turn_of(&session).filter(|turn| !turn.is_answered).map(|turn| turn.lines.clone())
+                };
                 say(turn, line).await;
                 true
             }
             (Some(_), _) => true,
             (None, _) => {
-                let turn = message.id.and_then(|id| self.state().answered(id.get()));
+                self.note(line);
+                let error = message.error.map(|_| line);
+                let turn = message.id.and_then(|id| self.state().answered(id.get(), error));
                 say(turn, line).await;
                 true
             }
         }
     }
 
+    /// Keeps the beginning of what the agent says before it is known to speak the protocol.
+    fn note(&self, said: &str) {
+        if self.connected.get().is_none() {
+            let nonsense = &mut self.state().nonsense;
+            let room = MAX_QUOTED_BYTES.saturating_sub(nonsense.len());
+            nonsense.push_str(&said[..said.floor_char_boundary(room)]);
+            nonsense.push(' ');
+            nonsense.truncate(nonsense.floor_char_boundary(MAX_QUOTED_BYTES));
+        }
+    }
+
+    /// Why the agent ended; when it has not spoken the protocol, with what it said instead.
+    pub(super) fn quoting(&self, error: AgentError) -> AgentError {
+        let state = self.state();
+        match state.nonsense.trim() {
+            _ if self.connected.get().is_some() => error,
+            "" => error,
+            said => AgentError { message: format!("{}; it said: {said}", error.message), ..error },
+        }
+    }
+
     /// Takes a line that is no message, or the beginning of one that is too long: it is counted in the turn that it is of.
     pub(super) async fn heard_unreadable(&self, beginning: &str) {
+        self.note(beginning);
         let turn = self.state().turn_of_unreadable(beginning);
         say(turn, &unreadable(beginning)).await;
     }
@@ -241,7 +272,7 @@ impl Bridge {
     ) -> Result<(), Error> {
         let session = request.params.get("sessionId").and_then(Value::as_str).unwrap_or_default();
         let mut state = self.state();
-        let turn = state.sessions.get_mut(session).and_then(|session| session.turn.as_mut());
+        let turn = state.turn_of(session);
         if request.method == "session/request_permission" {
             return Turn::permission(turn, &request.params, responder);
         }
@@ -256,6 +287,8 @@ impl Bridge {
         let mut state = self.state();
         let turn = state.sessions.values_mut().filter(|session| session.ours == ours).find_map(|it| it.turn.as_mut());
         let Some(turn) = turn else { return };
+        // What stands behind the id tells requests with the same id apart.
+        let request = request.trim_end().to_owned();
         match turn.open.remove(&request) {
             // It fails when the agent is gone.
             Some(responder) => drop(responder.respond(outcome(option.as_deref()))),
@@ -287,12 +320,12 @@ impl Bridge {
 
 impl State {
     /// Takes an update of a session; who listens to it.
-    fn updated(&mut self, id: &str, kind: &str, line: &str) -> Option<mpsc::Sender<String>> {
+    fn updated(&mut self, id: &str, update: &Update, line: &str) -> Option<mpsc::Sender<String>> {
         match self.sessions.get_mut(id) {
-            Some(session) => session.updated(kind, line),
+            Some(session) => session.updated(update, line),
             None => {
                 if line.len() <= MAX_EARLY_BYTES {
-                    self.early.push_back([id, kind, line].map(str::to_owned));
+                    self.early.push_back((id.to_owned(), update.clone(), line.to_owned()));
                     self.early.drain(..self.early.len().saturating_sub(MAX_EARLY_LINES));
                 }
                 None
@@ -302,9 +335,9 @@ impl State {
 
     /// What was said of a session before it was known is heard now.
     pub(super) fn add(&mut self, id: &str, mut session: Session) {
-        for [of, kind, line] in std::mem::take(&mut self.early) {
+        for (of, update, line) in std::mem::take(&mut self.early) {
             if of == id {
-                session.updated(&kind, &line);
+                session.updated(&update, &line);
             }
         }
         self.sessions.insert(id.to_owned(), session);
@@ -322,10 +355,20 @@ impl State {
         }
     }
 
-    /// Takes an answer of the agent; whose turn it ends.
-    fn answered(&mut self, id: &str) -> Option<mpsc::Sender<String>> {
+    /// The turn that a request is of: the one in its session, or the only one when the session is not known, as that of a
+    /// sub-agent.
+    fn turn_of(&mut self, session: &str) -> Option<&mut Turn> {
+        if self.sessions.contains_key(session) {
+            return self.sessions.get_mut(session)?.turn.as_mut();
+        }
+        let mut turns = self.sessions.values_mut().filter_map(|session| session.turn.as_mut());
+        turns.next().filter(|_| turns.next().is_none())
+    }
+
+    /// Takes an answer of the agent, its line when it is an error; whose turn it ends.
+    fn answered(&mut self, id: &str, error: Option<&str>) -> Option<mpsc::Sender<String>> {
         let session = self.prompts.remove(id)?;
-        self.sessions.get_mut(&session)?.answered()
+        self.sessions.get_mut(&session)?.answered(error)
     }
 }
 

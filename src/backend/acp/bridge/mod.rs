@@ -8,9 +8,12 @@
 //! Proof: `tests/acp/main.rs`.
 
 mod agent;
+mod attempt;
 mod client;
 mod content;
 mod ending;
+mod frames;
+mod lost;
 mod process;
 mod session;
 mod turn;
@@ -128,7 +131,7 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), AgentError> {
     };
     // The connection is gone, and with it the agent's stdin.
     process.end().await;
-    served
+    served.map_err(|error| bridge.quoting(error))
 }
 
 /// Serves relays until the agent ends, or has to.

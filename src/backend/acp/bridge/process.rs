@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::agent::Bridge;
+use super::frames::{Frames, Heard};
 use crate::backend::lines::{Line, Splitter};
-use crate::backend::{json, last_words, reap};
+use crate::backend::{last_words, reap};
 use crate::worker::ProcessIdentity;
 
 /// Time for each way to ask.
@@ -149,13 +150,14 @@ pub(super) fn lines(
     max_line_bytes: usize,
     bridge: Arc<Bridge>,
 ) -> impl Stream<Item = io::Result<String>> + Send {
-    let reader = Reader { stdout, splitter: Splitter::new(max_line_bytes), piece: vec![0; READ_BYTES], at: 0, read: 0 };
+    let (splitter, frames) = (Splitter::new(max_line_bytes), Frames::new(max_line_bytes));
+    let reader = Reader { stdout, splitter, frames, piece: vec![0; READ_BYTES], at: 0, read: 0 };
     stream::unfold((reader, bridge), |(mut reader, bridge)| async move {
         loop {
             match reader.next().await {
-                Some(Heard::Whole(line)) if bridge.heard(&line).await => return Some((Ok(line), (reader, bridge))),
-                Some(Heard::Whole(_)) => {}
-                Some(Heard::TooLong(beginning)) => bridge.heard_unreadable(&beginning).await,
+                Some(Heard::Message(line)) if bridge.heard(&line).await => return Some((Ok(line), (reader, bridge))),
+                Some(Heard::Message(_)) => {}
+                Some(Heard::Noise(noise)) => bridge.heard_unreadable(&noise).await,
                 None => {
                     bridge.heard_all.cancel();
                     return None;
@@ -165,51 +167,44 @@ pub(super) fn lines(
     })
 }
 
-/// A line as text.
-enum Heard {
-    Whole(String),
-    /// The beginning of it.
-    TooLong(String),
-}
-
 struct Reader {
     stdout: ChildStdout,
     splitter: Splitter,
+    frames: Frames,
     piece: Vec<u8>,
     at: usize,
     read: usize,
 }
 
 impl Reader {
-    /// The next line that is not empty; none at the end. What is cut off by the end is no line.
+    /// Reads on, unless what was read is whole without an end of its line.
+    async fn read(&mut self) -> Option<()> {
+        if self.frames.unfinished(self.splitter.unfinished()) {
+            _ = self.splitter.last_line();
+            return Some(());
+        }
+        self.read = self.stdout.read(&mut self.piece).await.ok().filter(|read| *read > 0)?;
+        self.at = 0;
+        Some(())
+    }
+
+    /// The next piece; none at the end. What is cut off by the end is no message.
     async fn next(&mut self) -> Option<Heard> {
         loop {
+            if let Some(heard) = self.frames.next() {
+                return Some(heard);
+            }
             let mut rest = &self.piece[self.at..self.read];
             let text = |line| String::from_utf8_lossy(line).into_owned();
-            let line = match self.splitter.next_line(&mut rest) {
-                Some(Line::Whole(line)) => Some(Heard::Whole(mended(text(line)))),
-                Some(Line::TooLong(beginning)) => Some(Heard::TooLong(text(beginning))),
-                None => None,
-            };
+            let line = self.splitter.next_line(&mut rest);
             self.at = self.read - rest.len();
             match line {
-                Some(Heard::Whole(line)) if line.trim().is_empty() => {}
-                Some(line) => return Some(line),
-                None => {
-                    self.read = self.stdout.read(&mut self.piece).await.ok().filter(|read| *read > 0)?;
-                    self.at = 0;
-                }
+                Some(Line::Whole(line)) => self.frames.line(&text(line)),
+                Some(Line::TooLong(beginning)) => self.frames.too_long(text(beginning)),
+                None => self.read().await?,
             }
         }
     }
-}
-
-/// Agents in JavaScript cut characters into halves, and write what is no text.
-fn mended(line: String) -> String {
-    if !line.contains("\\ud") && !line.contains("\\uD") {
-        return line;
-    }
-    json::parse(&line).map_or(line, |message| message.to_string())
 }
 
 /// What is said to the agent, line by line.

@@ -1,20 +1,24 @@
 //! A session of the agent: how a turn comes by it, and what is known of it.
 //!
-//! Always: a live one is taken as it is; else it is resumed, else loaded, else there is a new one, whose id takes the place
-//! of the old. What the agent tells again while it loads is not heard: it is the past.
+//! Always: a live one is taken as it is; else it is resumed, else loaded. Only when the agent says that it is gone, or can do
+//! neither, there is a new one, whose id takes the place of the old. What the agent tells again while it loads, or right
+//! behind that, is not heard: it is the past.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::schema::{
-    CloseSessionRequest, ErrorCode, LoadSessionRequest, NewSessionRequest, ResumeSessionRequest,
-    SetSessionConfigOptionRequest, SetSessionModeRequest,
+    CloseSessionRequest, LoadSessionRequest, NewSessionRequest, ResumeSessionRequest, SetSessionConfigOptionRequest,
+    SetSessionModeRequest,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::agent::Bridge;
+use super::attempt::QUIET;
+use super::lost::{self, not_restored, own_error};
 use super::turn::Turn;
 use crate::backend::SessionOrigin;
 use crate::backend::acp::wire::Own;
@@ -23,6 +27,12 @@ use crate::options::SessionOptions;
 
 /// Sessions without a turn beyond these are closed, those first that were used longest ago.
 const MAX_IDLE_SESSIONS: usize = 256;
+/// Between the tries to take up a session that may still be there.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+/// An agent that loaded a session and told nothing of its past begins to do so within this.
+const PAST_BEGINS_WITHIN: Duration = Duration::from_secs(3);
+/// The past is told within this after the session is loaded.
+const PAST_TOLD_WITHIN: Duration = Duration::from_secs(30);
 /// A longer text is not kept for the next turn.
 const MAX_UNSAID_BYTES: usize = 1024 * 1024;
 
@@ -43,8 +53,43 @@ pub(super) struct Session {
     /// The agent said that it is there.
     is_ready: bool,
     used_at: Instant,
+    /// When the agent last said something of the conversation while no turn was in it: the past, told again.
+    past_at: Option<Instant>,
+    /// The newest message of the past or of the turn before.
+    last_message: Option<String>,
     /// The turn that is in it.
     pub(super) turn: Option<Turn>,
+}
+
+/// What an update of a session is about.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Update {
+    session_update: String,
+    message_id: Option<Value>,
+    tool_call_id: Option<Value>,
+    status: Option<Value>,
+}
+
+impl Update {
+    /// Whether it tells of the conversation, not of the session.
+    fn is_said(&self) -> bool {
+        self.session_update.ends_with("_chunk") || self.tool().is_some() || self.session_update == "plan"
+    }
+
+    /// The tool call that it tells of, and whether that is over.
+    fn tool(&self) -> Option<(&str, bool)> {
+        if !self.session_update.starts_with("tool_call") {
+            return None;
+        }
+        let status = self.status.as_ref().and_then(Value::as_str);
+        let id = self.tool_call_id.as_ref().and_then(Value::as_str).unwrap_or_default();
+        Some((id, matches!(status, Some("completed" | "failed"))))
+    }
+
+    fn message(&self) -> Option<&str> {
+        self.message_id.as_ref().and_then(Value::as_str)
+    }
 }
 
 impl Session {
@@ -60,17 +105,63 @@ impl Session {
             commands: None,
             is_ready: true,
             used_at: Instant::now(),
+            past_at: None,
+            last_message: None,
             turn: None,
         }
     }
 
     /// Where what is said of it goes.
     pub(super) fn listener(&self) -> Option<mpsc::Sender<String>> {
-        self.turn.as_ref().filter(|turn| !turn.is_answered).map(|turn| turn.lines.clone())
+        self.turn.as_ref().map(|turn| turn.lines.clone())
+    }
+
+    /// The turn leaves it.
+    pub(super) fn end_turn(&mut self) -> Option<Turn> {
+        let turn = self.turn.take()?;
+        self.last_message = turn.newest_message.clone().or(self.last_message.take());
+        Some(turn)
+    }
+
+    /// Takes notice of what is said; whether it is of the turn. What belongs to the message of the turn before is late, when
+    /// the agent has begun another message since: one that counts its messages anew begins with that number.
+    fn is_of_turn(&mut self, update: &Update) -> bool {
+        let Some(turn) = &mut self.turn else {
+            if update.is_said() {
+                self.past_at = Some(Instant::now());
+                self.last_message = update.message().map(str::to_owned).or(self.last_message.take());
+            }
+            return true;
+        };
+        if !update.is_said() {
+            return true;
+        }
+        turn.heard_at = Instant::now();
+        if let Some((tool, is_over)) = update.tool() {
+            if is_over {
+                turn.tools.remove(tool);
+            } else {
+                turn.tools.insert(tool.to_owned());
+            }
+        } else if update.session_update.starts_with("agent_") {
+            let message = update.message();
+            let is_last = message.is_some() && message == self.last_message.as_deref();
+            if is_last && turn.has_text && turn.newest_message.as_deref() != message {
+                return false;
+            }
+            turn.has_text = true;
+            turn.newest_message = message.map(str::to_owned).or(turn.newest_message.take());
+        }
+        turn.has_said = true;
+        true
     }
 
     /// Takes an update; who listens to it.
-    pub(super) fn updated(&mut self, kind: &str, line: &str) -> Option<mpsc::Sender<String>> {
+    pub(super) fn updated(&mut self, update: &Update, line: &str) -> Option<mpsc::Sender<String>> {
+        if !self.is_of_turn(update) {
+            return None;
+        }
+        let kind = update.session_update.as_str();
         let update = || {
             let message: Value = serde_json::from_str(line).unwrap_or_default();
             message["params"]["update"].clone()
@@ -96,12 +187,20 @@ impl Session {
         listener
     }
 
-    /// The agent answered the prompt; who listens to that.
-    pub(super) fn answered(&mut self) -> Option<mpsc::Sender<String>> {
+    /// The agent answered the prompt, with this line if it is an error; who listens to that. An error before anything was said
+    /// is kept, as long as the session may be at fault.
+    pub(super) fn answered(&mut self, error: Option<&str>) -> Option<mpsc::Sender<String>> {
         let listener = self.listener();
-        if let Some(turn) = &mut self.turn {
-            turn.is_answered = true;
+        let turn = self.turn.as_mut()?;
+        if let Some(error) = error
+            && turn.may_try_again
+            && !turn.has_said
+            && !turn.cancelled
+        {
+            turn.kept_error = Some(error.to_owned());
+            return None;
         }
+        turn.is_answered = true;
         listener
     }
 
@@ -182,30 +281,53 @@ enum Setting {
 
 impl Bridge {
     /// Comes by the session of a turn.
-    pub(super) async fn ensure(&self, turn: &RelayedTurn) -> Result<(String, SessionOrigin), Error> {
+    pub(super) async fn ensure(&self, turn: &RelayedTurn) -> Result<(String, SessionOrigin), Own> {
         if let Some(id) = &turn.agent_session {
             if self.is_live(id, turn) {
                 return Ok((id.clone(), SessionOrigin::Reused));
             }
-            let can = &self.agent()?.agent_capabilities;
-            let (can_resume, can_load) = (can.session_capabilities.resume.is_some(), can.load_session);
+            if let Some(origin) = self.restore(id, turn).await.map_err(|error| not_restored(&error))? {
+                return Ok((id.clone(), origin));
+            }
+        }
+        self.create(turn).await.map_err(|error| own_error(&error))
+    }
+
+    /// Takes up a session that is not live. None when the agent says that it is gone, or offers no way. Any other failure may
+    /// pass, and is tried again: a conversation is not given up for it.
+    pub(super) async fn restore(&self, id: &str, turn: &RelayedTurn) -> Result<Option<SessionOrigin>, Error> {
+        let can = &self.agent()?.agent_capabilities;
+        let (can_resume, can_load) = (can.session_capabilities.resume.is_some(), can.load_session);
+        let mut pauses = RETRY_PAUSES.into_iter();
+        loop {
+            let mut failure = None;
             if can_resume {
-                let request = ResumeSessionRequest::new(id.clone(), turn.dir.clone());
+                let request = ResumeSessionRequest::new(id.to_owned(), turn.dir.clone());
                 match self.take_up(id, turn, "session/resume", request).await {
-                    Ok(()) => return Ok((id.clone(), SessionOrigin::Resumed)),
-                    Err(error) if error.code == ErrorCode::AuthRequired => return Err(error),
-                    Err(_) => {}
+                    Ok(()) => return Ok(Some(SessionOrigin::Resumed)),
+                    Err(error) => failure = lost::may_pass(error, id)?,
                 }
             }
             if can_load {
-                let request = LoadSessionRequest::new(id.clone(), turn.dir.clone());
+                let request = LoadSessionRequest::new(id.to_owned(), turn.dir.clone());
                 match self.take_up(id, turn, "session/load", request).await {
-                    Ok(()) => return Ok((id.clone(), SessionOrigin::Loaded)),
-                    Err(error) if error.code == ErrorCode::AuthRequired => return Err(error),
-                    Err(_) => {}
+                    Ok(()) => {
+                        self.hear_past(id).await;
+                        return Ok(Some(SessionOrigin::Loaded));
+                    }
+                    Err(error) => failure = lost::may_pass(error, id)?.or(failure),
                 }
             }
+            match (failure, pauses.next()) {
+                (None, _) => return Ok(None),
+                (Some(_), Some(pause)) => tokio::time::sleep(pause).await,
+                (Some(error), None) => return Err(error),
+            }
         }
+    }
+
+    /// Begins a new session.
+    pub(super) async fn create(&self, turn: &RelayedTurn) -> Result<(String, SessionOrigin), Error> {
         let answer = self.ask("session/new", NewSessionRequest::new(turn.dir.clone())).await?;
         let id = answer["sessionId"].as_str().filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| Error::internal_error().data("it gave a session no id"))?.to_owned();
@@ -214,6 +336,19 @@ impl Bridge {
         self.state().add(&id, session);
         self.make_room(&turn.session, &id).await;
         Ok((id, SessionOrigin::New))
+    }
+
+    /// Waits until the past is told: agents go on telling it after they said that it is loaded.
+    async fn hear_past(&self, id: &str) {
+        let loaded = Instant::now();
+        loop {
+            let past_at = self.state().sessions.get(id).and_then(|session| session.past_at);
+            let until = past_at.map_or(loaded + PAST_BEGINS_WITHIN, |at| at + QUIET).min(loaded + PAST_TOLD_WITHIN);
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 
     fn is_live(&self, id: &str, turn: &RelayedTurn) -> bool {

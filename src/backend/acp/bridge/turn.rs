@@ -3,14 +3,13 @@
 //! Always: it is in one session alone. It is cancelled when its relay says so or is gone; an agent that does not answer a
 //! cancelled prompt in time is ended. It is over only when what it left running is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::Responder;
-use agent_client_protocol::v1::schema::{ContentBlock, ErrorCode};
 use futures_util::FutureExt;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
@@ -25,18 +24,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::Bridge;
 use super::client::Terminals;
-use super::content;
 use super::session::Session;
 use crate::backend::acp::wire::{self, Answer, MAX_LINE_BYTES, Own, ToBridge};
-use crate::backend::reap;
 use crate::backend::relay::RelayedTurn;
+use crate::backend::{SessionOrigin, reap};
 use crate::failure::ErrorClass;
 use crate::run::Attempt;
 
 /// An agent has so long for what it does at once, such as to end a cancelled turn.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// An agent has so long to come by a session: it may have to read a long one.
-const SESSION_WITHIN: Duration = Duration::from_secs(120);
 /// A turn that was cancelled is out of its session within so long, with all that it left running.
 const ENTERS_WITHIN: Duration = Duration::from_secs(15);
 /// Lines that wait for a relay.
@@ -50,8 +46,20 @@ pub(super) const MAX_OPEN_REQUESTS: usize = 64;
 pub(super) struct Turn {
     /// To its relay.
     pub(super) lines: mpsc::Sender<String>,
-    /// The agent answered the prompt: what it says now is not of this turn.
+    /// The agent answered the prompt. What it said before that may come a moment later.
     pub(super) is_answered: bool,
+    /// The session may be at fault when the prompt fails before anything is said.
+    pub(super) may_try_again: bool,
+    /// The line with which it failed so.
+    pub(super) kept_error: Option<String>,
+    /// Whether anything was said, whether that was text, and when the last of it was.
+    pub(super) has_said: bool,
+    pub(super) has_text: bool,
+    pub(super) heard_at: Instant,
+    /// The message that was said last.
+    pub(super) newest_message: Option<String>,
+    /// Tools at work.
+    pub(super) tools: HashSet<String>,
     pub(super) cancelled: bool,
     /// Requests for permission that wait, by their id.
     pub(super) open: HashMap<String, Responder>,
@@ -62,10 +70,17 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    fn new(lines: mpsc::Sender<String>, dir: &std::path::Path) -> Self {
+    pub(super) fn new(lines: mpsc::Sender<String>, dir: &std::path::Path, origin: SessionOrigin) -> Self {
         Self {
             lines,
             is_answered: false,
+            may_try_again: origin != SessionOrigin::New,
+            kept_error: None,
+            has_said: false,
+            has_text: false,
+            heard_at: Instant::now(),
+            newest_message: None,
+            tools: HashSet::new(),
             cancelled: false,
             open: HashMap::new(),
             decided: HashMap::new(),
@@ -215,7 +230,7 @@ impl Bridge {
         };
         // A turn that was broken off is still there, and would keep its relay waiting.
         for session in self.state().sessions.values_mut().filter(|session| session.ours == turn.session) {
-            session.turn = None;
+            session.end_turn();
         }
         match result {
             Ok(()) => {}
@@ -226,115 +241,15 @@ impl Bridge {
     }
 
     /// Whether the agent answered the prompt of the turn that is in a session of ours.
-    fn is_answered(&self, ours: &str) -> bool {
+    pub(super) fn is_answered(&self, ours: &str) -> bool {
         let state = self.state();
         let turn = |session: &Session| session.turn.as_ref().is_some_and(|turn| turn.is_answered);
         state.sessions.values().any(|session| session.ours == ours && turn(session))
     }
 
-    async fn go(
-        &self,
-        turn: &RelayedTurn,
-        lines: &mpsc::Sender<String>,
-        cancelled: &CancellationToken,
-    ) -> Result<(), Own> {
-        let takes = self.agent().map_err(|error| own_error(&error))?.agent_capabilities.prompt_capabilities.clone();
-        let prompt = content::blocks(turn, &takes).map_err(|refusal| Own::error(None, refusal))?;
-        let ensured = tokio::select! {
-            ensured = timeout(SESSION_WITHIN, self.ensure(turn)) => ensured,
-            // What the agent makes of the request now is nobody's.
-            () = cancelled.cancelled() => return Ok(()),
-        };
-        let Ok(ensured) = ensured else {
-            self.give_up(format!("the agent did not give a session within {SESSION_WITHIN:?}"));
-            return Err(Own::error(ErrorClass::Crashed, "The agent did not give a session in time."));
-        };
-        let (id, origin) = ensured.map_err(|error| own_error(&error))?;
-        let applied = tokio::select! {
-            applied = timeout(SESSION_WITHIN, self.apply(&id, &turn.options)) => applied,
-            // The session is told all the same, so that it is gone on with.
-            () = cancelled.cancelled() => Ok(Ok(())),
-        };
-        let begun = {
-            let mut state = self.state();
-            state.sessions.get_mut(&id).map(|session| {
-                session.turn = Some(Turn::new(lines.clone(), &turn.dir));
-                session.introduction(&id, origin)
-            })
-        };
-        let Some((introduction, unsaid)) = begun else { return Ok(()) };
-        tell(lines, &introduction).await;
-        for line in unsaid {
-            // Its relay may be gone.
-            let _ = lines.send(line).await;
-        }
-        let result = match applied {
-            Ok(Ok(())) if cancelled.is_cancelled() => Ok(()),
-            Ok(Ok(())) => self.prompt(&id, prompt, turn, lines, cancelled).await,
-            Ok(Err(error)) => Err(own_error(&error)),
-            Err(_) => {
-                Err(Own::error(ErrorClass::Crashed, "The agent did not take the options of the session in time."))
-            }
-        };
-        if let Some(session) = self.state().sessions.get_mut(&id) {
-            session.turn = None;
-        }
-        if turn.oneshot && result != Err(Own::Left) {
-            self.close(&id).await;
-        }
-        result
-    }
-
-    /// Prompts the agent, and waits for its answer, which its relay is told in its place.
-    async fn prompt(
-        &self,
-        id: &str,
-        prompt: Vec<ContentBlock>,
-        turn: &RelayedTurn,
-        lines: &mpsc::Sender<String>,
-        cancelled: &CancellationToken,
-    ) -> Result<(), Own> {
-        let begun = Instant::now();
-        let mut answer = std::pin::pin!(self.ask_for_turn(id, prompt, turn));
-        let answered = tokio::select! {
-            answered = &mut answer => Some(answered),
-            () = cancelled.cancelled() => {
-                // The agent is told also when the relay does not read.
-                let _ = lines.try_send(wire::line(&Own::Cancelling));
-                self.cancel(id);
-                timeout(PATIENCE, answer).await.ok()
-            }
-        };
-        let terminals =
-            self.state().sessions.get(id).and_then(|session| Some(session.turn.as_ref()?.terminals.clone()));
-        if let Some(terminals) = terminals {
-            terminals.end().await;
-        }
-        match answered {
-            None => {
-                self.give_up(format!("the agent did not end a cancelled turn within {PATIENCE:?}"));
-                Err(Own::Left)
-            }
-            Some(_) if cancelled.is_cancelled() => {
-                self.clean_up(begun).await;
-                Ok(())
-            }
-            // An error is an answer as well, and was told as it came; only that of a lost connection is ours.
-            Some(answered) => match answered {
-                Err(error)
-                    if agent_client_protocol::is_incoming_transport_closed(&error)
-                        && !self.is_answered(&turn.session) =>
-                {
-                    Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)))
-                }
-                Ok(_) | Err(_) => Ok(()),
-            },
-        }
-    }
-
     /// Ends what came to run since a cancelled turn began: agents leave tools running. Only while no other turn is there
     /// whose tools they could be.
-    async fn clean_up(&self, begun: Instant) {
+    pub(super) async fn clean_up(&self, begun: Instant) {
         let Some(attempt) = own_attempt() else { return };
         let agent = self.process.identity().cloned();
         for signal in [Signal::TERM, Signal::KILL] {
@@ -375,25 +290,12 @@ fn own_attempt() -> Option<Attempt> {
     Some(Attempt { run, number })
 }
 
-/// What the agent answered to anything but the prompt.
-fn own_error(error: &Error) -> Own {
-    let is_lost = agent_client_protocol::is_incoming_transport_closed(error);
-    let needs_login = error.code == ErrorCode::AuthRequired;
-    let class = if is_lost { Some(ErrorClass::Crashed) } else { needs_login.then_some(ErrorClass::Authentication) };
-    let detail = error.data.as_ref().map(|data| data.as_str().map_or_else(|| data.to_string(), str::to_owned));
-    let message = match detail {
-        Some(detail) => format!("{}: {detail}", error.message),
-        None => error.message.clone(),
-    };
-    Own::error(class, message)
-}
-
-fn sentence(reason: &str) -> String {
+pub(super) fn sentence(reason: &str) -> String {
     let mut letters = reason.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect::<String>() + ".")
 }
 
-async fn tell(lines: &mpsc::Sender<String>, own: &Own) {
+pub(super) async fn tell(lines: &mpsc::Sender<String>, own: &Own) {
     // The relay may be gone.
     let _ = lines.send(wire::line(own)).await;
 }

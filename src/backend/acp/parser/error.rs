@@ -1,64 +1,124 @@
 //! Errors of an ACP agent, and ends of a turn that are as good as one.
 //!
-//! Always: a class comes from a code or a typed field, never from the words.
+//! Always: a class comes from a code or a typed field, never from the words. The words come from wherever agents put them.
 
 use serde_json::Value;
 
+use crate::backend::provider;
 use crate::failure::{AgentError, ErrorClass};
 
 /// The agent needs somebody to log in.
 const AUTH_REQUIRED: i64 = -32000;
+/// Where agents put words for people in the `data` of an error, the best first.
+const WORDS: [&str; 9] =
+    ["error", "details", "detail", "message", "errorMessage", "reason", "cause", "body", "responseBody"];
+/// How deep the words may be.
+const MAX_DEPTH: usize = 6;
+/// More of an error is no sentence.
+const MAX_CHARS: usize = 2000;
 
-/// The error that the agent answered the prompt with.
-pub(super) fn read(error: &Value) -> AgentError {
-    let data = &error["data"];
-    let message = error["message"].as_str().unwrap_or("The agent reports an error.");
-    let details = data.as_str().or(data["details"].as_str()).or(data["message"].as_str());
-    let message = match details.filter(|details| !message.contains(details)) {
-        Some(details) => format!("{message}: {details}"),
-        None => message.to_owned(),
+/// An error that the agent answered a request with.
+pub(in crate::backend::acp) fn read(error: &Value) -> AgentError {
+    let message = error["message"].as_str().map(str::trim).filter(|message| !message.is_empty());
+    let message = match (message, words(&error["data"], 0)) {
+        (Some(message), Some(words)) if !message.contains(&words) => format!("{message}: {words}"),
+        (Some(message), _) => message.to_owned(),
+        (None, Some(words)) => words,
+        (None, None) => "The agent reports an error.".to_owned(),
     };
-    let code = error["code"].as_i64();
-    let codes = [code, data["status"].as_i64(), data["statusCode"].as_i64(), data["code"].as_i64()];
-    let kinds = [&data["errorKind"], &data["code"], &data["type"], &data["name"]];
-    let class = kinds.into_iter().filter_map(Value::as_str).find_map(of_kind);
-    let class = class.or_else(|| codes.into_iter().flatten().find_map(of_code));
-    AgentError { message, class, retry_at: None }
+    let message = message.chars().take(MAX_CHARS).collect();
+    let known = provider::error(error, message);
+    let class = error["code"].as_f64().and_then(of_code);
+    AgentError { class: known.class.or(class), ..known }
 }
 
-/// Codes of JSON-RPC, of ACP, and those of HTTP that agents pass on.
-fn of_code(code: i64) -> Option<ErrorClass> {
-    match code {
-        AUTH_REQUIRED | 401 | 403 => Some(ErrorClass::Authentication),
-        429 => Some(ErrorClass::RateLimit),
-        503 | 529 => Some(ErrorClass::Overloaded),
+/// The words for people in the data of an error; JSON in a text is read like other JSON.
+fn words(data: &Value, depth: usize) -> Option<String> {
+    if depth == MAX_DEPTH {
+        return None;
+    }
+    match data {
+        Value::String(text) => {
+            let body = provider::body(text).and_then(|(_, body)| words(&body, depth + 1));
+            body.or_else(|| Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+        }
+        Value::Object(fields) => WORDS.iter().find_map(|key| words(fields.get(*key)?, depth + 1)),
+        Value::Array(items) => items.iter().find_map(|item| words(item, depth + 1)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
+/// Codes of JSON-RPC and of ACP.
+fn of_code(code: f64) -> Option<ErrorClass> {
+    #[expect(clippy::cast_possible_truncation, reason = "a cast of a float goes to the nearest number that fits")]
+    match code as i64 {
+        AUTH_REQUIRED => Some(ErrorClass::Authentication),
         -32700 | -32600 | -32601 | -32602 => Some(ErrorClass::Protocol),
         _ => None,
     }
 }
 
-/// Words by which agents and providers tell kinds of errors apart.
-fn of_kind(kind: &str) -> Option<ErrorClass> {
-    match kind {
-        "authentication_failed" | "authentication_error" | "auth_required" => Some(ErrorClass::Authentication),
-        "rate_limit" | "rate_limit_error" | "rate_limit_exceeded" => Some(ErrorClass::RateLimit),
-        "overloaded" | "overloaded_error" => Some(ErrorClass::Overloaded),
-        "context_length_exceeded" | "context_too_long" => Some(ErrorClass::ContextTooLong),
-        _ => None,
+/// What people have to know when a turn that was not cancelled ended for this reason: nothing, when it was said to its end.
+pub(super) fn of_stop_reason(reason: &str) -> Option<AgentError> {
+    let sentence = match reason {
+        "end_turn" => return None,
+        "max_tokens" => "The answer is cut off: the model may not write more at once.",
+        "max_turn_requests" => "The turn is cut off: the agent may not ask the model more often in one turn.",
+        "refusal" => "The model refused to go on.",
+        "cancelled" => "The agent cancelled the turn by itself.",
+        _ => {
+            let reason: String = reason.chars().take(80).collect();
+            let message = format!("The agent ended the turn for a reason that its protocol does not know: {reason:?}.");
+            return Some(AgentError::of(ErrorClass::Protocol, message));
+        }
+    };
+    Some(sentence.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn words_and_class_are_found_wherever_agents_put_them() {
+        let limit = Some(ErrorClass::RateLimit);
+        for (data, words, class) in [
+            (json!(null), "Internal error", None),
+            (json!("no such model"), "Internal error: no such model", None),
+            (json!({"error": "Session not found: x"}), "Internal error: Session not found: x", None),
+            (json!({"details": "d"}), "Internal error: d", None),
+            (json!({"message": "Internal error"}), "Internal error", None),
+            (
+                json!(r#"{"error":{"type":"rate_limit_error","message":"Slow down"}}"#),
+                "Internal error: Slow down",
+                limit,
+            ),
+            (
+                json!({"error": {"type": "rate_limit_error", "message": "Slow down"}}),
+                "Internal error: Slow down",
+                limit,
+            ),
+            (json!({"details": "429 {\"error\":{\"message\":\"wait\"}}"}), "Internal error: wait", limit),
+            (json!({"statusCode": 529}), "Internal error", Some(ErrorClass::Overloaded)),
+            (json!({"errorKind": "rate_limit"}), "Internal error", limit),
+            (json!([{"reason": "too big"}]), "Internal error: too big", None),
+        ] {
+            let error = read(&json!({"code": -32603, "message": "Internal error", "data": data}));
+            assert_eq!((error.message.as_str(), error.class), (words, class), "{data}");
+        }
+        let error = read(&json!({"code": -32000, "message": "Log in", "data": {"retry_after": 5}}));
+        assert_eq!((error.class, error.retry_at), (Some(ErrorClass::Authentication), None));
+        let error = read(&json!({"code": -32603, "message": "m", "data": {"status": 429, "resets_at": 1_800_000_000}}));
+        assert_eq!(error.retry_at.map(crate::clock::Timestamp::as_millis), Some(1_800_000_000_000));
     }
-}
 
-/// Whether ACP knows this as a reason for which a turn ends.
-pub(super) fn is_stop_reason(reason: &str) -> bool {
-    matches!(reason, "end_turn" | "cancelled") || of_stop_reason(reason).is_some()
-}
-
-/// What people have to know when a turn ended for this reason: nothing, when it was said to its end or was cancelled.
-pub(super) fn of_stop_reason(reason: &str) -> Option<&'static str> {
-    match reason {
-        "max_tokens" => Some("The answer is cut off: the model may not write more at once."),
-        "max_turn_requests" => Some("The turn is cut off: the agent may not ask the model more often in one turn."),
-        "refusal" => Some("The model refused to go on."),
-        _ => None,
+    #[test]
+    fn only_a_known_good_end_completes_a_turn() {
+        assert_eq!(of_stop_reason("end_turn"), None);
+        for reason in ["max_tokens", "max_turn_requests", "refusal", "cancelled", "error", "END_TURN", ""] {
+            assert!(of_stop_reason(reason).is_some(), "{reason}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! asks for permission first or announces nothing.
 //! Proof: `tests/transcripts/acp`.
 
-mod error;
+pub(super) mod error;
 mod message;
 mod tool;
 
@@ -16,12 +16,17 @@ use self::message::Message;
 use self::tool::Tool;
 use super::wire::Own;
 use crate::backend::{AgentEvent, LineParser, json};
+use crate::chunk::Notice;
+use crate::clock::Timestamp;
 use crate::failure::{AgentError, ErrorClass};
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest};
 use crate::usage::Usage;
 
 /// Agents ship long texts with their commands; the beginning says what one is for.
 const DESCRIPTION_CHARS: usize = 200;
+
+/// More of what a sub-agent says is not shown while it works: what it comes to is in its result.
+const MAX_HELPER_BYTES: usize = 256 * 1024;
 
 /// Reads one turn.
 pub fn parser() -> LineParser {
@@ -40,6 +45,10 @@ struct Reader {
     /// The message that the model is in.
     message: Message,
     tools: HashMap<String, Tool>,
+    /// What sub-agents said so far, by the call that each works for.
+    helpers: HashMap<String, String>,
+    /// How often each id of a request for permission came.
+    asked: HashMap<String, usize>,
     /// What the agent offers, as last said.
     advertised: Map<String, Value>,
     /// What the session had cost before the turn.
@@ -54,17 +63,8 @@ impl Reader {
     fn read(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
         if message.get("mainstay").is_some() {
             let own = serde_json::from_value(message.clone()).ok()?;
-            self.message.let_go(events);
             self.own(own, events);
             return Some(());
-        }
-        if self.ends_unheard_of(message) {
-            self.has_ended = true;
-            return None;
-        }
-        let is_chunk = message["params"]["update"]["sessionUpdate"].as_str().is_some_and(|it| it.ends_with("_chunk"));
-        if !is_chunk {
-            self.message.let_go(events);
         }
         match message.get("method").and_then(Value::as_str) {
             Some("session/update") => self.update(&message["params"]["update"], events),
@@ -84,9 +84,11 @@ impl Reader {
                 self.advertise(modes.into_iter().chain(config_options.map(|it| ("config_options", it))), events);
             }
             Own::Cancelling => self.is_cancelling = true,
-            Own::Error { class, message } => {
-                events.push(AgentEvent::Error(AgentError { message, class, retry_at: None }));
+            Own::Error { class, message, retry_at } => {
+                let retry_at = retry_at.map(Timestamp::from_millis);
+                events.push(AgentEvent::Error(AgentError { message, class, retry_at }));
             }
+            Own::Notice { text } => events.push(AgentEvent::Notice(Notice::warning(text))),
             Own::Ended | Own::Left => self.end(events),
             Own::Ready => {}
         }
@@ -101,7 +103,7 @@ impl Reader {
     fn update(&mut self, update: &Value, events: &mut Vec<AgentEvent>) {
         match update["sessionUpdate"].as_str().unwrap_or_default() {
             kind @ ("agent_message_chunk" | "agent_thought_chunk") => self.chunk(kind, update, events),
-            "tool_call" | "tool_call_update" => self.tool(update, events),
+            kind @ ("tool_call" | "tool_call_update") => self.tool(kind == "tool_call", update, events),
             "plan" if update["entries"].is_array() => events.push(AgentEvent::Plan(update["entries"].clone())),
             "usage_update" => events.push(AgentEvent::Usage(self.usage(update))),
             "session_info_update" => {
@@ -127,6 +129,16 @@ impl Reader {
 
     fn chunk(&mut self, kind: &str, update: &Value, events: &mut Vec<AgentEvent>) {
         let content = &update["content"];
+        // The words of a sub-agent are the progress of the call that it works for, and no part of the answer.
+        if let Some(parent) = parent_of(update).filter(|parent| self.tools.contains_key(*parent)) {
+            let said = self.helpers.entry(parent.to_owned()).or_default();
+            if let Some(text) = content["text"].as_str().filter(|_| kind == "agent_message_chunk") {
+                let room = MAX_HELPER_BYTES.saturating_sub(said.len());
+                said.push_str(&text[..text.floor_char_boundary(room)]);
+                events.push(AgentEvent::ToolProgress { id: parent.to_owned(), output: said.as_str().into() });
+            }
+            return;
+        }
         let said = match content["text"].as_str().filter(|_| content["type"] == "text") {
             Some(text) if kind == "agent_thought_chunk" => AgentEvent::Reasoning(text.to_owned()),
             Some(text) => AgentEvent::Text(text.to_owned()),
@@ -138,11 +150,13 @@ impl Reader {
         self.message.add(update["messageId"].as_str(), said, events);
     }
 
-    fn tool(&mut self, update: &Value, events: &mut Vec<AgentEvent>) {
-        self.message.used_a_tool();
+    fn tool(&mut self, is_call: bool, update: &Value, events: &mut Vec<AgentEvent>) {
         let id = update["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
-        tool.update(update);
+        if is_call {
+            tool.begin(id);
+        }
+        tool.update(update, parent_of(update));
         tool.tell(id, self.is_cancelling, events);
     }
 
@@ -153,21 +167,26 @@ impl Reader {
         if options.is_empty() {
             return;
         }
-        self.message.used_a_tool();
         let call = &params["toolCall"];
         let id = call["toolCallId"].as_str().unwrap_or_default();
         let tool = self.tools.entry(id.to_owned()).or_default();
+        tool.begin_if_finished();
         tool.ask(call);
         // Of a question that belongs to no call nothing else will be said.
         if !id.is_empty() {
             tool.announce(id, events);
         }
+        let request = message["id"].to_string();
+        // Agents count their requests anew, too: white space tells those with one id apart, and means nothing in JSON.
+        let used = self.asked.entry(request.clone()).or_default();
+        let request = format!("{request}{}", " ".repeat(*used));
+        *used += 1;
         events.push(AgentEvent::Permission(PermissionRequest {
-            request: message["id"].to_string(),
+            request,
             tool_call: id.to_owned(),
             tool: tool.name(),
             kind: tool.kind(),
-            title: tool.title(),
+            title: call["title"].as_str().map_or_else(|| tool.title(), str::to_owned),
             input: tool.input(),
             options,
         }));
@@ -203,16 +222,11 @@ impl Reader {
         if usage != Usage::default() {
             events.push(AgentEvent::Usage(usage));
         }
-        events.extend(error::of_stop_reason(reason).map(|message| AgentEvent::Error(message.into())));
+        // A turn that was cancelled ends for that reason, whatever the agent calls it.
+        let failure = if self.is_cancelling { None } else { error::of_stop_reason(reason) };
+        events.extend(failure.map(AgentEvent::Error));
         self.end(events);
         Some(())
-    }
-
-    /// Whether the turn ends for a reason that we do not know. That is no word of the protocol, and no end of which it could
-    /// be said that all is well: what the agent said so far has to speak for it.
-    fn ends_unheard_of(&self, message: &Value) -> bool {
-        let reason = message.get("method").is_none().then(|| message["result"]["stopReason"].as_str()).flatten();
-        !self.is_cancelling && reason.is_some_and(|reason| !error::is_stop_reason(reason))
     }
 
     /// The cost is that of the whole session.
@@ -233,6 +247,12 @@ impl Reader {
             events.push(AgentEvent::Advertised(Value::Object(self.advertised.clone())));
         }
     }
+}
+
+/// The call of the tool on whose behalf a sub-agent says or does something. Agents say it in a place of their own.
+fn parent_of(update: &Value) -> Option<&str> {
+    let makers = update["_meta"].as_object()?.values();
+    makers.filter_map(|maker| maker["parentToolUseId"].as_str()).find(|parent| !parent.is_empty())
 }
 
 /// The answers that a request for permission takes, as far as we know what they mean.

@@ -18,19 +18,39 @@ pub(super) struct Tool {
     name: Option<String>,
     title: Option<String>,
     kind: ToolKind,
+    /// The call of the sub-agent that uses it.
+    parent: Option<String>,
     input: Option<Value>,
     content: Option<Value>,
     raw_output: Option<Value>,
     status: Option<String>,
     /// The name, the title and the input that it was announced with.
     announced: Option<(String, Option<String>, Value)>,
+    /// The agent said that it begins.
+    has_begun: bool,
     is_finished: bool,
     has_news: bool,
 }
 
 impl Tool {
+    /// The agent says that a call begins. When this one is finished, or calls have no ids, it is another one.
+    pub(super) fn begin(&mut self, id: &str) {
+        if self.has_begun && (self.is_finished || id.is_empty()) {
+            *self = Self::default();
+        }
+        self.has_begun = true;
+    }
+
+    /// A question about a call that is finished is about another one, with the same id.
+    pub(super) fn begin_if_finished(&mut self) {
+        if self.is_finished {
+            *self = Self::default();
+        }
+    }
+
     /// Takes what an update says.
-    pub(super) fn update(&mut self, update: &Value) {
+    pub(super) fn update(&mut self, update: &Value, parent: Option<&str>) {
+        self.parent = self.parent.take().or_else(|| parent.map(str::to_owned));
         let text = |key: &str| update[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         self.name = self.name.take().or_else(|| text("name")).or_else(|| named_in(&update["_meta"]));
         self.title = text("title").or(self.title.take());
@@ -50,13 +70,16 @@ impl Tool {
         if let Some(output) = update.get("rawOutput").filter(|output| !output.is_null()) {
             self.raw_output = Some(output.clone());
         }
-        self.status = text("status").or(self.status.take());
+        if !self.is_finished {
+            self.status = text("status").or(self.status.take());
+        }
     }
 
-    /// Takes what a request for permission says. Its input may be less than what is known.
+    /// Takes what a request for permission says. Its input and its title may be less than what is known.
     pub(super) fn ask(&mut self, call: &Value) {
-        let known = self.input.take();
-        self.update(call);
+        let (known, title) = (self.input.take(), self.title.take());
+        self.update(call, None);
+        self.title = title.or(self.title.take());
         if let (Some(Value::Object(known)), Some(Value::Object(input))) = (&known, &mut self.input) {
             for (key, value) in known {
                 input.entry(key.clone()).or_insert_with(|| value.clone());
@@ -67,14 +90,17 @@ impl Tool {
 
     /// Says what is new. The status of a tool that was cancelled is not to be trusted: what it says is why it failed.
     pub(super) fn tell(&mut self, id: &str, is_cancelled: bool, events: &mut Vec<AgentEvent>) {
-        if self.is_finished {
+        // Some agents say that it is completed first, and what it gave then.
+        let is_over = self.is_over();
+        let is_late = std::mem::replace(&mut self.is_finished, is_over);
+        if !is_late {
+            self.announce(id, events);
+        } else if self.content.is_none() && self.raw_output.is_none() {
             return;
         }
-        self.announce(id, events);
         let id = id.to_owned();
         match self.status.as_deref() {
             Some(status @ ("completed" | "failed")) => {
-                self.is_finished = true;
                 let output = self.output();
                 let result = if status == "completed" && !is_cancelled { Ok(output) } else { Err(failure(&output)) };
                 events.push(AgentEvent::ToolFinished { id, name: None, result });
@@ -86,17 +112,24 @@ impl Tool {
         self.has_news = false;
     }
 
+    fn is_over(&self) -> bool {
+        self.is_finished || matches!(self.status.as_deref(), Some("completed" | "failed"))
+    }
+
     /// Announces it, or its input when that is another.
     pub(super) fn announce(&mut self, id: &str, events: &mut Vec<AgentEvent>) {
         let input = self.input();
         let title = self.title.clone();
         let name = match &self.announced {
-            Some((_, known_title, known)) if *known == input && *known_title == title => return,
+            Some((_, known_title, known)) if (known, known_title) == (&input, &title) => return,
+            // Without an id it would be taken for another call.
+            Some(_) if id.is_empty() => return,
             Some((name, ..)) => name.clone(),
             None => self.name(),
         };
         self.announced = Some((name.clone(), title.clone(), input.clone()));
-        events.push(AgentEvent::ToolStarted { id: id.to_owned(), name, title, input, parent: None });
+        let (id, parent) = (id.to_owned(), self.parent.clone());
+        events.push(AgentEvent::ToolStarted { id, name, title, input, parent });
     }
 
     /// What it is called: as the agent names it, or else by its title when that is one word, or by what it does.
