@@ -129,6 +129,7 @@ impl Store {
         let mut watcher = read.connect().await.map_err(failed)?;
         reach(&mut watcher).await.map_err(failed)?;
         let readers = readers(read).await.map_err(failed)?;
+        place::align_companions(&path);
         file.place.check()?;
         Ok(Self {
             place: file.place.clone(),

@@ -10,7 +10,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,20 +38,45 @@ pub fn agents_dir(path: &Path) -> PathBuf {
     beside(path, "-agents")
 }
 
-/// Gives a companion that was just created the owner, group and mode that go with the database, as SQLite does for its WAL:
-/// root may be the first to need it, and must not lock out the service that owns the database.
-fn belong_to(database: &Path, companion: &File) -> io::Result<()> {
-    let (Ok(database), made) = (fs::metadata(database), companion.metadata()?) else { return Ok(()) };
-    if rustix::process::geteuid().is_root() && (made.uid(), made.gid()) != (database.uid(), database.gid()) {
-        fchown(companion, Some(database.uid()), Some(database.gid()))?;
+/// Gives a companion the owner, the group and the rights that go with the database: root may be the first to need it and must
+/// not lock out the service that owns the database, and a group that may read the database needs its WAL as well. By its
+/// path: closing a descriptor of the index of the WAL would drop the locks that SQLite holds on it.
+fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
+    let (database, made) = (fs::metadata(database)?, fs::symlink_metadata(companion)?);
+    let process = rustix::process::geteuid();
+    if !process.is_root() && made.uid() != process.as_raw() {
+        return Ok(());
+    }
+    if process.is_root() && made.uid() != database.uid() {
+        lchown(companion, Some(database.uid()), None)?;
+    }
+    if made.gid() != database.gid() {
+        match lchown(companion, None, Some(database.gid())) {
+            // Only root gives a file to a group that it is not in.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            given => given?,
+        }
     }
     let rights = database.mode() & OWNER_AND_GROUP | 0o600;
-    // Who may read a directory has to be able to enter it.
+    // A reader of a directory has to be able to enter it.
     let mode = if made.is_dir() { rights | (rights & 0o444) >> 2 } else { rights };
-    if made.mode() & 0o777 != mode {
-        companion.set_permissions(fs::Permissions::from_mode(mode))?;
+    // What a database lets all others do, SQLite passes on to its own files.
+    if made.mode() & 0o770 != mode && !made.is_symlink() {
+        fs::set_permissions(companion, fs::Permissions::from_mode(mode | made.mode() & 0o007))?;
     }
     Ok(())
+}
+
+/// The same for all companions, for what was created or given another owner or mode while no engine looked.
+pub(super) fn align_companions(path: &Path) {
+    for companion in ["-wal", "-shm", "-lock", "-agents"].map(|suffix| beside(path, suffix)) {
+        match belong_to(path, &companion) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %companion.display(), "companion not aligned with its database");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The file that was at a path when it was opened. While it is open no other file gets its number.
@@ -104,7 +129,7 @@ impl Presence {
             return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
         }
         if is_new {
-            belong_to(path, &handle).map_err(failed)?;
+            belong_to(path, &agents_dir).map_err(failed)?;
         }
         Ok(Self { agents_dir, handle })
     }
@@ -152,8 +177,6 @@ impl Opening {
         let is_new = inspect::look(path)? == Found::Nothing;
         if is_new {
             create(path)?;
-            // Now that there is a database, it says whose the lock is.
-            belong_to(path, &lock).map_err(|error| not_writable(&beside(path, "-lock"), &error))?;
         }
         Ok(Self { place: Place::of(path).map_err(|error| not_writable(path, &error))?, is_new, _lock: lock })
     }
@@ -177,7 +200,11 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
         }
         created => {
             let created = created.map_err(failed)?;
-            belong_to(path, &created).map_err(failed)?;
+            match belong_to(path, &file) {
+                // A database is still to be made.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                given => given.map_err(failed)?,
+            }
             created
         }
     };

@@ -127,6 +127,42 @@ async fn root_does_not_lock_the_service_out() {
 }
 
 #[tokio::test]
+async fn a_group_reads_what_a_running_service_writes() {
+    const SERVICE: u32 = 64_328;
+    const READERS: u32 = 64_329;
+    // The service is in the group of the readers, and has another one as its own.
+    let groups = ["--reuid=64328", "--regid=64328", "--groups=64329"];
+    let service = |home: &Path, args: &[&str]| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(groups).arg(env!("CARGO_BIN_EXE_mainstay")).args(args).current_dir(home);
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let Some(reader) = as_user(READERS + 1, READERS) else {
+        return skipped("this needs root, setpriv and a reachable binary");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path();
+    chown(home, Some(SERVICE), Some(READERS)).unwrap();
+    fs::set_permissions(home, Permissions::from_mode(0o750)).unwrap();
+    assert!(service(home, &["send", "s", "hi"]).wait().unwrap().success());
+    chown(home.join("mainstay.db"), Some(SERVICE), Some(READERS)).unwrap();
+    fs::set_permissions(home.join("mainstay.db"), Permissions::from_mode(0o640)).unwrap();
+    let mut daemon = service(home, &["serve", "--listen", "127.0.0.1:0", "--workers", "0"]);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(daemon.stdout.as_mut().unwrap()), &mut line).unwrap();
+    assert!(line.starts_with("listening on"), "{line}");
+    for name in ["mainstay.db-wal", "mainstay.db-shm", "mainstay.db-lock", "mainstay.db-agents"] {
+        let meta = fs::metadata(home.join(name)).unwrap();
+        let mode = if meta.is_dir() { 0o750 } else { 0o640 };
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (SERVICE, READERS, mode), "{name}");
+    }
+    let (code, text) = said(&reader(home, &["runs", "--json"]));
+    assert_eq!((code, text.lines().count()), (Some(0), 1), "{text}");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[tokio::test]
 async fn names_of_one_file_share_its_lock_and_wal() {
     let scene = Scene::new("");
     let elsewhere = tempfile::tempdir().unwrap();
