@@ -67,7 +67,7 @@ enum Part {
         text: String,
         state: BlockState,
     },
-    DynamicTool(Tool),
+    DynamicTool(Box<Tool>),
     #[serde(rename_all = "camelCase")]
     File {
         media_type: String,
@@ -299,7 +299,7 @@ impl Fold {
             self.tools.insert(id, part);
             self.unfinished.insert(part);
             self.bytes += announced.bytes();
-            self.push(Part::DynamicTool(announced));
+            self.push(Part::DynamicTool(announced.into()));
         }
     }
 
