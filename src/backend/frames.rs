@@ -44,7 +44,6 @@ fn without_escapes(text: &str) -> String {
             '\u{1b}' => skip_escape(&mut chars),
             '\u{9b}' => _ = chars.find(|c| ('@'..='~').contains(c)),
             '\u{feff}' => {}
-            c if c.is_control() => plain.push(' '),
             c => plain.push(c),
         }
     }
@@ -98,6 +97,7 @@ mod tests {
             (r#"npm WARN {old} {"a":1} Debugger attached."#, &[r#"{"a":1}"#], "npm WARN {old}  Debugger attached."),
             (r#"{"half":{"a":1}"#, &[r#"{"a":1}"#], r#"{"half":"#),
             (r#"{"lone":"\ud83d"}"#, &[r#"{"lone":"\ud83d"}"#], ""),
+            ("\u{0}\u{1}", &[], "\u{0}\u{1}"),
             ("\u{1b}[", &[], ""),
             ("\u{1b}", &[], ""),
         ] {

@@ -91,6 +91,16 @@ enum Closing {
 }
 
 impl Closing {
+    /// What follows from how the turn stands.
+    fn after(self, turn: TurnState) -> Self {
+        match (turn, self) {
+            (TurnState::Working, _) => Self::No,
+            (TurnState::Idle, Self::No) => Self::Soon(Instant::now() + EXIT_GRACE),
+            (TurnState::Over, Self::No | Self::Soon(_)) => Self::Soon(Instant::now()),
+            (TurnState::Idle | TurnState::Over, closing) => closing,
+        }
+    }
+
     fn at(self) -> Option<Instant> {
         match self {
             Self::No => None,
@@ -266,12 +276,11 @@ impl<'a> Drive<'a> {
                     let late = self.late_error.take();
                     self.report(late).await?;
                 }
-                let speaks_protocol = !matches!(agent.driver, Driver::Text(_));
                 let may_begin_again = !self.turn.has_said() && exit.remaining == 0;
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
-                        None if speaks_protocol => self.try_again(backend, &exit).await?,
+                        None => self.try_again(agent, backend, &exit).await?,
                         _ => false,
                     };
                 if is_put_back {
@@ -280,11 +289,7 @@ impl<'a> Drive<'a> {
                     if asked.is_none() {
                         self.report_why_it_ended().await?;
                     }
-                    let outcome = if speaks_protocol {
-                        decide(asked, &self.turn, &exit, backend.says_end())
-                    } else {
-                        decide_by_exit(asked, &exit)
-                    };
+                    let outcome = self.outcome(agent, backend, asked, &exit);
                     self.settle(outcome, exit).await?
                 }
             }
@@ -310,6 +315,13 @@ impl<'a> Drive<'a> {
             self.shared.hosts.forget(host.started_for(self.subject.run)).await;
         }
         Ok(done)
+    }
+
+    fn outcome(&self, agent: &Agent, backend: &dyn Backend, asked: Option<Cause>, exit: &ExitReport) -> Outcome {
+        match agent.driver {
+            Driver::Text(_) => decide_by_exit(asked, exit),
+            _ => decide(asked, &self.turn, exit, backend.says_end()),
+        }
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
@@ -390,12 +402,7 @@ impl<'a> Drive<'a> {
             // What worked in the agent's background is done: no chunk says so.
             let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());
             if asked.is_none() {
-                closing = match (self.turn.state(), closing) {
-                    (TurnState::Working, _) => Closing::No,
-                    (TurnState::Idle, Closing::No) => Closing::Soon(Instant::now() + EXIT_GRACE),
-                    (TurnState::Over, Closing::No | Closing::Soon(_)) => Closing::Soon(Instant::now()),
-                    (_, closing) => closing,
-                };
+                closing = closing.after(self.turn.state());
             }
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);

@@ -130,9 +130,9 @@ impl Voice {
         self.speech.end(ending)
     }
 
-    /// Some say that their turn is over before their process is.
+    /// Those whose protocol has an end say that their turn is over before their process is; of the others, some.
     pub(super) fn may_say_the_end(&mut self, manners: &Manners) -> io::Result<()> {
-        if manners.end == End::Well && self.rng.bool() {
+        if manners.end == End::Well && (!self.speech.may_omit_end() || self.rng.bool()) {
             self.speech.end(Ending::Well).iter().try_for_each(|line| self.print(line).map(drop))?;
         }
         Ok(())

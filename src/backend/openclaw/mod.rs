@@ -24,13 +24,15 @@ type Fields = Map<String, Value>;
 
 /// A parser for the lines of one turn.
 pub fn parser() -> LineParser {
-    let mut lines = Lines::default();
+    let mut lines = Lines { judges_end: true, ..Lines::default() };
     Box::new(move |line| lines.read(line))
 }
 
 /// What is remembered from line to line.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
+    /// What an end says of itself counts; a gateway says that in its answer.
+    judges_end: bool,
     source: Source,
     text: Said,
     thinking: Said,
@@ -102,6 +104,12 @@ impl Lines {
             }
             Some("end") => {
                 self.source.restart();
+                let status = text(data, "status").unwrap_or_default();
+                let is_failure =
+                    matches!(status, "cancelled" | "canceled" | "aborted" | "error" | "failed" | "timeout");
+                if self.judges_end && is_failure {
+                    events.push(AgentEvent::Error(format!("The agent ended the run: {status}.").into()));
+                }
                 events.push(AgentEvent::Ended);
             }
             // Not an end: the agent may go on to try again.

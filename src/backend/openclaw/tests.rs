@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::failure::{AgentError, ErrorClass};
 use AgentEvent::{Ended, Error, Reasoning, Status, Text};
 
 /// Everything that some lines mean; `None` lines give nothing.
@@ -67,7 +68,10 @@ fn one_event_at_a_time() {
     for (stream, data, expected) in [
         ("lifecycle", json!({"phase": "start"}), vec![status("Preparing response...")]),
         ("lifecycle", json!({"phase": "model"}), vec![]),
-        ("lifecycle", json!({"phase": "end", "status": "cancelled"}), vec![Ended]),
+        ("lifecycle", json!({"phase": "end", "status": "ok"}), vec![Ended]),
+        ("lifecycle", json!({"phase": "end", "status": "cancelled"}), {
+            vec![Error("The agent ended the run: cancelled.".into()), Ended]
+        }),
         ("lifecycle", json!({"phase": "error", "error": {"message": "deep"}}), vec![Error("deep".into())]),
         ("thinking", json!({"delta": "hm"}), vec![Reasoning("hm".to_owned())]),
         ("thinking", json!({"delta": 5}), vec![]),
@@ -120,6 +124,30 @@ fn errors_outside_of_the_agent() {
 }
 
 #[test]
+fn a_limit_has_a_class_and_a_time() {
+    let reset = json!({"resets_at": 1_800_000_000});
+    let until = crate::clock::Timestamp::from_millis(1_800_000_000_000);
+    for line in [
+        event(
+            "lifecycle",
+            json!({"phase": "error", "error": {"status": 429, "message": "slow down", "headers": reset}}),
+        ),
+        json!({"event": "error", "data": {"statusCode": 429, "message": "slow down", "resetsAt": 1_800_000_000_000_i64}}),
+        event(
+            "lifecycle",
+            json!({"phase": "error", "error": "429 {\"error\":{\"message\":\"slow down\",\"resets_at\":1800000000}}"}),
+        ),
+        event(
+            "assistant",
+            json!({"stopReason": "error", "errorMessage": "slow down", "status": 429.0, "retryAt": "2027-01-15T08:00:00Z"}),
+        ),
+    ] {
+        let limit = AgentError { retry_at: Some(until), ..AgentError::of(ErrorClass::RateLimit, "slow down") };
+        assert_eq!(read(std::slice::from_ref(&line)), [Error(limit)], "{line}");
+    }
+}
+
+#[test]
 fn a_gateway_frame_nests_the_event() {
     let frame = |stream: &str, data: Value, seq: u64| {
         let payload = json!({"runId": "r", "sessionKey": "s", "stream": stream, "data": data, "seq": seq, "ts": 1});
@@ -135,7 +163,8 @@ fn a_gateway_frame_nests_the_event() {
         frame("lifecycle", json!({"phase": "error", "error": "This operation was aborted"}), 1),
     ];
     let aborted = Error("This operation was aborted".into());
-    let expected = [Status("Preparing response...".to_owned()), said("I"), said(" ran."), Ended, aborted];
+    let cancelled = Error("The agent ended the run: cancelled.".into());
+    let expected = [Status("Preparing response...".to_owned()), said("I"), said(" ran."), cancelled, Ended, aborted];
     assert_eq!(read(&lines), expected);
 }
 

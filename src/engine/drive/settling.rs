@@ -1,8 +1,8 @@
 //! How a run leaves its driver: settled, or put back to the queue.
 
 use super::{Drive, Left, progress};
+use crate::agent::Agent;
 use crate::backend::Backend;
-use crate::engine::decide::decide;
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -14,8 +14,13 @@ impl Drive<'_> {
 
     /// Puts a turn back that came to nothing, when another try may do better: its live agent died, or it could not go on in
     /// its conversation. That is given up only when the agent proves that it is gone; anything else is tried once more.
-    pub(super) async fn try_again(&mut self, backend: &dyn Backend, exit: &ExitReport) -> Result<bool, Left> {
-        let outcome = decide(None, &self.turn, exit, backend.says_end());
+    pub(super) async fn try_again(
+        &mut self,
+        agent: &Agent,
+        backend: &dyn Backend,
+        exit: &ExitReport,
+    ) -> Result<bool, Left> {
+        let outcome = self.outcome(agent, backend, None, exit);
         let has_failed = self.conversation.has_failed_to_start();
         if outcome.cause == Cause::Finished && !has_failed {
             return Ok(false);

@@ -98,6 +98,11 @@ pub(super) trait Speech: Send {
     /// The end of a turn. Agents with a process for each turn end it without, when it did not go well.
     fn end(&mut self, ending: Ending) -> Vec<Value>;
 
+    /// Whether a turn may end well without a word of it.
+    fn may_omit_end(&self) -> bool {
+        false
+    }
+
     /// Whether all of the text is said again with every word.
     fn retells(&self) -> bool {
         false

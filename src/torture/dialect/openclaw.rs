@@ -35,6 +35,10 @@ impl Speech for Openclaw {
         vec![json!({"event": "agent", "stream": "lifecycle", "data": {"phase": "end"}})]
     }
 
+    fn may_omit_end(&self) -> bool {
+        true
+    }
+
     fn retells(&self) -> bool {
         self.told.is_some()
     }
