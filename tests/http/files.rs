@@ -95,7 +95,7 @@ async fn what_is_text_is_text_whatever_a_browser_calls_it() {
         let answer = scene.sent("s", "demo", json!([part])).await;
         assert_eq!(answer, (202, String::new(), String::new()), "{name}");
         let messages = scene.get("/v1/sessions/s/messages").await.body;
-        let newest = messages["items"].as_array().unwrap().last().unwrap();
+        let newest = messages["queued"].as_array().unwrap().last().unwrap();
         assert_eq!(newest["parts"], json!([part]), "it is kept as it came");
     }
     let binary = json!({"type": "file", "mediaType": "", "filename": "a", "url": "data:;base64,AAAA"});

@@ -1,7 +1,7 @@
 //! `/v1/sessions`
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::scene::{Scene, read};
 
@@ -109,6 +109,15 @@ async fn a_busy_session_is_closed_only_when_that_is_meant() {
     assert_eq!(scene.post_nothing("/v1/sessions/t/close").await.refused(), (404, "not_found"));
 }
 
+impl Scene {
+    /// A message that has its place in the conversation, because its run has ended.
+    async fn sent_and_cancelled(&self, message: Value) {
+        let run = self.post("/v1/sessions/s/runs", message).await;
+        assert_eq!(run.status, 202);
+        self.cancel(run.text("id")).await;
+    }
+}
+
 #[tokio::test]
 async fn messages_come_as_a_chat_wants_them() {
     let scene = Scene::new().await;
@@ -142,7 +151,7 @@ async fn messages_are_read_from_either_end() {
     let scene = Scene::new().await;
     for number in 0..7 {
         let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
-        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+        scene.sent_and_cancelled(message).await;
     }
     let page = async |query: &str| {
         let page = scene.get(&format!("/v1/sessions/s/messages?{query}")).await;
@@ -190,7 +199,7 @@ async fn the_newest_messages_come_without_asking() {
     let scene = Scene::new().await;
     for number in 0..502 {
         let message = json!({"message": {"id": format!("m{number}"), "text": "hello"}});
-        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+        scene.sent_and_cancelled(message).await;
     }
     let page = scene.get("/v1/sessions/s/messages").await;
     let ids = page.each("id");
@@ -206,7 +215,7 @@ async fn pages_of_large_messages_end_by_their_bytes() {
     for number in 0..6 {
         let file = json!({"type": "file", "mediaType": "text/plain", "url": url});
         let message = json!({"message": {"id": format!("m{number}"), "parts": [file]}});
-        assert_eq!(scene.post("/v1/sessions/s/runs", message).await.status, 202);
+        scene.sent_and_cancelled(message).await;
     }
     let newest = scene.get("/v1/sessions/s/messages").await;
     assert_eq!(newest.each("id").join(" "), "m1 m2 m3 m4 m5");
