@@ -177,7 +177,7 @@ async fn attach_follows_a_daemon_that_comes_later() {
     let mut attached = attached.spawn().unwrap();
     let mut warned = String::new();
     BufReader::new(attached.stderr.as_mut().unwrap()).read_line(&mut warned).unwrap();
-    assert!(warned.contains("the run waits"), "{warned}");
+    assert!(warned.contains("no process executes runs"), "{warned}");
     let daemon = scene.daemon();
     let mut events = String::new();
     attached.stdout.as_mut().unwrap().read_to_string(&mut events).unwrap();
