@@ -70,7 +70,7 @@ async fn an_unknown_stop_reason_is_a_failure() {
         assert!(outcome.error.as_ref().unwrap().contains("banana"), "{outcome:?}");
     }
     let (_, outcome) = scene.turn(r#"answer word {"stopReason": "cancelled"}"#, None).await.outcome();
-    assert_eq!(outcome.cause, Cause::AgentError, "nobody cancelled it");
+    assert_eq!(outcome.cause, Cause::AgentError, "the run was not cancelled");
 }
 
 #[tokio::test]

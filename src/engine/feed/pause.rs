@@ -115,7 +115,7 @@ impl Follower {
         Ok(self.pausing.as_mut().and_then(|pausing| pausing.held.take()).map(|held| held.frames))
     }
 
-    /// The last place in what is held where somebody has to answer.
+    /// The last place in what is held where a question is open.
     async fn open_place(&mut self) -> Result<Option<usize>, StoreError> {
         while let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
             let Some((end, questions)) = held.places.back() else { break };

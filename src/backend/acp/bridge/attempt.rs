@@ -76,8 +76,8 @@ impl Bridge {
         result.map(|_| ())
     }
 
-    /// What the agent has to come by in time. None when the turn is cancelled before that: what the agent makes of it then is
-    /// nobody's.
+    /// Waits for what the agent has to do in time. None when the turn is cancelled before that: what comes of it then is
+    /// ignored.
     async fn in_time<T>(&self, work: impl Future<Output = T>, cancelled: &CancellationToken) -> Result<Option<T>, Own> {
         let done = tokio::select! {
             done = timeout(SESSION_WITHIN, work) => done,
