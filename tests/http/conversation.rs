@@ -86,7 +86,7 @@ async fn a_known_id_with_other_parts_is_refused() {
     let message = |text: &str, data: &str| json!({"id": "m", "role": "user", "parts": [{"type": "text", "text": text}, file(data)]});
     scene.chat_begun(&chat(&[message("one", "AAAA")], json!({}))).await;
     for other in [message("two", "AAAA"), message("one", "AAAB"), user("m", "one")] {
-        let refused = scene.chat_refused(&chat(&[other.clone()], json!({}))).await;
+        let refused = scene.chat_refused(&chat(std::slice::from_ref(&other), json!({}))).await;
         assert_eq!(refused.refused(), (409, "message_differs"));
         let body = json!({"message": {"id": "m", "parts": other["parts"]}});
         assert_eq!(scene.post("/v1/sessions/s/runs", body).await.refused(), (409, "message_differs"));
