@@ -89,7 +89,7 @@ pub enum Command {
     /// Run the daemon: HTTP, workers and the sweep
     ///
     /// SIGTERM, SIGINT: running turns may finish for shutdown_grace, then they are ended. SIGUSR2: they are left to the
-    /// next daemon, and their agents go on.
+    /// next daemon, and their agents go on. SIGHUP does not reload the config: restart.
     Serve(ServeArgs),
     /// Take one turn and follow it to its end
     Run(RunArgs),

@@ -61,7 +61,7 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
 async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     let config = engine.config().clone();
     let listen = config.server.listen;
-    let (mut signals, mut hand_over) = (StopSignals::new()?, HandOverSignal::new()?);
+    let (mut signals, mut hand_over) = (StopSignals::of_daemon()?, HandOverSignal::new()?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen}"))?;
     let address = listener.local_addr().context("failed to learn the address that we listen on")?;
     patiently(|| engine.start()).await.context("failed to start executing runs")?;

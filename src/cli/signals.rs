@@ -1,5 +1,5 @@
 //! The signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM, and SIGHUP, when the terminal is closed; and the one
-//! that asks a daemon to hand over.
+//! that asks a daemon to hand over. To a daemon whose terminal is not closed SIGHUP means nothing: it goes on and says so.
 
 use anyhow::Context;
 use procfs::process::Process;
@@ -11,27 +11,48 @@ pub(super) struct StopSignals {
     terminate: Signal,
     /// Without it a closed terminal would end `run` before it can end its agent. None under `nohup`.
     hangup: Option<Signal>,
+    /// SIGHUP stops it only when the terminal that it was started at is closed: of a daemon, of which people expect that it
+    /// reads its config anew.
+    only_with_terminal: Option<AtTerminal>,
 }
+
+/// Whether a process was started at a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AtTerminal(bool);
 
 impl StopSignals {
     pub(super) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("failed to listen for signals");
         let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())?, hangup })
+        let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hangup, only_with_terminal: None })
+    }
+
+    /// Those of a daemon.
+    pub(super) fn of_daemon() -> anyhow::Result<Self> {
+        Ok(Self { only_with_terminal: Some(AtTerminal(has_terminal())), ..Self::new()? })
     }
 
     /// Waits for the next of them.
     pub(super) async fn next(&mut self) {
+        let (started, hangup) = (self.only_with_terminal, &mut self.hangup);
         let hangup = async {
-            match &mut self.hangup {
-                Some(signal) => signal.recv().await,
-                None => std::future::pending().await,
+            let Some(hangup) = hangup else { return std::future::pending().await };
+            loop {
+                hangup.recv().await;
+                match started {
+                    None => return,
+                    Some(AtTerminal(true)) if !has_terminal() => return,
+                    Some(_) => tracing::warn!(
+                        "SIGHUP ignored: the config is read at start; restart to change it (SIGUSR2 first leaves running turns to the next daemon)"
+                    ),
+                }
             }
         };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = hangup => {}
+            () = hangup => {}
         }
     }
 }
@@ -48,6 +69,11 @@ impl HandOverSignal {
     pub(super) async fn next(&mut self) {
         self.0.recv().await;
     }
+}
+
+/// Whether this process has a terminal that is not closed.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
 }
 
 /// Whether whoever started us wants us to outlive the terminal. To listen would undo that.

@@ -1,7 +1,7 @@
 //! The watcher: notices what other processes committed to the file, by `PRAGMA data_version`, while anybody here cares.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::metrics::METRICS;
@@ -12,8 +12,36 @@ const WHILE_FOLLOWED: Duration = Duration::from_millis(5);
 /// Between two looks while runs are executed or awaited here.
 const WHILE_WORKING: Duration = Duration::from_millis(25);
 
+/// Between two looks whether the file is still at its path: a `stat`.
+const PRESENCE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether the file was at its path when that was last looked at.
+struct Presence {
+    checked_at: Instant,
+    is_there: bool,
+}
+
+impl Presence {
+    /// Says once that the file is gone, or that it is back: writes fail then, and without them nothing would tell.
+    fn check(&mut self, shared: &Shared) {
+        if self.checked_at.elapsed() < PRESENCE_CHECK_INTERVAL {
+            return;
+        }
+        self.checked_at = Instant::now();
+        match (shared.store.check_place(), self.is_there) {
+            (Err(error), true) => {
+                tracing::error!(%error, "the database file is gone: nothing is taken until it is back")
+            }
+            (Ok(()), false) => tracing::info!("the database file is back"),
+            (Err(_), false) | (Ok(()), true) => return,
+        }
+        self.is_there = !self.is_there;
+    }
+}
+
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut version = None;
+    let mut presence = Presence { checked_at: Instant::now(), is_there: true };
     loop {
         let pace = if shared.feed.is_followed() {
             Some(WHILE_FOLLOWED)
@@ -31,6 +59,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.feed.wanted.notified(), if pace == Some(WHILE_WORKING) => {}
             () = shared.closed.cancelled() => return,
         }
+        presence.check(&shared);
         if let Err(error) = look(&shared, &mut version).await {
             METRICS.watches_failed.inc();
             tracing::warn!(%error, "failed to look for changes in the database; trying again");

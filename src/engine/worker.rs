@@ -223,7 +223,8 @@ impl Executing {
 impl Shared {
     /// The row of this process in the table of workers; registers it when it is first needed.
     pub(super) async fn worker(&self, capacity: u32) -> Result<&Identity, EngineError> {
-        self.worker
+        let identity = self
+            .worker
             .get_or_try_init(|| async {
                 let registration = Registration {
                     id: WorkerId::generate(),
@@ -235,10 +236,12 @@ impl Shared {
                 let id = registration.id;
                 let key = self.store.register_worker(registration.clone()).await?;
                 tracing::debug!(worker.id = %id, capacity, "worker registered");
-                self.feed.wanted.notify_one();
-                Ok(Identity { key, registration })
+                Ok::<_, EngineError>(Identity { key, registration })
             })
-            .await
+            .await?;
+        // Only now: the watcher that wakes up asks whether there is a worker.
+        self.feed.wanted.notify_one();
+        Ok(identity)
     }
 }
 

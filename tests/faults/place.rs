@@ -92,3 +92,20 @@ pub async fn until_ready(daemon: &Daemon) {
     })
     .await;
 }
+
+#[tokio::test]
+async fn vanished_database_is_an_error_in_the_log_at_once() {
+    let scene = Scene::new("");
+    let daemon = scene.daemon();
+    until_ready(&daemon).await;
+    let away = scene.home.join("away.db");
+    let from = scene.logged().len();
+    fs::rename(&scene.db, &away).unwrap();
+    let gone = "the database file is gone";
+    until("the error", || scene.logged_since(from, gone) == 1).await;
+    let log = scene.logged();
+    assert!(log.lines().any(|line| line.contains(gone) && line.contains("\"ERROR\"")), "{log}");
+    fs::rename(&away, &scene.db).unwrap();
+    until("word that it is back", || scene.logged_since(from, "the database file is back") == 1).await;
+    assert_eq!(scene.logged_since(from, gone), 1, "it is said once");
+}

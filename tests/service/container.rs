@@ -89,9 +89,13 @@ fn every_signal_for_the_daemon_reaches_it_once() {
     assert_ne!(group(container.daemon), group(container.init), "Ctrl-C at a terminal is for a whole group");
     container.scene.send("s", "/hang");
     until("the turn to begin", || container.scene.log().contains("run started"));
-    // The first asks it to stop in its own time, the second, any of them, to end its turns. Under `nohup` the daemon ignores
-    // the signal of a terminal that is closed.
-    signal(container.init, if ignores_hangup() { Signal::TERM } else { Signal::HUP });
+    // Without a terminal that was closed SIGHUP only makes it say that it goes on; under `nohup` it hears nothing of it.
+    if !ignores_hangup() {
+        signal(container.init, Signal::HUP);
+        until("word of SIGHUP", || container.scene.log().contains("SIGHUP ignored"));
+    }
+    // The first asks it to stop in its own time, the second, any of them, to end its turns.
+    signal(container.init, Signal::TERM);
     until("the first signal", || container.scene.log().contains("stopping"));
     assert!(container.outside.child.try_wait().unwrap().is_none());
     signal(container.init, Signal::INT);
