@@ -3,9 +3,11 @@
 use serde_json::json;
 
 use super::*;
+use crate::chunk::Ending;
 use crate::permission::PermissionRequest;
 use crate::permission::ToolKind;
 use crate::run::Cause;
+use crate::usage::Usage;
 
 fn text(text: &str) -> AgentEvent {
     AgentEvent::Text(text.into())
@@ -308,7 +310,8 @@ fn the_end_says_what_became_of_the_run() {
 fn a_run_that_never_began_only_ends() {
     let end = Turn::default().close(&Outcome::cancelled());
     assert_eq!(shorts(&end), "abort finish=Other");
-    assert_eq!(end, Chunk::end_of_a_run_cancelled_in_the_queue());
+    let labelled = Ending::new(Cause::Cancelled, None, Usage::default()).label(end);
+    assert_eq!(labelled, Chunk::end_of_a_run_cancelled_in_the_queue());
 }
 
 #[test]
