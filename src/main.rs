@@ -13,8 +13,7 @@ use clap::Parser;
 use mainstay::backend::acp::bridge;
 use mainstay::backend::{demo, host, relay};
 use mainstay::cli::Cli;
-use mainstay::cli::exit::{Exit, Usage, reader_is_gone};
-use mainstay::cli::plain::plain;
+use mainstay::cli::exit::{self, Exit, Usage, reader_is_gone};
 use mainstay::telemetry;
 
 /// The end of the process waits this long for work on the thread pool that nothing waits for any more.
@@ -50,11 +49,21 @@ fn main() -> ExitCode {
         });
     }
     let _flush = telemetry::FlushOnDrop;
-    match run(&Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Not parsed, but meant all the same.
+            let json = std::env::args_os().any(|argument| argument == "--json");
+            let Some(report) = exit::report_usage(&error, json) else { error.exit() };
+            telemetry::say(&report);
+            return Exit::Usage.into();
+        }
+    };
+    match run(&cli) {
         Ok(exit) => exit,
         Err(error) if reader_is_gone(&error) => Exit::Done.into(),
         Err(error) => {
-            telemetry::say(&format!("mainstay: {}\n", plain(&format!("{error:#}"))));
+            telemetry::say(&exit::report(&error, cli.json));
             Exit::of(&error).into()
         }
     }

@@ -263,6 +263,104 @@ async fn lists_are_tables_or_json() {
     assert_eq!(ended(child).await.printed(), "", "a reader that has gone is no failure");
 }
 
+/// The first cell of each row of a table.
+fn first_cells(table: &str) -> Vec<String> {
+    table.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn tables_fit_and_their_ids_are_taken() {
+    let scene = Scene::new();
+    scene
+        .mainstay(&["run", "first, with a title that is longer than any table has room for, in 80 columns"])
+        .await
+        .printed();
+    scene.mainstay(&["run", "second"]).await.printed();
+    scene
+        .mainstay(&[
+            "run",
+            "--session",
+            "a-name-that-a-client-made-up",
+            "/fail it broke in a way that takes long to tell",
+        ])
+        .await;
+    for args in [&["sessions"] as &[&str], &["sessions", "--tree"], &["runs"], &["slots"], &["workers"]] {
+        let table = scene.mainstay(args).await.printed();
+        for line in table.lines() {
+            assert!(line.chars().count() <= 80, "{args:?}: {line}");
+        }
+        let wide = ended(scene.command(args).env("COLUMNS", "200").spawn().unwrap()).await.printed();
+        assert!(wide.len() >= table.len(), "{wide}");
+    }
+    let table = scene.mainstay(&["runs"]).await.printed();
+    let whole = scene.mainstay(&["runs", "--json"]).await.json();
+    for (short, run) in first_cells(&table).iter().zip(&whole) {
+        let id = run["id"].as_str().unwrap();
+        assert!(id.starts_with(short.as_str()) && short.len() < id.len(), "{table}");
+        assert_eq!(scene.mainstay(&["show", short, "--json"]).await.json()[0]["id"], id);
+        assert_eq!(scene.mainstay(&["cancel", short, "--json"]).await.json()[0]["id"], id);
+    }
+    let sessions = scene.mainstay(&["sessions"]).await.printed();
+    let short = first_cells(&sessions).into_iter().find(|id| !id.starts_with('a')).unwrap();
+    for args in
+        [&["messages", &short] as &[&str], &["session", &short], &["runs", "--session", &short], &["close", &short]]
+    {
+        scene.mainstay(args).await.printed();
+    }
+    // What goes on with a session does not make another.
+    let before = scene.ask("SELECT CAST(count(*) AS TEXT) FROM sessions");
+    scene.mainstay(&["run", "--session", &short, "again"]).await.printed();
+    scene.mainstay(&["send", &short, "once more"]).await;
+    assert_eq!(scene.ask("SELECT CAST(count(*) AS TEXT) FROM sessions"), before);
+    scene.mainstay(&["show", "a-name"]).await.printed();
+
+    let first = whole[0]["id"].as_str().unwrap();
+    let stderr = scene.mainstay(&["show", &first[..5]]).await.refused(1);
+    assert!(stderr.contains("several ids") && stderr.contains(first), "{stderr}");
+    let stderr = scene.mainstay(&["show", "--json", &first[..5]]).await.refused(1);
+    assert_eq!(json_lines(&stderr)[0]["error"]["code"], "ambiguous_id");
+}
+
+#[tokio::test]
+async fn attach_shows_what_was_asked_and_each_error_once() {
+    let scene = Scene::new();
+    scene.mainstay(&["run", "--session", "s", "/tool"]).await.printed();
+    let failed = scene.mainstay(&["run", "--session", "s", "/fail no luck"]).await;
+    let run = scene.mainstay(&["runs", "--json"]).await.json()[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(failed.stdout.matches("no luck").count(), 1, "{failed:?}");
+    assert!(failed.stdout.contains(&format!("error: no luck (run {run})")), "{failed:?}");
+    let attached = scene.mainstay(&["attach", "s"]).await;
+    let (first, second) = attached.stdout.split_once("> /fail no luck\n").unwrap();
+    assert!(first.starts_with("> /tool\n") && first.ends_with("The tool counted to 3.\n"), "{attached:?}");
+    assert_eq!(second, format!("error: no luck (run {run})\n"));
+    assert!(!scene.mainstay(&["attach", &run]).await.stdout.contains("> /fail"));
+}
+
+#[tokio::test]
+async fn errors_are_json_where_json_was_asked_for() {
+    let scene = Scene::new();
+    scene.write("typo.toml", "[engine]\nleese = \"30s\"");
+    for (args, code, kind, said) in [
+        (&["--json"] as &[&str], 2, "usage", "--help"),
+        (&["serv", "--json"], 2, "usage", "serve"),
+        (&["send", "a", "--json"], 2, "usage", "<TEXT>"),
+        (&["send", "a", " ", "--json"], 2, "usage", "the message is empty"),
+        (&["--json", "--config", "typo.toml", "runs"], 2, "config", "typo.toml:2"),
+        (&["--json", "runs"], 1, "failed", "mainstay.db"),
+        (&["--json", "run", "--agent", "nope", "hi"], 1, "unknown_agent", "nope"),
+    ] {
+        let stderr = scene.mainstay(args).await.refused(code);
+        let errors = json_lines(&stderr);
+        let error = &errors[0]["error"];
+        assert_eq!((errors.len(), error["code"].as_str()), (1, Some(kind)), "{args:?}: {stderr}");
+        assert!(error["message"].as_str().unwrap().contains(said), "{args:?}: {stderr}");
+    }
+    scene.mainstay(&["run", "hi"]).await.printed();
+    let stderr = scene.mainstay(&["show", "nope", "--json"]).await.refused(1);
+    assert_eq!(json_lines(&stderr)[0]["error"]["code"], "not_found");
+    assert!(scene.mainstay(&["--json", "--help"]).await.printed().contains("Usage"));
+}
+
 #[tokio::test]
 async fn what_an_agent_wrote_to_stderr_is_shown_whole() {
     let scene = Scene::new();
@@ -298,7 +396,7 @@ async fn a_daemon_serves_and_the_commands_work_with_it() {
     assert!(answer.starts_with("1 2 3 4 5"), "{answer}");
     assert_eq!(
         scene.mainstay(&["attach", "s"]).await.printed(),
-        answer,
+        format!("> /slow 5\n{answer}"),
         "a session's runs, and its end when it is idle"
     );
     let run_stream = scene.mainstay(&["attach", run, "--format", "sse"]).await.printed();
@@ -488,11 +586,12 @@ async fn what_an_agent_asks_is_answered_from_another_terminal() {
         let listed = scene.mainstay(&["permissions", "--session", word, "--json"]).await.json();
         let (id, state) = (listed[0]["id"].as_str().unwrap(), listed[0]["state"].as_str().unwrap());
         assert_eq!((listed.len(), state), (1, "pending"));
-        assert!(scene.mainstay(&["permissions"]).await.printed().contains(id));
+        let short = first_cells(&scene.mainstay(&["permissions"]).await.printed()).remove(0);
+        assert!(id.starts_with(&short), "{short}");
         let wrong = scene.mainstay(&["permissions", "--answer", id, "maybe"]).await.refused(1);
         assert!(wrong.contains("\"always\" (Allow always)"), "{wrong}");
         let state = if word == "deny" { "denied" } else { "allowed" };
-        let answered = scene.mainstay(&["permissions", "--answer", id, word, "--reason", "why"]).await.printed();
+        let answered = scene.mainstay(&["permissions", "--answer", &short, word, "--reason", "why"]).await.printed();
         assert_eq!(answered, format!("{id} {state}\n"));
         until(&mut lines, says).await;
         assert_eq!(ended(running).await.code, Some(0));

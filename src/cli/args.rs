@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::limits;
 use crate::event::Seq;
-use crate::id::{AgentName, BackendId, InvalidId, RunId, SessionId, WorkspaceName};
+use crate::id::{AgentName, InvalidId, RunId, SessionId, WorkspaceName};
 use crate::permission::PermissionState;
 use crate::run::{Status, WhenBusy};
 
@@ -265,7 +265,7 @@ pub struct PermissionsArgs {
 
     /// Only those of this run
     #[arg(long, value_name = "ID")]
-    pub run: Option<RunId>,
+    pub run: Option<String>,
 
     /// How many
     #[command(flatten)]
@@ -287,7 +287,7 @@ pub enum BackendsCommand {
     Stop {
         /// The backend
         #[arg(value_name = "ID")]
-        id: BackendId,
+        id: String,
 
         /// Also when a turn is on it now: when that is over, it ends
         #[arg(long)]

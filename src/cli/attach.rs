@@ -2,41 +2,18 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use super::exit::Exit;
+use super::ids::{Found, find};
 use super::run::{advise, exit_of};
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::waiting::Waiting;
-use super::{AttachArgs, AttachFormat, Target, reading};
+use super::{AttachArgs, AttachFormat, reading};
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, Follower};
+use crate::engine::{Engine, Follower};
 use crate::event::Seq;
 use crate::id::{RunId, SessionId};
 use crate::session::Execution;
-
-/// What a target turned out to be.
-pub(super) enum Found {
-    Run(RunId),
-    Session(SessionId),
-}
-
-/// Looks a target up: as a run, then as a session.
-pub(super) async fn find(engine: &Engine, target: &Target) -> anyhow::Result<Found> {
-    if let Some(run) = target.run {
-        match engine.run(run).await {
-            Ok(run) => return Ok(Found::Run(run.id)),
-            Err(EngineError::NotFound { .. }) => {}
-            Err(error) => return Err(error).context("failed to look the run up"),
-        }
-    }
-    match engine.session(&target.session).await {
-        Ok(session) => Ok(Found::Session(session.id)),
-        Err(EngineError::NotFound { .. }) => Err(anyhow::anyhow!("there is no run and no session {}", target.session)),
-        Err(error) => Err(error).context("failed to look the session up"),
-    }
-}
 
 pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: bool) -> anyhow::Result<Exit> {
     let mut shown = Shown {
@@ -88,7 +65,10 @@ async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown)
                     return Ok(None);
                 }
                 let Some(events) = events else { break };
-                shown.output.write(&events)?;
+                match &found {
+                    Found::Run(_) => shown.output.write(&events)?,
+                    Found::Session(_) => shown.output.write_conversation(engine, &events).await?,
+                }
                 shown.after = follower.cursor();
             }
             failure = engine.failed() => return Err(failure.into()),

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Context;
 
 use super::exit::Exit;
+use super::ids;
 use super::{BackendsArgs, BackendsCommand, table};
 use crate::engine::Engine;
 use crate::telemetry;
@@ -16,10 +17,11 @@ pub(super) async fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let Some(BackendsCommand::Stop { id, force }) = &args.command else {
-        table::list(out, &engine.list_backends().await?, json, engine.now())?;
+        table::list(engine, out, &engine.list_backends().await?, json).await?;
         return Ok(Exit::Done);
     };
-    let backend = engine.stop_backend(*id, *force).await.context("failed to stop")?;
+    let id = ids::backend(engine, id).await?;
+    let backend = engine.stop_backend(id, *force).await.context("failed to stop")?;
     let has_ended = backend.stopped_at.is_some();
     match (json, has_ended) {
         (true, _) => table::json(out, &backend)?,

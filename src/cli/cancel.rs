@@ -4,8 +4,8 @@ use std::io::Write;
 
 use anyhow::Context;
 
-use super::attach::{Found, find};
 use super::exit::Exit;
+use super::ids::{self, Found, find};
 use super::{CancelArgs, CloseArgs, table};
 use crate::engine::Engine;
 
@@ -49,7 +49,8 @@ pub(super) async fn cancel(
 }
 
 pub(super) async fn close(engine: &Engine, args: &CloseArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let session = engine.close_session(&args.session, args.cancel).await.context("failed to close")?;
+    let session = ids::session(engine, &args.session).await?;
+    let session = engine.close_session(&session, args.cancel).await.context("failed to close")?;
     match (json, &session.assignment) {
         (true, _) => table::json(out, &session)?,
         (false, None) => writeln!(out, "{} closed", session.id)?,

@@ -3,7 +3,13 @@
 use std::io;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
+use super::ids::AmbiguousId;
+use super::plain::plain;
 use crate::config::ConfigError;
+use crate::engine::EngineError;
+use crate::http;
 
 /// The exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +28,46 @@ pub enum Exit {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
+
+/// What is said of an error on stderr: a sentence for people, a JSON object on a line for programs.
+pub fn report(error: &anyhow::Error, json: bool) -> String {
+    match json {
+        true => error_object(code(error), &format!("{error:#}")),
+        false => format!("mainstay: {}\n", plain(&format!("{error:#}"))),
+    }
+}
+
+/// The same of a command line that makes no sense; none for help that was asked for, which is no error.
+pub fn report_usage(error: &clap::Error, json: bool) -> Option<String> {
+    if !json || !error.use_stderr() {
+        return None;
+    }
+    let text = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command: `mainstay --help` lists them".to_owned(),
+        _ => error.to_string(),
+    };
+    Some(error_object("usage", text.trim().trim_start_matches("error: ")))
+}
+
+/// As HTTP says it.
+fn error_object(code: &str, message: &str) -> String {
+    format!("{}\n", serde_json::json!({"error": {"code": code, "message": message}}))
+}
+
+/// What kind of error it is, for programs: the codes of HTTP, and those of what only a command line can get wrong.
+fn code(error: &anyhow::Error) -> &'static str {
+    if error.is::<Usage>() {
+        return "usage";
+    } else if error.is::<ConfigError>() {
+        return "config";
+    } else if error.is::<AmbiguousId>() {
+        return "ambiguous_id";
+    }
+    match error.downcast_ref::<EngineError>() {
+        Some(error) => http::Error::of(error).code(),
+        None => "failed",
+    }
+}
 
 impl Exit {
     /// The status for an error that ended a command: the one table.
@@ -53,6 +99,22 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+
+    #[test]
+    fn programs_are_told_the_kind_of_an_error() {
+        let not_found = EngineError::NotFound { what: "session", id: "s\u{1b}".to_owned() };
+        for (error, expected) in [
+            (anyhow::Error::from(Usage("no".into())), r#"{"error":{"code":"usage","message":"no"}}"#),
+            (
+                anyhow::Error::from(not_found).context("failed to send"),
+                r#"{"error":{"code":"not_found","message":"failed to send: there is no session \"s\\u{1b}\""}}"#,
+            ),
+            (anyhow::anyhow!("x"), r#"{"error":{"code":"failed","message":"x"}}"#),
+        ] {
+            assert_eq!(report(&error, true), format!("{expected}\n"));
+            assert!(report(&error, false).starts_with("mainstay: "));
+        }
+    }
 
     #[test]
     fn errors_are_told_apart_by_kind() {

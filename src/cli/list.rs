@@ -5,12 +5,11 @@ use std::io::Write;
 use anyhow::Context;
 use serde_json::json;
 
-use super::attach::{Found, find};
 use super::exit::Exit;
+use super::ids::{self, Found, find};
 use super::plain::plain;
 use super::tree::Branch;
 use super::{Command, RunsArgs, ShowArgs, table};
-use crate::clock::Timestamp;
 use crate::engine::{Engine, MessageCursor, RunFilter};
 use crate::id::SessionId;
 
@@ -18,49 +17,38 @@ use crate::id::SessionId;
 const PAGE: i64 = 500;
 
 pub(super) async fn run(engine: &Engine, command: &Command, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let now = engine.now();
     match command {
         Command::Sessions(args) => {
             let sessions = engine.list_sessions(None, i64::from(args.list.limit)).await?;
             let sessions: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
             match args.tree {
-                true => table::list(out, &Branch::all_of(sessions), json, now)?,
-                false => table::list(out, &sessions, json, now)?,
+                true => table::list(engine, out, &Branch::all_of(sessions), json).await?,
+                false => table::list(engine, out, &sessions, json).await?,
             }
         }
-        Command::Runs(args) => runs(engine, args, json, now, out).await?,
-        Command::Messages(args) => messages(engine, &args.session, json, now, out).await?,
-        Command::Slots => table::list(out, &engine.list_slots().await?, json, now)?,
-        Command::Workers => table::list(out, &engine.list_workers().await?, json, now)?,
+        Command::Runs(args) => runs(engine, args, json, out).await?,
+        Command::Messages(args) => messages(engine, &args.session, json, out).await?,
+        Command::Slots => table::list(engine, out, &engine.list_slots().await?, json).await?,
+        Command::Workers => table::list(engine, out, &engine.list_workers().await?, json).await?,
         Command::Show(args) => show(engine, args, json, out).await?,
         _ => table::record(out, &engine.sweep().await.context("failed to sweep")?, json)?,
     }
     Ok(Exit::Done)
 }
 
-async fn runs(
-    engine: &Engine,
-    args: &RunsArgs,
-    json: bool,
-    now: Timestamp,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    if let Some(session) = &args.session {
-        engine.session(session).await?;
-    }
-    let filter = RunFilter { session: args.session.clone(), status: args.status, before: None };
+async fn runs(engine: &Engine, args: &RunsArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let session = match &args.session {
+        Some(session) => Some(ids::session(engine, session).await?),
+        None => None,
+    };
+    let filter = RunFilter { session, status: args.status, before: None };
     let runs = engine.list_runs(&filter, i64::from(args.list.limit)).await?;
     let runs: Vec<_> = runs.into_iter().map(|(_, run)| run).collect();
-    Ok(table::list(out, &runs, json, now)?)
+    table::list(engine, out, &runs, json).await
 }
 
-async fn messages(
-    engine: &Engine,
-    session: &SessionId,
-    json: bool,
-    now: Timestamp,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
+async fn messages(engine: &Engine, session: &SessionId, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let session = &ids::session(engine, session).await?;
     let mut messages = Vec::new();
     let mut after = Some(MessageCursor::START);
     while let Some(cursor) = after {
@@ -71,7 +59,7 @@ async fn messages(
         }
         after = page.next;
     }
-    Ok(table::list(out, &messages, json, now)?)
+    table::list(engine, out, &messages, json).await
 }
 
 async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Write) -> anyhow::Result<()> {

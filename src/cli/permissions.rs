@@ -7,11 +7,11 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use super::exit::Exit;
+use super::ids;
 use super::plain::one_line;
 use super::{PermissionsArgs, table};
 use crate::chunk::Chunk;
 use crate::engine::{Engine, EngineError, Followed, PermissionFilter};
-use crate::id::PermissionId;
 use crate::permission::{Answer, Permission, PermissionState};
 use crate::telemetry;
 
@@ -38,7 +38,7 @@ pub(super) async fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     if let [id, option] = &args.answer[..] {
-        let id: PermissionId = id.parse()?;
+        let id = ids::permission(engine, id).await?;
         let answer = answer_of(&engine.permission(id).await?, option);
         let answered = engine.answer_permission(id, answer, BY, args.reason.clone()).await;
         let permission = answered.context("failed to answer")?;
@@ -48,13 +48,20 @@ pub(super) async fn run(
         }
         return Ok(Exit::Done);
     }
-    let (session, run) = (args.session.clone(), args.run);
+    let session = match &args.session {
+        Some(session) => Some(ids::session(engine, session).await?),
+        None => None,
+    };
+    let run = match &args.run {
+        Some(run) => Some(ids::run(engine, run).await?),
+        None => None,
+    };
     // Without a word from whoever asks: what there is to do.
     let state = args.state.or((!args.all).then_some(PermissionState::Pending));
     let filter = PermissionFilter { state, session, run, before: None };
     let permissions = engine.list_permissions(&filter, i64::from(args.list.limit)).await?;
     let permissions: Vec<_> = permissions.into_iter().map(|(_, permission)| permission).collect();
-    table::list(out, &permissions, json, engine.now())?;
+    table::list(engine, out, &permissions, json).await?;
     let is_person = !json && io::stderr().is_terminal();
     if is_person && permissions.iter().any(|permission| permission.state == PermissionState::Pending) {
         telemetry::say("(answer with: mainstay permissions --answer ID allow|deny|OPTION)\n");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::exit::Exit;
+use super::ids;
 use super::permissions::Asking;
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
@@ -23,7 +24,10 @@ use crate::telemetry;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, json: bool) -> anyhow::Result<Exit> {
-    let session = args.session.clone().unwrap_or_else(SessionId::generate);
+    let session = match &args.session {
+        Some(session) => ids::session_or_new(engine, session).await?,
+        None => SessionId::generate(),
+    };
     let mut signals = StopSignals::new()?;
     let mut send = Send::new(session.clone(), message);
     send.agent = args.agent.clone();

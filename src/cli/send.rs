@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Context;
 
 use super::exit::Exit;
+use super::ids;
 use super::{SendArgs, table};
 use crate::engine::{Engine, Send};
 use crate::message::UserMessage;
@@ -17,7 +18,8 @@ pub(super) async fn run(
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let mut send = Send::new(args.session.clone(), message);
+    let session = ids::session_or_new(engine, &args.session).await?;
+    let mut send = Send::new(session, message);
     send.options = RunOptions { when_busy: args.when_busy, priority: args.priority, timeout: None };
     let run = engine.send(send).await.context("failed to send")?.run;
     if json {

@@ -7,9 +7,11 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::exit::Exit;
+use super::ids;
 use super::tree::Branch;
 use super::{SessionArgs, table};
 use crate::engine::{CreateSession, Engine};
+use crate::id::SessionId;
 use crate::options::SessionOptions;
 use crate::session::{AgentSession, OptionsReport, SessionMode};
 
@@ -17,7 +19,10 @@ use crate::session::{AgentSession, OptionsReport, SessionMode};
 const CHILDREN: i64 = 500;
 
 pub(super) async fn run(engine: &Engine, args: &SessionArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let id = &args.session;
+    let id = &match args.new {
+        true => args.session.clone(),
+        false => ids::session(engine, &args.session).await?,
+    };
     let patch = SessionOptions::patch_of(args.changes());
     if args.new {
         let create = CreateSession {
@@ -25,7 +30,7 @@ pub(super) async fn run(engine: &Engine, args: &SessionArgs, json: bool, out: &m
             workspace: args.workspace.clone(),
             agent: args.agent.clone(),
             mode: args.oneshot.then_some(SessionMode::Oneshot),
-            spawned_by: args.spawned_by.clone(),
+            spawned_by: parent(engine, args).await?,
             label: args.label.clone(),
             options: (!patch.is_empty()).then_some(patch),
             ..CreateSession::default()
@@ -52,9 +57,16 @@ pub(super) async fn run(engine: &Engine, args: &SessionArgs, json: bool, out: &m
     let below = Branch::all_of(below);
     if !below.is_empty() {
         writeln!(out)?;
-        table::list(out, &below, false, engine.now())?;
+        table::list(engine, out, &below, false).await?;
     }
     Ok(Exit::Done)
+}
+
+async fn parent(engine: &Engine, args: &SessionArgs) -> anyhow::Result<Option<SessionId>> {
+    Ok(match &args.spawned_by {
+        Some(parent) => Some(ids::session(engine, parent).await?),
+        None => None,
+    })
 }
 
 fn options(out: &mut impl Write, told: &OptionsReport) -> anyhow::Result<()> {

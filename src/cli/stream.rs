@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::AttachFormat;
 use super::terminal::TerminalView;
 use crate::chunk::Chunk;
-use crate::engine::Followed;
+use crate::engine::{Engine, Followed};
 
 /// Writes events as they come.
 pub(super) enum StreamOutput {
@@ -33,6 +33,7 @@ impl StreamOutput {
                 Self::Text(view) => {
                     // A chunk that this build does not know is nothing that it could show.
                     if let Ok(chunk) = serde_json::from_str::<Chunk>(&followed.event) {
+                        view.of_run(followed.run_id);
                         view.show(&chunk)?;
                     }
                 }
@@ -50,6 +51,20 @@ impl StreamOutput {
             }
         }
         out.flush()
+    }
+
+    /// The same for a session, whose runs answer several messages: a person is shown each before its answer.
+    pub(super) async fn write_conversation(&mut self, engine: &Engine, events: &[Followed]) -> anyhow::Result<()> {
+        for followed in events {
+            if let Self::Text(view) = self
+                && matches!(serde_json::from_str(&followed.event), Ok(Chunk::Start { .. }))
+            {
+                let question = engine.question_of_run(followed.run_id).await?;
+                view.question(&question)?;
+            }
+            self.write(std::slice::from_ref(followed))?;
+        }
+        Ok(())
     }
 
     /// The end of a run's stream.

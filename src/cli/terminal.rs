@@ -5,7 +5,7 @@
 //! end, and nothing that the agent says reaches the terminal as a command ([`plain`]). After every call the terminal is
 //! in its normal colour, so that a view may be left at any time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use anstream::{AutoStream, ColorChoice};
@@ -14,7 +14,12 @@ use serde_json::Value;
 
 use super::plain::{one_line, plain};
 use crate::chunk::{Chunk, NoticeLevel};
+use crate::id::RunId;
 
+/// How texts in a message are told apart that report an error: `engine/turn.rs`.
+const ERROR_ID: &str = "error";
+const ERROR_MARK: &str = "[error] ";
+const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 const RED: Style = AnsiColor::Red.on_default();
 const TOOL: Style = AnsiColor::Cyan.on_default();
@@ -31,6 +36,12 @@ pub struct TerminalView<W> {
     part: Option<String>,
     /// Names of the tools that are running, and what was shown of them, by call: a result does not name its tool.
     tools: HashMap<String, (String, String)>,
+    /// The run whose chunks are shown.
+    run: Option<RunId>,
+    /// Errors of the run that were shown.
+    errors: HashSet<String>,
+    /// The beginning of a text part that may be the error of the run, which then comes once more by itself.
+    held: Option<(String, String)>,
 }
 
 impl TerminalView<io::Stdout> {
@@ -44,7 +55,7 @@ impl TerminalView<io::Stdout> {
 impl<W: Write> TerminalView<W> {
     /// A view on `out`, which is at the beginning of a line. Without `colour` no escape sequence is written.
     pub fn new(out: W, colour: bool) -> Self {
-        Self { out, colour, part: None, tools: HashMap::new() }
+        Self { out, colour, part: None, tools: HashMap::new(), run: None, errors: HashSet::new(), held: None }
     }
 
     /// Shows a chunk and flushes it.
@@ -52,7 +63,18 @@ impl<W: Write> TerminalView<W> {
     /// # Errors
     /// When `out` cannot be written to, for example because its reader is gone.
     pub fn show(&mut self, chunk: &Chunk) -> io::Result<()> {
+        if !matches!(chunk, Chunk::TextEnd { .. } | Chunk::FinishStep | Chunk::Error { .. })
+            && let Some((id, delta)) = self.held.take()
+        {
+            self.stream(&format!("text {id}"), Style::new(), "", &delta)?;
+        }
         match chunk {
+            Chunk::TextDelta { id, delta } if id.starts_with(ERROR_ID) => {
+                self.error(delta.strip_prefix(ERROR_MARK).unwrap_or(delta))?;
+            }
+            Chunk::TextDelta { id, delta } if delta.starts_with(ERROR_MARK) => {
+                self.held = Some((id.clone(), delta.clone()));
+            }
             Chunk::TextDelta { id, delta } => self.stream(&format!("text {id}"), Style::new(), "", delta)?,
             Chunk::ReasoningDelta { id, delta } => self.stream(&format!("reasoning {id}"), DIM, "┊ ", delta)?,
             Chunk::TextEnd { .. } | Chunk::ReasoningEnd { .. } => self.end_line()?,
@@ -102,15 +124,18 @@ impl<W: Write> TerminalView<W> {
                 self.line(DIM, "·", &join("source:", &join(title.as_deref().unwrap_or_default(), url)))?;
             }
             Chunk::Error { error_text } => {
-                self.end_line()?;
-                // Whole, and on as many lines as it has: it is what the person has to act on.
-                self.styled(RED, &format!("error: {}", plain(error_text).trim()))?;
-                writeln!(self.out)?;
+                let is_same = |(_, delta): &(String, String)| delta.strip_prefix(ERROR_MARK) == Some(error_text);
+                if let Some((id, delta)) = self.held.take_if(|held| !is_same(held)) {
+                    self.stream(&format!("text {id}"), Style::new(), "", &delta)?;
+                }
+                self.held = None;
+                self.error(error_text)?;
             }
             Chunk::Abort => self.line(DIM, "·", "stopped")?,
             Chunk::Finish { .. } => {
                 self.end_line()?;
                 self.tools.clear();
+                self.errors.clear();
             }
             Chunk::Start { .. }
             | Chunk::StartStep
@@ -120,6 +145,38 @@ impl<W: Write> TerminalView<W> {
             | Chunk::MessageMetadata { .. } => {}
         }
         self.out.flush()
+    }
+
+    /// Names the run that the next chunks belong to.
+    pub fn of_run(&mut self, run: RunId) {
+        self.run = Some(run);
+    }
+
+    /// Shows what a person asked.
+    ///
+    /// # Errors
+    /// When `out` cannot be written to.
+    pub fn question(&mut self, text: &str) -> io::Result<()> {
+        self.end_line()?;
+        for line in plain(text).trim_end().lines() {
+            self.styled(BOLD, &format!("> {line}"))?;
+            writeln!(self.out)?;
+        }
+        self.out.flush()
+    }
+
+    /// An error, once: agents report one in several ways. Whole, and on as many lines as it has, because it is what the
+    /// person has to act on.
+    fn error(&mut self, text: &str) -> io::Result<()> {
+        self.end_line()?;
+        let text = plain(text).trim().to_owned();
+        if self.errors.contains(&text) {
+            return Ok(());
+        }
+        let run = self.run.map(|run| format!(" (run {run})")).unwrap_or_default();
+        self.styled(RED, &format!("error: {text}{run}"))?;
+        self.errors.insert(text);
+        writeln!(self.out)
     }
 
     /// Continues a part, or begins one on a new line. The mark goes before each of its lines.
@@ -237,7 +294,7 @@ mod tests {
         let start = json!({"type": "start", "messageId": "m", "messageMetadata": {}});
         let preliminary = json!({"type": "tool-output-available", "toolCallId": "1", "output": "half",
                                  "providerExecuted": true, "dynamic": true, "preliminary": true});
-        let table: [(&str, Vec<Value>, &str); 18] = [
+        let table: [(&str, Vec<Value>, &str); 21] = [
             ("nothing said", vec![start.clone(), json!({"type": "start-step"}), finish()], ""),
             ("deltas run on", vec![text("1", "He"), text("1", ""), text("1", "llo"), finish()], "Hello\n"),
             ("one line end, not two", vec![text("1", "Hello\n"), end("text-end", "1"), finish()], "Hello\n"),
@@ -321,6 +378,36 @@ mod tests {
                 "a\nerror: it broke:\nbadly\n",
             ),
             (
+                "an error of the agent, and the run's",
+                vec![
+                    json!({"type": "text-start", "id": "error-0"}),
+                    text("error-0", "[error] it broke"),
+                    end("text-end", "error-0"),
+                    json!({"type": "finish-step"}),
+                    json!({"type": "error", "errorText": "it broke"}),
+                    finish(),
+                ],
+                "error: it broke\n",
+            ),
+            (
+                "an error that is stored in the message",
+                vec![
+                    text("1", "half"),
+                    end("text-end", "1"),
+                    text("text-1", "[error] it broke"),
+                    end("text-end", "text-1"),
+                    json!({"type": "finish-step"}),
+                    json!({"type": "error", "errorText": "it broke"}),
+                    finish(),
+                ],
+                "half\nerror: it broke\n",
+            ),
+            (
+                "a text that only looks like an error",
+                vec![text("1", "[error] is a mark"), text("1", " of ours"), end("text-end", "1"), finish()],
+                "[error] is a mark of ours\n",
+            ),
+            (
                 "a stop",
                 vec![text("1", "a"), json!({"type": "abort"}), finish(), start, text("1", "next"), finish()],
                 "a\n· stopped\nnext\n",
@@ -329,6 +416,18 @@ mod tests {
         for (name, chunks, expected) in table {
             assert_eq!(shown(&chunks, false), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_error_names_its_run_and_a_question_is_marked() {
+        let mut out = Vec::new();
+        let mut view = TerminalView::new(&mut out, false);
+        let run = RunId::generate();
+        view.of_run(run);
+        view.question("What\nis \u{1b}[1mit?\n").unwrap();
+        view.show(&Chunk::Error { error_text: "it broke".to_owned() }).unwrap();
+        let expected = format!("> What\n> is ␛[1mit?\nerror: it broke (run {run})\n");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]

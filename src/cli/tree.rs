@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::cell::{or_dash, relative, used};
-use super::table::{Column, Listed};
-use crate::clock::Timestamp;
+use super::columns::Column;
+use super::table::{Listed, Sight};
 use crate::session::{Execution, Session};
 
 /// A session and how deep it stands.
@@ -43,16 +43,16 @@ impl Branch {
 
 impl Listed for Branch {
     const COLUMNS: &'static [Column] = &[
-        Column::Whole("SESSION"),
-        Column::Spare("LABEL"),
-        Column::Whole("DOING"),
-        Column::Narrow("AGENT"),
-        Column::Whole("UPDATED"),
-        Column::Spare("USED"),
-        Column::Narrow("PROGRESS"),
+        Column::id("SESSION"),
+        Column::narrow("LABEL", 8).spare(),
+        Column::whole("DOING"),
+        Column::narrow("AGENT", 8),
+        Column::whole("UPDATED"),
+        Column::extra("USED").spare(),
+        Column::narrow("PROGRESS", 12),
     ];
 
-    fn cells(&self, now: Timestamp) -> Vec<String> {
+    fn cells(&self, sight: Sight) -> Vec<String> {
         let session = &self.session;
         let doing = match (session.execution, session.last_outcome) {
             (Execution::Idle, Some(outcome)) => outcome.as_str(),
@@ -61,14 +61,18 @@ impl Listed for Branch {
         // The table trims blanks at the edge of a cell.
         let indent = "· ".repeat(self.depth);
         vec![
-            format!("{indent}{}", session.id),
+            format!("{indent}{}", sight.id(&session.id)),
             or_dash(session.label.clone()),
             doing.to_owned(),
             session.agent.to_string(),
-            relative(session.updated_at, now),
+            relative(session.updated_at, sight.now),
             or_dash(used(&session.usage)),
             or_dash(session.progress.clone()),
         ]
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.session.ids()
     }
 }
 

@@ -20,6 +20,7 @@ mod readiness;
 mod reading;
 mod sending;
 mod sessions;
+mod short_ids;
 mod subject;
 mod supervisor;
 mod sweep;
@@ -65,6 +66,7 @@ pub use permissions::Paused;
 pub use read_only::READS_AT_MOST;
 pub use sending::{Send, Sent};
 pub use sessions::CreateSession;
+pub use short_ids::IdKind;
 pub use sweep::SweepReport;
 
 use feed::Feed;

@@ -9,6 +9,7 @@ use super::{Engine, EngineError, RunFilter};
 use crate::event::{Event, Seq};
 use crate::id::{RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
+use crate::message::{attachments, prompt};
 use crate::run::Run;
 use crate::store::event::{EventPage, Range};
 use crate::store::run::Located;
@@ -57,6 +58,17 @@ impl Engine {
     /// [`EngineError::NotFound`], [`EngineError::Store`].
     pub async fn run_diagnostics(&self, id: RunId) -> Result<(Option<String>, Option<String>), EngineError> {
         Ok(self.shared.store.run_diagnostics(self.locate(id).await?.key).await?)
+    }
+
+    /// The message that a run answers, as a person reads it: the names of its files in brackets, then its text.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn question_of_run(&self, id: RunId) -> Result<String, EngineError> {
+        let parts = self.shared.store.message_of_run(id).await?.unwrap_or_default();
+        let parts: Vec<serde_json::Value> = serde_json::from_str(&parts).unwrap_or_default();
+        let files = attachments(&parts).into_iter().map(|file| format!("[{}]", file.label()));
+        Ok(files.chain([prompt(&parts)]).filter(|said| !said.is_empty()).collect::<Vec<_>>().join(" "))
     }
 
     /// A page of runs, newest first, each with the cursor behind it.

@@ -27,6 +27,11 @@ pub struct Error {
 pub(super) struct Detail(pub(super) String);
 
 impl Error {
+    /// What kind of error it is, for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// The status of the answer.
     pub fn status(&self) -> StatusCode {
         self.status
@@ -71,6 +76,13 @@ impl Error {
 
 impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl Error {
+    /// What an error of the engine is to a client.
+    pub fn of(error: &EngineError) -> Self {
         let text = error.to_string();
         let conflict = |code| Self::new(StatusCode::CONFLICT, code, text.clone());
         match error {
@@ -79,8 +91,8 @@ impl From<EngineError> for Error {
             EngineError::NotFound { what: "agent", .. } => Self::invalid("unknown_agent", text),
             EngineError::NotFound { what: "parent session", .. } => Self::invalid("unknown_parent", text),
             EngineError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
-            EngineError::InvalidId(error) => error.into(),
-            EngineError::InvalidMessage(error) => error.into(),
+            EngineError::InvalidId(error) => error.clone().into(),
+            EngineError::InvalidMessage(error) => error.clone().into(),
             EngineError::InvalidOption(_) => Self::invalid("invalid_option", text),
             EngineError::InvalidValue(_) => Self::invalid("invalid_value", text),
             EngineError::Refused(refusal) => match refusal {

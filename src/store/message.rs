@@ -6,10 +6,10 @@ mod queued;
 use serde_json::Value;
 use sqlx::SqliteConnection;
 
-use super::StoreError;
 use super::writer::Tx;
+use super::{Store, StoreError};
 use crate::chunk::Ending;
-use crate::id::MessageId;
+use crate::id::{MessageId, RunId};
 use crate::lease::{RunKey, SessionKey};
 use crate::message::{Role, UserMessage};
 
@@ -175,4 +175,19 @@ pub async fn store_responses<'a>(
     .execute(&mut *tx.conn)
     .await?;
     Ok(())
+}
+
+impl Store {
+    /// The parts of the message that a run answers, as JSON.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn message_of_run(&self, run: RunId) -> Result<Option<String>, StoreError> {
+        let run = run.to_string();
+        let parts = sqlx::query_scalar!(
+            "SELECT m.parts FROM runs r JOIN messages m ON m.key = r.message_key WHERE r.id = ?1",
+            run
+        );
+        Ok(parts.fetch_optional(&self.readers).await?)
+    }
 }

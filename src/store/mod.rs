@@ -24,6 +24,7 @@ mod read_only;
 pub mod reading;
 pub mod run;
 pub mod session;
+pub mod short_id;
 pub mod slot;
 mod stats;
 mod text;
