@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::nearest;
+use crate::config::hint;
 
 /// The options of a session; none are set in a new one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,14 +56,12 @@ const MAX_TIMEOUT_SECONDS: u32 = 24 * 3600;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOption {
     /// There is none of this name.
-    #[error(
-        "unknown option {key:?}: the nearest known one is {nearest}; an option of the agent's own goes into `extra`"
-    )]
+    #[error("unknown option {key:?}: {hint}; an option of the agent's own goes into `extra`")]
     UnknownKey {
         /// The name.
         key: String,
         /// What may have been meant.
-        nearest: &'static str,
+        hint: String,
     },
     /// Its value is not one that it can have.
     #[error("the option {key} {problem}")]
@@ -92,8 +90,8 @@ impl SessionOptions {
                 "timeout_seconds" => options.timeout_seconds = seconds(key, value)?,
                 "extra" => options.extra = extras(&options.extra, value)?,
                 unknown => {
-                    let (key, nearest) = (excerpt(unknown), nearest(unknown, &KEYS));
-                    return Err(InvalidOption::UnknownKey { key, nearest });
+                    let (key, hint) = (excerpt(unknown), hint(unknown, &KEYS));
+                    return Err(InvalidOption::UnknownKey { key, hint });
                 }
             }
         }
@@ -328,6 +326,7 @@ mod tests {
         let many: Map<_, _> = (0..33).map(|n| (format!("k{n}"), json!("v"))).collect();
         for (patch, problem) in [
             (json!({"modle": "x"}), "the nearest known one is model"),
+            (json!({"colour": "x"}), "the known ones are mode, model, cwd"),
             (json!({"mode": 1}), "mode needs a text"),
             (json!({"mode": "  "}), "mode is empty"),
             (json!({"mode": "x".repeat(65)}), "at most 64 characters"),

@@ -11,6 +11,7 @@ use mainstay::config::Config;
 use mainstay::engine::{Depth, Engine, Send};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
+use mainstay::permission::Answer;
 use mainstay::run::{Cause, Status};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
@@ -61,9 +62,11 @@ async fn filled(dir: &Path) -> (Engine, RunId) {
     let mut follower = engine.follow_run(hanging, 0).await.unwrap();
     follower.next_events().await.unwrap();
     send("busy", "behind it").await;
-    let asking = send("asks", "/ask").await;
-    let mut follower = engine.follow_run(asking, 0).await.unwrap();
-    while !follower.next_events().await.unwrap().unwrap().iter().any(|event| event.event.contains("approvalId")) {}
+    for session in ["asks", "allowed"] {
+        let asking = send(session, "/ask").await;
+        let mut follower = engine.follow_run(asking, 0).await.unwrap();
+        while !follower.next_events().await.unwrap().unwrap().iter().any(|event| event.event.contains("approvalId")) {}
+    }
     (engine, tool)
 }
 
@@ -81,6 +84,21 @@ async fn the_questions_have_answers() {
     let (engine, tool) = filled(dir.path()).await;
     let db = Connection::open_with_flags(dir.path().join("m.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
 
+    let pending = "SELECT id FROM v_permissions WHERE session_id = 'allowed'";
+    let allowed = text(&ask(&db, pending).1[0][0]).parse().unwrap();
+    let allow = engine.answer_permission(allowed, Answer::Approved(true), "test", None).await.unwrap();
+    let run = tokio::time::timeout(Duration::from_secs(60), engine.wait_settled(allow.run_id)).await.unwrap().unwrap();
+    assert_eq!(run.status, Status::Completed);
+    let tools = blocks(SQL, "sql").into_iter().find(|question| question.contains("'$.toolName'")).unwrap();
+    let (_, tools) = ask(&db, tools);
+    let called = ask(
+        &db,
+        "SELECT count(DISTINCT run_id || (event ->> '$.toolCallId')) FROM v_events WHERE type LIKE 'tool-input%'",
+    );
+    let sum =
+        |column: usize| tools.iter().map(|row| if let Value::Integer(n) = row[column] { n } else { 0 }).sum::<i64>();
+    assert_eq!((sum(1), sum(2)), (4, 0), "an approved call is one: {tools:?}");
+    assert_eq!(called.1[0][0], Value::Integer(4));
     let questions = blocks(SQL, "sql");
     assert!(questions.len() >= 9, "the questions were not found");
     for question in questions {

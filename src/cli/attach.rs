@@ -12,7 +12,7 @@ use super::{AttachArgs, AttachFormat, reading};
 use crate::config::Config;
 use crate::engine::{Engine, Follower};
 use crate::event::Seq;
-use crate::id::{RunId, SessionId};
+use crate::id::SessionId;
 use crate::session::Execution;
 
 pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: bool) -> anyhow::Result<Exit> {

@@ -159,16 +159,16 @@ RUN            SESSION             AGENT  ERROR
             "\
 RUN            SESSION        ERROR
 0192f0c1-2345  s              -
-0192f0c1-2345  a-session-wi…  somethin…"
+0192f0c1-2345  a-session-wi…  something…"
         );
         assert_eq!(
             shown(30),
             "\
 RUN            SESSION
 0192f0c1-2345  s
-0192f0c1-2345  a-session-wi…"
+0192f0c1-2345  a-session-with…"
         );
-        assert_eq!(shown(5), shown(30).as_str(), "what has to stay stays");
+        assert!(shown(5).ends_with("0192f0c1-2345  a-session-wi…"), "what has to stay stays");
     }
 
     #[test]

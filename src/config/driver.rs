@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::section::{Section, Whole};
-use super::{ConfigError, limits};
+use super::{ConfigError, limits, placeholder};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, Driver, GatewaySpec, ProcessSpec};
 use crate::catalogue::KNOWN;
 use crate::id::AgentName;
@@ -123,6 +123,7 @@ fn gateway(section: &Section<'_>, given: DriverKeys) -> Result<GatewaySpec, Conf
     if agent.is_empty() || agent.contains('\0') {
         return Err(section.error(&["gateway_agent"], "names no agent"));
     }
+    check_placeholders(section, &["gateway_agent"], &agent)?;
     Ok(GatewaySpec { url, token: given.token, agent })
 }
 
@@ -136,6 +137,9 @@ fn process_spec(section: &Section<'_>, given: DriverKeys, example: &str) -> Resu
         Some(command) if command.iter().any(|arg| arg.contains('\0')) => return wrong("has a NUL character in it"),
         Some(command) => command,
     };
+    for word in &command {
+        check_placeholders(section, &["command"], word)?;
+    }
     let env = given.env.unwrap_or_default();
     for (name, value) in &env {
         let problem = if name.is_empty() || name.contains(['=', '\0']) {
@@ -145,6 +149,7 @@ fn process_spec(section: &Section<'_>, given: DriverKeys, example: &str) -> Resu
         } else if value.contains('\0') {
             "has a NUL character in its value"
         } else {
+            check_placeholders(section, &["env", name], value)?;
             continue;
         };
         return Err(section.error(&["env", name], problem));
@@ -152,4 +157,14 @@ fn process_spec(section: &Section<'_>, given: DriverKeys, example: &str) -> Resu
     let mut max_line_bytes = DEFAULT_MAX_LINE_BYTES;
     section.number("max_line_bytes", given.max_line_bytes, limits::MAX_LINE_BYTES, &mut max_line_bytes)?;
     Ok(ProcessSpec { command, env, max_line_bytes })
+}
+
+/// An agent that is told `{mesage}` works on nothing: what is almost a placeholder is refused. Other braces stay as they are.
+fn check_placeholders(section: &Section<'_>, key: &[&str], text: &str) -> Result<(), ConfigError> {
+    match placeholder::mistyped(text) {
+        Some((word, meant)) => {
+            Err(section.error(key, format!("{{{word}}} is no placeholder: the nearest is {{{meant}}}")))
+        }
+        None => Ok(()),
+    }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::document::{Document, nearest};
 use super::driver::{self, DriverKeys};
 use super::origin::{Origin, is_host};
-use super::section::{Period, Section, Whole};
+use super::section::{Period, Section, Whole, Words};
 use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, fields, limits};
 use crate::agent::{Agent, OnInterrupt, Permissions, RESUME_MESSAGE};
 use crate::id::{AgentName, WorkspaceName};
@@ -34,8 +34,8 @@ struct File {
 struct ServerSection {
     listen: Option<String>,
     token: Option<String>,
-    allowed_origins: Option<Vec<String>>,
-    allowed_hosts: Option<Vec<String>>,
+    allowed_origins: Option<Words>,
+    allowed_hosts: Option<Words>,
     max_body_bytes: Option<Whole>,
     max_connections: Option<Whole>,
 }
@@ -71,7 +71,7 @@ struct AgentSection {
     restart_pause: Option<Period>,
     max_restarts: Option<Whole>,
     // Of drivers that start a process:
-    command: Option<Vec<String>>,
+    command: Option<Words>,
     env: Option<BTreeMap<String, String>>,
     max_line_bytes: Option<Whole>,
     // Of `acp`:
@@ -107,7 +107,7 @@ struct WorkspaceSection {
     agent: Option<String>,
     slots: Option<Whole>,
     when_full: Option<String>,
-    client: Option<Vec<String>>,
+    client: Option<Words>,
 }
 
 /// The keys of the table at a path; none where the keys are the user's own (names of agents, of variables).
@@ -209,7 +209,7 @@ fn agent(
     }
     permissions(section, given.permissions.unwrap_or_default(), &mut agent.permissions)?;
     let keys = DriverKeys {
-        command: given.command,
+        command: given.command.map(|Words(words)| words),
         env: given.env,
         max_line_bytes: given.max_line_bytes,
         shared: given.shared,
@@ -294,8 +294,11 @@ fn workspace(
             Ok(name) if agents.contains_key(&name) => name,
             _ => {
                 let known: Vec<&str> = agents.keys().map(AgentName::as_str).collect();
-                let nearest = nearest(&name, &known);
-                return Err(section.error(&["agent"], format!("no agent {name:?}: the nearest is [agents.{nearest}]")));
+                let hint = match nearest(&name, &known) {
+                    Some(nearest) => format!("the nearest is [agents.{nearest}]"),
+                    None => format!("there are {}", known.join(", ")),
+                };
+                return Err(section.error(&["agent"], format!("no agent {name:?}: {hint}")));
             }
         };
     }
@@ -307,7 +310,7 @@ fn workspace(
         ("reject", WhenFull::Reject),
     ];
     section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)?;
-    for word in given.client.into_iter().flatten() {
+    for word in given.client.into_iter().flat_map(|Words(words)| words) {
         match word.as_str() {
             "read_files" => workspace.client.read_files = true,
             "write_files" => workspace.client.write_files = true,

@@ -12,6 +12,7 @@ mod fields;
 mod file;
 pub mod limits;
 mod origin;
+pub(crate) mod placeholder;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
-pub(crate) use document::nearest;
+pub(crate) use document::hint;
 pub use error::ConfigError;
 pub use origin::{InvalidOrigin, Origin};
 

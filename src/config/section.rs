@@ -47,6 +47,35 @@ impl<'de> Deserialize<'de> for Period {
     }
 }
 
+/// A list of texts. Where only one stands without its brackets, it is said how the list is written.
+pub(super) struct Words(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordsVisitor;
+        impl<'de> Visitor<'de> for WordsVisitor {
+            type Value = Words;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(r#"a list of texts such as ["one", "two"]"#)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
+                // What a shell would take apart otherwise is left to the person.
+                let has_quotes = text.contains(['"', '\'', '\\', '$', '|', '>', '<', '&', ';', '`']);
+                let words: Vec<_> = if has_quotes { vec![text] } else { text.split_whitespace().collect() };
+                Err(E::custom(format!("a list of texts is needed: write it as {words:?}")))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = seq.next_element()? {
+                    words.push(word);
+                }
+                Ok(Words(words))
+            }
+        }
+        deserializer.deserialize_seq(WordsVisitor)
+    }
+}
+
 /// A table of the file, for checking the values in it.
 pub(super) struct Section<'s> {
     document: &'s Document<'s>,
@@ -120,12 +149,12 @@ impl<'s> Section<'s> {
     pub(super) fn list(
         &self,
         key: &str,
-        given: Option<Vec<String>>,
+        given: Option<Words>,
         legal: fn(&str) -> bool,
         want: &str,
         value: &mut Vec<String>,
     ) -> Result<(), ConfigError> {
-        let Some(given) = given else { return Ok(()) };
+        let Some(Words(given)) = given else { return Ok(()) };
         if given.len() > limits::MAX_ALLOWED {
             let (count, most) = (given.len(), limits::MAX_ALLOWED);
             return Err(self.error(&[key], format!("{count} entries are not allowed: use {most} at most")));

@@ -119,6 +119,35 @@ fn errors_name_file_line_key_and_what_is_allowed() {
     let table = [
         ("[engine]\n\nleese = 1", "3: unknown key engine.leese: the nearest known one is lease"),
         ("[engines]", "1: unknown key engines: the nearest known one is engine"),
+        (
+            "[server]\ncolour = 1",
+            "2: unknown key server.colour: the known ones are listen, token, allowed_origins, allowed_hosts, \
+             max_body_bytes, max_connections",
+        ),
+        (
+            "[agents.x]\ndriver = \"text\"\ncommand = \"./a.sh\"",
+            "3: agents.x.command: a list of texts is needed: write it as [\"./a.sh\"]",
+        ),
+        (
+            "[agents.x]\ndriver = \"text\"\ncommand = \"python3 a.py {message}\"",
+            "3: agents.x.command: a list of texts is needed: write it as [\"python3\", \"a.py\", \"{message}\"]",
+        ),
+        (
+            "[server]\nallowed_hosts = \"a.lan\"",
+            "2: server.allowed_hosts: a list of texts is needed: write it as [\"a.lan\"]",
+        ),
+        (
+            "[agents.x]\ndriver = \"text\"\ncommand = [\"a\", \"{mesage}\"]",
+            "3: agents.x.command: {mesage} is no placeholder: the nearest is {message}",
+        ),
+        (
+            "[agents.x]\ndriver = \"text\"\ncommand = [\"a\"]\nenv = { A = \"{sesion}\" }",
+            "4: agents.x.env.A: {sesion} is no placeholder: the nearest is {session}",
+        ),
+        (
+            "[workspaces.x]\nagent = \"helper\"",
+            "2: workspaces.x.agent: no agent \"helper\": there are claude, codex, demo, opencode",
+        ),
         ("[server]\nworkers = 3", "2: unknown key server.workers: it belongs in [engine]"),
         ("listen = \"x\"", "1: unknown key listen: it belongs in [server]"),
         ("[agents.x]\ncomand = []", "2: unknown key agents.x.comand: the nearest known one is command"),
@@ -399,5 +428,52 @@ fn deep_nesting_is_an_error_and_no_overflow() {
         "a=".to_owned() + &"{a=".repeat(200_000),
     ] {
         assert!(load(&text).is_err());
+    }
+}
+
+/// The limits of the table in `docs/config.md`, against those that are checked.
+#[test]
+fn documented_limits_are_those_that_are_checked() {
+    let row = |key: &str| {
+        let name = key.rsplit('.').next().unwrap();
+        let of_key = |line: &&str| {
+            line.starts_with("| ") && (line.contains(&format!("`{key}`")) || line.contains(&format!(", `{name}` |")))
+        };
+        DOCS.lines().find(of_key).unwrap_or_else(|| panic!("{key} is not in the table"))
+    };
+    let durations = [
+        ("engine.lease", limits::LEASE),
+        ("engine.sweep_interval", limits::SWEEP_INTERVAL),
+        ("engine.shutdown_grace", limits::SHUTDOWN_GRACE),
+        ("engine.idle_ttl", limits::IDLE_TTL),
+        ("engine.assignment_retention", limits::ASSIGNMENT_RETENTION),
+        ("agents.NAME.turn_timeout", limits::TURN_TIMEOUT),
+        ("agents.NAME.idle_timeout", limits::IDLE_TIMEOUT),
+        ("agents.NAME.kill_grace", limits::KILL_GRACE),
+        ("agents.NAME.keep_warm", limits::KEEP_WARM),
+        ("agents.NAME.restart_pause", limits::RESTART_PAUSE),
+        ("agents.NAME.permissions.timeout", limits::PERMISSION_TIMEOUT),
+    ];
+    for (key, allowed) in durations {
+        let [least, most] = [*allowed.start(), *allowed.end()].map(duration::show);
+        assert!(row(key).contains(&format!("{least} to {most}")), "{key}: {least} to {most}");
+    }
+    let small = |allowed: std::ops::RangeInclusive<u32>| (u64::from(*allowed.start()), u64::from(*allowed.end()));
+    let large = |allowed: std::ops::RangeInclusive<usize>| (*allowed.start() as u64, *allowed.end() as u64);
+    for (key, (least, most)) in [
+        ("server.max_body_bytes", large(limits::MAX_BODY_BYTES)),
+        ("server.max_connections", large(limits::MAX_CONNECTIONS)),
+        ("engine.workers", small(limits::WORKERS)),
+        ("engine.max_backends", small(limits::MAX_BACKENDS)),
+        ("agents.NAME.max_concurrent", small(limits::MAX_CONCURRENT)),
+        ("agents.NAME.max_resumes", small(limits::MAX_RESUMES)),
+        ("agents.NAME.max_restarts", small(limits::MAX_RESTARTS)),
+        ("agents.NAME.max_line_bytes", large(limits::MAX_LINE_BYTES)),
+        ("workspaces.NAME.slots", small(limits::SLOTS)),
+    ] {
+        assert!(row(key).contains(&format!("{least} to {most}")), "{key}: {least} to {most}");
+    }
+    for key in ["server.allowed_origins", "server.allowed_hosts"] {
+        assert!(row(key).contains(&format!("up to {}", limits::MAX_ALLOWED)), "{key}");
     }
 }

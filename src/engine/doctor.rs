@@ -21,9 +21,10 @@ use crate::audit::{Audit, Check, Finding, Verdict};
 use crate::backend::probe::what_is_missing;
 use crate::backend::process::Hosts;
 use crate::backend::reap::{self, Liveness};
-use crate::backend::{temp_dir, template};
+use crate::backend::temp_dir;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
+use crate::config::placeholder;
 use crate::id::RunId;
 use crate::run::Attempt;
 use crate::store::audit::Depth;
@@ -290,7 +291,7 @@ fn placeholders(config: &Config) -> Check {
                 driver.process().into_iter().flat_map(|spec| spec.command.iter().chain(spec.env.values())).collect()
             }
         };
-        let unknown = templates.into_iter().flat_map(|text| template::unknown(text));
+        let unknown = templates.into_iter().flat_map(|text| placeholder::unknown(text));
         unknown.map(|name| Finding::new(&agent.name, format!("{{{name}}} is no placeholder, and is left as it is")))
     });
     let advice =

@@ -164,3 +164,29 @@ fn router(app: App) -> Router {
         .layer(from_fn(observe::observe))
         .with_state(app)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// The limits in `docs/http.md`, against those that hold.
+    #[test]
+    fn documented_limits_are_those_that_hold() {
+        const DOCS: &str = include_str!("../../docs/http.md");
+        let Timeouts { header, body, handler, keep_alive, .. } = Timeouts::default();
+        let config = Config::builtin(std::path::Path::new("/"));
+        for told in [
+            format!("`limit` (1–{}, default {}", page::MAX_LIMIT, page::DEFAULT_LIMIT),
+            format!("`?wait=SECONDS` (up to {})", runs::MAX_WAIT.as_secs()),
+            format!("{} s for the head of a request", header.as_secs()),
+            format!("{} s for its body", body.as_secs()),
+            format!("{} s for the head of the answer", handler.as_secs()),
+            format!("after {} s of silence", keep_alive.as_secs()),
+            format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
+            format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),
+        ] {
+            assert!(DOCS.replace('\n', " ").replace("  ", " ").contains(&told), "docs/http.md does not say: {told}");
+        }
+    }
+}

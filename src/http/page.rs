@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 
-const DEFAULT_LIMIT: i64 = 50;
+pub(super) const DEFAULT_LIMIT: i64 = 50;
 /// Most items of a page. Also what a list of messages begins with, so that a usual conversation comes at once.
 pub(super) const MAX_LIMIT: i64 = 500;
 

@@ -23,7 +23,7 @@ use crate::message::Role;
 use crate::run::WhenBusy;
 
 /// Longest body: some hundred messages with pictures in them. It is not held, so that the limit only ends what has no end.
-const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+pub(in crate::http) const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 /// The fields beside the messages that are read; others are the application's own.
 const FIELDS: [&str; 6] = ["id", "trigger", "messageId", "workspace", "agent", "when_busy"];
 /// Longest of them, and of `role` and `state` within the messages: ids have up to 200 characters.
