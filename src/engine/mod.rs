@@ -20,7 +20,6 @@ mod readiness;
 mod reading;
 mod sending;
 mod sessions;
-mod short_ids;
 mod subject;
 mod supervisor;
 mod sweep;
@@ -57,7 +56,7 @@ pub use crate::store::message::{MessageCursor, MessagePage, MessageRange, PageFr
 pub use crate::store::permission::PermissionFilter;
 pub use crate::store::run::{Purpose, Refusal, RunFilter};
 pub use crate::store::session::SessionCursor;
-pub use crate::store::{StoreError, database_exists};
+pub use crate::store::{StoreError, database_exists, short_id::IdKind};
 pub use backup::{Backup, back_up};
 pub use chat::{GivenAnswer, ResumeFrom};
 pub use error::EngineError;
@@ -66,7 +65,6 @@ pub use permissions::Paused;
 pub use read_only::READS_AT_MOST;
 pub use sending::{Send, Sent};
 pub use sessions::CreateSession;
-pub use short_ids::IdKind;
 pub use sweep::SweepReport;
 
 use feed::Feed;

@@ -1,4 +1,4 @@
-//! Reading: runs and the log, in pages or followed live.
+//! Reading: ids by their beginning, runs and the log, in pages or followed live.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::message::{attachments, prompt};
 use crate::run::Run;
 use crate::store::event::{EventPage, Range};
 use crate::store::run::Located;
+use crate::store::short_id::IdKind;
 use crate::waiting::WaitsFor;
 
 /// Poll interval for a session that is waited for, in case a signal was lost.
@@ -21,7 +22,30 @@ const APPEARANCE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// that wait; what they miss meanwhile they get as a replay.
 const APPEARANCE_POLL_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time in an id of ours, to the millisecond: what is made later differs within it.
+const MIN_CHARS: usize = 13;
+/// The length of a UUID as text.
+const UUID_CHARS: usize = 36;
+
 impl Engine {
+    /// The ids that begin so, at most `limit` of each kind.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn ids_beginning_with(&self, prefix: &str, limit: i64) -> Result<Vec<(IdKind, String)>, EngineError> {
+        Ok(self.shared.store.ids_beginning_with(prefix, limit).await?)
+    }
+
+    /// How many characters of each of some UUIDs tell it apart from every other id that is stored.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn short_id_chars(&self, ids: &[String]) -> Result<usize, EngineError> {
+        let neighbours = self.shared.store.neighbours_of_ids(ids).await?;
+        let needed = neighbours.iter().map(|(id, other)| 1 + common_chars(id, other)).max().unwrap_or(0);
+        Ok(needed.clamp(MIN_CHARS, UUID_CHARS))
+    }
+
     /// A run.
     ///
     /// # Errors
@@ -198,4 +222,8 @@ impl Engine {
     async fn last_seq(&self, session: SessionKey) -> Result<Seq, EngineError> {
         Ok(self.shared.store.last_seqs(&[session]).await?.first().map_or(0, |(_, last_seq)| *last_seq))
     }
+}
+
+fn common_chars(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
 }
