@@ -147,10 +147,15 @@ async fn identity_in_file(path: &Path) -> Result<Identity, StoreError> {
     Ok(Identity::of(id, tables == 0))
 }
 
-/// The identity that the newest first page in a WAL says, if the WAL has one (<https://sqlite.org/fileformat2.html#walformat>).
+/// The identity that the newest committed first page in a WAL says, if the WAL has one
+/// (<https://sqlite.org/fileformat2.html#walformat>).
+///
+/// After a loss of power a WAL may hold frames without their content, and frames of a transaction that never ended. As SQLite
+/// does, reading stops at the first frame whose checksum is wrong, and a frame counts once its transaction is committed.
 fn identity_in_wal(wal: &Path) -> io::Result<Option<Identity>> {
     const WAL_HEADER: u64 = 32;
     const FRAME_HEADER: u64 = 24;
+    const PAGE_SIZES: std::ops::RangeInclusive<u32> = 512..=65536;
     let file = match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(wal) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
@@ -163,20 +168,56 @@ fn identity_in_wal(wal: &Path) -> io::Result<Option<Identity>> {
     if file.read_exact_at(&mut header, 0).is_err() {
         return Ok(None);
     }
-    let (frame_bytes, salt) = (FRAME_HEADER + u64::from(number(&header, 8)), &header[16..24]);
-    let (mut found, mut at) = (None, WAL_HEADER);
+    let page_bytes = number(&header, 8);
+    let mut sum = WalSum { big_endian: number(&header, 0) & 1 == 1, state: (0, 0) };
+    sum.add(&header[..24]);
+    if !sum.is(&header[24..]) || !PAGE_SIZES.contains(&page_bytes) {
+        return Ok(None);
+    }
+    let (mut committed, mut newest, mut at) = (None, None, WAL_HEADER);
     let mut frame = [0; FRAME_HEADER as usize];
-    let mut page = [0; 105];
-    // A frame of an older WAL has another salt, and a damaged one ends it in the same way.
-    while file.read_exact_at(&mut frame, at).is_ok() && &frame[8..16] == salt {
-        if number(&frame, 0) == 1 && file.read_exact_at(&mut page, at + FRAME_HEADER).is_ok() {
+    let mut page = vec![0; page_bytes as usize];
+    while file.read_exact_at(&mut frame, at).is_ok() && file.read_exact_at(&mut page, at + FRAME_HEADER).is_ok() {
+        sum.add(&frame[..8]);
+        sum.add(&page);
+        // The salt tells the frames of an older WAL.
+        if frame[8..16] != header[16..24] || !sum.is(&frame[16..]) {
+            break;
+        }
+        if number(&frame, 0) == 1 {
             let id = i32::from_be_bytes([page[68], page[69], page[70], page[71]]);
             // The first page is the root of the schema: a leaf without cells holds nothing.
-            found = Some(Identity::of(id, page[100] == 0x0d && page[103..105] == [0, 0]));
+            newest = Some(Identity::of(id, page[100] == 0x0d && page[103..105] == [0, 0]));
         }
-        at += frame_bytes;
+        if number(&frame, 4) != 0 {
+            committed = newest;
+        }
+        at += FRAME_HEADER + u64::from(page_bytes);
     }
-    Ok(found)
+    Ok(committed)
+}
+
+/// The running checksum of a WAL (<https://sqlite.org/fileformat2.html#checksum_algorithm>).
+struct WalSum {
+    big_endian: bool,
+    state: (u32, u32),
+}
+
+impl WalSum {
+    fn add(&mut self, bytes: &[u8]) {
+        let word = |four: [u8; 4]| if self.big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) };
+        let (mut first, mut second) = self.state;
+        for pair in bytes.chunks_exact(8) {
+            first = first.wrapping_add(word([pair[0], pair[1], pair[2], pair[3]])).wrapping_add(second);
+            second = second.wrapping_add(word([pair[4], pair[5], pair[6], pair[7]])).wrapping_add(first);
+        }
+        self.state = (first, second);
+    }
+
+    /// Whether these bytes, as a header stores them, begin with the checksum so far.
+    fn is(&self, stored: &[u8]) -> bool {
+        stored.starts_with(&[self.state.0.to_be_bytes(), self.state.1.to_be_bytes()].concat())
+    }
 }
 
 /// The length of a companion; zero when there is none.
