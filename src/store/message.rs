@@ -163,7 +163,8 @@ pub async fn store_responses<'a>(
          SELECT r.session_key, r.response_id, 'assistant', r.key, i.value -> 1,
                 json_patch(json_object('run_id', r.id, 'session_id', s.id), i.value -> 2), r.first_seq,
                 iif(m.superseded_at IS NOT NULL OR EXISTS
-                    (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key), ?2, NULL), ?2, ?2
+                    (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key AND n.resumes IS NOT r.key),
+                    ?2, NULL), ?2, ?2
          FROM jsonb_each(?1) i JOIN runs r ON r.key = i.value ->> 0 JOIN sessions s ON s.key = r.session_key
          JOIN messages m ON m.key = r.message_key
          WHERE true

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mainstay::engine::{Follower, RunFilter};
+use mainstay::engine::{Follower, MessageCursor, RunFilter};
 use mainstay::failure::ErrorClass;
 use mainstay::id::{RunId, SessionId};
 use mainstay::run::{Run, Status};
@@ -545,6 +545,9 @@ async fn an_interrupted_run_is_resumed_once_and_only_while_it_is_the_latest() {
     kill(host_of(first));
     let first = settled(&camp.watcher, first).await;
     assert_eq!((first.status, first.resumes), (Status::Interrupted, None));
+    let session = "s".parse().unwrap();
+    let page = camp.watcher.list_messages(&session, MessageCursor::START, 500, false).await.unwrap();
+    assert!(page.messages.iter().any(|message| message.parts.get().contains("begun")), "its words stay shown");
     let found = runs("s").await;
     let second = &found[1].1;
     assert_eq!((found.len(), second.resumes, &second.message_id), (2, Some(first.id), &first.message_id));

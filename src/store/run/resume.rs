@@ -14,9 +14,11 @@ pub(super) async fn enqueue_successor(tx: &mut Tx<'_>, lease: Lease, at_most: u3
     let response = MessageId::of_response(id);
     let (id, response, now) = (id.to_string(), response.as_str(), tx.now.as_millis());
     let enqueued = sqlx::query!(
-        "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, status, priority, timeout_ms,
-                           queued_at, resumes)
-         SELECT ?3, r.session_key, r.message_key, ?4, r.workspace, r.agent, 'queued', r.priority, r.timeout_ms, ?5, r.key
+        "INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, status, priority, front,
+                           timeout_ms, queued_at, resumes)
+         SELECT ?3, r.session_key, r.message_key, ?4, r.workspace, r.agent, 'queued', r.priority,
+                (SELECT coalesce(max(q.front), 0) + 1 FROM runs q WHERE q.session_key = r.session_key AND q.status = 'queued'),
+                r.timeout_ms, ?5, r.key
          FROM runs r JOIN messages m ON m.key = r.message_key
          WHERE r.key = ?1 AND r.lease_token = ?2 AND r.status = 'running' AND r.cancel_requested_at IS NULL
            AND m.superseded_at IS NULL
