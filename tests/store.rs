@@ -394,6 +394,21 @@ async fn run_to_its_end(scene: &Scene, session: &str) {
 }
 
 #[tokio::test]
+async fn child_of_running_session_does_not_wait_for_slot() {
+    let scene = Scene::new(1).await;
+    send_reclaiming(&scene, "parent").await;
+    assert_eq!(scene.claim(8).await.len(), 1);
+    send_reclaiming(&scene, "stranger").await;
+    let mut request = scene.enqueue_request("child", "child");
+    request.when_full = WhenFull::Reclaim;
+    request.new.spawned_by = Some("parent".parse().unwrap());
+    scene.store.enqueue(request).await.unwrap().unwrap();
+    let claimed = scene.claim(8).await;
+    let placed: Vec<_> = claimed.iter().map(|run| (run.session_id.as_str(), run.slot.as_deref())).collect();
+    assert_eq!(placed, [("child", None)]);
+}
+
+#[tokio::test]
 async fn full_pool_reclaims_slot_idle_longest() {
     let scene = Scene::new(3).await;
     for session in ["a", "b", "c"] {

@@ -37,12 +37,29 @@ pub async fn allocate(tx: &mut Tx<'_>, session: &session::Known, when_full: When
         WhenFull::Reclaim => {
             session::wait_for_slot(tx, session.key, true).await?;
             let waits = !reclaim(tx, &session.workspace).await?;
-            if waits && (session.slot_bound || !can_reclaim_later(tx, &session.workspace).await?) {
+            if waits
+                && (session.slot_bound
+                    || works_for_a_running_session(tx, session.key).await?
+                    || !can_reclaim_later(tx, &session.workspace).await?)
+            {
                 give(tx, session, None).await?;
             }
             Ok(())
         }
     }
+}
+
+/// Whether a session above this one runs: it keeps its slot, and may wait for this one to answer. Were this one to wait for a
+/// slot, a pool full of parents would stand still.
+async fn works_for_a_running_session(tx: &mut Tx<'_>, session: SessionKey) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"WITH RECURSIVE above (key) AS (
+               SELECT spawned_by FROM sessions WHERE key = ?1
+               UNION SELECT s.spawned_by FROM above a JOIN sessions s ON s.key = a.key WHERE s.spawned_by IS NOT NULL)
+           SELECT EXISTS (SELECT 1 FROM above a JOIN runs r ON r.session_key = a.key AND r.status = 'running') AS "found!: bool""#,
+        session
+    );
+    Ok(found.fetch_one(&mut *tx.conn).await?)
 }
 
 async fn give(tx: &mut Tx<'_>, session: &session::Known, slot: Option<i64>) -> Result<(), StoreError> {
