@@ -160,6 +160,12 @@ impl Fold {
         }
     }
 
+    /// The parts of an answer that has ended, as the JSON that is stored. One without a part is stored as a step, because
+    /// `validateUIMessages` of the AI SDK refuses a message without parts; its metadata says how it ended.
+    pub fn ended_parts_json(&self) -> String {
+        if self.is_empty() { r#"[{"type":"step-start"}]"#.to_owned() } else { self.parts_json() }
+    }
+
     /// The parts as the JSON that is stored and sent.
     pub fn parts_json(&self) -> String {
         // Parts are strings, booleans and JSON values: none of them can fail to serialise.

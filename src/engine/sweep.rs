@@ -315,7 +315,7 @@ pub(super) async fn settle_from_log(
     let close = |outcome: &Outcome| {
         let mut turn = replayed.clone();
         let events = turn.close(outcome);
-        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
+        let parts = Some(turn.fold().ended_parts_json());
         subject.settle(&shared.config, events, outcome.clone(), parts)
     };
     if shared.store.settle(close(&outcome)).await?.is_ok() {

@@ -270,6 +270,10 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
         }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
+        if room == 0 {
+            // Nothing is looked for, so that what the last look came to says nothing any more.
+            shared.health.claimed(Ok(ClaimResult::Idle));
+        }
         if room > 0 && !shared.draining.is_cancelled() {
             match claim(&shared, worker, room, only).await {
                 Ok((claimed, result)) => {

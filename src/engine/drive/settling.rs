@@ -75,7 +75,7 @@ impl Drive<'_> {
     ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Left> {
         let mut turn = self.turn.clone();
         let events = turn.close(&outcome);
-        let parts = (!turn.fold().is_empty()).then(|| turn.fold().parts_json());
+        let parts = Some(turn.fold().ended_parts_json());
         let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
         settle.progress = progress(self.turn.fold());
