@@ -137,7 +137,9 @@ impl Bridge {
                 session.introduction(id, origin)
             })
         };
-        let Some((introduction, unsaid)) = begun else { return Ok(None) };
+        let Some((introduction, unsaid)) = begun else {
+            return Err(Own::error(ErrorClass::Crashed, "The agent's session was closed before the turn began."));
+        };
         tell(lines, &introduction).await;
         for line in unsaid {
             // Its relay may be gone.
@@ -196,11 +198,12 @@ impl Bridge {
                 Ok(None)
             }
             (Some(Err(error)), Some(line)) => Ok(Some(Failed { error, line })),
-            // An error is an answer as well, and was told as it came; only that of a lost connection is ours.
-            (Some(Err(error)), None)
-                if agent_client_protocol::is_incoming_transport_closed(&error) && !self.is_answered(&turn.session) =>
-            {
-                Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)))
+            // An error is an answer as well, and was told as it came. Any other is of the connection.
+            (Some(Err(error)), None) if !self.is_answered(&turn.session) => {
+                if agent_client_protocol::is_incoming_transport_closed(&error) {
+                    return Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)));
+                }
+                Err(own_error(&error))
             }
             (Some(_), _) => Ok(None),
         }

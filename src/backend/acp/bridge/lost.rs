@@ -8,11 +8,10 @@ use crate::backend::acp::parser::error::read;
 use crate::backend::acp::wire::Own;
 use crate::failure::{AgentError, ErrorClass};
 
-/// What agents say of a session that they do not know.
-const UNKNOWN: [&str; 7] =
-    ["not found", "notfound", "not_found", "no such", "unknown session", "does not exist", "doesn't exist"];
-/// What they say of it when something else is missing, which may come back.
-const MISSING: [&str; 5] = ["file", "directory", "enoent", "disk", "method"];
+/// What agents call a session.
+const NOUNS: [&str; 3] = ["session", "conversation", "thread"];
+/// Words that may stand between the noun and what is said of it.
+const FILLERS: [&str; 4] = ["id", "with", "was", "the"];
 
 /// Whether what went wrong with taking up a session may pass. None when it is gone, or the agent does not do that at all.
 ///
@@ -22,14 +21,14 @@ pub(super) fn may_pass(error: Error, session: &str) -> Result<Option<Error>, Err
     if error.code == ErrorCode::AUTH_REQUIRED || is_incoming_transport_closed(&error) {
         return Err(error);
     }
-    let is_gone = error.code == ErrorCode::RESOURCE_NOT_FOUND || says_unknown(&error, |text| names(text, session));
+    let is_gone = error.code == ErrorCode::RESOURCE_NOT_FOUND || says_unknown(&error, session);
     let is_no_method = error.code == ErrorCode::METHOD_NOT_FOUND;
     Ok(Some(error).filter(|_| !is_gone && !is_no_method))
 }
 
 /// Whether an answer to a prompt says that its session is gone: it has to name it.
 pub(super) fn is_gone(error: &Error, session: &str) -> bool {
-    says_unknown(error, |text| text.contains(&session.to_lowercase()))
+    says_unknown(error, session) && words_of(error).contains(&session.to_lowercase())
 }
 
 /// Whether a prompt that failed may do better in the same session once that is taken up anew.
@@ -39,15 +38,30 @@ pub(super) fn may_be_the_session(error: &Error) -> bool {
         && matches!(told(error).class, None | Some(ErrorClass::Protocol))
 }
 
-fn says_unknown(error: &Error, is_about_it: impl Fn(&str) -> bool) -> bool {
-    let data = error.data.as_ref().map(ToString::to_string).unwrap_or_default();
-    let text = format!("{} {data}", error.message).to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    has(&UNKNOWN) && !has(&MISSING) && is_about_it(&text)
+/// Whether the noun and what says that it is unknown stand together: a host, a file or a model may be missing as well.
+fn says_unknown(error: &Error, session: &str) -> bool {
+    let text = words_of(error).replace(&session.to_lowercase(), " ");
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '\'');
+    let text: Vec<_> = words.filter(|word| !word.is_empty() && !FILLERS.contains(word)).collect();
+    let text = format!(" {} ", text.join(" "));
+    NOUNS.iter().any(|noun| {
+        [
+            format!(" {noun} not found "),
+            format!(" {noun}notfound"),
+            format!(" no such {noun} "),
+            format!(" no {noun} found "),
+            format!(" unknown {noun} "),
+            format!(" {noun} does not exist "),
+            format!(" {noun} doesn't exist "),
+        ]
+        .iter()
+        .any(|phrase| text.contains(phrase))
+    })
 }
 
-fn names(text: &str, session: &str) -> bool {
-    text.contains("session") || text.contains("conversation") || text.contains(&session.to_lowercase())
+fn words_of(error: &Error) -> String {
+    let data = error.data.as_ref().map(ToString::to_string).unwrap_or_default();
+    format!("{} {data}", error.message).to_lowercase()
 }
 
 /// What the agent answered to anything but the prompt.
@@ -96,6 +110,10 @@ mod tests {
             (error(-32603, "ETIMEDOUT", json!({"session": "S1"})), true),
             (error(-32603, "ENOENT: no such file or directory, open 'sessions/S1.json'", json!(null)), true),
             (error(-32603, "model not found", json!(null)), true),
+            (error(-32603, "Internal error", json!({"details": "model not found", "sessionId": "S1"})), true),
+            (error(-32603, "Failed to load session: getaddrinfo ENOTFOUND api.example.com", json!(null)), true),
+            (error(-32603, "Failed to resume session S1: model m-4 not found", json!(null)), true),
+            (error(-32603, "No session found with id S1", json!(null)), false),
         ] {
             let text = format!("{error:?}");
             assert_eq!(may_pass(error, "S1").unwrap().is_some(), passes, "{text}");

@@ -14,6 +14,7 @@ mod content;
 mod ending;
 mod frames;
 mod lost;
+mod messages;
 mod process;
 mod session;
 mod turn;

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::agent::Bridge;
 use super::attempt::QUIET;
 use super::lost::{self, not_restored, own_error};
+use super::messages::Messages;
 use super::turn::Turn;
 use crate::backend::SessionOrigin;
 use crate::backend::acp::wire::Own;
@@ -55,8 +56,7 @@ pub(super) struct Session {
     used_at: Instant,
     /// When the agent last said something of the conversation while no turn was in it: the past, told again.
     past_at: Option<Instant>,
-    /// The newest message of the past or of the turn before.
-    last_message: Option<String>,
+    messages: Messages,
     /// The turn that is in it.
     pub(super) turn: Option<Turn>,
 }
@@ -106,7 +106,7 @@ impl Session {
             is_ready: true,
             used_at: Instant::now(),
             past_at: None,
-            last_message: None,
+            messages: Messages::default(),
             turn: None,
         }
     }
@@ -119,17 +119,16 @@ impl Session {
     /// The turn leaves it.
     pub(super) fn end_turn(&mut self) -> Option<Turn> {
         let turn = self.turn.take()?;
-        self.last_message = turn.newest_message.clone().or(self.last_message.take());
+        self.messages.end_turn();
         Some(turn)
     }
 
-    /// Takes notice of what is said; whether it is of the turn. What belongs to the message of the turn before is late, when
-    /// the agent has begun another message since: one that counts its messages anew begins with that number.
+    /// Takes notice of what is said; whether it is of the turn.
     fn is_of_turn(&mut self, update: &Update) -> bool {
         let Some(turn) = &mut self.turn else {
             if update.is_said() {
                 self.past_at = Some(Instant::now());
-                self.last_message = update.message().map(str::to_owned).or(self.last_message.take());
+                self.messages.passed(update.message());
             }
             return true;
         };
@@ -144,13 +143,9 @@ impl Session {
                 turn.tools.insert(tool.to_owned());
             }
         } else if update.session_update.starts_with("agent_") {
-            let message = update.message();
-            let is_last = message.is_some() && message == self.last_message.as_deref();
-            if is_last && turn.has_text && turn.newest_message.as_deref() != message {
+            if !self.messages.is_of_turn(update.message()) {
                 return false;
             }
-            turn.has_text = true;
-            turn.newest_message = message.map(str::to_owned).or(turn.newest_message.take());
         }
         turn.has_said = true;
         true

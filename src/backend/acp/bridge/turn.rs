@@ -52,12 +52,9 @@ pub(super) struct Turn {
     pub(super) may_try_again: bool,
     /// The line with which it failed so.
     pub(super) kept_error: Option<String>,
-    /// Whether anything was said, whether that was text, and when the last of it was.
+    /// Whether anything was said, and when the last of it was.
     pub(super) has_said: bool,
-    pub(super) has_text: bool,
     pub(super) heard_at: Instant,
-    /// The message that was said last.
-    pub(super) newest_message: Option<String>,
     /// Tools at work.
     pub(super) tools: HashSet<String>,
     pub(super) cancelled: bool,
@@ -77,9 +74,7 @@ impl Turn {
             may_try_again: origin != SessionOrigin::New,
             kept_error: None,
             has_said: false,
-            has_text: false,
             heard_at: Instant::now(),
-            newest_message: None,
             tools: HashSet::new(),
             cancelled: false,
             open: HashMap::new(),

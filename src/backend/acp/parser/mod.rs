@@ -112,7 +112,8 @@ impl Reader {
                 }
             }
             "current_mode_update" => {
-                let mut modes = self.advertised.get("modes").cloned().unwrap_or_else(|| serde_json::json!({}));
+                let known = self.advertised.get("modes").filter(|modes| modes.is_object());
+                let mut modes = known.cloned().unwrap_or_else(|| serde_json::json!({}));
                 modes["currentModeId"] = update["currentModeId"].clone();
                 self.advertise([("modes", modes)], events);
             }
