@@ -128,7 +128,10 @@ pub(super) fn failure(result: &Value) -> Option<String> {
     // A hook that stops the agent, or a person who sends it to the background, ends the turn as it should.
     let is_end = matches!(reason, "" | "completed" | "stop_hook_prevented" | "hook_stopped" | "background_requested");
     let of_stop = match stop {
-        "tool_use" | "pause_turn" => Some("The turn ended in the midst of a tool call."),
+        // A hook may stop the agent right behind a tool.
+        "tool_use" | "pause_turn" if matches!(reason, "" | "completed") => {
+            Some("The turn ended in the midst of a tool call.")
+        }
         "max_tokens" | "model_context_window_exceeded" => {
             Some("The answer is cut off: the model may not write more at once.")
         }

@@ -112,6 +112,7 @@ fn a_turn_is_completed_when_all_of_its_result_says_so() {
         json!({"terminal_reason": "completed", "stop_reason": null}),
         json!({"stop_reason": "stop_sequence"}),
         json!({"terminal_reason": "hook_stopped"}),
+        json!({"terminal_reason": "hook_stopped", "stop_reason": "tool_use"}),
     ] {
         assert_eq!(with(more.clone()), None, "{more}");
     }
