@@ -63,9 +63,10 @@ fn code(error: &anyhow::Error) -> &'static str {
     } else if error.is::<AmbiguousId>() {
         return "ambiguous_id";
     }
-    match error.downcast_ref::<EngineError>() {
-        Some(error) => http::Error::of(error).code(),
-        None => "failed",
+    match error.downcast_ref::<EngineError>().map(|error| http::Error::of(error).code()) {
+        // Of a server; a command says in its sentence what failed.
+        Some("internal") | None => "failed",
+        Some(code) => code,
     }
 }
 

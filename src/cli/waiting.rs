@@ -3,7 +3,6 @@
 //! Always: a reason is said once, until it changes, and only when the run has waited for some time: most waits are over before
 //! a person could read of them.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -11,6 +10,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::plain::plain;
 use crate::run::Run;
+use crate::telemetry;
 use crate::waiting::WaitsFor;
 
 /// How often it is looked what a run waits for.
@@ -51,8 +51,7 @@ impl Waiting {
                 true => json!({ "run_id": run.id, "waits_for": reason, "message": text }).to_string(),
                 false => format!("({})", plain(&text)),
             };
-            // Nobody is left to tell when stderr is gone.
-            let _ = writeln!(std::io::stderr(), "{line}");
+            telemetry::say(&format!("{line}\n"));
         }
     }
 
