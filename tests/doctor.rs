@@ -96,9 +96,9 @@ fn what_is_wrong_is_named() {
     std::fs::write(dir.join("mainstay.toml"), agent.replace("no-such-program", "sh")).unwrap();
     is("agents", 0, "ok", "[]");
     is("placeholders", 0, "ok", "[]");
-    std::fs::write(dir.join("mainstay.toml"), agent.replace("no-such-program", "sh").replace("message", "mesage"))
+    std::fs::write(dir.join("mainstay.toml"), agent.replace("no-such-program", "sh").replace("message", "topic"))
         .unwrap();
-    is("placeholders", 0, "warning", "{mesage} is no placeholder");
+    is("placeholders", 0, "warning", "{topic} is no placeholder");
 
     // A run that nobody moves, and its worker.
     assert!(mainstay(dir, &["send", "s", "hi", "-q"]).status.success());
