@@ -142,10 +142,8 @@ impl Session {
             } else {
                 turn.tools.insert(tool.to_owned());
             }
-        } else if update.session_update.starts_with("agent_") {
-            if !self.messages.is_of_turn(update.message()) {
-                return false;
-            }
+        } else if update.session_update.starts_with("agent_") && !self.messages.is_of_turn(update.message()) {
+            return false;
         }
         turn.has_said = true;
         true
