@@ -913,7 +913,7 @@ async fn regenerating_replaces_the_answer_and_editing_replaces_what_follows() {
 }
 
 #[tokio::test]
-async fn an_edit_cancels_what_follows_only_behind_a_message_that_has_begun() {
+async fn an_edit_of_a_queued_message_keeps_what_is_queued_behind() {
     let scene = Scene::new(1).await;
     for message in ["m1", "m2", "m3"] {
         scene.send("s", message).await;

@@ -35,7 +35,7 @@ pub(super) fn take_objects<'a>(line: &'a str, mut take: impl FnMut(&'a str)) -> 
     without_escapes(&noise).trim().to_owned()
 }
 
-/// The text without the sequences that colour it, move the cursor or set a title, and without marks that nobody sees.
+/// The text without the sequences that colour it, move the cursor or set a title, and without marks that are not shown.
 fn without_escapes(text: &str) -> String {
     let mut plain = String::new();
     let mut chars = text.chars();

@@ -2,7 +2,7 @@
 //!
 //! Always: what stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and
 //! reading goes on; memory is bounded by the longest line allowed. What became events before is read again, so that the
-//! parser and whoever listens know what was known: its records end at the position up to which it is known, and not beyond.
+//! parser and the turn know what was known: its records end at the position up to which it is known, and not beyond.
 
 use tokio::sync::mpsc;
 

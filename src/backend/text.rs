@@ -1,8 +1,8 @@
 //! Text out of bytes as they come: characters that are cut are put together, what is not UTF-8 becomes U+FFFD, and what a
 //! terminal would obey (escape sequences, control characters) is left out.
 //!
-//! Always: what was given out depends only on the bytes that were read, not on how they were cut into reads. Whoever reads
-//! again from the beginning gets the same text up to the same [`TextDecoder::offset`].
+//! Always: what was given out depends only on the bytes that were read, not on how they were cut into reads. A second
+//! reading from the beginning gets the same text up to the same [`TextDecoder::offset`].
 
 /// Decodes an output, piece by piece.
 #[derive(Debug, Default)]

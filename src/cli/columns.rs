@@ -20,7 +20,7 @@ pub struct Column {
     pub(super) is_spare: bool,
 }
 
-/// What becomes of a column where there is no room for all.
+/// How a column gives way where there is no room for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stays {
     /// It is shown whole.

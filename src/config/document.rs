@@ -129,7 +129,7 @@ pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
         |key: &&&str| word.len() >= MIN_PART && key.len() >= MIN_PART && (key.contains(word) || word.contains(**key));
     let likeness = |key: &str| strsim::jaro_winkler(word, key);
     let part = || known.iter().filter(has_it).max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
-    // All of this is quadratic in the length; nobody misspells a key at this length.
+    // All of this is quadratic in the length; a key of this length is no misspelling.
     if word.len() > 64 { None } else { nearest_by_slips(word, known).or_else(part) }
 }
 

@@ -3,8 +3,8 @@
 //! Always: a function of the chunks alone, so that a message can be built again from what is stored; a delta costs its
 //! own length. A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
 //!
-//! Otherwise than in the client, a part that was withdrawn (`data-retracted`) is an empty text: nobody who reads the stored
-//! message has to know what that means.
+//! Otherwise than in the client, a part that was withdrawn (`data-retracted`) is an empty text, so that a reader of the
+//! stored message needs no rule of its own.
 //!
 //! Deliberately absent: tools that are not dynamic. No turn makes them.
 

@@ -2,7 +2,7 @@
 //!
 //! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
 //! the last message counts: a user's is sent, and its id makes a second try the same send. Answers to what agents asked are
-//! read from any message of the assistant. The stream of a run ends where somebody has to answer, and goes on in the answer.
+//! read from any message of the assistant. The stream of a run ends where a person has to answer, and goes on in the answer.
 
 pub(super) mod body;
 

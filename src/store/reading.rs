@@ -1,7 +1,7 @@
-//! A database that is only looked at: by whoever checks it or copies it, whether a daemon runs or not.
+//! A database that is only looked at: to be checked or copied, whether a daemon runs or not.
 //!
-//! Always: the file is not changed, migrated or made, and nothing is put beside it. One connection of its own, so that what
-//! takes long is in nobody's way.
+//! Always: the file is not changed, migrated or made, and nothing is put beside it. One connection of its own, so that a
+//! long look delays no other reader.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! A person who types while an agent asks: the open questions are declined, and nobody waits for ever.
+//! A person who types while an agent asks: the open questions are declined, and the message goes next.
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::chat::{chat, user};
 use crate::scene::{Scene, Streaming, chunks, read, said, tell};
 
-const NOBODY: &str = "0192f0c1-2345-7000-8000-0123456789ab";
+const UNKNOWN_ID: &str = "0192f0c1-2345-7000-8000-0123456789ab";
 
 impl Scene {
     /// What a client gets that goes on with a chat.
@@ -50,10 +50,10 @@ async fn the_rest_comes_also_when_the_run_has_ended_meanwhile() {
     scene.post("/v1/sessions/other/runs", json!({"message": {"id": "o", "text": "x"}})).await;
     let other = scene.get("/v1/sessions/other/runs").await.each("id").remove(0);
     for unknown in [
-        format!("?run={NOBODY}"),
+        format!("?run={UNKNOWN_ID}"),
         format!("?run={other}"),
         format!("?message=msg-{other}"),
-        format!("?message=msg-{NOBODY}"),
+        format!("?message=msg-{UNKNOWN_ID}"),
         "?message=o".to_owned(),
     ] {
         assert_eq!(refused(&unknown).await, (404, "not_found".to_owned()), "{unknown}");

@@ -441,7 +441,7 @@ async fn who_does_not_know_an_agent_leaves_it_alone_and_settles_its_run_once_it_
     daemon.kill();
     std::fs::write(camp.dir.path().join("stop"), "").unwrap();
     until(|| !Path::new(&format!("/proc/{host}")).exists()).await;
-    // Nobody knows the agent any more.
+    // The config does not name the agent any more.
     std::fs::write(&camp.config, "").unwrap();
     sweep(&camp);
     let run = settled(&camp.watcher, run).await;

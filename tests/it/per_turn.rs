@@ -84,7 +84,7 @@ async fn a_turn_without_the_end_of_its_protocol_is_no_success() {
 }
 
 #[tokio::test]
-async fn an_answer_with_its_own_success_is_completed_however_its_process_ends() {
+async fn a_stated_success_is_completed_however_the_process_ends() {
     let said = "start start-step text-start text-delta=all text-end finish-step finish=stop";
     for (how, code, signal) in [("exit 1", Some(1), None), ("kill -9 $$", None, Some(9))] {
         let scene = claude(&format!("{}; {how}", lines(&[init("a"), text("m", "all"), success()]))).await;
@@ -148,7 +148,7 @@ async fn a_request_that_is_not_served_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_turn_is_held_open_by_its_tasks_and_the_idle_clock_stands_still() {
+async fn running_tasks_hold_a_turn_open_and_stop_the_idle_clock() {
     // Longer than an agent may stay after its turn, and than it may be silent.
     let script = format!(
         "{}; sleep 7; {}; cat > /dev/null",
@@ -184,7 +184,7 @@ async fn what_the_agent_withdraws_is_stored_as_an_empty_text() {
 }
 
 #[tokio::test]
-async fn a_conversation_is_given_up_only_when_the_agent_proves_that_it_is_gone() {
+async fn a_conversation_is_given_up_only_on_proof_that_it_is_gone() {
     let gone = "*'resume old'*) echo 'Error: thread/resume failed: no rollout found for thread id old' >&2; exit 1";
     let scene = codex(&format!(
         "case \"$*\" in {gone};; *first*) {};; *) {};; esac",

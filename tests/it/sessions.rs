@@ -70,7 +70,7 @@ async fn a_turn_that_cannot_resume_is_tried_again_in_the_same_session() {
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_resume_twice_fails_and_keeps_its_session() {
+async fn an_agent_that_fails_to_resume_twice_keeps_its_session() {
     let scene = scene(&format!("test \"$1\" = fine || exit 7; {}", says("ok"))).await;
     let first = scene.turn("a", "s", "fine").await;
     remember(&scene, &first, "old").await;

@@ -202,7 +202,7 @@ fn a_message_whose_stream_broke_is_withdrawn_with_the_next() {
 }
 
 #[test]
-fn lines_that_are_withdrawn_by_their_ids_take_their_blocks_with_them() {
+fn withdrawn_lines_take_their_blocks_with_them() {
     let retracted =
         || system("model_refusal_fallback", json!({"content": "Retrying", "retracted_message_uuids": ["u", 5, "x"]}));
     let mut superseding = whole("b", "v", "safe");

@@ -23,7 +23,7 @@ use crate::run::Cause;
 /// The argument that makes this program the demo agent.
 const COMMAND: &str = "demo-agent";
 
-/// Exit code when nobody reads what it says any more.
+/// Exit code when its output has no reader any more.
 const UNREAD: u8 = 1;
 
 /// What it is asked, as a line.

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_stored_when_it_was_asked_for_or_something_is_said_in_it() {
+    fn an_id_is_stored_when_asked_for_or_once_words_come() {
         let text = || AgentEvent::Text("a".into());
         for (wanted, given_up, events, news) in [
             (None, false, vec![session("a"), text(), text()], "- a -"),

@@ -38,7 +38,7 @@ pub struct Tool {
     pub(in crate::engine) sent_bytes: usize,
 }
 
-/// What was asked before a tool was used. The stream does not say how that was answered: it shows in what becomes of the
+/// What was asked before a tool was used. The stream does not say how that was answered: it shows in the end of the
 /// tool. A message without the answer is refused where the AI SDK validates it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Approval {
