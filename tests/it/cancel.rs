@@ -1,11 +1,12 @@
 //! Cancel: in every state, also against agents that do not want to stop.
 
-use mainstay::engine::Send;
+use mainstay::engine::{MessageCursor, Send};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 use mainstay::run::{Status, WhenBusy};
+use serde_json::json;
 
-use crate::scene::{NOTHING, Scene, marked, read_all, says, tell};
+use crate::scene::{NOTHING, Scene, marked, read_all, says, tell, until};
 
 #[tokio::test]
 async fn a_queued_run_is_cancelled_at_once() {
@@ -16,6 +17,20 @@ async fn a_queued_run_is_cancelled_at_once() {
     assert_eq!(scene.story(run.id).await, "start abort finish=other");
     let (again, was_settled) = scene.engine.cancel_run(run.id).await.unwrap();
     assert_eq!((again.status, was_settled), (Status::Cancelled, true));
+}
+
+#[tokio::test]
+async fn run_cancelled_before_its_first_word_leaves_a_marked_answer() {
+    let scene = Scene::new(&[("mute", "echo > begun; exec tail -f /dev/null")], "").await;
+    let run = scene.send("mute", "s", "hi").await;
+    until(|| scene.dir.path().join("begun").exists()).await;
+    scene.engine.cancel_run(run.id).await.unwrap();
+    assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
+    let session = "s".parse().unwrap();
+    let page = scene.engine.list_messages(&session, MessageCursor::START, 500, false).await.unwrap();
+    let answer = serde_json::to_value(&page.messages[1]).unwrap();
+    assert_eq!((&answer["role"], &answer["parts"]), (&json!("assistant"), &json!([{"type": "step-start"}])));
+    assert_eq!(answer["metadata"]["status"], "cancelled");
 }
 
 #[tokio::test]
