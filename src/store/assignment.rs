@@ -55,8 +55,9 @@ async fn works_for_a_running_session(tx: &mut Tx<'_>, session: SessionKey) -> Re
     let found = sqlx::query_scalar!(
         r#"WITH RECURSIVE above (key) AS (
                SELECT spawned_by FROM sessions WHERE key = ?1
-               UNION SELECT s.spawned_by FROM above a JOIN sessions s ON s.key = a.key WHERE s.spawned_by IS NOT NULL)
-           SELECT EXISTS (SELECT 1 FROM above a JOIN runs r ON r.session_key = a.key AND r.status = 'running') AS "found!: bool""#,
+               UNION SELECT s.spawned_by FROM above JOIN sessions s ON s.key = above.key WHERE s.spawned_by IS NOT NULL)
+           SELECT EXISTS (SELECT 1 FROM above JOIN runs r ON r.session_key = above.key AND r.status = 'running')
+               AS "found!: bool""#,
         session
     );
     Ok(found.fetch_one(&mut *tx.conn).await?)
