@@ -47,7 +47,7 @@ export const failure = [
     },
   },
   {
-    name: 'failure: a daemon killed in mid-stream is no clean end, and its run is settled by the next',
+    name: 'failure: a daemon killed in mid-stream is no clean end, and its run goes on under the next',
     run: async ({ startDaemon, id }) => {
       const daemon = await startDaemon();
       const chats = VERSIONS.map((version) => openChat({ version, url: daemon.url, id: `${id}-${version}` }));
@@ -68,10 +68,9 @@ export const failure = [
         const chat = chats[index];
         const [start] = recordings[index].chunks;
         const run = await api.settled(start.messageMetadata.run_id);
-        assert.equal(run.status, 'interrupted');
+        assert.equal(run.status, 'completed');
         const replayed = await readStream(api.runEvents(run.id));
         await assertWholeRun(replayed);
-        assert.equal(replayed.chunks.at(-2).type, 'error', 'an interrupted run says error before finish');
         const seen = recordings[index].events;
         assert.deepEqual(replayed.events.slice(0, seen.length), seen, 'what the client saw is there, once');
 
@@ -80,7 +79,7 @@ export const failure = [
         }
         const history = await api.messages(chat.id);
         const page = await replay(version, { url, id: chat.id, messages: history.slice(0, 1), run: run.id });
-        assert.equal(page.status, 'error', 'a replay ends in the error');
+        assert.equal(page.status, 'ready', 'a replay ends well');
         assertSameMessages(page.messages, history.slice(0, 2), 'a replay makes the stored message');
         assert.ok(said(history[1]).startsWith(said(chat.lastMessage)), 'what was said is kept');
 

@@ -31,6 +31,12 @@ function commandOf(stdout, stderr, exitCode) {
   return ['sh', '-c', 'cat "$1"; cat "$2" >&2; exit "$3"', 'sh', stdout, errors, String(exitCode)];
 }
 
+/** The chunks as the turn makes them: how the run ended is put on them when it is settled. */
+function withoutOutcome(chunks) {
+  const said = chunks.filter((chunk) => chunk.type !== 'message-metadata');
+  return said.map(({ messageMetadata, ...chunk }) => chunk);
+}
+
 export function recorded(cases) {
   return cases.map((recording) => ({
     name: `recorded ${recording.name}`,
@@ -44,7 +50,9 @@ export function recorded(cases) {
       const [start, ...chunks] = chat.recording.chunks;
       const run = await api.settled(start.messageMetadata.run_id);
       assert.deepEqual({ status: run.status, cause: run.cause, error: run.error }, recording.outcome, 'the outcome');
-      assert.deepEqual(chunks, recording.chunks, 'the chunks are those of the recorded lines');
+      assert.deepEqual(withoutOutcome(chunks), recording.chunks, 'the chunks are those of the recorded lines');
+      const { status, cause } = chunks.at(-1).messageMetadata;
+      assert.deepEqual({ status, cause }, { status: run.status, cause: run.cause }, 'the end says the outcome');
       assertEnd(chat, recording.isFailure);
 
       const stored = await api.messages(id);
