@@ -7,23 +7,11 @@ use mainstay::permission::{Permission, PermissionState};
 use mainstay::run::{Run, Status};
 use serde_json::{Value, json};
 
+use crate::claude_lines::{asks, done, says, tool};
 use crate::scene::{Scene, within};
 
 /// An agent that works with one tool until there is a file `go`, and asks for two others, one after the other.
 fn agent() -> String {
-    let says = |line: Value| format!("printf '%s\\n' '{line}'\n");
-    let tool = |id: &str| {
-        let tool = json!({"type": "tool_use", "id": id, "name": "Bash", "input": {}});
-        says(json!({"type": "assistant", "message": {"id": id, "role": "assistant", "content": [tool]}}))
-    };
-    let asks = |id: &str| {
-        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": id, "input": {}});
-        says(json!({"type": "control_request", "request_id": id, "request": request}))
-    };
-    let done = |id: &str| {
-        let result = json!({"type": "tool_result", "tool_use_id": id, "content": "ok"});
-        says(json!({"type": "user", "message": {"role": "user", "content": [result]}}))
-    };
     [
         "read -r message\n",
         &says(json!({"type": "system", "subtype": "init", "session_id": "c1"})),

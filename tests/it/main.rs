@@ -5,6 +5,7 @@
 mod adopt;
 mod backup;
 mod cancel;
+mod claude_lines;
 mod daemon;
 mod decline;
 mod feed;

@@ -11,6 +11,7 @@ use mainstay::permission::{Answer, Permission, PermissionState};
 use mainstay::run::{Cause, Status};
 use serde_json::{Value, json};
 
+use crate::claude_lines::{asks, done, says, tool};
 use crate::scene::{Camp, Scene, read_all, settled, story, within};
 
 /// An agent that speaks as Claude Code does: it asks before it uses a tool, writes down what it is told, and says so.
@@ -329,19 +330,6 @@ async fn read_chat(scene: &Scene, run: RunId, after: i64) -> String {
 
 #[tokio::test]
 async fn a_chat_waits_until_only_answers_are_waited_for() {
-    let says = |line: Value| format!("printf '%s\\n' '{line}'\n");
-    let tool = |id: &str| {
-        let tool = json!({"type": "tool_use", "id": id, "name": "Bash", "input": {}});
-        says(json!({"type": "assistant", "message": {"id": id, "role": "assistant", "content": [tool]}}))
-    };
-    let asks = |id: &str| {
-        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": id, "input": {}});
-        says(json!({"type": "control_request", "request_id": id, "request": request}))
-    };
-    let done = |id: &str| {
-        let result = json!({"type": "tool_result", "tool_use_id": id, "content": "ok"});
-        says(json!({"type": "user", "message": {"role": "user", "content": [result]}}))
-    };
     let script = [
         "read -r message\n".to_owned(),
         says(json!({"type": "system", "subtype": "init", "session_id": "c1"})),
