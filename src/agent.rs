@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::id::AgentName;
 use crate::options::Takes;
 use crate::permission::{Policy, ToolKind};
+use crate::policy::Allowed;
 
 /// A chat agent as the config describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Agent {
     pub on_interrupt: OnInterrupt,
     /// What is done when it asks whether it may use a tool.
     pub permissions: Permissions,
+    /// What the options of its sessions may be.
+    pub allowed: Allowed,
     /// How long a live agent is kept warm while nobody uses it.
     pub keep_warm: Duration,
     /// The pause before a live agent that crashed is started again, unless its driver says.

@@ -19,6 +19,48 @@ pub struct KnownAgent {
     pub log_in: &'static str,
 }
 
+/// A mode in which an agent neither asks nor is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnrestrictedMode {
+    /// The agent whose word it is.
+    pub agent: &'static str,
+    /// The word.
+    pub word: &'static str,
+    /// Whether it means so whichever agent is told: other agents have an ordinary mode of this name otherwise.
+    pub for_all: bool,
+}
+
+/// The modes that the operator has to allow by name. The words are those of each agent's own command line, config or list of
+/// modes.
+pub const UNRESTRICTED: [UnrestrictedMode; 15] = [
+    // `--permission-mode`, and the flags that have the same effect.
+    unrestricted("claude", "bypassPermissions"),
+    unrestricted("claude", "dangerously-skip-permissions"),
+    unrestricted("claude", "allow-dangerously-skip-permissions"),
+    // `sandbox_mode` in its config, and flags.
+    unrestricted("codex", "danger-full-access"),
+    unrestricted("codex", "dangerously-bypass-approvals-and-sandbox"),
+    unrestricted("codex", "full-auto"),
+    unrestricted("codex-acp", "full-access"),
+    // `--approval-mode`; both are modes in ACP as well.
+    unrestricted("gemini", "yolo"),
+    unrestricted("qwen", "yolo"),
+    // Its agents, which are modes in ACP.
+    unrestricted("vibe", "auto-approve"),
+    // Copilot's flags and modes in ACP.
+    unrestricted("copilot", "allow-all"),
+    unrestricted("copilot", "allow-all-tools"),
+    unrestricted("copilot", "autopilot"),
+    // Of agents that are not known here.
+    unrestricted("any", "unrestricted"),
+    // `GOOSE_MODE`: what others call `auto` asks or is confined.
+    UnrestrictedMode { agent: "goose", word: "auto", for_all: false },
+];
+
+const fn unrestricted(agent: &'static str, word: &'static str) -> UnrestrictedMode {
+    UnrestrictedMode { agent, word, for_all: true }
+}
+
 /// All of them; first those that need no config.
 pub const KNOWN: [KnownAgent; 10] = [
     KnownAgent {
@@ -180,6 +222,15 @@ mod tests {
             [("claude", Some("claude")), ("/opt/x/vibe-acp", Some("vibe")), ("sh", None), ("", None)]
         {
             assert_eq!(name(program), known, "{program}");
+        }
+    }
+
+    #[test]
+    fn unrestricted_modes_are_documented() {
+        let docs = include_str!("../docs/agents.md");
+        let section = docs.split("## Unrestricted modes").nth(1).unwrap().split("\n## ").next().unwrap();
+        for UnrestrictedMode { word, .. } in UNRESTRICTED {
+            assert!(section.contains(&format!("`{word}`")), "{word}");
         }
     }
 }

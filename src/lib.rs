@@ -54,6 +54,7 @@ pub mod message;
 mod metrics;
 pub mod options;
 pub mod permission;
+pub mod policy;
 pub mod run;
 pub mod session;
 pub mod slot;

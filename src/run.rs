@@ -105,6 +105,8 @@ pub enum Cause {
     SpawnFailed,
     /// The config of this process has no such agent or workspace any more.
     Unconfigured,
+    /// The operator's config does not allow an option of the session.
+    NotAllowed,
     /// Something inside Mainstay failed: a bug.
     Internal,
     /// Somebody asked for it to stop.
@@ -123,7 +125,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 16] = [
+    pub const ALL: [Cause; 17] = [
         Self::Finished,
         Self::AgentError,
         Self::ExitCode,
@@ -133,6 +135,7 @@ impl Cause {
         Self::OutputLimit,
         Self::SpawnFailed,
         Self::Unconfigured,
+        Self::NotAllowed,
         Self::Internal,
         Self::Cancelled,
         Self::TurnTimeout,
@@ -154,6 +157,7 @@ impl Cause {
             Self::OutputLimit => "output_limit",
             Self::SpawnFailed => "spawn_failed",
             Self::Unconfigured => "unconfigured",
+            Self::NotAllowed => "not_allowed",
             Self::Internal => "internal",
             Self::Cancelled => "cancelled",
             Self::TurnTimeout => "turn_timeout",
@@ -179,6 +183,7 @@ impl Cause {
             | Self::OutputLimit
             | Self::SpawnFailed
             | Self::Unconfigured
+            | Self::NotAllowed
             | Self::Internal => Status::Failed,
         }
     }

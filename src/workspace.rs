@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentName, WorkspaceName};
+use crate::policy::Allowed;
 
 /// A workspace as the config describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Workspace {
     pub when_full: WhenFull,
     /// What agents may do here through us.
     pub client: ClientAccess,
+    /// What the options of its sessions may be.
+    pub allowed: Allowed,
 }
 
 impl Workspace {

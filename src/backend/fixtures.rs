@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Prompt, TurnPlace};
 use crate::id::RunId;
 use crate::options::SessionOptions;
+use crate::policy::OptionRules;
 use crate::run::Attempt;
 
 /// A prompt with nothing special about it.
@@ -24,6 +25,7 @@ pub fn prompt(message: &str) -> Prompt {
         message: message.to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
+        rules: OptionRules::default(),
         oneshot: false,
     }
 }

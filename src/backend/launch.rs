@@ -5,12 +5,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +38,9 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     dir: PathBuf,
+    /// The directory was judged: a link that has come into its path since is not followed.
+    #[serde(default)]
+    dir_has_no_links: bool,
     /// What is written to stdin; without it there is no stdin.
     pub(super) stdin: Option<String>,
     /// Whether stdin stays open behind it: more may come.
@@ -122,6 +128,7 @@ impl Launch {
             arguments,
             environment,
             dir: prompt.place.dir.clone(),
+            dir_has_no_links: prompt.options.cwd.is_some(),
             stdin,
             stdin_stays_open,
             message_bytes: prompt.message.len(),
@@ -152,6 +159,22 @@ impl Launch {
         command.stdout(Stdio::piped());
         command.stderr(Stdio::piped());
         command
+    }
+
+    /// Has the command begin in the very directory that was judged, which is held open until it has.
+    pub(super) fn enter(&self, command: &mut Command) -> Result<Option<OwnedFd>, StartError> {
+        if !self.dir_has_no_links {
+            return Ok(None);
+        }
+        let dir = open_without_links(&self.dir).map_err(|errno| match errno {
+            Errno::LOOP => StartError::from(format!(
+                "{} has a link in it that was not there before: nothing is started",
+                self.dir.display()
+            )),
+            errno => self.explain(&errno.into()),
+        })?;
+        command.current_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+        Ok(Some(dir))
     }
 
     /// Whether the time to start it is over.
@@ -217,6 +240,12 @@ impl Launch {
     }
 }
 
+/// Opens a directory of whose path no part is a link.
+pub(super) fn open_without_links(dir: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+}
+
 fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartError> {
     let filled = template::fill(template, &prompt.place, &prompt.message);
     if !filled.as_bytes().contains(&0) {
@@ -266,6 +295,27 @@ mod tests {
         assert_eq!(variable("PWD"), Some(Some("/srv/w".to_owned())));
         assert_eq!(variable("KEY"), Some(Some("chat-slot-w-1".to_owned())));
         assert_eq!(variable("TMPDIR"), Some(Some("/tmp/x".to_owned())));
+    }
+
+    #[test]
+    fn a_link_that_came_into_a_judged_path_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (judged, moved) = (dir.path().canonicalize().unwrap().join("a"), dir.path().join("b"));
+        std::fs::create_dir_all(judged.join("c")).unwrap();
+        let mut prompt = prompt("");
+        prompt.place.dir = judged.join("c");
+        prompt.options.cwd = Some(prompt.place.dir.clone());
+        let spec = spec(&["pwd", "-P"], &[]);
+        let launch = Launch::for_turn(&spec, Vec::new(), Stdin::Closed, &prompt, Duration::ZERO).unwrap();
+        let run = || {
+            let mut command = launch.command(dir.path());
+            let _dir = launch.enter(&mut command)?;
+            Ok::<_, StartError>(String::from_utf8(command.output().unwrap().stdout).unwrap())
+        };
+        assert_eq!(run().unwrap().trim_end(), judged.join("c").to_str().unwrap());
+        std::fs::rename(&judged, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &judged).unwrap();
+        assert!(run().unwrap_err().to_string().contains("has a link in it"));
     }
 
     #[test]

@@ -50,6 +50,7 @@ use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
 use crate::permission::{Decision, PermissionRequest};
+use crate::policy::OptionRules;
 use crate::run::{Attempt, ExitReport};
 use crate::usage::Usage;
 use crate::warm::Care;
@@ -239,8 +240,10 @@ pub struct Prompt {
     pub message: String,
     /// The files of the message.
     pub attachments: Vec<Attachment>,
-    /// The options of the session.
+    /// The options of the session. Its `cwd` is [`TurnPlace::dir`] then, without links in it.
     pub options: SessionOptions,
+    /// What they may be, as far as that is known only when the agent says what it offers.
+    pub rules: OptionRules,
     /// Whether the agent may forget the conversation after the turn.
     pub oneshot: bool,
     /// From then on nothing is started: the run may be somebody else's.

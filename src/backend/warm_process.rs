@@ -10,6 +10,7 @@ use super::{Adoption, Prompt, Reply, StartError, TurnPlace, WarmStart};
 use crate::agent::ProcessSpec;
 use crate::id::SessionId;
 use crate::options::SessionOptions;
+use crate::policy::OptionRules;
 
 /// A host is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -89,6 +90,7 @@ fn prompt_of(start: &WarmStart) -> Result<Prompt, StartError> {
         message: String::new(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
+        rules: OptionRules::default(),
         oneshot: false,
         start_by: Instant::now() + START_WITHIN,
         limit: Duration::MAX,

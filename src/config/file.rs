@@ -5,11 +5,12 @@
 //! nowhere else; a test holds `docs/config.md` to them.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::allowed::{self, AllowedKeys};
 use super::document::{Document, nearest};
 use super::driver::{self, DriverKeys};
 use super::origin::{Origin, is_host};
@@ -66,6 +67,10 @@ struct AgentSection {
     max_resumes: Option<Whole>,
     resume_message: Option<String>,
     permissions: Option<PermissionsSection>,
+    allow_modes: Option<Words>,
+    allow_models: Option<Words>,
+    allow_options: Option<Words>,
+    cwd_roots: Option<Words>,
     // Of drivers whose agents are kept warm:
     keep_warm: Option<Period>,
     restart_pause: Option<Period>,
@@ -108,6 +113,10 @@ struct WorkspaceSection {
     slots: Option<Whole>,
     when_full: Option<String>,
     client: Option<Words>,
+    allow_modes: Option<Words>,
+    allow_models: Option<Words>,
+    allow_options: Option<Words>,
+    cwd_roots: Option<Words>,
 }
 
 /// The keys of the table at a path; none where the keys are the user's own (names of agents, of variables).
@@ -137,7 +146,7 @@ pub(super) fn read(text: &str, origin: &Path, base_dir: &Path) -> Result<Config,
         let name: AgentName = name.parse().map_err(|error| section.error(&[], error))?;
         let builtin = config.agents.remove(&name);
         let mut new = Agent::with_defaults(name.clone());
-        agent(&section, given, builtin.as_ref().map(|agent| agent.driver.as_str()), &mut new)?;
+        agent(&section, given, base_dir, builtin.as_ref().map(|agent| agent.driver.as_str()), &mut new)?;
         config.agents.insert(name, new);
     }
     for (name, given) in file.workspaces {
@@ -185,6 +194,7 @@ fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig
 fn agent(
     section: &Section<'_>,
     given: AgentSection,
+    base_dir: &Path,
     builtin: Option<&str>,
     agent: &mut Agent,
 ) -> Result<(), ConfigError> {
@@ -208,6 +218,13 @@ fn agent(
         section.number("max_restarts", given.max_restarts, limits::MAX_RESTARTS, most)?;
     }
     permissions(section, given.permissions.unwrap_or_default(), &mut agent.permissions)?;
+    let allowed = AllowedKeys {
+        modes: given.allow_modes,
+        models: given.allow_models,
+        options: given.allow_options,
+        cwd_roots: given.cwd_roots,
+    };
+    agent.allowed = allowed::read(section, allowed, base_dir)?;
     let keys = DriverKeys {
         command: given.command.map(|Words(words)| words),
         env: given.env,
@@ -286,8 +303,7 @@ fn workspace(
         if dir.is_empty() || dir.contains('\0') {
             return Err(section.error(&["dir"], format!("{dir:?} is not a directory")));
         }
-        // Without the dots of "./x", so that a path reads the same wherever it is shown; ".." may pass a link: it stays.
-        workspace.dir = base_dir.join(dir).components().filter(|part| *part != Component::CurDir).collect();
+        workspace.dir = allowed::directory(base_dir, &dir);
     }
     if let Some(name) = given.agent {
         workspace.agent = match name.parse() {
@@ -310,6 +326,13 @@ fn workspace(
         ("reject", WhenFull::Reject),
     ];
     section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)?;
+    let allowed = AllowedKeys {
+        modes: given.allow_modes,
+        models: given.allow_models,
+        options: given.allow_options,
+        cwd_roots: given.cwd_roots,
+    };
+    workspace.allowed = allowed::read(section, allowed, base_dir)?;
     for word in given.client.into_iter().flat_map(|Words(words)| words) {
         match word.as_str() {
             "read_files" => workspace.client.read_files = true,

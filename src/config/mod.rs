@@ -4,6 +4,7 @@
 //! that need no config and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
 //! the caller, and whether a directory or a program exists is found out when it is needed.
 
+mod allowed;
 mod document;
 mod driver;
 pub mod duration;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
 use crate::id::{AgentName, WorkspaceName};
+use crate::policy::Allowed;
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
 pub(crate) use document::hint;
@@ -205,6 +207,7 @@ impl Agent {
             max_concurrent: 5,
             on_interrupt: OnInterrupt::Stop,
             permissions: Permissions::default(),
+            allowed: Allowed::default(),
             keep_warm: Duration::from_secs(30 * 60),
             restart_pause: None,
             max_restarts: None,
@@ -222,6 +225,7 @@ impl Workspace {
             slots: 5,
             when_full: WhenFull::default(),
             client: ClientAccess::default(),
+            allowed: Allowed::default(),
         }
     }
 }

@@ -107,6 +107,7 @@ pub fn asked_for(cause: Cause) -> Outcome {
         Cause::HostLost => "The process that held the agent was lost, and the agent was ended.",
         Cause::OutputLimit => "The agent wrote more than a run may.",
         Cause::Unconfigured => "The agent or the workspace is not configured any more.",
+        Cause::NotAllowed => "The config does not allow an option of the session.",
         Cause::NoOutput => "No response from agent.",
         Cause::Incomplete => "The agent ended before it said that the turn is over.",
         Cause::AgentError | Cause::ExitCode | Cause::Signal => "The agent failed.",

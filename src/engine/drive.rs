@@ -158,8 +158,9 @@ impl<'a> Drive<'a> {
             OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
             OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
         };
-        let options = options_of(&claimed.options);
-        let dir = match working_dir(&options, workspace).await {
+        let mut options = options_of(&claimed.options);
+        let rules = self.subject.rules(&self.shared.config);
+        let dir = match working_dir(&mut options, &rules, workspace).await {
             Ok(dir) => dir,
             Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
         };
@@ -195,6 +196,7 @@ impl<'a> Drive<'a> {
             message,
             attachments,
             options,
+            rules,
             oneshot: claimed.oneshot,
         };
         let reply = match backend.prompt(prompt).await {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::prompting::resolve;
 use super::{
     Engine, EngineError, MessageCursor, MessagePage, MessageRange, PageFrom, Refusal, SessionCursor, check_duration,
     not_found,
@@ -12,6 +13,7 @@ use crate::clock::millis;
 use crate::id::{AgentName, SessionId, WorkspaceName};
 use crate::lease::SessionKey;
 use crate::options::{InvalidOption, SessionOptions, Takes};
+use crate::policy::OptionRules;
 use crate::session::{AgentSession, OptionsReport, Session, SessionMode};
 use crate::store::agent_session::Reset;
 use crate::store::session::{Closed, Created, NamedValues, NewSession};
@@ -63,6 +65,9 @@ impl Engine {
         check_title(create.title.as_deref())?;
         check_label(create.label.as_deref())?;
         let options = create.options.as_ref().map(|given| SessionOptions::default().patched(given)).transpose()?;
+        if let Some(options) = &options {
+            self.check_options(&agent, &workspace.name, options, None).await?;
+        }
         let id = create.id.unwrap_or_else(SessionId::generate);
         let mut new = NewSession::of(workspace.name.clone(), agent, millis(idle_ttl));
         new.title = create.title.clone();
@@ -150,6 +155,8 @@ impl Engine {
         id: &SessionId,
         patch: Map<String, Value>,
     ) -> Result<OptionsReport, EngineError> {
+        // What is cleared needs no permission, and what stays had one.
+        self.check_allowed(id, &SessionOptions::default().patched(&patch)?).await?;
         self.change_options(id, move |options| options.patched(&patch)).await
     }
 
@@ -163,7 +170,30 @@ impl Engine {
         options: Map<String, Value>,
     ) -> Result<OptionsReport, EngineError> {
         let options = SessionOptions::default().patched(&options)?;
+        self.check_allowed(id, &options).await?;
         self.change_options(id, move |_| Ok(options.clone())).await
+    }
+
+    /// Whether the config allows these options in a session.
+    async fn check_allowed(&self, id: &SessionId, options: &SessionOptions) -> Result<(), EngineError> {
+        let told = self.shared.store.find_told(id).await?.ok_or_else(|| not_found("session", id))?;
+        self.check_options(&told.agent, &told.workspace, options, told.advertised.as_ref()).await
+    }
+
+    async fn check_options(
+        &self,
+        agent: &AgentName,
+        workspace: &WorkspaceName,
+        options: &SessionOptions,
+        advertised: Option<&Value>,
+    ) -> Result<(), EngineError> {
+        let config = &self.shared.config;
+        let rules = OptionRules::new((agent, config.agents.get(agent)), (workspace, config.workspaces.get(workspace)));
+        rules.check(options, advertised)?;
+        if let Some(cwd) = &options.cwd {
+            resolve(&rules, cwd.clone()).await?;
+        }
+        Ok(())
     }
 
     async fn change_options(

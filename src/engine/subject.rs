@@ -2,8 +2,9 @@
 
 use crate::chunk::Chunk;
 use crate::config::Config;
-use crate::id::{AgentName, RunId, SessionId};
+use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
 use crate::lease::{Lease, SessionKey};
+use crate::policy::OptionRules;
 use crate::run::{Attempt, ExitReport, Outcome};
 use crate::store::run::{Claimed, Orphan, Settle};
 
@@ -18,6 +19,8 @@ pub(super) struct Subject {
     pub session: SessionKey,
     /// Its session.
     pub session_id: SessionId,
+    /// Its workspace.
+    pub workspace: WorkspaceName,
     /// Its agent.
     pub agent: AgentName,
     /// Its own limit for the whole turn, or that of its session.
@@ -41,6 +44,12 @@ impl Subject {
         }
     }
 
+    /// What the options of its session may be.
+    pub fn rules(&self, config: &Config) -> OptionRules {
+        let (agent, workspace) = (config.agents.get(&self.agent), config.workspaces.get(&self.workspace));
+        OptionRules::new((&self.agent, agent), (&self.workspace, workspace))
+    }
+
     /// The try at the run that the lease allows.
     pub fn attempt(&self) -> Attempt {
         Attempt { run: self.run, number: self.lease.token }
@@ -54,6 +63,7 @@ impl From<&Claimed> for Subject {
             run: claimed.run,
             session: claimed.session,
             session_id: claimed.session_id.clone(),
+            workspace: claimed.workspace.clone(),
             agent: claimed.agent.clone(),
             timeout_ms: claimed.timeout_ms,
         }
@@ -67,6 +77,7 @@ impl From<&Orphan> for Subject {
             run: orphan.run,
             session: orphan.session,
             session_id: orphan.session_id.clone(),
+            workspace: orphan.workspace.clone(),
             agent: orphan.agent.clone(),
             timeout_ms: orphan.timeout_ms,
         }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::engine::{EngineError, Refusal, StoreError};
 use crate::id::InvalidId;
 use crate::message::InvalidMessage;
+use crate::options::InvalidOption;
 
 /// A request that was not fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,9 @@ impl Error {
             EngineError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
             EngineError::InvalidId(error) => error.clone().into(),
             EngineError::InvalidMessage(error) => error.clone().into(),
+            EngineError::InvalidOption(InvalidOption::NotAllowed { .. }) => {
+                Self::new(StatusCode::FORBIDDEN, "not_allowed", text)
+            }
             EngineError::InvalidOption(_) => Self::invalid("invalid_option", text),
             EngineError::InvalidValue(_) => Self::invalid("invalid_value", text),
             EngineError::Refused(refusal) => match refusal {

@@ -9,7 +9,7 @@ use super::session::{find, options_json, read_options};
 use super::writer::Tx;
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
-use crate::id::{AgentName, RunId, SessionId};
+use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
 use crate::lease::{RunKey, SessionKey};
 use crate::options::{InvalidOption, SessionOptions};
 use crate::session::AgentSession;
@@ -19,6 +19,8 @@ use crate::session::AgentSession;
 pub struct Told {
     /// The agent.
     pub agent: AgentName,
+    /// The session's workspace.
+    pub workspace: WorkspaceName,
     /// What it is told.
     pub options: SessionOptions,
     /// What it offers.
@@ -102,10 +104,11 @@ impl Store {
     /// Any failure of the database.
     pub async fn find_told(&self, id: &SessionId) -> Result<Option<Told>, StoreError> {
         let id = id.as_str();
-        let row = sqlx::query!("SELECT agent, options, advertised FROM sessions WHERE id = ?1", id);
+        let row = sqlx::query!("SELECT agent, workspace, options, advertised FROM sessions WHERE id = ?1", id);
         let Some(row) = row.fetch_optional(&self.readers).await? else { return Ok(None) };
         Ok(Some(Told {
             agent: row.agent.parse()?,
+            workspace: row.workspace.parse()?,
             options: read_options(&row.options)?,
             advertised: read_advertised(row.advertised),
         }))

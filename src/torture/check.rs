@@ -339,7 +339,8 @@ fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
         }
         Some(Cause::AgentError) => is_relayed(run.agent.as_str()),
         Some(cause) => {
-            !matches!(cause, Cause::OutputLimit | Cause::SpawnFailed | Cause::Unconfigured | Cause::Internal)
+            use Cause::{Internal, NotAllowed, OutputLimit, SpawnFailed, Unconfigured};
+            !matches!(cause, OutputLimit | SpawnFailed | Unconfigured | NotAllowed | Internal)
         }
         None => false,
     };

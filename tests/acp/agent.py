@@ -1,6 +1,6 @@
 """An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 
-STUB_CAN names what it can do (load resume resume-fails close modes auth images), or
+STUB_CAN names what it can do (load resume resume-fails close modes config auth images), or
 not do (login-first nonsense version-2 silent load-busy load-busy-once load-late), and
 how it speaks (noise pretty framed); STUB_STORE is the file with its sessions,
 STUB_LOG gets every line that it is sent.
@@ -18,6 +18,9 @@ OUT = threading.Lock()
 sessions, cancelled, answers, answered = {}, {}, {}, threading.Condition()
 evicted, busy = set(), set()
 MODES = {"currentModeId": "ask", "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]}
+# An option whose category says more than its id.
+CONFIG = [{"id": "style", "name": "Style", "category": "mode", "type": "select", "currentValue": "careful",
+           "options": [{"value": "careful", "name": "Careful"}, {"value": "quick", "name": "Quick"}, {"value": "yolo", "name": "All"}]}]
 
 
 def write(line):
@@ -195,6 +198,8 @@ def turn(id, session, blocks):
         say(session, told(answers.pop('"odd"')))
     elif word == "fail":
         return send(id=id, error=json.loads(rest))
+    elif word == "switch":
+        update(session, "current_mode_update", currentModeId=rest)
     elif word == "cost":
         update(session, "usage_update", used=1, size=2, cost={"amount": float(rest), "currency": "USD"})
     send(id=id, result={"stopReason": stop})
@@ -202,7 +207,8 @@ def turn(id, session, blocks):
 
 def opened(id, session, **more):
     cancelled[session] = threading.Event()
-    send(id=id, result={**more, **({"modes": MODES} if "modes" in CAN else {})})
+    offers = {**({"modes": MODES} if "modes" in CAN else {}), **({"configOptions": CONFIG} if "config" in CAN else {})}
+    send(id=id, result={**more, **offers})
 
 
 def request(id, method, params):

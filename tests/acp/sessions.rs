@@ -178,6 +178,36 @@ async fn options_are_told_when_they_are_offered_and_new() {
 }
 
 #[tokio::test]
+async fn an_option_is_refused_by_what_the_agent_says_it_is() {
+    let scene = Scene::new("config").await;
+    let modes = json!({"agent": {"name": "agents.a", "allowed": {"modes": ["quick"]}}});
+    let wanted =
+        |style: &str, rules: &serde_json::Value| json!({"options": {"extra": {"style": style}}, "rules": rules});
+    let refused = scene.relay("say one", wanted("careful", &modes)).await.end().await;
+    let said = refused.own("error")["message"].as_str().unwrap();
+    assert!(said.contains("`allow_modes` of [agents.a]") && refused.text().is_empty(), "{said}");
+    let refused = scene.relay("say one", wanted("yolo", &json!({}))).await.end().await;
+    assert!(refused.own("error")["message"].as_str().unwrap().contains("option style"), "{refused:#?}");
+    assert!(scene.sent("session/set_config_option").is_empty() && scene.sent("session/prompt").is_empty());
+    let allowed = scene.relay("say two", wanted("quick", &modes)).await.end().await;
+    assert_eq!((allowed.text().as_str(), scene.sent("session/set_config_option").len()), ("two", 1));
+}
+
+#[tokio::test]
+async fn a_mode_that_is_cleared_or_refused_is_left() {
+    let scene = Scene::new("modes").await;
+    let set = || scene.sent("session/set_mode").into_iter().map(|set| set["modeId"].clone()).collect::<Vec<_>>();
+    let (id, _) = scene.relay("say one", json!({"options": {"mode": "plan"}})).await.end().await.session();
+    scene.turn("say two", Some(&id)).await;
+    assert_eq!(set(), ["plan", "ask"], "the mode that it began in");
+    scene.turn("switch plan", Some(&id)).await;
+    scene.turn("switch yolo", Some(&id)).await;
+    assert_eq!(set().len(), 2, "it may go into an allowed mode by itself");
+    scene.turn("say three", Some(&id)).await;
+    assert_eq!(set(), ["plan", "ask", "ask"]);
+}
+
+#[tokio::test]
 async fn files_are_given_to_agents_that_take_them_and_refused_for_others() {
     let files = json!({"attachments": [
         {"media_type": "image/png", "filename": "a.png", "url": "data:image/png;base64,aGk="},

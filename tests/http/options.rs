@@ -1,5 +1,6 @@
 //! Options of a session, its agent's own session, and the sessions that work for it.
 
+use mainstay::http::Timeouts;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -64,6 +65,39 @@ async fn what_is_no_option_is_said_and_changes_nothing() {
     assert_eq!(scene.get("/v1/sessions/t/options").await.refused(), (404, "not_found"));
     assert_eq!(read(scene.ask(Method::PATCH, "/v1/sessions/t/options").json(&json!({}))).await.status, 404);
     assert_eq!(scene.post("/v1/sessions", json!({"mode": "once"})).await.refused(), (422, "invalid_body"));
+}
+
+#[tokio::test]
+async fn options_beyond_the_policy_are_refused_by_name() {
+    let config = "[agents.demo]\nallow_models = [\"m\"]\n[workspaces.default]\nallow_options = [\"a\"]\n\
+                  [agents.wide]\ndriver = \"demo\"\nallow_modes = [\"bypassPermissions\"]\n";
+    let scene = Scene::with(config, Timeouts::default()).await;
+    scene.post("/v1/sessions", json!({"id": "s", "options": {"mode": "plan", "model": "m"}})).await;
+    for (body, key, list) in [
+        (json!({"mode": "bypassPermissions"}), "mode", "allow_modes"),
+        (json!({"permission_profile": "danger-full-access"}), "permission_profile", "allow_modes"),
+        (json!({"extra": {"a": "yolo"}}), "extra.a", "allow_modes"),
+        (json!({"extra": {"b": "x"}}), "extra.b", "allow_options"),
+        (json!({"model": "other"}), "model", "allow_models"),
+        (json!({"cwd": "/"}), "cwd", "cwd_roots"),
+        (json!({"cwd": "/proc/self/cwd/../../../../../../etc"}), "cwd", "cwd_roots"),
+    ] {
+        let created = scene.post("/v1/sessions", json!({"id": "t", "options": body})).await;
+        for answer in
+            [ask(&scene, Method::PATCH, body.clone()).await, ask(&scene, Method::PUT, body.clone()).await, created]
+        {
+            assert_eq!(answer.refused(), (403, "not_allowed"), "{body}");
+            let said = answer.body["error"]["message"].as_str().unwrap();
+            assert!(said.contains(&format!("option {key} ")) && said.contains(&format!("`{list}`")), "{said}");
+        }
+    }
+    assert_eq!(scene.get(OPTIONS).await.body["options"], json!({"mode": "plan", "model": "m"}));
+    assert_eq!(scene.get("/v1/sessions/t").await.status, 404);
+    let cleared = ask(&scene, Method::PATCH, json!({"mode": null, "extra": {"b": null}})).await;
+    assert_eq!(cleared.status, 200);
+    let wide =
+        json!({"agent": "wide", "options": {"mode": "bypassPermissions", "model": "other", "extra": {"a": "x"}}});
+    assert_eq!(scene.post("/v1/sessions", wide).await.status, 201);
 }
 
 #[tokio::test]

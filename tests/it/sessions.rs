@@ -177,6 +177,42 @@ async fn a_session_may_work_elsewhere_and_take_less_time() {
 }
 
 #[tokio::test]
+async fn options_are_judged_again_when_a_turn_begins() {
+    let tell = r#"printf '{"event":"agent","stream":"assistant","data":{"delta":"%s"}}\n' "$PWD""#;
+    let scene = scene(tell).await;
+    let (inside, outside) = (scene.dir.path().join("inside"), tempfile::tempdir().unwrap());
+    std::fs::create_dir(&inside).unwrap();
+    let link = scene.dir.path().join("link");
+    std::os::unix::fs::symlink(&inside, &link).unwrap();
+    let create = CreateSession { id: Some(id("s")), workspace: Some("a".parse().unwrap()), ..CreateSession::default() };
+    scene.engine.create_session(create).await.unwrap();
+    scene.engine.update_options(&id("s"), map(json!({"cwd": link}))).await.unwrap();
+    let run = scene.turn("a", "s", "where").await;
+    assert_eq!(run.progress.as_deref(), inside.canonicalize().unwrap().to_str());
+    // As a session could that shares the directory.
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(outside.path(), &link).unwrap();
+    let refused = async |list: &str| {
+        let run = scene.turn("a", "s", "where").await;
+        let error = run.error.unwrap();
+        assert_eq!((run.status, run.cause.as_deref(), run.progress), (Status::Failed, Some("not_allowed"), None));
+        assert!(error.contains(list), "{error}");
+    };
+    refused("`cwd_roots` of [workspaces.a]").await;
+    // As a config allowed it once.
+    for (options, list) in [
+        (json!({"cwd": "/"}), "`cwd_roots`"),
+        (json!({"mode": "bypassPermissions"}), "`allow_modes` of [agents.a]"),
+        (json!({"extra": {"sandbox": "danger-full-access"}}), "`allow_modes`"),
+    ] {
+        write(&scene, "UPDATE sessions SET options = ?2 WHERE id = ?1", ["s", &options.to_string()]).await;
+        refused(list).await;
+    }
+    scene.engine.replace_options(&id("s"), map(json!({}))).await.unwrap();
+    assert_eq!(scene.turn("a", "s", "where").await.status, Status::Completed);
+}
+
+#[tokio::test]
 async fn what_a_session_is_at_shows_while_it_goes_on() {
     let scene = scene(&format!("{}; exec tail -f /dev/null", says("Looking around."))).await;
     let run = scene.send("a", "s", "hi").await;

@@ -52,6 +52,7 @@ fn turn(endpoint: &str, agent_session: Option<&str>, options: SessionOptions) ->
         message: "hello".to_owned(),
         attachments: vec![file],
         options,
+        rules: Default::default(),
         oneshot: false,
         endpoint: endpoint.to_owned(),
     }

@@ -89,6 +89,8 @@ impl Agent {
     /// Starts it. Says why not for people.
     pub(super) fn start(launch: Launch, temp_dir: &Path, spool: &mut Spool) -> Result<Self, StartError> {
         let mut command = launch.command(temp_dir);
+        // Held open until the agent is in it.
+        let _dir = launch.enter(&mut command)?;
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let identity = pid.and_then(|pid| reap::identity_of(pid.as_raw_pid()));

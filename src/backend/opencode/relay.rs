@@ -68,8 +68,7 @@ impl From<Failure> for Trouble {
 pub(in crate::backend) async fn run(mut input: Input, mut output: Output, mut stop: Signal) -> io::Result<ExitCode> {
     let turn: RelayedTurn = input.turn().await?;
     let invalid = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
-    let dir = turn.options.cwd.as_ref().unwrap_or(&turn.dir);
-    let server = Server::at(&turn.endpoint).map_err(invalid)?.in_directory(&dir.to_string_lossy());
+    let server = Server::at(&turn.endpoint).map_err(invalid)?.in_directory(&turn.dir.to_string_lossy());
 
     let begun = tokio::select! {
         biased;

@@ -22,6 +22,7 @@ use super::{Prompt, StartError};
 use crate::agent::ProcessSpec;
 use crate::message::Attachment;
 use crate::options::SessionOptions;
+use crate::policy::OptionRules;
 
 /// The argument that makes this program a relay; the driver's word is the next one.
 pub const COMMAND: &str = "relay";
@@ -45,8 +46,11 @@ pub struct RelayedTurn {
     pub message: String,
     /// The files of the message.
     pub attachments: Vec<Attachment>,
-    /// The options of the session.
+    /// The options of the session. Its `cwd` is `dir` then, without links in it.
     pub options: SessionOptions,
+    /// What they may be.
+    #[serde(default)]
+    pub rules: OptionRules,
     /// Whether the agent may forget the conversation after the turn.
     pub oneshot: bool,
     /// Where the live agent is reached.
@@ -66,6 +70,7 @@ impl RelayedTurn {
             message: prompt.message.clone(),
             attachments: prompt.attachments.clone(),
             options: prompt.options.clone(),
+            rules: prompt.rules.clone(),
             oneshot: prompt.oneshot,
             endpoint,
         }

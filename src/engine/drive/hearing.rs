@@ -22,6 +22,7 @@ impl Drive<'_> {
         asked: Option<Cause>,
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
+        let option_rules = self.subject.rules(&self.shared.config);
         for record in records.drain(..) {
             if record.offset <= self.offset {
                 for event in &record.events {
@@ -42,7 +43,9 @@ impl Drive<'_> {
                 }
                 facts.extend(Self::fact_of(&event));
                 match event {
-                    AgentEvent::Permission(request) => {
+                    AgentEvent::Permission(mut request) => {
+                        // What would lift the agent's limits for the rest of its session is no answer that is offered.
+                        request.options.retain(|option| !option_rules.refuses_answer(&option.id));
                         let now = self.shared.store.clock().now();
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
                         let (fact, said) = self.asking.hear(request, rules, now, turn, backend);

@@ -106,6 +106,8 @@ pub struct Orphan {
     pub worker: String,
     /// Whether that is proven dead, and did not just fall silent.
     pub worker_dead: bool,
+    /// Its workspace.
+    pub workspace: WorkspaceName,
     /// Its agent.
     pub agent: AgentName,
     /// Its own limit for the whole turn, or that of its session.
@@ -336,7 +338,7 @@ async fn take_over(
     let ran_out = to_json(&ran_out.collect::<Vec<_>>())?;
     let expires_at = (tx.now + lease).as_millis();
     let rows = sqlx::query!(
-        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.agent,
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.workspace, r.agent,
                coalesce(r.timeout_ms, 1000 * (s.options ->> '$.timeout_seconds')) AS "timeout_ms?: i64", r.pid,
                r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
                r.cancel_requested_at, w.key AS worker_key, w.id AS worker
@@ -381,6 +383,7 @@ async fn take_over(
                 session_id: row.session_id.parse()?,
                 worker_dead: lost.workers.contains(&row.worker_key),
                 worker: row.worker,
+                workspace: row.workspace.parse()?,
                 agent: row.agent.parse()?,
                 timeout_ms: row.timeout_ms,
                 host: host.map(|(process, (attempt, secret))| AgentHost { process, attempt, secret }),

@@ -126,14 +126,14 @@ impl Bridge {
         cancelled: &CancellationToken,
     ) -> Result<Option<Failed>, Own> {
         let applied = tokio::select! {
-            applied = timeout(SESSION_WITHIN, self.apply(id, &turn.options)) => applied,
+            applied = timeout(SESSION_WITHIN, self.apply(id, &turn.options, &turn.rules)) => applied,
             // The session is told all the same, so that it is gone on with.
             () = cancelled.cancelled() => Ok(Ok(())),
         };
         let begun = {
             let mut state = self.state();
             state.sessions.get_mut(id).map(|session| {
-                session.turn = Some(Turn::new(lines.clone(), &turn.dir, origin));
+                session.turn = Some(Turn::new(lines.clone(), turn, origin));
                 session.introduction(id, origin)
             })
         };

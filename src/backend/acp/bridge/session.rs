@@ -4,13 +4,14 @@
 //! neither, there is a new one, whose id takes the place of the old. What the agent tells again while it loads, or right
 //! behind that, is not heard: it is the past.
 
+mod settings;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::schema::{
-    CloseSessionRequest, LoadSessionRequest, NewSessionRequest, ResumeSessionRequest, SetSessionConfigOptionRequest,
-    SetSessionModeRequest,
+    CloseSessionRequest, LoadSessionRequest, NewSessionRequest, ResumeSessionRequest,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -48,6 +49,8 @@ pub(super) struct Session {
     config_options: Option<Value>,
     /// What the agent was told.
     options: SessionOptions,
+    /// The mode that it began in; none when that is not known.
+    first_mode: Option<String>,
     /// The title and the commands that it said while nobody listened, the newest of each.
     title: Option<String>,
     commands: Option<String>,
@@ -101,6 +104,7 @@ impl Session {
             modes: None,
             config_options: None,
             options: SessionOptions::default(),
+            first_mode: None,
             title: None,
             commands: None,
             is_ready: true,
@@ -217,59 +221,6 @@ impl Session {
         };
         (own, self.title.take().into_iter().chain(self.commands.take()).collect())
     }
-
-    /// What has to be said to the agent for a session to be as it is wanted: method and parameters. What the agent does not
-    /// offer is not said.
-    fn settings(&self, id: &str, wanted: &SessionOptions) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        let known = &self.options;
-        if let Some(mode) = wanted.mode.as_ref().filter(|_| known.mode != wanted.mode) {
-            settings.extend(self.config_option(id, "mode", mode).or_else(|| self.mode(id, mode)));
-        }
-        if let Some(model) = wanted.model.as_ref().filter(|_| known.model != wanted.model) {
-            settings.extend(self.config_option(id, "model", model));
-        }
-        if let Some(profile) =
-            wanted.permission_profile.as_ref().filter(|_| known.permission_profile != wanted.permission_profile)
-        {
-            settings.extend(self.config_option(id, "permission_profile", profile));
-        }
-        for (key, value) in wanted.extra.iter().filter(|(key, value)| known.extra.get(*key) != Some(*value)) {
-            settings.extend(self.config_option(id, key, value));
-        }
-        settings
-    }
-
-    fn mode(&self, id: &str, mode: &str) -> Option<Setting> {
-        let offered = self.modes.as_ref()?["availableModes"].as_array()?;
-        let is_offered = offered.iter().any(|offered| offered["id"] == mode);
-        is_offered.then(|| Setting::Mode(SetSessionModeRequest::new(id.to_owned(), mode.to_owned())))
-    }
-
-    /// An option is known by its id, or by its category.
-    fn config_option(&self, id: &str, key: &str, value: &str) -> Option<Setting> {
-        let options = self.config_options.as_ref()?.as_array()?;
-        let by = |field: &str| options.iter().find(|option| option[field] == key);
-        let option = by("id").or_else(|| by("category"))?;
-        let config_id = option["id"].as_str()?.to_owned();
-        let request = if option["type"] == "boolean" {
-            SetSessionConfigOptionRequest::new(id.to_owned(), config_id, value.parse::<bool>().ok()?)
-        } else {
-            let entries = option["options"].as_array()?.iter();
-            let values = entries.flat_map(|entry| match entry["options"].as_array() {
-                Some(group) => group.iter().collect::<Vec<_>>(),
-                None => vec![entry],
-            });
-            values.into_iter().find(|offered| offered["value"] == value)?;
-            SetSessionConfigOptionRequest::new(id.to_owned(), config_id, value)
-        };
-        Some(Setting::ConfigOption(request))
-    }
-}
-
-enum Setting {
-    Mode(SetSessionModeRequest),
-    ConfigOption(SetSessionConfigOptionRequest),
 }
 
 impl Bridge {
@@ -326,6 +277,7 @@ impl Bridge {
         let id = id.ok_or_else(|| Error::internal_error().data("it gave a session no id"))?.to_owned();
         let mut session = Session::new(turn, Some(0.0));
         session.told(&answer);
+        session.first_mode = session.mode_now().map(str::to_owned);
         self.state().add(&id, session);
         self.make_room(&turn.session, &id).await;
         Ok((id, SessionOrigin::New))
@@ -380,37 +332,6 @@ impl Bridge {
                 Err(error)
             }
         }
-    }
-
-    /// Makes a session as its options want it.
-    pub(super) async fn apply(&self, id: &str, wanted: &SessionOptions) -> Result<(), Error> {
-        let settings = match self.state().sessions.get_mut(id) {
-            Some(session) => {
-                let settings = session.settings(id, wanted);
-                if !settings.is_empty() {
-                    // Until all is done it is not known what the agent made of it.
-                    session.options = SessionOptions::default();
-                }
-                settings
-            }
-            None => Vec::new(),
-        };
-        for setting in settings {
-            let answer = match setting {
-                Setting::Mode(request) => self.ask("session/set_mode", request).await?,
-                Setting::ConfigOption(request) => self.ask("session/set_config_option", request).await?,
-            };
-            if let Some(session) = self.state().sessions.get_mut(id) {
-                session.told(&answer);
-            }
-        }
-        if let Some(session) = self.state().sessions.get_mut(id) {
-            session.options = wanted.clone();
-            if let (Some(mode), Some(modes)) = (&wanted.mode, session.modes.as_mut().and_then(Value::as_object_mut)) {
-                modes.insert("currentModeId".to_owned(), mode.clone().into());
-            }
-        }
-        Ok(())
     }
 
     /// Closes what a new session takes the place of, and what nobody used for long.

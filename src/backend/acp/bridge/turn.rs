@@ -23,7 +23,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::agent::Bridge;
-use super::client::Terminals;
+use super::client::{SessionDir, Terminals};
 use super::session::Session;
 use crate::backend::acp::wire::{self, Answer, MAX_LINE_BYTES, Own, ToBridge};
 use crate::backend::relay::RelayedTurn;
@@ -67,7 +67,7 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(lines: mpsc::Sender<String>, dir: &std::path::Path, origin: SessionOrigin) -> Self {
+    pub(super) fn new(lines: mpsc::Sender<String>, turn: &RelayedTurn, origin: SessionOrigin) -> Self {
         Self {
             lines,
             is_answered: false,
@@ -79,7 +79,7 @@ impl Turn {
             cancelled: false,
             open: HashMap::new(),
             decided: HashMap::new(),
-            terminals: Arc::new(Terminals::new(dir)),
+            terminals: Arc::new(Terminals::new(SessionDir::of(turn))),
         }
     }
 

@@ -15,13 +15,13 @@ use agent_client_protocol::v1::schema::{
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
-use super::{failed, refused};
+use super::{SessionDir, failed, refused};
 
 /// The largest file that is read or written for an agent.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Reads a file, or some of its lines.
-pub(super) fn read(dir: &Path, request: &ReadTextFileRequest) -> Result<ReadTextFileResponse, Error> {
+pub(super) fn read(dir: &SessionDir, request: &ReadTextFileRequest) -> Result<ReadTextFileResponse, Error> {
     let file = open(dir, &request.path, OFlags::RDONLY)?;
     let mut text = String::new();
     let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
@@ -37,7 +37,7 @@ pub(super) fn read(dir: &Path, request: &ReadTextFileRequest) -> Result<ReadText
 }
 
 /// Writes a file anew.
-pub(super) fn write(dir: &Path, request: &WriteTextFileRequest) -> Result<WriteTextFileResponse, Error> {
+pub(super) fn write(dir: &SessionDir, request: &WriteTextFileRequest) -> Result<WriteTextFileResponse, Error> {
     if request.content.len() as u64 > MAX_FILE_BYTES {
         return Err(refused(format!("a file may have {MAX_FILE_BYTES} bytes")));
     }
@@ -47,9 +47,9 @@ pub(super) fn write(dir: &Path, request: &WriteTextFileRequest) -> Result<WriteT
     Ok(WriteTextFileResponse::new())
 }
 
-fn open(dir: &Path, path: &Path, flags: OFlags) -> Result<File, Error> {
-    let inside = path.strip_prefix(dir).map_err(|_| outside(path))?;
-    let root = File::open(dir).map_err(failed)?;
+fn open(dir: &SessionDir, path: &Path, flags: OFlags) -> Result<File, Error> {
+    let inside = path.strip_prefix(&dir.path).map_err(|_| outside(path))?;
+    let root = dir.open().map_err(failed)?;
     // A pipe or a device would keep us waiting.
     let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o666) } else { Mode::empty() };

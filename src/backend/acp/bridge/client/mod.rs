@@ -5,6 +5,10 @@
 mod files;
 mod terminals;
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
 use agent_client_protocol::{Error, UntypedMessage};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -13,7 +17,31 @@ use serde_json::Value;
 
 pub(super) use self::terminals::Terminals;
 use super::turn::Turn;
+use crate::backend::launch::open_without_links;
+use crate::backend::relay::RelayedTurn;
 use crate::workspace::ClientAccess;
+
+/// Where a session works.
+#[derive(Debug, Clone)]
+pub(super) struct SessionDir {
+    path: PathBuf,
+    /// It was judged: a link that has come into its path since is not followed.
+    has_no_links: bool,
+}
+
+impl SessionDir {
+    /// The directory of a turn.
+    pub(super) fn of(turn: &RelayedTurn) -> Self {
+        Self { path: turn.dir.clone(), has_no_links: turn.options.cwd.is_some() }
+    }
+
+    fn open(&self) -> io::Result<OwnedFd> {
+        if self.has_no_links {
+            return Ok(open_without_links(&self.path)?);
+        }
+        Ok(std::fs::File::open(&self.path)?.into())
+    }
+}
 
 /// What is done for the agent.
 type Work = BoxFuture<'static, Result<Value, Error>>;

@@ -3,7 +3,6 @@
 //! Always: none outlives its turn. What is kept of an output is bounded.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use super::{failed, refused};
+use super::{SessionDir, failed, refused};
 
 /// Terminals of one turn at once.
 const MAX_TERMINALS: usize = 32;
@@ -31,7 +30,7 @@ const CONFIRM: Duration = Duration::from_secs(2);
 
 /// The terminals of a turn.
 pub(in super::super) struct Terminals {
-    dir: PathBuf,
+    dir: SessionDir,
     held: Mutex<HashMap<TerminalId, Terminal>>,
     /// The turn is, and no more are made.
     over: AtomicBool,
@@ -53,12 +52,12 @@ struct Output {
 
 impl Terminals {
     /// None so far.
-    pub(in super::super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), held: Mutex::default(), over: AtomicBool::new(false) }
+    pub(in super::super) fn new(dir: SessionDir) -> Self {
+        Self { dir, held: Mutex::default(), over: AtomicBool::new(false) }
     }
 
     /// The directory of the session.
-    pub(super) fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &SessionDir {
         &self.dir
     }
 
@@ -78,8 +77,8 @@ impl Terminals {
         if self.held().len() >= MAX_TERMINALS {
             return Err(refused(format!("a turn has {MAX_TERMINALS} terminals: release some")));
         }
-        let dir = request.cwd.as_deref().unwrap_or(&self.dir).canonicalize().map_err(failed)?;
-        if !dir.starts_with(self.dir.canonicalize().map_err(failed)?) {
+        let dir = request.cwd.as_deref().unwrap_or(&self.dir.path).canonicalize().map_err(failed)?;
+        if !dir.starts_with(self.dir.path.canonicalize().map_err(failed)?) {
             return Err(refused(format!("{} is not in the directory of the session", dir.display())));
         }
         let mut command = Command::new(&request.command);

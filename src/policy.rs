@@ -1,0 +1,419 @@
+//! What the options of a session may be: the operator's side of [`options`](crate::options).
+//!
+//! Always: an option is judged when it is set and again when a turn begins, by the config of the process that executes it. A
+//! list that the config gives has to name the value, in the table of the agent as in that of the workspace; where neither
+//! gives one, the default holds. Modes that lift an agent's own limits ([`UNRESTRICTED`]) are allowed by name only.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::agent::Agent;
+use crate::catalogue::UNRESTRICTED;
+use crate::id::{AgentName, WorkspaceName};
+use crate::options::{InvalidOption, SessionOptions};
+use crate::workspace::Workspace;
+
+/// The entry of a list that stands for every value, those of [`UNRESTRICTED`] included.
+const ANY: &str = "*";
+/// Keys under which agents take a mode, without their separators.
+const MODE_KEYS: [&str; 10] = [
+    "mode",
+    "permissionmode",
+    "permissionprofile",
+    "permissions",
+    "sandbox",
+    "sandboxmode",
+    "approval",
+    "approvalmode",
+    "approvalpolicy",
+    "askforapproval",
+];
+/// The same for a model.
+const MODEL_KEYS: [&str; 2] = ["model", "fallbackmodel"];
+/// With one of these an option is not in force.
+const OFF: [&str; 4] = ["false", "off", "no", "0"];
+
+/// What `[agents.NAME]` or `[workspaces.NAME]` allows. A list that is not given says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Allowed {
+    /// `allow_modes`: for `mode`, `permission_profile`, and what else is a mode of the agent.
+    pub modes: Option<Vec<String>>,
+    /// `allow_models`
+    pub models: Option<Vec<String>>,
+    /// `allow_options`: the keys of `extra`.
+    pub options: Option<Vec<String>>,
+    /// `cwd_roots`: directories beside that of the workspace; absolute.
+    pub cwd_roots: Option<Vec<PathBuf>>,
+}
+
+/// What the options of one session may be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptionRules {
+    agent: Table,
+    workspace: Table,
+    /// The workspace's directory; none when the workspace is not configured in this process.
+    dir: Option<PathBuf>,
+    /// Words for unrestricted modes that mean so for this agent only.
+    own_unrestricted: Vec<String>,
+}
+
+/// A table of the config, and what it allows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Table {
+    name: String,
+    allowed: Allowed,
+}
+
+/// What an option sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Mode,
+    Model,
+    Other,
+}
+
+impl OptionRules {
+    /// The rules for a session. What is not configured in this process says nothing here: the process that executes the
+    /// turn judges again.
+    pub fn new(
+        (agent_name, agent): (&AgentName, Option<&Agent>),
+        (workspace_name, workspace): (&WorkspaceName, Option<&Workspace>),
+    ) -> Self {
+        let command = agent.and_then(|agent| agent.driver.process()).map_or(&[][..], |process| &process.command);
+        let own = UNRESTRICTED.iter().filter(|mode| !mode.for_all && runs(command, mode.agent));
+        Self {
+            agent: Table {
+                name: format!("agents.{agent_name}"),
+                allowed: agent.map(|agent| agent.allowed.clone()).unwrap_or_default(),
+            },
+            workspace: Table {
+                name: format!("workspaces.{workspace_name}"),
+                allowed: workspace.map(|workspace| workspace.allowed.clone()).unwrap_or_default(),
+            },
+            dir: workspace.map(|workspace| workspace.dir.clone()),
+            own_unrestricted: own.map(|mode| mode.word.to_owned()).collect(),
+        }
+    }
+
+    /// Judges all options but `cwd`, with what the agent has advertised so far.
+    ///
+    /// # Errors
+    /// [`InvalidOption::NotAllowed`] for the first that is refused.
+    pub fn check(&self, options: &SessionOptions, advertised: Option<&Value>) -> Result<(), InvalidOption> {
+        let named =
+            [("mode", &options.mode), ("permission_profile", &options.permission_profile), ("model", &options.model)];
+        for (key, value) in named {
+            if let Some(value) = value {
+                self.check_one(key, value, kind_of(key, None))?;
+            }
+        }
+        for (key, value) in &options.extra {
+            self.check_extra(key, value, category_of(advertised, key))?;
+        }
+        Ok(())
+    }
+
+    /// Judges an option of the agent's own, of which the agent says this category.
+    ///
+    /// # Errors
+    /// [`InvalidOption::NotAllowed`].
+    pub fn check_extra(&self, key: &str, value: &str, category: Option<&str>) -> Result<(), InvalidOption> {
+        let name = format!("extra.{key}");
+        let lists = |table: &Table| table.allowed.options.clone();
+        if let Some(missing) = self.missing(lists, key, true) {
+            return Err(not_allowed(&name, value, "allow_options", &missing));
+        }
+        self.check_one(&name, value, kind_of(key, category))?;
+        // Whatever the agent calls it: a flag of this name, or a value of this name.
+        if kind_of(key, category) == Kind::Other && !OFF.contains(&value) && self.is_unrestricted(key, key) {
+            return self.check_mode(&name, key);
+        }
+        Ok(())
+    }
+
+    /// Judges an option by what the agent says that it is. For whoever sets it in the agent, where that is known for sure.
+    ///
+    /// # Errors
+    /// [`InvalidOption::NotAllowed`].
+    pub fn check_offered(&self, key: &str, value: &str, category: Option<&str>) -> Result<(), InvalidOption> {
+        self.check_one(key, value, kind_of(key, category))
+    }
+
+    fn check_one(&self, name: &str, value: &str, kind: Kind) -> Result<(), InvalidOption> {
+        match kind {
+            Kind::Mode => self.check_mode(name, value),
+            Kind::Model => match self.missing(|table| table.allowed.models.clone(), value, true) {
+                Some(missing) => Err(not_allowed(name, value, "allow_models", &missing)),
+                None => Ok(()),
+            },
+            Kind::Other if self.is_unrestricted(name, value) => self.check_mode(name, value),
+            Kind::Other => Ok(()),
+        }
+    }
+
+    /// Judges a mode that is set by an option of this name.
+    ///
+    /// # Errors
+    /// [`InvalidOption::NotAllowed`].
+    pub fn check_mode(&self, name: &str, mode: &str) -> Result<(), InvalidOption> {
+        let otherwise = !self.is_unrestricted(name, mode);
+        match self.missing(|table| table.allowed.modes.clone(), mode, otherwise) {
+            Some(missing) => Err(not_allowed(name, mode, "allow_modes", &missing)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an answer that an agent offers would bring it into a mode that is refused: agents name such answers as the
+    /// mode.
+    pub fn refuses_answer(&self, id: &str) -> bool {
+        self.is_unrestricted("answer", id) && self.check_mode("answer", id).is_err()
+    }
+
+    /// The tables that would have to name a value; none when it is allowed.
+    fn missing(&self, list: impl Fn(&Table) -> Option<Vec<String>>, value: &str, otherwise: bool) -> Option<Vec<&str>> {
+        let tables = [&self.agent, &self.workspace];
+        let lists: Vec<_> = tables.into_iter().filter_map(|table| Some((table, list(table)?))).collect();
+        if lists.is_empty() {
+            return (!otherwise).then(|| vec![self.agent.name.as_str()]);
+        }
+        let names = |list: &[String]| list.iter().any(|entry| entry == ANY || entry == value);
+        let missing = lists.iter().filter(|(_, list)| !names(list)).map(|(table, _)| table.name.as_str());
+        let missing: Vec<_> = missing.collect();
+        (!missing.is_empty()).then_some(missing)
+    }
+
+    fn is_unrestricted(&self, name: &str, word: &str) -> bool {
+        let word = plain_word(word);
+        let is_one = |known: &str| plain_word(known) == word;
+        let never_asks = word == "never" && plain_word(name).contains("approval");
+        never_asks
+            || UNRESTRICTED.iter().any(|mode| mode.for_all && is_one(mode.word))
+            || self.own_unrestricted.iter().any(|own| is_one(own))
+    }
+
+    /// The directory that a `cwd` is once all links are followed. Looks at the file system.
+    ///
+    /// # Errors
+    /// [`InvalidOption::NotAllowed`] when it is not below the workspace's directory or a root of the config.
+    pub fn resolve(&self, cwd: &Path) -> Result<PathBuf, InvalidOption> {
+        let Some(dir) = &self.dir else { return Ok(cwd.to_owned()) };
+        let shown = cwd.to_string_lossy();
+        let refused = |tables: &[&str]| not_allowed("cwd", &shown, "cwd_roots", tables);
+        let Ok(resolved) = followed(cwd) else { return Err(refused(&[&self.workspace.name])) };
+        let is_below = |root: &PathBuf| followed(root).is_ok_and(|root| resolved.starts_with(root));
+        if is_below(dir) {
+            return Ok(resolved);
+        }
+        let tables = [&self.agent, &self.workspace];
+        let roots: Vec<_> =
+            tables.iter().filter_map(|table| Some((table, table.allowed.cwd_roots.as_ref()?))).collect();
+        let missing: Vec<_> = roots
+            .iter()
+            .filter(|(_, roots)| !roots.iter().any(is_below))
+            .map(|(table, _)| table.name.as_str())
+            .collect();
+        match missing.as_slice() {
+            [] if roots.is_empty() => Err(refused(&[&self.workspace.name])),
+            [] => Ok(resolved),
+            missing => Err(refused(missing)),
+        }
+    }
+}
+
+/// Whether a command starts a program of this name, also through a launcher such as `npx` or `env`.
+fn runs(command: &[String], program: &str) -> bool {
+    command.iter().any(|word| word.rsplit('/').next() == Some(program))
+}
+
+/// A word as it is compared: agents write modes in several cases, with several separators, and some as the end of a URL.
+fn plain_word(word: &str) -> String {
+    let word = word.rsplit(['#', '/', ':']).find(|part| !part.is_empty()).unwrap_or_default();
+    word.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+fn kind_of(key: &str, category: Option<&str>) -> Kind {
+    let key: String = key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let is = |kind: &str, keys: &[&str]| category == Some(kind) || keys.contains(&key.as_str());
+    if is("mode", &MODE_KEYS) {
+        Kind::Mode
+    } else if is("model", &MODEL_KEYS) {
+        Kind::Model
+    } else {
+        Kind::Other
+    }
+}
+
+/// The category of the option that an agent knows by this key.
+fn category_of<'a>(advertised: Option<&'a Value>, key: &'a str) -> Option<&'a str> {
+    let options = advertised?.get("config_options")?.as_array()?;
+    let option = options.iter().find(|option| option["id"] == key || option["category"] == key)?;
+    option["category"].as_str()
+}
+
+fn not_allowed(key: &str, value: &str, list: &'static str, tables: &[&str]) -> InvalidOption {
+    let tables = tables.iter().map(|table| format!("[{table}]")).collect::<Vec<_>>().join(" and ");
+    InvalidOption::NotAllowed { key: key.to_owned(), value: value.to_owned(), list, tables }
+}
+
+/// A path with all links followed. Of one that is not there, those of its deepest directory that is; what is not there may
+/// not lead upwards.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    let mut missing = Vec::new();
+    for existing in path.ancestors() {
+        match existing.canonicalize() {
+            Ok(found) => return Ok(missing.iter().rev().fold(found, |path, part| path.join(part))),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    && existing.symlink_metadata().is_err() =>
+            {
+                let Some(Component::Normal(name)) = existing.components().next_back() else { return Err(error) };
+                missing.push(name);
+            }
+            // A link that leads nowhere yet is one as well.
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn rules(config: &str, agent: &str) -> OptionRules {
+        let config = Config::load(config, Path::new("mainstay.toml"), Path::new("/srv/w")).unwrap();
+        let (agent, workspace) = (agent.parse().unwrap(), WorkspaceName::builtin());
+        OptionRules::new((&agent, config.agents.get(&agent)), (&workspace, config.workspaces.get(&workspace)))
+    }
+
+    fn judged(rules: &OptionRules, options: Value) -> String {
+        let options = SessionOptions::default().patched(options.as_object().unwrap()).unwrap();
+        let advertised =
+            json!({"config_options": [{"id": "style", "category": "mode"}, {"id": "llm", "category": "model"}]});
+        rules.check(&options, Some(&advertised)).map_or_else(|refused| refused.to_string(), |()| "allowed".to_owned())
+    }
+
+    #[test]
+    fn unrestricted_modes_are_refused_by_every_door() {
+        let rules = rules("", "claude");
+        for mode in [
+            "bypassPermissions",
+            "BYPASS_permissions",
+            "danger-full-access",
+            "yolo",
+            "auto-approve",
+            "full-access",
+            "x#yolo",
+        ] {
+            for options in [
+                json!({"mode": mode}),
+                json!({"permission_profile": mode}),
+                json!({"extra": {"mode": mode}}),
+                json!({"extra": {"permission-mode": mode}}),
+                json!({"extra": {"style": mode}}),
+                json!({"extra": {"anything": mode}}),
+            ] {
+                let said = judged(&rules, options.clone());
+                assert!(said.contains("`allow_modes` of [agents.claude]"), "{options}: {said}");
+            }
+        }
+        for options in [
+            json!({"extra": {"dangerously-skip-permissions": "true"}}),
+            json!({"extra": {"yolo": "1"}}),
+            json!({"extra": {"approval_policy": "never"}}),
+        ] {
+            assert_ne!(judged(&rules, options.clone()), "allowed", "{options}");
+        }
+        for options in [
+            json!({"mode": "plan", "model": "m", "permission_profile": "acceptEdits", "extra": {"effort": "never"}}),
+            json!({"mode": "auto", "extra": {"yolo": "false", "agent": "reviewer"}}),
+        ] {
+            assert_eq!(judged(&rules, options), "allowed");
+        }
+    }
+
+    #[test]
+    fn a_word_that_is_unrestricted_for_one_agent_is_not_for_all() {
+        let config = "[agents.g]\ndriver = \"acp\"\ncommand = [\"npx\", \"/opt/goose\", \"acp\"]";
+        assert_ne!(judged(&rules(config, "g"), json!({"mode": "auto"})), "allowed");
+        assert_eq!(judged(&rules(config, "codex"), json!({"mode": "auto"})), "allowed");
+    }
+
+    #[test]
+    fn a_list_has_to_name_the_value_in_both_tables() {
+        let config = "[agents.claude]\nallow_modes = [\"plan\", \"bypassPermissions\"]\nallow_options = [\"effort\", \"style\"]\n\
+                      [workspaces.default]\nallow_modes = [\"*\"]\nallow_models = [\"sonnet\"]";
+        let rules = rules(config, "claude");
+        for (options, refused_by) in [
+            (json!({"mode": "bypassPermissions", "model": "sonnet", "extra": {"effort": "low"}}), ""),
+            (json!({"mode": "acceptEdits"}), "`allow_modes` of [agents.claude]"),
+            (json!({"model": "opus"}), "`allow_models` of [workspaces.default]"),
+            (json!({"extra": {"style": "acceptEdits"}}), "`allow_modes` of [agents.claude]"),
+            (json!({"extra": {"agent": "x"}}), "`allow_options` of [agents.claude]"),
+        ] {
+            let said = judged(&rules, options.clone());
+            let as_expected = if refused_by.is_empty() { said == "allowed" } else { said.contains(refused_by) };
+            assert!(as_expected, "{options}: {said}");
+        }
+        // A model by another name.
+        assert_ne!(
+            judged(
+                &super::tests::rules(&config.replace("\"style\"", "\"llm\""), "claude"),
+                json!({"extra": {"llm": "opus"}})
+            ),
+            "allowed"
+        );
+    }
+
+    #[test]
+    fn a_directory_is_judged_where_its_links_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        let (work, other) = (dir.path().join("work"), dir.path().join("other"));
+        std::fs::create_dir_all(work.join("in")).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        for (link, to) in [("out", "../other"), ("in-too", "in"), ("nowhere", "../nothing")] {
+            std::os::unix::fs::symlink(to, work.join(link)).unwrap();
+        }
+        let rules = |more: &str| {
+            let config = Config::load(more, Path::new("mainstay.toml"), &work).unwrap();
+            let (agent, workspace) = (AgentName::builtin(), WorkspaceName::builtin());
+            OptionRules::new((&agent, config.agents.get(&agent)), (&workspace, config.workspaces.get(&workspace)))
+        };
+        let plain = rules("");
+        for (path, allowed) in [
+            (".", true),
+            ("in", true),
+            ("in-too", true),
+            ("not/yet/there", true),
+            ("in/../..", false),
+            ("out", false),
+            ("out/below", false),
+            ("nowhere", false),
+            ("nowhere/x", false),
+            ("not/../../other", false),
+            ("/", false),
+            ("/proc/self/root", false),
+        ] {
+            let judged = plain.resolve(&work.join(path));
+            assert_eq!(judged.is_ok(), allowed, "{path}: {judged:?}");
+        }
+        let real = work.canonicalize().unwrap();
+        assert_eq!(plain.resolve(&work.join("in-too")).unwrap(), real.join("in"));
+        let said = plain.resolve(&other).unwrap_err().to_string();
+        assert!(said.contains("`cwd_roots` of [workspaces.default]"), "{said}");
+        // The workspace's directory stays allowed.
+        let wider = rules("[workspaces.default]\ncwd_roots = [\"../other\"]");
+        assert!(wider.resolve(&other.join("x")).is_ok() && wider.resolve(&work).is_ok());
+        let both = rules("[workspaces.default]\ncwd_roots = [\"../other\"]\n[agents.demo]\ncwd_roots = [\"/srv\"]");
+        let said = both.resolve(&other).unwrap_err().to_string();
+        assert!(said.contains("`cwd_roots` of [agents.demo]"), "{said}");
+    }
+}
