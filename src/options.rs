@@ -246,9 +246,12 @@ fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, InvalidOption> {
     Err(InvalidOption::Value { key: excerpt(key), problem: problem.into() })
 }
 
-/// So much of a foreign word goes into an error.
+/// So much of a foreign word goes into an error, which may be printed to a terminal.
 fn excerpt(word: &str) -> String {
-    word.chars().take(MAX_EXTRA_KEY_CHARS).collect()
+    word.chars()
+        .take(MAX_EXTRA_KEY_CHARS)
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
 }
 
 fn text(key: &str, value: &Value, max_chars: usize) -> Result<Option<String>, InvalidOption> {

@@ -58,3 +58,18 @@ fn a_spool_is_believed_as_far_as_it_is_whole() {
 fn a_host_takes_whatever_is_said_at_its_door() {
     run("host_socket", targets::host_socket);
 }
+
+#[test]
+fn acp_messages_are_objects_on_one_line() {
+    run("acp_messages", targets::acp_messages);
+}
+
+#[test]
+fn a_turn_goes_on_from_damaged_events() {
+    run("stored", targets::stored);
+}
+
+#[test]
+fn options_are_storable_or_refused() {
+    run("options", targets::options);
+}

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderValue, Uri};
+use mainstay::backend::acp::bridge::{Frames, Heard};
 use mainstay::backend::host::frame::{Decoder, Frame, encode};
 use mainstay::backend::host::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
 use mainstay::backend::{
@@ -17,8 +18,10 @@ use mainstay::config::{Config, limits};
 use mainstay::engine::turn::Turn;
 use mainstay::engine::{Send, fold::Fold};
 use mainstay::http::{ChatRequest, Error, read_chat, read_cursor, read_new_run};
+use mainstay::options::SessionOptions;
 use mainstay::run::{Cause, Outcome};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 #[path = "../../tests/rules/mod.rs"]
 mod rules;
@@ -77,6 +80,63 @@ fn lines(data: &[u8], parser: fn() -> LineParser) {
 
 fn said(records: &[Record]) -> impl Iterator<Item = &AgentEvent> {
     records.iter().flat_map(|record| &record.events)
+}
+
+/// What an ACP agent writes to stdout: a byte for the longest object, then the output. Each message that is found is one JSON
+/// object on one line, and nothing is found twice.
+pub fn acp_messages(data: &[u8]) {
+    let [longest, output @ ..] = data else { return };
+    let output = String::from_utf8_lossy(output);
+    let (mut frames, mut found) = (Frames::new(16 * (1 + usize::from(*longest))), 0);
+    for line in output.split('\n') {
+        if !frames.unfinished(line.as_bytes()) {
+            frames.line(line);
+        }
+        while let Some(heard) = frames.next() {
+            if let Heard::Message(message) = heard {
+                assert!(!message.contains('\n'), "{message:?}");
+                assert!(serde_json::from_str::<&RawValue>(&message).is_ok_and(|json| json.get().starts_with('{')));
+                found += 1;
+            }
+        }
+    }
+    assert!(found <= output.matches('{').count());
+}
+
+/// The events of a run as the database has them, one on a line, damaged in any way: a turn goes on from what can be read of
+/// them, and its message is JSON.
+pub fn stored(data: &[u8]) {
+    let [end, lines @ ..] = data else { return };
+    let lines = String::from_utf8_lossy(lines);
+    let chunks: Vec<Chunk> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    for chunk in &chunks {
+        assert_eq!(serde_json::from_str::<Chunk>(&chunk.to_json()).ok().as_ref(), Some(chunk));
+    }
+    let mut turn = Turn::replay(chunks.into_iter());
+    turn.hear(AgentEvent::Text("and on".to_owned()));
+    turn.close(&Outcome::of(Cause::ALL[usize::from(*end) % Cause::ALL.len()], None));
+    for parts in [turn.fold().parts_json(), turn.fold().ended_parts_json()] {
+        assert!(serde_json::from_str::<Vec<Value>>(&parts).is_ok(), "{parts}");
+    }
+}
+
+/// Two changes to the options of a session, one on a line: each is refused in words that can be printed, or leads to options
+/// that can be stored, and that the same change leaves as they are.
+pub fn options(data: &[u8]) {
+    let mut options = SessionOptions::default();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Ok(Value::Object(patch)) = serde_json::from_slice(line) else { continue };
+        match options.patched(&patch) {
+            Ok(patched) => {
+                let stored = serde_json::to_string(&patched).expect("options are JSON");
+                assert_eq!(serde_json::from_str::<SessionOptions>(&stored).ok().as_ref(), Some(&patched));
+                assert!(!patched.extra.values().chain(&patched.mode).any(|text| text.contains(char::is_control)));
+                assert_eq!(patched.patched(&patch).as_ref(), Ok(&patched));
+                options = patched;
+            }
+            Err(error) => assert!(!error.to_string().contains(char::is_control), "{error}"),
+        }
+    }
 }
 
 /// What a host has to say, from its socket or its spool, damaged in any way: it never matters how it was cut, and nothing is

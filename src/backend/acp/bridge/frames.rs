@@ -13,7 +13,7 @@ use crate::backend::json;
 
 /// A piece of an agent's output.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub enum Heard {
     /// A JSON object.
     Message(String),
     /// What belongs to no object, or the beginning of a line that is too long.
@@ -22,7 +22,7 @@ pub(super) enum Heard {
 
 /// Takes an output line by line.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     max_bytes: usize,
     /// An object that began and has not ended: some agents print theirs over several lines.
     begun: String,
@@ -31,17 +31,17 @@ pub(super) struct Frames {
 
 impl Frames {
     /// For objects up to a length.
-    pub(super) fn new(max_bytes: usize) -> Self {
+    pub fn new(max_bytes: usize) -> Self {
         Self { max_bytes, begun: String::new(), heard: VecDeque::new() }
     }
 
     /// What was found and not taken yet.
-    pub(super) fn next(&mut self) -> Option<Heard> {
+    pub fn next(&mut self) -> Option<Heard> {
         self.heard.pop_front()
     }
 
     /// Takes a line.
-    pub(super) fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         if is_object(line) && (self.begun.is_empty() || is_message(line)) {
             self.give_up_begun();
             self.heard.push_back(Heard::Message(line.to_owned()));
@@ -55,13 +55,13 @@ impl Frames {
     }
 
     /// Takes the beginning of a line that is too long.
-    pub(super) fn too_long(&mut self, beginning: String) {
+    pub fn too_long(&mut self, beginning: String) {
         self.give_up_begun();
         self.heard.push_back(Heard::Noise(beginning));
     }
 
     /// Takes a line that has no end so far, if it is whole. Whether it was.
-    pub(super) fn unfinished(&mut self, line: &[u8]) -> bool {
+    pub fn unfinished(&mut self, line: &[u8]) -> bool {
         let Ok(line) = std::str::from_utf8(line) else { return false };
         let is_whole = line.ends_with('}') && {
             let mut objects = 0;

@@ -37,6 +37,7 @@ use tokio::time::timeout;
 
 use self::agent::Bridge;
 pub(super) use self::ending::why_it_ended;
+pub use self::frames::{Frames, Heard};
 use self::process::Process;
 use super::wire;
 use crate::failure::{AgentError, ErrorClass};
