@@ -273,6 +273,7 @@ impl Direct {
             message: message.to_owned(),
             attachments: Vec::new(),
             options: SessionOptions::default(),
+            rules: Default::default(),
             oneshot: false,
         };
         Self { backend: claude::backend(&spec, PATIENCE, &hosts), prompt }
