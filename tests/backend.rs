@@ -58,6 +58,7 @@ fn prompt(message: &str) -> Prompt {
         message: message.to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
+        rules: Default::default(),
         oneshot: false,
     }
 }

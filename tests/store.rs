@@ -52,6 +52,7 @@ fn workspace(slots: u32, when_full: WhenFull) -> Workspace {
         slots,
         when_full,
         client: ClientAccess::default(),
+        allowed: Default::default(),
     }
 }
 

@@ -135,6 +135,7 @@ pub fn prompt() -> Prompt {
         message: "hi {message}".to_owned(),
         attachments: Vec::new(),
         options: SessionOptions::default(),
+        rules: Default::default(),
         oneshot: false,
     }
 }

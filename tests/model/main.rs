@@ -107,7 +107,15 @@ async fn register(store: &Store) -> WorkerKey {
 
 fn workspace(number: usize, slots: u32, when_full: WhenFull) -> Workspace {
     let (name, agent) = (WORKSPACES[number].parse().unwrap(), AGENTS[0].parse().unwrap());
-    Workspace { name, dir: "/".into(), agent, slots, when_full, client: ClientAccess::default() }
+    Workspace {
+        name,
+        dir: "/".into(),
+        agent,
+        slots,
+        when_full,
+        client: ClientAccess::default(),
+        allowed: Default::default(),
+    }
 }
 
 fn session_id(name: usize) -> mainstay::id::SessionId {
