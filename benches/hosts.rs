@@ -72,6 +72,7 @@ async fn hosted(hosts: &Hosts, script: &str, turns: usize) -> Sample {
             limit: Duration::from_secs(60),
             attachments: Vec::new(),
             options: mainstay::options::SessionOptions::default(),
+            rules: Default::default(),
             oneshot: false,
         };
         let mut reply = backend.prompt(prompt).await.unwrap();

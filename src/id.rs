@@ -18,7 +18,8 @@ pub struct InvalidId {
     want: &'static str,
 }
 
-fn shorten(text: &str) -> String {
+/// So much of a foreign text goes into an error.
+pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(40).collect()
 }
 

@@ -59,6 +59,7 @@ pub mod run;
 pub mod session;
 pub mod slot;
 pub mod stats;
+pub mod text;
 pub mod usage;
 pub mod waiting;
 pub mod warm;

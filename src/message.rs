@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::id::{AgentName, MessageId};
+use crate::text::heard_line;
 
 pub use attachment::Attachment;
 
@@ -147,16 +148,18 @@ impl UserMessage {
         prompt(&self.parts)
     }
 
-    /// The first line, or the name of the first file, shortened to 80 characters: the title of a session that has none.
-    pub fn title(&self) -> String {
+    /// The first line, or the name of the first file, shortened to 80 characters: the title of a session that has none. None
+    /// when nothing can be seen of it.
+    pub fn title(&self) -> Option<String> {
         const TITLE_CHARS: usize = 80;
         let text = self.prompt();
         let file = self.files().next().map(|(_, file)| file.label().to_owned()).unwrap_or_default();
-        let line = text.trim().lines().next().unwrap_or(&file).trim();
-        match line.char_indices().nth(TITLE_CHARS) {
+        let line = text.trim().lines().next().unwrap_or(&file);
+        let line = heard_line(line, TITLE_CHARS + 1)?;
+        Some(match line.char_indices().nth(TITLE_CHARS) {
             Some((end, _)) => format!("{}…", line[..end].trim_end()),
-            None => line.to_owned(),
-        }
+            None => line,
+        })
     }
 
     /// Whether stored parts have the same content. What a client keeps beside that in its parts makes no difference.
@@ -250,7 +253,10 @@ mod tests {
             part["type"] = "file".into();
             let message = message(json!([{"type": "text", "text": " "}, part])).unwrap();
             let (index, file) = message.files().next().unwrap();
-            assert_eq!((index, file.label(), file.is_link(), message.title().as_str()), (1, label, is_link, label));
+            assert_eq!(
+                (index, file.label(), file.is_link(), message.title().unwrap().as_str()),
+                (1, label, is_link, label)
+            );
         }
     }
 
@@ -339,7 +345,7 @@ mod tests {
     #[test]
     fn a_title_is_one_short_line() {
         let long = "x".repeat(200);
-        let title = UserMessage::text(MessageId::generate(), format!("\n {long}\nmore")).unwrap().title();
+        let title = UserMessage::text(MessageId::generate(), format!("\n {long}\nmore")).unwrap().title().unwrap();
         assert_eq!(title.chars().count(), 81);
     }
 }

@@ -62,14 +62,20 @@ async fn a_file_of_every_older_schema_goes_on_with_all_its_rows() {
         let mut conn = SqliteConnection::connect(&url).await.unwrap();
         migrate(&mut conn, &Runner::new(&migrations[..older])).await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(ROWS)).execute(&mut conn).await.unwrap();
+        sqlx::raw_sql("UPDATE sessions SET agent_session = 'a' || char(0) || 'b', title = ' '")
+            .execute(&mut conn)
+            .await
+            .unwrap();
         conn.close().await.unwrap();
 
         let engine = Engine::open(&path, Config::builtin(dir.path())).await.unwrap();
         let findings: Vec<_> =
             engine.audit(Depth::Full).await.unwrap().findings().map(|found| format!("{found:?}")).collect();
         assert_eq!(findings, Vec::<String>::new(), "from {older}");
-        engine.start().await.unwrap();
         let session: SessionId = "old".parse().unwrap();
+        let found = engine.session(&session).await.unwrap();
+        assert_eq!((found.agent_session, found.title), (None, None), "from {older}");
+        engine.start().await.unwrap();
         let runs = engine.list_runs(&RunFilter { session: Some(session), ..RunFilter::default() }, 10).await.unwrap();
         assert_eq!(runs.len(), 2, "from {older}");
         for (_, run) in runs {

@@ -23,6 +23,7 @@ use mainstay::store::run::{
 use mainstay::store::session::{NamedValues, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
+use mainstay::text::AgentSessionId;
 use mainstay::usage::Usage;
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{ClientAccess, WhenFull, Workspace};
@@ -1160,7 +1161,7 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
 #[tokio::test]
 async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_before() {
     let scene = Scene::new(1).await;
-    let own = |id: &str| Fact::AgentSession { id: id.to_owned(), origin: "new" };
+    let own = |id: &str| Fact::AgentSession { id: id.parse().unwrap(), origin: "new" };
     let said = |claimed: &Claimed, facts| Append { facts, events: vec![], said: false, ..scene.text(claimed, "") };
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
@@ -1171,11 +1172,11 @@ async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_bef
 
     scene.send("s", "m2").await;
     let old = scene.claim(1).await.remove(0);
-    assert_eq!(old.agent_session.as_deref(), Some("first"));
+    assert_eq!(old.agent_session.as_ref().map(AgentSessionId::as_str), Some("first"));
     assert!(scene.store.put_back_afresh(old.lease).await.unwrap());
     assert!(!scene.store.put_back_afresh(old.lease).await.unwrap(), "the lease is gone");
     let again = scene.claim(1).await.remove(0);
-    assert_eq!((again.run, again.agent_session.as_deref()), (old.run, None));
+    assert_eq!((again.run, again.agent_session.as_ref().map(AgentSessionId::as_str)), (old.run, None));
     scene.store.append(said(&again, vec![own("second")])).await.unwrap().unwrap();
     assert!(!scene.store.put_back_afresh(again.lease).await.unwrap(), "once is enough");
     let mut spoken = scene.text(&again, "a");
@@ -1206,13 +1207,13 @@ async fn a_session_of_the_agent_is_not_lost_in_a_run_that_was_cancelled_before_i
     let scene = Scene::new(1).await;
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
-    let known = vec![Fact::AgentSession { id: "first".to_owned(), origin: "new" }];
+    let known = vec![Fact::AgentSession { id: "first".parse().unwrap(), origin: "new" }];
     scene.store.append(Append { facts: known, ..scene.text(&claimed, "a") }).await.unwrap().unwrap();
     scene.settle(&claimed, Outcome::completed()).await.unwrap();
     for id in ["m2", "m3"] {
         let sent = scene.send("s", id).await;
         let claimed = scene.claim(1).await.remove(0);
-        assert_eq!(claimed.agent_session.as_deref(), Some("first"), "{id}");
+        assert_eq!(claimed.agent_session.as_ref().map(AgentSessionId::as_str), Some("first"), "{id}");
         assert!(scene.store.put_back_afresh(claimed.lease).await.unwrap());
         if id == "m2" {
             scene.store.cancel_run(sent.run.run.id).await.unwrap();

@@ -229,7 +229,7 @@ fn is_sendable_or_refused(read: Result<Send, Error>) {
             assert!(!send.message.prompt().trim().is_empty());
             let parts: Vec<Value> = serde_json::from_str(&send.message.parts_json()).expect("parts are JSON");
             assert_eq!(mainstay::message::prompt(&parts), send.message.prompt());
-            assert!(!send.message.title().contains('\n'));
+            assert!(!send.message.title().is_some_and(|title| title.contains('\n')));
             let metadata = send.message.metadata_json();
             assert!(metadata.is_none_or(|metadata| serde_json::from_str::<Value>(&metadata).is_ok()));
         }

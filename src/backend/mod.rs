@@ -5,6 +5,7 @@
 
 pub mod acp;
 pub mod claude;
+mod clean;
 pub mod codex;
 mod control;
 pub mod demo;

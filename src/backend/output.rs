@@ -6,6 +6,7 @@
 
 use tokio::sync::mpsc;
 
+use super::clean::clean;
 use super::frames::take_objects;
 use super::lines::{Line, Splitter};
 use super::text::TextDecoder;
@@ -208,11 +209,11 @@ impl Meaning {
             return;
         }
         if let Some(meant) = (self.parser)(text) {
-            return events.extend(meant);
+            return events.extend(meant.into_iter().filter_map(clean));
         }
         let mut is_understood = true;
         let noise = take_objects(text, |object| match (self.parser)(object) {
-            Some(meant) => events.extend(meant),
+            Some(meant) => events.extend(meant.into_iter().filter_map(clean)),
             None => is_understood = false,
         });
         if !is_understood || !noise.is_empty() {

@@ -1,7 +1,11 @@
 //! Text from outside (agents, clients, files) made safe for a person's terminal.
 //!
-//! Always: nothing that a terminal obeys gets through. Without this, an agent, or a web page that it quotes, could
+//! Always: nothing that a terminal obeys gets through, in JSON neither. Without this, an agent, or a web page that it quotes, could
 //! retitle the window, rewrite what was shown, fill the clipboard, or show text in another order than it is stored in.
+
+use std::borrow::Cow;
+
+use crate::text::is_active;
 
 /// The text with line feeds and tabs as they are and every other control character made visible or dropped.
 pub fn plain(text: &str) -> String {
@@ -28,6 +32,31 @@ pub fn one_line(text: &str, max: usize) -> String {
     line.iter().collect()
 }
 
+/// JSON with every character escaped in it that a terminal would obey, or that shows nothing: to a program it says the same.
+/// Between its strings JSON has none of them but line ends.
+pub fn plain_json(json: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c == '\n' || !(is_active(c) || is_invisible(c));
+    if json.chars().all(is_plain) {
+        return json.into();
+    }
+    let mut plain = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if is_plain(c) {
+            plain.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            plain.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    plain.into()
+}
+
+/// Joiners, marks of direction, and what else takes no room.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
 fn plain_char(c: char) -> Option<char> {
     match c {
         '\n' | '\t' => Some(c),
@@ -37,7 +66,7 @@ fn plain_char(c: char) -> Option<char> {
         '\0'..='\u{1f}' => char::from_u32(0x2400 + u32::from(c)),
         '\u{7f}' => Some('␡'),
         // C1, in which U+009B begins a sequence as ESC [ does; embeddings, overrides and isolates of writing direction.
-        '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => Some('\u{fffd}'),
+        c if is_active(c) => Some('\u{fffd}'),
         _ => Some(c),
     }
 }
@@ -75,6 +104,14 @@ mod tests {
         assert_eq!(one_line(&" ".repeat(1000), 10), "");
         assert_eq!(one_line(&format!("x{}y", " ".repeat(1000)), 10), "x y");
         assert_eq!(one_line(&"é".repeat(100), 10), "ééééééééé…");
+    }
+
+    #[test]
+    fn json_says_the_same_without_what_a_terminal_obeys() {
+        let text = "a\u{9b}31m\u{7f}\u{202e}b\u{200d}\u{feff}é\n\u{1b}";
+        let json = plain_json(&serde_json::to_string(text).unwrap()).into_owned();
+        assert_eq!(json, r#""a\u009b31m\u007f\u202eb\u200d\ufeffé\n\u001b""#);
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     proptest::proptest! {

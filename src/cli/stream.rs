@@ -6,6 +6,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::AttachFormat;
+use super::plain::plain_json;
 use super::terminal::TerminalView;
 use crate::chunk::Chunk;
 use crate::engine::{Engine, Followed};
@@ -40,13 +41,14 @@ impl StreamOutput {
                 Self::Ndjson => {
                     let event = RawValue::from_string(followed.event.clone())?;
                     let (seq, at, run_id) = (followed.seq, followed.at, followed.run_id);
-                    writeln!(out, "{}", json!({"seq": seq, "at": at, "run_id": run_id, "event": event}))?;
+                    let line = json!({"seq": seq, "at": at, "run_id": run_id, "event": event}).to_string();
+                    writeln!(out, "{}", plain_json(&line))?;
                 }
                 Self::Sse => {
                     if let Some(seq) = followed.seq {
                         writeln!(out, "id: {seq}")?;
                     }
-                    write!(out, "data: {}\n\n", followed.event)?;
+                    write!(out, "data: {}\n\n", plain_json(&followed.event))?;
                 }
             }
         }

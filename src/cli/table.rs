@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::cell::NOTHING_KNOWN;
 use super::columns::{Column, layout};
-use super::plain::one_line;
+use super::plain::{one_line, plain_json};
 use crate::clock::Timestamp;
 use crate::engine::Engine;
 
@@ -110,8 +110,8 @@ pub fn record(out: &mut impl Write, item: &impl Serialize, as_json: bool) -> io:
 /// # Errors
 /// When `out` cannot be written to.
 pub fn json(out: &mut impl Write, item: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, item)?;
-    out.write_all(b"\n")
+    let json = serde_json::to_string(item)?;
+    writeln!(out, "{}", plain_json(&json))
 }
 
 fn table<T: Listed>(items: &[T], sight: Sight, room: usize) -> String {

@@ -188,7 +188,7 @@ impl<'a> Drive<'a> {
                 slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
                 workspace: claimed.workspace.clone(),
                 dir,
-                agent_session: claimed.agent_session.clone(),
+                agent_session: claimed.agent_session.as_ref().map(ToString::to_string),
                 endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
             },
             start_by,

@@ -7,6 +7,7 @@ use crate::options::InvalidOption;
 use crate::permission::Permission;
 use crate::store::StoreError;
 use crate::store::run::Refusal;
+use crate::text::InvalidText;
 
 /// An engine operation that did not happen. Nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,12 @@ pub enum EngineError {
     /// This process could not be identified, which recovery needs.
     #[error("failed to read this process's identity from /proc: {0}")]
     Identity(std::io::Error),
+}
+
+impl From<InvalidText> for EngineError {
+    fn from(invalid: InvalidText) -> Self {
+        Self::InvalidValue(invalid.to_string())
+    }
 }
 
 fn by_whom(permission: &Permission) -> String {

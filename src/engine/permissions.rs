@@ -7,6 +7,7 @@ use crate::id::{PermissionId, RunId, SessionId};
 use crate::permission::{Answer, Permission};
 use crate::store::event::Range;
 use crate::store::permission::{Answered, GiveAnswer, PermissionFilter};
+use crate::text::{given_line, given_text};
 
 /// Events in one read of a run.
 const PAGE: i64 = 1000;
@@ -57,13 +58,9 @@ impl Engine {
         by: &str,
         reason: Option<String>,
     ) -> Result<Permission, EngineError> {
-        if by.is_empty() || by.chars().count() > MAX_BY_CHARS {
-            return Err(EngineError::InvalidValue(format!("by must have 1 to {MAX_BY_CHARS} characters")));
-        }
-        if reason.as_ref().is_some_and(|reason| reason.chars().count() > MAX_REASON_CHARS) {
-            return Err(EngineError::InvalidValue(format!("reason may have at most {MAX_REASON_CHARS} characters")));
-        }
-        let given = GiveAnswer { id, answer: answer.clone(), by: by.to_owned(), reason };
+        let by = &given_line("by", by, MAX_BY_CHARS)?;
+        let reason = reason.map(|reason| given_text("reason", &reason, MAX_REASON_CHARS)).transpose()?;
+        let given = GiveAnswer { id, answer: answer.clone(), by: by.clone(), reason };
         match self.shared.store.answer_permission(given).await?.ok_or_else(|| not_found("permission", id))? {
             Answered::Decided(permission) => {
                 let (run, state) = (permission.run_id, permission.state.as_str());

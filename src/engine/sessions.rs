@@ -17,6 +17,7 @@ use crate::policy::OptionRules;
 use crate::session::{AgentSession, OptionsReport, Session, SessionMode};
 use crate::store::agent_session::Reset;
 use crate::store::session::{Closed, Created, NamedValues, NewSession};
+use crate::text::{MAX_TITLE_CHARS, given_line};
 
 /// A session to be made.
 #[derive(Debug, Clone, Default)]
@@ -41,8 +42,6 @@ pub struct CreateSession {
     pub label: Option<String>,
 }
 
-/// Longest title, in characters.
-pub(super) const MAX_TITLE_CHARS: usize = 500;
 /// Longest label, in characters.
 const MAX_LABEL_CHARS: usize = 160;
 /// So much of the history of a session in its agents is told.
@@ -62,7 +61,7 @@ impl Engine {
         let agent = self.agent_or_resident(create.agent.as_ref(), workspace)?;
         let idle_ttl = create.idle_ttl.unwrap_or(self.shared.config.engine.idle_ttl);
         check_duration("idle_ttl_ms", idle_ttl)?;
-        check_title(create.title.as_deref())?;
+        let title = create.title.as_deref().map(given_title).transpose()?;
         check_label(create.label.as_deref())?;
         let options = create.options.as_ref().map(|given| SessionOptions::default().patched(given)).transpose()?;
         if let Some(options) = &options {
@@ -70,7 +69,7 @@ impl Engine {
         }
         let id = create.id.unwrap_or_else(SessionId::generate);
         let mut new = NewSession::of(workspace.name.clone(), agent, millis(idle_ttl));
-        new.title = create.title.clone();
+        new.title = title.clone();
         new.mode = create.mode.unwrap_or_default();
         new.options = options.clone().unwrap_or_default();
         new.spawned_by = create.spawned_by.clone();
@@ -79,7 +78,7 @@ impl Engine {
         let named = NamedValues {
             workspace: create.workspace,
             agent: create.agent,
-            title: create.title,
+            title,
             idle_ttl_ms: create.idle_ttl.map(millis),
             mode: create.mode,
             options,
@@ -103,7 +102,7 @@ impl Engine {
         title: Option<Option<String>>,
         idle_ttl: Option<Duration>,
     ) -> Result<Session, EngineError> {
-        check_title(title.as_ref().and_then(Option::as_deref))?;
+        let title = title.map(|title| title.as_deref().map(given_title).transpose()).transpose()?;
         if let Some(idle_ttl) = idle_ttl {
             check_duration("idle_ttl_ms", idle_ttl)?;
         }
@@ -283,20 +282,15 @@ impl Engine {
     }
 }
 
-fn check_title(title: Option<&str>) -> Result<(), EngineError> {
-    match title {
-        Some(title) if title.chars().count() > MAX_TITLE_CHARS => {
-            Err(EngineError::InvalidValue(format!("title must have at most {MAX_TITLE_CHARS} characters")))
-        }
-        _ => Ok(()),
-    }
+fn given_title(title: &str) -> Result<String, EngineError> {
+    Ok(given_line("title", title, MAX_TITLE_CHARS)?)
 }
 
 fn check_label(label: Option<&str>) -> Result<(), EngineError> {
     let is_fine = |label: &str| {
         (1..=MAX_LABEL_CHARS).contains(&label.chars().count())
             && label.trim() == label
-            && !label.contains(char::is_control)
+            && given_line("label", label, MAX_LABEL_CHARS).is_ok()
     };
     if label.is_none_or(is_fine) {
         return Ok(());

@@ -9,6 +9,7 @@ use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::PermissionId;
 use crate::lease::{RunKey, SessionKey};
+use crate::text::AgentSessionId;
 use crate::usage::Usage;
 
 /// One thing to store beside the events of a run.
@@ -17,7 +18,7 @@ pub enum Fact {
     /// The agent's own id of the conversation, and how the turn came by it.
     AgentSession {
         /// The id.
-        id: String,
+        id: AgentSessionId,
         /// `new`, `reused`, `resumed` or `loaded`.
         origin: &'static str,
     },
@@ -34,7 +35,7 @@ pub enum Fact {
     },
     /// The modes and options that the agent offers, as JSON.
     Advertised(String),
-    /// What the agent calls the conversation.
+    /// What the agent calls the conversation, on one line.
     Title(String),
     /// The tail of what it said so far.
     Progress(String),
@@ -48,7 +49,7 @@ pub enum Fact {
 pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, facts: &[Fact]) -> Result<(), StoreError> {
     for fact in facts {
         match fact {
-            Fact::AgentSession { id, origin } => agent_session::record(tx, run, session, id, origin).await?,
+            Fact::AgentSession { id, origin } => agent_session::record(tx, run, session, id.as_str(), origin).await?,
             Fact::Usage(usage) => store_usage(tx, run, usage).await?,
             Fact::TotalUsage(total) => {
                 let earlier = earlier_usage(tx, run, session).await?;

@@ -1,5 +1,5 @@
 //! Text for columns that people read. For SQLite's shell and many clients of its C interface a text ends at U+0000; there it
-//! is replaced. In JSON it stays as it came, because it is escaped there.
+//! is replaced. In JSON it stays as it came, because it is escaped there. What else a text may hold is said in `crate::text`.
 
 use std::borrow::Cow;
 

@@ -36,6 +36,10 @@ async fn what_makes_no_session_is_said() {
         (json!({"idle_ttl_ms": 0}), (422, "invalid_value")),
         (json!({"idle_ttl_ms": -1}), (422, "invalid_body")),
         (json!({"title": "x".repeat(501)}), (422, "invalid_value")),
+        (json!({"title": " \n"}), (422, "invalid_value")),
+        (json!({"title": "a\u{1b}[2J"}), (422, "invalid_value")),
+        (json!({"title": "a\u{202e}b"}), (422, "invalid_value")),
+        (json!({"label": "a\u{2066}b"}), (422, "invalid_value")),
         (json!({"tilte": "x"}), (422, "invalid_body")),
         (json!([]), (422, "invalid_body")),
     ];
@@ -54,7 +58,11 @@ async fn a_session_is_changed() {
     let scene = Scene::new().await;
     scene.post("/v1/sessions", json!({"id": "s"})).await;
     let patch = |path: &str, body| scene.ask(Method::PATCH, path).json(&body);
-    let changed = read(patch("/v1/sessions/s", json!({"title": "new", "idle_ttl_ms": 5000}))).await;
+    for title in ["", "\u{9b}31m", "a\nb"] {
+        let refused = read(patch("/v1/sessions/s", json!({"title": title}))).await;
+        assert_eq!(refused.refused(), (422, "invalid_value"), "{title:?}");
+    }
+    let changed = read(patch("/v1/sessions/s", json!({"title": " new ", "idle_ttl_ms": 5000}))).await;
     assert_eq!((changed.status, changed.text("title")), (200, "new"));
     assert_eq!(changed.body["idle_ttl_ms"], 5000);
     let kept = read(patch("/v1/sessions/s", json!({"idle_ttl_ms": 6000}))).await;

@@ -256,3 +256,38 @@ async fn noise_around_the_lines_costs_no_line() {
     let run = scene.turn("claude", "s", "hi").await;
     assert!(run.error.unwrap().ends_with("Usage: agent [OPTIONS]"));
 }
+
+#[tokio::test]
+async fn an_id_that_could_be_an_option_is_not_stored() {
+    for id in ["--help", "a\0b", "a b", "\u{202e}x"] {
+        let scene = codex(&format!("echo \"$@\" >> arguments; {}", thread(id, "word"))).await;
+        let first = scene.turn("codex", "s", "hi").await;
+        assert_eq!((end(&first), kept(&scene).await), ((Status::Completed, "finished", Some(0)), None), "{id:?}");
+        let told = scene.story(first.id).await;
+        assert_eq!(told.matches("data-notice").count(), 1, "{told}");
+        assert_eq!(scene.turn("codex", "s", "hi").await.status, Status::Completed, "{id:?}");
+        let arguments = std::fs::read_to_string(scene.dir.path().join("arguments")).unwrap();
+        assert!(arguments.lines().count() == 2 && !arguments.contains("resume"), "{arguments}");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_an_earlier_version_stored_poisons_no_turn() {
+    let scene = codex(&format!("echo \"$@\" >> arguments; {}", thread("good", "word"))).await;
+    scene.turn("codex", "s", "hi").await;
+    let db = scene.dir.path().join("m.db");
+    tokio::task::spawn_blocking(move || {
+        let other = rusqlite::Connection::open(db).unwrap();
+        other.busy_timeout(crate::scene::PATIENCE).unwrap();
+        let set = "UPDATE sessions SET agent_session = ?1";
+        assert!(other.execute(set, ["a\0b"]).is_err() && other.execute(set, ["--x"]).is_err());
+        other.execute_batch("DROP TRIGGER agent_sessions_can_be_arguments").unwrap();
+        other.execute(set, ["a\0b"]).unwrap();
+    })
+    .await
+    .unwrap();
+    assert_eq!(scene.turn("codex", "s", "hi").await.status, Status::Completed);
+    let arguments = std::fs::read_to_string(scene.dir.path().join("arguments")).unwrap();
+    assert!(!arguments.contains("resume"), "{arguments}");
+    assert_eq!(kept(&scene).await.as_deref(), Some("good"));
+}

@@ -8,6 +8,7 @@ use crate::backend::{AgentEvent, SessionOrigin};
 use crate::chunk::Notice;
 use crate::failure::AgentError;
 use crate::store::fact::Fact;
+use crate::text::{AgentSessionId, InvalidAgentSessionId};
 
 /// What people are told when an agent does not go on in the conversation that it was in.
 const MEMORY_LOST: &str =
@@ -17,12 +18,14 @@ const MEMORY_LOST: &str =
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
     /// The one that it was to go on in.
-    wanted: Option<String>,
+    wanted: Option<AgentSessionId>,
     /// It is in that one, or people know that it is not.
     is_known: bool,
     /// An earlier try of the run found that the one before is gone.
     was_given_up: bool,
-    announced: Option<(String, SessionOrigin)>,
+    announced: Option<(AgentSessionId, SessionOrigin)>,
+    /// It gave an id that cannot be used, and people know that.
+    is_refused: bool,
     has_spoken: bool,
     is_gone: bool,
     /// Why it could not go on, as far as the agent says so before it says anything else.
@@ -34,21 +37,19 @@ pub(super) type News = (Option<Fact>, Option<Notice>);
 
 impl Conversation {
     /// The conversation of a turn that is to go on in `wanted`.
-    pub fn new(wanted: Option<String>, was_given_up: bool) -> Self {
+    pub fn new(wanted: Option<AgentSessionId>, was_given_up: bool) -> Self {
         Self { wanted, was_given_up, ..Self::default() }
     }
 
     /// Takes the next event of the agent.
     pub fn hear(&mut self, event: &AgentEvent) -> News {
         match event {
-            AgentEvent::Session { id, origin } if self.wanted.as_ref() == Some(id) => {
-                self.is_known = true;
-                (Some(Fact::AgentSession { id: id.clone(), origin: origin.as_str() }), None)
-            }
-            AgentEvent::Session { id, origin } if !id.is_empty() => {
-                self.announced = Some((id.clone(), *origin));
-                if self.has_spoken { self.news() } else { (None, None) }
-            }
+            // One that says nothing of it.
+            AgentEvent::Session { id, .. } if id.is_empty() => (None, None),
+            AgentEvent::Session { id, origin } => match id.parse() {
+                Ok(id) => self.announce(id, *origin),
+                Err(invalid) => (None, self.refuse(&invalid)),
+            },
             AgentEvent::SessionGone => {
                 self.is_gone = true;
                 (None, None)
@@ -59,6 +60,26 @@ impl Conversation {
             }
             _ => (None, None),
         }
+    }
+
+    fn announce(&mut self, id: AgentSessionId, origin: SessionOrigin) -> News {
+        if self.wanted.as_ref() == Some(&id) {
+            self.is_known = true;
+            return (Some(Fact::AgentSession { id, origin: origin.as_str() }), None);
+        }
+        self.announced = Some((id, origin));
+        if self.has_spoken { self.news() } else { (None, None) }
+    }
+
+    /// The turn goes on without it.
+    fn refuse(&mut self, invalid: &InvalidAgentSessionId) -> Option<Notice> {
+        if std::mem::replace(&mut self.is_refused, true) {
+            return None;
+        }
+        tracing::warn!(%invalid, "the agent's id of the conversation cannot be used");
+        Some(Notice::warning(format!(
+            "The agent's own id of this conversation cannot be used: {invalid}. The next message begins without memory of this one."
+        )))
     }
 
     /// Keeps an error for the end of the try, when it may only say that the agent could not go on: another try may do better.
@@ -83,7 +104,8 @@ impl Conversation {
 
     /// The one that it was to go on in, unless it is in one already.
     pub fn not_resumed(&self) -> Option<&str> {
-        self.wanted.as_deref().filter(|_| !self.is_known && self.announced.is_none())
+        let is_open = !self.is_known && self.announced.is_none();
+        self.wanted.as_ref().map(AgentSessionId::as_str).filter(|_| is_open)
     }
 
     /// Whether the agent said that it is gone.
@@ -128,7 +150,7 @@ mod tests {
 
     /// What is stored and whether a loss is told, event by event.
     fn heard(wanted: Option<&str>, was_given_up: bool, events: &[AgentEvent]) -> String {
-        let mut conversation = Conversation::new(wanted.map(str::to_owned), was_given_up);
+        let mut conversation = Conversation::new(wanted.map(|id| id.parse().unwrap()), was_given_up);
         let news = events.iter().map(|event| match conversation.hear(event) {
             (Some(Fact::AgentSession { id, .. }), told) => format!("{id}{}", if told.is_some() { "!" } else { "" }),
             (None, Some(_)) => "!".to_owned(),
@@ -152,6 +174,8 @@ mod tests {
             (None, true, vec![session("b"), text(), text()], "- b! -"),
             (None, true, vec![text(), session("b")], "! b"),
             (None, false, vec![session(""), text()], "- -"),
+            (None, false, vec![session("--help"), session("a\0"), text(), session("b")], "! - - b"),
+            (Some("a"), false, vec![session("a\0"), text()], "! -"),
         ] {
             assert_eq!(heard(wanted, given_up, &events), news, "{wanted:?} {events:?}");
         }
@@ -159,7 +183,7 @@ mod tests {
 
     #[test]
     fn only_errors_before_it_is_in_a_conversation_are_kept() {
-        let mut conversation = Conversation::new(Some("a".into()), false);
+        let mut conversation = Conversation::new(Some("a".parse().unwrap()), false);
         let limit = AgentError::of(crate::failure::ErrorClass::RateLimit, "wait");
         assert!(!conversation.keeps(&limit));
         assert!(conversation.keeps(&"first".into()) && conversation.keeps(&"second".into()));

@@ -7,7 +7,6 @@ use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::backend::{AgentEvent, Backend, Record};
 use crate::chunk::Chunk;
-use crate::engine::sessions::MAX_TITLE_CHARS;
 use crate::failure::AgentError;
 use crate::run::Cause;
 use crate::store::fact::Fact;
@@ -97,7 +96,7 @@ impl Drive<'_> {
     /// What is stored of an event beside what readers are told.
     fn fact_of(event: &AgentEvent) -> Option<Fact> {
         match event {
-            AgentEvent::Title(title) => Some(Fact::Title(title.chars().take(MAX_TITLE_CHARS).collect())),
+            AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
             AgentEvent::Advertised(advertised) => Some(Fact::Advertised(advertised.to_string())),
             AgentEvent::Usage(usage) => Some(Fact::Usage(usage.clone())),
             AgentEvent::TotalUsage(total) => Some(Fact::TotalUsage(total.clone())),

@@ -11,6 +11,7 @@ use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::run::{Attempt, ExitReport};
 use crate::store::run::Whereabouts;
+use crate::text::AgentSessionId;
 
 /// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -69,7 +70,11 @@ impl Drive<'_> {
             workspace: found.workspace,
             dir: found.dir?.into(),
             // One that it announced is stored only once it has said something there.
-            agent_session: self.conversation.announced().map(str::to_owned).or(found.agent_session),
+            agent_session: self
+                .conversation
+                .announced()
+                .or(found.agent_session.as_ref().map(AgentSessionId::as_str))
+                .map(str::to_owned),
             endpoint: found.endpoint,
         })
     }

@@ -5,6 +5,7 @@ use crate::failure::ErrorClass;
 use crate::lease::{BackendKey, WorkerKey};
 use crate::store::writer::Notice;
 use crate::store::{Store, StoreError};
+use crate::text::heard_text;
 use crate::warm::BackendState;
 use crate::worker::AgentHost;
 
@@ -53,6 +54,7 @@ impl Store {
                     (change.from.as_str(), change.to.as_str(), change.class.map(ErrorClass::as_str));
                 let (restarts, now) = (json_of(&change.restarts), tx.now.as_millis());
                 let not_before = change.not_before.map(Timestamp::as_millis);
+                let reason = heard_text(&change.reason);
                 let unused_since = change.unused_since.map(Timestamp::as_millis);
                 let no_process = change.to_generation != change.generation
                     || matches!(change.to, BackendState::Stopped | BackendState::Restarting);
@@ -75,7 +77,7 @@ impl Store {
                     change.generation,
                     to,
                     change.to_generation,
-                    change.reason,
+                    reason,
                     class,
                     restarts,
                     not_before,

@@ -14,6 +14,7 @@ use crate::store::run::Lost;
 use crate::store::worker::{self, Registration};
 use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
+use crate::text::AgentSessionId;
 use crate::worker::{AgentHost, ProcessIdentity};
 
 /// What a worker asks for.
@@ -64,7 +65,7 @@ pub struct Claimed {
     /// The parts of the message that it answers, as JSON.
     pub message_parts: String,
     /// The agent's own id of the conversation.
-    pub agent_session: Option<String>,
+    pub agent_session: Option<AgentSessionId>,
     /// The options of the session, as JSON.
     pub options: String,
     /// Whether the agent may forget the conversation after the turn.
@@ -284,7 +285,8 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             agent: row.agent.parse()?,
             slot: row.slot,
             message_parts: row.message_parts,
-            agent_session: row.agent_session,
+            // One that an earlier version stored may not be one.
+            agent_session: row.agent_session.and_then(|id| id.parse().ok()),
             options: row.options,
             oneshot: row.oneshot,
             timeout_ms: row.timeout_ms,

@@ -161,7 +161,9 @@ impl Enqueue {
         if self.options.when_busy == WhenBusy::Interrupt {
             cancel_running(tx, session.key).await?;
         }
-        session::set_missing_title(tx, session.key, &self.message.title()).await?;
+        if let Some(title) = self.message.title() {
+            session::set_missing_title(tx, session.key, &title).await?;
+        }
         if !session.has_place {
             assignment::allocate(tx, &session, self.when_full).await?;
         }

@@ -3,6 +3,7 @@
 use crate::id::{SessionId, WorkspaceName};
 use crate::lease::{BackendKey, Lease, RunKey};
 use crate::store::{Store, StoreError};
+use crate::text::AgentSessionId;
 
 /// Where the turn of a run is, as far as it is stored.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct Whereabouts {
     /// Its session.
     pub session: SessionId,
     /// The agent's own id of the conversation.
-    pub agent_session: Option<String>,
+    pub agent_session: Option<AgentSessionId>,
     /// Where it works; none when no process was started for it.
     pub dir: Option<String>,
     /// The number of the try that its process was started for, if one was.
@@ -45,7 +46,7 @@ impl Store {
             workspace: row.workspace.parse()?,
             slot: row.slot,
             session: row.session.parse()?,
-            agent_session: row.agent_session,
+            agent_session: row.agent_session.and_then(|id| id.parse().ok()),
             dir: row.dir,
             host_attempt: row.host_attempt,
             backend: row.backend_key.zip(row.generation),
@@ -78,12 +79,12 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn session_to_go_on_in(&self, run: RunKey) -> Result<Option<String>, StoreError> {
+    pub async fn session_to_go_on_in(&self, run: RunKey) -> Result<Option<AgentSessionId>, StoreError> {
         let session = sqlx::query_scalar!(
             r#"SELECT iif(s.oneshot, NULL, s.agent_session) AS "session?: String"
                FROM runs r JOIN sessions s ON s.key = r.session_key WHERE r.key = ?1"#,
             run
         );
-        Ok(session.fetch_one(&self.readers).await?)
+        Ok(session.fetch_one(&self.readers).await?.and_then(|id| id.parse().ok()))
     }
 }

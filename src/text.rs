@@ -1,0 +1,206 @@
+//! Texts from outside, by kind: what each may hold, whoever it comes from.
+//!
+//! Always: what a client gives is refused when it is not legal; what an agent says is made legal, or left out. A line has no
+//! control characters and nothing that changes the direction of writing; a text of several lines has line ends and tabs
+//! beside that. What an answer, a thought or a tool says is content: it stays as it came, and is made safe where it is shown
+//! (`cli/plain.rs`).
+
+use std::borrow::Cow;
+
+use crate::id::shorten;
+
+/// Longest title of a session, in characters.
+pub const MAX_TITLE_CHARS: usize = 500;
+/// Longest name of a tool.
+pub const MAX_TOOL_CHARS: usize = 200;
+
+/// A text that cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {problem}")]
+pub struct InvalidText {
+    what: &'static str,
+    problem: String,
+}
+
+/// Whether a terminal obeys a character, or shows what follows it in another order: controls, embeddings, overrides and
+/// isolates of writing direction.
+pub fn is_active(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Whether a character would begin a new line, or a terminal would obey it.
+fn breaks_line(c: char) -> bool {
+    is_active(c) || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// Whether a character shows nothing: white space, and what takes no room at all.
+fn is_invisible(c: char) -> bool {
+    c.is_whitespace()
+        || breaks_line(c)
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+/// A line that a client gives, without the white space around it.
+///
+/// # Errors
+/// What is wrong with it, by the name of the field.
+pub fn given_line(what: &'static str, text: &str, max_chars: usize) -> Result<String, InvalidText> {
+    let invalid = |problem: String| Err(InvalidText { what, problem });
+    let line = text.trim();
+    if !line.contains(|c| !is_invisible(c)) {
+        return invalid("must not be empty".to_owned());
+    }
+    if line.chars().count() > max_chars {
+        return invalid(format!("must have at most {max_chars} characters"));
+    }
+    match line.chars().find(|c| breaks_line(*c)) {
+        Some(c) => invalid(format!("must not have the character U+{:04X} in it: one line is needed", u32::from(c))),
+        None => Ok(line.to_owned()),
+    }
+}
+
+/// A text that a client gives, of several lines perhaps.
+///
+/// # Errors
+/// As for a line. It may be empty.
+pub fn given_text(what: &'static str, text: &str, max_chars: usize) -> Result<String, InvalidText> {
+    let invalid = |problem: String| Err(InvalidText { what, problem });
+    if text.chars().count() > max_chars {
+        return invalid(format!("may have at most {max_chars} characters"));
+    }
+    match text.chars().find(|c| is_active(*c) && !"\n\r\t".contains(*c)) {
+        Some(c) => invalid(format!("must not have the character U+{:04X} in it", u32::from(c))),
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// A line that an agent says; none when nothing can be seen of it.
+pub fn heard_line(text: &str, max_chars: usize) -> Option<String> {
+    let blank = |c: char| if breaks_line(c) { ' ' } else { c };
+    // No more is looked at than could be kept, were all of it white space in between.
+    let words: String = text.chars().map(blank).take(max_chars.saturating_mul(8)).collect();
+    let mut line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(max_chars) {
+        line.truncate(end);
+        line.truncate(line.trim_end().len());
+    }
+    line.contains(|c| !is_invisible(c)).then_some(line)
+}
+
+/// A text that an agent says about itself, of several lines perhaps: what a terminal would obey is replaced.
+pub fn heard_text(text: &str) -> Cow<'_, str> {
+    let is_wrong = |c: char| is_active(c) && !"\n\r\t".contains(c);
+    match text.contains(is_wrong) {
+        true => text.chars().map(|c| if is_wrong(c) { '\u{fffd}' } else { c }).collect::<String>().into(),
+        false => text.into(),
+    }
+}
+
+/// An agent's own id of a conversation: what may become an argument of its process, a part of a request and a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AgentSessionId(String);
+
+/// An agent's id cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} {problem}")]
+pub struct InvalidAgentSessionId {
+    given: String,
+    problem: &'static str,
+}
+
+impl AgentSessionId {
+    /// Longest, in bytes: those that are known have up to 200.
+    pub const MAX_BYTES: usize = 1024;
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for AgentSessionId {
+    type Err = InvalidAgentSessionId;
+    fn from_str(text: &str) -> Result<Self, InvalidAgentSessionId> {
+        let problem = if text.is_empty() {
+            "is empty"
+        } else if text.len() > Self::MAX_BYTES {
+            "has more than 1024 bytes"
+        } else if text.starts_with('-') {
+            "begins with a hyphen, as an option does"
+        } else if text.contains(is_invisible) {
+            "has a character that cannot be seen"
+        } else {
+            return Ok(Self(text.to_owned()));
+        };
+        Err(InvalidAgentSessionId { given: shorten(text), problem })
+    }
+}
+
+impl std::fmt::Display for AgentSessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_clients_are_trimmed_or_refused() {
+        let given = |text: &str| given_line("title", text, 10).map_err(|error| error.to_string());
+        assert_eq!(given("  Hello é 漢 "), Ok("Hello é 漢".to_owned()));
+        for (text, problem) in [
+            ("", "title must not be empty"),
+            (" \n", "title must not be empty"),
+            ("12345678901", "title must have at most 10 characters"),
+            ("a\u{1b}[2J", "U+001B"),
+            ("a\nb", "U+000A"),
+            ("a\u{9b}b", "U+009B"),
+            ("a\u{202e}b", "U+202E"),
+            ("a\u{2028}b", "U+2028"),
+            ("a\0b", "U+0000"),
+        ] {
+            assert!(given(text).unwrap_err().contains(problem), "{text:?}");
+        }
+        assert_eq!(given_text("reason", "a\n\tb\r\n", 10).unwrap(), "a\n\tb\r\n");
+        assert!(given_text("reason", "a\u{2066}", 10).is_err() && given_text("reason", "\0", 10).is_err());
+    }
+
+    #[test]
+    fn lines_of_agents_are_made_legal_or_left_out() {
+        for (text, line) in [
+            ("  a \n\u{1b} b\0c ", Some("a b c")),
+            ("x\u{202e}y", Some("x y")),
+            ("12345678901", Some("1234567890")),
+            ("123456789 1", Some("123456789")),
+            ("👩‍👩‍👧", Some("👩‍👩‍👧")),
+            (" \n\u{200b}\u{9b}", None),
+            ("", None),
+        ] {
+            assert_eq!(heard_line(text, 10).as_deref(), line, "{text:?}");
+        }
+        assert_eq!(heard_text("a\n\tb"), "a\n\tb");
+        assert_eq!(heard_text("a\0\u{1b}b\u{202e}"), "a\u{fffd}\u{fffd}b\u{fffd}");
+    }
+
+    #[test]
+    fn ids_of_agents_can_be_arguments_and_keys() {
+        for good in ["ses_1", "0192f0c1-2345", "agent:main:web:1", "a/b", "é", "{\"id\":1}", &"x".repeat(1024)] {
+            assert!(good.parse::<AgentSessionId>().is_ok(), "{good}");
+        }
+        for bad in ["", "-", "--resume", "a\0b", "a b", "a\n", "\u{200b}", "a\u{202e}b", "a\u{9b}", &"x".repeat(1025)] {
+            assert!(bad.parse::<AgentSessionId>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_heard_can_be_given(text in "(?s).{0,60}") {
+            if let Some(line) = heard_line(&text, 20) {
+                proptest::prop_assert_eq!(given_line("line", &line, 20), Ok(line.clone()));
+            }
+            proptest::prop_assert!(given_text("text", &heard_text(&text), 60).is_ok());
+        }
+    }
+}
