@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::signals::{HandOverSignal, StopSignals};
 use super::supervisor;
-use crate::config::Config;
-use crate::engine::{Engine, EngineError, StoreError};
+use crate::config::{Config, ServerConfig};
+use crate::engine::{Engine, EngineError, StoreError, descriptors};
 use crate::http;
 
 /// How long a start waits for another process that keeps the database locked: a daemon is started together with other
@@ -50,6 +50,22 @@ fn announce(line: String) {
     }
 }
 
+/// As many connections as leave the engine enough file descriptors.
+fn max_connections(config: &Config) -> usize {
+    let limit = descriptors::limit();
+    let (wanted, most) = (config.server.max_connections, descriptors::max_connections(config, limit));
+    if most < wanted {
+        tracing::warn!(
+            max_connections = wanted,
+            served = most,
+            limit,
+            "fewer connections than max_connections: raise the hard limit of file descriptors (ulimit -Hn, LimitNOFILE=), or \
+             lower max_connections"
+        );
+    }
+    most
+}
+
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     tokio::select! {
         done = serve(engine.clone()) => done,
@@ -67,7 +83,8 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     patiently(|| engine.start()).await.context("failed to start executing runs")?;
     let stop = CancellationToken::new();
     let server = {
-        let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());
+        let server = ServerConfig { max_connections: max_connections(&config), ..config.server.clone() };
+        let (engine, stop) = (engine.clone(), stop.clone());
         tokio::spawn(async move { http::serve(engine, &server, listener, stop).await })
     };
     let mut server = pin!(server);

@@ -14,5 +14,6 @@ mod reading;
 mod replay;
 mod scene;
 mod shim;
+mod shortage;
 mod stderr;
 mod user;
