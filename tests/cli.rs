@@ -154,6 +154,7 @@ async fn help_and_version_are_results() {
 async fn wrong_usage_and_config_is_two_and_does_nothing() {
     let scene = Scene::new();
     scene.write("typo.toml", "[engine]\nleese = \"30s\"");
+    scene.write("open.toml", "[server]\nauth = \"none\"");
     for (args, said) in [
         (&[] as &[&str], "Usage"),
         (&["serv"], "serve"),
@@ -166,7 +167,8 @@ async fn wrong_usage_and_config_is_two_and_does_nothing() {
         (&["--config", "typo.toml", "runs"], "typo.toml:2: unknown key engine.leese: the nearest known one is lease"),
         (&["--config", "none.toml", "runs"], "none.toml"),
         (&["serve", "--listen", "localhost:1"], "such as 127.0.0.1:7717"),
-        (&["serve", "--listen", "0.0.0.0:0"], "token"),
+        (&["--config", "open.toml", "serve", "--listen", "0.0.0.0:0"], "auth = \"none\""),
+        (&["--config", "open.toml", "serve", "--token", "x"], "protect nothing"),
         (&["serve", "--token", ""], "token"),
     ] {
         let stderr = scene.mainstay(args).await.refused(2);

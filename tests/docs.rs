@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags};
 const README: &str = include_str!("../README.md");
 const AGENTS: &str = include_str!("../docs/agents.md");
 const SQL: &str = include_str!("../docs/sql.md");
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("README.md", README),
     ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
     ("docs/agents.md", AGENTS),
@@ -28,6 +28,7 @@ const PAGES: [(&str, &str); 9] = [
     ("docs/http.md", include_str!("../docs/http.md")),
     ("docs/operations.md", include_str!("../docs/operations.md")),
     ("docs/reliability.md", include_str!("../docs/reliability.md")),
+    ("docs/security.md", include_str!("../docs/security.md")),
     ("docs/sql.md", SQL),
 ];
 
@@ -281,7 +282,7 @@ fn links_and_paths_lead_somewhere() {
             word.chars().all(plain) && (word.ends_with(".rs") || word.ends_with(".sql") || word.starts_with("src/"))
         });
         for path in paths {
-            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend", "tests/faults"];
+            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend", "tests/faults", "tests/security"];
             assert!(anywhere.iter().any(|dir| is_there(&root.join(dir), path)), "{name} names {path}");
         }
     }

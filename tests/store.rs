@@ -81,7 +81,7 @@ impl Scene {
             message: UserMessage::text(message.parse().unwrap(), format!("text of {message}")).unwrap(),
             purpose: Purpose::Send,
             options: RunOptions::default(),
-            declines: false,
+            declined_by: None,
             goes_next: false,
             when_full: WhenFull::Share,
             slot_bound: Vec::new(),

@@ -4,12 +4,12 @@
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
 pub mod acp;
+pub mod caller;
 pub mod claude;
 mod clean;
 pub mod codex;
 mod control;
 pub mod demo;
-pub mod descriptors;
 #[cfg(test)]
 mod fixtures;
 mod frames;
@@ -35,7 +35,6 @@ pub(crate) mod template;
 mod text;
 pub mod warm_process;
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,7 +47,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
 use crate::chunk::Notice;
-use crate::failure::{AgentError, ErrorClass, is_shortage};
+use crate::failure::{AgentError, ErrorClass};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
@@ -274,35 +273,11 @@ pub struct StartError {
     pub message: String,
     /// What kind of failure it is, if it is one of those that programs act on.
     pub class: Option<ErrorClass>,
-    /// The system was short of something ([`is_shortage`]): the same start may succeed in a moment.
-    pub is_shortage: bool,
-}
-
-impl StartError {
-    /// A system call failed while the agent was being started.
-    pub(crate) fn at(what: &str, error: &io::Error) -> Self {
-        Self { message: format!("{what}: {error}"), class: None, is_shortage: is_shortage(error) }
-    }
 }
 
 impl<T: Into<String>> From<T> for StartError {
     fn from(message: T) -> Self {
-        Self { message: message.into(), class: None, is_shortage: false }
-    }
-}
-
-/// Why a live agent does not answer a probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeError {
-    /// For people.
-    pub message: String,
-    /// It could not be asked, because this process is short of something: that says nothing about the agent.
-    pub is_shortage: bool,
-}
-
-impl<T: Into<String>> From<T> for ProbeError {
-    fn from(message: T) -> Self {
-        Self { message: message.into(), is_shortage: false }
+        Self { message: message.into(), class: None }
     }
 }
 
@@ -399,13 +374,8 @@ pub trait Warm: Send + Sync {
         None
     }
 
-    /// Whether one ended by itself because the system was short of something: the same start may succeed in a moment.
-    fn is_shortage(&self, _exit: &ExitReport) -> bool {
-        false
-    }
-
     /// Whether the one at an endpoint is well. Comes back within a few seconds.
-    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>>;
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>>;
 }
 
 /// What is to be started, and where it is to be.

@@ -14,13 +14,11 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use procfs::process::{Process, Stat, StatFlags};
-use procfs::{ProcError, ProcResult};
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-use crate::failure::is_shortage;
 use crate::id::RunId;
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
@@ -60,12 +58,18 @@ impl Mark {
 
 /// The try at a run that an environment carries the marker of.
 fn attempt_in(environ: &[u8]) -> Option<Attempt> {
-    let value = |name: &str| {
-        let is_it = |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_owned());
-        String::from_utf8(environ.split(|byte| *byte == 0).find_map(is_it)?).ok()
-    };
-    let number = value(ATTEMPT_MARKER).and_then(|number| number.parse().ok());
-    Some(Attempt { run: value(MARKER)?.parse().ok()?, number: number.unwrap_or_default() })
+    let number = variable(environ, ATTEMPT_MARKER).and_then(|number| number.parse().ok());
+    Some(Attempt { run: marker_in(environ)?.parse().ok()?, number: number.unwrap_or_default() })
+}
+
+/// What an environment has for the marker of a run.
+pub(super) fn marker_in(environ: &[u8]) -> Option<String> {
+    variable(environ, MARKER)
+}
+
+fn variable(environ: &[u8], name: &str) -> Option<String> {
+    let is_it = |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_owned());
+    String::from_utf8(environ.split(|byte| *byte == 0).find_map(is_it)?).ok()
 }
 
 impl From<Attempt> for Mark {
@@ -85,7 +89,7 @@ const KILL_AGAIN: Duration = Duration::from_millis(100);
 const EXEC_LASTS: Duration = Duration::from_secs(2);
 
 /// The kernel allows 6 MiB for arguments and environment together.
-const MAX_ENVIRON_BYTES: u64 = 8 * 1024 * 1024;
+pub(super) const MAX_ENVIRON_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Whether a process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,28 +124,8 @@ pub fn own_identity() -> io::Result<ProcessIdentity> {
 
 /// The identity of the process that has this pid now.
 pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
-    look_up(pid).ok().flatten()
-}
-
-/// The identity of the process that has this pid now; `None` when no process has it.
-///
-/// # Errors
-/// `/proc` cannot be read for want of file descriptors or memory.
-pub(super) fn look_up(pid: i32) -> io::Result<Option<ProcessIdentity>> {
-    let stat = unless_short(Process::new(pid).and_then(|process| process.stat()))?;
-    stat.map(|stat| Ok(identity(host()?, &stat))).transpose()
-}
-
-/// What was read in `/proc`; `None` when the process is gone or hidden.
-///
-/// # Errors
-/// This process is short of something, which says nothing about the other one.
-fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(ProcError::Io(error, _)) if is_shortage(&error) => Err(error),
-        Err(_) => Ok(None),
-    }
+    let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+    Some(identity(host().ok()?, &stat))
 }
 
 /// Whether the pid of a process means something here.
@@ -226,7 +210,7 @@ fn own_pid() -> i32 {
 }
 
 /// Adds what descends from those that are there.
-fn add_descendants(pids: &mut HashSet<i32>, stats: &[&Stat]) {
+pub(super) fn add_descendants(pids: &mut HashSet<i32>, stats: &[&Stat]) {
     loop {
         let known = pids.len();
         for stat in stats {
@@ -316,10 +300,9 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let mut unclear = false;
     let mut leaders_pid_is_reused = false;
     let mut candidates = Vec::new();
-    for process in processes {
+    for process in processes.flatten() {
         // Processes come and go while we look.
-        let Some(process) = unless_short(process)? else { continue };
-        let Some(stat) = unless_short(process.stat())? else { continue };
+        let Ok(stat) = process.stat() else { continue };
         // Nothing is older than what it descends from.
         let too_old = leader.is_some_and(|leader| started_at(&stat) < leader.started_at_ticks);
         if too_old || stat.pid == own_pid() {
@@ -330,7 +313,7 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
         if is_gone(&stat) {
             continue;
         }
-        let marked = match marked(&process, mark, &mut environ)? {
+        let marked = match marked(&process, mark, &mut environ) {
             Marked::Yes => true,
             Marked::No => false,
             Marked::Unclear => {
@@ -361,27 +344,27 @@ enum Marked {
 }
 
 /// Whether a process carries the marker. One whose environment we may not read is not ours to end.
-fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> io::Result<Marked> {
+fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> Marked {
     for _ in 0..2 {
         environ.clear();
-        let Some(file) = unless_short(process.open_relative("environ"))? else { return Ok(Marked::No) };
-        match file.take(MAX_ENVIRON_BYTES).read_to_end(environ) {
-            Err(error) if is_shortage(&error) => return Err(error),
-            Err(_) => return Ok(Marked::No),
-            Ok(_) if environ.is_empty() => {}
-            Ok(_) => return Ok(if mark.is_in(environ) { Marked::Yes } else { Marked::No }),
+        let Ok(file) = process.open_relative("environ") else { return Marked::No };
+        if file.take(MAX_ENVIRON_BYTES).read_to_end(environ).is_err() {
+            return Marked::No;
+        }
+        if !environ.is_empty() {
+            return if mark.is_in(environ) { Marked::Yes } else { Marked::No };
         }
         // Empty by choice, or not there yet because another program is just put in place: then its end is unset.
-        match unless_short(process.stat())? {
-            Some(stat) if is_gone(&stat) || is_kernels(&stat) => return Ok(Marked::No),
-            Some(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
-                return Ok(Marked::No);
+        match process.stat() {
+            Ok(stat) if is_gone(&stat) || is_kernels(&stat) => return Marked::No,
+            Ok(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
+                return Marked::No;
             }
-            Some(_) => {}
-            None => return Ok(Marked::No),
+            Ok(_) => {}
+            Err(_) => return Marked::No,
         }
     }
-    Ok(Marked::Unclear)
+    Marked::Unclear
 }
 
 /// Sends a signal to this very process, if it lives.

@@ -295,6 +295,23 @@ pub enum BackendsCommand {
     },
 }
 
+/// `token`
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// What to do, when not to say where it is
+    #[command(subcommand)]
+    pub command: Option<TokenCommand>,
+}
+
+/// What can be done with the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum TokenCommand {
+    /// Print it
+    Show,
+    /// Make a new one; a daemon takes it at once, and the old one is worth nothing any more
+    Rotate,
+}
+
 /// `messages`
 #[derive(Debug, Args)]
 pub struct MessagesArgs {

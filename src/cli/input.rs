@@ -51,7 +51,7 @@ impl ServeArgs {
             // Not read by clap, whose errors show the value.
             config.server.token = Some(token.parse::<Token>().context(Usage("failed to read the token".into()))?);
         }
-        Ok(config.server.check_exposure()?)
+        Ok(config.server.check_access()?)
     }
 }
 
@@ -161,9 +161,13 @@ mod tests {
         let config = with("serve --listen 127.0.0.1:0 --workers 1").unwrap();
         assert_eq!((config.server.listen.port(), config.engine.workers), (0, 1));
 
+        assert!(with("serve").is_ok(), "a token is made where none is named");
+        std::fs::write(&path, "[server]\nlisten = \"0.0.0.0:80\"\nauth = \"none\"").unwrap();
         let error = with("serve").unwrap_err();
         assert!(matches!(error.downcast_ref(), Some(ConfigError::Exposed { .. })), "{error:#}");
         assert!(with("slots").is_ok(), "only a daemon listens");
+        let error = with("serve --listen 127.0.0.1:0 --token t").unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(ConfigError::TokenUnused)), "{error:#}");
         let error = with("serve --token hünter2").unwrap_err();
         assert_eq!(Exit::of(&error), Exit::Usage);
         assert!(!format!("{error:#}").contains("nter2"), "{error:#}");

@@ -11,6 +11,7 @@ mod backup;
 mod cancel;
 mod cell;
 mod columns;
+mod deciding;
 mod doctor;
 pub mod exit;
 mod ids;
@@ -30,6 +31,7 @@ mod stream;
 mod supervisor;
 pub mod table;
 pub mod terminal;
+mod token;
 mod torture;
 mod tree;
 mod waiting;
@@ -41,7 +43,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, StoreError, database_exists, descriptors};
+use crate::engine::{Engine, EngineError, StoreError, database_exists};
 use crate::telemetry::LogFormat;
 pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
@@ -124,6 +126,10 @@ pub enum Command {
     Backends(BackendsArgs),
     /// List what agents ask before they use a tool, or answer it
     Permissions(PermissionsArgs),
+    /// Say where the token is that requests need, show it, or make a new one
+    ///
+    /// `serve` makes it where neither config, flag nor environment names one.
+    Token(TokenArgs),
     /// Show everything about one run or session
     Show(ShowArgs),
     /// Sweep once, now: free idle slots, settle the runs of dead workers; print what was done
@@ -186,6 +192,7 @@ impl Cli {
                 return read.map_err(|error| self.name_damaged(error));
             }
             Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
+            Command::Token(args) => return token::run(&self.db, &config, args, self.json, &mut out).await,
             Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
             _ => {}
         }
@@ -195,11 +202,6 @@ impl Cli {
             Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
             _ => None,
         };
-        if matches!(self.command, Command::Serve(_) | Command::Run(_))
-            && let Err(error) = descriptors::raise_limit()
-        {
-            tracing::warn!(%error, "failed to raise the limit of file descriptors to the hard one");
-        }
         let engine = match &self.command {
             Command::Serve(_) => serve::open(&self.db, config).await,
             _ => Engine::open(&self.db, config).await,
@@ -272,6 +274,9 @@ mod tests {
             "mainstay backends stop 0192f0c1-2345-7000-8000-0123456789ab --force",
             "mainstay permissions --state denied --session a",
             "mainstay permissions --answer 0192f0c1-2345-7000-8000-0123456789ab allow --reason why",
+            "mainstay token",
+            "mainstay token show --json",
+            "mainstay token rotate",
             "mainstay show a",
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",

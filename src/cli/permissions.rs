@@ -9,14 +9,12 @@ use tokio::sync::mpsc;
 use super::exit::Exit;
 use super::ids;
 use super::plain::one_line;
-use super::{PermissionsArgs, table};
+use super::{PermissionsArgs, deciding, table};
 use crate::chunk::Chunk;
 use crate::engine::{Engine, EngineError, Followed, PermissionFilter};
 use crate::permission::{Answer, Permission, PermissionState};
 use crate::telemetry;
 
-/// Who answers, unless somebody says otherwise.
-const BY: &str = "cli";
 /// A longer input or title is cut.
 const SHOWN_CHARS: usize = 400;
 
@@ -38,9 +36,10 @@ pub(super) async fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     if let [id, option] = &args.answer[..] {
+        deciding::check().await?;
         let id = ids::permission(engine, id).await?;
         let answer = answer_of(&engine.permission(id).await?, option);
-        let answered = engine.answer_permission(id, answer, BY, args.reason.clone()).await;
+        let answered = engine.answer_permission(id, answer, &deciding::user(), args.reason.clone()).await;
         let permission = answered.context("failed to answer")?;
         match json {
             true => table::json(out, &permission)?,
@@ -69,8 +68,8 @@ pub(super) async fn run(
     Ok(Exit::Done)
 }
 
-/// Asks the person at the terminal what the agent of a run asks. Where nobody sits there it does nothing: the stream itself
-/// says how to answer.
+/// Asks the person at the terminal what the agent of a run asks. Where no person sits there, or an agent has given the
+/// command, it does nothing: the stream itself says how to answer.
 pub(super) struct Asking {
     /// Lines that the person writes; none where stdin or stderr is no terminal.
     lines: Option<mpsc::Receiver<String>>,
@@ -78,8 +77,9 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn new(json: bool) -> Self {
-        let is_person = !json && io::stdin().is_terminal() && io::stderr().is_terminal();
+    pub(super) async fn new(json: bool) -> Self {
+        let is_terminal = !json && io::stdin().is_terminal() && io::stderr().is_terminal();
+        let is_person = is_terminal && deciding::check().await.is_ok();
         Self { lines: is_person.then(read_lines), questions: VecDeque::new() }
     }
 
@@ -135,7 +135,7 @@ impl Asking {
         if let Some(answer) = answer
             && let Some(asked) = self.questions.pop_front()
         {
-            match engine.answer_permission(asked.id, answer, BY, None).await {
+            match engine.answer_permission(asked.id, answer, &deciding::user(), None).await {
                 // Somebody else was faster.
                 Err(error @ (EngineError::Decided(_) | EngineError::NotOffered(_))) => {
                     telemetry::say(&format!("{error}\n"));

@@ -38,7 +38,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     tracing::info!(run.id = %run.id, session.id = %session, "sent");
 
     let mut output = StreamOutput::new(if json { AttachFormat::Ndjson } else { AttachFormat::Text });
-    let mut asking = Asking::new(json);
+    let mut asking = Asking::new(json).await;
     let mut waiting = Waiting::new(json);
     let mut follower = engine.follow_run(run.id, 0).await?;
     let mut look = tokio::time::interval(LOOK_AGAIN);

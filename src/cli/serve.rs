@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::signals::{HandOverSignal, StopSignals};
 use super::supervisor;
-use crate::config::{Config, ServerConfig};
-use crate::engine::{Engine, EngineError, StoreError, descriptors};
-use crate::http;
+use crate::config::Config;
+use crate::engine::{Engine, EngineError, StoreError, token_file};
+use crate::http::{self, Access};
 
 /// How long a start waits for another process that keeps the database locked: a daemon is started together with other
 /// things, and whoever is at a long write, a copy or an upgrade is done in less.
@@ -50,22 +50,6 @@ fn announce(line: String) {
     }
 }
 
-/// As many connections as leave the engine enough file descriptors.
-fn max_connections(config: &Config) -> usize {
-    let limit = descriptors::limit();
-    let (wanted, most) = (config.server.max_connections, descriptors::max_connections(config, limit));
-    if most < wanted {
-        tracing::warn!(
-            max_connections = wanted,
-            served = most,
-            limit,
-            "fewer connections than max_connections: raise the hard limit of file descriptors (ulimit -Hn, LimitNOFILE=), or \
-             lower max_connections"
-        );
-    }
-    most
-}
-
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     tokio::select! {
         done = serve(engine.clone()) => done,
@@ -74,18 +58,37 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     }
 }
 
+/// Who may ask, and a word to the operator how.
+async fn access(engine: &Engine) -> anyhow::Result<Access> {
+    let (server, database) = (engine.config().server.clone(), engine.path().to_owned());
+    let file = token_file(&database)?;
+    let configured = tokio::task::spawn_blocking(move || Access::configured(&server, &database, &file));
+    let access = configured.await?.context("failed to find out who may ask")?;
+    match (&access, access.made_file()) {
+        (Access::Open, _) => {
+            tracing::warn!("auth = \"none\": every process of this machine may do everything here, agents included");
+        }
+        (_, Some(file)) => {
+            let file = file.path().display();
+            tracing::info!(%file, "requests need the token in this file; `mainstay token show` prints it");
+        }
+        (Access::Tokens(tokens), None) => tracing::info!(tokens = tokens.len(), "requests need a token of the config"),
+    }
+    Ok(access)
+}
+
 async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     let config = engine.config().clone();
     let listen = config.server.listen;
     let (mut signals, mut hand_over) = (StopSignals::of_daemon()?, HandOverSignal::new()?);
+    let access = access(&engine).await?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen}"))?;
     let address = listener.local_addr().context("failed to learn the address that we listen on")?;
     patiently(|| engine.start()).await.context("failed to start executing runs")?;
     let stop = CancellationToken::new();
     let server = {
-        let server = ServerConfig { max_connections: max_connections(&config), ..config.server.clone() };
-        let (engine, stop) = (engine.clone(), stop.clone());
-        tokio::spawn(async move { http::serve(engine, &server, listener, stop).await })
+        let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());
+        tokio::spawn(async move { http::serve(engine, &server, access, listener, stop).await })
     };
     let mut server = pin!(server);
     announce(format!("listening on http://{address}"));

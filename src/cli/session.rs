@@ -9,7 +9,7 @@ use serde_json::json;
 use super::exit::Exit;
 use super::ids;
 use super::tree::Branch;
-use super::{SessionArgs, table};
+use super::{SessionArgs, deciding, table};
 use crate::engine::{CreateSession, Engine};
 use crate::id::SessionId;
 use crate::options::SessionOptions;
@@ -24,6 +24,9 @@ pub(super) async fn run(engine: &Engine, args: &SessionArgs, json: bool, out: &m
         false => ids::session(engine, &args.session).await?,
     };
     let patch = SessionOptions::patch_of(args.changes());
+    if args.reset || !patch.is_empty() {
+        deciding::check().await?;
+    }
     if args.new {
         let create = CreateSession {
             id: Some(id.clone()),

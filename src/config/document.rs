@@ -80,7 +80,8 @@ impl<'a> Document<'a> {
     }
 
     fn unknown(&self, path: &[&str], key: &str, span: Range<usize>) -> ConfigError {
-        const SECTIONS: [&[&str]; 4] = [&["server"], &["engine"], &["agents", "NAME"], &["workspaces", "NAME"]];
+        const SECTIONS: [&[&str]; 5] =
+            [&["server"], &["engine"], &["agents", "NAME"], &["workspaces", "NAME"], &["tokens", "NAME"]];
         let home = SECTIONS.into_iter().find(|path| known_keys(path).is_some_and(|known| known.contains(&key)));
         let hint = match home {
             Some(home) => format!("it belongs in [{}]", home.join(".")),

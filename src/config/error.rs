@@ -23,10 +23,16 @@ pub enum ConfigError {
     Value { file: String, line: usize, key: String, problem: String },
     /// Open to other machines without a token.
     #[error(
-        "{listen} can be reached from other machines, which needs a token: set one (--token, MAINSTAY_TOKEN, or token \
-         in [server]), or listen on this machine only (such as 127.0.0.1:{port})", port = listen.port()
+        "{listen} can be reached from other machines, which needs a token: take auth = \"none\" out of [server], or listen \
+         on this machine only (such as 127.0.0.1:{port})", port = listen.port()
     )]
     Exposed { listen: SocketAddr },
+    /// A token that would mean nothing.
+    #[error(
+        "auth = \"none\" in [server] lets every request in, so the token that is named (--token, MAINSTAY_TOKEN, token in \
+         [server], or [tokens]) would protect nothing: take one of the two out"
+    )]
+    TokenUnused,
 }
 
 /// Text from the file as an error may carry it: one line without control characters, not too long.

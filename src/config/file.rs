@@ -15,7 +15,10 @@ use super::document::{Document, nearest};
 use super::driver::{self, DriverKeys};
 use super::origin::{Origin, is_host};
 use super::section::{Period, Section, Whole, Words};
-use super::{Config, ConfigError, Durability, EngineConfig, OnShutdown, ServerConfig, Token, fields, limits};
+use super::{
+    AuthMode, Config, ConfigError, Durability, EngineConfig, NamedToken, OnShutdown, Role, ServerConfig, Token,
+    TokenName, TokenSource, fields, limits,
+};
 use crate::agent::{Agent, OnInterrupt, Permissions, RESUME_MESSAGE};
 use crate::id::{AgentName, WorkspaceName};
 use crate::permission::{Policy, ToolKind};
@@ -25,6 +28,7 @@ use crate::workspace::{WhenFull, Workspace};
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 struct File {
     server: ServerSection,
+    tokens: BTreeMap<String, TokenSection>,
     engine: EngineSection,
     agents: BTreeMap<String, AgentSection>,
     workspaces: BTreeMap<String, WorkspaceSection>,
@@ -34,11 +38,20 @@ struct File {
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 struct ServerSection {
     listen: Option<String>,
+    auth: Option<String>,
     token: Option<String>,
     allowed_origins: Option<Words>,
     allowed_hosts: Option<Words>,
     max_body_bytes: Option<Whole>,
     max_connections: Option<Whole>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct TokenSection {
+    token: Option<String>,
+    token_file: Option<String>,
+    role: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -124,6 +137,7 @@ pub(super) fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
     match path {
         [] => Some(fields::of::<File>()),
         ["server"] => Some(fields::of::<ServerSection>()),
+        ["tokens", _] => Some(fields::of::<TokenSection>()),
         ["engine"] => Some(fields::of::<EngineSection>()),
         ["agents", _] => Some(fields::of::<AgentSection>()),
         ["agents", _, "permissions"] => Some(fields::of::<PermissionsSection>()),
@@ -141,6 +155,11 @@ pub(super) fn read(text: &str, origin: &Path, base_dir: &Path) -> Result<Config,
     let mut config = Config::builtin(base_dir);
     server(&Section::new(&document, &["server"]), file.server, &mut config.server)?;
     engine(&Section::new(&document, &["engine"]), file.engine, &mut config.engine)?;
+    for (name, given) in file.tokens {
+        let section = Section::new(&document, &["tokens", &name]);
+        let name = name.parse::<TokenName>().map_err(|error| section.error(&[], error))?;
+        config.server.tokens.insert(name, token(&section, given, base_dir)?);
+    }
     for (name, given) in file.agents {
         let section = Section::new(&document, &["agents", &name]);
         let name: AgentName = name.parse().map_err(|error| section.error(&[], error))?;
@@ -164,6 +183,7 @@ fn server(section: &Section<'_>, given: ServerSection, server: &mut ServerConfig
         let want = "an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is needed";
         server.listen = text.parse().map_err(|_| section.error(&["listen"], format!("{text:?}: {want}")))?;
     }
+    section.choice("auth", given.auth, [("token", AuthMode::Token), ("none", AuthMode::None)], &mut server.auth)?;
     if let Some(text) = given.token {
         server.token = Some(text.parse::<Token>().map_err(|error| section.error(&["token"], error))?);
     }
@@ -174,6 +194,23 @@ fn server(section: &Section<'_>, given: ServerSection, server: &mut ServerConfig
     section.list("allowed_hosts", given.allowed_hosts, is_host, host, &mut server.allowed_hosts)?;
     section.number("max_body_bytes", given.max_body_bytes, limits::MAX_BODY_BYTES, &mut server.max_body_bytes)?;
     section.number("max_connections", given.max_connections, limits::MAX_CONNECTIONS, &mut server.max_connections)
+}
+
+fn token(section: &Section<'_>, given: TokenSection, base_dir: &Path) -> Result<NamedToken, ConfigError> {
+    let Some(role) = given.role else {
+        return Err(section.error(&["role"], "is missing: use one of viewer, operator, admin"));
+    };
+    let mut named = Role::Viewer;
+    section.choice("role", Some(role), Role::ALL.map(|role| (role.as_str(), role)), &mut named)?;
+    let secret = match (given.token, given.token_file) {
+        (Some(text), None) => TokenSource::Inline(text.parse().map_err(|error| section.error(&["token"], error))?),
+        (None, Some(path)) if path.is_empty() || path.contains('\0') => {
+            return Err(section.error(&["token_file"], format!("{path:?} is not a file")));
+        }
+        (None, Some(path)) => TokenSource::File(base_dir.join(path)),
+        _ => return Err(section.error(&[], "has either token or token_file")),
+    };
+    Ok(NamedToken { secret, role: named })
 }
 
 fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig) -> Result<(), ConfigError> {

@@ -4,6 +4,7 @@
 //! that need no config and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
 //! the caller, and whether a directory or a program exists is found out when it is needed.
 
+mod access;
 mod allowed;
 mod document;
 mod driver;
@@ -19,10 +20,8 @@ mod section;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
@@ -30,6 +29,9 @@ use crate::id::{AgentName, WorkspaceName};
 use crate::policy::Allowed;
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
+pub use access::{
+    ADMIN, ANONYMOUS, AuthMode, InvalidToken, InvalidTokenName, NamedToken, Role, Token, TokenName, TokenSource,
+};
 pub(crate) use document::hint;
 pub use error::ConfigError;
 pub use origin::{InvalidOrigin, Origin};
@@ -50,10 +52,14 @@ pub struct Config {
 /// `[server]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
-    /// Where to listen. Beyond loopback a token is required: [`ServerConfig::check_exposure`].
+    /// Where to listen. Without tokens on loopback only: [`ServerConfig::check_access`].
     pub listen: SocketAddr,
-    /// Needed on every request when set.
+    /// Whether requests need a token.
+    pub auth: AuthMode,
+    /// The one token of an administrator.
     pub token: Option<Token>,
+    /// `[tokens.NAME]`: tokens that say whose they are and what they are good for.
+    pub tokens: BTreeMap<TokenName, NamedToken>,
     /// Web origins, beside our own, whose pages may drive the daemon (`https://chat.example.com`).
     pub allowed_origins: Vec<String>,
     /// Host names, beside loopback and the listen address, that requests may name.
@@ -110,37 +116,6 @@ pub enum Durability {
     Process,
 }
 
-/// The secret that requests must show. Never printed, not even by `{:?}`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-/// The text cannot be sent as a bearer token.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a token is 1 to 512 printable ASCII characters without spaces")]
-pub struct InvalidToken;
-
-impl Token {
-    /// The secret, for comparing it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Token {
-    type Err = InvalidToken;
-    fn from_str(text: &str) -> Result<Self, InvalidToken> {
-        const MAX_TOKEN_BYTES: usize = 512;
-        let legal = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        if legal { Ok(Self(text.to_owned())) } else { Err(InvalidToken) }
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
-    }
-}
-
 impl Config {
     /// What holds without a config file. `base_dir` is the directory that relative paths start from, and where the
     /// workspace `default` works.
@@ -150,7 +125,9 @@ impl Config {
         Self {
             server: ServerConfig {
                 listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7717)),
+                auth: AuthMode::Token,
                 token: None,
+                tokens: BTreeMap::new(),
                 allowed_origins: Vec::new(),
                 allowed_hosts: Vec::new(),
                 max_body_bytes: 4 * 1024 * 1024,
@@ -184,14 +161,25 @@ impl Config {
 }
 
 impl ServerConfig {
-    /// Whoever can connect can start agents here, so other machines need a token. Asked when the daemon starts and not
-    /// when the file is read, because flag and environment may still change both.
+    /// Where no token is needed, every process that can connect is an administrator: that must be a choice, and one of this
+    /// machine alone. Asked when the daemon starts and not when the file is read, because flag and environment may still
+    /// change it.
     ///
     /// # Errors
-    /// [`ConfigError::Exposed`] when listening beyond loopback without a token.
-    pub fn check_exposure(&self) -> Result<(), ConfigError> {
-        let loopback = self.listen.ip().to_canonical().is_loopback();
-        if loopback || self.token.is_some() { Ok(()) } else { Err(ConfigError::Exposed { listen: self.listen }) }
+    /// [`ConfigError::Exposed`] when listening beyond loopback with `auth = "none"`, [`ConfigError::TokenUnused`] when a token
+    /// is named beside it.
+    pub fn check_access(&self) -> Result<(), ConfigError> {
+        match self.auth {
+            AuthMode::Token => Ok(()),
+            AuthMode::None if self.names_token() => Err(ConfigError::TokenUnused),
+            AuthMode::None if self.listen.ip().to_canonical().is_loopback() => Ok(()),
+            AuthMode::None => Err(ConfigError::Exposed { listen: self.listen }),
+        }
+    }
+
+    /// Whether config, flag or environment name a token. If none does, one is made.
+    pub fn names_token(&self) -> bool {
+        self.token.is_some() || !self.tokens.is_empty()
     }
 }
 

@@ -39,7 +39,7 @@ fn the_documented_example_is_the_default_and_names_every_key() {
     }
     assert_eq!(config, Config::builtin(Path::new("/srv/chat")));
 
-    for path in [&["server"] as &[&str], &["engine"], &["agents", "x"], &["workspaces", "x"]] {
+    for path in [&["server"] as &[&str], &["engine"], &["tokens", "x"], &["agents", "x"], &["workspaces", "x"]] {
         // A section of its own has its own name there.
         for key in known_keys(path).unwrap().iter().filter(|key| **key != "permissions") {
             let written = example().lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
@@ -121,8 +121,8 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[engines]", "1: unknown key engines: the nearest known one is engine"),
         (
             "[server]\ncolour = 1",
-            "2: unknown key server.colour: the known ones are listen, token, allowed_origins, allowed_hosts, \
-             max_body_bytes, max_connections",
+            "2: unknown key server.colour: the known ones are listen, auth, token, allowed_origins, \
+             allowed_hosts, max_body_bytes, max_connections",
         ),
         (
             "[agents.x]\ndriver = \"text\"\ncommand = \"./a.sh\"",
@@ -311,9 +311,9 @@ fn a_huge_file_is_not_read() {
 }
 
 #[test]
-fn only_loopback_goes_without_a_token() {
+fn auth_none_is_for_loopback_and_beside_no_token() {
     let mut server = Config::builtin(Path::new("/")).server;
-    for (listen, free) in [
+    for (listen, is_local) in [
         ("127.0.0.1:7717", true),
         ("127.9.9.9:0", true),
         ("[::1]:7717", true),
@@ -323,14 +323,47 @@ fn only_loopback_goes_without_a_token() {
         ("192.168.1.5:80", false),
     ] {
         server.listen = listen.parse().unwrap();
-        server.token = None;
-        assert_eq!(server.check_exposure().is_ok(), free, "{listen}");
-        server.token = Some("s3cret".parse().unwrap());
-        assert_eq!(server.check_exposure(), Ok(()), "{listen}");
+        server.auth = AuthMode::None;
+        assert_eq!(server.check_access().is_ok(), is_local, "{listen}");
+        // One is made where none is named.
+        server.auth = AuthMode::Token;
+        assert_eq!(server.check_access(), Ok(()), "{listen}");
     }
-    server.token = None;
-    let text = server.check_exposure().unwrap_err().to_string();
-    assert!(text.contains("token") && text.contains("127.0.0.1"), "both ways out: {text}");
+    server.auth = AuthMode::None;
+    let text = server.check_access().unwrap_err().to_string();
+    assert!(text.contains("auth = \"none\"") && text.contains("127.0.0.1"), "both ways out: {text}");
+    server.listen = "127.0.0.1:7717".parse().unwrap();
+    server.token = Some("s3cret".parse().unwrap());
+    assert_eq!(server.check_access(), Err(ConfigError::TokenUnused));
+}
+
+#[test]
+fn a_named_token_has_a_role_and_one_secret() {
+    let config = good(
+        "[tokens.ci]\nrole = \"operator\"\ntoken = \"a\"\n[tokens.prometheus]\nrole = \"viewer\"\ntoken_file = \"p\"",
+    );
+    let tokens: Vec<_> = config.server.tokens.iter().map(|(name, token)| (name.as_str(), token)).collect();
+    let (ci, prometheus) = (tokens[0], tokens[1]);
+    assert_eq!((ci.0, ci.1.role), ("ci", Role::Operator));
+    assert_eq!(ci.1.secret, TokenSource::Inline("a".parse().unwrap()));
+    assert_eq!((prometheus.0, prometheus.1.role), ("prometheus", Role::Viewer));
+    assert_eq!(prometheus.1.secret, TokenSource::File("/srv/chat/p".into()));
+    for (text, problem) in [
+        ("[tokens.x]\ntoken = \"a\"", "1: tokens.x.role: is missing: use one of viewer, operator, admin"),
+        ("[tokens.x]\nrole = \"root\"\ntoken = \"a\"", "2: tokens.x.role: \"root\" is not allowed"),
+        ("[tokens.x]\nrole = \"admin\"", "1: tokens.x: has either token or token_file"),
+        (
+            "[tokens.x]\nrole = \"admin\"\ntoken = \"a\"\ntoken_file = \"b\"",
+            "1: tokens.x: has either token or token_file",
+        ),
+        ("[tokens.x]\nrole = \"admin\"\ntoken_file = \"\"", "3: tokens.x.token_file: \"\" is not a file"),
+        ("[tokens.x]\nrole = \"admin\"\ntoken = \"two words\"", "3: tokens.x.token: a token is 1 to 512"),
+        ("[tokens.admin]\nrole = \"admin\"\ntoken = \"a\"", "1: tokens.admin: the name of a token"),
+        ("[tokens.\"cli:root\"]\nrole = \"admin\"\ntoken = \"a\"", "1: tokens.\"cli:root\": the name of a token"),
+    ] {
+        let error = load(text).expect_err(text).to_string();
+        assert!(error.starts_with(&format!("mainstay.toml:{problem}")), "{error}");
+    }
 }
 
 #[test]
@@ -349,7 +382,7 @@ fn line(error: &ConfigError) -> usize {
         ConfigError::Syntax { line, .. } | ConfigError::UnknownKey { line, .. } | ConfigError::Value { line, .. } => {
             *line
         }
-        ConfigError::TooLarge { .. } | ConfigError::Exposed { .. } => 1,
+        ConfigError::TooLarge { .. } | ConfigError::Exposed { .. } | ConfigError::TokenUnused => 1,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Chats: which run a page goes on with, and the answers that come along with a message.
 
-use super::{Engine, EngineError, not_found};
+use super::{Engine, EngineError, PermissionFilter, not_found};
 use crate::event::Seq;
 use crate::id::{MessageId, PermissionId, RunId, SessionId};
 use crate::permission::{Answer, PermissionState};
@@ -61,28 +61,45 @@ impl Engine {
         }
     }
 
-    /// Answers those of these questions of a session that are open, whether any was. What else comes along in a history
-    /// was decided before or belongs elsewhere.
+    /// Whether a session's agent waits for an answer.
     ///
     /// # Errors
-    /// [`EngineError::NotOffered`], [`EngineError::InvalidValue`], [`EngineError::Store`].
-    pub async fn answer_open(
+    /// [`EngineError::Store`].
+    pub async fn is_asking(&self, session: &SessionId) -> Result<bool, EngineError> {
+        let (state, session) = (Some(PermissionState::Pending), Some(session.clone()));
+        let filter = PermissionFilter { state, session, run: None, before: None };
+        Ok(!self.list_permissions(&filter, 1).await?.is_empty())
+    }
+
+    /// Those of these answers that a session's agent waits for. What else comes along in a history was decided before or
+    /// belongs elsewhere.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn open_answers(
         &self,
         session: &SessionId,
         answers: Vec<GivenAnswer>,
-        by: &str,
-    ) -> Result<bool, EngineError> {
+    ) -> Result<Vec<GivenAnswer>, EngineError> {
         if answers.is_empty() {
-            return Ok(false);
+            return Ok(answers);
         }
         let ids: Vec<_> = answers.iter().map(|answer| answer.id).collect();
         let asked = self.shared.store.permissions(&ids).await?;
-        let is_open = |id: PermissionId| {
-            let asked = asked.iter().find(|asked| asked.id == id);
+        let is_open = |answer: &GivenAnswer| {
+            let asked = asked.iter().find(|asked| asked.id == answer.id);
             asked.is_some_and(|asked| asked.session_id == *session && asked.state == PermissionState::Pending)
         };
+        Ok(answers.into_iter().filter(is_open).collect())
+    }
+
+    /// Gives these answers; whether any of them counted.
+    ///
+    /// # Errors
+    /// [`EngineError::NotOffered`], [`EngineError::InvalidValue`], [`EngineError::Store`].
+    pub async fn answer_all(&self, answers: Vec<GivenAnswer>, by: &str) -> Result<bool, EngineError> {
         let mut is_answered = false;
-        for GivenAnswer { id, approved, reason } in answers.into_iter().filter(|answer| is_open(answer.id)) {
+        for GivenAnswer { id, approved, reason } in answers {
             match self.answer_permission(id, Answer::Approved(approved), by, reason).await {
                 Ok(_) => is_answered = true,
                 // Another client was faster.

@@ -1,5 +1,6 @@
-//! Reading: ids by their beginning, runs and the log, in pages or followed live.
+//! Reading: slots, workers, ids by their beginning, runs and the log, in pages or followed live.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,10 +12,12 @@ use crate::id::{RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
 use crate::message::{attachments, prompt};
 use crate::run::Run;
+use crate::slot::Slot;
 use crate::store::event::{EventPage, Range};
 use crate::store::run::Located;
 use crate::store::short_id::IdKind;
 use crate::waiting::WaitsFor;
+use crate::worker::Worker;
 
 /// Poll interval for a session that is waited for, in case a signal was lost.
 const APPEARANCE_POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -28,6 +31,27 @@ const MIN_CHARS: usize = 13;
 const UUID_CHARS: usize = 36;
 
 impl Engine {
+    /// Where the database is, its symlinks resolved.
+    pub fn path(&self) -> &Path {
+        self.shared.store.path()
+    }
+
+    /// The slots of all pools.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn list_slots(&self) -> Result<Vec<Slot>, EngineError> {
+        Ok(self.shared.store.list_slots().await?)
+    }
+
+    /// The processes that execute runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn list_workers(&self) -> Result<Vec<Worker>, EngineError> {
+        Ok(self.shared.store.list_workers().await?)
+    }
+
     /// The ids that begin so, at most `limit` of each kind.
     ///
     /// # Errors

@@ -28,8 +28,9 @@ pub struct Send {
     /// The session gives up its slot when it has nothing left to do: for one that is used once. A further message takes
     /// that back.
     pub close_when_idle: bool,
-    /// Whether it declines what the running run asks, if that run waits for nothing but answers. Then it goes next.
-    pub declines: bool,
+    /// Who declines with it what the running run asks, if that run waits for nothing but answers. Then it goes next. Without
+    /// a name nothing is declined.
+    pub declined_by: Option<String>,
     /// Whether it goes next, before what waits already.
     pub goes_next: bool,
 }
@@ -38,8 +39,9 @@ impl Send {
     /// A message for a session, with the usual options.
     pub fn new(session: SessionId, message: UserMessage) -> Self {
         let (purpose, options) = (Purpose::Send, RunOptions::default());
-        let (declines, goes_next, close_when_idle) = (false, false, false);
-        Self { session, message, purpose, workspace: None, agent: None, options, declines, goes_next, close_when_idle }
+        let (workspace, agent, declined_by) = (None, None, None);
+        let (goes_next, close_when_idle) = (false, false);
+        Self { session, message, purpose, workspace, agent, options, declined_by, goes_next, close_when_idle }
     }
 }
 
@@ -95,7 +97,7 @@ impl Engine {
             message: send.message,
             purpose: send.purpose,
             options: send.options,
-            declines: send.declines,
+            declined_by: send.declined_by,
             goes_next: send.goes_next,
             when_full: workspace.when_full,
             slot_bound: agents

@@ -1,22 +1,143 @@
-//! The token: who may ask at all.
+//! Who asks, and whether they may: a token is a name and a role.
 //!
-//! Always: compared in constant time, and never part of a log line or an error.
+//! Always: compared in constant time, with all that there are; never part of a log line or an error.
 
-use axum::extract::{MatchedPath, Query, Request};
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, MatchedPath, Query, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
 use super::error::Error;
-use super::status;
-use crate::config::{ServerConfig, Token};
+use super::roles::{Need, Needs};
+use super::token_file::{TokenFile, TokenFileError};
+use crate::config::{ADMIN, ANONYMOUS, AuthMode, Role, ServerConfig, Token, TokenSource};
 
 /// Routes that a browser reads with `EventSource`, which cannot set a header: there the query may carry the token.
 const STREAMS: [&str; 3] = ["/v1/runs/{id}/events", "/v1/sessions/{id}/events", "/api/chat/{id}/stream"];
 
-/// What a request has to show.
-pub(super) struct Auth {
-    token: Option<Token>,
+/// Who may ask.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Every process that can connect, as an administrator: only for a listener on loopback.
+    Open,
+    /// Those who show one of these tokens.
+    Tokens(Vec<Credential>),
+}
+
+/// A token, and who shows it.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// How its holder is called: `answered_by` of what they answer.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// The token.
+    pub secret: Secret,
+}
+
+/// Where a token is looked up with each request.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    /// It stays the same.
+    Fixed(Token),
+    /// It is what stands in this file.
+    File(Arc<TokenFile>),
+}
+
+impl Access {
+    /// With one token of an administrator.
+    pub fn with_token(token: Token) -> Self {
+        Self::Tokens(vec![Credential { name: ADMIN.to_owned(), role: Role::Admin, secret: Secret::Fixed(token) }])
+    }
+
+    /// What a config says. Where it names no token and wants one, that is the one in a file beside the database, made as
+    /// needed. Blocking work.
+    ///
+    /// # Errors
+    /// [`TokenFileError`] of a file that cannot be used, or when two names have the same token.
+    pub fn configured(
+        config: &ServerConfig,
+        database: &std::path::Path,
+        file: &std::path::Path,
+    ) -> Result<Self, TokenFileError> {
+        if config.auth == AuthMode::None {
+            return Ok(Self::Open);
+        }
+        let admin = |secret| Credential { name: ADMIN.to_owned(), role: Role::Admin, secret };
+        let mut credentials = Vec::new();
+        credentials.extend(config.token.clone().map(|token| admin(Secret::Fixed(token))));
+        for (name, token) in &config.tokens {
+            let secret = match &token.secret {
+                TokenSource::Inline(token) => Secret::Fixed(token.clone()),
+                TokenSource::File(path) => Secret::File(TokenFile::named(path)?.into()),
+            };
+            credentials.push(Credential { name: name.as_str().to_owned(), role: token.role, secret });
+        }
+        if credentials.is_empty() {
+            credentials.push(admin(Secret::File(TokenFile::beside(database, file)?.into())));
+        }
+        let tokens: Vec<_> = credentials.iter().map(|credential| (&credential.name, credential.secret.now())).collect();
+        for (index, (name, token)) in tokens.iter().enumerate() {
+            if let Some((other, _)) = tokens.iter().take(index).find(|(_, other)| other == token) {
+                return Err(TokenFileError::Twice { names: [(*other).clone(), (*name).clone()] });
+            }
+        }
+        Ok(Self::Tokens(credentials))
+    }
+
+    /// The file with the token that stands in for a configured one, if that is how it is.
+    pub fn made_file(&self) -> Option<&TokenFile> {
+        let Self::Tokens(credentials) = self else { return None };
+        credentials.iter().find_map(|credential| match &credential.secret {
+            Secret::File(file) if credential.name == ADMIN => Some(file.as_ref()),
+            Secret::File(_) | Secret::Fixed(_) => None,
+        })
+    }
+}
+
+impl Secret {
+    fn now(&self) -> Token {
+        match self {
+            Self::Fixed(token) => token.clone(),
+            Self::File(file) => file.current(),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    name: Arc<str>,
+    role: Role,
+}
+
+impl Caller {
+    /// How they are called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Refuses a caller that is less than this.
+    pub(super) fn check(&self, needed: Role) -> Result<(), Error> {
+        if self.role >= needed {
+            return Ok(());
+        }
+        let (name, role, needed) = (&self.name, self.role.as_str(), needed.as_str());
+        let message = format!("this needs the role {needed}, and the token of {name} has the role {role}");
+        Err(Error::new(StatusCode::FORBIDDEN, "forbidden", message))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Error::internal("a handler asked who calls, on a route that needs no token"))
+    }
 }
 
 #[derive(Deserialize)]
@@ -24,31 +145,85 @@ struct InQuery {
     token: String,
 }
 
+/// What requests have to show.
+pub(super) struct Auth {
+    access: Access,
+}
+
 impl Auth {
-    pub(super) fn new(config: &ServerConfig) -> Self {
-        Self { token: config.token.clone() }
+    pub(super) fn new(access: Access) -> Self {
+        Self { access }
     }
 
-    /// Whether the request may pass.
-    pub(super) fn check(&self, request: &Request) -> Result<(), Error> {
-        let Some(token) = &self.token else { return Ok(()) };
-        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        if reads && route == status::HEALTH {
-            return Ok(());
-        }
-        let is_it = |given: &str| bool::from(given.as_bytes().ct_eq(token.reveal().as_bytes()));
-        let in_header = bearer(request.headers()).is_some_and(is_it);
-        let in_query = || Query::<InQuery>::try_from_uri(request.uri()).is_ok_and(|query| is_it(&query.token));
-        if in_header || (reads && STREAMS.contains(&route) && in_query()) {
-            return Ok(());
-        }
-        let message = "the header \"Authorization: Bearer …\" with this daemon's token is needed";
-        Err(Error::new(StatusCode::UNAUTHORIZED, "unauthorized", message))
+    pub(super) fn needs_token(&self) -> bool {
+        matches!(self.access, Access::Tokens(_))
     }
+
+    /// What a request shows, to be checked.
+    pub(super) fn read(&self, needs: &Needs, request: &Request) -> Shown {
+        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        Shown { need: needs.of(request.method(), route), token: shown(request, route) }
+    }
+
+    /// Who asks, if the route needs to know; an error when they may not.
+    pub(super) async fn check(&self, shown: Shown) -> Result<Option<Caller>, Error> {
+        let Need::Role(role) = shown.need else { return Ok(None) };
+        let caller = match &self.access {
+            Access::Open => Caller { name: ANONYMOUS.into(), role: Role::Admin },
+            Access::Tokens(credentials) => {
+                let token = shown.token.ok_or_else(unauthorized)?;
+                find(credentials, token).await?.ok_or_else(unauthorized)?
+            }
+        };
+        caller.check(role)?;
+        Ok(Some(caller))
+    }
+}
+
+/// What a request has to do with tokens.
+pub(super) struct Shown {
+    need: Need,
+    token: Option<String>,
+}
+
+fn unauthorized() -> Error {
+    let message =
+        "the header \"Authorization: Bearer …\" with a token of this daemon is needed (`mainstay token` says where)";
+    Error::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+}
+
+/// The token that a request shows.
+fn shown(request: &Request, route: &str) -> Option<String> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let in_query = || {
+        let query = Query::<InQuery>::try_from_uri(request.uri()).ok()?;
+        (reads && STREAMS.contains(&route)).then_some(query.0.token)
+    };
+    bearer(request.headers()).map(str::to_owned).or_else(in_query)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whose token it is.
+async fn find(credentials: &[Credential], shown: String) -> Result<Option<Caller>, Error> {
+    let is_it = |token: &Token| bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes()));
+    let mut found = None;
+    for credential in credentials {
+        let token = match &credential.secret {
+            Secret::Fixed(token) => token.clone(),
+            Secret::File(file) => {
+                let file = file.clone();
+                // It fails only when the runtime goes down.
+                let current = tokio::task::spawn_blocking(move || file.current()).await;
+                current.map_err(|_| Error::unavailable("shutting_down", "the daemon is going down"))?
+            }
+        };
+        if is_it(&token) {
+            found = Some(Caller { name: credential.name.as_str().into(), role: credential.role });
+        }
+    }
+    Ok(found)
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use self::body::{ChatBody, Last, Trigger, UiMessage};
 use super::App;
+use super::decider::Candidate;
 use super::error::Error;
 use super::extract::{Cursor, Id, Params};
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
@@ -73,7 +74,7 @@ impl ChatBody {
             }
         };
         let options = RunOptions { when_busy: fields.when_busy.unwrap_or_default(), ..RunOptions::default() };
-        let send = Send { purpose, workspace, agent, options, declines: true, ..Send::new(session, message) };
+        let send = Send { purpose, workspace, agent, options, ..Send::new(session, message) };
         Ok(ChatRequest::Send(send.into(), known_answers(&approvals)))
     }
 }
@@ -86,11 +87,25 @@ pub fn read_chat(body: &[u8]) -> Result<ChatRequest, Error> {
     ChatBody::parse(Bytes::copy_from_slice(body), body.len())?.into_request()
 }
 
-pub(super) async fn send(State(app): State<App>, Cursor(after): Cursor, chat: ChatBody) -> Result<Response, Error> {
+pub(super) async fn send(
+    State(app): State<App>,
+    candidate: Candidate,
+    Cursor(after): Cursor,
+    chat: ChatBody,
+) -> Result<Response, Error> {
     let (run, after) = match chat.into_request()? {
         ChatRequest::Send(mut send, answers) => {
-            // What answers a question and says something new at once means the two to follow each other.
-            send.goes_next = app.engine.answer_open(&send.session, answers, BY_CHAT).await?;
+            send.declined_by = Some(candidate.caller().name().to_owned());
+            if app.engine.is_asking(&send.session).await? {
+                let answers = app.engine.open_answers(&send.session, answers).await?;
+                match candidate.decide().await {
+                    // What answers a question and says something new at once means the two to follow each other.
+                    Ok(decider) => send.goes_next = app.engine.answer_all(answers, decider.name()).await?,
+                    // An agent may send, but what is asked stays open.
+                    Err(_) if answers.is_empty() => send.declined_by = None,
+                    Err(refused) => return Err(refused),
+                }
+            }
             let sent = app.engine.send(*send).await?;
             // A cursor only means something when the client had the beginning before.
             (sent.run.id, if sent.created { 0 } else { after })
@@ -98,22 +113,19 @@ pub(super) async fn send(State(app): State<App>, Cursor(after): Cursor, chat: Ch
         ChatRequest::Answers(session, answers) => {
             let asked: Vec<_> = answers.iter().map(|answer| answer.id).collect();
             let paused = app.engine.paused_at(&session, &asked).await?;
-            answer(&app, answers).await?;
+            answer(&app, answers, candidate.decide().await?.name()).await?;
             (paused.run, paused.after)
         }
     };
     Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?))
 }
 
-/// Who answers, as the permission names it.
-const BY_CHAT: &str = "chat";
-
 /// A question that was decided otherwise, or whose run has ended, is no error of this request: the page that answers gets
 /// the rest of the stream, which tells it.
-async fn answer(app: &App, answers: Vec<GivenAnswer>) -> Result<(), EngineError> {
+async fn answer(app: &App, answers: Vec<GivenAnswer>, by: &str) -> Result<(), EngineError> {
     let mut result = Ok(());
     for GivenAnswer { id, approved, reason } in answers {
-        match app.engine.answer_permission(id, Answer::Approved(approved), BY_CHAT, reason).await {
+        match app.engine.answer_permission(id, Answer::Approved(approved), by, reason).await {
             Ok(_) | Err(EngineError::Decided(_)) => {}
             // One that cannot be given does not keep the others from being heard.
             Err(error) => result = result.and(Err(error)),

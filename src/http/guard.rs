@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::error::Error;
+use super::roles::Needs;
 use crate::config::{Origin, ServerConfig};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
@@ -41,16 +42,16 @@ pub(super) struct Guard {
 }
 
 /// Lets a request in, or says why not.
-pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, request: Request, next: Next) -> Response {
     let origin = match app.guard.check(&request) {
         Ok(origin) => origin.cloned(),
         Err(error) => return error.into_response(),
     };
-    let Some(origin) = origin else { return authorized(&app, request, next).await };
+    let Some(origin) = origin else { return authorized(&app, &needs, request, next).await };
     let mut response = match is_preflight(&request) {
         // It never carries a token; the request that it asks for will.
         true => allow(&request),
-        false => authorized(&app, request, next).await,
+        false => authorized(&app, &needs, request, next).await,
     };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -61,9 +62,13 @@ pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) 
     response
 }
 
-async fn authorized(app: &App, request: Request, next: Next) -> Response {
-    match app.auth.check(&request) {
-        Ok(()) => next.run(request).await,
+async fn authorized(app: &App, needs: &Needs, mut request: Request, next: Next) -> Response {
+    let shown = app.auth.read(needs, &request);
+    match app.auth.check(shown).await {
+        Ok(caller) => {
+            caller.map(|caller| request.extensions_mut().insert(caller));
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -84,11 +89,11 @@ fn allow(request: &Request) -> Response {
 }
 
 impl Guard {
-    pub(super) fn new(config: &ServerConfig, listen: IpAddr) -> Self {
+    pub(super) fn new(config: &ServerConfig, listen: IpAddr, needs_token: bool) -> Self {
         // The config has checked them.
         let origins = config.allowed_origins.iter().filter_map(|origin| origin.trim_end_matches('/').parse().ok());
         Self {
-            any_host: listen.is_unspecified() && config.token.is_some(),
+            any_host: listen.is_unspecified() && needs_token,
             listen,
             allowed_hosts: config.allowed_hosts.clone(),
             allowed_origins: origins.collect(),
@@ -200,17 +205,15 @@ fn only_host(headers: &HeaderMap) -> Option<Authority> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn guard(listen: &str, token: bool) -> Guard {
         let config = ServerConfig {
-            listen: ([127, 0, 0, 1], 0).into(),
-            token: token.then(|| "secret".parse().unwrap()),
             allowed_origins: vec!["https://chat.example.com:443".into(), "tauri://localhost".into()],
             allowed_hosts: vec!["engine.lan".into(), "proxy.lan:8443".into()],
-            max_body_bytes: 1,
-            max_connections: 1,
+            ..Config::builtin(std::path::Path::new("/")).server
         };
-        Guard::new(&config, listen.parse().unwrap())
+        Guard::new(&config, listen.parse().unwrap(), token)
     }
 
     fn check(guard: &Guard, host: &str, origin: Option<&str>) -> Result<bool, u16> {

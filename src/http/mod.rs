@@ -1,6 +1,6 @@
 //! The HTTP surface: the router, and what its handlers share. One file per resource; `serve.rs` owns the sockets.
 //!
-//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin) and `auth` (token) before any handler sees it,
+//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin) and `auth` (token, role) before any handler sees it,
 //! whatever its path, and one of `/v1` also `query` (names of parameters); every answer that is no success has the shape of
 //! `error::Error`.
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
@@ -8,6 +8,7 @@
 mod auth;
 mod backends;
 mod chat;
+mod decider;
 mod error;
 mod events;
 mod extract;
@@ -17,12 +18,14 @@ mod options;
 mod page;
 mod permissions;
 mod query;
+mod roles;
 mod runs;
 mod serve;
 mod sessions;
 mod skim;
 mod sse;
 mod status;
+pub mod token_file;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,18 +35,20 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 
+pub use auth::{Access, Credential, Secret};
 pub use chat::{ChatRequest, read_chat};
 pub use error::Error;
 pub use extract::read_cursor;
 pub use runs::read_new_run;
 pub use serve::{serve, serve_with};
+
+use roles::{ADMIN, Need, OPERATOR, Routes, VIEWER};
 
 /// How long the surface waits for what.
 #[derive(Debug, Clone)]
@@ -94,14 +99,16 @@ impl Shared {
     fn new(
         engine: Engine,
         config: &ServerConfig,
+        access: Access,
         listen: IpAddr,
         timeouts: Timeouts,
         shutdown: CancellationToken,
     ) -> Self {
+        let auth = auth::Auth::new(access);
         Self {
             engine,
-            guard: guard::Guard::new(config, listen),
-            auth: auth::Auth::new(config),
+            guard: guard::Guard::new(config, listen, auth.needs_token()),
+            auth,
             timeouts,
             max_body_bytes: config.max_body_bytes,
             shutdown,
@@ -109,50 +116,56 @@ impl Shared {
     }
 }
 
-fn router(app: App) -> Router {
-    let handler = app.timeouts.handler;
-    let answering = Router::new()
-        .route("/v1/sessions", get(sessions::list).post(sessions::create))
-        .route("/v1/sessions/{id}", get(sessions::show).patch(sessions::update))
-        .route("/v1/sessions/{id}/close", post(sessions::close))
-        .route("/v1/sessions/{id}/reset", post(options::reset))
-        .route("/v1/sessions/{id}/agent-sessions", get(options::agent_sessions))
-        .route("/v1/sessions/{id}/children", get(sessions::children))
-        .route(
-            "/v1/sessions/{id}/options",
-            get(options::show).put(options::replace).patch(options::update).delete(options::clear),
-        )
-        .route("/v1/sessions/{id}/messages", get(sessions::messages))
-        .route("/v1/sessions/{id}/runs", get(runs::list_of_session).post(runs::send))
-        .route("/v1/sessions/{id}/events", get(events::of_session))
-        .route("/v1/runs", get(runs::list))
-        .route("/v1/runs/{id}", get(runs::show))
-        .route("/v1/runs/{id}/events", get(events::of_run))
-        .route("/v1/permissions", get(permissions::list))
-        .route("/v1/permissions/{id}", get(permissions::show).post(permissions::answer))
-        .route("/v1/backends", get(backends::list))
-        .route("/v1/backends/{id}/stop", post(backends::stop))
-        .route("/v1/slots", get(status::slots))
-        .route("/v1/workers", get(status::workers))
-        .route("/v1/agents", get(status::agents))
-        .route("/v1/stats", get(status::stats))
-        .route("/api/chat/{id}/stream", get(chat::resume))
-        .route(status::HEALTH, get(status::health))
-        .route("/readyz", get(status::ready))
-        .route("/metrics", get(status::metrics))
-        .layer(from_fn_with_state(handler, observe::bound));
-    let waiting = Router::new()
-        .route("/v1/runs/{id}/cancel", post(runs::cancel))
-        .route("/v1/sessions/{id}/cancel", post(sessions::cancel))
-        .route("/api/chat/{id}/stop", post(chat::stop))
-        .layer(from_fn_with_state(handler + runs::MAX_WAIT, observe::bound));
+/// Every route, with the role that it needs.
+fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
+    let handler = timeouts.handler;
+    let answering = Routes::default()
+        .get("/v1/sessions", VIEWER, sessions::list)
+        .post("/v1/sessions", OPERATOR, sessions::create)
+        .get("/v1/sessions/{id}", VIEWER, sessions::show)
+        .patch("/v1/sessions/{id}", OPERATOR, sessions::update)
+        .post("/v1/sessions/{id}/close", OPERATOR, sessions::close)
+        .post("/v1/sessions/{id}/reset", ADMIN, options::reset)
+        .get("/v1/sessions/{id}/agent-sessions", VIEWER, options::agent_sessions)
+        .get("/v1/sessions/{id}/children", VIEWER, sessions::children)
+        .get("/v1/sessions/{id}/options", VIEWER, options::show)
+        .put("/v1/sessions/{id}/options", ADMIN, options::replace)
+        .patch("/v1/sessions/{id}/options", ADMIN, options::update)
+        .delete("/v1/sessions/{id}/options", ADMIN, options::clear)
+        .get("/v1/sessions/{id}/messages", VIEWER, sessions::messages)
+        .get("/v1/sessions/{id}/runs", VIEWER, runs::list_of_session)
+        .post("/v1/sessions/{id}/runs", OPERATOR, runs::send)
+        .get("/v1/sessions/{id}/events", VIEWER, events::of_session)
+        .get("/v1/runs", VIEWER, runs::list)
+        .get("/v1/runs/{id}", VIEWER, runs::show)
+        .get("/v1/runs/{id}/events", VIEWER, events::of_run)
+        .get("/v1/permissions", VIEWER, permissions::list)
+        .get("/v1/permissions/{id}", VIEWER, permissions::show)
+        .post("/v1/permissions/{id}", OPERATOR, permissions::answer)
+        .get("/v1/backends", VIEWER, backends::list)
+        .post("/v1/backends/{id}/stop", ADMIN, backends::stop)
+        .get("/v1/slots", VIEWER, status::slots)
+        .get("/v1/workers", VIEWER, status::workers)
+        .get("/v1/agents", VIEWER, status::agents)
+        .get("/v1/stats", VIEWER, status::stats)
+        .get("/api/chat/{id}/stream", VIEWER, chat::resume)
+        .get("/healthz", Need::Nothing, status::health)
+        .get("/readyz", Need::Nothing, status::ready)
+        .get("/metrics", VIEWER, status::metrics)
+        .within(handler);
+    let waiting = Routes::default()
+        .post("/v1/runs/{id}/cancel", OPERATOR, runs::cancel)
+        .post("/v1/sessions/{id}/cancel", OPERATOR, sessions::cancel)
+        .post("/api/chat/{id}/stop", OPERATOR, chat::stop)
+        .within(handler + runs::MAX_WAIT);
     // A history that is read to its end takes as long as its parts.
-    let chatting = Router::new()
-        .route("/api/chat", post(chat::send))
-        .layer(from_fn_with_state(handler + chat::body::max_arrival(&app), observe::bound));
-    answering
-        .merge(waiting)
-        .merge(chatting)
+    let chatting = Routes::default().post("/api/chat", OPERATOR, chat::send).within(handler + chat_arrival);
+    answering.merge(waiting).merge(chatting)
+}
+
+fn router(app: App) -> Router {
+    let (router, needs) = routes(&app.timeouts, chat::body::max_arrival(&app)).into_parts();
+    router
         .fallback(|| async { Error::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")
@@ -160,7 +173,7 @@ fn router(app: App) -> Router {
         .layer(from_fn(query::admit))
         .layer(DefaultBodyLimit::max(app.max_body_bytes))
         .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state(app.clone(), guard::admit))
+        .layer(from_fn_with_state((app.clone(), Arc::new(needs)), guard::admit))
         .layer(from_fn(observe::observe))
         .with_state(app)
 }
@@ -169,6 +182,31 @@ fn router(app: App) -> Router {
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    /// The roles in `docs/http.md`, against those that hold.
+    #[test]
+    fn documented_roles_are_those_that_hold() {
+        const DOCS: &str = include_str!("../../docs/http.md");
+        let (_, needs) = routes(&Timeouts::default(), Duration::ZERO).into_parts();
+        let told = needs.told();
+        assert!(told.len() > 30);
+        for role in ["none", "viewer", "operator", "admin"] {
+            let cell = if role == "none" { "| none |".to_owned() } else { format!("| `{role}` |") };
+            let row = DOCS.lines().find(|line| line.trim_start().starts_with(&cell)).unwrap();
+            let mut written: Vec<_> = row.split('`').filter(|word| word.contains(" /")).collect();
+            let mut held: Vec<_> = told.iter().filter(|(_, _, needed)| needed == role).collect();
+            if role == "viewer" {
+                assert!(held.iter().all(|(method, _, _)| method == "GET") && row.contains("every other `GET`"));
+                continue;
+            }
+            // The options of a new session make another role of the same route: `sessions::create`.
+            written.retain(|route| role != "admin" || *route != "POST /v1/sessions");
+            written.sort_unstable();
+            held.sort_unstable();
+            let held: Vec<_> = held.iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+            assert_eq!(written, held, "{role}");
+        }
+    }
 
     /// The limits in `docs/http.md`, against those that hold.
     #[test]

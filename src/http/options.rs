@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::App;
+use super::decider::Decider;
 use super::error::Error;
 use super::extract::{Body, Id, OptionalBody};
 use super::page::Items;
@@ -22,6 +23,7 @@ pub(super) async fn show(State(app): State<App>, Id(id): Id<SessionId>) -> Resul
 pub(super) async fn replace(
     State(app): State<App>,
     Id(id): Id<SessionId>,
+    _: Decider,
     Body(options): Body<Options>,
 ) -> Result<Json<OptionsReport>, Error> {
     Ok(Json(app.engine.replace_options(&id, options).await?))
@@ -30,12 +32,17 @@ pub(super) async fn replace(
 pub(super) async fn update(
     State(app): State<App>,
     Id(id): Id<SessionId>,
+    _: Decider,
     Body(patch): Body<Options>,
 ) -> Result<Json<OptionsReport>, Error> {
     Ok(Json(app.engine.update_options(&id, patch).await?))
 }
 
-pub(super) async fn clear(State(app): State<App>, Id(id): Id<SessionId>) -> Result<Json<OptionsReport>, Error> {
+pub(super) async fn clear(
+    State(app): State<App>,
+    Id(id): Id<SessionId>,
+    _: Decider,
+) -> Result<Json<OptionsReport>, Error> {
     Ok(Json(app.engine.replace_options(&id, Options::new()).await?))
 }
 
@@ -48,6 +55,7 @@ pub(super) struct Reset {
 pub(super) async fn reset(
     State(app): State<App>,
     Id(id): Id<SessionId>,
+    _: Decider,
     OptionalBody(body): OptionalBody<Reset>,
 ) -> Result<Json<Session>, Error> {
     Ok(Json(app.engine.reset_session(&id, body.options).await?))

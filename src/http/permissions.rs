@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde::Deserialize;
 
 use super::App;
+use super::decider::Decider;
 use super::error::Error;
 use super::extract::{Body, Id, Params};
 use super::page::{Items, Page};
@@ -46,7 +47,6 @@ pub(super) struct NewAnswer {
     option: Option<String>,
     approved: Option<bool>,
     reason: Option<String>,
-    by: Option<String>,
 }
 
 impl NewAnswer {
@@ -62,8 +62,8 @@ impl NewAnswer {
 pub(super) async fn answer(
     State(app): State<App>,
     Id(id): Id<PermissionId>,
+    decider: Decider,
     Body(given): Body<NewAnswer>,
 ) -> Result<Json<Permission>, Error> {
-    let by = given.by.as_deref().unwrap_or("http");
-    Ok(Json(app.engine.answer_permission(id, given.answer()?, by, given.reason.clone()).await?))
+    Ok(Json(app.engine.answer_permission(id, given.answer()?, decider.name(), given.reason.clone()).await?))
 }

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -24,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::{Shared, Timeouts, router};
+use super::decider::Ends;
+use super::{Access, Shared, Timeouts, router};
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::METRICS;
@@ -35,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Serves HTTP until `shutdown`, then ends: idle connections at once, requests under way within a few seconds, streams
+/// Serves HTTP to those who have `access` until `shutdown`, then ends: idle connections at once, requests under way within a few seconds, streams
 /// as interrupted, so that their clients come back.
 ///
 /// # Errors
@@ -43,10 +45,11 @@ const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 pub async fn serve(
     engine: Engine,
     config: &ServerConfig,
+    access: Access,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    serve_with(engine, config, listener, shutdown, Timeouts::default()).await
+    serve_with(engine, config, access, listener, shutdown, Timeouts::default()).await
 }
 
 /// The same with other timeouts.
@@ -56,6 +59,7 @@ pub async fn serve(
 pub async fn serve_with(
     engine: Engine,
     config: &ServerConfig,
+    access: Access,
     listener: TcpListener,
     shutdown: CancellationToken,
     timeouts: Timeouts,
@@ -66,7 +70,7 @@ pub async fn serve_with(
     http.timer(TokioTimer::new()).header_read_timeout(timeouts.idle).half_close(false);
     let dropped = CancellationToken::new();
     let server = Arc::new(Server {
-        router: router(Arc::new(Shared::new(engine, config, listen, timeouts, shutdown.clone()))),
+        router: router(Arc::new(Shared::new(engine, config, access, listen, timeouts, shutdown.clone()))),
         http,
         first_head,
         shutdown,
@@ -103,10 +107,10 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, max_connections: u
         // The semaphore is never closed.
         while let Ok(permit) = room.clone().acquire_owned().await {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, remote)) => {
                     let server = server.clone();
                     connections.spawn(async move {
-                        server.connection(stream).await;
+                        server.connection(stream, remote).await;
                         drop(permit);
                     });
                 }
@@ -127,14 +131,17 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, max_connections: u
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream, remote: SocketAddr) {
+        // None when the client has gone.
+        let ends = stream.local_addr().ok().map(|local| Ends { local, remote });
         // Deltas are small and are wanted at once.
         let _ = stream.set_nodelay(true);
         // Whether the last request had a body and was refused, perhaps before all of it was read.
         let refused = AtomicBool::new(false);
         let asked = CancellationToken::new();
-        let service = service_fn(|request: hyper::Request<Incoming>| {
+        let service = service_fn(|mut request: hyper::Request<Incoming>| {
             asked.cancel();
+            ends.map(|ends| request.extensions_mut().insert(ends));
             let (refused, has_body) = (&refused, !request.body().is_end_stream());
             let answered = move |response: &Response| {
                 refused.store(has_body && !response.status().is_success(), Relaxed);

@@ -10,10 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::App;
+use super::decider::Candidate;
 use super::error::Error;
 use super::extract::{Body, Id, OptionalBody, Params};
 use super::page::{self, Items, MAX_LIMIT, Page};
 use super::runs::{Wait, cancel_current};
+use crate::config::Role;
 use crate::engine::{CreateSession, EngineError, MessageCursor, MessagePage, MessageRange, PageFrom, SessionCursor};
 use crate::id::SessionId;
 use crate::message::Message;
@@ -33,7 +35,16 @@ pub(super) struct Create {
     label: Option<String>,
 }
 
-pub(super) async fn create(State(app): State<App>, Body(body): Body<Create>) -> Result<Response, Error> {
+pub(super) async fn create(
+    State(app): State<App>,
+    candidate: Candidate,
+    Body(body): Body<Create>,
+) -> Result<Response, Error> {
+    // What an agent is told is decided as it is where a session is there already.
+    if body.options.as_ref().is_some_and(|options| !options.is_empty()) {
+        candidate.caller().check(Role::Admin)?;
+        candidate.decide().await?;
+    }
     let create = CreateSession {
         id: body.id.map(|id| id.parse()).transpose()?,
         workspace: body.workspace.map(|name| name.parse()).transpose()?,

@@ -19,9 +19,6 @@ use crate::slot::Slot;
 use crate::stats::Stats;
 use crate::worker::Worker;
 
-/// The one route that needs no token.
-pub(super) const HEALTH: &str = "/healthz";
-
 pub(super) async fn slots(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Slot>>, Error> {
     Ok(Json(Items::of(app.engine.list_slots().await?, &page)?))
 }

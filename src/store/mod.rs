@@ -47,8 +47,8 @@ use crate::config::Durability;
 use crate::worker::ProcessIdentity;
 
 use inspect::Found;
-pub use place::agents_dir;
 use place::{OpenFile, Opening, Place, Presence, beside};
+pub use place::{agents_dir, token_file};
 use read_only::ReadOnly;
 
 pub use error::StoreError;

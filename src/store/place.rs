@@ -38,6 +38,14 @@ pub fn agents_dir(path: &Path) -> PathBuf {
     beside(path, "-agents")
 }
 
+/// The file beside a database that holds the token which is made where none is named.
+///
+/// # Errors
+/// [`StoreError`] when the path of the database leads nowhere.
+pub fn token_file(path: &Path) -> Result<PathBuf, StoreError> {
+    Ok(beside(&inspect::resolve(path)?, "-token"))
+}
+
 /// Gives a companion the owner, the group and the rights that go with the database: root may be the first to need it and must
 /// not lock out the service that owns the database, and a group that may read the database needs its WAL as well. By its
 /// path: closing a descriptor of the index of the WAL would drop the locks that SQLite holds on it.

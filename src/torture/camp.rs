@@ -83,6 +83,11 @@ dir = {dir}
         self.dir.join("m.db")
     }
 
+    /// What a client of the engines reads the token from.
+    pub(super) fn token_file(&self) -> PathBuf {
+        self.dir.join("m.db-token")
+    }
+
     pub(super) fn records(&self) -> PathBuf {
         self.dir.join("records")
     }

@@ -28,7 +28,7 @@ pub(super) async fn watch(
             sleep(LOOK_AGAIN).await;
             continue;
         };
-        if let Ok(answer) = get(to, "/v1/backends?limit=100").await {
+        if let Ok(answer) = get(&to, "/v1/backends?limit=100").await {
             let live: Vec<_> = answer.items().iter().filter(|backend| backend["state"] != "stopped").collect();
             journal.saw_backends(live.len());
             if live.len() > most {

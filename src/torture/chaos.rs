@@ -228,10 +228,10 @@ impl Chaos {
 
     async fn stop_backend(&self, rng: &mut fastrand::Rng) {
         let Some(to) = self.fleet.addresses().any(rng) else { return };
-        let Ok(answer) = get(to, "/v1/backends?limit=20").await else { return };
+        let Ok(answer) = get(&to, "/v1/backends?limit=20").await else { return };
         let Some(id) = rng.choice(answer.items()).and_then(|backend| backend["id"].as_str()) else { return };
         let path = format!("/v1/backends/{id}/stop");
-        if ask(to, Method::POST, &path, Some(&json!({"force": rng.bool()}))).await.is_ok() {
+        if ask(&to, Method::POST, &path, Some(&json!({"force": rng.bool()}))).await.is_ok() {
             self.journal.count(Count::BackendStops);
         }
     }
@@ -239,12 +239,12 @@ impl Chaos {
     async fn cancel(&self, rng: &mut fastrand::Rng) {
         let Some(to) = self.fleet.addresses().any(rng) else { return };
         let status = if rng.u8(..4) == 0 { "queued" } else { "running" };
-        let Ok(answer) = get(to, &format!("/v1/runs?status={status}&limit=20")).await else { return };
+        let Ok(answer) = get(&to, &format!("/v1/runs?status={status}&limit=20")).await else { return };
         let Some(run) = rng.choice(answer.items()) else { return };
         let key = if rng.bool() { "id" } else { "session_id" };
         let Some(id) = run[key].as_str() else { return };
         let kind = if key == "id" { "runs" } else { "sessions" };
-        if ask(to, Method::POST, &format!("/v1/{kind}/{id}/cancel"), None).await.is_ok() {
+        if ask(&to, Method::POST, &format!("/v1/{kind}/{id}/cancel"), None).await.is_ok() {
             self.journal.count(Count::Cancels);
         }
     }
@@ -252,7 +252,7 @@ impl Chaos {
     async fn close(&self, rng: &mut fastrand::Rng) {
         let (Some(to), Some(session)) = (self.fleet.addresses().any(rng), rng.choice(&self.sessions)) else { return };
         let path = format!("/v1/sessions/{session}/close");
-        if ask(to, Method::POST, &path, Some(&json!({"cancel": rng.bool()}))).await.is_ok() {
+        if ask(&to, Method::POST, &path, Some(&json!({"cancel": rng.bool()}))).await.is_ok() {
             self.journal.count(Count::Closes);
         }
     }

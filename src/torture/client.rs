@@ -3,6 +3,7 @@
 //! Always: every wait and every buffer has a limit. An answer that was cut short is an error, never an answer.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -20,6 +21,20 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest answer, and the longest event, that is taken.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Where an engine listens, and the token that it asks for.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) address: SocketAddr,
+    pub(super) token: Arc<str>,
+}
+
+impl Door {
+    /// The value of the header that shows the token.
+    pub(super) fn authorization(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+}
 
 /// An answer that was read to its end.
 pub(super) struct Answer {
@@ -40,7 +55,7 @@ impl Answer {
 }
 
 /// Asks and waits for the whole answer.
-pub(super) async fn ask(to: SocketAddr, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+pub(super) async fn ask(to: &Door, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
     let request = request(to, method, path).header(header::CONTENT_TYPE, "application/json");
     let request = request.body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))?;
     let answered = exchange(to, request, async |response| {
@@ -51,7 +66,7 @@ pub(super) async fn ask(to: SocketAddr, method: Method, path: &str, body: Option
     timeout(PATIENCE, answered).await?
 }
 
-pub(super) async fn get(to: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+pub(super) async fn get(to: &Door, path: &str) -> anyhow::Result<Answer> {
     ask(to, Method::GET, path, None).await
 }
 
@@ -65,7 +80,7 @@ pub(super) struct Frame {
 /// Reads a stream from behind an event, frame by frame, for as long as `each` wants more. Answers with the status and
 /// whether the stream came to a clean end.
 pub(super) async fn follow(
-    to: SocketAddr,
+    to: &Door,
     path: &str,
     after: i64,
     mut each: impl FnMut(Frame) -> bool,
@@ -88,17 +103,18 @@ pub(super) async fn follow(
     .await
 }
 
-fn request(to: SocketAddr, method: Method, path: &str) -> hyper::http::request::Builder {
-    Request::builder().method(method).uri(path).header(header::HOST, to.to_string()).header(header::CONNECTION, "close")
+fn request(to: &Door, method: Method, path: &str) -> hyper::http::request::Builder {
+    let request = Request::builder().method(method).uri(path).header(header::HOST, to.address.to_string());
+    request.header(header::AUTHORIZATION, to.authorization()).header(header::CONNECTION, "close")
 }
 
 /// One request on a connection of its own.
 async fn exchange<T>(
-    to: SocketAddr,
+    to: &Door,
     request: Request<Body>,
     read: impl AsyncFnOnce(Response<hyper::body::Incoming>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let stream = timeout(PATIENCE, TcpStream::connect(to)).await??;
+    let stream = timeout(PATIENCE, TcpStream::connect(to.address)).await??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let answered = async {
         let response = timeout(PATIENCE, sender.send_request(request)).await??;

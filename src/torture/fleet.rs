@@ -3,7 +3,6 @@
 //! Always: a signal goes to a child that was not waited for, so its pid is its own. An engine that ends unasked, does not
 //! start, or does not stop when it is asked to, breaks a promise.
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::camp::Camp;
+use super::client::Door;
 use super::journal::{Count, Journal};
 
 /// An engine that takes longer to listen or to stop hangs: on a loaded machine both take well under a second.
@@ -28,17 +28,17 @@ pub(super) struct Fleet {
 
 /// Where engines listen, as far as known: one may be gone by the time it is asked.
 #[derive(Clone)]
-pub(super) struct Addresses(Arc<Mutex<Vec<Option<SocketAddr>>>>);
+pub(super) struct Addresses(Arc<Mutex<Vec<Option<Door>>>>);
 
 impl Addresses {
     /// Where some engine listens.
-    pub(super) fn any(&self, rng: &mut fastrand::Rng) -> Option<SocketAddr> {
+    pub(super) fn any(&self, rng: &mut fastrand::Rng) -> Option<Door> {
         let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let living: Vec<_> = addresses.iter().flatten().collect();
-        rng.choice(living).copied()
+        rng.choice(living).cloned()
     }
 
-    fn set(&self, number: usize, address: Option<SocketAddr>) {
+    fn set(&self, number: usize, address: Option<Door>) {
         if let Some(place) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(number) {
             *place = address;
         }
@@ -97,7 +97,8 @@ impl Engine {
             self.child = Some(child);
             listening.context("it did not listen in time")??;
             let address = line.trim_end().strip_prefix("listening on http://").context("it ended while starting")?;
-            Ok::<SocketAddr, anyhow::Error>(address.parse()?)
+            let token = std::fs::read_to_string(self.camp.token_file()).context("it has made no token")?;
+            Ok::<Door, anyhow::Error>(Door { address: address.parse()?, token: token.trim_end().into() })
         };
         match started.await {
             Ok(address) => self.addresses.set(self.number, Some(address)),

@@ -194,7 +194,7 @@ async fn found_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()
     let to = fleet.addresses().any(&mut fastrand::Rng::new()).context("no engine listens")?;
     for (session, agent) in sessions.iter().zip(camp::agents().cycle()) {
         let body = serde_json::json!({"id": session, "agent": agent});
-        let answer = client::ask(to, hyper::Method::POST, "/v1/sessions", Some(&body)).await?;
+        let answer = client::ask(&to, hyper::Method::POST, "/v1/sessions", Some(&body)).await?;
         anyhow::ensure!(answer.status == 201, "{session} could not be made: {} {}", answer.status, answer.body);
     }
     Ok(())

@@ -66,7 +66,7 @@ impl Reader {
         if self.rng.bool() {
             return Some(Target { path: format!("/v1/sessions/{session}/events"), session, is_run: false });
         }
-        let answer = get(self.addresses.any(&mut self.rng)?, &format!("{runs}?limit=5")).await.ok()?;
+        let answer = get(&self.addresses.any(&mut self.rng)?, &format!("{runs}?limit=5")).await.ok()?;
         let run = self.rng.choice(answer.items())?.get("id")?.as_str()?.to_owned();
         Some(Target { path: format!("/v1/runs/{run}/events"), session, is_run: true })
     }
@@ -87,7 +87,7 @@ impl Reader {
                 continue;
             };
             let mut connection = Connection::new(target, &self.journal, cursor, heard);
-            let followed = async { follow(to, &target.path, cursor, |frame| connection.take(frame)).await };
+            let followed = async { follow(&to, &target.path, cursor, |frame| connection.take(frame)).await };
             let followed = tokio::select! {
                 followed = timeout_at(until, followed) => followed,
                 () = stop.cancelled() => return,

@@ -98,7 +98,7 @@ impl Writer {
     async fn try_to_send(&mut self, body: &Value) -> Try {
         let Some(to) = self.addresses.any(&mut self.rng) else { return Try::Again };
         let path = format!("/v1/sessions/{}/runs", self.session);
-        self.judge(ask(to, Method::POST, &path, Some(body)).await, body)
+        self.judge(ask(&to, Method::POST, &path, Some(body)).await, body)
     }
 
     fn judge(&self, answered: anyhow::Result<Answer>, body: &Value) -> Try {
@@ -152,13 +152,16 @@ impl Writer {
         let Some(to) = self.addresses.any(&mut self.rng) else { return };
         let body = body.to_string();
         let head = format!(
-            "POST /v1/sessions/{}/runs HTTP/1.1\r\nhost: {to}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/sessions/{}/runs HTTP/1.1\r\nhost: {}\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
             self.session,
+            to.address,
+            to.authorization(),
             body.len()
         );
         let request = head + &body;
         let sent = if self.rng.bool() { request.len() } else { self.rng.usize(..request.len()) };
-        if let Ok(mut stream) = TcpStream::connect(to).await {
+        if let Ok(mut stream) = TcpStream::connect(to.address).await {
             // It may be gone already: then this was the wrong moment for it, not for us.
             let _ = stream.write_all(&request.as_bytes()[..sent]).await;
             self.journal.count(Count::SendsHungUp);
@@ -168,6 +171,6 @@ impl Writer {
     async fn queued(&mut self) -> usize {
         let Some(to) = self.addresses.any(&mut self.rng) else { return 0 };
         let path = format!("/v1/sessions/{}/runs?status=queued&limit={MAX_QUEUED}", self.session);
-        get(to, &path).await.map_or(0, |answer| answer.items().len())
+        get(&to, &path).await.map_or(0, |answer| answer.items().len())
     }
 }

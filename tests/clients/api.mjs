@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
 
+import { authorized } from './token.mjs';
 import { eventually } from './wait.mjs';
 
 export class Api {
@@ -14,7 +15,7 @@ export class Api {
   async call(method, path, body, headers = {}) {
     const text = body === undefined || typeof body === 'string' ? body : JSON.stringify(body);
     const type = text === undefined ? {} : { 'content-type': 'application/json' };
-    const response = await fetch(this.url + path, { method, body: text, headers: { ...type, ...headers } });
+    const response = await fetch(this.url + path, { method, body: text, headers: authorized(this.url, { ...type, ...headers }) });
     return { status: response.status, headers: response.headers, body: parsed(await response.text()) };
   }
 
@@ -76,7 +77,7 @@ export class Api {
  */
 export function rawRequest(url, { method = 'GET', headers = {}, body } = {}) {
   return new Promise((resolve, reject) => {
-    const request = http.request(url, { method, headers, agent: false });
+    const request = http.request(url, { method, headers: authorized(url, headers), agent: false });
     request.on('error', reject);
     request.on('response', (response) => {
       const parts = [];

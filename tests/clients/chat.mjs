@@ -1,6 +1,7 @@
 // The AI SDK's chat without a framework: what `useChat` is around, for each version of the client that is checked.
 
 import { Recording } from './sse.mjs';
+import { authorized } from './token.mjs';
 import { eventually } from './wait.mjs';
 
 export const NEWEST = '6.0.326';
@@ -47,7 +48,8 @@ class MemoryState {
  * place of the default one; `answer` gives what is answered in place of a daemon.
  */
 export function openChat(options) {
-  const { version = NEWEST, url, id, messages = [], headers } = options;
+  const { version = NEWEST, url, id, messages = [] } = options;
+  const headers = authorized(url, options.headers);
   const { resumeFrom, sendAutomaticallyWhen, answer = fetch } = options;
   const Chat = chats.get(version);
   const { DefaultChatTransport } = sdks.get(version);

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 
 import { Api } from './api.mjs';
+import { know } from './token.mjs';
 import { within } from './wait.mjs';
 
 const STOP_DEADLINE = 10_000;
@@ -47,7 +48,10 @@ export class Daemon {
     this.#child = spawn(this.#bin, args, { cwd: this.#dir, env, stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child.stderr.pipe(createWriteStream(join(this.#dir, 'stderr.log'), { flags: 'a' }));
     try {
-      this.api = new Api(await within(this.#ready(), `${this.#bin} prints its listening line`));
+      const url = await within(this.#ready(), `${this.#bin} prints its listening line`);
+      // Not there where the config names a token.
+      know(url, (await readFile(join(this.#dir, 't.db-token'), 'utf8').catch(() => undefined))?.trimEnd());
+      this.api = new Api(url);
     } catch (error) {
       this.#child.kill('SIGKILL');
       throw new Error(`${error.message}\n${await this.log()}`);

@@ -7,6 +7,8 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { build } from 'esbuild';
 import { JSDOM } from 'jsdom';
 
+import { tokenOf } from './token.mjs';
+
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
 /** The packages that an application has installed, by the major version of the AI SDK. */
@@ -40,9 +42,13 @@ async function bundle(code, major, { url, id }) {
   const key = `${major} ${code}`;
   if (!bundles.has(key)) bundles.set(key, bundled(code, major));
   const text = await bundles.get(key);
-  const [address, chat] = ['"http://127.0.0.1:7717"', 'id = "hello"'];
-  if (!text.includes(address) || !text.includes(chat)) throw new Error('the document names another address or chat');
-  return text.replace(address, JSON.stringify(url)).replace(chat, `id = ${JSON.stringify(id)}`);
+  // esbuild writes ASCII.
+  const [address, chat, secret] = ['"http://127.0.0.1:7717"', 'id = "hello"', 'token = "\\u2026"'];
+  if (![address, chat, secret].every((part) => text.includes(part))) {
+    throw new Error('the document names another address, chat or token');
+  }
+  const own = text.replace(address, JSON.stringify(url)).replace(chat, `id = ${JSON.stringify(id)}`);
+  return own.replace(secret, `token = ${JSON.stringify(tokenOf(url))}`);
 }
 
 async function bundled(code, major) {

@@ -1,5 +1,6 @@
 // Server-sent events as they are on the wire, noted event by event while they arrive.
 
+import { authorized } from './token.mjs';
 import { DEADLINE } from './wait.mjs';
 
 /** What one stream brought so far. A block is what stands between two blank lines. */
@@ -99,7 +100,8 @@ export class Recording {
 export async function openStream(url, { headers, ...init } = {}) {
   const control = new AbortController();
   const signal = control.signal;
-  const response = await fetch(url, { ...init, signal, headers: { accept: 'text/event-stream', ...headers } });
+  const accepting = authorized(url, { accept: 'text/event-stream', ...headers });
+  const response = await fetch(url, { ...init, signal, headers: accepting });
   if (response.status !== 200) {
     throw new Error(`${init.method ?? 'GET'} ${url} answered ${response.status}: ${await response.text()}`);
   }

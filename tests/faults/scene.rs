@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,6 +13,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use crate::shim::Shim;
+use crate::token::token;
 
 /// The longest that anything may take on a loaded machine before the test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -110,14 +112,6 @@ impl Scene {
         command
     }
 
-    /// What a daemon is started with that has so many file descriptors, soft and hard limit.
-    pub fn serve_limited(&self, limit: &str) -> Command {
-        let mut command = Command::new("prlimit");
-        command.arg(format!("--nofile={limit}")).arg(env!("CARGO_BIN_EXE_mainstay"));
-        self.arguments(&mut command, "127.0.0.1:0");
-        command
-    }
-
     /// A daemon that serves.
     pub fn daemon(&self) -> Daemon {
         self.ready(self.serve().spawn().unwrap()).unwrap_or_else(|_| panic!("it did not start: {}", self.logged()))
@@ -128,12 +122,16 @@ impl Scene {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Some(url) = line.trim_end().strip_prefix("listening on ") else { return Err(child.wait().unwrap()) };
-        Ok(Daemon { child, url: url.to_owned(), client: self.client.clone() })
+        Ok(self.reached(child, url.to_owned()))
     }
 
     /// A process that was started and will serve at this address.
     pub fn reached_at(&self, child: Child, address: &str) -> Daemon {
-        Daemon { child, url: format!("http://{address}"), client: self.client.clone() }
+        self.reached(child, format!("http://{address}"))
+    }
+
+    fn reached(&self, child: Child, url: String) -> Daemon {
+        Daemon { child, url, client: self.client.clone(), db: self.db.clone(), token: OnceLock::new() }
     }
 
     pub fn logged(&self) -> String {
@@ -179,11 +177,18 @@ pub struct Daemon {
     pub child: Child,
     url: String,
     client: Client,
+    db: PathBuf,
+    /// What requests show: read once, for the database may go.
+    token: OnceLock<Option<String>>,
 }
 
 impl Daemon {
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.url)).timeout(PATIENCE)
+        let request = self.client.request(method, format!("{}{path}", self.url)).timeout(PATIENCE);
+        match self.token.get_or_init(|| token(&self.db)) {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     /// Status and body of an answer.

@@ -37,7 +37,7 @@ async fn a_new_message_declines_open_questions_and_goes_next() {
     let told = scene.chat_to_end(&chat(&[user("m", "/ask x"), user("n", "something else")], json!({}))).await;
     assert!(said(&told).contains("something else"), "{told}");
     let permission = scene.get(&format!("/v1/permissions/{question}")).await;
-    assert_eq!((permission.text("state"), permission.text("answered_by")), ("denied", "chat"));
+    assert_eq!((permission.text("state"), permission.text("answered_by")), ("denied", "admin"));
     assert_eq!(permission.text("reason"), "declined: a new message was sent");
     // The asked run went on with the denial to its end, and the new message went before what waited.
     let last = Streaming::open(

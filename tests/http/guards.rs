@@ -1,4 +1,4 @@
-//! Who may ask: token, Host, Origin.
+//! Who may ask: tokens and roles, Host, Origin.
 
 use mainstay::http::Timeouts;
 use reqwest::{Method, RequestBuilder};
@@ -16,10 +16,12 @@ async fn guarded() -> Scene {
 #[tokio::test]
 async fn nothing_but_the_health_is_told_without_the_token() {
     let scene = guarded().await;
-    assert_eq!(scene.get("/healthz").await.status, 200);
-    assert_eq!(scene.ask(Method::HEAD, "/healthz").send().await.unwrap().status(), 200);
-    assert_eq!(scene.post("/healthz", json!({})).await.refused(), (401, "unauthorized"));
-    for path in ["/readyz", "/v1/sessions", "/v1/runs/x", "/api/chat/s/stream", "/nowhere", "/healthz/"] {
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(scene.get(path).await.status, 200);
+        assert_eq!(scene.ask(Method::HEAD, path).send().await.unwrap().status(), 200);
+        assert_eq!(scene.post(path, json!({})).await.refused(), (401, "unauthorized"));
+    }
+    for path in ["/metrics", "/v1/sessions", "/v1/runs/x", "/api/chat/s/stream", "/nowhere", "/healthz/"] {
         let answer = scene.get(path).await;
         assert_eq!((answer.refused(), answer.header("www-authenticate")), ((401, "unauthorized"), "Bearer"), "{path}");
     }

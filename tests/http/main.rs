@@ -15,3 +15,5 @@ mod scene;
 mod sessions;
 mod sockets;
 mod streams;
+#[path = "../token/mod.rs"]
+mod token;

@@ -7,14 +7,16 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use mainstay::config::Config;
-use mainstay::engine::Engine;
-use mainstay::http::{Timeouts, serve_with};
+use mainstay::engine::{Engine, token_file};
+use mainstay::http::{Access, Timeouts, serve_with};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::token::token;
 
 /// The longest that anything may take on a loaded machine before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +31,8 @@ pub struct Scene {
     pub server: JoinHandle<std::io::Result<()>>,
     engine: Engine,
     client: Client,
+    /// What requests show: the token that was made, where the config names none.
+    token: Option<String>,
     _dir: tempfile::TempDir,
 }
 
@@ -93,19 +97,36 @@ impl Scene {
         let mut config = Config::load(config, Path::new("test.toml"), dir.path()).unwrap();
         config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
         let server = config.server.clone();
-        let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
+        let db = dir.path().join("m.db");
+        let engine = Engine::open(&db, config).await.unwrap();
+        let access = Access::configured(&server, engine.path(), &token_file(&db).unwrap()).unwrap();
+        let token = token(&db);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let serving = {
             let (engine, stop) = (engine.clone(), stop.clone());
-            tokio::spawn(async move { serve_with(engine, &server, listener, stop, timeouts).await })
+            tokio::spawn(async move { serve_with(engine, &server, access, listener, stop, timeouts).await })
         };
-        Self { address, stop, server: serving, engine, client: Client::new(), _dir: dir }
+        Self { address, stop, server: serving, engine, client: Client::new(), token, _dir: dir }
     }
 
     pub fn ask(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.ask_without_token(method, path);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub fn ask_without_token(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("http://{}{path}", self.address)).timeout(PATIENCE)
+    }
+
+    /// The headers that every request of its own making needs, each with the end of its line.
+    pub fn head(&self) -> String {
+        let token = self.token.as_ref().map(|token| format!("authorization: Bearer {token}\r\n"));
+        format!("host: localhost\r\n{}", token.unwrap_or_default())
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -147,7 +168,7 @@ impl Scene {
 
     /// The status of a GET of a path as it is, which clients would tidy up.
     pub async fn raw_status(&self, path: &str) -> u16 {
-        let answer = self.raw(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        let answer = self.raw(&format!("GET {path} HTTP/1.1\r\n{}connection: close\r\n\r\n", self.head())).await;
         status_of(&answer.unwrap())
     }
 }

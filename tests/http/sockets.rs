@@ -54,8 +54,10 @@ async fn a_head_that_does_not_come_ends_its_connection() {
 #[tokio::test]
 async fn a_body_that_does_not_come_ends_its_request() {
     let scene = Scene::with("", Timeouts { body: SHORT, ..Timeouts::default() }).await;
-    let head =
-        "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n";
+    let head = format!(
+        "POST /v1/sessions HTTP/1.1\r\n{}content-type: application/json\r\ncontent-length: 9\r\n",
+        scene.head()
+    );
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
     stream.write_all(format!("{head}\r\n{{\"id\"").as_bytes()).await.unwrap();
     let answer = read_to_end(stream).await;
@@ -76,7 +78,7 @@ async fn a_connection_beyond_the_limit_waits_for_its_turn() {
 #[tokio::test]
 async fn a_large_body_is_asked_for_only_when_it_is_wanted() {
     let scene = Scene::new().await;
-    let head = "host: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
+    let head = format!("{}content-type: application/json\r\nexpect: 100-continue\r\n", scene.head());
     for (path, bytes) in [("/v1/sessions/s/runs", 5 * 1024 * 1024), ("/api/chat", 65 * 1024 * 1024)] {
         let request = format!("POST {path} HTTP/1.1\r\n{head}content-length: {bytes}\r\n\r\n");
         assert_eq!(status_of(&scene.raw(&request).await.unwrap()), 413, "{path}");
@@ -86,7 +88,7 @@ async fn a_large_body_is_asked_for_only_when_it_is_wanted() {
 #[tokio::test]
 async fn a_connection_that_does_not_end_is_dropped() {
     let scene = Scene::with("", Timeouts { shutdown: SHORT, ..Timeouts::default() }).await;
-    let head = "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let head = format!("POST /v1/sessions HTTP/1.1\r\n{}content-type: application/json\r\n", scene.head());
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
     stream.write_all(format!("{head}content-length: 9\r\nexpect: 100-continue\r\n\r\n").as_bytes()).await.unwrap();
     let mut asked_for = [0; 25];
@@ -101,7 +103,7 @@ async fn a_connection_that_does_not_end_is_dropped() {
 #[tokio::test]
 async fn requests_on_one_connection_are_answered_in_turn() {
     let scene = Scene::new().await;
-    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\n{}{more}\r\n", scene.head());
     let requests = [get("/healthz", ""), get("/v1/nothing", ""), get("/v1/slots", "connection: close\r\n")].concat();
     let answers = scene.raw(&requests).await.unwrap();
     let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].to_owned()).collect();

@@ -188,7 +188,7 @@ async fn no_stream_ends_as_if_its_run_were_over_when_the_server_stops() {
     }
     // A client of HTTP/1.0 knows the end of a response by the end of the connection: it has to be a reset.
     let mut old = TcpStream::connect(scene.address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\n{}accept: text/event-stream\r\n\r\n", scene.head());
     old.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !String::from_utf8_lossy(&answer).contains("retry: 1000\n") {

@@ -32,7 +32,7 @@ impl Scene {
     async fn chat(&self, text: &str) -> Run {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
         let send = Send {
-            declines: true,
+            declined_by: Some("test".into()),
             workspace: Some("asking".parse().unwrap()),
             ..Send::new("s".parse().unwrap(), message)
         };

@@ -263,7 +263,7 @@ impl System {
             message: UserMessage::text(format!("m{}", new.message).parse().unwrap(), new.text()).unwrap(),
             purpose: new.purpose,
             options: RunOptions { when_busy: new.when_busy, timeout: None, priority: new.priority },
-            declines: false,
+            declined_by: None,
             goes_next: new.goes_next,
             when_full: new.when_full,
             slot_bound: vec![AGENTS[SLOT_BOUND_AGENT].parse().unwrap()],

@@ -7,3 +7,5 @@ mod metrics;
 mod readme;
 mod scene;
 mod systemd;
+#[path = "../token/mod.rs"]
+mod token;

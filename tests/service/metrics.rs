@@ -14,8 +14,9 @@ struct Scraped {
 }
 
 impl Scraped {
-    async fn of(daemon: &Daemon) -> Self {
-        let response = reqwest::get(format!("{}/metrics", daemon.address)).await.unwrap();
+    async fn of(scene: &Scene, daemon: &Daemon) -> Self {
+        let request = reqwest::Client::new().get(format!("{}/metrics", daemon.address)).bearer_auth(scene.token());
+        let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         let kind = response.headers()["content-type"].to_str().unwrap();
         assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
@@ -44,7 +45,7 @@ impl Scraped {
 async fn every_metric_is_written_down_and_every_one_written_down_is_there() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
-    let scraped = Scraped::of(&daemon).await;
+    let scraped = Scraped::of(&scene, &daemon).await;
     let rows = OPERATIONS.lines().filter_map(|line| line.strip_prefix("| `mainstay_")?.split_once("` | "));
     let written: BTreeMap<_, _> =
         rows.map(|(name, rest)| (format!("mainstay_{name}"), rest.split_once(" |").unwrap().0.to_owned())).collect();
@@ -65,14 +66,14 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     scene.send("b", "/hang");
     // What was killed before it said anything may be put back to the queue instead of adopted.
     until("the words of the second turn", || scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 2);
-    let mut before = Scraped::of(&daemon).await;
+    let mut before = Scraped::of(&scene, &daemon).await;
     // A run is in execution until what its agent left is tidied up, a moment after its end was committed.
     for _ in 0..PATIENCE.as_millis() / 10 {
         if before.value("runs_executing") == 1.0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
-        before = Scraped::of(&daemon).await;
+        before = Scraped::of(&scene, &daemon).await;
     }
     assert_eq!((before.value("runs_executing"), before.value("runs_capacity")), (1.0, 8.0));
     assert_eq!(before.value("runs_settled_total{status=\"completed\"}"), 1.0);
@@ -83,7 +84,7 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
 
     let daemon = scene.daemon();
     until("the sweep", || scene.log().contains("sweep done"));
-    let after = Scraped::of(&daemon).await;
+    let after = Scraped::of(&scene, &daemon).await;
     assert_eq!((after.value("lost_runs_adopted_total"), after.value("workers_removed_total")), (1.0, 1.0));
     assert!(after.value("runs_executing") == 1.0 && after.value("sweeps_total") >= 1.0);
     scene.mainstay(&["cancel", "b", "--wait"]);
@@ -97,7 +98,7 @@ async fn an_agent_that_had_to_be_killed_is_counted_and_logged_with_its_run() {
     let run = scene.send("s", "hi");
     until("the agent", || scene.path("deaf").exists());
     scene.mainstay(&["cancel", &run, "--wait"]);
-    let scraped = Scraped::of(&daemon).await;
+    let scraped = Scraped::of(&scene, &daemon).await;
     assert_eq!(scraped.value("agents_killed_total"), 1.0);
     let log = scene.log();
     let line = log.lines().find(|line| line.contains("the agent did not end when asked")).unwrap();

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::token::token;
+
 /// The longest that anything may take on a loaded machine before the test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -44,6 +46,11 @@ impl Scene {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The token that the daemon has made.
+    pub fn token(&self) -> String {
+        token(&self.path("mainstay.db")).unwrap()
     }
 
     /// What the daemons have logged.

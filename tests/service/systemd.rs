@@ -113,6 +113,8 @@ fn agents_do_not_speak_for_the_daemon() {
         ("NOTIFY_SOCKET", manager.path.as_str()),
         ("WATCHDOG_USEC", "60000000"),
         ("MAINSTAY_TOKEN", "s3cret"),
+        ("MAINSTAY_DB", "mainstay.db"),
+        ("MAINSTAY_CONFIG", "mainstay.toml"),
         ("KEY_OF_THE_AGENT", "k"),
     ];
     let daemon = scene.start(&[MAINSTAY], &own);
@@ -120,7 +122,8 @@ fn agents_do_not_speak_for_the_daemon() {
     until("the agent", || scene.path("seen").exists());
     let seen = std::fs::read_to_string(scene.path("seen")).unwrap();
     assert!(seen.contains("KEY_OF_THE_AGENT=k"));
-    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINSTAY_TOKEN"] {
+    let kept = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINSTAY_TOKEN", "MAINSTAY_DB", "MAINSTAY_CONFIG"];
+    for variable in kept {
         assert!(!seen.contains(variable), "{variable}");
     }
     assert!(daemon.stop().success());

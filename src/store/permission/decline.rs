@@ -7,14 +7,14 @@ use crate::permission::Answer;
 use crate::store::StoreError;
 use crate::store::writer::Tx;
 
-/// Who declines, as the permission names it.
+/// Who declines where the sender is not known any more, as the permission names it.
 const BY_CHAT: &str = "chat";
 /// Why.
 const REASON: &str = "declined: a new message was sent";
 
-/// Declines what the running run of a session asks, when it waits for nothing else. Answers whether it did. While a question
+/// Declines, for `by`, what the running run of a session asks, when it waits for nothing else. Answers whether it did. While a question
 /// is open, the stored message is as new as the newest event of a tool.
-pub(in crate::store) async fn decline(tx: &mut Tx<'_>, session: SessionKey) -> Result<bool, StoreError> {
+pub(in crate::store) async fn decline(tx: &mut Tx<'_>, session: SessionKey, by: &str) -> Result<bool, StoreError> {
     let waiting = sqlx::query_scalar!(
         r#"SELECT r.key AS "key!" FROM runs r JOIN messages m ON m.run_key = r.key
            WHERE r.session_key = ?1 AND r.status = 'running' AND r.cancel_requested_at IS NULL
@@ -28,7 +28,7 @@ pub(in crate::store) async fn decline(tx: &mut Tx<'_>, session: SessionKey) -> R
     let pending = sqlx::query_scalar!("SELECT id FROM permissions WHERE run_key = ?1 AND state = 'pending'", run);
     let pending = pending.fetch_all(&mut *tx.conn).await?;
     for id in &pending {
-        answer(tx, &denial(id.parse()?)).await?;
+        answer(tx, &denial(id.parse()?, by)).await?;
     }
     Ok(!pending.is_empty())
 }
@@ -42,11 +42,11 @@ pub(super) async fn decline_if_passed(tx: &mut Tx<'_>, run: RunKey, id: Permissi
         run
     );
     if is_passed.fetch_one(&mut *tx.conn).await? {
-        answer(tx, &denial(id)).await?;
+        answer(tx, &denial(id, BY_CHAT)).await?;
     }
     Ok(())
 }
 
-fn denial(id: PermissionId) -> GiveAnswer {
-    GiveAnswer { id, answer: Answer::Approved(false), by: BY_CHAT.to_owned(), reason: Some(REASON.to_owned()) }
+fn denial(id: PermissionId, by: &str) -> GiveAnswer {
+    GiveAnswer { id, answer: Answer::Approved(false), by: by.to_owned(), reason: Some(REASON.to_owned()) }
 }

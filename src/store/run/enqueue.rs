@@ -41,8 +41,8 @@ pub struct Enqueue {
     pub purpose: Purpose,
     /// How it is to be run.
     pub options: RunOptions,
-    /// Whether it declines what the running run asks, if that run waits for nothing but answers; then it goes next.
-    pub declines: bool,
+    /// Who declines with it what the running run asks, if that run waits for nothing but answers; then it goes next.
+    pub declined_by: Option<String>,
     /// Whether it goes next in any case.
     pub goes_next: bool,
     /// What the session gets when no slot is free.
@@ -143,7 +143,10 @@ impl Enqueue {
             session::set_slot_bound(tx, session.key, slot_bound).await?;
             session.slot_bound = slot_bound;
         }
-        let declined = self.declines && permission::decline(tx, session.key).await?;
+        let declined = match &self.declined_by {
+            Some(by) => permission::decline(tx, session.key, by).await?,
+            None => false,
+        };
         let goes_next = declined || self.goes_next || self.options.when_busy == WhenBusy::Interrupt;
         let message_key = match step {
             Step::Rewrite { message, run } if !goes_next => {

@@ -63,7 +63,7 @@ export const permissions = [
       assert.deepEqual(tool(stored[1]).approval, { id: question, approved });
       assert.match(said(stored[1]), approved ? /Allow once/ : /Reject/);
       const permission = await api.get(`/v1/permissions/${question}`);
-      assert.deepEqual([permission.state, permission.answered_by], [approved ? 'allowed' : 'denied', 'chat']);
+      assert.deepEqual([permission.state, permission.answered_by], [approved ? 'allowed' : 'denied', 'admin']);
       assert.equal(chat.recordings.length, 2, 'one answer');
     },
   }))),
@@ -73,7 +73,7 @@ export const permissions = [
       const { chat, run, question } = await asked({ api, id }, version);
       const listed = await api.get(`/v1/permissions?state=pending&session=${id}`);
       assert.deepEqual(listed.items.map((permission) => [permission.id, permission.run_id]), [[question, run.id]]);
-      await api.post(`/v1/permissions/${question}`, { option: 'always', by: 'ops' }, 200);
+      await api.post(`/v1/permissions/${question}`, { option: 'always' }, 200);
       await api.settled(run.id);
       const stored = await api.messages(id);
       const page = openChat({ version, url: api.url, id, messages: stored.slice(0, 1), resumeFrom: api.runEvents(run.id) });

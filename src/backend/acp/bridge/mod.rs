@@ -36,8 +36,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::agent::Bridge;
-use self::ending::Ended;
-pub(super) use self::ending::{is_shortage, why_it_ended};
+pub(super) use self::ending::why_it_ended;
 pub use self::frames::{Frames, Heard};
 use self::process::Process;
 use super::wire;
@@ -90,18 +89,18 @@ pub fn run(command: &[OsString]) -> io::Result<ExitCode> {
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(Ended { error, code }) => {
+        Err(error) => {
             // Nobody is left to tell when stderr is gone too.
             let _ = writeln!(io::stderr(), "{}", ending::last_line(&error));
-            Ok(code)
+            Ok(ending::code_of(error.class))
         }
     }
 }
 
 /// Starts the agent and serves it. Says why it ended, unless we were asked to.
-async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
-    let mut term = signal(SignalKind::terminate()).map_err(|error| AgentError::from(error.to_string()))?;
-    let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(command, &error))?;
+async fn hold(command: &[OsString], setup: Setup) -> Result<(), AgentError> {
+    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(&error))?;
     let bridge = Arc::new(Bridge::new(setup.client, process.clone()));
     let heard = process::lines(pipes.stdout, setup.max_line_bytes, bridge.clone());
     let transport = Lines::new(process::line_sink(pipes.stdin), heard);
@@ -134,7 +133,7 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
     };
     // The connection is gone, and with it the agent's stdin.
     process.end().await;
-    served.map_err(|error| bridge.quoting(error).into())
+    served.map_err(|error| bridge.quoting(error))
 }
 
 /// Serves relays until the agent ends, or has to.

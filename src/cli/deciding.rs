@@ -1,0 +1,64 @@
+//! Who decides at a command line: a person, by the name that the system knows them by, and never an agent.
+
+use std::fs::File;
+use std::io::Read;
+
+use crate::engine::callers;
+
+/// A larger file is no list of users.
+const MAX_PASSWD_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The command was given by an agent.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this command was started by an agent{}, and agents neither answer what agents ask, nor change what they are told, nor \
+     make tokens: leave it to a person",
+    run.map(|run| format!(" (run {run})")).unwrap_or_default()
+)]
+pub struct RunMayNotDecide {
+    run: Option<crate::id::RunId>,
+}
+
+/// Refuses to decide anything within the processes of a run.
+///
+/// # Errors
+/// [`RunMayNotDecide`]
+pub(super) async fn check() -> Result<(), RunMayNotDecide> {
+    match callers::of_self().await {
+        Some(process) => Err(RunMayNotDecide { run: process.run }),
+        None => Ok(()),
+    }
+}
+
+/// The user of this process, as what they answer carries it: `cli:` and the name, or the number where there is none. No token
+/// has a name with a colon.
+pub(super) fn user() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    let mut passwd = String::new();
+    // Where it cannot be read the number says enough.
+    let _ = File::open("/etc/passwd").and_then(|file| file.take(MAX_PASSWD_BYTES).read_to_string(&mut passwd));
+    format!("cli:{}", name_of(uid, &passwd).unwrap_or(&uid.to_string()))
+}
+
+fn name_of(uid: u32, passwd: &str) -> Option<&str> {
+    let is_it = |number: &str| number.parse() == Ok(uid);
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty() && !name.chars().any(char::is_control))?;
+        fields.nth(1).is_some_and(is_it).then_some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_is_named_as_the_system_does() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\n\nbroken\n:x:7:7::/:\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/sh\n";
+        assert_eq!([name_of(0, passwd), name_of(1000, passwd)], [Some("root"), Some("alice")]);
+        assert_eq!([name_of(7, passwd), name_of(1001, passwd)], [None, None]);
+        assert!(user().starts_with("cli:"));
+    }
+}
