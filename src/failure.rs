@@ -3,6 +3,9 @@
 //! Always: a class comes from a typed signal (a code, a kind, a status), never from the words of a message. An error
 //! without one has no class.
 
+use std::io;
+
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
@@ -81,6 +84,13 @@ impl std::str::FromStr for ErrorClass {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a class of errors")]
 pub struct UnknownClass(String);
+
+/// Whether a system call failed for want of something that others give back: file descriptors (`EMFILE`, `ENFILE`), processes
+/// (`EAGAIN` of a fork), memory (`ENOMEM`), disk space. The same call may succeed in a moment.
+pub fn is_shortage(error: &io::Error) -> bool {
+    const SHORTAGES: [Errno; 6] = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::NOSPC, Errno::DQUOT];
+    error.raw_os_error().is_some_and(|code| SHORTAGES.iter().any(|errno| errno.raw_os_error() == code))
+}
 
 /// An error that an agent reported.
 #[derive(Debug, Clone, PartialEq, Eq)]

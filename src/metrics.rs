@@ -61,6 +61,7 @@ pub(crate) struct Metrics {
     pub cancel_looks_failed: Counter,
     pub watches_failed: Counter,
     pub writes_retried: Counter,
+    pub starts_retried: Counter,
     pub batches_split: Counter,
     pub readers_lagged: Counter,
     pub streams_failed: Counter,
@@ -142,6 +143,10 @@ impl Metrics {
             cancel_looks_failed: counter("cancel_looks_failed", "Looks for cancel requests that failed"),
             watches_failed: counter("watches_failed", "Looks for what other processes wrote that failed"),
             writes_retried: counter("writes_retried", "Writes of runs tried again: disk full, database locked"),
+            starts_retried: counter(
+                "starts_retried",
+                "Starts of agents tried again: out of file descriptors, processes, memory or disk space",
+            ),
             batches_split: counter("batches_split", "Batches of writes tried one by one after a failure"),
             readers_lagged: counter("readers_lagged", "Times that a live reader was too slow and went to the store"),
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),

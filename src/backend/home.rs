@@ -18,11 +18,13 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use super::{StartError, host, launch, reap};
+use crate::failure::is_shortage;
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
-/// Between two looks whether a full disk has space again.
-const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// A host that cannot be reached for want of file descriptors is tried again for this long; its agent goes on meanwhile.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// What a host says of its own troubles.
 const LOG: &str = "log";
 /// It has a line to say, and then ends.
@@ -74,24 +76,13 @@ impl Hosts {
         Some(format!("{} cannot be written ({})", self.dir.display(), io::Error::from(denied)))
     }
 
-    /// Starts a host, which waits to be told what to start. A full disk is waited for as long as there is time.
-    pub(super) async fn start(
-        &self,
-        attempt: Attempt,
-        start_by: Instant,
-    ) -> Result<(ProcessIdentity, UnixStream), StartError> {
-        let failed = |what: &str, error: io::Error| StartError::from(format!("{what}: {error}"));
-        let Prepared { home, handle, listener, log } = loop {
-            let home = self.dir_of(attempt);
-            let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
-            match prepared.map_err(|_| StartError::from("the engine is going down"))? {
-                Ok(prepared) => break prepared,
-                Err(error) if is_full(&error) && Instant::now() < start_by => {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
-                Err(error) => return Err(failed("no directory could be made for it", error)),
-            }
-        };
+    /// Starts a host, which waits to be told what to start.
+    pub(super) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
+        let home = self.dir_of(attempt);
+        let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
+        let prepared = prepared.map_err(|_| StartError::from("the engine is going down"))?;
+        let Prepared { home, handle, listener, log } =
+            prepared.map_err(|error| StartError::at("no directory could be made for it", &error))?;
         let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(host::COMMAND).arg(&home);
         for variable in launch::KEPT_FROM_AGENTS {
@@ -101,14 +92,15 @@ impl Hosts {
         let started = async {
             // Before the host is there: should we be killed in between, it finds us gone, and does not wait for us.
             let link = UnixStream::connect(socket_in(&handle)).await;
-            let link = link.map_err(|error| failed("the socket of its host could not be reached", error))?;
+            let link = link.map_err(|error| StartError::at("the socket of its host could not be reached", &error))?;
             let child = command.spawn().map_err(|error| {
                 let program = self.program.display();
-                failed(&format!("its host, {program}, could not be started"), error)
+                StartError::at(&format!("its host, {program}, could not be started"), &error)
             })?;
             // Its exit status is taken whenever it comes: dropping the child does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-            let process = pid.and_then(reap::identity_of);
+            let process = pid.map_or(Ok(None), reap::look_up);
+            let process = process.map_err(|error| StartError::at("its host could not be found in /proc", &error))?;
             Ok((process.ok_or_else(|| StartError::from("its host ended at once"))?, link))
         };
         let started = started.await;
@@ -118,22 +110,30 @@ impl Hosts {
         started
     }
 
-    /// Connects to a host; `None` when it is gone, or when another process is in its place.
+    /// Connects to a host; `None` when it is gone, or when another process is in its place. A shortage is waited out for some
+    /// seconds.
     pub(super) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
-        let (link, peer) = self.knock(attempt).await?;
+        let give_up = Instant::now() + CONNECT_TIMEOUT;
+        let (link, peer) = loop {
+            match self.knock(attempt).await {
+                Err(_) if Instant::now() < give_up => tokio::time::sleep(RETRY_INTERVAL).await,
+                reached => break reached.ok().flatten()?,
+            }
+        };
         (peer == process.pid && reap::is_alive(process) == reap::Liveness::Alive).then_some(link)
     }
 
-    /// Removes what an attempt left in its directory. What cannot be removed is logged.
-    pub async fn forget(&self, attempt: Attempt) {
+    /// Removes what an attempt left in its directory. What cannot be removed is logged. Whether nothing is left of it.
+    pub async fn forget(&self, attempt: Attempt) -> bool {
         let home = self.dir_of(attempt);
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(home)).await;
         match removed {
             Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(run.id = %attempt.run, %error, "failed to remove the directory of an agent");
+                false
             }
             // The task fails only when the runtime goes down; a sweep removes what is left.
-            Ok(_) | Err(_) => {}
+            removed => removed.is_ok(),
         }
     }
 
@@ -159,24 +159,33 @@ impl Hosts {
     }
 
     /// The process that holds the agent of an attempt, if one does.
-    pub async fn find(&self, attempt: Attempt) -> Option<ProcessIdentity> {
-        let (_, peer) = self.knock(attempt).await?;
+    ///
+    /// # Errors
+    /// It cannot be looked for, because this process is short of something.
+    pub async fn find(&self, attempt: Attempt) -> io::Result<Option<ProcessIdentity>> {
+        let Some((_, peer)) = self.knock(attempt).await? else { return Ok(None) };
+        let Some(process) = reap::look_up(peer)? else { return Ok(None) };
         // Until a host has taken over its socket, the engine that made it is on the other side.
-        reap::identity_of(peer).filter(host::is_host)
+        Ok(host::is_host(&process)?.then_some(process))
     }
 
-    /// Connects to whoever listens for an attempt, and tells its pid.
-    async fn knock(&self, attempt: Attempt) -> Option<(UnixStream, i32)> {
+    /// Connects to the process that listens for an attempt, and tells its pid; `None` when no process does.
+    ///
+    /// # Errors
+    /// This process is short of something.
+    async fn knock(&self, attempt: Attempt) -> io::Result<Option<(UnixStream, i32)>> {
         let home = self.dir_of(attempt);
-        let handle = tokio::task::spawn_blocking(move || File::open(home)).await.ok()?.ok()?;
-        let link = UnixStream::connect(socket_in(&handle)).await.ok()?;
-        let peer = link.peer_cred().ok()?.pid()?;
-        Some((link, peer))
+        let knocked = async {
+            let handle = tokio::task::spawn_blocking(move || File::open(home)).await??;
+            let link = UnixStream::connect(socket_in(&handle)).await?;
+            let peer = link.peer_cred()?.pid();
+            io::Result::Ok(peer.map(|peer| (link, peer)))
+        };
+        match knocked.await {
+            Err(error) if is_shortage(&error) => Err(error),
+            knocked => Ok(knocked.ok().flatten()),
+        }
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 struct Prepared {

@@ -17,9 +17,9 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, probe, reap, template};
+use super::{Prompt, StartError, descriptors, probe, reap, template};
 use crate::agent::ProcessSpec;
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
 /// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the next three lead to files
@@ -64,6 +64,9 @@ pub struct Launch {
     /// says.
     #[serde(default)]
     pub(super) alone_ms: Option<u64>,
+    /// The soft limit of file descriptors that it gets; what its host has when none.
+    #[serde(default)]
+    max_descriptors: Option<u64>,
     /// From then on nothing is started: the run may be somebody else's. On the clock that all processes of a machine
     /// share and nobody sets (`CLOCK_MONOTONIC`).
     start_by_ms: u64,
@@ -143,6 +146,7 @@ impl Launch {
             kill_grace_ms: millis(kill_grace),
             limit_ms: millis(prompt.limit),
             alone_ms: None,
+            max_descriptors: descriptors::limit_of_agents(),
             start_by_ms: monotonic_ms().saturating_add(millis(start_in)),
         })
     }
@@ -185,6 +189,13 @@ impl Launch {
         Ok(Some(dir))
     }
 
+    /// Sets the limits that the agent inherits from this process.
+    pub(super) fn set_limits(&self) {
+        if let Some(soft) = self.max_descriptors {
+            descriptors::set_limit(soft);
+        }
+    }
+
     /// Whether the time to start it is over.
     pub(super) fn is_too_late(&self) -> bool {
         monotonic_ms() >= self.start_by_ms
@@ -194,7 +205,7 @@ impl Launch {
     pub(super) fn explain(&self, error: &io::Error) -> StartError {
         let is_missing = error.kind() == io::ErrorKind::NotFound && self.dir.is_dir();
         let class = is_missing.then_some(ErrorClass::AgentMissing);
-        StartError { message: self.words_for(error), class }
+        StartError { message: self.words_for(error), class, is_shortage: is_shortage(error) }
     }
 
     /// Looks for the program where the system would, for one that another process starts, which could not say as well what

@@ -10,6 +10,7 @@ mod clean;
 pub mod codex;
 mod control;
 pub mod demo;
+pub mod descriptors;
 #[cfg(test)]
 mod fixtures;
 mod frames;
@@ -35,6 +36,7 @@ pub(crate) mod template;
 mod text;
 pub mod warm_process;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +49,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Driver};
 use crate::chunk::Notice;
-use crate::failure::{AgentError, ErrorClass};
+use crate::failure::{AgentError, ErrorClass, is_shortage};
 use crate::id::{SessionId, WorkspaceName};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
@@ -273,11 +275,35 @@ pub struct StartError {
     pub message: String,
     /// What kind of failure it is, if it is one of those that programs act on.
     pub class: Option<ErrorClass>,
+    /// The system was short of something ([`is_shortage`]): the same start may succeed in a moment.
+    pub is_shortage: bool,
+}
+
+impl StartError {
+    /// A system call failed while the agent was being started.
+    pub(crate) fn at(what: &str, error: &io::Error) -> Self {
+        Self { message: format!("{what}: {error}"), class: None, is_shortage: is_shortage(error) }
+    }
 }
 
 impl<T: Into<String>> From<T> for StartError {
     fn from(message: T) -> Self {
-        Self { message: message.into(), class: None }
+        Self { message: message.into(), class: None, is_shortage: false }
+    }
+}
+
+/// Why a live agent does not answer a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeError {
+    /// For people.
+    pub message: String,
+    /// It could not be asked, because this process is short of something: that says nothing about the agent.
+    pub is_shortage: bool,
+}
+
+impl<T: Into<String>> From<T> for ProbeError {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), is_shortage: false }
     }
 }
 
@@ -374,8 +400,13 @@ pub trait Warm: Send + Sync {
         None
     }
 
+    /// Whether one ended by itself because the system was short of something: the same start may succeed in a moment.
+    fn is_shortage(&self, _exit: &ExitReport) -> bool {
+        false
+    }
+
     /// Whether the one at an endpoint is well. Comes back within a few seconds.
-    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>>;
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>>;
 }
 
 /// What is to be started, and where it is to be.

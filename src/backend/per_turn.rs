@@ -95,7 +95,7 @@ impl PerTurn {
             spec.env.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
         }
         let launch = Launch::for_turn(&spec, more, stdin, &prompt, self.holding.kill_grace)?;
-        self.holding.start(launch, prompt.start_by, self.reading()).await
+        self.holding.start(launch, self.reading()).await
     }
 }
 

@@ -32,6 +32,7 @@ use super::output::{Output, OutputFormat};
 use super::stderr::Excerpt;
 pub use super::temp_dir::remove_temp_dir;
 use super::{Adoption, End, Record, Reply, StartError, reap};
+use crate::failure::is_shortage;
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::worker::{AgentHost, ProcessIdentity};
 
@@ -78,12 +79,7 @@ pub(super) struct Holding {
 
 impl Holding {
     /// Starts a host for a process, and makes ready to start that; what it says is read as `reading` says.
-    pub(super) async fn start(
-        &self,
-        launch: Launch,
-        start_by: std::time::Instant,
-        reading: Reading,
-    ) -> Result<Reply, StartError> {
+    pub(super) async fn start(&self, launch: Launch, reading: Reading) -> Result<Reply, StartError> {
         let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
         if launch.len() > MAX_FROM_ENGINE_BYTES {
@@ -92,7 +88,7 @@ impl Holding {
                 "the message is too long to be handed over: {megabytes} MiB with all else"
             )));
         }
-        let (process, link) = self.hosts.start(attempt, start_by).await?;
+        let (process, link) = self.hosts.start(attempt).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
         Ok(self.talk(attempt, host, Some(link), Some(launch), 0, reading))
     }
@@ -215,6 +211,7 @@ struct Talk {
 
 impl Talk {
     async fn run(mut self, link: Option<UnixStream>, steering: Steering) -> End {
+        let control = steering.control.clone();
         if let Some(link) = link {
             let (reader, writer) = link.into_split();
             let mut hearing = pin!(self.heard.hear(reader));
@@ -245,7 +242,10 @@ impl Talk {
         }
         let spool = self.hosts.spool_of(self.attempt);
         let unread = match self.heard.end {
-            None => self.heard.retry_spool(&spool).await.err().filter(|error| error.kind() != io::ErrorKind::NotFound),
+            None => match self.heard.retry_spool(&spool, &control).await {
+                Some(read) => read.err().filter(|error| error.kind() != io::ErrorKind::NotFound),
+                None => return End::Left,
+            },
             Some(_) => None,
         };
         if let Some(error) = &unread {
@@ -373,15 +373,24 @@ impl Heard {
         }
     }
 
-    /// Reads the spool once it can be read: what was said must not be lost because file descriptors ran out for a moment.
-    async fn retry_spool(&mut self, path: &Path) -> io::Result<()> {
+    /// Reads the spool once it can be read: what was said must not be lost because file descriptors ran out, however long
+    /// that lasts. `None` when it is left to the next worker: this one leaves it, or has to come to an end.
+    async fn retry_spool(&mut self, path: &Path, control: &Control) -> Option<io::Result<()>> {
         let give_up = Instant::now() + SPOOL_READ_TIMEOUT;
         loop {
             match self.read_spool(path).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound && Instant::now() < give_up => {
-                    tokio::time::sleep(SPOOL_RETRY_INTERVAL).await;
+                Err(error)
+                    if is_shortage(&error) || (error.kind() != io::ErrorKind::NotFound && Instant::now() < give_up) =>
+                {
+                    if control.cause().is_some() && Instant::now() >= give_up {
+                        return None;
+                    }
+                    tokio::select! {
+                        () = control.left() => return None,
+                        () = tokio::time::sleep(SPOOL_RETRY_INTERVAL) => {}
+                    }
                 }
-                read => return read,
+                read => return Some(read),
             }
         }
     }
@@ -423,8 +432,8 @@ impl Heard {
                 Some(FromHost::Stderr(piece)) => self.stderr.push(&piece),
                 Some(FromHost::Began(began)) => self.began = Some(began),
                 Some(FromHost::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
-                Some(FromHost::NotStarted(NotStarted { error, class })) => {
-                    let error = error.map(|message| StartError { message, class });
+                Some(FromHost::NotStarted(NotStarted { error, class, is_shortage })) => {
+                    let error = error.map(|message| StartError { message, class, is_shortage });
                     self.end = Some(HowItEnded::NotStarted(error));
                 }
                 Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),

@@ -14,11 +14,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use procfs::process::{Process, Stat, StatFlags};
+use procfs::{ProcError, ProcResult};
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
+use crate::failure::is_shortage;
 use crate::id::RunId;
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
@@ -124,8 +126,28 @@ pub fn own_identity() -> io::Result<ProcessIdentity> {
 
 /// The identity of the process that has this pid now.
 pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
-    let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
-    Some(identity(host().ok()?, &stat))
+    look_up(pid).ok().flatten()
+}
+
+/// The identity of the process that has this pid now; `None` when no process has it.
+///
+/// # Errors
+/// `/proc` cannot be read for want of file descriptors or memory.
+pub(super) fn look_up(pid: i32) -> io::Result<Option<ProcessIdentity>> {
+    let stat = unless_short(Process::new(pid).and_then(|process| process.stat()))?;
+    stat.map(|stat| Ok(identity(host()?, &stat))).transpose()
+}
+
+/// What was read in `/proc`; `None` when the process is gone or hidden.
+///
+/// # Errors
+/// This process is short of something, which says nothing about the other one.
+fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(ProcError::Io(error, _)) if is_shortage(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether the pid of a process means something here.
@@ -300,9 +322,10 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let mut unclear = false;
     let mut leaders_pid_is_reused = false;
     let mut candidates = Vec::new();
-    for process in processes.flatten() {
+    for process in processes {
         // Processes come and go while we look.
-        let Ok(stat) = process.stat() else { continue };
+        let Some(process) = unless_short(process)? else { continue };
+        let Some(stat) = unless_short(process.stat())? else { continue };
         // Nothing is older than what it descends from.
         let too_old = leader.is_some_and(|leader| started_at(&stat) < leader.started_at_ticks);
         if too_old || stat.pid == own_pid() {
@@ -313,7 +336,7 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
         if is_gone(&stat) {
             continue;
         }
-        let marked = match marked(&process, mark, &mut environ) {
+        let marked = match marked(&process, mark, &mut environ)? {
             Marked::Yes => true,
             Marked::No => false,
             Marked::Unclear => {
@@ -344,27 +367,27 @@ enum Marked {
 }
 
 /// Whether a process carries the marker. One whose environment we may not read is not ours to end.
-fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> Marked {
+fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> io::Result<Marked> {
     for _ in 0..2 {
         environ.clear();
-        let Ok(file) = process.open_relative("environ") else { return Marked::No };
-        if file.take(MAX_ENVIRON_BYTES).read_to_end(environ).is_err() {
-            return Marked::No;
-        }
-        if !environ.is_empty() {
-            return if mark.is_in(environ) { Marked::Yes } else { Marked::No };
+        let Some(file) = unless_short(process.open_relative("environ"))? else { return Ok(Marked::No) };
+        match file.take(MAX_ENVIRON_BYTES).read_to_end(environ) {
+            Err(error) if is_shortage(&error) => return Err(error),
+            Err(_) => return Ok(Marked::No),
+            Ok(_) if environ.is_empty() => {}
+            Ok(_) => return Ok(if mark.is_in(environ) { Marked::Yes } else { Marked::No }),
         }
         // Empty by choice, or not there yet because another program is just put in place: then its end is unset.
-        match process.stat() {
-            Ok(stat) if is_gone(&stat) || is_kernels(&stat) => return Marked::No,
-            Ok(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
-                return Marked::No;
+        match unless_short(process.stat())? {
+            Some(stat) if is_gone(&stat) || is_kernels(&stat) => return Ok(Marked::No),
+            Some(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
+                return Ok(Marked::No);
             }
-            Ok(_) => {}
-            Err(_) => return Marked::No,
+            Some(_) => {}
+            None => return Ok(Marked::No),
         }
     }
-    Marked::Unclear
+    Ok(Marked::Unclear)
 }
 
 /// Sends a signal to this very process, if it lives.

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
+use super::StartError;
+use crate::failure::is_shortage;
 use crate::run::Attempt;
 
 /// Where temporary directories are made unless `TMPDIR` says otherwise.
@@ -32,19 +34,22 @@ pub(super) struct TempDir {
 
 impl TempDir {
     /// Makes the directory of an attempt whose agent has its own directory at `home`; whatever is in its place is removed.
-    pub(super) fn create(attempt: Attempt, home: &Path) -> Result<Self, String> {
+    pub(super) fn create(attempt: Attempt, home: &Path) -> Result<Self, StartError> {
         Self::create_in(&root(), attempt, home)
     }
 
-    fn create_in(root: &Path, attempt: Attempt, home: &Path) -> Result<Self, String> {
-        let mut failures = Vec::new();
+    fn create_in(root: &Path, attempt: Attempt, home: &Path) -> Result<Self, StartError> {
+        let (mut failures, mut is_short) = (Vec::new(), false);
         for path in [root.join(name_of(attempt)), home.join(FALLBACK)] {
             match make(&path) {
                 Ok(()) => return Ok(Self { path }),
-                Err(error) => failures.push(format!("{}: {error}", path.display())),
+                Err(error) => {
+                    is_short |= is_shortage(&error);
+                    failures.push(format!("{}: {error}", path.display()));
+                }
             }
         }
-        Err(failures.join("; "))
+        Err(StartError { is_shortage: is_short, ..failures.join("; ").into() })
     }
 
     /// Where it is.
@@ -192,7 +197,7 @@ mod tests {
             assert!(!home.path().join("tmp").exists());
         }
         assert_eq!(problem_of(home.path()), None);
-        let error = TempDir::create_in(Path::new("/missing"), attempt(), Path::new("/proc")).unwrap_err();
+        let error = TempDir::create_in(Path::new("/missing"), attempt(), Path::new("/proc")).unwrap_err().message;
         assert!(error.contains("/missing/mainstay-") && error.contains("; /proc/tmp: "), "{error}");
     }
 }

@@ -57,7 +57,7 @@ pub(super) async fn start(
 ) -> Result<Reply, StartError> {
     let prompt = prompt_of(start)?;
     let launch = Launch::for_turn(spec, more, stdin, &prompt, holding.kill_grace)?.kept_warm(start.alone);
-    holding.start(launch, prompt.start_by, Reading::nothing()).await
+    holding.start(launch, Reading::nothing()).await
 }
 
 /// Looks for the program of an agent that another process starts in our place.

@@ -43,7 +43,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, StoreError, database_exists};
+use crate::engine::{Engine, EngineError, StoreError, database_exists, descriptors};
 use crate::telemetry::LogFormat;
 pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
@@ -202,6 +202,11 @@ impl Cli {
             Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
             _ => None,
         };
+        if matches!(self.command, Command::Serve(_) | Command::Run(_))
+            && let Err(error) = descriptors::raise_limit()
+        {
+            tracing::warn!(%error, "failed to raise the limit of file descriptors to the hard one");
+        }
         let engine = match &self.command {
             Command::Serve(_) => serve::open(&self.db, config).await,
             _ => Engine::open(&self.db, config).await,

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::signals::{HandOverSignal, StopSignals};
 use super::supervisor;
-use crate::config::Config;
-use crate::engine::{Engine, EngineError, StoreError, token_file};
+use crate::config::{Config, ServerConfig};
+use crate::engine::{Engine, EngineError, StoreError, descriptors, token_file};
 use crate::http::{self, Access};
 
 /// How long a start waits for another process that keeps the database locked: a daemon is started together with other
@@ -48,6 +48,22 @@ fn announce(line: String) {
     if let Err(error) = std::thread::Builder::new().name("stdout".into()).spawn(print) {
         tracing::warn!(%error, "failed to start the thread that prints the address");
     }
+}
+
+/// As many connections as leave the engine enough file descriptors.
+fn max_connections(config: &Config) -> usize {
+    let limit = descriptors::limit();
+    let (wanted, most) = (config.server.max_connections, descriptors::max_connections(config, limit));
+    if most < wanted {
+        tracing::warn!(
+            max_connections = wanted,
+            served = most,
+            limit,
+            "fewer connections than max_connections: raise the hard limit of file descriptors (ulimit -Hn, LimitNOFILE=), or \
+             lower max_connections"
+        );
+    }
+    most
 }
 
 pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
@@ -87,7 +103,8 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
     patiently(|| engine.start()).await.context("failed to start executing runs")?;
     let stop = CancellationToken::new();
     let server = {
-        let (engine, server, stop) = (engine.clone(), config.server.clone(), stop.clone());
+        let server = ServerConfig { max_connections: max_connections(&config), ..config.server.clone() };
+        let (engine, stop) = (engine.clone(), stop.clone());
         tokio::spawn(async move { http::serve(engine, &server, access, listener, stop).await })
     };
     let mut server = pin!(server);

@@ -10,6 +10,7 @@ mod insist;
 mod left;
 mod lost;
 mod settling;
+mod starting;
 mod warm;
 
 use std::sync::Arc;
@@ -26,16 +27,14 @@ use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::progress::progress;
-use super::prompting::{options_of, working_dir};
 use super::subject::Subject;
 use super::turn::{Turn, TurnState};
 use super::worker::Signals;
-use crate::agent::{Agent, Driver, OnInterrupt};
-use crate::backend::{Adoption, Backend, End, Prompt, Reply, TurnPlace, reap};
+use crate::agent::{Agent, Driver};
+use crate::backend::{Adoption, Backend, End, Reply, StartError, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
-use crate::message;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::Taken;
@@ -109,6 +108,14 @@ impl Closing {
     }
 }
 
+/// How following an agent ended.
+enum Followed {
+    /// The run was settled; `None` when it went back to the queue.
+    Done(Option<Outcome>),
+    /// Nothing of the agent ran, for want of something that may be there again in a moment.
+    Short(StartError),
+}
+
 struct Drive<'a> {
     shared: &'a Shared,
     worker: WorkerKey,
@@ -140,85 +147,7 @@ impl<'a> Drive<'a> {
         tracing::info_span!("run", run.id = %self.subject.run, session.id = %self.subject.session_id)
     }
 
-    /// Answers with the outcome; `None` when the run went back to the queue.
-    async fn claimed(mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
-        let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
-            let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
-            return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
-        };
-        let Some(workspace) = self.shared.config.workspaces.get(&claimed.workspace) else {
-            let error = format!("workspace {:?} is not configured in this process", claimed.workspace.as_str());
-            return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
-        };
-        if self.signals.cancel.is_cancelled() {
-            return self.settle(Outcome::cancelled(), ExitReport::default()).await;
-        }
-        let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
-        let (message, attachments) = match &agent.on_interrupt {
-            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
-            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
-        };
-        let mut options = options_of(&claimed.options);
-        let rules = self.subject.rules(&self.shared.config);
-        let dir = match working_dir(&mut options, &rules, workspace).await {
-            Ok(dir) => dir,
-            Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
-        };
-        let Some(backend) = self.shared.backends.get(&agent.name) else {
-            return self
-                .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
-                .await;
-        };
-        if let Some(warm) = backend.warm() {
-            match self.take_backend(warm, claimed, agent).await? {
-                Ok(taken) => self.on = Some(taken),
-                Err(outcome) => return self.without_backend(outcome).await,
-            }
-        }
-        // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
-        // Afterwards it is too late to find out: an agent that was started has begun to act.
-        let start_by = self.signals.good_until();
-        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
-        self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
-        let works_in = dir.to_string_lossy().into_owned();
-        let prompt = Prompt {
-            place: TurnPlace {
-                attempt: self.subject.attempt(),
-                session: claimed.session_id.clone(),
-                slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
-                workspace: claimed.workspace.clone(),
-                dir,
-                agent_session: claimed.agent_session.as_ref().map(ToString::to_string),
-                endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
-            },
-            start_by,
-            limit: self.limit(agent).saturating_sub(self.began.elapsed()),
-            message,
-            attachments,
-            options,
-            rules,
-            oneshot: claimed.oneshot,
-        };
-        let reply = match backend.prompt(prompt).await {
-            Ok(reply) => reply,
-            Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
-        };
-        if let Some(host) = reply.host.clone() {
-            // Stored before the agent is started, so that whoever comes after us finds it.
-            let lease = self.subject.lease;
-            let stored = self.insist(|| self.shared.store.record_host(lease, host.clone(), works_in.clone())).await;
-            if let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) {
-                reply.control.leave();
-                // Nothing was started, and nothing will be.
-                let _ = reply.end.await;
-                return Err(left);
-            }
-        }
-        reply.control.begin();
-        self.follow(agent, backend.as_ref(), reply).await
-    }
-
-    /// The same for a run that another worker began.
+    /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
     async fn adopted(mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.backends.get(&orphan.agent));
@@ -234,7 +163,15 @@ impl<'a> Drive<'a> {
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         match backend.adopt(adoption).await {
-            Some(reply) => self.follow(agent, backend.as_ref(), reply).await,
+            Some(reply) => match self.follow(agent, backend.as_ref(), reply).await? {
+                Followed::Done(outcome) => Ok(outcome),
+                // Nothing of it ran: it begins anew when there is enough again.
+                Followed::Short(error) if self.put_back().await? => {
+                    tracing::warn!(error = error.message, "short of resources; the run waits for another start");
+                    Ok(None)
+                }
+                Followed::Short(_) => self.settle(Outcome::cancelled(), ExitReport::default()).await,
+            },
             None => Err(Left::HandedOver),
         }
     }
@@ -245,7 +182,7 @@ impl<'a> Drive<'a> {
     }
 
     /// Follows the agent to its end.
-    async fn follow(mut self, agent: &Agent, backend: &dyn Backend, mut reply: Reply) -> Result<Option<Outcome>, Left> {
+    async fn follow(&mut self, agent: &Agent, backend: &dyn Backend, mut reply: Reply) -> Result<Followed, Left> {
         let heard = self.listen(agent, backend, &mut reply).await;
         match &heard {
             // Whoever comes next settles the run from the spool; a plain stop does not leave its agent running.
@@ -301,6 +238,10 @@ impl<'a> Drive<'a> {
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
                 self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
             }
+            Ok(End::NotStarted(Some(error))) if error.is_shortage && matches!(asked, None | Some(Cause::Shutdown)) => {
+                // The next start makes the directory anew.
+                return Ok(Followed::Short(error));
+            }
             Ok(End::NotStarted(Some(error))) => self.settle(not_started(&error), ExitReport::default()).await?,
             Ok(End::NotStarted(None)) => match asked {
                 Some(cause) if cause != Cause::Shutdown => self.settle(asked_for(cause), ExitReport::default()).await?,
@@ -316,7 +257,7 @@ impl<'a> Drive<'a> {
         if let Some(host) = reply.host {
             self.shared.hosts.forget(host.started_for(self.subject.run)).await;
         }
-        Ok(done)
+        Ok(Followed::Done(done))
     }
 
     fn outcome(&self, agent: &Agent, backend: &dyn Backend, asked: Option<Cause>, exit: &ExitReport) -> Outcome {

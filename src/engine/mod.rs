@@ -6,11 +6,13 @@ mod backup;
 pub mod callers;
 mod chat;
 pub mod decide;
+pub mod descriptors;
 pub mod doctor;
 mod drive;
 mod error;
 pub mod feed;
 pub mod fold;
+mod gauges;
 mod health;
 mod lookout;
 mod permissions;
@@ -21,6 +23,7 @@ mod readiness;
 mod reading;
 mod sending;
 mod sessions;
+mod shortage;
 mod subject;
 mod supervisor;
 mod sweep;
@@ -42,7 +45,6 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
 use crate::id::{AgentName, BackendId, RunId, SessionId};
 use crate::lease::SessionKey;
-use crate::metrics::{self, FileGauges, Gauges};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::backend::StopRequest;
@@ -113,6 +115,8 @@ struct Shared {
     health: health::Health,
     /// Whether messages are taken, as far as anybody asked.
     readiness: readiness::Readiness,
+    /// Starts that wait for resources.
+    shortages: shortage::Shortages,
 }
 
 impl Engine {
@@ -204,6 +208,7 @@ impl Engine {
             worker: tokio::sync::OnceCell::new(),
             health: health::Health::default(),
             readiness: readiness::Readiness::default(),
+            shortages: shortage::Shortages::default(),
         });
         shared.spawn_loop("watcher", Shared::is_closed, watch::run(shared.clone()));
         shared.watch_writer();
@@ -375,32 +380,6 @@ impl Engine {
     pub async fn stats(&self, window: Duration) -> Result<Stats, EngineError> {
         check_duration("window", window)?;
         Ok(self.shared.store.stats(self.now() - window).await?)
-    }
-
-    /// What an operator watches, in the text format of OpenMetrics: the counters of this process and how this engine is
-    /// now. `docs/operations.md` lists them.
-    pub async fn metrics(&self) -> String {
-        let shared = &self.shared;
-        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        let (database_bytes, wal_bytes) = shared.store.sizes();
-        let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        // Whatever is wrong with the file: the rest is worth knowing all the more.
-        let file = shared.store.stats(self.now()).await.ok().map(|stats| FileGauges {
-            runs_running: number(stats.turns.active),
-            runs_queued: number(stats.turns.queued),
-            sessions_placed: number(stats.sessions.placed),
-        });
-        metrics::render(&Gauges {
-            runs_executing: count(shared.executing.count()),
-            runs_capacity: shared.worker.get().map_or(0, |worker| worker.capacity().into()),
-            followers: count(shared.feed.followers()),
-            writes_waiting: count(shared.store.writes_waiting()),
-            database_bytes,
-            wal_bytes,
-            backends: shared.supervision.live(),
-            backends_awaited: shared.supervision.waiting.load(std::sync::atomic::Ordering::Relaxed),
-            file,
-        })
     }
 
     async fn locate(&self, id: RunId) -> Result<Located, EngineError> {

@@ -56,7 +56,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`]; [`EngineError::Failed`]; [`EngineError::Store`] when nothing can be written;
     /// [`EngineError::Stalled`] when the writer gives no answer, the newest claim failed, ready runs are not claimed although
-    /// there is room, or the leases of this process were not renewed for longer than half of their length.
+    /// there is room, or the leases of this process were not renewed for longer than half of their length, or agents wait to be started for want
+    /// of resources.
     pub async fn check_ready(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         if shared.draining.is_cancelled() {
@@ -79,6 +80,9 @@ impl Engine {
             }
         }
         shared.health.check_claims()?;
+        if let Some(reason) = shared.shortages.reason() {
+            return Err(EngineError::Stalled(format!("agents cannot be started: {reason}")));
+        }
         let silent = shared.executing.silent_for().unwrap_or_default();
         if silent > shared.config.engine.lease / 2 {
             return Err(EngineError::Stalled(format!("its leases were last renewed {} ago", seconds(silent))));

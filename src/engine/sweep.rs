@@ -270,13 +270,19 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
     // Asked behind the look at the directory: a run that is claimed in between is running by now.
     let running = shared.store.running_among(attempts.iter().map(|attempt| attempt.run).collect()).await?;
     for attempt in attempts.into_iter().filter(|attempt| !running.contains(&attempt.run)) {
-        if let Some(process) = shared.hosts.find(attempt).await {
+        let found = match shared.hosts.find(attempt).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(run.id = %attempt.run, %error, "failed to look for the agent of a run; the next sweep tries again");
+                continue;
+            }
+        };
+        if let Some(process) = found {
             let ended = reap::end(attempt.into(), Some(process), ORPHAN_GRACE).await;
             tracing::warn!(run.id = %attempt.run, processes_ended = ended.ended, "ended the agent of a run that is not running");
             report.processes_ended += u64::try_from(ended.ended).unwrap_or(u64::MAX);
         }
-        shared.hosts.forget(attempt).await;
-        report.homes_removed += 1;
+        report.homes_removed += u64::from(shared.hosts.forget(attempt).await);
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod reading;
 mod replay;
 mod scene;
 mod shim;
+mod shortage;
 mod stderr;
 #[path = "../token/mod.rs"]
 mod token;

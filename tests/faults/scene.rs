@@ -112,6 +112,14 @@ impl Scene {
         command
     }
 
+    /// What a daemon is started with that has so many file descriptors, soft and hard limit.
+    pub fn serve_limited(&self, limit: &str) -> Command {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}")).arg(env!("CARGO_BIN_EXE_mainstay"));
+        self.arguments(&mut command, "127.0.0.1:0");
+        command
+    }
+
     /// A daemon that serves.
     pub fn daemon(&self) -> Daemon {
         self.ready(self.serve().spawn().unwrap()).unwrap_or_else(|_| panic!("it did not start: {}", self.logged()))

@@ -1,4 +1,5 @@
-// Stands between a program and its files (LD_PRELOAD). It touches only files below FAULTS_DIR, and there does two things:
+// Stands between a program and its files (LD_PRELOAD). It touches only files below FAULTS_DIR, and there does two things (the
+// start of a program is concerned too, wherever that is, under the last part of its path):
 //
 //  - makes operations fail, slow, or stop midway, as long as the file FAULTS_CONTROL says so. That file is mapped into
 //    every process that has the shim; the test writes to it while they run. `struct control` is its layout.
@@ -13,6 +14,7 @@
 #include <fnmatch.h>
 #include <limits.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -24,7 +26,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OPEN = 1, WRITE = 2, TRUNCATE = 4, SYNC = 8, REMOVE = 16 };
+enum { OPEN = 1, WRITE = 2, TRUNCATE = 4, SYNC = 8, REMOVE = 16, SPAWN = 32 };
 
 struct control {
     _Atomic uint32_t operations; // which ones are concerned; 0: none
@@ -62,6 +64,8 @@ static int (*real_ftruncate)(int, off64_t);
 static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 static int (*real_unlinkat)(int, const char *, int);
+static int (*real_posix_spawnp)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                                char *const[], char *const[]);
 
 __attribute__((constructor)) static void begin(void) {
     real_pwrite = dlsym(RTLD_NEXT, "pwrite64");
@@ -72,6 +76,7 @@ __attribute__((constructor)) static void begin(void) {
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_unlinkat = dlsym(RTLD_NEXT, "unlinkat");
+    real_posix_spawnp = dlsym(RTLD_NEXT, "posix_spawnp");
     const char *below = getenv("FAULTS_DIR"), *how = getenv("FAULTS_CONTROL"), *log = getenv("FAULTS_LOG");
     if (!below || strlen(below) >= sizeof dir) return;
     if (how) {
@@ -226,6 +231,14 @@ int unlinkat(int at, const char *path, int flags) {
     else if ((done = real_unlinkat(at, path, flags)) == 0) record(REMOVED, name, 0, NULL, 0);
     pthread_mutex_unlock(&lock);
     return done;
+}
+
+// Rust starts programs by this, unless it has to do more in between than it can say here.
+int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *how,
+                 char *const arguments[], char *const environment[]) {
+    const char *slash = strrchr(file, '/');
+    int error = fault(SPAWN, slash ? slash + 1 : file);
+    return error ? error : real_posix_spawnp(pid, file, actions, how, arguments, environment);
 }
 
 int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }

@@ -16,8 +16,12 @@ pub const WRITE: u32 = 2;
 pub const TRUNCATE: u32 = 4;
 pub const SYNC: u32 = 8;
 pub const REMOVE: u32 = 16;
+pub const SPAWN: u32 = 32;
 
 pub const EIO: i32 = 5;
+pub const EAGAIN: i32 = 11;
+pub const ENOMEM: i32 = 12;
+pub const EMFILE: i32 = 24;
 pub const ENOSPC: i32 = 28;
 pub const EROFS: i32 = 30;
 

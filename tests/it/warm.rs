@@ -13,7 +13,9 @@ use mainstay::agent::{Agent, ProcessSpec};
 use mainstay::backend::per_turn::{Dialect, PerTurn};
 use mainstay::backend::process::Hosts;
 use mainstay::backend::warm_process::WarmProcess;
-use mainstay::backend::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, openclaw};
+use mainstay::backend::{
+    Adoption, Backend, ProbeError, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, openclaw,
+};
 use mainstay::config::Config;
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
@@ -124,10 +126,10 @@ impl Warm for Scripted {
         self.live.adopt(adoption).boxed()
     }
 
-    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>> {
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>> {
         async move {
             let ping = format!("{}-{}", std::process::id(), self.pings.fetch_add(1, Ordering::Relaxed));
-            let failed = |error: std::io::Error| error.to_string();
+            let failed = |error: std::io::Error| ProbeError::from(error.to_string());
             // Both ways, so that it opens whether anybody listens or not.
             let mut pipe =
                 std::fs::File::options().read(true).write(true).open(format!("{endpoint}/ping")).map_err(failed)?;
@@ -136,7 +138,7 @@ impl Warm for Scripted {
             while !Path::new(&pong).exists() {
                 let pid = std::fs::read_to_string(format!("{endpoint}/pid")).map_err(failed)?;
                 if !Path::new("/proc").join(pid.trim()).exists() {
-                    return Err("it is gone".to_owned());
+                    return Err("it is gone".into());
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -22,9 +22,9 @@ use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
-use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
+use super::{Adoption, Backend, ProbeError, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
-use crate::failure::AgentError;
+use crate::failure::{AgentError, is_shortage};
 use crate::permission::{Decision, PermissionRequest};
 use crate::run::ExitReport;
 
@@ -98,7 +98,8 @@ impl Backend for Acp {
     fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async {
             let socket = Path::new(place.endpoint.as_deref().unwrap_or_default());
-            ask(socket, &ToBridge::EndTurn(place.session.to_string()), &Own::Ended).await
+            let asked = ask(socket, &ToBridge::EndTurn(place.session.to_string()), &Own::Ended).await;
+            asked.map_err(|error| error.message)
         })
     }
 
@@ -124,10 +125,14 @@ impl Warm for Acp {
         bridge::why_it_ended(exit)
     }
 
-    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>> {
+    fn is_shortage(&self, exit: &ExitReport) -> bool {
+        bridge::is_shortage(exit)
+    }
+
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>> {
         Box::pin(async move {
             let answer = tokio::time::timeout(PROBE_WITHIN, ping(Path::new(endpoint))).await;
-            answer.map_err(|_| "the bridge to the agent does not answer".to_owned())?
+            answer.unwrap_or_else(|_| Err("the bridge to the agent does not answer".into()))
         })
     }
 }
@@ -141,13 +146,16 @@ fn answer(request: &PermissionRequest, decision: &Decision) -> Option<String> {
 }
 
 /// The bridge listens once the agent has answered `initialize`.
-async fn ping(socket: &Path) -> Result<(), String> {
+async fn ping(socket: &Path) -> Result<(), ProbeError> {
     ask(socket, &ToBridge::Ping, &Own::Ready).await
 }
 
 /// Asks the bridge for something that has one answer.
-async fn ask(socket: &Path, question: &ToBridge, answer: &Own) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("the bridge to the agent cannot be reached: {error}");
+async fn ask(socket: &Path, question: &ToBridge, answer: &Own) -> Result<(), ProbeError> {
+    let failed = |error: std::io::Error| ProbeError {
+        message: format!("the bridge to the agent cannot be reached: {error}"),
+        is_shortage: is_shortage(&error),
+    };
     let mut stream = wire::connect(socket).await.map_err(failed)?;
     let line = format!("{}\n", wire::line(question));
     stream.write_all(line.as_bytes()).await.map_err(failed)?;
@@ -155,6 +163,6 @@ async fn ask(socket: &Path, question: &ToBridge, answer: &Own) -> Result<(), Str
     BufReader::new(stream.take(4096)).read_line(&mut said).await.map_err(failed)?;
     match serde_json::from_str::<Own>(&said) {
         Ok(said) if said == *answer => Ok(()),
-        _ => Err("the bridge to the agent says something else, or nothing".to_owned()),
+        _ => Err("the bridge to the agent says something else, or nothing".into()),
     }
 }

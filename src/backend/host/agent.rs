@@ -9,7 +9,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{ChildStderr, ChildStdout};
+use std::process::{Child, ChildStderr, ChildStdout};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use crate::backend::launch::Launch;
 use crate::backend::reap;
 use crate::backend::stderr::Excerpt;
 use crate::run::Cause;
+use crate::worker::ProcessIdentity;
 
 /// A read takes all that a pipe holds by default.
 const READ_BYTES: usize = 64 * 1024;
@@ -91,14 +92,18 @@ impl Agent {
         let mut command = launch.command(temp_dir);
         // Held open until the agent is in it.
         let _dir = launch.enter(&mut command)?;
+        launch.set_limits();
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let identity = pid.and_then(|pid| reap::identity_of(pid.as_raw_pid()));
-        let exited = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let (Some(leader), Some(identity), Some(exited)) = (pid, identity, exited) else {
-            // What was started ends with us: nobody was told of it yet.
-            let _ = child.kill();
-            return Err("it cannot be watched: /proc and pidfds (Linux 5.3) are needed".into());
+        let Watched { leader, identity, exited } = match watch(&child) {
+            Ok(watched) => watched,
+            Err(error) => {
+                // What was started ends with us: nobody was told of it yet.
+                let _ = child.kill();
+                return Err(StartError::at(
+                    "it cannot be watched, for which /proc and pidfds (Linux 5.3) are needed",
+                    &error,
+                ));
+            }
         };
         let stdin = child.stdin.take().zip(launch.stdin);
         let stdin = stdin.map(|(pipe, first)| Stdin::new(pipe, first, launch.stdin_stays_open));
@@ -402,6 +407,19 @@ impl Agent {
             }
         }
     }
+}
+
+/// What it takes to watch over a process.
+struct Watched {
+    leader: Pid,
+    identity: ProcessIdentity,
+    exited: OwnedFd,
+}
+
+fn watch(child: &Child) -> io::Result<Watched> {
+    let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    let identity = reap::look_up(leader.as_raw_pid())?.ok_or(io::ErrorKind::NotFound)?;
+    Ok(Watched { leader, identity, exited: pidfd_open(leader, PidfdFlags::empty())? })
 }
 
 /// Reads what there is: 0 at the end, none when there is nothing now. A pipe that cannot be read has ended.

@@ -37,6 +37,7 @@ use self::wire::{FromEngine, FromHost, Hello, NotStarted, VERSION, Welcome};
 use super::StartError;
 use super::launch::Launch;
 use super::temp_dir::TempDir;
+use crate::failure::is_shortage;
 use crate::run::Cause;
 use crate::worker::ProcessIdentity;
 
@@ -61,6 +62,8 @@ const MAX_AT_THE_DOOR: usize = 8;
 const MAX_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 /// What nothing tells of is looked at this often.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// Between two tries to make the spool on a full disk.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// An end that cannot be written (a full disk) is kept so long in memory.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
@@ -72,9 +75,14 @@ pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<PathBu
 }
 
 /// Whether a process is a host, by its name.
-pub(super) fn is_host(process: &ProcessIdentity) -> bool {
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid));
-    name.is_ok_and(|name| name.trim_end() == PROCESS_NAME)
+///
+/// # Errors
+/// This process is short of something.
+pub(super) fn is_host(process: &ProcessIdentity) -> io::Result<bool> {
+    match std::fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
+        Err(error) if is_shortage(&error) => Err(error),
+        name => Ok(name.is_ok_and(|name| name.trim_end() == PROCESS_NAME)),
+    }
 }
 
 /// Is a host, to the end of its agent. The socket that engines connect to is handed over as stdin.
@@ -91,10 +99,15 @@ pub fn run(dir: &Path) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     // It listens already; from now on those who connect are told that it is us who do.
     rustix::net::listen(&listener, LISTEN_BACKLOG)?;
-    let spool = Spool::create(&dir.join(SPOOL))?;
+    let start_by = Instant::now() + START_BY;
+    let spool = loop {
+        match Spool::create(&dir.join(SPOOL)) {
+            Err(error) if is_shortage(&error) && Instant::now() < start_by => std::thread::sleep(RETRY_INTERVAL),
+            created => break created?,
+        }
+    };
     // Whatever it is started in may be unmounted or removed.
     std::env::set_current_dir("/")?;
-    let start_by = Instant::now() + START_BY;
     Host {
         dir: dir.to_owned(),
         listener,
@@ -282,11 +295,12 @@ impl Host {
         let temp_dir = match TempDir::create(launch.attempt, &self.dir) {
             Ok(temp_dir) => temp_dir,
             Err(error) => {
-                let error = format!(
-                    "no temporary directory could be made for it ({error}): make room, or let TMPDIR of the daemon name a \
-                     directory that can be written"
+                let message = format!(
+                    "no temporary directory could be made for it ({}): make room, or let TMPDIR of the daemon name a \
+                     directory that can be written",
+                    error.message
                 );
-                return self.start_nothing(Some(error.into()));
+                return self.start_nothing(Some(StartError { message, ..error }));
             }
         };
         match Agent::start(launch, temp_dir.path(), &mut self.spool) {
@@ -300,7 +314,9 @@ impl Host {
             return;
         }
         let class = error.as_ref().and_then(|error| error.class);
-        self.spool.add(&FromHost::NotStarted(NotStarted { error: error.map(|error| error.message), class }));
+        let is_shortage = error.as_ref().is_some_and(|error| error.is_shortage);
+        let error = error.map(|error| error.message);
+        self.spool.add(&FromHost::NotStarted(NotStarted { error, class, is_shortage }));
         self.work = Work::Over { leave_at: Instant::now() + RETENTION };
     }
 

@@ -110,6 +110,9 @@ pub struct NotStarted {
     /// What kind of failure it is, if it is a known one.
     #[serde(default)]
     pub class: Option<ErrorClass>,
+    /// The system was short of something: the same start may succeed in a moment.
+    #[serde(default)]
+    pub is_shortage: bool,
 }
 
 /// How an agent ended.

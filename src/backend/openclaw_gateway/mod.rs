@@ -88,7 +88,7 @@ impl Gateway {
         let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
         let process = super::relay::process(&self.holding.hosts, DRIVER, self.holding.max_line_bytes)?;
         let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.holding.kill_grace)?;
-        self.holding.start(launch, prompt.start_by, Self::reading()).await
+        self.holding.start(launch, Self::reading()).await
     }
 }
 

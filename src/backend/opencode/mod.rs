@@ -20,12 +20,12 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use self::server::Server;
+use self::server::{Failure, Server};
 use super::launch::Stdin;
 use super::per_turn::{Dialect, PerTurn};
 use super::process::{Holding, Hosts};
 use super::relay::RelayedTurn;
-use super::{Adoption, Backend, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
+use super::{Adoption, Backend, ProbeError, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 
@@ -55,7 +55,7 @@ impl Opencode {
     }
 
     async fn start_server(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
-        let port = free_port().map_err(|error| StartError::from(format!("no port is free for it: {error}")))?;
+        let port = free_port().map_err(|error| StartError::at("no port is free for it", &error))?;
         let password = uuid::Uuid::new_v4().simple().to_string();
         let mut spec = self.spec.clone();
         spec.env.insert("OPENCODE_SERVER_USERNAME".to_owned(), server::USER.to_owned());
@@ -115,12 +115,16 @@ impl Warm for Opencode {
         Box::pin(warm_process::adopt(&self.holding, adoption))
     }
 
-    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), String>> {
+    fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>> {
         Box::pin(async move {
             let health = Server::at(endpoint)?.get("/global/health", PROBE_WITHIN).await;
-            match health.map_err(|failure| failure.to_string())?.get("healthy") {
+            let failed = |failure: Failure| {
+                let is_shortage = matches!(&failure, Failure::Broken(error) if error.is_shortage);
+                ProbeError { message: failure.to_string(), is_shortage }
+            };
+            match health.map_err(failed)?.get("healthy") {
                 Some(Value::Bool(true)) => Ok(()),
-                _ => Err("what answers is no opencode server, or is not well".to_owned()),
+                _ => Err("what answers is no opencode server, or is not well".into()),
             }
         })
     }

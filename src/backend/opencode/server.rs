@@ -21,8 +21,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agent::DEFAULT_MAX_LINE_BYTES;
-use crate::backend::json;
 use crate::backend::lines::{Line, Splitter, unreadable};
+use crate::backend::{ProbeError, json};
+use crate::failure::is_shortage;
 
 /// The name that goes with the password of a server.
 pub(super) const USER: &str = "opencode";
@@ -45,8 +46,8 @@ pub(super) enum Failure {
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
     /// The connection broke, or what came is no HTTP.
-    #[error("the connection broke: {0}")]
-    Broken(String),
+    #[error("the connection broke: {}", .0.message)]
+    Broken(ProbeError),
     /// It refuses, or cannot do it.
     #[error("HTTP status {status}: {message}")]
     Refused { status: u16, message: String },
@@ -111,7 +112,7 @@ impl Server {
                     () = &mut connection.0, if connection.1 => connection.1 = false,
                 }
             };
-            let answer = answer.map_err(|error| Failure::Broken(error.to_string()))?.to_bytes();
+            let answer = answer.map_err(|error| Failure::Broken(error.to_string().into()))?.to_bytes();
             // An accepted request may be answered with nothing.
             let value = json::parse(&String::from_utf8_lossy(&answer)).unwrap_or(Value::Null);
             if status.is_success() {
@@ -146,10 +147,10 @@ impl Server {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
-        let broken = |error: hyper::Error| Failure::Broken(error.to_string());
+        let broken = |error: hyper::Error| Failure::Broken(error.to_string().into());
         let stream = TcpStream::connect(&self.address).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::ConnectionRefused => Failure::Gone(self.address.clone()),
-            _ => Failure::Broken(error.to_string()),
+            _ => Failure::Broken(ProbeError { message: error.to_string(), is_shortage: is_shortage(&error) }),
         })?;
         let mut builder = http1::Builder::new();
         let (mut sender, connection) =
@@ -179,7 +180,7 @@ impl Server {
             }
             None => Full::default(),
         };
-        let request = request.body(body).map_err(|error| Failure::Broken(error.to_string()))?;
+        let request = request.body(body).map_err(|error| Failure::Broken(error.to_string().into()))?;
         let mut response = pin!(sender.send_request(request));
         loop {
             tokio::select! {
@@ -228,8 +229,8 @@ impl Events {
             });
             match frame.await {
                 Err(_) => return Err(Failure::Silent(SILENCE)),
-                Ok(None) => return Err(Failure::Broken("the stream of events ended".to_owned())),
-                Ok(Some(Err(error))) => return Err(Failure::Broken(error.to_string())),
+                Ok(None) => return Err(Failure::Broken("the stream of events ended".into())),
+                Ok(Some(Err(error))) => return Err(Failure::Broken(error.to_string().into())),
                 Ok(Some(Ok(frame))) => self.piece = frame.into_data().unwrap_or_default(),
             }
         }

@@ -81,7 +81,7 @@ impl Drive<'_> {
         let supervision = &self.shared.supervision;
         let _waiting = Waiting::new(&supervision.waiting);
         let mut changes = supervision.changes();
-        let give_up = self.began + self.limit(agent);
+        let mut give_up = self.began + self.limit(agent);
         let mut told = None;
         loop {
             changes.mark_unchanged();
@@ -89,7 +89,7 @@ impl Drive<'_> {
                 Place::Taken(taken) => return Ok(Ok(taken)),
                 Place::LeaseLost => return Err(Left::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
-                    let outcome = not_started(&StartError { message: reason, class });
+                    let outcome = not_started(&StartError { class, ..StartError::from(reason) });
                     // What does not even start is not mended by waiting.
                     let retry_at = (class == Some(ErrorClass::Crashed)).then_some(until);
                     return Ok(Err(Some(Outcome { retry_at, ..outcome })));
@@ -100,6 +100,10 @@ impl Drive<'_> {
                     wanted.awaited = None;
                 }
             }
+            if self.shared.shortages.reason().is_some() {
+                // As for the start of a turn: to wait for resources counts against no limit.
+                give_up = Instant::now() + self.limit(agent);
+            }
             let awaited = wanted.awaited;
             while let Some(news) = tokio::select! {
                 biased;
@@ -107,7 +111,10 @@ impl Drive<'_> {
                 () = self.signals.cancel.cancelled() => return Ok(Err(Some(Outcome::cancelled()))),
                 () = self.shared.ending.cancelled() => return Ok(Err(None)),
                 () = self.shared.leaving.cancelled() => return Ok(Err(None)),
-                () = sleep_until(give_up) => return Ok(Err(Some(asked_for(Cause::TurnTimeout)))),
+                () = sleep_until(give_up) => match self.shared.shortages.reason() {
+                    Some(_) => None,
+                    None => return Ok(Err(Some(asked_for(Cause::TurnTimeout)))),
+                },
                 news = self.changed(&mut changes, awaited, agent, told.as_deref()) => news,
             } {
                 let status = self.turn.hear(AgentEvent::Status(news.clone()));

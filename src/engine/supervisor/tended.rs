@@ -4,6 +4,7 @@
 //! Always: it is out of the states that hold a process only when nothing of that is left, or the row says so no longer.
 
 mod row;
+mod starting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::super::Shared;
 use crate::agent::Agent;
 use crate::backend::process::remove_temp_dir;
-use crate::backend::{Adoption, Backend, End, Reply, StartError, WarmStart, last_words, reap};
+use crate::backend::{Adoption, Backend, End, Reply, last_words, reap};
 use crate::config::OnShutdown;
 use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
@@ -25,8 +26,6 @@ use crate::store::backend::Watched;
 use crate::warm::{BackendEvent, BackendState, Care};
 use crate::workspace::Workspace;
 
-/// A host is started at once, or not at all.
-const START_WITHIN: Duration = Duration::from_secs(60);
 /// A host confirms the end of its process so soon after SIGKILL.
 const CONFIRM: Duration = Duration::from_secs(20);
 /// Between two tries to end what does not end.
@@ -72,6 +71,8 @@ pub(super) struct Tended {
     is_adopted: bool,
     /// Whether it was asked to end because the engine closes.
     is_closing: bool,
+    /// How often its start failed for want of resources.
+    short_starts: u32,
 }
 
 impl Tended {
@@ -99,12 +100,16 @@ impl Tended {
             hung_since: None,
             probe_at: now,
             is_closing: false,
+            short_starts: 0,
         })
     }
 
     /// Watches over it until it is stopped, or somebody else does.
     pub async fn run(mut self) {
         loop {
+            if self.row.state != BackendState::Starting {
+                self.short_starts = 0;
+            }
             let next = match self.row.state {
                 BackendState::Stopped => break,
                 BackendState::Starting if self.reply.is_none() && self.row.host.is_none() => self.begin().await,
@@ -128,43 +133,6 @@ impl Tended {
         Attempt { run: self.row.id.into(), number: self.row.generation }
     }
 
-    /// Starts a process, under a host that is stored before anything of it runs.
-    async fn begin(&mut self) -> Next {
-        let Some(warm) = self.backend.warm() else { return Next::Leave };
-        let start = WarmStart {
-            attempt: self.attempt(),
-            workspace: self.row.workspace.clone(),
-            dir: self.workspace.dir.clone(),
-            session: self.row.session.clone(),
-            client: self.workspace.client,
-            alone: self.agent.keep_warm,
-        };
-        let not_started = |error: StartError| Next::Event(BackendEvent::NotStarted, error.message, error.class);
-        let (reply, endpoint) = match timeout(START_WITHIN, warm.start(start)).await {
-            Ok(Ok(started)) => started,
-            Ok(Err(error)) => return not_started(error),
-            Err(_) => return not_started("it could not be started in time".into()),
-        };
-        let (key, generation, host) = (self.row.key, self.row.generation, reply.host.clone());
-        let recorded =
-            self.insist(|store| store.record_backend(key, self.worker, generation, host.clone(), endpoint.clone()));
-        if recorded.await != Some(true) {
-            reply.control.leave();
-            // Nothing was started, and nothing will be.
-            let _ = reply.end.await;
-            return Next::Look;
-        }
-        reply.control.begin();
-        METRICS.backends_started.inc();
-        tracing::info!(backend.id = %self.row.id, agent = %self.row.agent, generation, "backend started");
-        (self.row.host, self.row.endpoint) = (reply.host.clone(), Some(endpoint));
-        self.is_adopted = false;
-        self.reply = Some(reply);
-        (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now());
-        self.ready_by = Instant::now() + self.care.ready_within;
-        Next::event(BackendEvent::Started, "")
-    }
-
     /// Watches a process until something happens to it.
     async fn watch(&mut self) -> Next {
         let Some(mut reply) = self.link().await else {
@@ -182,7 +150,13 @@ impl Tended {
             End::Exited(exit) | End::HostLost(exit) if exit.remaining > 0 => {
                 return self.confirm("it ended, and something of it survived that").await;
             }
+            End::NotStarted(Some(error)) if error.is_shortage && self.forget_start().await => {
+                return self.wait_out(&error).await;
+            }
             End::NotStarted(Some(error)) => Next::Event(BackendEvent::NotStarted, error.message, error.class),
+            End::Exited(exit) if self.has_found_too_little(&exit) && self.forget_start().await => {
+                return self.wait_out(&how_it_ended(&exit).into()).await;
+            }
             End::NotStarted(None) => crashed("it was not started in time".to_owned()),
             End::Exited(exit) => self.ended_by_itself(&exit),
             End::HostLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
@@ -194,6 +168,10 @@ impl Tended {
         };
         self.shared.hosts.forget(self.attempt()).await;
         next
+    }
+
+    fn has_found_too_little(&self, exit: &ExitReport) -> bool {
+        self.row.state == BackendState::Starting && self.backend.warm().is_some_and(|warm| warm.is_shortage(exit))
     }
 
     /// What comes of an end that nobody asked for.
@@ -269,10 +247,21 @@ impl Tended {
         let is_ready = self.row.state == BackendState::Running;
         let failure = match probed {
             Ok(Ok(())) => {
+                if self.short_starts > 0 {
+                    self.shared.shortages.over();
+                }
                 (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now() + self.care.probe_every);
                 return Some(Next::event(BackendEvent::Healthy, "it answers"));
             }
-            Ok(Err(reason)) => reason,
+            Ok(Err(error)) if error.is_shortage => {
+                // It could not be asked: that is no failure of its own.
+                let failure = error.message;
+                tracing::warn!(backend.id = %self.row.id, %failure, "a backend could not be probed; trying again");
+                self.probe_at = Instant::now() + self.care.probe_again;
+                self.ready_by = self.ready_by.max(self.probe_at + self.care.probe_again);
+                return None;
+            }
+            Ok(Err(error)) => error.message,
             Err(_) => "it does not answer in time".to_owned(),
         };
         let now = Instant::now();

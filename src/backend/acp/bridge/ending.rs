@@ -3,12 +3,13 @@
 //!
 //! Always: a code without a class here is a crash, whoever the process was that ended with it.
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
 use agent_client_protocol::{Error, ErrorCode, is_incoming_transport_closed};
 
-use crate::failure::{AgentError, ErrorClass};
+use crate::failure::{self, AgentError, ErrorClass};
 use crate::run::ExitReport;
 
 /// Before the last line.
@@ -21,18 +22,33 @@ const UNSUPPORTED_VERSION: ErrorCode = ErrorCode::new(-32022);
 const CODES: [(ErrorClass, u8); 3] =
     [(ErrorClass::AgentMissing, 69), (ErrorClass::Protocol, 76), (ErrorClass::Authentication, 77)];
 
+/// And the one of a shortage of the system: temporary failure.
+const SHORTAGE: u8 = 75;
+
+/// Why a bridge ends, and with what code.
+pub(super) struct Ended {
+    pub error: AgentError,
+    pub code: ExitCode,
+}
+
+impl From<AgentError> for Ended {
+    fn from(error: AgentError) -> Self {
+        let code = CODES.into_iter().find(|(known, _)| Some(*known) == error.class);
+        Self { code: code.map_or(ExitCode::FAILURE, |(_, code)| code.into()), error }
+    }
+}
+
+/// Whether a bridge ended because the system was short of something.
+pub(in crate::backend::acp) fn is_shortage(exit: &ExitReport) -> bool {
+    exit.code == Some(SHORTAGE.into())
+}
+
 /// What a bridge that ended by itself says of that; none when it was killed before it could.
 pub(in crate::backend::acp) fn why_it_ended(exit: &ExitReport) -> Option<AgentError> {
     let code = exit.code?;
     let line = exit.stderr.as_deref()?.lines().rev().find_map(|line| line.strip_prefix(MARK))?;
     let class = CODES.into_iter().find(|(_, known)| code == i32::from(*known)).map(|(class, _)| class);
     Some(AgentError { message: line.to_owned(), class, retry_at: None })
-}
-
-/// What a bridge ends with.
-pub(super) fn code_of(class: Option<ErrorClass>) -> ExitCode {
-    let code = CODES.into_iter().find(|(known, _)| Some(*known) == class);
-    code.map_or(ExitCode::FAILURE, |(_, code)| code.into())
 }
 
 /// The last line of its stderr: one line, whatever the agent said.
@@ -42,9 +58,12 @@ pub(super) fn last_line(error: &AgentError) -> String {
 }
 
 /// That the agent's program could not be started.
-pub(super) fn not_started(error: &io::Error) -> AgentError {
+pub(super) fn not_started(command: &[OsString], error: &io::Error) -> Ended {
     let class = if error.kind() == io::ErrorKind::NotFound { ErrorClass::AgentMissing } else { ErrorClass::Crashed };
-    AgentError::of(class, format!("failed to start the agent: {error}"))
+    let program = command.first().map(|program| program.display());
+    let program = program.map(|program| format!("{program}: ")).unwrap_or_default();
+    let ended = Ended::from(AgentError::of(class, format!("failed to start the agent: {program}{error}")));
+    if failure::is_shortage(error) { Ended { code: SHORTAGE.into(), ..ended } } else { ended }
 }
 
 /// That `initialize` failed: the agent answered with an error, or with a version of ACP that we do not speak; without a class when no answer came.

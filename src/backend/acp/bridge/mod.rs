@@ -36,7 +36,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::agent::Bridge;
-pub(super) use self::ending::why_it_ended;
+use self::ending::Ended;
+pub(super) use self::ending::{is_shortage, why_it_ended};
 pub use self::frames::{Frames, Heard};
 use self::process::Process;
 use super::wire;
@@ -89,18 +90,18 @@ pub fn run(command: &[OsString]) -> io::Result<ExitCode> {
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
+        Err(Ended { error, code }) => {
             // Nobody is left to tell when stderr is gone too.
             let _ = writeln!(io::stderr(), "{}", ending::last_line(&error));
-            Ok(ending::code_of(error.class))
+            Ok(code)
         }
     }
 }
 
 /// Starts the agent and serves it. Says why it ended, unless we were asked to.
-async fn hold(command: &[OsString], setup: Setup) -> Result<(), AgentError> {
-    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(&error))?;
+async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
+    let mut term = signal(SignalKind::terminate()).map_err(|error| AgentError::from(error.to_string()))?;
+    let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(command, &error))?;
     let bridge = Arc::new(Bridge::new(setup.client, process.clone()));
     let heard = process::lines(pipes.stdout, setup.max_line_bytes, bridge.clone());
     let transport = Lines::new(process::line_sink(pipes.stdin), heard);
@@ -133,7 +134,7 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), AgentError> {
     };
     // The connection is gone, and with it the agent's stdin.
     process.end().await;
-    served.map_err(|error| bridge.quoting(error))
+    served.map_err(|error| bridge.quoting(error).into())
 }
 
 /// Serves relays until the agent ends, or has to.

@@ -1,0 +1,149 @@
+//! A claimed run, from what it needs to the start of its agent. A start that fails because the system is short of something is
+//! tried again, under the same lease, for as long as it takes: that time counts against no limit of the turn.
+//!
+//! Always: an agent begins only after the process that holds it was stored.
+
+use std::path::{Path, PathBuf};
+
+use tokio::time::Instant;
+
+use super::left::Left;
+use super::{Conversation, Drive, Followed};
+use crate::agent::{Agent, OnInterrupt};
+use crate::backend::{AgentEvent, Prompt, Reply, StartError, TurnPlace};
+use crate::engine::decide::not_started;
+use crate::engine::prompting::{options_of, working_dir};
+use crate::message;
+use crate::options::SessionOptions;
+use crate::policy::OptionRules;
+use crate::run::{Cause, ExitReport, Outcome};
+use crate::store::run::Claimed;
+
+/// The options of a turn, as they were judged before it.
+struct Judged {
+    options: SessionOptions,
+    rules: OptionRules,
+    dir: PathBuf,
+}
+
+impl Drive<'_> {
+    /// Answers with the outcome; `None` when the run went back to the queue.
+    pub(super) async fn claimed(mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
+        let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
+            let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
+            return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
+        };
+        let Some(workspace) = self.shared.config.workspaces.get(&claimed.workspace) else {
+            let error = format!("workspace {:?} is not configured in this process", claimed.workspace.as_str());
+            return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
+        };
+        if self.signals.cancel.is_cancelled() {
+            return self.settle(Outcome::cancelled(), ExitReport::default()).await;
+        }
+        let mut options = options_of(&claimed.options);
+        let rules = self.subject.rules(&self.shared.config);
+        let dir = match working_dir(&mut options, &rules, workspace).await {
+            Ok(dir) => dir,
+            Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
+        };
+        let judged = Judged { options, rules, dir };
+        let Some(backend) = self.shared.backends.get(&agent.name) else {
+            return self
+                .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
+                .await;
+        };
+        if let Some(warm) = backend.warm() {
+            match self.take_backend(warm, claimed, agent).await? {
+                Ok(taken) => self.on = Some(taken),
+                Err(outcome) => return self.without_backend(outcome).await,
+            }
+        }
+        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
+        let mut tries = 0;
+        loop {
+            let error = match backend.prompt(self.prompt(claimed, agent, &judged)).await {
+                Ok(reply) => {
+                    let reply = self.record(reply, &judged.dir).await?;
+                    reply.control.begin();
+                    match self.follow(agent, backend.as_ref(), reply).await? {
+                        Followed::Done(outcome) => {
+                            if tries > 0 {
+                                self.shared.shortages.over();
+                            }
+                            return Ok(outcome);
+                        }
+                        Followed::Short(error) => error,
+                    }
+                }
+                Err(error) if error.is_shortage => error,
+                Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
+            };
+            tries += 1;
+            if let Some(end) = self.wait_out(&error, tries).await? {
+                return self.without_backend(end).await;
+            }
+        }
+    }
+
+    fn prompt(&self, claimed: &Claimed, agent: &Agent, judged: &Judged) -> Prompt {
+        let parts: Vec<serde_json::Value> = serde_json::from_str(&claimed.message_parts).unwrap_or_default();
+        let (message, attachments) = match &agent.on_interrupt {
+            OnInterrupt::Resume { message, .. } if claimed.resumes => (message.clone(), Vec::new()),
+            OnInterrupt::Resume { .. } | OnInterrupt::Stop => (message::prompt(&parts), message::attachments(&parts)),
+        };
+        Prompt {
+            place: TurnPlace {
+                attempt: self.subject.attempt(),
+                session: claimed.session_id.clone(),
+                slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
+                workspace: claimed.workspace.clone(),
+                dir: judged.dir.clone(),
+                agent_session: claimed.agent_session.as_ref().map(ToString::to_string),
+                endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
+            },
+            // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
+            // Afterwards it is too late to find out: an agent that was started has begun to act.
+            start_by: self.signals.good_until(),
+            limit: self.limit(agent).saturating_sub(self.began.elapsed()),
+            message,
+            attachments,
+            options: judged.options.clone(),
+            rules: judged.rules.clone(),
+            oneshot: claimed.oneshot,
+        }
+    }
+
+    /// Stores which process holds the agent before that is started, so that the next worker finds it.
+    async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Left> {
+        let Some(host) = reply.host.clone() else { return Ok(reply) };
+        let (lease, dir) = (self.subject.lease, dir.to_string_lossy().into_owned());
+        let stored = self.insist(|| self.shared.store.record_host(lease, host.clone(), dir.clone())).await;
+        let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) else {
+            return Ok(reply);
+        };
+        reply.control.leave();
+        // Nothing was started, and nothing will be.
+        let _ = reply.end.await;
+        Err(left)
+    }
+
+    /// Waits until the next try to start the agent. How the run leaves this worker when there is none: `Some(None)` when it is
+    /// to be put back.
+    async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<Option<Outcome>>, Left> {
+        let pause = self.shared.shortages.failed(error, tries);
+        let status = format!("Waiting for resources: {}", error.message);
+        let told = self.turn.hear(AgentEvent::Status(status));
+        self.append(told, Vec::new(), false).await?;
+        let end = tokio::select! {
+            biased;
+            () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+            () = self.signals.cancel.cancelled() => Some(Some(Outcome::cancelled())),
+            () = self.shared.ending.cancelled() => Some(None),
+            () = self.shared.leaving.cancelled() => Some(None),
+            () = tokio::time::sleep(pause) => None,
+        };
+        self.began = Instant::now();
+        Ok(end)
+    }
+}
