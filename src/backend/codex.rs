@@ -1,5 +1,5 @@
-//! Codex: `codex exec --json`, a process a turn. It is told the message on its command line, asks nothing, and reports
-//! each thing it did when that is done: there is no text word by word.
+//! Codex: `codex exec --json`, a process a turn. It reads the message on its stdin, asks nothing, and reports each thing it
+//! did when that is done: there is no text word by word.
 //!
 //! Its conversations are threads of its own; `exec resume` goes on with one.
 
@@ -18,19 +18,10 @@ use crate::chunk::Notice;
 use crate::failure::AgentError;
 use crate::usage::Usage;
 
-/// A longer message is written to its stdin: the system takes no argument of 128 KiB.
-const MAX_ARGUMENT_BYTES: usize = 100 * 1024;
-
 /// The backend of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
-    let stdin = |prompt: &Prompt| if fits(&prompt.message) { Stdin::Closed } else { Stdin::MessageUnlessAsked };
-    let dialect = Dialect { arguments, stdin, is_session_gone, ..Dialect::of_lines(parser) };
+    let dialect = Dialect { arguments, stdin: |_| Stdin::Message, is_session_gone, ..Dialect::of_lines(parser) };
     PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
-}
-
-/// Whether a message can be an argument.
-fn fits(message: &str) -> bool {
-    message.len() <= MAX_ARGUMENT_BYTES && !message.contains('\0')
 }
 
 fn arguments(prompt: &Prompt) -> Vec<OsString> {
@@ -51,11 +42,8 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
         Some(thread) => arguments.extend(["resume".into(), thread.into()]),
         None => {}
     }
-    if fits(&prompt.message) {
-        arguments.extend(["--".into(), prompt.message.clone().into()]);
-    } else {
-        arguments.push("-".into());
-    }
+    // The message is on stdin, where other users of the machine cannot read it (`ps` shows them arguments).
+    arguments.push("-".into());
     arguments
 }
 
@@ -211,13 +199,12 @@ mod tests {
     use crate::backend::fixtures::prompt;
 
     #[test]
-    fn the_message_is_the_last_argument_or_comes_on_stdin() {
+    fn message_is_never_an_argument() {
         let words = |prompt: &Prompt| -> Vec<_> {
             arguments(prompt).into_iter().map(|word| word.into_string().unwrap()).collect()
         };
-        let mut prompt = prompt("--help");
-        assert_eq!(words(&prompt), ["exec", "--json", "--skip-git-repo-check", "--", "--help"]);
-        prompt.message = "x".repeat(MAX_ARGUMENT_BYTES + 1);
+        let mut prompt = prompt("a secret");
+        assert_eq!(words(&prompt), ["exec", "--json", "--skip-git-repo-check", "-"]);
         prompt.place.agent_session = Some("0-1".into());
         prompt.options.model = Some("m".into());
         prompt.options.permission_profile = Some("read-only".into());

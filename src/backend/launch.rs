@@ -88,6 +88,8 @@ fn millis(duration: Duration) -> u64 {
 pub enum Stdin {
     /// Nothing: it has none.
     Closed,
+    /// The message.
+    Message,
     /// The message, unless the command asks for it.
     MessageUnlessAsked,
     /// This, and what is written to it later; its protocol uses it.
@@ -129,6 +131,7 @@ impl Launch {
         let takes_message = spec.command.iter().any(|argument| template::asks_for_message(argument));
         let (stdin, stdin_stays_open) = match stdin {
             Stdin::Closed => (None, false),
+            Stdin::Message => (Some(prompt.message.clone()), false),
             Stdin::MessageUnlessAsked => ((!takes_message).then(|| prompt.message.clone()), false),
             Stdin::Open(first) => (Some(first), true),
         };

@@ -79,8 +79,8 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     Ok(match word {
         "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
         "text" => Driver::Text(process_spec(section, given, "[\"./answer.sh\"]")?),
-        "claude" => Driver::Claude(or_default(given, "claude")?),
-        "codex" => Driver::Codex(or_default(given, "codex")?),
+        "claude" => Driver::Claude(told_by_driver(section, or_default(given, "claude")?)?),
+        "codex" => Driver::Codex(told_by_driver(section, or_default(given, "codex")?)?),
         "opencode" => Driver::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),
         "acp" => {
             let shared = given.shared.unwrap_or_default();
@@ -92,13 +92,26 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     })
 }
 
+/// The driver writes the message to the agent's stdin; in the command it would be told twice, and shown by `ps`.
+fn told_by_driver(section: &Section<'_>, process: ProcessSpec) -> Result<ProcessSpec, ConfigError> {
+    let problem = "has {message} in it, which this driver writes to the agent's stdin: take it out";
+    if let Some((key, _)) = texts(&process).find(|(_, text)| text.contains("{message}")) {
+        return Err(section.error(&key, problem));
+    }
+    Ok(process)
+}
+
+/// Where placeholders may stand: the path of each key, and its text.
+fn texts(process: &ProcessSpec) -> impl Iterator<Item = (Vec<&str>, &str)> {
+    let command = process.command.iter().map(|word| (vec!["command"], word.as_str()));
+    command.chain(process.env.iter().map(|(name, value)| (vec!["env", name.as_str()], value.as_str())))
+}
+
 /// A live agent is started once for many turns: what belongs to one of them is not known then, and its session may get
 /// another slot.
 fn kept_warm(section: &Section<'_>, process: ProcessSpec, shared: bool) -> Result<ProcessSpec, ConfigError> {
     let unknown = ["{message}", "{agent_session}", "{run}", "{slot}"].into_iter().chain(shared.then_some("{session}"));
-    let command = process.command.iter().map(|word| (vec!["command"], word));
-    let env = process.env.iter().map(|(name, value)| (vec!["env", name.as_str()], value));
-    for (key, text) in command.chain(env) {
+    for (key, text) in texts(&process) {
         if let Some(placeholder) = unknown.clone().find(|placeholder| text.contains(placeholder)) {
             let known = if shared { "{workspace} or {dir}" } else { "{session}, {workspace} or {dir}" };
             let problem =

@@ -216,6 +216,14 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "2: agents.opencode.env.B: {session} is not known when an agent is started that is kept for many turns: use \
              {workspace} or {dir}",
         ),
+        (
+            "[agents.codex]\ncommand = [\"codex\", \"{message}\"]",
+            "2: agents.codex.command: has {message} in it, which this driver writes to the agent's stdin: take it out",
+        ),
+        (
+            "[agents.claude.env]\nTEXT = \"{message}\"",
+            "2: agents.claude.env.TEXT: has {message} in it, which this driver writes to the agent's stdin: take it out",
+        ),
         ("[agents.demo]\ncommand = [\"x\"]", "2: agents.demo.command: does not fit the driver demo"),
         ("[agents.demo]\nkeep_warm = \"1m\"", "2: agents.demo.keep_warm: does not fit the driver demo"),
         ("[agents.claude]\nkeep_warm = \"1m\"", "2: agents.claude.keep_warm: does not fit the driver claude"),

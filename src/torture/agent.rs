@@ -42,7 +42,7 @@ impl Agent {
     fn seed(&self) -> anyhow::Result<u64> {
         let asked = match (self.seed, self.dialect) {
             (Some(seed), _) => return Ok(seed),
-            (None, Dialect::Codex) => self.arguments.last().cloned().context("a message is needed")?,
+            (None, Dialect::Codex) => io::read_to_string(io::stdin().lock())?,
             (None, Dialect::Claude) => {
                 let mut line = String::new();
                 io::stdin().lock().read_line(&mut line)?;

@@ -115,6 +115,25 @@ async fn the_options_of_the_session_are_told() {
     assert_eq!(asked["body"]["reasoning"]["effort"], "low", "{asked}");
 }
 
+/// The newest message of the person that the model was asked about.
+fn newest_message(asked: &serde_json::Value) -> String {
+    let input = asked["body"]["input"].as_array().unwrap();
+    let said = input.iter().rfind(|item| item["role"] == "user").unwrap();
+    said["content"][0]["text"].as_str().unwrap().to_owned()
+}
+
+/// In the first turn of a thread and in one that resumes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_reads_as_an_argument_means_itself() {
+    let Some(scene) = scene().await else { return };
+    for message in ["-", "--help", "-"] {
+        let run = scene.turn("s", message).await;
+        assert_eq!(run.status, Status::Completed, "{message}: {:?}\n{}", run.error, scene.log());
+        assert_eq!(newest_message(&scene.model.asked("default")), message);
+    }
+    assert_eq!(scene.value("SELECT count(*) FROM v_agent_sessions"), "1");
+}
+
 /// A message that no argument can hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_message_arrives_whole() {
