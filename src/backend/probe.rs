@@ -1,25 +1,28 @@
 //! What is there of an agent on this machine, asked before any turn: its program and what that calls its version, or
 //! whether a gateway at its address takes us in.
 //!
-//! Always: it takes no longer than `PATIENCE` for an agent, and nothing is left of the process group that was started for it.
+//! Always: it takes no longer than `PATIENCE` for an agent, and reads `MAX_VERSION_BYTES` of it. Nothing that was started for
+//! it is left, in whatever process group; when the answer is not waited for any more, its own group is ended at once.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::launch::KEPT_FROM_AGENTS;
-use super::{openclaw_gateway, temp_dir};
+use super::{openclaw_gateway, reap, temp_dir};
 use crate::agent::{Driver, GatewaySpec, ProcessSpec};
 use crate::catalogue::{Found, KnownAgent};
 use crate::failure::ErrorClass;
+use crate::id::RunId;
+use crate::run::Attempt;
 
 /// A program may take so long to say its version, or a gateway to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,11 +31,12 @@ const MAX_VERSION_BYTES: u64 = 4096;
 /// More of it is not shown.
 const MAX_VERSION_CHARS: usize = 60;
 
-/// Looks for an agent that is to work in a directory; says what is missing when it is not there.
+/// Looks for an agent that is to work in a directory; says what is missing when it is not there. Once it is `until`, its
+/// program is looked for and not started.
 ///
 /// # Errors
 /// What is missing, for people.
-pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
+pub async fn look(driver: &Driver, dir: &Path, until: Instant) -> Result<Found, String> {
     match driver {
         Driver::Demo => Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) }),
         Driver::OpenclawGateway(spec) => look_at(spec).await,
@@ -45,7 +49,11 @@ pub async fn look(driver: &Driver, dir: &Path) -> Result<Found, String> {
             let Some(path) = find_program(spec, dir)? else {
                 return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
             };
-            let version = if says_its_version(driver) { version_of(&path, spec).await } else { None };
+            let patience = PATIENCE.min(until.saturating_duration_since(Instant::now()));
+            let version = match says_its_version(driver) && !patience.is_zero() {
+                true => version_of(&path, spec, patience).await,
+                false => None,
+            };
             Ok(Found { at: path.display().to_string(), version })
         }
     }
@@ -139,26 +147,55 @@ fn shown(version: &str) -> String {
     version.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect()
 }
 
+/// A program that was started for its version, and all that is in its process group.
+struct Started {
+    child: Child,
+    group: Option<Pid>,
+}
+
+impl Started {
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        // Dropped, it is reaped by the runtime.
+        let child = command.process_group(0).kill_on_drop(true).spawn()?;
+        let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        Ok(Self { child, group })
+    }
+
+    /// Ends the group. Before the program is waited for, so that the group is still its own.
+    fn kill(&mut self) {
+        // Those that are gone already are no failure.
+        let _ = self.group.take().map(|group| kill_process_group(group, Signal::KILL));
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// What a program calls its version; none when it does not say in time.
-async fn version_of(path: &Path, spec: &ProcessSpec) -> Option<String> {
+async fn version_of(path: &Path, spec: &ProcessSpec, patience: Duration) -> Option<String> {
     // No project, whose settings it would read.
     let dir = Some(temp_dir::root()).filter(|dir| dir.is_dir()).unwrap_or_else(|| "/".into());
+    // A mark of its own, by which what has left the group is found.
+    let mark = Attempt { run: RunId::generate(), number: 1 };
     let mut command = Command::new(path);
-    command.arg("--version").current_dir(dir).process_group(0).kill_on_drop(true);
+    command.arg("--version").current_dir(dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     for variable in KEPT_FROM_AGENTS {
         command.env_remove(variable);
     }
     command.envs(spec.env.iter().filter(|(_, value)| !value.contains('{')));
-    let mut child = command.spawn().ok()?;
-    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    command.env(reap::MARKER, mark.run.to_string()).env(reap::ATTEMPT_MARKER, mark.number.to_string());
+    let mut started = Started::spawn(&mut command).ok()?;
     let mut said = Vec::new();
-    let mut out = child.stdout.take()?.take(MAX_VERSION_BYTES);
+    let mut out = started.child.stdout.take()?.take(MAX_VERSION_BYTES);
     // What was said before it failed, or took too long, counts.
-    let _ = timeout(PATIENCE, out.read_to_end(&mut said)).await;
-    // Before it is waited for, so that the group is still its own. Those that are gone already are no failure.
-    let _ = group.map(|group| kill_process_group(group, Signal::KILL));
-    let _ = child.wait().await;
+    let _ = timeout(patience, out.read_to_end(&mut said)).await;
+    started.kill();
+    let _ = started.child.wait().await;
+    reap::end(mark.into(), None, Duration::ZERO).await;
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
     Some(shown(line))

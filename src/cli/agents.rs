@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::exit::Exit;
 use super::plain::plain;
+use super::signals::StopSignals;
 use super::table;
 use crate::catalogue::AgentReport;
 use crate::config::Config;
@@ -11,12 +12,21 @@ use crate::engine::{Engine, agents};
 
 /// With what runs, as the database says.
 pub(super) async fn run(engine: &Engine, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    show_all(&engine.list_agents().await?, as_json, out)
+    let mut signals = StopSignals::new()?;
+    tokio::select! {
+        reports = engine.list_agents() => show_all(&reports?, as_json, out),
+        () = signals.next() => Ok(Exit::Interrupted),
+    }
 }
 
 /// Where there is no database yet.
 pub(super) async fn without_database(config: &Config, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
-    show_all(&agents::survey(config).await, as_json, out)
+    let mut signals = StopSignals::new()?;
+    tokio::select! {
+        reports = agents::survey(config) => show_all(&reports, as_json, out),
+        // What it has started is in process groups of their own, which Ctrl-C does not reach.
+        () = signals.next() => Ok(Exit::Interrupted),
+    }
 }
 
 fn show_all(reports: &[AgentReport], as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {

@@ -1,14 +1,19 @@
 //! Which agents there are: those that can be used, those that are known by name, and what is found of each here.
 //!
-//! Always: nobody has to be configured or installed for an answer, and no more than a few programs are asked at once.
+//! Always: nothing has to be configured or installed for an answer. A survey starts programs, so there is one at a time, which
+//! answers everyone who asks meanwhile and for a while after; it goes on when the one who asked first has gone.
+//!
+//! Proof: `tests/http/agents.rs`.
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, Shared};
 use crate::agent::{Agent, Driver};
 use crate::backend::probe;
 use crate::catalogue::{AgentReport, Found, KNOWN, KnownAgent};
@@ -16,19 +21,65 @@ use crate::config::Config;
 
 /// Programs that are asked for their version at once: each may be an interpreter with a large package.
 const AT_ONCE: usize = 4;
+/// A survey answers whoever asks until it is this old, counted from its beginning.
+pub const SURVEY_MAX_AGE: Duration = Duration::from_secs(60);
+/// Programs are started for a survey for this long; those whose turn comes later are looked for only. Well below the limit
+/// of an HTTP handler.
+const SURVEY_LIMIT: Duration = Duration::from_secs(20);
 
-/// One survey at a time, whoever asks.
-static SURVEYING: Mutex<()> = Mutex::const_new(());
+/// The newest survey.
+#[derive(Debug, Default)]
+pub(super) struct Surveys {
+    newest: Mutex<Option<Survey>>,
+}
+
+#[derive(Debug, Clone)]
+struct Survey {
+    begun: Instant,
+    /// `None` as long as it lasts.
+    reports: watch::Receiver<Option<Arc<[AgentReport]>>>,
+}
+
+impl Survey {
+    /// Whether it lasts, or ended not long ago. One whose task ended without reports answers nothing.
+    fn is_fresh(&self) -> bool {
+        let has_ended = self.reports.borrow().is_some();
+        if has_ended { self.begun.elapsed() < SURVEY_MAX_AGE } else { self.reports.has_changed().is_ok() }
+    }
+}
+
+impl Surveys {
+    fn current(&self, shared: &Arc<Shared>) -> Survey {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(survey) = newest.as_ref().filter(|survey| survey.is_fresh()) {
+            return survey.clone();
+        }
+        let (done, reports) = watch::channel(None);
+        let survey = Survey { begun: Instant::now(), reports };
+        *newest = Some(survey.clone());
+        let task = shared.clone();
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                reports = self::survey(&task.config) => drop(done.send_replace(Some(reports.into()))),
+                // What it has started is ended with it.
+                () = task.closed.cancelled() => {}
+            }
+        });
+        survey
+    }
+}
 
 impl Engine {
     /// All agents: first those that sessions can name, then those that are known and not configured. Starts the program of
-    /// each for its version.
+    /// each for its version, at most once in [`SURVEY_MAX_AGE`]; how many turns run is always of now.
     ///
     /// # Errors
-    /// [`EngineError::Store`].
+    /// [`EngineError::Store`]; [`EngineError::ShuttingDown`].
     pub async fn list_agents(&self) -> Result<Vec<AgentReport>, EngineError> {
+        let mut survey = self.shared.surveys.current(&self.shared);
+        let surveyed = survey.reports.wait_for(Option::is_some).await.map_err(|_| EngineError::ShuttingDown)?.clone();
+        let mut reports = surveyed.as_deref().unwrap_or_default().to_vec();
         let running: HashMap<_, _> = self.shared.store.running_by_agent().await?.into_iter().collect();
-        let mut reports = survey(&self.shared.config).await;
         for report in reports.iter_mut().filter(|report| report.configured) {
             report.running = running.get(&report.name).copied().unwrap_or_default();
         }
@@ -36,9 +87,9 @@ impl Engine {
     }
 }
 
-/// The same without a database: nothing is known of what runs.
+/// A survey of its own, without a database: nothing is known of what runs. What it has started is ended when it is dropped.
 pub async fn survey(config: &Config) -> Vec<AgentReport> {
-    let _alone = SURVEYING.lock().await;
+    let until = Instant::now() + SURVEY_LIMIT;
     let configured = config.agents.values().map(|agent| Candidate::configured(agent, config));
     let is_configured = |known: &KnownAgent| {
         let names = |agent: &Agent| {
@@ -48,7 +99,7 @@ pub async fn survey(config: &Config) -> Vec<AgentReport> {
         config.agents.values().any(|agent| agent.name.as_str() == known.name || names(agent))
     };
     let known = KNOWN.iter().filter(|known| !is_configured(known)).filter_map(Candidate::known);
-    let looks = configured.chain(known).map(Candidate::look);
+    let looks = configured.chain(known).map(|candidate| candidate.look(until));
     futures_util::stream::iter(looks.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
 }
 
@@ -86,8 +137,8 @@ impl Candidate {
         Some(Self { driver, dir, known: Some(known), name, configured: false })
     }
 
-    async fn look(self) -> AgentReport {
-        let found: Result<Found, String> = probe::look(&self.driver, &self.dir).await;
+    async fn look(self, until: Instant) -> AgentReport {
+        let found: Result<Found, String> = probe::look(&self.driver, &self.dir, until).await;
         let (found, missing) = match found {
             Ok(found) => (Some(found), None),
             Err(missing) => (None, Some(missing)),

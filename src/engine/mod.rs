@@ -117,6 +117,8 @@ struct Shared {
     readiness: readiness::Readiness,
     /// Starts that wait for resources.
     shortages: shortage::Shortages,
+    /// Which agents were found here.
+    surveys: agents::Surveys,
 }
 
 impl Engine {
@@ -209,6 +211,7 @@ impl Engine {
             health: health::Health::default(),
             readiness: readiness::Readiness::default(),
             shortages: shortage::Shortages::default(),
+            surveys: agents::Surveys::default(),
         });
         shared.spawn_loop("watcher", Shared::is_closed, watch::run(shared.clone()));
         shared.watch_writer();

@@ -2,6 +2,8 @@
 //!
 //! The Host must be a name of ours, or a foreign name could be pointed at this machine (DNS rebinding) and its pages
 //! would count as our own. The Origin, which browsers send with everything that can do harm, must be ours or allowed.
+//! Without an Origin come links, images and frames; of those a browser says in `Sec-Fetch-Site` whose page asks, and another
+//! site's gets nothing: some GETs start programs (`/v1/agents`), write (`/readyz`) or hold a connection (streams).
 //! What is refused is told in the log with the line of the config that allows it: a browser does not say why it failed.
 
 use std::collections::HashSet;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -21,6 +23,8 @@ use super::roles::Needs;
 use crate::config::{Origin, ServerConfig};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
+/// Whose page makes a browser ask: `same-origin`, `same-site`, `cross-site`, or `none` for an address that a person typed.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, last-event-id, x-request-id");
 const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id, x-vercel-ai-ui-message-stream");
 /// How long a browser may remember that it may ask.
@@ -113,6 +117,10 @@ impl Guard {
         }
         let mut origins = request.headers().get_all(header::ORIGIN).iter();
         match (origins.next(), origins.next()) {
+            (None, _) if is_other_site(request.headers()) => {
+                let message = "a page of another site made the browser ask, without an Origin that could be allowed";
+                Err(Error::new(StatusCode::FORBIDDEN, "forbidden_origin", message))
+            }
             (None, _) => Ok(None),
             (Some(origin), None) if self.knows_origin(origin, &host) => Ok(Some(origin)),
             (origin, _) => {
@@ -140,6 +148,11 @@ impl Guard {
         let Some(origin) = origin_of(origin) else { return false };
         origin.is_at(host.host(), host.port_u16()) || self.allowed_origins.contains(&origin)
     }
+}
+
+/// Whether a browser says that a page which is not ours asks. Other programs do not send the header.
+fn is_other_site(headers: &HeaderMap) -> bool {
+    headers.get_all(SEC_FETCH_SITE).iter().any(|site| site != "same-origin" && site != "none")
 }
 
 fn origin_of(header: &HeaderValue) -> Option<Origin> {

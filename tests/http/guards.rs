@@ -130,3 +130,21 @@ async fn pages_of_applications_have_origins_of_their_own() {
         assert_eq!(asked(origin).await.refused(), (403, "forbidden_origin"), "{origin}");
     }
 }
+
+#[tokio::test]
+async fn page_of_another_site_gets_nothing_without_an_origin() {
+    let scene = Scene::with("[server]\nallowed_origins = [\"https://chat.example.com\"]", Timeouts::default()).await;
+    let asked = |path: &str, site: &str| scene.ask(Method::GET, path).header("sec-fetch-site", site);
+    for path in ["/v1/agents", "/readyz", "/v1/sessions", "/v1/sessions/s/events"] {
+        for site in ["cross-site", "same-site"] {
+            assert_eq!(read(asked(path, site)).await.refused(), (403, "forbidden_origin"), "{path} {site}");
+        }
+        let twice = asked(path, "same-origin").header("sec-fetch-site", "cross-site");
+        assert_eq!(read(twice).await.refused(), (403, "forbidden_origin"), "{path}");
+    }
+    for site in ["same-origin", "none"] {
+        assert_eq!(read(asked("/v1/sessions", site)).await.status, 200, "{site}");
+    }
+    let allowed = asked("/v1/sessions", "cross-site").header("origin", "https://chat.example.com");
+    assert_eq!(read(allowed).await.status, 200);
+}

@@ -1,6 +1,7 @@
 //! The HTTP surface over real sockets, on an engine that executes nothing: runs stay queued until a test cancels them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod agents;
 mod chat;
 mod conversation;
 mod declines;
