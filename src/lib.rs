@@ -48,6 +48,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod failure;
+pub mod file_access;
 pub mod id;
 pub mod lease;
 pub mod message;

@@ -73,11 +73,13 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let Some(exit) = cli.execute_alone()? {
         return Ok(exit);
     }
-    let mut config = cli.load_config()?;
-    // This very program, also after another one was put in its place.
-    config.engine.host_program = "/proc/self/exe".into();
+    // Before the config, which may be worth a warning.
     let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
     telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
+    let mut config = cli.load_config()?;
+    cli.check_found_database()?;
+    // This very program, also after another one was put in its place.
+    config.engine.host_program = "/proc/self/exe".into();
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;

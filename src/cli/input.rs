@@ -2,43 +2,78 @@
 //!
 //! Always: nothing is read without a limit.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::exit::Usage;
-use super::{Cli, Command, RunArgs, SendArgs, ServeArgs};
+use super::{Cli, Command, DEFAULT_DATABASE, RunArgs, SendArgs, ServeArgs};
 use crate::config::{Config, Token, limits};
+use crate::file_access;
 use crate::id::MessageId;
 use crate::message::{Attachment, UserMessage};
 
 impl Cli {
-    /// The config that holds for this command.
+    /// The config that holds for this command. One that was not named is only read where no other user could have put it
+    /// there or changed it: it names programs that are started.
     ///
     /// # Errors
-    /// When a file that was named does not exist, a file cannot be read, or what it says cannot be used.
+    /// When a file that was named does not exist, a file cannot be read or is another user's, or what it says cannot be used.
     pub fn load_config(&self) -> anyhow::Result<Config> {
         const DEFAULT_FILE: &str = "mainstay.toml";
         let named = self.config.as_deref();
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         let working_dir = || std::env::current_dir().context("failed to find the working directory");
-        let file = File::open(path).and_then(|file| read_text(file, limits::MAX_FILE_BYTES));
-        let mut config = match file {
-            Ok(text) => {
+        let failed = || Usage(format!("failed to read config {}", path.display()));
+        let mut config = match file_access::open_regular(path) {
+            Ok(file) => {
+                let exposure = file_access::exposure_of(path).with_context(failed)?;
+                match exposure {
+                    Some(exposure) if named.is_none() => {
+                        let problem = format!(
+                            "config {path} was found here, but {exposure}, so that another user may choose which programs \
+                             it starts: read it, and then name it: --config ./{path}",
+                            path = path.display()
+                        );
+                        return Err(Usage(problem).into());
+                    }
+                    Some(exposure) => {
+                        tracing::warn!(path = %path.display(), %exposure, "another user could change the config");
+                    }
+                    None => {}
+                }
+                let text = read_text(file, limits::MAX_FILE_BYTES).with_context(failed)?;
                 let path_from_root = working_dir()?.join(path);
                 Config::load(&text, path, path_from_root.parent().unwrap_or(Path::new("/")))?
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => {
                 Config::builtin(&working_dir()?)
             }
-            Err(error) => return Err(error).context(Usage(format!("failed to read config {}", path.display()))),
+            Err(error) => return Err(error).with_context(failed),
         };
         if let Command::Serve(args) = &self.command {
             args.apply(&mut config)?;
         }
         Ok(config)
+    }
+
+    /// Refuses to execute what is queued in a database that was found and not named, where another user could have queued it.
+    ///
+    /// # Errors
+    /// When it is such a database.
+    pub fn check_found_database(&self) -> anyhow::Result<()> {
+        let is_found = self.db == Path::new(DEFAULT_DATABASE);
+        if !is_found || !matches!(self.command, Command::Serve(_) | Command::Run(_)) {
+            return Ok(());
+        }
+        // What is missing is made; what cannot be looked at is said when it is opened.
+        let Ok(Some(exposure)) = file_access::exposure_of(&self.db) else { return Ok(()) };
+        let problem = format!(
+            "database {DEFAULT_DATABASE} was found here, but {exposure}, so that another user may choose what agents are told: \
+             name it, if it is yours: --db ./{DEFAULT_DATABASE}"
+        );
+        Err(Usage(problem).into())
     }
 }
 
@@ -114,7 +149,7 @@ fn message_text(
 
 /// A file as it is sent: whole, in the message.
 fn attachment(path: &Path, max_bytes: usize) -> anyhow::Result<Attachment> {
-    let bytes = read(File::open(path)?, max_bytes / 4 * 3)?;
+    let bytes = read(file_access::open_regular(path)?, max_bytes / 4 * 3)?;
     Ok(Attachment::from_bytes(path.file_name().map(|name| name.to_string_lossy().into_owned()), &bytes))
 }
 

@@ -48,6 +48,9 @@ use crate::telemetry::LogFormat;
 pub use args::*;
 use torture::{TortureAgentArgs, TortureArgs};
 
+/// The database when none is named.
+const DEFAULT_DATABASE: &str = "mainstay.db";
+
 const GLOBAL: &str = "Global options";
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than completed, or the operation failed; 2 wrong \
                            usage or config; 130 interrupted by Ctrl-C.";
@@ -59,7 +62,7 @@ const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than compl
 pub struct Cli {
     /// The database file
     #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_DB")]
-    #[arg(value_name = "PATH", default_value = "mainstay.db")]
+    #[arg(value_name = "PATH", default_value = DEFAULT_DATABASE)]
     pub db: PathBuf,
 
     /// The config file; must exist when named here [default: mainstay.toml in the working directory, if there is one]

@@ -275,7 +275,7 @@ fn a_live_agent_is_told_only_what_holds_for_all_its_turns() {
     };
     for word in ["{message}", "{agent_session}", "{run}", "{slot}"] {
         assert!(!acp(word, false) && !acp(word, true), "{word}");
-        assert!(load(&format!("[agents.x]\ndriver = \"claude\"\ncommand = [\"x\", \"{word}\"]")).is_ok());
+        assert!(load(&format!("[agents.x]\ndriver = \"openclaw\"\ncommand = [\"x\", \"{word}\"]")).is_ok());
     }
     assert!(acp("{session}", false) && !acp("{session}", true));
     assert!(acp("{workspace}{dir}{nobody}", true));

@@ -39,6 +39,16 @@ pub enum StoreError {
         /// How many hard links it has.
         names: u64,
     },
+    /// What lies beside the database is not what this or another process of its users put there.
+    #[error(
+        "{path} {detail}, so that another user could read or change what is stored: move it away, or choose another path with --db"
+    )]
+    Foreign {
+        /// What lies there.
+        path: PathBuf,
+        /// Whose or what it is.
+        detail: String,
+    },
     /// The companions of a file that is mounted by itself are in another directory than for other processes.
     #[error(
         "{0} is a mount point, so that its lock and its WAL would not be those that other processes see: mount the \
@@ -159,6 +169,10 @@ impl StoreError {
     /// Whether the same operation may succeed later, once what is around the database has been put right.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::Gone(_) | Self::Hidden { .. })
+    }
+
+    pub(super) fn foreign(path: &Path, detail: impl Into<String>) -> Self {
+        Self::Foreign { path: path.to_owned(), detail: detail.into() }
     }
 
     /// The same for somebody else whom it concerns.

@@ -5,9 +5,9 @@
 //!
 //! Proof: `tests/faults/files.rs`.
 
-use std::fs::{self, FileType, Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, OFlags, StatxAttributes, StatxFlags};
@@ -16,6 +16,7 @@ use sqlx::Connection;
 
 use super::place::beside;
 use super::{StoreError, migrate, options};
+use crate::file_access::kind_of;
 
 /// What every database begins with.
 const HEADER_BYTES: u64 = 100;
@@ -61,8 +62,12 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
 /// Looks at a resolved path.
 ///
 /// # Errors
-/// What makes it unfit: it is no regular file, has several names, is a mount point, or lost its beginning.
+/// What makes it unfit: it is no regular file, has several names, is a mount point, or lost its beginning; or another user put
+/// a companion beside it.
 pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
+    for companion in ["-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix)) {
+        check_companion(path, &companion)?;
+    }
     let wal_bytes = || length(&beside(path, "-wal"));
     let damaged = |detail: &str| Err(StoreError::Damaged { path: path.to_owned(), detail: detail.to_owned() });
     let meta = match fs::symlink_metadata(path) {
@@ -90,6 +95,33 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
         1..HEADER_BYTES => Err(StoreError::NotOurs(path.to_owned())),
         _ => Ok(Found::File),
     }
+}
+
+/// Whether a companion, if it is there, is a regular file of a user who may write to the database. Others could read in it what
+/// is stored, or have SQLite store what they wrote.
+fn check_companion(path: &Path, companion: &Path) -> Result<(), StoreError> {
+    match fs::symlink_metadata(companion) {
+        Ok(meta) if meta.is_file() => check_owner(path, companion, &meta),
+        Ok(meta) => Err(StoreError::foreign(companion, format!("is {}", kind_of(meta.file_type())))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(not_readable(companion, &error)),
+    }
+}
+
+/// Whether what lies beside a database belongs to a user who may write to it: this one, root, the owner of the database, or one
+/// of its group where that may write.
+pub(super) fn check_owner(path: &Path, companion: &Path, meta: &Metadata) -> Result<(), StoreError> {
+    let owner = meta.uid();
+    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let database = fs::symlink_metadata(path).ok();
+    let may_write =
+        |database: &Metadata| owner == database.uid() || (database.mode() & 0o020 != 0 && meta.gid() == database.gid());
+    if database.as_ref().is_some_and(may_write) {
+        return Ok(());
+    }
+    Err(StoreError::foreign(companion, format!("belongs to uid {owner}")))
 }
 
 /// Whether the file at a resolved path is a database of ours, or an empty one that may become ours.
@@ -255,16 +287,6 @@ pub(super) fn denied(path: &Path, access: Access) -> Option<(PathBuf, String)> {
         }
         _ => None,
     })
-}
-
-fn kind_of(kind: FileType) -> &'static str {
-    match kind {
-        kind if kind.is_dir() => "a directory",
-        kind if kind.is_fifo() => "a named pipe",
-        kind if kind.is_socket() => "a socket",
-        kind if kind.is_char_device() || kind.is_block_device() => "a device",
-        _ => "no regular file",
-    }
 }
 
 /// Whether a file was mounted by itself. Kernels before 5.8 do not say so; there another device than its directory's shows it.

@@ -10,14 +10,18 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use sqlx::SqliteConnection;
 
 use super::StoreError;
-use super::inspect::{self, Found, with_owner};
+use super::inspect::{self, Found, check_owner, with_owner};
+use crate::file_access::kind_of;
 
 /// The rights of the owner and of the group. What a database lets all others do is not passed on to what we put beside it.
 const OWNER_AND_GROUP: u32 = 0o660;
@@ -47,30 +51,47 @@ pub fn token_file(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Gives a companion the owner, the group and the rights that go with the database: root may be the first to need it and must
-/// not lock out the service that owns the database, and a group that may read the database needs its WAL as well. By its
-/// path: closing a descriptor of the index of the WAL would drop the locks that SQLite holds on it.
+/// not lock out the service that owns the database, and a group that may read the database needs its WAL as well. The directory
+/// of agents is of no use to others.
+///
+/// Through a handle of the very file that was looked at, because the owner of the directory may put another one in its place.
+/// The handle is for its path only: closing any other descriptor of the index of the WAL would drop the locks that SQLite holds
+/// on it.
 fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
-    let (database, made) = (fs::metadata(database)?, fs::symlink_metadata(companion)?);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = File::from(rustix::fs::open(companion, flags, Mode::empty())?);
+    let (database, made) = (fs::symlink_metadata(database)?, handle.metadata()?);
+    if !made.is_file() && !made.is_dir() {
+        return Err(io::Error::other(format!("it is {}", kind_of(made.file_type()))));
+    }
     let process = rustix::process::geteuid();
     if !process.is_root() && made.uid() != process.as_raw() {
         return Ok(());
     }
+    let by_handle = format!("/proc/self/fd/{}", handle.as_raw_fd());
     if process.is_root() && made.uid() != database.uid() {
-        lchown(companion, Some(database.uid()), None)?;
+        if made.is_file() && made.nlink() > 1 {
+            let names = made.nlink();
+            return Err(io::Error::other(format!("it has {names} names (hard links), so that it may be another file")));
+        }
+        chown(&by_handle, Some(database.uid()), None)?;
     }
     if made.gid() != database.gid() {
-        match lchown(companion, None, Some(database.gid())) {
+        match chown(&by_handle, None, Some(database.gid())) {
             // Only root gives a file to a group that it is not in.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
             given => given?,
         }
     }
     let rights = database.mode() & OWNER_AND_GROUP | 0o600;
-    // A reader of a directory has to be able to enter it.
-    let mode = if made.is_dir() { rights | (rights & 0o444) >> 2 } else { rights };
-    // What a database lets all others do, SQLite passes on to its own files.
-    if made.mode() & 0o770 != mode && !made.is_symlink() {
-        fs::set_permissions(companion, fs::Permissions::from_mode(mode | made.mode() & 0o007))?;
+    let mode = match made.is_dir() {
+        // A reader of a directory has to be able to enter it.
+        true => rights | (rights & 0o444) >> 2,
+        // What a database lets all others do, SQLite passes on to its own files.
+        false => rights | made.mode() & 0o007,
+    };
+    if made.mode() & 0o777 != mode {
+        fs::set_permissions(&by_handle, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
 }
@@ -124,20 +145,25 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Creates the directory, without a lock yet.
+    /// Creates the directory, or takes the rights of others from one that is there; without a lock yet.
     pub fn beside(path: &Path) -> Result<Self, StoreError> {
         let agents_dir = agents_dir(path);
         let failed = |error: io::Error| not_writable(&agents_dir, &error);
-        let is_new = match DirBuilder::new().mode(0o700).create(&agents_dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            created => created.map(|()| true).map_err(failed)?,
-        };
-        let handle = File::open(&agents_dir).map_err(failed)?;
-        if !handle.metadata().map_err(failed)?.is_dir() {
-            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+        match DirBuilder::new().mode(0o700).create(&agents_dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => created.map_err(failed)?,
         }
-        if is_new {
-            belong_to(path, &agents_dir).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = match rustix::fs::open(&agents_dir, flags, Mode::empty()) {
+            Ok(handle) => File::from(handle),
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(StoreError::foreign(&agents_dir, "is no directory")),
+            Err(error) => return Err(failed(error.into())),
+        };
+        check_owner(path, &agents_dir, &handle.metadata().map_err(failed)?)?;
+        belong_to(path, &agents_dir).map_err(failed)?;
+        let mode = handle.metadata().map_err(failed)?.mode() & 0o777;
+        if mode & 0o002 != 0 {
+            return Err(StoreError::foreign(&agents_dir, format!("may be written to by every user (mode {mode:o})")));
         }
         Ok(Self { agents_dir, handle })
     }
@@ -202,9 +228,15 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
     };
     let lock = match OpenOptions::new().create_new(true).append(true).mode(0o600).open(&file) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // Without a wait, should it be a pipe.
-            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-            OpenOptions::new().append(true).custom_flags(flags).open(&file).map_err(failed)?
+            let meta = fs::symlink_metadata(&file).map_err(failed)?;
+            if !meta.is_file() {
+                return Err(StoreError::foreign(&file, format!("is {}", kind_of(meta.file_type()))));
+            }
+            // Without a wait, should it be a pipe by now.
+            let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+            let lock = OpenOptions::new().append(true).custom_flags(flags).open(&file).map_err(failed)?;
+            check_owner(path, &file, &lock.metadata().map_err(failed)?)?;
+            lock
         }
         created => {
             let created = created.map_err(failed)?;
@@ -226,5 +258,40 @@ fn create(path: &Path) -> Result<(), StoreError> {
     match OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         created => created.map(drop).map_err(|error| not_writable(path, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// The owner of the directory swaps a companion while root looks at it.
+    #[test]
+    fn companion_that_is_another_file_is_left_alone() {
+        const SERVICE: u32 = 64_331;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("m.db"), "").unwrap();
+        fs::write(path("precious"), "").unwrap();
+        fs::set_permissions(path("precious"), fs::Permissions::from_mode(0o604)).unwrap();
+        let before = fs::metadata(path("precious")).unwrap();
+        let is_unchanged = || {
+            let now = fs::metadata(path("precious")).unwrap();
+            (now.uid(), now.gid(), now.mode()) == (before.uid(), before.gid(), before.mode())
+        };
+        symlink(path("precious"), path("m.db-lock")).unwrap();
+        let error = belong_to(&path("m.db"), &path("m.db-lock")).unwrap_err();
+        assert_eq!(error.to_string(), "it is a symbolic link");
+        assert!(is_unchanged());
+        if chown(path("m.db"), Some(SERVICE), Some(SERVICE)).is_err() {
+            return;
+        }
+        assert!(belong_to(&path("m.db"), &path("m.db-lock")).is_err() && is_unchanged());
+        fs::hard_link(path("precious"), path("m.db-wal")).unwrap();
+        let error = belong_to(&path("m.db"), &path("m.db-wal")).unwrap_err();
+        assert!(error.to_string().contains("2 names (hard links)"), "{error}");
+        assert!(is_unchanged());
     }
 }

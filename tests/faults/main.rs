@@ -5,6 +5,7 @@
 mod damage;
 mod disk;
 mod files;
+mod foreign;
 mod locks;
 mod mount;
 mod place;

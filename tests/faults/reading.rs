@@ -48,8 +48,10 @@ fn on_read_only_mount(scene: &Scene, namespace: &'static [&'static str]) -> impl
     }
 }
 
-/// Its files belong to a service, and a group may read them.
+/// Its files belong to a service, and a group may read them. Without the config beside the database, which other users
+/// would have to name.
 fn give_to(scene: &Scene, uid: u32, gid: u32) {
+    fs::remove_file(scene.home.join("mainstay.toml")).unwrap();
     for dir in [scene.home.clone(), scene.home.parent().unwrap().to_owned()] {
         let paths = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).chain([dir.clone()]);
         for path in paths.collect::<Vec<PathBuf>>() {

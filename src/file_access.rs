@@ -1,0 +1,229 @@
+//! Files that others may have made: opened without waiting, and judged by who could change them.
+//!
+//! Always: a path is judged as ssh judges its own. A file is as good as its owner, its mode and every directory above it: who may
+//! write to one of those could put another file in its place. Root counts as the user of this process does; a group counts
+//! where it may hold another user.
+//!
+//! Proof: the tests below, `tests/security/directories.rs`.
+
+use std::fmt;
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// Others may write.
+const OTHERS_WRITE: u32 = 0o002;
+/// The group may write.
+const GROUP_WRITES: u32 = 0o020;
+/// In a directory with this bit only the owner of an entry may replace it.
+const STICKY: u32 = 0o1000;
+
+/// Opens a regular file to be read. Anything else is refused at once: a pipe without a writer would block, a device may never
+/// end, and some do something when they are opened.
+///
+/// # Errors
+/// Any failure to open it, or what it is instead.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    check_regular(&fs::metadata(path)?)?;
+    // It may have been replaced since.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    check_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_regular(meta: &Metadata) -> io::Result<()> {
+    if meta.is_file() {
+        return Ok(());
+    }
+    let kind = kind_of(meta.file_type());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, and a regular file is needed")))
+}
+
+/// What something that is no regular file is.
+pub fn kind_of(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a named pipe",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
+        kind if kind.is_symlink() => "a symbolic link",
+        _ => "no regular file",
+    }
+}
+
+/// Why another user could change or replace a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exposure {
+    /// It, or a directory above it, belongs to another user.
+    Owner {
+        /// What belongs to the other user.
+        path: PathBuf,
+        /// The other user.
+        uid: u32,
+    },
+    /// Others may write to it, or to a directory above it.
+    Mode {
+        /// What may be written to.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner { path, uid } => write!(f, "{} belongs to uid {uid}", path.display()),
+            Self::Mode { path, mode } => {
+                let who = if mode & OTHERS_WRITE != 0 { "every user" } else { "its group" };
+                write!(f, "{who} may write to {} (mode {:o})", path.display(), mode & 0o7777)
+            }
+        }
+    }
+}
+
+/// Whether another user than that of this process, and root, could change or replace the file at `path`; the first reason that
+/// is found. A symbolic link is judged as well as what it leads to.
+///
+/// # Errors
+/// The file, or a directory above it, cannot be looked at.
+pub fn exposure_of(path: &Path) -> io::Result<Option<Exposure>> {
+    let user = rustix::process::geteuid().as_raw();
+    let named = std::path::absolute(path)?;
+    let real = fs::canonicalize(path)?;
+    if fs::symlink_metadata(&named)?.is_symlink() {
+        let dir = fs::canonicalize(named.parent().unwrap_or(Path::new("/")))?;
+        let link = dir.join(named.file_name().unwrap_or_default());
+        // A link has no mode that counts.
+        let owner = owner_exposure(&link, &fs::symlink_metadata(&link)?, user);
+        if let Some(found) = owner.map_or_else(|| exposure_of_directories(&link, user), |found| Ok(Some(found)))? {
+            return Ok(Some(found));
+        }
+    }
+    let meta = fs::symlink_metadata(&real)?;
+    let own = owner_exposure(&real, &meta, user).or_else(|| mode_exposure(&real, &meta, user));
+    own.map_or_else(|| exposure_of_directories(&real, user), |found| Ok(Some(found)))
+}
+
+/// The same for the directories above a path that has no links in it.
+fn exposure_of_directories(path: &Path, user: u32) -> io::Result<Option<Exposure>> {
+    for dir in path.ancestors().skip(1) {
+        let meta = fs::symlink_metadata(dir)?;
+        let found = owner_exposure(dir, &meta, user);
+        // The entries on the way belong to this user or to root: they have been looked at.
+        let found = found.or_else(|| mode_exposure(dir, &meta, user).filter(|_| meta.mode() & STICKY == 0));
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn owner_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
+    let is_trusted = meta.uid() == user || meta.uid() == 0;
+    (!is_trusted).then(|| Exposure::Owner { path: path.to_owned(), uid: meta.uid() })
+}
+
+fn mode_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
+    let others = meta.mode() & OTHERS_WRITE != 0;
+    let exposed = others || meta.mode() & GROUP_WRITES != 0 && !is_private_group(meta.gid(), user);
+    exposed.then(|| Exposure::Mode { path: path.to_owned(), mode: meta.mode() })
+}
+
+/// Whether a group holds no other user: many systems give each user such a group and let it write. One that the files of the
+/// system do not know (of a directory service) is not private.
+fn is_private_group(gid: u32, user: u32) -> bool {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    is_private_group_in(&read("/etc/group"), &read("/etc/passwd"), gid, user)
+}
+
+/// The formats of `group(5)` and `passwd(5)`.
+fn is_private_group_in(groups: &str, users: &str, gid: u32, user: u32) -> bool {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let number = |fields: &[String], at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok());
+    let users: Vec<_> = users.lines().map(fields).collect();
+    let is_primary_of_another =
+        users.iter().any(|fields| number(fields, 3) == Some(gid) && number(fields, 2) != Some(user));
+    let names: Vec<_> =
+        users.iter().filter(|fields| number(fields, 2) == Some(user)).filter_map(|fields| fields.first()).collect();
+    let mut known = groups.lines().map(fields).filter(|fields| number(fields, 2) == Some(gid)).peekable();
+    let is_known = known.peek().is_some();
+    let has_another = known.any(|fields| {
+        let members = fields.get(3).map_or("", String::as_str).split(',').filter(|name| !name.is_empty());
+        members.into_iter().any(|name| !names.iter().any(|own| own.as_str() == name))
+    });
+    is_known && !is_primary_of_another && !has_another
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "x").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        assert!(open_regular(&path("file")).is_ok() && open_regular(&path("link")).is_ok());
+        // An open for reading waits for a writer.
+        mkfifoat(CWD, path("pipe"), Mode::from_raw_mode(0o600)).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for (what, kind) in [
+            (path("pipe"), "a named pipe"),
+            (path("socket"), "a socket"),
+            (dir.path().to_owned(), "a directory"),
+            ("/dev/zero".into(), "a device"),
+        ] {
+            let error = open_regular(&what).unwrap_err();
+            assert_eq!(error.to_string(), format!("it is {kind}, and a regular file is needed"));
+        }
+    }
+
+    #[test]
+    fn writers_of_a_directory_above_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let (above, file) = (home.join("above"), home.join("above/below/file"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for path in [&above, file.parent().unwrap()] {
+            set(path, 0o755);
+        }
+        set(&file, 0o600);
+        assert_eq!(exposure_of(&file).unwrap(), None);
+        symlink(&file, home.join("link")).unwrap();
+        assert_eq!(exposure_of(&home.join("link")).unwrap(), None);
+        for (path, mode) in [(&file, 0o602), (&above, 0o777)] {
+            let before = fs::metadata(path).unwrap().permissions();
+            set(path, mode);
+            for named in [&file, &home.join("link")] {
+                let found = exposure_of(named).unwrap().unwrap().to_string();
+                assert_eq!(found, format!("every user may write to {} (mode {mode:o})", path.display()));
+            }
+            fs::set_permissions(path, before).unwrap();
+        }
+        // As in /tmp: others put entries beside, but replace none.
+        set(&above, 0o1777);
+        assert_eq!(exposure_of(&file).unwrap(), None);
+    }
+
+    #[test]
+    fn a_group_of_one_user_is_private() {
+        let users =
+            "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:100::/home/bob:/bin/sh\n";
+        let groups = "root:x:0:\nann:x:1000:\nusers:x:100:\nteam:x:200:ann,bob\nown:x:201:ann\n";
+        for (gid, private) in [(1000, true), (201, true), (100, false), (200, false), (0, false), (999, false)] {
+            assert_eq!(is_private_group_in(groups, users, gid, 1000), private, "{gid}");
+        }
+    }
+}

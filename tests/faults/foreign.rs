@@ -1,0 +1,196 @@
+//! What another user put in a directory: a config that names programs, companions of a database, links.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{CWD, Mode, mkfifoat};
+
+use crate::scene::skipped;
+use crate::user::{mainstay, said};
+
+const OTHER: u32 = 64_330;
+
+/// Gives a file to another user; false where only root could.
+fn give_away(path: &Path) -> bool {
+    chown(path, Some(OTHER), Some(OTHER)).is_ok()
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// A directory with a config whose agent leaves a trace when its program is started.
+fn with_config() -> (tempfile::TempDir, impl Fn() -> bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, trace) = (dir.path().join("agent"), dir.path().join("started"));
+    fs::write(&program, format!("#!/bin/sh\n: > {}\n", trace.display())).unwrap();
+    set_mode(&program, 0o755);
+    let agent = format!("driver = \"acp\"\ncommand = [{program:?}]");
+    let config = format!("[agents.it]\n{agent}\n[workspaces.default]\nagent = \"it\"\n");
+    fs::write(dir.path().join("mainstay.toml"), config).unwrap();
+    set_mode(dir.path(), 0o755);
+    (dir, move || trace.exists())
+}
+
+const STARTING: [&[&str]; 5] =
+    [&["agents"], &["run", "hi"], &["doctor"], &["sweep"], &["serve", "--listen", "127.0.0.1:0"]];
+
+/// No command reads the config of this directory by itself; each says how it is named.
+fn refused_until_named(dir: &Path, why: &str, is_started: impl Fn() -> bool) {
+    for command in STARTING {
+        let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
+        assert_eq!(code, Some(2), "{command:?}: {text}");
+        assert!(text.contains(why) && text.contains("--config ./mainstay.toml"), "{command:?}: {text}");
+    }
+    assert!(!is_started());
+    assert!(!dir.join("mainstay.db").exists());
+    let (code, text) = said(&mainstay(dir).args(["agents", "--config", "./mainstay.toml"]).output().unwrap());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("another user could change the config"), "{text}");
+    assert!(is_started());
+}
+
+#[test]
+fn config_that_every_user_may_replace_is_refused() {
+    let (dir, is_started) = with_config();
+    set_mode(dir.path(), 0o777);
+    refused_until_named(dir.path(), "every user may write to", is_started);
+    let (dir, is_started) = with_config();
+    set_mode(&dir.path().join("mainstay.toml"), 0o666);
+    refused_until_named(dir.path(), "mainstay.toml (mode 666)", is_started);
+    // As in /tmp, where others put files beside it and replace none.
+    let (dir, is_started) = with_config();
+    set_mode(dir.path(), 0o1777);
+    let (code, text) = said(&mainstay(dir.path()).arg("agents").output().unwrap());
+    assert_eq!((code, is_started()), (Some(0), true), "{text}");
+}
+
+#[test]
+fn config_of_another_user_is_refused() {
+    let (dir, is_started) = with_config();
+    if !give_away(&dir.path().join("mainstay.toml")) {
+        return skipped("this needs root");
+    }
+    refused_until_named(dir.path(), "belongs to uid 64330", is_started);
+    let (dir, is_started) = with_config();
+    let (other, _) = with_config();
+    fs::remove_file(dir.path().join("mainstay.toml")).unwrap();
+    symlink(other.path().join("mainstay.toml"), dir.path().join("mainstay.toml")).unwrap();
+    give_away(other.path());
+    for command in STARTING {
+        let (code, text) = said(&mainstay(dir.path()).args(command).output().unwrap());
+        assert!(code == Some(2) && text.contains("belongs to uid 64330"), "{command:?}: {text}");
+    }
+    assert!(!is_started());
+}
+
+#[test]
+fn queue_of_another_user_is_not_executed_unless_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
+    if !give_away(&dir.join("mainstay.db")) {
+        return skipped("this needs root");
+    }
+    for command in [&["run", "--session", "s", "more"] as &[&str], &["serve", "--listen", "127.0.0.1:0"]] {
+        let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
+        assert!(code == Some(2) && text.contains("--db ./mainstay.db"), "{command:?}: {text}");
+    }
+    assert!(mainstay(dir).args(["runs"]).output().unwrap().status.success());
+    let named = ["run", "--session", "s", "more", "--db", "./mainstay.db"];
+    let (code, text) = said(&mainstay(dir).args(named).output().unwrap());
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn directory_of_agents_is_closed_to_others_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let agents = dir.join("mainstay.db-agents");
+    let send = || said(&mainstay(dir).args(["send", "s", "hi"]).output().unwrap());
+    // Also one that was there first.
+    fs::create_dir(&agents).unwrap();
+    for mode in [0o777, 0o755, 0o1777] {
+        set_mode(&agents, mode);
+        assert_eq!(send().0, Some(0));
+        assert_eq!(fs::metadata(&agents).unwrap().mode() & 0o7777, 0o700);
+    }
+    // A link would have us work in whatever directory it leads to.
+    fs::remove_dir(&agents).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    set_mode(elsewhere.path(), 0o755);
+    symlink(elsewhere.path(), &agents).unwrap();
+    let (code, text) = send();
+    assert!(code == Some(1) && text.contains("mainstay.db-agents is no directory"), "{text}");
+    assert_eq!(fs::metadata(elsewhere.path()).unwrap().mode() & 0o777, 0o755);
+    fs::remove_file(&agents).unwrap();
+    fs::create_dir(&agents).unwrap();
+    if !give_away(&agents) {
+        return skipped("this needs root");
+    }
+    let (code, text) = send();
+    assert!(code == Some(1) && text.contains("mainstay.db-agents belongs to uid 64330"), "{text}");
+}
+
+#[test]
+fn companions_of_another_user_are_refused() {
+    for name in ["mainstay.db-wal", "mainstay.db-shm", "mainstay.db-journal", "mainstay.db-lock"] {
+        for before in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            let companion = dir.join(name);
+            if before {
+                assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
+                let _ = fs::remove_file(&companion);
+            }
+            let refused = |why: &str| {
+                let (code, text) = said(&mainstay(dir).args(["send", "s", "hi"]).output().unwrap());
+                assert!(code == Some(1) && text.contains(&format!("{name} {why}")), "{name}: {text}");
+            };
+            mkfifoat(CWD, &companion, Mode::from_raw_mode(0o600)).unwrap();
+            refused("is a named pipe");
+            fs::remove_file(&companion).unwrap();
+            symlink("/etc/passwd", &companion).unwrap();
+            refused("is a symbolic link");
+            fs::remove_file(&companion).unwrap();
+            fs::write(&companion, "").unwrap();
+            if !give_away(&companion) {
+                return skipped("this needs root");
+            }
+            refused("belongs to uid 64330");
+        }
+    }
+}
+
+#[test]
+fn pipes_and_devices_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    mkfifoat(CWD, dir.join("pipe"), Mode::from_raw_mode(0o600)).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+    for (what, kind) in
+        [("pipe", "a named pipe"), ("socket", "a socket"), ("/dev/zero", "a device"), (".", "a directory")]
+    {
+        for (code, command) in [
+            (2, vec!["runs", "--config", what]),
+            (1, vec!["runs", "--db", what]),
+            (1, vec!["send", "s", "hi", "--db", what]),
+            (1, vec!["send", "s", "hi", "--attach", what]),
+            (1, vec!["backup", what]),
+        ] {
+            // An open that waits for a writer would not end.
+            let mut bounded = Command::new("timeout");
+            bounded.arg("60").arg(env!("CARGO_BIN_EXE_mainstay")).args(&command).current_dir(dir);
+            let (found, text) = said(&bounded.output().unwrap());
+            assert_eq!(found, Some(code), "{command:?}: {text}");
+            assert!(text.contains(kind) || command[0] == "backup", "{command:?}: {text}");
+        }
+    }
+    fs::rename(dir.join("pipe"), dir.join("mainstay.toml")).unwrap();
+    let mut bounded = Command::new("timeout");
+    let (code, text) =
+        said(&bounded.arg("60").arg(env!("CARGO_BIN_EXE_mainstay")).arg("agents").current_dir(dir).output().unwrap());
+    assert!(code == Some(2) && text.contains("mainstay.toml: it is a named pipe"), "{text}");
+}
