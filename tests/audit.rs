@@ -83,6 +83,8 @@ async fn whatever_breaks_a_promise_is_found() {
 
     const SETTLED: &str = "(SELECT min(key) FROM runs WHERE settled_at IS NOT NULL)";
     for (check, damage) in [
+        ("constraints", "UPDATE slots SET number = 0 WHERE number = 1"),
+        ("constraints", "UPDATE runs SET status = 'paused' WHERE status = 'queued'"),
         ("references", "UPDATE runs SET session_key = 99 WHERE status = 'queued'"),
         ("log_has_no_gap", "DELETE FROM events WHERE seq = 2"),
         ("log_has_no_gap", "UPDATE sessions SET last_seq = last_seq + 1"),
@@ -130,15 +132,17 @@ async fn whatever_breaks_a_promise_is_found() {
         assert!(names(&audit).contains(&check), "{damage}: {audit:#?}");
         assert_eq!(audit.verdict(), Verdict::Error);
     }
-    // What a row by itself may be is only checked where it can be written: in the copy.
-    after(dir.path(), "UPDATE slots SET number = 0 WHERE number = 1").await;
+    // SQLite says the same where it looks for itself: in the copy, which can be written.
+    let audit = after(dir.path(), "UPDATE slots SET number = 0 WHERE number = 1").await;
+    let (_, finding) = audit.findings().next().unwrap();
+    assert_eq!((finding.subject.as_str(), finding.detail.contains("CHECK (number >= 1)")), ("row 1 of slots", true));
     let backup = mainstay::engine::back_up(&dir.path().join("broken.db"), &dir.path().join("of-broken.db")).await;
     assert!(backup.unwrap_err().to_string().contains("CHECK constraint failed in slots"));
     assert!(!dir.path().join("of-broken.db").exists());
     // Every check was seen to fail (the first one below), and there are none that were not.
-    let sound = audit(&dir.path().join("copy.db")).await;
+    let sound = self::audit(&dir.path().join("copy.db")).await;
     assert_eq!(names(&sound), Vec::<&str>::new());
-    assert_eq!(sound.checks.len(), 21);
+    assert_eq!(sound.checks.len(), 22);
 }
 
 #[tokio::test]

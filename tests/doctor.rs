@@ -137,3 +137,34 @@ fn a_backup_says_what_was_made() {
     assert!(mainstay(dir, &["--db", "copy.db", "run", "--session", "s", "and now?"]).status.success());
     assert_eq!(mainstay(dir, &["--db", "copy.db", "doctor"]).status.code(), Some(0));
 }
+
+/// What no command can open, or show, is not well.
+#[test]
+fn doctor_and_the_commands_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    assert!(mainstay(dir, &["run", "--session", "s", "hi"]).status.success());
+    let (db, sound) = (dir.join("mainstay.db"), dir.join("sound"));
+    std::fs::copy(&db, &sound).unwrap();
+    for (damage, check, said, commands) in [
+        ("UPDATE slots SET number = 0 WHERE number = 1", "constraints", "CHECK (number >= 1)", &["send", "s", "hi"] as &[&str]),
+        ("UPDATE runs SET id = substr(id, 2) || 'x'", "rows", "a UUID is needed", &["runs"]),
+        ("UPDATE workers SET id = '', host = 'x'; INSERT INTO workers (id, host, hostname, pid, pid_started_at, capacity, version,
+             started_at, heartbeat_at) VALUES ('not an id', 'x', 'x', 1, 1, 0, 'x', 1, 1)", "rows", "not an id", &["workers"]),
+        ("UPDATE sessions SET agent = 'no name'", "rows", "no name", &["sessions"]),
+    ] {
+        std::fs::copy(&sound, &db).unwrap();
+        let conn = rusqlite::Connection::open(&db).unwrap();
+        let triggers = "SELECT group_concat('DROP TRIGGER ' || name, ';') FROM sqlite_schema WHERE type = 'trigger'";
+        let drop: String = conn.query_row(triggers, [], |row| row.get(0)).unwrap();
+        let kept = "SELECT group_concat(sql, ';') FROM sqlite_schema WHERE type = 'trigger'";
+        let kept: String = conn.query_row(kept, [], |row| row.get(0)).unwrap();
+        conn.execute_batch(&format!("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; {drop}; {damage}; {kept}")).unwrap();
+        conn.close().unwrap();
+        let (code, verdict, findings) = examined(dir, check);
+        assert_eq!((code, verdict.as_str()), (Some(1), "error"), "{damage}: {findings}");
+        assert!(findings.contains(said), "{damage}: {findings}");
+        assert_eq!(examined(dir, "schema").1, "ok");
+        assert_eq!(mainstay(dir, commands).status.code(), Some(1), "{commands:?}");
+    }
+}

@@ -7,11 +7,13 @@
 //! Proof: `tests/doctor.rs`.
 
 mod queue;
+mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
 use tokio::task::spawn_blocking;
 
 use super::agents::working_dir;
@@ -30,7 +32,7 @@ use crate::run::Attempt;
 use crate::store::audit::Depth;
 use crate::store::reading::{Known, Reading};
 use crate::store::worker::Registered;
-use crate::store::{agents_dir, files, newest_schema};
+use crate::store::{agents_dir, backup_note, files, newest_schema};
 
 /// A write-ahead log that is cut back after each checkpoint grows so long only while somebody reads on and on.
 const MAX_WAL_BYTES: u64 = 256 * 1024 * 1024;
@@ -67,20 +69,32 @@ async fn examine_open(reading: &mut Reading, config: &Config, depth: Depth) -> R
     let mut checks = vec![schema(reading, found, known).await?];
     if found == known {
         checks.extend(reading.audit(depth).await.checks);
-        let workers = reading.workers().await?;
-        checks.push(stuck_runs(reading, &workers).await?);
+        checks.push(rows::check(&path, config).await);
+        // What is wrong with a row is a finding already; here it is one of what it keeps from being checked.
+        let workers = reading.workers().await.unwrap_or_default();
+        checks.push(stuck_runs(reading, &workers).await.unwrap_or_else(|error| unasked("runs", &error)));
         checks.push(workers_gone(&workers));
-        checks.extend(queue::checks(reading, config).await?);
-        checks.push(leftover_processes(reading).await?);
-        checks.push(leftover_directories(reading, &path).await?);
+        checks.extend(match queue::checks(reading, config).await {
+            Ok(checks) => checks.to_vec(),
+            Err(error) => vec![unasked("queue", &error)],
+        });
+        checks.push(leftover_processes(reading).await.unwrap_or_else(|error| unasked("processes", &error)));
+        checks.push(leftover_directories(reading, &path).await.unwrap_or_else(|error| unasked("directories", &error)));
     }
     let agents = config.clone();
     let of_the_machine = spawn_blocking(move || {
-        [log_size(&path), disk(&path), temp(), permissions(&path), programs(&agents), placeholders(&agents)]
+        let of_file = [log_size(&path), disk(&path), temp(), permissions(&path)];
+        [&of_file[..], &[programs(&agents), workspaces(&agents), placeholders(&agents)]].concat()
     });
     // It fails only when the runtime goes down.
     checks.extend(of_the_machine.await.into_iter().flatten());
     Ok(Audit { checks })
+}
+
+/// A check that could not be made because a row cannot be read.
+fn unasked(name: &'static str, error: &EngineError) -> Check {
+    let finding = Finding::new("the database", format!("cannot be asked: {error}"));
+    Check::new(name, Verdict::Error, "first put right what the checks above name", vec![finding])
 }
 
 /// Whether the schema is the one of this build, with all that keeps the promises.
@@ -170,7 +184,7 @@ async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError>
     Ok(Check::new("processes", Verdict::Error, advice, left.collect()))
 }
 
-/// Directories of agents whose run is not running.
+/// Directories of agents whose run is not running, and copies of backups that were killed.
 async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Check, EngineError> {
     let hosts = Hosts::new(PathBuf::new(), agents_dir(path));
     let looked = hosts.clone();
@@ -197,7 +211,12 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
         // What cannot be looked at was there a moment before.
         home.try_exists().unwrap_or(true).then(|| Finding::new(home.display(), detail))
     });
-    Ok(Check::new("directories", Verdict::Warning, advice, left.collect()))
+    let mut left: Vec<_> = left.collect();
+    let agents_dir = agents_dir(path);
+    let unfinished = spawn_blocking(move || backup_note::unfinished(&agents_dir)).await.unwrap_or_default();
+    let copies = unfinished.into_iter().filter_map(|unfinished| unfinished.copy);
+    left.extend(copies.map(|copy| Finding::new(copy.display(), "a backup that was killed left it unfinished")));
+    Ok(Check::new("directories", Verdict::Warning, advice, left))
 }
 
 async fn known(
@@ -254,8 +273,24 @@ fn permissions(path: &Path) -> Check {
         };
         (mode & 0o007 != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may use it")))
     });
+    // Others may put another file in the place of the database, unless the sticky bit keeps them from it.
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let mode = std::fs::metadata(dir).map_or(0, |meta| meta.permissions().mode() & 0o7777);
+    let replaceable = (mode & 0o1002 == 0o002)
+        .then(|| Finding::new(dir.display(), format!("its mode is {mode:o}: others may replace the database")));
     let advice = "take the rights of others away with `chmod o=`";
-    Check::new("permissions", Verdict::Warning, advice, open.collect())
+    Check::new("permissions", Verdict::Warning, advice, open.chain(replaceable).collect())
+}
+
+/// Whether agents can change something in the directories that they work in. One that is not there is named with its agents.
+fn workspaces(config: &Config) -> Check {
+    let unwritable = config.workspaces.values().filter(|workspace| workspace.dir.is_dir()).filter_map(|workspace| {
+        let denied = rustix::fs::access(&workspace.dir, Access::WRITE_OK | Access::EXEC_OK).err()?;
+        let detail = format!("{} cannot be written ({})", workspace.dir.display(), std::io::Error::from(denied));
+        Some(Finding::new(&workspace.name, detail))
+    });
+    let advice = "agents there can only read: let the user of the daemon write, or correct `dir` of the workspace";
+    Check::new("workspaces", Verdict::Warning, advice, unwritable.collect())
 }
 
 /// Whether the agents that turns may be given to can be started, where they would be. One that is only built in may be

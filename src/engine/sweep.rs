@@ -24,8 +24,8 @@ use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, Outcome};
-use crate::store::StoreError;
 use crate::store::run::Orphan;
+use crate::store::{StoreError, backup_note};
 
 /// Most runs that one sweep takes over, and most rows that it expires or purges: a sweep is short, and what is left
 /// comes with the next.
@@ -59,6 +59,8 @@ pub struct SweepReport {
     pub processes_ended: u64,
     /// Directories of agents that nobody needs any more.
     pub homes_removed: u64,
+    /// Unfinished copies of backups that were killed.
+    pub copies_removed: u64,
     /// Warm backends of lost workers that are watched over from here on, or that have ended.
     pub backends_taken_over: u64,
     /// Idle places that expired.
@@ -137,6 +139,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
         super::worker::heed_cancel_requests(shared, worker).await;
     }
     tidy_homes(shared, &mut report).await?;
+    report.copies_removed = remove_unfinished_copies(shared).await;
     METRICS.processes_ended.inc_by(report.processes_ended);
     let store = &shared.store;
     report.assignments_expired = store.expire_idle(ROWS_AT_ONCE).await?;
@@ -154,6 +157,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
             runs_postponed = report.runs_postponed,
             processes_ended = report.processes_ended,
             homes_removed = report.homes_removed,
+            copies_removed = report.copies_removed,
             backends_taken_over = report.backends_taken_over,
             assignments_expired = report.assignments_expired,
             assignments_purged = report.assignments_purged,
@@ -282,9 +286,28 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
             tracing::warn!(run.id = %attempt.run, processes_ended = ended.ended, "ended the agent of a run that is not running");
             report.processes_ended += u64::try_from(ended.ended).unwrap_or(u64::MAX);
         }
+        // Its host may have been killed before it could remove it.
+        let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
         report.homes_removed += u64::from(shared.hosts.forget(attempt).await);
     }
     Ok(())
+}
+
+/// Removes what backups that were killed left, as far as it is to be seen from here.
+async fn remove_unfinished_copies(shared: &Shared) -> u64 {
+    let agents_dir = shared.store.agents_dir().to_owned();
+    let removed = tokio::task::spawn_blocking(move || {
+        let removed = backup_note::unfinished(&agents_dir).into_iter().filter(|unfinished| {
+            let removed = unfinished.remove();
+            if let (Err(error), Some(copy)) = (&removed, &unfinished.copy) {
+                tracing::warn!(%error, path = %copy.display(), "failed to remove the unfinished copy of a backup");
+            }
+            removed.is_ok_and(|removed| removed) && unfinished.copy.is_some()
+        });
+        u64::try_from(removed.count()).unwrap_or(u64::MAX)
+    });
+    // It fails only when the runtime goes down.
+    removed.await.unwrap_or_default()
 }
 
 /// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.

@@ -7,6 +7,8 @@
 //!
 //! Proof: `tests/audit.rs`, where each check finds what was broken for it.
 
+mod constraints;
+
 use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
@@ -32,11 +34,38 @@ const ADVICE: &str =
 impl Reading {
     /// Checks the file and its rows. A check that cannot be made, because the file is damaged, is a finding itself.
     pub async fn audit(&mut self, depth: Depth) -> Audit {
-        let mut checks = vec![file(&mut self.conn, depth).await];
+        let mut checks = vec![file(&mut self.conn, depth).await, self.constraints().await];
         for (name, question) in CHECKS {
             checks.push(ask(&mut self.conn, name, question).await);
         }
         Audit { checks }
+    }
+}
+
+impl Reading {
+    /// Rows that break a CHECK of their table. SQLite looks for them on a connection that may write only, as those are by which
+    /// commands open the file to write; so they are asked for here, as the migrations of this build say them.
+    async fn constraints(&mut self) -> Check {
+        let mut found = Vec::new();
+        let tables = match self.fresh_schema().await {
+            Ok(schema) => schema,
+            Err(error) => {
+                return Check::new(
+                    "constraints",
+                    Verdict::Error,
+                    ADVICE,
+                    vec![Finding::new("the schema", error.to_string())],
+                );
+            }
+        };
+        for (name, sql) in &tables {
+            let Some(table) = name.strip_prefix("table ") else { continue };
+            let broken = constraints::broken(&mut self.conn, table, sql).await;
+            found.extend(broken.unwrap_or_else(|error| {
+                vec![Finding::new(table, format!("its rows cannot be checked: {}", StoreError::from(error)))]
+            }));
+        }
+        Check::new("constraints", Verdict::Error, ADVICE, found)
     }
 }
 

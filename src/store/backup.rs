@@ -13,6 +13,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 
+use super::backup_note::{self, Note};
 use super::place::beside;
 use super::reading::Reading;
 use super::{StoreError, audit, options};
@@ -29,7 +30,7 @@ const BACKENDS: i64 = 3;
 
 impl Reading {
     /// Writes a copy to `to`, readable by its owner only. Answers with its size in bytes. A caller that goes away leaves
-    /// nothing behind.
+    /// nothing behind; of a process that is killed the sweep removes it (`backup_note.rs`).
     ///
     /// # Errors
     /// [`StoreError::Exists`], [`StoreError::NotCopied`], [`StoreError::DiskFull`], or any failure of the database. Nothing is
@@ -47,7 +48,7 @@ impl Reading {
         if super::files(self.path()).into_iter().chain([beside(self.path(), "-journal")]).any(|file| file == to) {
             return Err(wrong(&to, "the database would take it for a part of itself"));
         }
-        let part = Part::create(&to)?;
+        let part = Part::create(self.path(), &to)?;
         let (version, before) = (self.schema_version().await?, counts(&mut self.conn).await?);
         let name = part.path.to_str().ok_or_else(|| wrong(&to, "its path is no UTF-8"))?;
         sqlx::query("VACUUM INTO ?1").bind(name).execute(&mut self.conn).await?;
@@ -122,16 +123,18 @@ async fn forget_processes(copy: &Path, version: i64) -> Result<Check, StoreError
 /// A copy in the making, beside the place where it is to be; removed unless it is kept.
 struct Part {
     path: PathBuf,
+    /// The last to go.
+    _note: Option<Note>,
 }
 
 impl Part {
-    fn create(to: &Path) -> Result<Self, StoreError> {
-        let mut name = to.as_os_str().to_owned();
-        name.push(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        let path = PathBuf::from(name);
+    fn create(database: &Path, to: &Path) -> Result<Self, StoreError> {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let path = backup_note::part_of(to, &id);
+        let note = Note::write(database, &path, &id);
         let created = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
         created.map_err(|error| not_copied(to, &error))?;
-        Ok(Self { path })
+        Ok(Self { path, _note: note })
     }
 
     /// Gives it the name that was asked for, once all of it is on the disk; and that, too. Blocking work.
@@ -156,8 +159,6 @@ impl Drop for Part {
     fn drop(&mut self) {
         // It is not there any more once it was kept.
         let _ = fs::remove_file(&self.path);
-        let mut journal = self.path.as_os_str().to_owned();
-        journal.push("-journal");
-        let _ = fs::remove_file(journal);
+        let _ = fs::remove_file(beside(&self.path, "-journal"));
     }
 }

@@ -12,6 +12,7 @@ pub mod assignment;
 pub mod audit;
 pub mod backend;
 mod backup;
+pub mod backup_note;
 mod error;
 pub mod event;
 pub mod fact;

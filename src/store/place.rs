@@ -57,7 +57,7 @@ pub fn token_file(path: &Path) -> Result<PathBuf, StoreError> {
 /// Through a handle of the very file that was looked at, because the owner of the directory may put another one in its place.
 /// The handle is for its path only: closing any other descriptor of the index of the WAL would drop the locks that SQLite holds
 /// on it.
-fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
+pub(super) fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = File::from(rustix::fs::open(companion, flags, Mode::empty())?);
     let (database, made) = (fs::symlink_metadata(database)?, handle.metadata()?);

@@ -47,6 +47,8 @@ pub struct Claimable {
     pub agent_running: i64,
 }
 
+const SCHEMA: &str = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
+
 /// Most ready runs that are looked at: a report names a few of them.
 const CLAIMABLE_AT_ONCE: i64 = 1000;
 
@@ -115,15 +117,20 @@ impl Reading {
     /// # Errors
     /// Any failure of the database.
     pub async fn altered_schema(&mut self) -> Result<Vec<String>, StoreError> {
+        let wanted = self.fresh_schema().await?;
+        let found: Vec<(String, String)> = sqlx::query_as(SCHEMA).fetch_all(&mut self.conn).await?;
+        let found: HashMap<_, _> = found.into_iter().collect();
+        Ok(wanted.into_iter().filter(|(name, sql)| found.get(name) != Some(sql)).map(|(name, _)| name).collect())
+    }
+
+    /// What the migrations of this build make: each thing by its kind and name, with its SQL.
+    pub(super) async fn fresh_schema(&self) -> Result<Vec<(String, String)>, StoreError> {
         let mut fresh = SqliteConnectOptions::new().in_memory(true).pragma("temp_store", "MEMORY").connect().await?;
         let migrated = migrate::migrate(&mut fresh, &migrations()).await;
         migrated.map_err(|source| StoreError::Schema { path: self.access.path.clone(), source })?;
-        let question = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
-        let wanted: Vec<(String, String)> = sqlx::query_as(question).fetch_all(&mut fresh).await?;
+        let made = sqlx::query_as(SCHEMA).fetch_all(&mut fresh).await?;
         fresh.close().await?;
-        let found: Vec<(String, String)> = sqlx::query_as(question).fetch_all(&mut self.conn).await?;
-        let found: HashMap<_, _> = found.into_iter().collect();
-        Ok(wanted.into_iter().filter(|(name, sql)| found.get(name) != Some(sql)).map(|(name, _)| name).collect())
+        Ok(made)
     }
 
     /// All registered workers.

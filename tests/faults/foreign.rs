@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::fs::{CWD, Mode, mkfifoat};
 
 use crate::scene::skipped;
-use crate::user::{mainstay, said};
+use crate::user::{as_user, mainstay, said};
 
 const OTHER: u32 = 64_330;
 
@@ -132,6 +132,27 @@ fn directory_of_agents_is_closed_to_others_or_refused() {
     }
     let (code, text) = send();
     assert!(code == Some(1) && text.contains("mainstay.db-agents belongs to uid 64330"), "{text}");
+}
+
+#[test]
+fn workspace_that_cannot_be_written_is_named() {
+    let (dir, _) = with_config();
+    let Some(other) = as_user(OTHER, OTHER) else { return skipped("this needs root, setpriv and a reachable binary") };
+    let closed = dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    give_away(&home);
+    let config = format!("[workspaces.default]\ndir = {closed:?}\n");
+    fs::write(dir.path().join("mainstay.toml"), config).unwrap();
+    let run = |args: &[&str]| said(&other(&home, &[args, &["--config", "../mainstay.toml"]].concat()));
+    assert_eq!(run(&["send", "s", "hi"]).0, Some(0));
+    let (code, text) = run(&["doctor"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("warning  workspaces") && text.contains("closed cannot be written (Permission denied"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! and left no trace, and when the fault has gone the engine goes on by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod backup;
 mod damage;
 mod disk;
 mod files;
