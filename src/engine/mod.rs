@@ -2,6 +2,7 @@
 //! to [`Engine`] and the nouns, and to nothing below.
 
 pub mod agents;
+mod backends;
 mod backup;
 pub mod callers;
 mod chat;
@@ -43,13 +44,11 @@ use crate::backend::process::Hosts;
 use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
-use crate::id::{AgentName, BackendId, RunId, SessionId};
+use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::store::backend::StopRequest;
 use crate::store::run::{Located, Only};
-use crate::warm;
 
 pub use crate::store::audit::Depth;
 pub use crate::store::event::EventPage;
@@ -354,28 +353,6 @@ impl Engine {
         sweep::sweep(&self.shared).await
     }
 
-    /// The warm backends that live, then those that ended last: 100 at most, or as many as live.
-    ///
-    /// # Errors
-    /// [`EngineError::Store`].
-    pub async fn list_backends(&self) -> Result<Vec<warm::Backend>, EngineError> {
-        Ok(self.shared.store.list_backends(BACKENDS_LISTED).await?)
-    }
-
-    /// Asks for a warm backend to end. With `force` also one that a turn is on: it ends as soon as none is.
-    ///
-    /// # Errors
-    /// [`EngineError::BackendBusy`], [`EngineError::NotFound`], [`EngineError::Store`].
-    pub async fn stop_backend(&self, id: BackendId, force: bool) -> Result<warm::Backend, EngineError> {
-        match self.shared.store.stop_backend(id, force).await? {
-            StopRequest::Unknown => return Err(not_found("backend", id)),
-            StopRequest::Busy => return Err(EngineError::BackendBusy(id)),
-            StopRequest::Asked => {}
-        }
-        let found = self.shared.store.find_backend(id).await?;
-        found.ok_or_else(|| not_found("backend", id))
-    }
-
     /// How the whole is, over all processes on the file, and how it went in the last `window`: up to a year.
     ///
     /// # Errors
@@ -397,9 +374,6 @@ impl Engine {
 fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {
     EngineError::NotFound { what, id: id.to_string() }
 }
-
-/// Backends that end are history, which `v_backends` shows whole.
-const BACKENDS_LISTED: i64 = 100;
 
 /// A write takes milliseconds, unless the database is locked or its disk is full.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
