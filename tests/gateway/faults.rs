@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mainstay::agent::{Driver, GatewaySpec};
 use mainstay::backend::relay::RelayedTurn;
@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::scene::{FakeGateway, TOKEN, Turn, backend, in_time, prompt};
+use crate::scene::{DEADLINE, FakeGateway, TOKEN, Turn, backend, in_time, prompt};
 
 #[tokio::test]
 async fn a_gateway_that_nobody_started_is_said_with_what_to_do() {
@@ -98,7 +98,7 @@ async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
     let gateway = FakeGateway::start().await;
     let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
     let driver = Driver::OpenclawGateway(spec);
-    let look = || in_time(probe::look(&driver, Path::new("/")));
+    let look = || in_time(probe::look(&driver, Path::new("/"), Instant::now() + DEADLINE));
     let (found, _) = tokio::join!(look(), gateway.accept("b"));
     assert_eq!(found, Ok(Found { at: gateway.url(), version: Some("1".to_owned()) }));
 
