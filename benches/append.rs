@@ -72,7 +72,7 @@ pub fn append_of(claimed: &Claimed, events: Vec<String>) -> Append {
         lease: claimed.lease,
         session: claimed.session,
         run_id: claimed.run,
-        events,
+        events: events.into(),
         said: true,
         facts: Vec::new(),
         source_offset: 10,

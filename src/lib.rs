@@ -51,6 +51,7 @@ pub mod failure;
 pub mod file_access;
 pub mod id;
 pub mod lease;
+pub mod memory;
 pub mod message;
 mod metrics;
 pub mod options;

@@ -62,6 +62,7 @@ pub(crate) struct Metrics {
     pub watches_failed: Counter,
     pub writes_retried: Counter,
     pub starts_retried: Counter,
+    pub memory_waits: Counter,
     pub batches_split: Counter,
     pub readers_lagged: Counter,
     pub streams_failed: Counter,
@@ -147,6 +148,7 @@ impl Metrics {
                 "starts_retried",
                 "Starts of agents tried again: out of file descriptors, processes, memory or disk space",
             ),
+            memory_waits: counter("memory_waits", "Times that an agent had to wait for memory"),
             batches_split: counter("batches_split", "Batches of writes tried one by one after a failure"),
             readers_lagged: counter("readers_lagged", "Times that a live reader was too slow and went to the store"),
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),
@@ -200,6 +202,9 @@ pub(crate) struct Gauges {
     pub writes_waiting: u64,
     pub database_bytes: u64,
     pub wal_bytes: u64,
+    pub memory_limit: usize,
+    /// Memory in use and how many wait for some, by part.
+    pub memory: [(&'static str, usize, usize); 3],
     /// Of all processes on the file; none when it cannot be read.
     pub file: Option<FileGauges>,
 }
@@ -215,6 +220,7 @@ pub(crate) struct FileGauges {
 /// All of it in the text format of OpenMetrics, which Prometheus reads.
 pub(crate) fn render(gauges: &Gauges) -> String {
     let mut now = Registry::with_prefix(PREFIX);
+    let bytes = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
     let mut gauge = |name, help, value| now.register(name, help, ConstGauge::new(value));
     gauge("runs_executing", "Runs in execution here", gauges.runs_executing);
     gauge("runs_capacity", "Runs that are executed here at once", gauges.runs_capacity);
@@ -222,6 +228,7 @@ pub(crate) fn render(gauges: &Gauges) -> String {
     gauge("writes_waiting", "Writes that wait for the writer", gauges.writes_waiting);
     gauge("database_bytes", "Size of the database file", gauges.database_bytes);
     gauge("wal_bytes", "Size of its write-ahead log", gauges.wal_bytes);
+    gauge("memory_limit_bytes", "What is in flight may take so much memory", bytes(gauges.memory_limit));
     gauge("backends_awaited", "Turns that wait here for a warm backend", gauges.backends_awaited);
     if let Some(file) = gauges.file {
         gauge("runs_running", "Runs that run, over all processes on the file", file.runs_running);
@@ -233,6 +240,16 @@ pub(crate) fn render(gauges: &Gauges) -> String {
         backends.get_or_create_owned(&[("state", *state)]).set(i64::try_from(*count).unwrap_or(i64::MAX));
     }
     now.register("backends", "Warm backends that live, of all processes on the file", backends);
+
+    let used: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
+    let waiting: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
+    let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    for (part, bytes, waits) in gauges.memory {
+        used.get_or_create_owned(&[("part", part)]).set(number(bytes));
+        waiting.get_or_create_owned(&[("part", part)]).set(number(waits));
+    }
+    now.register("memory_used_bytes", "Memory that is taken of the limit", used);
+    now.register("memory_waiting", "Who waits for memory", waiting);
 
     let mut text = String::new();
     // A string takes whatever is written to it.

@@ -116,7 +116,8 @@ impl Scene {
             lease: claimed.lease,
             session: claimed.session,
             run_id: claimed.run,
-            events: vec![format!(r#"{{"type":"text-delta","id":"text-1","delta":{}}}"#, serde_json::json!(text))],
+            events: vec![format!(r#"{{"type":"text-delta","id":"text-1","delta":{}}}"#, serde_json::json!(text))]
+                .into(),
             said: true,
             facts: Vec::new(),
             source_offset: 10,
@@ -199,12 +200,12 @@ async fn what_is_stored_is_byte_for_byte_what_was_appended() {
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
     let mut append = scene.text(&claimed, "");
-    append.events = vec![
+    let wanted: Vec<String> = vec![
         r#"{"type":"text-delta","id":"text-1","delta":"\u0000\u0001\ud83d\ude00 é \" \\ / <>"}"#.into(),
         r#"{"type":"tool-output-available","toolCallId":"t","output":{"a":1.0,"b":1e400,"c":123456789012345678901234567890,"a":null}}"#.into(),
         r#"{"type":"text-delta","id":"text-1","delta":"id: 7\n\ndata: x"}"#.into(),
     ];
-    let wanted = append.events.clone();
+    append.events = wanted.clone().into();
     scene.store.append(append).await.unwrap().unwrap();
     let range = Range { session: claimed.session, run: None, after: 1, limit: 10 };
     let events = scene.store.events(range).await.unwrap();
@@ -547,7 +548,7 @@ async fn one_bad_write_does_not_fail_its_neighbours() {
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
     let mut bad = scene.text(&claimed, "x");
-    bad.events = vec!["{not json".into()];
+    bad.events = vec!["{not json".into()].into();
     let (bad, good) = tokio::join!(scene.store.append(bad), scene.store.enqueue(scene.enqueue_request("t", "m2")));
     assert!(bad.is_err());
     assert!(good.unwrap().unwrap().created);
@@ -1162,7 +1163,7 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
 async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_before() {
     let scene = Scene::new(1).await;
     let own = |id: &str| Fact::AgentSession { id: id.parse().unwrap(), origin: "new" };
-    let said = |claimed: &Claimed, facts| Append { facts, events: vec![], said: false, ..scene.text(claimed, "") };
+    let said = |claimed: &Claimed, facts| Append { facts, events: Arc::default(), said: false, ..scene.text(claimed, "") };
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
     assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap(), "there is none to give up");

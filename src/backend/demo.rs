@@ -20,6 +20,7 @@ use super::control::Input;
 use super::per_turn::PerTurn;
 use super::process::Hosts;
 use super::{Adoption, AgentEvent, Backend, Control, End, Prompt, Record, Reply, StartError};
+use crate::memory::{Held, Memory};
 use crate::message::Attachment;
 use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest, ToolKind};
 use crate::run::ExitReport;
@@ -95,7 +96,7 @@ fn speak(message: String, attachments: Vec<Attachment>) -> Reply {
         let stopped = signal.and_then(|_| voice.control.cause());
         End::Exited(ExitReport { code, signal, stopped, ..ExitReport::default() })
     });
-    Reply { host: None, records: receiver, control, end }
+    Reply { host: None, records: receiver, control, memory: Memory::default().open_account(), end }
 }
 
 /// What a message asks the demo agent to do.
@@ -284,7 +285,7 @@ impl Voice {
     }
 
     async fn say(&mut self, event: AgentEvent) -> Result<(), Stopped> {
-        let record = Record { offset: self.said + 1, events: vec![event] };
+        let record = Record { offset: self.said + 1, events: vec![event], held: Held::default() };
         tokio::select! {
             biased;
             stopped = self.stopped() => Err(stopped),

@@ -19,6 +19,7 @@ use tokio::process::Command;
 
 use super::{StartError, host, launch, reap};
 use crate::failure::is_shortage;
+use crate::memory::Memory;
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
@@ -35,12 +36,23 @@ const LOG_BYTES: u64 = 4096;
 pub struct Hosts {
     program: PathBuf,
     dir: PathBuf,
+    memory: Memory,
 }
 
 impl Hosts {
     /// Hosts are started from `program`, which is `mainstay`, and live in `dir`.
     pub fn new(program: PathBuf, dir: PathBuf) -> Self {
-        Self { program, dir }
+        Self { program, dir, memory: Memory::default() }
+    }
+
+    /// What their agents say takes of this memory.
+    pub fn with_memory(self, memory: Memory) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// What their agents say takes of this memory.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The program that hosts, and relays of turns, are started from.

@@ -51,6 +51,7 @@ use crate::agent::{Agent, Driver};
 use crate::chunk::Notice;
 use crate::failure::{AgentError, ErrorClass, is_shortage};
 use crate::id::{SessionId, WorkspaceName};
+use crate::memory::{Account, Held};
 use crate::message::Attachment;
 use crate::options::SessionOptions;
 use crate::permission::{Decision, PermissionRequest};
@@ -210,6 +211,8 @@ pub struct Record {
     pub offset: u64,
     /// What it means; empty for a line that only counts as read.
     pub events: Vec<AgentEvent>,
+    /// The memory that it takes, given back when this is dropped.
+    pub held: Held,
 }
 
 /// Reads one line of an agent's output; `None` when it is not a line of the agent's protocol (it is counted, and reading
@@ -316,6 +319,8 @@ pub struct Reply {
     pub records: mpsc::Receiver<Record>,
     /// How to begin, to stop and to leave. An agent whose records nobody takes any more is left.
     pub control: Control,
+    /// What the turn takes of the memory.
+    pub memory: Account,
     /// Settled when the agent and everything that it started are gone, or when it was left.
     pub end: JoinHandle<End>,
 }

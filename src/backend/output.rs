@@ -1,8 +1,10 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: what stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and
+//! Always: what is read is paid for before it is kept or understood ([`crate::memory`]). What stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and
 //! reading goes on; memory is bounded by the longest line allowed. What became events before is read again, so that the
 //! parser and the turn know what was known: its records end at the position up to which it is known, and not beyond.
+
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -11,10 +13,18 @@ use super::frames::take_objects;
 use super::lines::{Line, Splitter};
 use super::text::TextDecoder;
 use super::{AgentEvent, LineParser, Record};
+use crate::memory::{Account, Held, Permit, Unsettled};
+use memchr::memchr2_iter;
 
 /// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
 /// that the position is stored often enough.
 const LINES_PER_RECORD: usize = 64;
+
+/// What a line takes from its bytes to its row, as a multiple of them: the value that is parsed, the JSON that is stored,
+/// SQLite's copies of that. Measured: `tests/limits`.
+const COST_OF_BYTE: usize = 3;
+/// What an event takes beside its texts.
+const COST_OF_LINE: usize = 512;
 
 /// So much of the first line that means nothing is kept.
 const SAMPLE_CHARS: usize = 200;
@@ -42,6 +52,11 @@ pub(super) struct Output {
     known: u64,
     /// The position that was told last.
     told: u64,
+    account: Account,
+    /// What was read and is not told yet.
+    unsettled: Unsettled,
+    /// What the piece that is being read may take on its way.
+    permit: Option<Arc<Permit>>,
 }
 
 enum Reader {
@@ -51,19 +66,67 @@ enum Reader {
 
 impl Output {
     /// An output from its beginning on, of which what stands before the position `known` became events already.
-    pub(super) fn new(max_line_bytes: usize, format: OutputFormat, records: mpsc::Sender<Record>, known: u64) -> Self {
+    pub(super) fn new(
+        max_line_bytes: usize,
+        format: OutputFormat,
+        records: mpsc::Sender<Record>,
+        known: u64,
+        account: Account,
+    ) -> Self {
         let reader = match format {
             OutputFormat::Lines(parser) => Reader::Lines(Splitter::new(max_line_bytes), Meaning::new(parser)),
             OutputFormat::Text => Reader::Text(TextDecoder::default()),
         };
-        Self { reader, records, known, told: 0 }
+        let unsettled = account.nothing_read();
+        Self { reader, records, known, told: 0, account, unsettled, permit: None }
     }
 
     /// Takes the next piece.
     pub(super) async fn push(&mut self, piece: &[u8]) {
+        if self.pay_for(piece).await.is_none() {
+            return;
+        }
         match &self.reader {
             Reader::Lines(..) => self.push_lines(piece).await,
             Reader::Text(_) => self.push_text(piece).await,
+        }
+        self.permit = None;
+        drop(self.unsettled.split_off(self.kept()));
+    }
+
+    /// Waits until there is memory for a piece and the lines that end in it; `None` when nobody wants them any more.
+    async fn pay_for(&mut self, piece: &[u8]) -> Option<()> {
+        let records = &self.records;
+        let read = tokio::select! {
+            biased;
+            read = self.account.read(piece.len()) => read,
+            () = records.closed() => return None,
+        };
+        self.unsettled.add(read);
+        let ends = match self.reader {
+            Reader::Lines(..) => memchr2_iter(b'\n', b'\r', piece).count(),
+            Reader::Text(_) => 1,
+        };
+        if ends > 0 { self.pay_for_lines(ends, piece.len()).await } else { Some(()) }
+    }
+
+    /// The same for so many lines, of what is kept and `more` bytes.
+    async fn pay_for_lines(&mut self, lines: usize, more: usize) -> Option<()> {
+        let cost = self.kept().saturating_add(more).saturating_mul(COST_OF_BYTE) + lines * COST_OF_LINE;
+        let permit = tokio::select! {
+            biased;
+            permit = self.account.output(cost) => permit,
+            () = self.records.closed() => return None,
+        };
+        self.permit = Some(Arc::new(permit));
+        Some(())
+    }
+
+    /// Bytes of the line that has no end so far.
+    fn kept(&self) -> usize {
+        match &self.reader {
+            Reader::Lines(splitter, _) => splitter.unfinished().len(),
+            Reader::Text(_) => 0,
         }
     }
 
@@ -117,6 +180,9 @@ impl Output {
 
     /// The output is at its end: the last line may have none, and its position is told in any case.
     pub(super) async fn finish(&mut self) {
+        if self.pay_for_lines(1, 0).await.is_none() {
+            return;
+        }
         let mut events = Vec::new();
         match &mut self.reader {
             Reader::Lines(splitter, meaning) => {
@@ -129,6 +195,7 @@ impl Output {
         if !events.is_empty() || self.offset() > self.told {
             self.tell(self.offset(), events).await;
         }
+        self.permit = None;
     }
 
     fn offset(&self) -> u64 {
@@ -149,8 +216,9 @@ impl Output {
     async fn tell(&mut self, offset: u64, events: Vec<AgentEvent>) {
         // A line end that was cut when it was first read is longer now; what was known is still no news.
         let offset = if self.told < self.known { offset.min(self.known) } else { offset };
+        let held = Held::new(self.permit.clone(), self.unsettled.split_off(self.kept()));
         // When nobody takes them any more, there is nothing to tell.
-        if self.records.send(Record { offset, events }).await.is_ok() {
+        if self.records.send(Record { offset, events, held }).await.is_ok() {
             self.told = offset;
         }
     }
@@ -173,14 +241,18 @@ pub fn decode<'a>(
         while let Some(line) = splitter.next_line(&mut piece) {
             meaning.add(line, &mut events);
             if !events.is_empty() {
-                records.push(Record { offset: splitter.offset(), events: std::mem::take(&mut events) });
+                records.push(Record {
+                    offset: splitter.offset(),
+                    events: std::mem::take(&mut events),
+                    held: Held::default(),
+                });
             }
         }
     }
     if let Some(line) = splitter.last_line() {
         meaning.add(line, &mut events);
     }
-    records.push(Record { offset: splitter.offset(), events });
+    records.push(Record { offset: splitter.offset(), events, held: Held::default() });
     records
 }
 
@@ -233,11 +305,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::memory::Memory;
 
     /// The records of an output that is read in pieces of a size, as somebody takes them who knew it up to a position.
     fn records(output: &[u8], piece: usize, known: u64, format: OutputFormat) -> Vec<Record> {
         let (sender, mut receiver) = mpsc::channel(1000);
-        let mut reading = Output::new(100, format, sender, known);
+        let mut reading = Output::new(100, format, sender, known, Memory::default().open_account());
         for piece in output.chunks(piece) {
             reading.push(piece).now_or_never().unwrap();
         }

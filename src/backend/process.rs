@@ -112,7 +112,8 @@ impl Holding {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
-        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), offset);
+        let memory = self.hosts.memory().open_account();
+        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), offset, memory.clone());
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering = Steering {
             control: control.clone(),
@@ -125,7 +126,7 @@ impl Holding {
         let talk =
             Talk { attempt, process: host.process.clone(), hosts: self.hosts.clone(), heard: Heard::new(output) };
         let end = tokio::spawn(talk.run(link, steering));
-        Reply { host: Some(host), records, control, end }
+        Reply { host: Some(host), records, control, memory, end }
     }
 }
 

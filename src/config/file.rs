@@ -14,7 +14,7 @@ use super::allowed::{self, AllowedKeys};
 use super::document::{Document, nearest};
 use super::driver::{self, DriverKeys};
 use super::origin::{Origin, is_host};
-use super::section::{Period, Section, Whole, Words};
+use super::section::{Period, Section, Size, Whole, Words};
 use super::{
     AuthMode, Config, ConfigError, Durability, EngineConfig, NamedToken, OnShutdown, Role, ServerConfig, Token,
     TokenName, TokenSource, fields, limits,
@@ -65,6 +65,7 @@ struct EngineSection {
     idle_ttl: Option<Period>,
     assignment_retention: Option<Period>,
     max_backends: Option<Whole>,
+    memory_limit: Option<Size>,
     on_shutdown: Option<String>,
 }
 
@@ -220,6 +221,7 @@ fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig
     section.choice("on_shutdown", given.on_shutdown, on_shutdown, &mut engine.on_shutdown)?;
     section.number("workers", given.workers, limits::WORKERS, &mut engine.workers)?;
     section.number("max_backends", given.max_backends, limits::MAX_BACKENDS, &mut engine.max_backends)?;
+    section.size("memory_limit", given.memory_limit, limits::MEMORY_LIMIT, &mut engine.memory_limit)?;
     section.period("lease", given.lease, limits::LEASE, &mut engine.lease)?;
     section.period("sweep_interval", given.sweep_interval, limits::SWEEP_INTERVAL, &mut engine.sweep_interval)?;
     section.period("shutdown_grace", given.shutdown_grace, limits::SHUTDOWN_GRACE, &mut engine.shutdown_grace)?;

@@ -25,6 +25,9 @@ pub const ASSIGNMENT_RETENTION: RangeInclusive<Duration> = Duration::ZERO..=Dura
 /// Each is a process or a server of some 100 MB.
 pub const MAX_BACKENDS: RangeInclusive<u32> = 0..=1000;
 
+/// Below, a message of the greatest size allowed has no room beside the line that it comes in; above, it limits nothing.
+pub const MEMORY_LIMIT: RangeInclusive<usize> = 256 * 1024 * 1024..=1024 * 1024 * 1024 * 1024;
+
 /// Below a KiB not even a short message fits; a body is held in memory.
 pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=1024 * 1024 * 1024;
 /// A process has no more file descriptors than this in common set-ups.

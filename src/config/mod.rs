@@ -16,6 +16,7 @@ pub mod limits;
 mod origin;
 pub(crate) mod placeholder;
 mod section;
+pub mod size;
 #[cfg(test)]
 mod tests;
 
@@ -89,6 +90,8 @@ pub struct EngineConfig {
     pub assignment_retention: Duration,
     /// Warm backends kept before the least recently used idle one is closed.
     pub max_backends: u32,
+    /// What is in flight takes at most about this much memory, in bytes: see [`crate::memory`].
+    pub memory_limit: usize,
     /// What becomes of turns that are still running when the grace of a shutdown is over.
     pub on_shutdown: OnShutdown,
     /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
@@ -142,6 +145,7 @@ impl Config {
                 idle_ttl: Duration::from_secs(30 * 60),
                 assignment_retention: Duration::from_secs(7 * 24 * 60 * 60),
                 max_backends: 10,
+                memory_limit: 1024 * 1024 * 1024,
                 on_shutdown: OnShutdown::End,
                 host_program: "mainstay".into(),
             },

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Unexpected, Visitor};
 
 use super::document::Document;
-use super::{ConfigError, duration, limits};
+use super::{ConfigError, duration, limits, size};
 
 /// A whole number; its limits are checked later, where its key is known.
 pub(super) struct Whole(pub(super) i64);
@@ -44,6 +44,28 @@ impl<'de> Deserialize<'de> for Period {
             }
         }
         deserializer.deserialize_str(PeriodVisitor)
+    }
+}
+
+/// A size; its limits are checked later, where its key is known.
+pub(super) struct Size(pub(super) usize);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+        impl Visitor<'_> for SizeVisitor {
+            type Value = Size;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(r#"a size such as "512MiB" or "1GiB""#)
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
+                usize::try_from(bytes).map(Size).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                size::parse(text).map(Size).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(SizeVisitor)
     }
 }
 
@@ -107,6 +129,23 @@ impl<'s> Section<'s> {
         let Some(Period(given)) = given else { return Ok(()) };
         if !limits.contains(&given) {
             let [given, least, most] = [given, *limits.start(), *limits.end()].map(duration::show);
+            return Err(self.error(&[key], format!("{given} is not allowed: use {least} to {most}")));
+        }
+        *value = given;
+        Ok(())
+    }
+
+    /// Takes a size within its limits.
+    pub(super) fn size(
+        &self,
+        key: &str,
+        given: Option<Size>,
+        limits: RangeInclusive<usize>,
+        value: &mut usize,
+    ) -> Result<(), ConfigError> {
+        let Some(Size(given)) = given else { return Ok(()) };
+        if !limits.contains(&given) {
+            let [given, least, most] = [given, *limits.start(), *limits.end()].map(size::show);
             return Err(self.error(&[key], format!("{given} is not allowed: use {least} to {most}")));
         }
         *value = given;

@@ -499,6 +499,8 @@ fn documented_limits_are_those_that_are_checked() {
         let [least, most] = [*allowed.start(), *allowed.end()].map(duration::show);
         assert!(row(key).contains(&format!("{least} to {most}")), "{key}: {least} to {most}");
     }
+    let [least, most] = [*limits::MEMORY_LIMIT.start(), *limits::MEMORY_LIMIT.end()].map(size::show);
+    assert!(row("engine.memory_limit").contains(&format!("{least} to {most}")));
     let small = |allowed: std::ops::RangeInclusive<u32>| (u64::from(*allowed.start()), u64::from(*allowed.end()));
     let large = |allowed: std::ops::RangeInclusive<usize>| (*allowed.start() as u64, *allowed.end() as u64);
     for (key, (least, most)) in [

@@ -27,6 +27,7 @@ use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::progress::progress;
+use super::replay::{replay, settle_cost};
 use super::subject::Subject;
 use super::turn::{Turn, TurnState};
 use super::worker::Signals;
@@ -35,6 +36,7 @@ use crate::backend::{Adoption, Backend, End, Reply, StartError, reap};
 use crate::chunk::Chunk;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
+use crate::memory::Account;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::Taken;
@@ -42,13 +44,18 @@ use crate::store::event::Append;
 use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
 
-/// The folded message is stored at most this often while a run goes on.
+/// The folded message is stored at most this often while a run goes on, and less often the larger it is, so that what is
+/// written of it stays in proportion to what the agent says.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
+/// For each of these the interval is longer by itself once.
+const SNAPSHOT_BYTES: usize = 1024 * 1024;
+/// A larger message is only stored while the run goes on when memory for that is free at once.
+const SMALL_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How long an agent that said its turn is over may take to end its process.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 /// Records taken in one append.
 const RECORDS_AT_ONCE: usize = 64;
-/// The most that a run may say: its message is held in memory and shown as one.
+/// The most that a run may say, as JSON: its message is held in memory and shown as one.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Drives a run from its prompt to its end.
@@ -126,6 +133,8 @@ struct Drive<'a> {
     conversation: Conversation,
     offset: u64,
     began: Instant,
+    /// What the turn takes of the memory, once it has begun.
+    memory: Option<Account>,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
     /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
@@ -139,8 +148,22 @@ impl<'a> Drive<'a> {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
-        let (on, late_error, trouble) = (None, None, None);
-        Self { shared, worker, subject, signals, turn, asking, conversation, offset, began, on, late_error, trouble }
+        let (memory, on, late_error, trouble) = (None, None, None, None);
+        Self {
+            shared,
+            worker,
+            subject,
+            signals,
+            turn,
+            asking,
+            conversation,
+            offset,
+            began,
+            memory,
+            on,
+            late_error,
+            trouble,
+        }
     }
 
     fn span(&self) -> tracing::Span {
@@ -152,8 +175,7 @@ impl<'a> Drive<'a> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.backends.get(&orphan.agent));
         let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
-        let chunks = self.insist(|| self.shared.store.run_chunks(self.subject.lease.run)).await?;
-        self.turn = Turn::replay(chunks.iter().filter_map(|chunk| serde_json::from_str(chunk).ok()));
+        self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
         self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
@@ -183,6 +205,8 @@ impl<'a> Drive<'a> {
 
     /// Follows the agent to its end.
     async fn follow(&mut self, agent: &Agent, backend: &dyn Backend, mut reply: Reply) -> Result<Followed, Left> {
+        reply.memory.set_message(self.turn.bytes());
+        self.memory = Some(reply.memory.clone());
         let heard = self.listen(agent, backend, &mut reply).await;
         match &heard {
             // Whoever comes next settles the run from the spool; a plain stop does not leave its agent running.
@@ -280,6 +304,8 @@ impl<'a> Drive<'a> {
         loop {
             let is_asking = self.asking.is_waiting();
             let is_idle = !self.turn.is_tool_running() && !is_asking;
+            // An agent that we did not read from was not silent.
+            progress_at = progress_at.max(reply.memory.waited_until().unwrap_or(progress_at));
             let idle_from = is_idle.then_some(progress_at + agent.idle_timeout);
             let untold = self.asking.untold.front().map(|line| reply.control.write(line));
             let wish = tokio::select! {
@@ -293,7 +319,10 @@ impl<'a> Drive<'a> {
                 () = self.signals.cancel.cancelled(), if asked.is_none() => Some(Cause::Cancelled),
                 () = self.shared.ending.cancelled(), if asked.is_none() => Some(Cause::Shutdown),
                 () = sleep_until(turn_ends_at), if asked.is_none() => Some(Cause::TurnTimeout),
-                Some(()) = OptionFuture::from(idle_from.map(sleep_until)), if asked.is_none() => Some(Cause::IdleTimeout),
+                Some(()) = OptionFuture::from(idle_from.map(sleep_until)), if asked.is_none() => {
+                    let is_silent = reply.memory.waited_until().is_none_or(|at| at <= progress_at);
+                    Some(Cause::IdleTimeout).filter(|_| is_silent)
+                }
                 Some(()) = OptionFuture::from(closing.at().map(sleep_until)) => {
                     closing = match closing {
                         Closing::Soon(_) => {
@@ -341,7 +370,10 @@ impl<'a> Drive<'a> {
                 continue;
             }
             let was_at_work = self.turn.is_tool_running();
+            // Given back when what was heard is stored.
+            let _held: Vec<_> = records.iter_mut().map(|record| std::mem::take(&mut record.held)).collect();
             let (events, facts) = self.hear(agent, backend, &mut records, asked);
+            reply.memory.set_message(self.turn.bytes());
             // What worked in the agent's background is done: no chunk says so.
             let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());
             if asked.is_none() {
@@ -355,7 +387,9 @@ impl<'a> Drive<'a> {
             let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));
             // A new message looks there for what else the run waits for.
             let asks = asks || (self.asking.is_waiting() && events.iter().any(Chunk::is_of_tool));
-            let snapshot = asks || snapshot_at.is_none_or(|at: Instant| at.elapsed() >= SNAPSHOT_INTERVAL);
+            let bytes = self.turn.fold().bytes();
+            let interval = SNAPSHOT_INTERVAL * u32::try_from(1 + bytes / SNAPSHOT_BYTES).unwrap_or(u32::MAX);
+            let snapshot = asks || snapshot_at.is_none_or(|at: Instant| at.elapsed() >= interval);
             if snapshot {
                 snapshot_at = Some(Instant::now());
             }
@@ -372,14 +406,22 @@ impl<'a> Drive<'a> {
             return Ok(());
         }
         facts.extend(progress(self.turn.fold()).filter(|_| snapshot).map(Fact::Progress));
+        let bytes = self.turn.fold().bytes();
+        let memory = match &self.memory {
+            // What was heard holds memory: to wait for more might be for ever.
+            Some(memory) if snapshot && bytes > SMALL_MESSAGE_BYTES => memory.try_output(settle_cost(bytes)),
+            _ => None,
+        };
+        let snapshot = snapshot && (bytes <= SMALL_MESSAGE_BYTES || memory.is_some());
         let append = Append {
             lease: self.subject.lease,
             session: self.subject.session,
             run_id: self.subject.run,
             said: chunks.iter().any(Chunk::is_said),
-            events: chunks.iter().map(Chunk::to_json).collect(),
+            // One by one, so that a large one is not there twice.
+            events: Arc::new(chunks.into_iter().map(|chunk| chunk.to_json()).collect()),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
-            parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json()),
+            parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()),
             facts,
         };
         self.insist(|| self.shared.store.append(append.clone())).await??;

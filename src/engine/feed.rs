@@ -159,7 +159,7 @@ fn regroup(session: SessionKey, events: Vec<Event>) -> Vec<Arc<Committed>> {
         let ends_run = is_finish(json);
         match groups.last_mut().filter(|group| group.run_id == event.run_id) {
             Some(group) => {
-                group.events.push(json.to_owned());
+                Arc::make_mut(&mut group.events).push(json.to_owned());
                 group.ends_run |= ends_run;
             }
             None => {
@@ -411,7 +411,7 @@ impl Follower {
 
 impl Committed {
     fn followed(&self, from: usize) -> Vec<Followed> {
-        let numbered = (self.first_seq..).zip(&self.events).skip(from);
+        let numbered = (self.first_seq..).zip(self.events.iter()).skip(from);
         let followed = numbered.map(|(seq, event)| Followed {
             seq: Some(seq),
             at: self.at,
@@ -424,7 +424,7 @@ impl Committed {
     /// As SSE text. Formatted once and shared by all readers that follow closely.
     fn frames(&self, from: usize) -> Bytes {
         let format = |from: usize| {
-            let numbered = (self.first_seq..).zip(&self.events).skip(from);
+            let numbered = (self.first_seq..).zip(self.events.iter()).skip(from);
             Bytes::from(numbered.map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect::<String>())
         };
         if from == 0 { self.shared_frames.get_or_init(|| format(0)).clone() } else { format(from) }

@@ -26,6 +26,8 @@ impl Engine {
             writes_waiting: count(shared.store.writes_waiting()),
             database_bytes,
             wal_bytes,
+            memory_limit: shared.memory.limit(),
+            memory: shared.memory.parts(),
             backends: shared.supervision.live(),
             backends_awaited: shared.supervision.waiting.load(Ordering::Relaxed),
             file,

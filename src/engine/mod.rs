@@ -22,6 +22,7 @@ mod prompting;
 mod read_only;
 mod readiness;
 mod reading;
+mod replay;
 mod sending;
 mod sessions;
 mod shortage;
@@ -46,6 +47,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
+use crate::memory::Memory;
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::run::{Located, Only};
@@ -90,6 +92,8 @@ struct Shared {
     /// Where the agents of this file live.
     hosts: Hosts,
     store: Store,
+    /// What is in flight takes of this.
+    memory: Memory,
     feed: Arc<Feed>,
     executing: Arc<Executing>,
     supervision: Arc<Supervision>,
@@ -187,7 +191,9 @@ impl Engine {
         supervision: Arc<Supervision>,
         backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>>,
     ) -> Self {
+        let memory = Memory::new(config.engine.memory_limit);
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
+        let hosts = hosts.with_memory(memory.clone());
         let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| backend::open(agent, &hosts));
         let backends = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
         let shared = Arc::new(Shared {
@@ -195,6 +201,7 @@ impl Engine {
             backends,
             hosts,
             store,
+            memory,
             feed,
             executing,
             supervision,
@@ -225,6 +232,11 @@ impl Engine {
     /// The configuration that it was opened with.
     pub fn config(&self) -> &Config {
         &self.shared.config
+    }
+
+    /// The memory that what is in flight may take.
+    pub fn memory(&self) -> &Memory {
+        &self.shared.memory
     }
 
     /// Begins to execute runs, as many at once as the config says, and to sweep: once now, then at every interval.

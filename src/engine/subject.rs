@@ -1,5 +1,7 @@
 //! The run that somebody moves under a lease: claimed to be driven, adopted, or only to be settled.
 
+use std::sync::Arc;
+
 use crate::chunk::Chunk;
 use crate::config::Config;
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};
@@ -29,7 +31,7 @@ pub(super) struct Subject {
 
 impl Subject {
     /// The end of the run, as far as nothing else is known of it.
-    pub fn settle(&self, config: &Config, events: Vec<Chunk>, outcome: Outcome, parts: Option<String>) -> Settle {
+    pub fn settle(&self, config: &Config, events: Vec<Chunk>, outcome: Outcome, parts: Option<Arc<str>>) -> Settle {
         Settle {
             lease: self.lease,
             session: self.session,

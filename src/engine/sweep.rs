@@ -15,12 +15,11 @@ use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::lookout::{self, Sighting};
+use super::replay::{replay, settle_cost};
 use super::subject::Subject;
-use super::turn::Turn;
 use super::{EngineError, Shared, drive, supervisor};
 use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
-use crate::chunk::Chunk;
 use crate::lease::{LeaseLost, WorkerKey};
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, Outcome};
@@ -338,19 +337,28 @@ pub(super) async fn settle_from_log(
     subject: &Subject,
     outcome: Outcome,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    let events = shared.store.run_chunks(subject.lease.run).await?;
-    let chunks = events.iter().filter_map(|event| serde_json::from_str::<Chunk>(event).ok());
-    let replayed = Turn::replay(chunks);
-    let close = |outcome: &Outcome| {
-        let mut turn = replayed.clone();
-        let events = turn.close(outcome);
-        let parts = Some(turn.fold().ended_parts_json());
-        subject.settle(&shared.config, events, outcome.clone(), parts)
-    };
-    if shared.store.settle(close(&outcome)).await?.is_ok() {
-        return Ok(Ok(outcome));
-    }
     // Refused: the lease is lost, or a cancel was stored in the meantime, which decides the outcome.
-    let cancelled = Outcome::cancelled();
-    Ok(shared.store.settle(close(&cancelled)).await?.map(|_| cancelled))
+    match close_and_settle(shared, subject, &outcome).await? {
+        Ok(()) => Ok(Ok(outcome)),
+        Err(LeaseLost) => {
+            let cancelled = Outcome::cancelled();
+            Ok(close_and_settle(shared, subject, &cancelled).await?.map(|()| cancelled))
+        }
+    }
+}
+
+/// Reads the turn back for each try: a message may be large, and is kept once only.
+async fn close_and_settle(
+    shared: &Shared,
+    subject: &Subject,
+    outcome: &Outcome,
+) -> Result<Result<(), LeaseLost>, StoreError> {
+    let account = shared.memory.open_account();
+    let mut turn = replay(&shared.store, subject.lease.run).await?;
+    account.set_message(turn.bytes());
+    let _memory = account.output(settle_cost(turn.bytes())).await;
+    let events = turn.close(outcome);
+    let parts = Some(turn.into_parts_json());
+    let settle = subject.settle(&shared.config, events, outcome.clone(), parts);
+    Ok(shared.store.settle(settle).await?.map(|_| ()))
 }

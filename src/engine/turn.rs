@@ -66,14 +66,21 @@ const ERROR_ID: &str = "error";
 /// A turn has one plan: a new one takes the place of the old.
 const PLAN_ID: &str = "plan";
 const NOTICE_ID: &str = "notice";
+/// Longer text goes out in pieces: a row is read whole by whoever passes it.
+const MAX_DELTA_BYTES: usize = 64 * 1024;
 
 impl Turn {
     /// The turn after the chunks that are stored of it. What no chunk says is not known: that the agent said its end, and
     /// where the newest message of its model begins.
     pub fn replay(chunks: impl Iterator<Item = Chunk>) -> Self {
         let mut turn = Self::default();
-        chunks.for_each(|chunk| turn.apply(&chunk));
+        turn.replay_more(chunks);
         turn
+    }
+
+    /// Goes on with the next chunks that are stored of it.
+    pub fn replay_more(&mut self, chunks: impl Iterator<Item = Chunk>) {
+        chunks.for_each(|chunk| self.apply(&chunk));
     }
 
     /// Hears events again whose chunks are among those of [`Turn::replay`]; nothing is told of them. When that is `all`, it is
@@ -208,6 +215,18 @@ impl Turn {
         }
     }
 
+    /// About how much it keeps, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.fold.bytes() + self.past.as_ref().map_or(0, |past| past.fold.bytes())
+    }
+
+    /// The parts of the message of a turn that is closed, as JSON; the turn is not kept beside it.
+    pub fn into_parts_json(self) -> std::sync::Arc<str> {
+        let parts = self.fold.ended_parts_json();
+        drop(self);
+        parts.into()
+    }
+
     /// The message so far.
     pub fn fold(&self) -> &Fold {
         &self.fold
@@ -265,13 +284,14 @@ impl Turn {
                 id
             }
         };
-        self.say(
-            match block {
-                Block::Text => Chunk::TextDelta { id, delta },
-                Block::Reasoning => Chunk::ReasoningDelta { id, delta },
-            },
-            said,
-        );
+        let mut rest = delta.as_str();
+        while rest.len() > MAX_DELTA_BYTES {
+            let (piece, more) = rest.split_at(rest.floor_char_boundary(MAX_DELTA_BYTES));
+            self.say(delta_of(block, id.clone(), piece.to_owned()), said);
+            rest = more;
+        }
+        let delta = if rest.len() == delta.len() { delta } else { rest.to_owned() };
+        self.say(delta_of(block, id, delta), said);
     }
 
     /// A message that is asked for again goes on in the block that is open.
@@ -370,6 +390,13 @@ fn end_of_unfinished(tool: &Tool, status: Status) -> Chunk {
         _ if tool.question().is_some() => Chunk::ToolOutputDenied { tool_call_id },
         Some(output) => tool_done(tool_call_id, output.clone()),
         None => tool_failed(tool_call_id, without_result(status).to_owned()),
+    }
+}
+
+fn delta_of(block: Block, id: String, delta: String) -> Chunk {
+    match block {
+        Block::Text => Chunk::TextDelta { id, delta },
+        Block::Reasoning => Chunk::ReasoningDelta { id, delta },
     }
 }
 

@@ -1,4 +1,8 @@
 //! The table `events`: append, guarded by the lease, and reading from a cursor.
+//!
+//! Always: memory is bounded by the events that are handed in and a few copies of one statement's share of them.
+
+use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
@@ -19,14 +23,14 @@ pub struct Append {
     pub session: SessionKey,
     /// The run, as readers know it.
     pub run_id: crate::id::RunId,
-    /// The chunks, as JSON.
-    pub events: Vec<String>,
+    /// The chunks, as JSON; shared with those who read them live.
+    pub events: Arc<Vec<String>>,
     /// Whether one of them is more than `start` or transient.
     pub said: bool,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
     /// The message as far as it has got, as JSON parts; stored now and then while the run goes on.
-    pub parts: Option<String>,
+    pub parts: Option<Arc<str>>,
     /// What the agent said beside its message.
     pub facts: Vec<Fact>,
 }
@@ -45,35 +49,104 @@ pub(super) struct Guarded<'a> {
     pub events: &'a [String],
 }
 
-/// The chunks of several runs as one JSON array `[[run, token, unless_cancelled, [chunk, …]], …]`: SQLite reads all of
-/// them in one statement.
-pub(super) fn batch_json<'a>(batch: impl Iterator<Item = Guarded<'a>>) -> String {
-    let runs = batch.map(|one| {
-        let (run, token, unless_cancelled) = (one.lease.run, one.lease.token, u8::from(one.unless_cancelled));
-        format!("[{run},{token},{unless_cancelled},[{}]]", one.events.join(","))
-    });
-    format!("[{}]", runs.collect::<Vec<_>>().join(","))
+/// Event text of one statement. SQLite makes a few copies of what it is handed; more in one go is not faster.
+const STATEMENT_BYTES: usize = 512 * 1024;
+
+/// The chunks of several runs as JSON, `[run, token, unless_cancelled, skip, [chunk, …]], …`: SQLite reads all of them in
+/// one statement. `skip` events of the run are inserted by an earlier one.
+#[derive(Default)]
+struct BatchJson(String);
+
+impl BatchJson {
+    /// Adds as many of the chunks as there is room for; answers with their number.
+    fn add(&mut self, one: &Guarded<'_>, skip: usize) -> usize {
+        let mut room = STATEMENT_BYTES.saturating_sub(self.0.len());
+        let fits = one.events[skip..].iter().take_while(|event| match room.checked_sub(event.len() + 1) {
+            Some(left) => {
+                room = left;
+                true
+            }
+            None => false,
+        });
+        let fits = fits.count();
+        if fits > 0 {
+            let (run, token, unless_cancelled) = (one.lease.run, one.lease.token, u8::from(one.unless_cancelled));
+            let separator = if self.0.is_empty() { '[' } else { ',' };
+            self.0.push_str(&format!("{separator}[{run},{token},{unless_cancelled},{skip},["));
+            for (index, event) in one.events[skip..skip + fits].iter().enumerate() {
+                if index > 0 {
+                    self.0.push(',');
+                }
+                self.0.push_str(event);
+            }
+            self.0.push_str("]]");
+        }
+        fits
+    }
+
+    async fn insert(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        self.0.push(']');
+        let (batch, now): (Arc<str>, _) = (std::mem::take(&mut self.0).into(), tx.now.as_millis());
+        sqlx::query!(
+            "INSERT INTO events (session_key, seq, run_key, at, event)
+             SELECT r.session_key, r.last_seq + 1 + (b.value ->> 3) + e.key, r.key, ?2, e.value
+             FROM jsonb_each(?1) b
+             JOIN runs r ON r.key = b.value ->> 0 AND r.lease_token = b.value ->> 1 AND r.status = 'running'
+                 AND (b.value ->> 2 = 0 OR r.cancel_requested_at IS NULL)
+             JOIN json_each(b.value, '$[4]') e",
+            batch,
+            now
+        )
+        .execute(&mut *tx.conn)
+        .await?;
+        Ok(())
+    }
 }
 
 /// Inserts the chunks of all runs whose lease is still good, behind the newest event of each run.
-pub(super) async fn insert_guarded(tx: &mut Tx<'_>, batch: &str) -> Result<(), StoreError> {
-    let now = tx.now.as_millis();
+pub(super) async fn insert_guarded(tx: &mut Tx<'_>, batch: &[Guarded<'_>]) -> Result<(), StoreError> {
+    let mut json = BatchJson::default();
+    for one in batch {
+        let mut done = 0;
+        while let Some(next) = one.events.get(done) {
+            match json.add(one, done) {
+                0 if json.0.is_empty() => {
+                    insert_large(tx, one, done, next).await?;
+                    done += 1;
+                }
+                0 => json.insert(tx).await?,
+                added => done += added,
+            }
+        }
+    }
+    json.insert(tx).await
+}
+
+/// Inserts one that is larger than a statement's share: as it is, without being read as JSON once more.
+async fn insert_large(tx: &mut Tx<'_>, one: &Guarded<'_>, skip: usize, event: &str) -> Result<(), StoreError> {
+    let (run, token, now) = (one.lease.run, one.lease.token, tx.now.as_millis());
+    let skip = i64::try_from(skip).unwrap_or(i64::MAX);
+    let unless_cancelled = one.unless_cancelled;
     sqlx::query!(
         "INSERT INTO events (session_key, seq, run_key, at, event)
-         SELECT r.session_key, r.last_seq + 1 + e.key, r.key, ?2, e.value
-         FROM jsonb_each(?1) b
-         JOIN runs r ON r.key = b.value ->> 0 AND r.lease_token = b.value ->> 1 AND r.status = 'running'
-             AND (b.value ->> 2 = 0 OR r.cancel_requested_at IS NULL)
-         JOIN json_each(b.value, '$[3]') e",
-        batch,
-        now
+         SELECT session_key, last_seq + 1 + ?4, key, ?5, ?6 FROM runs
+         WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND (?3 = 0 OR cancel_requested_at IS NULL)",
+        run,
+        token,
+        unless_cancelled,
+        skip,
+        now,
+        event
     )
     .execute(&mut *tx.conn)
     .await?;
     Ok(())
 }
 
-/// All appends of a transaction: two statements, whatever their number.
+/// All appends of a transaction: two statements, whatever their number, and more for more bytes.
 pub(super) async fn append_all(
     tx: &mut Tx<'_>,
     appends: &[Append],
@@ -82,7 +155,7 @@ pub(super) async fn append_all(
         return Ok(Vec::new());
     }
     let guarded = appends.iter().map(|a| Guarded { lease: a.lease, unless_cancelled: false, events: &a.events });
-    insert_guarded(tx, &batch_json(guarded)).await?;
+    insert_guarded(tx, &guarded.collect::<Vec<_>>()).await?;
     let heads: Vec<_> = appends
         .iter()
         .map(|a| (a.lease.run, a.lease.token, a.events.len(), a.source_offset, i64::from(a.said)))
@@ -101,7 +174,7 @@ pub(super) async fn append_all(
     let last_seq_of = |run: RunKey| rows.iter().find(|row| row.key == run).map(|row| row.last_seq);
     let snapshots = appends.iter().filter(|a| a.parts.is_some() && last_seq_of(a.lease.run).is_some());
     let snapshots =
-        snapshots.map(|a| Response { run: a.lease.run, parts: a.parts.as_deref().unwrap_or("[]"), ending: None });
+        snapshots.filter_map(|a| Some(Response { run: a.lease.run, parts: a.parts.as_ref()?, ending: None }));
     super::message::store_responses(tx, snapshots).await?;
     let mut results = Vec::with_capacity(appends.len());
     for append in appends {
@@ -143,6 +216,9 @@ pub struct Frames {
     /// The newest event in it.
     pub last_seq: Seq,
 }
+
+/// Chunks that are read at once to know a turn again.
+const CHUNKS: i64 = 10_000;
 
 /// A page of events.
 #[derive(Debug, Clone)]
@@ -250,18 +326,26 @@ impl Store {
         Ok(row.text.zip(row.last_seq).map(|(text, last_seq)| Frames { text, last_seq }))
     }
 
-    /// The committed chunks of a run, as JSON, in order: to know its turn again after its worker died.
+    /// The next committed chunks of a run behind a place, as JSON, in order, with the place of the last one: to know its
+    /// turn again after its worker died. `None` behind the last one.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn run_chunks(&self, run: RunKey) -> Result<Vec<String>, StoreError> {
+    pub async fn run_chunks(&self, run: RunKey, after: Seq) -> Result<Option<(Vec<String>, Seq)>, StoreError> {
+        let span = sqlx::query!("SELECT session_key, first_seq FROM runs WHERE key = ?1", run);
+        let Some(span) = span.fetch_optional(&self.readers).await? else { return Ok(None) };
+        let Some(first_seq) = span.first_seq else { return Ok(None) };
+        let after = after.max(first_seq - 1);
+        let range = Range { session: span.session_key, run: Some(run), after, limit: CHUNKS };
+        let Some((last_seq, _)) = self.end_of_page(range, FRAMES_BYTES).await? else { return Ok(None) };
         let chunks = sqlx::query_scalar!(
-            "SELECT e.event FROM runs r JOIN events e ON e.session_key = r.session_key
-                 AND e.seq BETWEEN r.first_seq AND r.last_seq AND e.run_key = r.key
-             WHERE r.key = ?1 ORDER BY e.seq",
+            "SELECT event FROM events WHERE session_key = ?1 AND seq > ?2 AND seq <= ?3 AND run_key = ?4 ORDER BY seq",
+            range.session,
+            after,
+            last_seq,
             run
         );
-        Ok(chunks.fetch_all(&self.readers).await?)
+        Ok(Some((chunks.fetch_all(&self.readers).await?, last_seq)))
     }
 
     /// The newest event of each of these sessions.

@@ -3,6 +3,8 @@
 mod page;
 mod queued;
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use sqlx::SqliteConnection;
 
@@ -138,22 +140,29 @@ pub struct Response<'a> {
     /// The run.
     pub run: RunKey,
     /// Its parts, as JSON.
-    pub parts: &'a str,
+    pub parts: &'a Arc<str>,
     /// How the run ends, when this is the whole answer.
     pub ending: Option<&'a Ending>,
 }
 
-/// Stores the answers of runs as far as they have got: one statement, whatever their number. The caller holds their leases.
-/// An answer to what was replaced while its run went on is kept, but not shown.
+/// A larger answer is stored by a statement of its own: SQLite makes ten copies of what it reads as JSON.
+const LARGE_PARTS_BYTES: usize = 256 * 1024;
+
+/// Stores the answers of runs as far as they have got: one statement, whatever their number, but for large ones. The
+/// caller holds their leases. An answer to what was replaced while its run went on is kept, but not shown.
 pub async fn store_responses<'a>(
     tx: &mut Tx<'_>,
     responses: impl Iterator<Item = Response<'a>>,
 ) -> Result<(), StoreError> {
-    let item = |Response { run, parts, ending }: Response<'_>| {
+    let mut items = Vec::new();
+    for Response { run, parts, ending } in responses {
         let ending = ending.map_or(Value::Object(Default::default()), Ending::to_json);
-        format!("[{run},{parts},{ending}]")
-    };
-    let items: Vec<_> = responses.map(item).collect();
+        if parts.len() > LARGE_PARTS_BYTES {
+            store_large(tx, run, parts, ending.to_string()).await?;
+        } else {
+            items.push(format!("[{run},{parts},{ending}]"));
+        }
+    }
     if items.is_empty() {
         return Ok(());
     }
@@ -172,6 +181,30 @@ pub async fn store_responses<'a>(
              updated_at = excluded.updated_at",
         items,
         now
+    )
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(())
+}
+
+/// Stores the answer of one run, whose parts are not copied on the way to SQLite.
+async fn store_large(tx: &mut Tx<'_>, run: RunKey, parts: &Arc<str>, ending: String) -> Result<(), StoreError> {
+    let now = tx.now.as_millis();
+    sqlx::query!(
+        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, superseded_at, created_at, updated_at)
+         SELECT r.session_key, r.response_id, 'assistant', r.key, ?3,
+                json_patch(json_object('run_id', r.id, 'session_id', s.id), ?4), r.first_seq,
+                iif(m.superseded_at IS NOT NULL OR EXISTS
+                    (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key AND n.resumes IS NOT r.key),
+                    ?2, NULL), ?2, ?2
+         FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key
+         WHERE r.key = ?1
+         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, metadata = excluded.metadata,
+             updated_at = excluded.updated_at",
+        run,
+        now,
+        parts,
+        ending
     )
     .execute(&mut *tx.conn)
     .await?;

@@ -31,7 +31,7 @@ use crate::metrics::METRICS;
 const QUEUE: usize = 1024;
 /// Most commands in one transaction.
 const BATCH_COMMANDS: usize = 512;
-/// A transaction is closed when it holds this much event text: larger ones only make everybody wait longer.
+/// A transaction is closed when it holds this much text of events and messages: larger ones only make everybody wait longer.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Rows of one run that were committed together, as their readers get them.
@@ -46,7 +46,7 @@ pub struct Committed {
     /// The place of the first one.
     pub first_seq: Seq,
     /// The chunks, as JSON; at least one.
-    pub events: Vec<String>,
+    pub events: Arc<Vec<String>>,
     /// Whether these are the run's last.
     pub ends_run: bool,
     /// The rows as the text that most readers want; made by the first of them.
@@ -60,9 +60,10 @@ impl Committed {
         run_id: RunId,
         at: Timestamp,
         first_seq: Seq,
-        events: Vec<String>,
+        events: impl Into<Arc<Vec<String>>>,
         ends_run: bool,
     ) -> Self {
+        let events = events.into();
         Self { session, run_id, at, first_seq, events, ends_run, shared_frames: OnceLock::new() }
     }
 }
@@ -165,8 +166,11 @@ impl Command {
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Append(append, _) => append.events.iter().map(String::len).sum(),
-            Self::Settle(settle, _) => settle.events.iter().map(|chunk| chunk.to_json().len()).sum(),
+            Self::Append(append, _) => {
+                append.events.iter().map(String::len).sum::<usize>() + append.parts.as_ref().map_or(0, |it| it.len())
+            }
+            // Its last events repeat what is in the message, if they are large at all.
+            Self::Settle(settle, _) => settle.parts.as_ref().map_or(0, |it| it.len()),
             Self::Write(_) => 0,
         }
     }

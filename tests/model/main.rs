@@ -337,7 +337,7 @@ impl System {
             session: 0,
             run_id: self.id_of(append.lease.run),
             said: append.said && to > offset,
-            events,
+            events: events.into(),
             facts: append
                 .asks
                 .filter(|_| append.said && to > offset)
@@ -345,7 +345,7 @@ impl System {
                 .into_iter()
                 .collect(),
             source_offset: to,
-            parts: append.parts.map(parts),
+            parts: append.parts.map(|version| parts(version).into()),
         };
         match written(self.store().append(request).await) {
             // Which of its two faults is met first is left open.
@@ -397,7 +397,7 @@ impl System {
             source_offset: self.reading(settle.lease).offset,
             outcome: Outcome::of(settle.cause, None),
             exit: ExitReport::default(),
-            parts: settle.parts.map(parts),
+            parts: settle.parts.map(|version| parts(version).into()),
             progress: None,
             resumes: 0,
         };

@@ -3,6 +3,7 @@
 use super::{Drive, Left, progress};
 use crate::agent::Agent;
 use crate::backend::Backend;
+use crate::engine::replay::{replay, settle_cost};
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -49,7 +50,7 @@ impl Drive<'_> {
         Ok(is_put_back)
     }
 
-    pub(super) async fn settle(&self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn settle(&mut self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
         match self.try_settle(outcome.clone(), exit.clone()).await? {
             Ok(class) => {
                 self.asking.ended();
@@ -61,24 +62,31 @@ impl Drive<'_> {
                 if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
                     return Err(Left::LeaseLost);
                 }
+                self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
                 self.try_settle(Outcome::cancelled(), exit).await??;
                 Ok(Some(Outcome::cancelled()))
             }
         }
     }
 
-    /// Answers with the kind of error that is stored of it.
+    /// Closes the turn, which is then read back from the store if it is needed once more. Answers with the kind of error
+    /// that is stored of it.
     async fn try_settle(
-        &self,
+        &mut self,
         outcome: Outcome,
         exit: ExitReport,
     ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Left> {
-        let mut turn = self.turn.clone();
-        let events = turn.close(&outcome);
-        let parts = Some(turn.fold().ended_parts_json());
+        let bytes = self.turn.bytes();
+        let _memory = match &self.memory {
+            Some(memory) if bytes > 0 => Some(memory.output(settle_cost(bytes)).await),
+            _ => None,
+        };
+        let progress = progress(self.turn.fold());
+        let events = self.turn.close(&outcome);
+        let parts = Some(std::mem::take(&mut self.turn).into_parts_json());
         let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
-        settle.progress = progress(self.turn.fold());
+        settle.progress = progress;
         if exit.remaining > 0 {
             settle.resumes = 0;
         }

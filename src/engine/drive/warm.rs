@@ -145,7 +145,7 @@ impl Drive<'_> {
     }
 
     /// Settles a run whose turn was not begun, or puts it back.
-    pub(super) async fn without_backend(&self, outcome: Option<Outcome>) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn without_backend(&mut self, outcome: Option<Outcome>) -> Result<Option<Outcome>, Left> {
         match outcome {
             Some(outcome) => self.settle(outcome, ExitReport::default()).await,
             None if self.put_back().await? => Ok(None),

@@ -1,5 +1,7 @@
 //! Settle: the one place where a run ends, and the requests that lead to it.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::chunk::{Chunk, Ending};
@@ -9,7 +11,7 @@ use crate::failure::ErrorClass;
 use crate::id::RunId;
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
 use crate::run::{Cause, ExitReport, Outcome, Status};
-use crate::store::event::{Guarded, batch_json, insert_guarded};
+use crate::store::event::{Guarded, insert_guarded};
 use crate::store::message::Response;
 use crate::store::text::shown_if_any;
 use crate::store::writer::{Committed, Notice, Tx};
@@ -36,7 +38,7 @@ pub struct Settle {
     /// What is known of the agent's process.
     pub exit: ExitReport,
     /// The whole message, as JSON parts; none when the agent said nothing.
-    pub parts: Option<String>,
+    pub parts: Option<Arc<str>>,
     /// The tail of what the agent said; none when it said nothing.
     pub progress: Option<String>,
     /// When it was interrupted: how many runs may follow one message because of that.
@@ -78,7 +80,7 @@ pub(in crate::store) async fn settle_all(
         unless_cancelled: s.outcome.cause != Cause::Cancelled,
         events,
     });
-    insert_guarded(tx, &batch_json(guarded)).await?;
+    insert_guarded(tx, &guarded.collect::<Vec<_>>()).await?;
     for settle in settles.iter().filter(|s| s.resumes > 0 && s.outcome.status() == Status::Interrupted) {
         resume::enqueue_successor(tx, settle.lease, settle.resumes).await?;
     }
@@ -129,7 +131,7 @@ pub(in crate::store) async fn settle_all(
     let row_of = |run: RunKey| rows.iter().find(|row| row.key == run);
     let messages = settles.iter().zip(&endings).filter(|(s, _)| row_of(s.lease.run).is_some());
     let messages = messages.filter_map(|(s, ending)| {
-        let parts = s.parts.as_deref()?;
+        let parts = s.parts.as_ref()?;
         Some(Response { run: s.lease.run, parts, ending: Some(ending) })
     });
     message::store_responses(tx, messages).await?;

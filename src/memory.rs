@@ -1,0 +1,455 @@
+//! The memory that what is in flight may take in this process: `engine.memory_limit`, in three parts that never wait for
+//! each other in a circle.
+//!
+//! - messages: what a running turn keeps until its end, its message and the line that is being read. Three eighths.
+//! - output: what an agent said, from its line to its row. Three eighths.
+//! - readers: what waits for clients, and what they send. A quarter.
+//!
+//! Always: who has to wait is served, in order, once others have given back. More than a whole part is given to one who is
+//! alone, so that nothing is too large to be done. Of the messages, so much stays free that the largest one can grow to its
+//! end; so the turns cannot each hold a half and wait for the other. A turn takes of its message first and of the output
+//! second; a part of the output is given back by a commit, which waits for neither.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// What a run keeps of its message without asking: an ordinary answer never waits for a large one.
+const FREE_BYTES: usize = 1024 * 1024;
+/// What one turn may come to hold: the greatest message, and the longest line by default.
+const LARGEST_TURN_BYTES: usize = 80 * 1024 * 1024;
+/// The output and the readers count in KiB.
+const UNIT: usize = 1024;
+
+/// The memory of a process. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    limit: usize,
+    messages: Arc<Messages>,
+    output: Pool,
+    readers: Pool,
+}
+
+impl Memory {
+    /// Memory of which so many bytes may be taken.
+    pub fn new(limit: usize) -> Self {
+        let eighth = limit / 8;
+        Self {
+            limit,
+            messages: Arc::new(Messages { capacity: 3 * eighth, turns: Mutex::default(), changed: Notify::new() }),
+            output: Pool::new(3 * eighth),
+            readers: Pool::new(2 * eighth),
+        }
+    }
+
+    /// The limit, in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// What waits for clients, and what they send.
+    pub fn readers(&self) -> &Pool {
+        &self.readers
+    }
+
+    /// The account of a turn.
+    pub fn open_account(&self) -> Account {
+        let key = self.messages.open();
+        let (memory, waits) = (self.clone(), Mutex::default());
+        Account(Arc::new(Turn { key, memory, waits }))
+    }
+
+    /// How much is taken, and how many wait for more, by part.
+    pub(crate) fn parts(&self) -> [(&'static str, usize, usize); 3] {
+        let messages = &self.messages;
+        [
+            ("messages", messages.used(), messages.turns().waiting),
+            ("output", self.output.used(), self.output.waiting()),
+            ("readers", self.readers.used(), self.readers.waiting()),
+        ]
+    }
+}
+
+impl Default for Memory {
+    /// Without a limit.
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
+/// A part that is taken for a while. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    semaphore: Arc<Semaphore>,
+    capacity: u32,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Memory that is taken until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Permit {
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl Pool {
+    fn new(bytes: usize) -> Self {
+        let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+        let capacity = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).min(most);
+        Self { semaphore: Arc::new(Semaphore::new(capacity as usize)), capacity, waiting: Arc::default() }
+    }
+
+    /// Takes so many bytes, once they are free: first come, first served. Whoever wants more than there is waits to be alone.
+    ///
+    /// Cancel safe. To take more while something is held may wait for ever.
+    pub async fn acquire(&self, bytes: usize) -> Permit {
+        if let Some(permit) = self.try_acquire(bytes) {
+            return permit;
+        }
+        let _waiting = Counted::new(&self.waiting);
+        // It fails only when the semaphore is closed, which it never is.
+        Permit { _held: self.semaphore.clone().acquire_many_owned(self.units(bytes)).await.ok() }
+    }
+
+    /// Takes so many bytes if they are free and nobody waits.
+    pub fn try_acquire(&self, bytes: usize) -> Option<Permit> {
+        let held = self.semaphore.clone().try_acquire_many_owned(self.units(bytes)).ok()?;
+        Some(Permit { _held: Some(held) })
+    }
+
+    fn units(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.capacity)
+    }
+
+    fn used(&self) -> usize {
+        (self.capacity as usize).saturating_sub(self.semaphore.available_permits()).saturating_mul(UNIT)
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the running turns keep.
+#[derive(Debug)]
+struct Messages {
+    capacity: usize,
+    turns: Mutex<Turns>,
+    /// Something was given back.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    next: u64,
+    waiting: usize,
+    kept: BTreeMap<u64, Kept>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    /// The message as far as it has got.
+    message: usize,
+    /// What was read and has not become a part of it.
+    read: usize,
+}
+
+impl Kept {
+    /// What counts of it.
+    fn counted(self) -> usize {
+        self.message.saturating_add(self.read).saturating_sub(FREE_BYTES)
+    }
+}
+
+impl Messages {
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> u64 {
+        let mut turns = self.turns();
+        turns.next += 1;
+        let key = turns.next;
+        turns.kept.insert(key, Kept::default());
+        key
+    }
+
+    fn used(&self) -> usize {
+        self.turns().kept.values().map(|kept| kept.counted()).fold(0, usize::saturating_add)
+    }
+
+    /// Lets a turn read on when there is room, or when it is the largest, which always gets on.
+    fn try_read(&self, key: u64, bytes: usize) -> bool {
+        let mut turns = self.turns();
+        let Some(own) = turns.kept.get(&key).copied() else { return true };
+        let grown = Kept { read: own.read.saturating_add(bytes), ..own };
+        if grown.counted() > 0 && !self.may_grow(&turns.kept, key, own, grown) {
+            return false;
+        }
+        turns.kept.insert(key, grown);
+        true
+    }
+
+    fn may_grow(&self, kept: &BTreeMap<u64, Kept>, key: u64, own: Kept, grown: Kept) -> bool {
+        let (mut sum, mut largest, mut is_largest) = (grown.counted(), grown.counted(), true);
+        for (other, kept) in kept.iter().filter(|(other, _)| **other != key) {
+            let counted = kept.counted();
+            sum = sum.saturating_add(counted);
+            largest = largest.max(counted);
+            // Of two that are equally large the older one is.
+            is_largest &= counted < own.counted() || (counted == own.counted() && *other > key);
+        }
+        let to_its_end = LARGEST_TURN_BYTES.min(self.capacity).saturating_sub(largest);
+        is_largest || self.capacity.checked_sub(sum).is_some_and(|free| free >= to_its_end)
+    }
+
+    fn change(&self, key: u64, change: impl FnOnce(&mut Kept)) {
+        if let Some(kept) = self.turns().kept.get_mut(&key) {
+            change(kept);
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+/// What one turn takes, shared by who reads its agent and who stores what that says.
+#[derive(Debug, Clone)]
+pub struct Account(Arc<Turn>);
+
+#[derive(Debug)]
+struct Turn {
+    key: u64,
+    memory: Memory,
+    waits: Mutex<Waits>,
+}
+
+#[derive(Debug, Default)]
+struct Waits {
+    now: usize,
+    ended: Option<Instant>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.memory.messages.turns().kept.remove(&self.key);
+        self.memory.messages.changed.notify_waiters();
+    }
+}
+
+/// Bytes that were read of an agent and count until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Unsettled {
+    account: Account,
+    bytes: usize,
+}
+
+impl Account {
+    /// Takes room for bytes that are to be read, once there is.
+    pub async fn read(&self, bytes: usize) -> Unsettled {
+        let messages = &self.0.memory.messages;
+        if !messages.try_read(self.0.key, bytes) {
+            let _wait = self.wait();
+            messages.turns().waiting += 1;
+            let _counted = Waiting(messages);
+            loop {
+                let mut changed = std::pin::pin!(messages.changed.notified());
+                changed.as_mut().enable();
+                if messages.try_read(self.0.key, bytes) {
+                    break;
+                }
+                changed.await;
+            }
+        }
+        Unsettled { account: self.clone(), bytes }
+    }
+
+    /// Nothing so far.
+    pub fn nothing_read(&self) -> Unsettled {
+        Unsettled { account: self.clone(), bytes: 0 }
+    }
+
+    /// What the message of the turn has come to.
+    pub fn set_message(&self, bytes: usize) {
+        self.0.memory.messages.change(self.0.key, |kept| kept.message = bytes);
+    }
+
+    /// Takes memory for what becomes rows.
+    pub async fn output(&self, bytes: usize) -> Permit {
+        let output = &self.0.memory.output;
+        match output.try_acquire(bytes) {
+            Some(permit) => permit,
+            None => {
+                let _wait = self.wait();
+                output.acquire(bytes).await
+            }
+        }
+    }
+
+    /// The same, if it is free now and nobody waits.
+    pub fn try_output(&self, bytes: usize) -> Option<Permit> {
+        self.0.memory.output.try_acquire(bytes)
+    }
+
+    /// Until when the turn was last kept waiting: what its agent does not say meanwhile is no silence of its own.
+    pub fn waited_until(&self) -> Option<Instant> {
+        let waits = self.waits();
+        if waits.now > 0 { Some(Instant::now()) } else { waits.ended }
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        crate::metrics::METRICS.memory_waits.inc();
+        self.waits().now += 1;
+        Wait(self)
+    }
+}
+
+struct Wait<'a>(&'a Account);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.0.waits();
+        waits.now -= 1;
+        waits.ended = Some(Instant::now());
+    }
+}
+
+struct Waiting<'a>(&'a Messages);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.turns().waiting -= 1;
+    }
+}
+
+/// What a piece of an agent's output takes until it is stored; nothing by default.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    _output: Option<Arc<Permit>>,
+    _read: Option<Arc<Unsettled>>,
+}
+
+impl Held {
+    /// Holds both.
+    pub fn new(output: Option<Arc<Permit>>, read: Unsettled) -> Self {
+        Self { _output: output, _read: Some(Arc::new(read)) }
+    }
+}
+
+impl PartialEq for Held {
+    /// What it takes says nothing of what it is.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Unsettled {
+    /// Takes all but `rest` bytes out of it.
+    pub fn split_off(&mut self, rest: usize) -> Self {
+        let bytes = self.bytes.saturating_sub(rest);
+        self.bytes -= bytes;
+        Self { account: self.account.clone(), bytes }
+    }
+
+    /// Adds what was taken of the same account.
+    pub fn add(&mut self, mut more: Self) {
+        self.bytes += std::mem::take(&mut more.bytes);
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.account.0.memory.messages.change(self.account.0.key, |kept| kept.read -= self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    #[test]
+    fn a_pool_gives_more_than_it_has_to_one_who_is_alone() {
+        let pool = Pool::new(10 * MIB);
+        let small = pool.try_acquire(MIB).unwrap();
+        let mut large = Box::pin(pool.acquire(100 * MIB));
+        assert!(large.as_mut().now_or_never().is_none());
+        // First come, first served: what is free is kept for who waits.
+        assert_eq!((pool.used(), pool.waiting()), (10 * MIB, 1));
+        assert!(pool.try_acquire(1).is_none());
+        drop(small);
+        let held = large.as_mut().now_or_never().unwrap();
+        assert_eq!((pool.used(), pool.waiting()), (10 * MIB, 0));
+        assert!(pool.try_acquire(1).is_none());
+        drop(held);
+        assert_eq!(pool.used(), 0);
+    }
+
+    fn read(account: &Account, bytes: usize) -> Option<Unsettled> {
+        account.read(bytes).now_or_never()
+    }
+
+    #[test]
+    fn the_largest_message_always_gets_to_its_end() {
+        let memory = Memory::new(256 * MIB);
+        let (first, second, small) = (memory.open_account(), memory.open_account(), memory.open_account());
+        let half = (read(&first, 41 * MIB).unwrap(), read(&second, 15 * MIB).unwrap());
+        // 96 MiB of 256 are for messages; what the first one may still need of its 80 stays free.
+        assert!(read(&second, 10 * MIB).is_none());
+        let more = read(&first, 39 * MIB).unwrap();
+        assert!(read(&second, 10 * MIB).is_none());
+        let own = read(&small, MIB).unwrap();
+        assert!(read(&small, 10 * MIB).is_none());
+        drop((half.0, more));
+        let more = read(&second, 60 * MIB).unwrap();
+        drop((first, second, half.1, more, small, own));
+        assert_eq!(memory.messages.used(), 0);
+        assert!(memory.messages.turns().kept.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_and_known_to_have_waited() {
+        let memory = Memory::new(256 * MIB);
+        let (large, other) = (memory.open_account(), memory.open_account());
+        let mut held = read(&large, 90 * MIB).unwrap();
+        assert_eq!(other.waited_until(), None);
+        let waiting = tokio::spawn({
+            let other = other.clone();
+            async move { other.read(30 * MIB).await }
+        });
+        while memory.parts()[0].2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(other.waited_until().is_some());
+        drop(held.split_off(10 * MIB));
+        let _held = waiting.await.unwrap();
+        assert_eq!(memory.parts()[0].2, 0);
+        assert!(other.waited_until().is_some_and(|at| at <= Instant::now()));
+    }
+}
