@@ -4,17 +4,20 @@
 
 use serde_json::Value;
 
+use super::json_bounded;
+
 /// Values that are nested deeper become null. `serde_json` reads 128 levels, and what is kept is nested in more.
 const MAX_DEPTH: usize = 100;
 
 /// Reads a JSON text. JavaScript cuts strings between the halves of a surrogate pair and writes the halves as escapes,
 /// which no Rust string can hold: each becomes U+FFFD. Python writes numbers that are none as `NaN` and `Infinity`: they
-/// become null, as do values that are nested too deeply. The rest of the text is kept.
+/// become null, as do values that are nested too deeply. The rest of the text is kept. What has too many values for the
+/// memory is kept as its text.
 pub(super) fn parse(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok().or_else(|| {
+    json_bounded::parse(text).or_else(|| {
         let whole = without_lone_surrogates(text);
         let whole = whole.as_deref().unwrap_or(text);
-        serde_json::from_str(&without_odd_values(whole)).ok()
+        json_bounded::parse(&without_odd_values(whole))
     })
 }
 

@@ -17,6 +17,7 @@ mod frames;
 mod home;
 pub mod host;
 mod json;
+mod json_bounded;
 pub mod last_words;
 mod launch;
 mod lines;

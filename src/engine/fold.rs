@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use self::tool::Tool;
-pub(in crate::engine) use self::tool::bytes_of;
+pub(in crate::engine) use self::tool::{bytes_of, encoded_bytes};
 use crate::chunk::{Chunk, Notice, Retracted};
 
 /// A message while it grows.
@@ -131,9 +131,9 @@ impl Fold {
             | Chunk::ToolOutputError { tool_call_id, .. }
             | Chunk::ToolApprovalRequest { tool_call_id, .. }
             | Chunk::ToolOutputDenied { tool_call_id } => self.update(tool_call_id, |tool| tool.apply(chunk)),
-            Chunk::DataToolOutput { data, .. } => self.update(&data.tool_call_id, |tool| tool.grow(&data.delta)),
+            Chunk::DataToolOutput { data, .. } => self.grow(&data.tool_call_id, &data.delta),
             Chunk::File { url, media_type } => {
-                self.bytes += url.len() + media_type.len();
+                self.bytes += encoded_bytes(url) + media_type.len();
                 self.push(Part::File { media_type: media_type.clone(), url: url.clone() });
             }
             Chunk::SourceUrl { source_id, url, title } => {
@@ -143,7 +143,7 @@ impl Fold {
             }
             Chunk::DataPlan { id, data } => self.plan(id, data),
             Chunk::DataNotice { id, data } => {
-                self.bytes += data.text.len();
+                self.bytes += encoded_bytes(&data.text);
                 self.push(Part::DataNotice { id: id.clone(), data: data.clone() });
             }
             Chunk::DataRetracted { id, data } => {
@@ -190,7 +190,7 @@ impl Fold {
         self.parts.len()
     }
 
-    /// About how much the message is, in bytes.
+    /// About how long the message is as JSON, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -274,7 +274,7 @@ impl Fold {
         let Some(open) = self.open.iter().find(|open| (open.block, open.id.as_str()) == (block, id)) else { return };
         if let Some(Part::Text { text, .. } | Part::Reasoning { text, .. }) = self.parts.get_mut(open.part) {
             text.push_str(delta);
-            self.bytes += delta.len();
+            self.bytes += encoded_bytes(delta);
         }
     }
 
@@ -289,7 +289,7 @@ impl Fold {
     /// The text of a part does not count any more; its position is kept.
     fn withdraw(&mut self, part: usize) {
         if let Some(Part::Text { text, .. } | Part::Reasoning { text, .. }) = self.parts.get_mut(part) {
-            self.bytes -= text.len();
+            self.bytes -= encoded_bytes(text);
             *text = String::new();
         }
     }
@@ -321,6 +321,16 @@ impl Fold {
             known.clone_from(data);
         } else {
             self.push(Part::DataPlan { id: id.to_owned(), data: data.clone() });
+        }
+    }
+
+    /// A tool at work adds to its output; what it has shown is not looked at again.
+    fn grow(&mut self, id: &str, delta: &str) {
+        let Some(part) = self.tools.get(id) else { return };
+        if let Some(Part::DynamicTool(tool)) = self.parts.get_mut(*part)
+            && tool.grow(delta)
+        {
+            self.bytes += encoded_bytes(delta);
         }
     }
 

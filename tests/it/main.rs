@@ -12,6 +12,7 @@ mod feed;
 mod health;
 mod hostile;
 mod limits;
+mod memory;
 mod per_turn;
 mod permission;
 mod run;

@@ -205,6 +205,7 @@ fn is_zombie(pid: i32) -> bool {
 /// A daemon as a process of its own.
 pub struct Daemon {
     child: Child,
+    address: String,
 }
 
 impl Daemon {
@@ -221,8 +222,9 @@ impl Daemon {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("listening on http://127.0.0.1:"), "it said {line:?}");
-        Self { child }
+        let address = line.trim_end().strip_prefix("listening on http://");
+        let address = address.unwrap_or_else(|| panic!("it said {line:?}")).to_owned();
+        Self { child, address }
     }
 
     pub fn signal(&self, signal: &str) {
@@ -232,6 +234,11 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Whether all of its threads stand still.

@@ -17,6 +17,9 @@ use crate::backend::{Again, AgentEvent};
 /// The input of a tool call that is longer is taken from the whole message only.
 const MAX_INPUT_BYTES: usize = 16 * 1024 * 1024;
 
+/// So much of a block is kept to find what its stream left out.
+const MAX_WORDS_BYTES: usize = 16 * 1024 * 1024;
+
 /// The newest message of the model, not of a sub-agent's.
 #[derive(Default)]
 pub(super) struct Message {
@@ -48,6 +51,19 @@ struct Streamed {
     number: u64,
     kind: Words,
     text: String,
+    /// It is longer than a line that says it whole may be: nothing of it is missing then.
+    is_too_long: bool,
+}
+
+impl Streamed {
+    fn keep(&mut self, words: &str) {
+        self.is_too_long |= self.text.len() + words.len() > MAX_WORDS_BYTES;
+        if self.is_too_long {
+            self.text = String::new();
+        } else {
+            self.text.push_str(words);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,13 +222,15 @@ impl Message {
             return;
         }
         if let Some(open) = self.streamed.last_mut().filter(|open| self.is_open && open.kind == kind) {
-            open.text.push_str(words);
+            open.keep(words);
             let number = open.number;
             self.note(kind, number, words);
             return said.push(kind.event(words));
         }
         let number = self.add(kind, words, said);
-        self.streamed.push(Streamed { number, kind, text: words.to_owned() });
+        let mut streamed = Streamed { number, kind, text: String::new(), is_too_long: false };
+        streamed.keep(words);
+        self.streamed.push(streamed);
         self.is_open = true;
     }
 
@@ -223,7 +241,10 @@ impl Message {
         };
         let is_newest = known + 1 == self.streamed.len();
         let streamed = self.streamed.remove(known);
-        if is_newest && let Some(rest) = words.strip_prefix(streamed.text.as_str()).filter(|rest| !rest.is_empty()) {
+        if is_newest
+            && !streamed.is_too_long
+            && let Some(rest) = words.strip_prefix(streamed.text.as_str()).filter(|rest| !rest.is_empty())
+        {
             self.note(kind, streamed.number, rest);
             said.push(kind.event(rest));
         }

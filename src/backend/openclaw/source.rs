@@ -1,6 +1,6 @@
 //! Which events of the output are ours and new, and what is new in them.
 //!
-//! Always: bounded, but for the text of the turn itself.
+//! Always: bounded.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -11,6 +11,9 @@ use super::{Fields, text};
 /// How many events are remembered. A repeat comes from a reconnect of what relays the events, which sends the last few
 /// again: a thousand are ample.
 const REMEMBERED: usize = 1024;
+
+/// So much of what was said is kept to find what is new in a message that comes whole. A longer one does not come in a line.
+const MAX_SAID_BYTES: usize = 16 * 1024 * 1024;
 
 /// The run and session that the output is of, and the events of it that were seen.
 #[derive(Debug, Default)]
@@ -86,8 +89,21 @@ impl Said {
             (None, Some(so_far)) => self.beyond(so_far),
             (None, None) => "",
         };
-        self.all.push_str(news);
+        self.keep(news);
         (!news.is_empty()).then_some(news)
+    }
+
+    fn keep(&mut self, news: &str) {
+        if self.all.len() + news.len() > MAX_SAID_BYTES {
+            self.all.drain(..self.message);
+            self.message = 0;
+            if self.all.len() + news.len() > MAX_SAID_BYTES {
+                self.all = String::new();
+            }
+        }
+        if news.len() <= MAX_SAID_BYTES {
+            self.all.push_str(news);
+        }
     }
 
     /// What is new, with what was lost before it: an item's text so far says so, unless it is written otherwise there.
@@ -101,7 +117,7 @@ impl Said {
         let begun = [self.all.trim_end(), self.all[self.message..].trim_end()];
         let rest_behind = |begun: &&str| whole.strip_prefix(*begun).filter(|_| !begun.is_empty());
         let rest = if begun[0].ends_with(whole) { "" } else { begun.iter().find_map(rest_behind).unwrap_or(whole) };
-        self.all.push_str(rest);
+        self.keep(rest);
         (!rest.is_empty()).then_some(rest)
     }
 

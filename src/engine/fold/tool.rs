@@ -134,11 +134,11 @@ impl Tool {
         }
     }
 
-    /// Text is added to the output that it has shown.
-    pub(super) fn grow(&mut self, delta: &str) {
-        if let (Some(Value::String(shown)), Some(true)) = (&mut self.output, self.preliminary) {
-            shown.push_str(delta);
-        }
+    /// Text is added to the output that it has shown; whether that is one that takes it.
+    pub(super) fn grow(&mut self, delta: &str) -> bool {
+        let (Some(Value::String(shown)), Some(true)) = (&mut self.output, self.preliminary) else { return false };
+        shown.push_str(delta);
+        true
     }
 
     /// The agent's id of the call.
@@ -178,18 +178,28 @@ impl Tool {
         let values = bytes_of(&self.input) + self.output.as_ref().map_or(0, bytes_of);
         self.tool_name.len()
             + self.tool_call_id.len()
-            + self.title.as_ref().map_or(0, String::len)
-            + self.error_text.as_ref().map_or(0, String::len)
+            + self.title.as_deref().map_or(0, encoded_bytes)
+            + self.error_text.as_deref().map_or(0, encoded_bytes)
             + values
     }
 }
 
-/// About how much a value is, in bytes.
+/// How long a text is as JSON, without its quotes.
+pub(in crate::engine) fn encoded_bytes(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        0..=31 => 5,
+        _ => 0,
+    });
+    text.len() + escaped.sum::<usize>()
+}
+
+/// About how long a value is as JSON, in bytes.
 pub(in crate::engine) fn bytes_of(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 8,
-        Value::String(text) => text.len() + 2,
+        Value::String(text) => encoded_bytes(text) + 2,
         Value::Array(items) => items.iter().map(|item| 1 + bytes_of(item)).sum(),
-        Value::Object(map) => map.iter().map(|(key, item)| key.len() + 4 + bytes_of(item)).sum(),
+        Value::Object(map) => map.iter().map(|(key, item)| encoded_bytes(key) + 4 + bytes_of(item)).sum(),
     }
 }
