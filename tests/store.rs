@@ -1163,7 +1163,8 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
 async fn a_run_gives_up_one_session_of_its_agent_and_only_one_that_was_there_before() {
     let scene = Scene::new(1).await;
     let own = |id: &str| Fact::AgentSession { id: id.parse().unwrap(), origin: "new" };
-    let said = |claimed: &Claimed, facts| Append { facts, events: Arc::default(), said: false, ..scene.text(claimed, "") };
+    let said =
+        |claimed: &Claimed, facts| Append { facts, events: Arc::default(), said: false, ..scene.text(claimed, "") };
     scene.send("s", "m1").await;
     let claimed = scene.claim(1).await.remove(0);
     assert!(!scene.store.put_back_afresh(claimed.lease).await.unwrap(), "there is none to give up");

@@ -1,11 +1,13 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: what is read is paid for before it is kept or understood ([`crate::memory`]). What stands around the objects in a line costs none of them (`frames`); a line that means nothing is counted and
-//! reading goes on; memory is bounded by the longest line allowed. What became events before is read again, so that the
-//! parser and the turn know what was known: its records end at the position up to which it is known, and not beyond.
+//! Always: what is read is paid for before it is kept or understood ([`crate::memory`]). What stands around the objects in a
+//! line costs none of them (`frames`); a line that means nothing is counted and reading goes on. What became events before is
+//! read again, so that the parser and the turn know what was known: its records end at the position up to which it is known,
+//! and not beyond.
 
 use std::sync::Arc;
 
+use memchr::memchr2_iter;
 use tokio::sync::mpsc;
 
 use super::clean::clean;
@@ -14,7 +16,6 @@ use super::lines::{Line, Splitter};
 use super::text::TextDecoder;
 use super::{AgentEvent, LineParser, Record};
 use crate::memory::{Account, Held, Permit, Unsettled};
-use memchr::memchr2_iter;
 
 /// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
 /// that the position is stored often enough.

@@ -15,8 +15,7 @@ pub(super) async fn replay(store: &Store, run: RunKey) -> Result<Turn, StoreErro
     Ok(turn)
 }
 
-/// What it takes to store a message of this size at once: its JSON, and what SQLite needs of copies to check it and to make
-/// a row of it.
+/// What it takes to store a message of this size at once: its JSON, and what SQLite copies of that to make a row of it.
 pub(super) fn settle_cost(bytes: usize) -> usize {
-    bytes.saturating_mul(5)
+    bytes.saturating_mul(3)
 }

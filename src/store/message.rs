@@ -145,8 +145,8 @@ pub struct Response<'a> {
     pub ending: Option<&'a Ending>,
 }
 
-/// A larger answer is stored by a statement of its own: SQLite makes ten copies of what it reads as JSON.
-const LARGE_PARTS_BYTES: usize = 256 * 1024;
+/// A larger answer is stored by a statement of its own: SQLite makes some ten copies of what it reads as JSON.
+const LARGE_PARTS_BYTES: usize = 1024 * 1024;
 
 /// Stores the answers of runs as far as they have got: one statement, whatever their number, but for large ones. The
 /// caller holds their leases. An answer to what was replaced while its run went on is kept, but not shown.
@@ -187,27 +187,43 @@ pub async fn store_responses<'a>(
     Ok(())
 }
 
-/// Stores the answer of one run, whose parts are not copied on the way to SQLite.
+/// Stores the answer of one run. Apart from the text that is handed in, SQLite makes two copies of it: one that is bound
+/// and the row. With the SELECT in the INSERT it would also keep it in a table of its own, and the CHECK, which reads the
+/// JSON that was just written as JSON, would make two more.
 async fn store_large(tx: &mut Tx<'_>, run: RunKey, parts: &Arc<str>, ending: String) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
-    sqlx::query!(
-        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, superseded_at, created_at, updated_at)
-         SELECT r.session_key, r.response_id, 'assistant', r.key, ?3,
-                json_patch(json_object('run_id', r.id, 'session_id', s.id), ?4), r.first_seq,
-                iif(m.superseded_at IS NOT NULL OR EXISTS
-                    (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key AND n.resumes IS NOT r.key),
-                    ?2, NULL), ?2, ?2
-         FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key
-         WHERE r.key = ?1
-         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, metadata = excluded.metadata,
-             updated_at = excluded.updated_at",
+    let row = sqlx::query!(
+        r#"SELECT r.session_key, r.response_id, r.first_seq,
+               json_patch(json_object('run_id', r.id, 'session_id', s.id), ?2) AS "metadata!: String",
+               m.superseded_at IS NOT NULL OR EXISTS
+                   (SELECT 1 FROM runs n WHERE n.message_key = r.message_key AND n.key > r.key AND n.resumes IS NOT r.key)
+                   AS "is_superseded!: bool"
+           FROM runs r JOIN sessions s ON s.key = r.session_key JOIN messages m ON m.key = r.message_key WHERE r.key = ?1"#,
         run,
-        now,
-        parts,
         ending
     )
-    .execute(&mut *tx.conn)
+    .fetch_one(&mut *tx.conn)
     .await?;
+    let superseded_at = row.is_superseded.then_some(now);
+    sqlx::raw_sql("PRAGMA ignore_check_constraints = ON").execute(&mut *tx.conn).await?;
+    let stored = sqlx::query!(
+        "INSERT INTO messages (session_key, id, role, run_key, parts, metadata, position, superseded_at, created_at, updated_at)
+         VALUES (?1, ?2, 'assistant', ?3, ?4, ?5, ?6, ?7, ?8, ?8)
+         ON CONFLICT (session_key, id) DO UPDATE SET parts = excluded.parts, metadata = excluded.metadata,
+             updated_at = excluded.updated_at",
+        row.session_key,
+        row.response_id,
+        run,
+        parts,
+        row.metadata,
+        row.first_seq,
+        superseded_at,
+        now
+    )
+    .execute(&mut *tx.conn)
+    .await;
+    sqlx::raw_sql("PRAGMA ignore_check_constraints = OFF").execute(&mut *tx.conn).await?;
+    stored?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::run::{Run, Status};
 
-use crate::scene::{Camp, Daemon, PATIENCE, until};
+use crate::scene::{Camp, Daemon, PATIENCE};
 
 const MIB: usize = 1024 * 1024;
 /// Beside 256 MiB a daemon takes what it is itself, and what SQLite and the allocator keep.
@@ -45,8 +45,8 @@ fn health(address: &str) -> Duration {
     began.elapsed()
 }
 
-/// Bytes of the text and the outputs in the answer of a run.
-fn said(camp: &Camp, run: &Run) -> usize {
+/// Bytes of the answer of a run, as JSON.
+fn said(camp: &Camp, run: &Run) -> i64 {
     let db = rusqlite::Connection::open(&camp.db).unwrap();
     let bytes = "SELECT octet_length(m.parts) FROM messages m JOIN runs r ON r.key = m.run_key WHERE r.id = ?1";
     db.query_row(bytes, [run.id.to_string()], |row| row.get(0)).unwrap()
@@ -84,7 +84,7 @@ async fn large_turns_at_once_stay_within_the_memory_limit() {
             "tool" | "text" => 2 * part,
             _ => part,
         };
-        assert!(said(&camp, run) > expected, "{agent}: {}", said(&camp, run));
+        assert!(said(&camp, run) > i64::try_from(expected).unwrap(), "{agent}: {}", said(&camp, run));
     }
 }
 
