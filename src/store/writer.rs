@@ -63,8 +63,7 @@ impl Committed {
         events: impl Into<Arc<Vec<String>>>,
         ends_run: bool,
     ) -> Self {
-        let events = events.into();
-        Self { session, run_id, at, first_seq, events, ends_run, shared_frames: OnceLock::new() }
+        Self { session, run_id, at, first_seq, events: events.into(), ends_run, shared_frames: OnceLock::new() }
     }
 }
 
@@ -165,18 +164,15 @@ impl Command {
     }
 
     fn bytes(&self) -> usize {
+        let bytes = |parts: &Option<Arc<str>>| parts.as_ref().map_or(0, |parts| parts.len());
         match self {
-            Self::Append(append, _) => {
-                append.events.iter().map(String::len).sum::<usize>() + append.parts.as_ref().map_or(0, |it| it.len())
-            }
-            // Its last events repeat what is in the message, if they are large at all.
-            Self::Settle(settle, _) => settle.parts.as_ref().map_or(0, |it| it.len()),
+            Self::Append(append, _) => append.events.iter().map(String::len).sum::<usize>() + bytes(&append.parts),
+            Self::Settle(settle, _) => bytes(&settle.parts),
             Self::Write(_) => 0,
         }
     }
 
     fn fail(self, error: StoreError) {
-        // As above: nobody may be waiting.
         match self {
             Self::Append(_, reply) => drop(reply.send(Err(error))),
             Self::Settle(_, reply) => drop(reply.send(Err(error))),
