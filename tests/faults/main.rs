@@ -6,7 +6,6 @@ mod backup;
 mod damage;
 mod disk;
 mod files;
-mod foreign;
 mod locks;
 mod mount;
 mod place;

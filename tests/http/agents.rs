@@ -57,7 +57,7 @@ async fn client_that_hangs_up_leaves_no_program_running() {
         arguments.filter(|arguments| arguments.starts_with(format!("sleep\0{slept}").as_bytes())).count()
     };
     let mut client = TcpStream::connect(scene.address).await.unwrap();
-    client.write_all(b"GET /v1/agents HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    client.write_all(format!("GET /v1/agents HTTP/1.1\r\n{}\r\n", scene.head()).as_bytes()).await.unwrap();
     until(|| running() == 3).await;
     drop(client);
     until(|| running() == 0).await;

@@ -1,14 +1,19 @@
 //! Attacks on a real daemon, and what `docs/security.md` promises of each. A row of its table for every test here.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod directories;
 mod other_user;
 mod own_answer;
 mod page;
 mod roles;
 mod scene;
+mod secrets;
 mod token;
 #[path = "../token/mod.rs"]
 mod token_file;
+#[path = "../faults/user.rs"]
+#[allow(dead_code, reason = "it is made for the tests of faults")]
+mod user;
 
 /// The table of `docs/security.md` names tests that are here.
 #[test]
