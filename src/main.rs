@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit,
         Err(error) if reader_is_gone(&error) => Exit::Done.into(),
         Err(error) => {
+            telemetry::flush();
             telemetry::say(&exit::report(&error, cli.json));
             Exit::of(&error).into()
         }

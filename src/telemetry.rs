@@ -47,13 +47,18 @@ pub fn say(text: &str) {
     STDERR.push(text.into());
 }
 
+/// Writes out what was said so far, within a second, so that there is room for the last word of a command.
+pub fn flush() {
+    STDERR.flush(FLUSH_TIMEOUT);
+}
+
 /// Writes out what was said so far when it is dropped, within a second.
 #[derive(Debug)]
 pub struct FlushOnDrop;
 
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        STDERR.flush(FLUSH_TIMEOUT);
+        flush();
     }
 }
 

@@ -65,9 +65,14 @@ async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown)
                     return Ok(None);
                 }
                 let Some(events) = events else { break };
-                match &found {
-                    Found::Run(_) => shown.output.write(&events)?,
-                    Found::Session(_) => shown.output.write_conversation(engine, &events).await?,
+                // One by one: what was shown before a failure is not shown again by the next engine.
+                for event in &*events {
+                    let event = std::slice::from_ref(event);
+                    match &found {
+                        Found::Run(_) => shown.output.write(event)?,
+                        Found::Session(_) => shown.output.write_conversation(engine, event).await?,
+                    }
+                    shown.after = event.iter().find_map(|event| event.seq).unwrap_or(shown.after);
                 }
                 shown.after = follower.cursor();
             }

@@ -153,7 +153,7 @@ impl Store {
     pub async fn open_to_read(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let read_only = ReadOnly::of(path)?;
         match Self::opened_to_read(read_only.clone(), clock).await {
-            Err(_) if read_only.is_outdated() => Err(StoreError::Changed(read_only.path)),
+            Err(_) if read_only.is_passed() => Err(StoreError::Changed(read_only.path)),
             opened => opened,
         }
     }

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustix::fs::{Access, AtFlags, CWD};
@@ -23,6 +24,9 @@ use super::{StoreError, check_version, migrate, options};
 
 /// What has a meaning of its own in the path of a `file:` URI.
 const NOT_PLAIN: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
+
+/// A process that closes the file removes the index of the WAL and then the WAL, one right behind the other.
+const CLOSING_LASTS: Duration = Duration::from_millis(20);
 
 /// A way to read a database.
 #[derive(Debug, Clone)]
@@ -86,6 +90,11 @@ impl ReadOnly {
                 Ok(Self { path, options, unchanged: None })
             }
             (true, false) if length(&wal)? > 0 => {
+                // The last process to close the file removes the index first.
+                std::thread::sleep(CLOSING_LASTS);
+                if !is_there(&wal)? || is_there(&index)? {
+                    return Err(StoreError::Changed(path));
+                }
                 let (wal, index) = (wal.display(), index.display());
                 needs_recovery(format!(
                     "{wal} holds commits, and its index {index}, without which it is unreadable, is not there"
@@ -105,6 +114,13 @@ impl ReadOnly {
         // The WAL first: a writer fills it before it touches the file.
         !length(&beside(&self.path, "-wal")).is_ok_and(|bytes| bytes == 0)
             || !Stamp::of(&self.path).is_ok_and(|now| now == stamp)
+    }
+
+    /// Whether the file cannot be opened in this way any more: a process has begun to write, or the last one has closed it and
+    /// taken the WAL and its index away.
+    pub(super) fn is_passed(&self) -> bool {
+        let has_companions = || ["-wal", "-shm"].iter().all(|suffix| beside(&self.path, suffix).exists());
+        self.is_outdated() || (self.unchanged.is_none() && !has_companions())
     }
 
     /// Checks a connection that was just opened: that SQLite can be trusted, and that the database is ours.

@@ -49,6 +49,9 @@ pub struct Claimable {
 
 const SCHEMA: &str = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
 
+/// How often a file is opened that is opened or closed by others each time.
+const OPENS_AT_MOST: usize = 5;
+
 /// Most ready runs that are looked at: a report names a few of them.
 const CLAIMABLE_AT_ONCE: i64 = 1000;
 
@@ -70,11 +73,28 @@ impl Reading {
     /// [`StoreError::Absent`]; [`StoreError::NotReadable`] when it cannot be opened, [`StoreError::NotOurs`] when it is another
     /// program's, [`StoreError::OldSqlite`].
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut tries = 1;
+        loop {
+            match Self::try_open(path).await {
+                // The last process closed the file, or a first one opened it, between a look and the next.
+                Err(StoreError::Changed(_)) if tries < OPENS_AT_MOST => tries += 1,
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn try_open(path: &Path) -> Result<Self, StoreError> {
         let access = ReadOnly::of(path)?;
-        let conn = access.options.connect().await;
-        let mut conn = conn.map_err(|error| StoreError::at_open_to_read(&access.path, error))?;
-        access.check(&mut conn).await?;
-        Ok(Self { conn, access })
+        let opened = async {
+            let conn = access.options.connect().await;
+            let mut conn = conn.map_err(|error| StoreError::at_open_to_read(&access.path, error))?;
+            access.check(&mut conn).await?;
+            Ok::<_, StoreError>(conn)
+        };
+        match opened.await {
+            Err(_) if access.is_passed() => Err(StoreError::Changed(access.path)),
+            opened => Ok(Self { conn: opened?, access }),
+        }
     }
 
     /// Where the database is, its symlinks resolved.

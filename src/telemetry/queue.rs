@@ -39,7 +39,8 @@ impl LineQueue {
     /// Hands in a line, its end included.
     pub(super) fn push(&self, line: Vec<u8>) {
         let mut state = self.state();
-        if state.bytes + line.len() > MAX_QUEUED_BYTES {
+        // A line that has the queue to itself is taken, whatever its length.
+        if !state.lines.is_empty() && state.bytes + line.len() > MAX_QUEUED_BYTES {
             drop(state);
             METRICS.log_lines_dropped.inc();
             return;
@@ -191,6 +192,15 @@ mod tests {
         drop(scene.answers);
         scene.queue.flush(LONG);
         assert!(scene.written.lock().unwrap().len() > MAX_QUEUED_BYTES - 1000);
+    }
+
+    #[test]
+    fn line_that_has_the_queue_to_itself_is_taken() {
+        let scene = scene();
+        drop(scene.answers);
+        scene.queue.push(vec![b'x'; MAX_QUEUED_BYTES + 1]);
+        scene.queue.flush(LONG);
+        assert_eq!(scene.written.lock().unwrap().len(), MAX_QUEUED_BYTES + 1);
     }
 
     #[test]
