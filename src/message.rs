@@ -84,6 +84,9 @@ pub enum InvalidMessage {
     /// A part is not an object with a `type`.
     #[error("part {0} of the message is not an object with a string \"type\"")]
     Part(usize),
+    /// A text that is none.
+    #[error("message.parts[{0}].text is not a string")]
+    Text(usize),
     /// A part that no agent takes.
     #[error("part {index} of the message has type {kind:?}: only parts of type text and file can be sent")]
     Unsupported {
@@ -124,7 +127,7 @@ impl UserMessage {
             let kind = part.get("type").and_then(Value::as_str).ok_or(InvalidMessage::Part(index))?;
             match kind {
                 "text" if part.get("text").is_some_and(Value::is_string) => {}
-                "text" => return Err(InvalidMessage::Part(index)),
+                "text" => return Err(InvalidMessage::Text(index)),
                 "file" => {
                     Attachment::of(part).map_err(|problem| InvalidMessage::File { index, problem })?;
                 }
@@ -225,6 +228,7 @@ mod tests {
         assert_eq!(message(json!([])), Err(InvalidMessage::Blank));
         assert_eq!(message(json!([{"type": "text", "text": " \n"}])), Err(InvalidMessage::Blank));
         assert_eq!(message(json!(["x"])), Err(InvalidMessage::Part(0)));
+        assert_eq!(message(json!([{"type": "text", "text": 1}])), Err(InvalidMessage::Text(0)));
         let unsupported = message(json!([{"type": "reasoning", "text": "x"}]));
         assert!(matches!(unsupported, Err(InvalidMessage::Unsupported { index: 0, .. })));
     }

@@ -66,6 +66,12 @@ pub(crate) struct Metrics {
     pub batches_split: Counter,
     pub readers_lagged: Counter,
     pub streams_failed: Counter,
+    pub readers_dropped: Counter,
+    pub connections_open: Gauge,
+    pub connections_given_up: Counter,
+    pub streams_open: Gauge,
+    pub requests_crowded: Counter,
+    pub streams_crowded: Counter,
     pub accepts_failed: Counter,
     pub log_lines_dropped: Counter,
     pub commit_seconds: Histogram,
@@ -82,6 +88,10 @@ impl Metrics {
         let permissions_pending = Gauge::default();
         let help = "What agents ask here and nobody has answered yet";
         registry.register("permissions_pending", help, permissions_pending.clone());
+        let connections_open = Gauge::default();
+        registry.register("connections", "Connections that are open", connections_open.clone());
+        let streams_open = Gauge::default();
+        registry.register("streams", "Streams, and answers that wait for the end of a run", streams_open.clone());
         let failed: Family<_, Counter> = Family::default();
         registry.register("runs_failed", "Runs that failed in this process, by class", failed.clone());
         // From a tenth of a second to half a day.
@@ -152,6 +162,13 @@ impl Metrics {
             batches_split: counter("batches_split", "Batches of writes tried one by one after a failure"),
             readers_lagged: counter("readers_lagged", "Times that a live reader was too slow and went to the store"),
             streams_failed: counter("streams_failed", "Streams cut short because the database could not be read"),
+            readers_dropped: counter(
+                "readers_dropped",
+                "Connections reset because their client took nothing of its answer",
+            ),
+            connections_given_up: counter("connections_given_up", "Idle connections closed to make room for others"),
+            requests_crowded: counter("requests_crowded", "Requests refused because max_connections were under way"),
+            streams_crowded: counter("streams_crowded", "Streams refused because there were as many as may be"),
             accepts_failed: counter("accepts_failed", "Connections that could not be accepted"),
             log_lines_dropped: counter("log_lines_dropped", "Lines for stderr that could not be written"),
             settled,
@@ -159,6 +176,8 @@ impl Metrics {
             run_seconds,
             decided,
             permissions_pending,
+            connections_open,
+            streams_open,
             commit_seconds,
             registry,
         };

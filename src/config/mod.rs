@@ -67,7 +67,7 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Longest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Most connections at once; a further one waits.
+    /// Most connections with a request under way; the server keeps a few more for urgent ones.
     pub max_connections: usize,
 }
 

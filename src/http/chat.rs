@@ -17,7 +17,8 @@ use self::body::{ChatBody, Last, Trigger, UiMessage};
 use super::App;
 use super::decider::Candidate;
 use super::error::Error;
-use super::extract::{Cursor, Id, Params};
+use super::extract::{Cursor, Id, Params, with_path};
+use super::places::StreamPlace;
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
 use crate::engine::{EngineError, GivenAnswer, Purpose, ResumeFrom, Send};
@@ -91,6 +92,7 @@ pub(super) async fn send(
     State(app): State<App>,
     candidate: Candidate,
     Cursor(after): Cursor,
+    place: StreamPlace,
     chat: ChatBody,
 ) -> Result<Response, Error> {
     let (run, after) = match chat.into_request()? {
@@ -117,7 +119,7 @@ pub(super) async fn send(
             (paused.run, paused.after)
         }
     };
-    Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?))
+    Ok(sse::respond(&app, place, app.engine.follow_chat(run, after).await?))
 }
 
 /// A question that was decided otherwise, or whose run has ended, is no error of this request: the page that answers gets
@@ -157,8 +159,8 @@ fn answers(approvals: &[Value]) -> Result<Vec<GivenAnswer>, Error> {
         reason: Option<String>,
     }
     let answers = approvals.iter().map(|approval| {
-        let approval = Approval::deserialize(approval)
-            .map_err(|error| invalid(&format!("a tool has an approval that is none: {error}")))?;
+        let approval: Approval = serde_path_to_error::deserialize(approval)
+            .map_err(|error| invalid(&format!("a tool has an approval that is none: {}", with_path(&error))))?;
         let id = approval.id.parse().map_err(|error: InvalidId| invalid(&error.to_string()))?;
         Ok(GivenAnswer { id, approved: approval.approved, reason: approval.reason })
     });
@@ -191,6 +193,7 @@ pub(super) async fn resume(
     Id(session): Id<SessionId>,
     Cursor(after): Cursor,
     Params(has): Params<Has>,
+    place: StreamPlace,
 ) -> Result<Response, Error> {
     let from = match (has.run, has.message) {
         (Some(run), _) => Some(ResumeFrom::Run(run.parse()?)),
@@ -199,7 +202,7 @@ pub(super) async fn resume(
     };
     let is_named = from.is_some();
     match app.engine.chat_run(&session, from, after).await {
-        Ok(Some(run)) => Ok(sse::respond(&app, app.engine.follow_chat(run, after).await?)),
+        Ok(Some(run)) => Ok(sse::respond(&app, place, app.engine.follow_chat(run, after).await?)),
         Ok(None) => Ok(StatusCode::NO_CONTENT.into_response()),
         // A chat is known here from its first message on; the page has it before.
         Err(EngineError::NotFound { .. }) if !is_named => Ok(StatusCode::NO_CONTENT.into_response()),

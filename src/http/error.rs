@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::engine::{EngineError, Refusal, StoreError};
 use crate::id::InvalidId;
@@ -62,6 +62,11 @@ impl Error {
         let message = "something went wrong here: the log of the daemon says what";
         let detail = Some(detail.into());
         Self { detail, ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message) }
+    }
+
+    /// The one shape of errors.
+    pub(super) fn body(&self) -> Value {
+        json!({"error": {"code": self.code, "message": self.message}})
     }
 
     /// Seconds after which it is worth asking again.
@@ -144,8 +149,7 @@ impl From<InvalidMessage> for Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let body = Json(json!({"error": {"code": self.code, "message": self.message}}));
-        let mut response = (self.status, body).into_response();
+        let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }

@@ -19,8 +19,8 @@ pub(super) async fn of_run(
     WantsStream(stream): WantsStream,
     Params(page): Params<Page>,
 ) -> Result<Response, Error> {
-    if stream {
-        return Ok(sse::respond(&app, app.engine.follow_run(id, after).await?));
+    if let Some(place) = stream {
+        return Ok(sse::respond(&app, place, app.engine.follow_run(id, after).await?));
     }
     Ok(answer(app.engine.run_event_page(id, after, page.limit()?).await?))
 }
@@ -33,17 +33,17 @@ pub(super) async fn of_session(
     WantsStream(stream): WantsStream,
     Params(page): Params<Page>,
 ) -> Result<Response, Error> {
-    if stream {
+    if let Some(place) = stream {
         return match app.engine.follow_session(&id, after).await {
             Err(EngineError::NotFound { .. }) => {
                 begins_at(after)?;
                 let engine = app.engine.clone();
-                Ok(sse::respond_when(&app, async move {
+                Ok(sse::respond_when(&app, place, async move {
                     engine.session_appears(&id).await?;
                     engine.follow_session(&id, 0).await
                 }))
             }
-            follower => Ok(sse::respond(&app, follower?)),
+            follower => Ok(sse::respond(&app, place, follower?)),
         };
     }
     match app.engine.session_event_page(&id, after, page.limit()?).await {

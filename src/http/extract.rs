@@ -6,12 +6,13 @@ use std::str::FromStr;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::App;
 use super::error::Error;
+use super::places::StreamPlace;
 use crate::event::Seq;
 use crate::id::InvalidId;
 
@@ -71,8 +72,13 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalBody<T> {
     }
 }
 
-/// Refuses a body that is not said to be JSON.
+/// Refuses a body that is not said to be JSON, as it is.
 pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Error> {
+    let is_identity = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        let message = "a compressed body is not taken: send it without Content-Encoding";
+        return Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message));
+    }
     let given = headers.get(header::CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
@@ -117,18 +123,39 @@ pub(super) fn malformed_json(error: serde_json::Error) -> Error {
     Error::malformed("malformed_json", error.to_string())
 }
 
-/// JSON as a `T`: 400 where it is no JSON, 422 where it is no `T`.
+/// JSON as a `T`: 400 where it is no JSON, 422 with the place where it is no `T`.
 pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(json).map_err(|error| {
-        if !error.is_data() {
-            return malformed_json(error);
-        }
-        // A wrong shape may be met in front of a syntax error, but only what is JSON to its end has a shape.
-        match serde_json::from_slice::<IgnoredAny>(json) {
-            Ok(_) => Error::invalid("invalid_body", error.to_string()),
-            Err(error) => malformed_json(error),
-        }
-    })
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let error = match serde_path_to_error::deserialize(&mut reader) {
+        Ok(value) => return reader.end().map(|()| value).map_err(malformed_json),
+        Err(error) => error,
+    };
+    // A wrong shape may be met in front of a syntax error, but only what is JSON to its end has a shape.
+    serde_json::from_slice::<IgnoredAny>(json).map_err(malformed_json)?;
+    // An escape that is no character is only met by who reads the text.
+    let has_shape = error.inner().is_data() || is_no_word(error.inner());
+    if has_shape {
+        Err(Error::invalid("invalid_body", with_path(&error)))
+    } else {
+        Err(malformed_json(error.into_inner()))
+    }
+}
+
+/// Whether there is another value where a word is expected, which serde_json takes for an error of the syntax.
+fn is_no_word(error: &serde_json::Error) -> bool {
+    error.is_syntax() && error.to_string().starts_with("expected value")
+}
+
+/// What is wrong with a value, behind the path to it: `message.parts[3].text: …`.
+pub(super) fn with_path(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let what = match error.inner() {
+        inner if is_no_word(inner) => "a value of another type is expected".to_owned(),
+        inner => inner.to_string(),
+    };
+    match error.path().iter().next() {
+        Some(_) => format!("{}: {what}", error.path()),
+        None => what,
+    }
 }
 
 /// Where in a log the client wants to go on: `Last-Event-ID`, else the query.
@@ -163,16 +190,17 @@ pub fn read_cursor(uri: &Uri, headers: &HeaderMap) -> Result<Seq, Error> {
     seq.ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
 }
 
-/// Whether the client wants a stream rather than a page.
-pub(super) struct WantsStream(pub(super) bool);
+/// Whether the client wants a stream rather than a page; and then, its place.
+pub(super) struct WantsStream(pub(super) Option<StreamPlace>);
 
-impl<S: Send + Sync> FromRequestParts<S> for WantsStream {
-    type Rejection = std::convert::Infallible;
+impl FromRequestParts<App> for WantsStream {
+    type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
         let accepted = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut kinds = accepted.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
-        Ok(Self(kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))))
+        let wanted = kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"));
+        Ok(Self(wanted.then(|| StreamPlace::take(app)).transpose()?))
     }
 }
 
@@ -210,5 +238,28 @@ mod tests {
             assert!(message.contains(word), "{message}");
         }
         assert!(parse::<Named>(br#"{"name":"a"}"#).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_type_is_told_with_its_path() {
+        #[derive(Debug, Deserialize)]
+        struct Outer {
+            #[expect(dead_code, reason = "only its shape is tested")]
+            inner: Vec<Option<Named>>,
+            #[expect(dead_code, reason = "only its shape is tested")]
+            when_busy: Option<crate::run::WhenBusy>,
+        }
+        for (wrong, told) in [
+            (r#"{"inner":[null,{"name":[]}]}"#, "inner[1].name: invalid type: sequence, expected a string"),
+            (r#"{"inner":[{"name":"a","x":1}]}"#, "inner[0].x: unknown field `x`, expected `name`"),
+            (r#"{"inner":{}}"#, "inner: invalid type: map, expected a sequence"),
+            (r#"{"inner":[],"when_busy":1}"#, "when_busy: a value of another type is expected"),
+            (r#"{"inner":[],"when_busy":"x"}"#, "when_busy: unknown variant `x`"),
+            (r#"{}"#, "missing field `inner`"),
+            (r#"7"#, "invalid type: integer `7`"),
+        ] {
+            let (status, message) = refused(parse::<Outer>(wrong.as_bytes())).await;
+            assert!(status == 422 && message.starts_with(told), "{wrong}: {status} {message}");
+        }
     }
 }

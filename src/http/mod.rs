@@ -1,8 +1,8 @@
 //! The HTTP surface: the router, and what its handlers share. One file per resource; `serve.rs` owns the sockets.
 //!
-//! Always: a request passes `observe` (id, log line), `guard` (Host, Origin) and `auth` (token, role) before any handler sees it,
-//! whatever its path, and one of `/v1` also `query` (names of parameters); every answer that is no success has the shape of
-//! `error::Error`.
+//! Always: a request passes `observe` (id, headers, log line), `guard` (Host, Origin) and `auth` (token, role) before any
+//! handler sees it, whatever its path, and one of `/v1` also `query` (names of parameters); every answer that is no success has
+//! the shape of `error::Error`.
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
 
 mod auth;
@@ -17,12 +17,14 @@ mod observe;
 mod options;
 mod page;
 mod permissions;
+mod places;
 mod query;
 mod roles;
 mod runs;
 mod serve;
 mod sessions;
 mod skim;
+mod socket;
 mod sse;
 mod status;
 pub mod token_file;
@@ -45,6 +47,7 @@ pub use auth::{Access, Credential, Secret};
 pub use chat::{ChatRequest, read_chat};
 pub use error::Error;
 pub use extract::read_cursor;
+pub use places::RESERVED_CONNECTIONS;
 pub use runs::read_new_run;
 pub use serve::{serve, serve_with};
 
@@ -63,6 +66,8 @@ pub struct Timeouts {
     pub handler: Duration,
     /// Silence on a stream after which a comment is sent, so that proxies and clients see it alive.
     pub keep_alive: Duration,
+    /// For a client that takes nothing of its answer; its connection is reset then, and a reader comes back by its cursor.
+    pub stall: Duration,
     /// For connections to end by themselves once the server is asked to stop.
     pub shutdown: Duration,
 }
@@ -77,6 +82,8 @@ impl Default for Timeouts {
             body: Duration::from_secs(30),
             handler: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
+            // Longer than a network is away when a phone changes it.
+            stall: Duration::from_secs(30),
             shutdown: Duration::from_secs(5),
         }
     }
@@ -87,6 +94,7 @@ struct Shared {
     engine: Engine,
     guard: guard::Guard,
     auth: auth::Auth,
+    places: Arc<places::Places>,
     timeouts: Timeouts,
     max_body_bytes: usize,
     /// The server is asked to stop: streams and waits end.
@@ -102,6 +110,7 @@ impl Shared {
         access: Access,
         listen: IpAddr,
         timeouts: Timeouts,
+        places: Arc<places::Places>,
         shutdown: CancellationToken,
     ) -> Self {
         let auth = auth::Auth::new(access);
@@ -109,6 +118,7 @@ impl Shared {
             engine,
             guard: guard::Guard::new(config, listen, auth.needs_token()),
             auth,
+            places,
             timeouts,
             max_body_bytes: config.max_body_bytes,
             shutdown,
@@ -124,7 +134,6 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .post("/v1/sessions", OPERATOR, sessions::create)
         .get("/v1/sessions/{id}", VIEWER, sessions::show)
         .patch("/v1/sessions/{id}", OPERATOR, sessions::update)
-        .post("/v1/sessions/{id}/close", OPERATOR, sessions::close)
         .post("/v1/sessions/{id}/reset", ADMIN, options::reset)
         .get("/v1/sessions/{id}/agent-sessions", VIEWER, options::agent_sessions)
         .get("/v1/sessions/{id}/children", VIEWER, sessions::children)
@@ -140,15 +149,20 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .get("/v1/runs/{id}", VIEWER, runs::show)
         .get("/v1/runs/{id}/events", VIEWER, events::of_run)
         .get("/v1/permissions", VIEWER, permissions::list)
-        .get("/v1/permissions/{id}", VIEWER, permissions::show)
-        .post("/v1/permissions/{id}", OPERATOR, permissions::answer)
         .get("/v1/backends", VIEWER, backends::list)
-        .post("/v1/backends/{id}/stop", ADMIN, backends::stop)
         .get("/v1/slots", VIEWER, status::slots)
         .get("/v1/workers", VIEWER, status::workers)
         .get("/v1/agents", VIEWER, status::agents)
         .get("/v1/stats", VIEWER, status::stats)
         .get("/api/chat/{id}/stream", VIEWER, chat::resume)
+        .within(handler)
+        .unless_crowded();
+    // What supervisors ask, and what ends or unblocks a run, is answered when there is no place for anything else.
+    let urgent = Routes::default()
+        .post("/v1/sessions/{id}/close", OPERATOR, sessions::close)
+        .get("/v1/permissions/{id}", VIEWER, permissions::show)
+        .post("/v1/permissions/{id}", OPERATOR, permissions::answer)
+        .post("/v1/backends/{id}/stop", ADMIN, backends::stop)
         .get("/healthz", Need::Nothing, status::health)
         .get("/readyz", Need::Nothing, status::ready)
         .get("/metrics", VIEWER, status::metrics)
@@ -160,7 +174,7 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .within(handler + runs::MAX_WAIT);
     // A history that is read to its end takes as long as its parts.
     let chatting = Routes::default().post("/api/chat", OPERATOR, chat::send).within(handler + chat_arrival);
-    answering.merge(waiting).merge(chatting)
+    answering.merge(urgent).merge(waiting).merge(chatting.unless_crowded())
 }
 
 fn router(app: App) -> Router {
@@ -212,7 +226,7 @@ mod tests {
     #[test]
     fn documented_limits_are_those_that_hold() {
         const DOCS: &str = include_str!("../../docs/http.md");
-        let Timeouts { header, body, handler, keep_alive, .. } = Timeouts::default();
+        let Timeouts { header, body, handler, keep_alive, stall, .. } = Timeouts::default();
         let config = Config::builtin(std::path::Path::new("/"));
         for told in [
             format!("`limit` (1–{}, default {}", page::MAX_LIMIT, page::DEFAULT_LIMIT),
@@ -221,6 +235,9 @@ mod tests {
             format!("{} s for its body", body.as_secs()),
             format!("{} s for the head of the answer", handler.as_secs()),
             format!("after {} s of silence", keep_alive.as_secs()),
+            format!("takes nothing of its answer for {} s", stall.as_secs()),
+            format!("{} further connections", RESERVED_CONNECTIONS),
+            format!("a head has more than {} KiB", serve::BUFFER_BYTES / 1024),
             format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
             format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),
         ] {

@@ -1,12 +1,13 @@
 //! What is done around every request: its id, its line in the log, its time limit, and the net below its handler.
 //!
 //! Always: of the URI only the matched route is logged. The rest is the client's: ids, and perhaps a token in the query.
+//! Every answer says that it is nothing for a browser to show, run or keep, unless its route says otherwise.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
@@ -18,6 +19,20 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Longest request id that is taken over.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
+/// What an agent or a client said comes back as data only: no type is guessed, nothing in it is loaded, no page frames it.
+const PROTECTION: [(HeaderName, HeaderValue); 4] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
+
+fn protect(headers: &mut HeaderMap) {
+    for (name, value) in PROTECTION {
+        headers.entry(name).or_insert(value);
+    }
+}
+
 /// Names the request, and logs it in one line.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
@@ -26,6 +41,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
     response.headers_mut().insert(REQUEST_ID, id.clone());
+    protect(response.headers_mut());
 
     let path = path.as_ref().map_or("(unmatched)", MatchedPath::as_str);
     let (status, request_id) = (response.status().as_u16(), id.to_str().unwrap_or_default());
@@ -46,10 +62,31 @@ fn request_id(request: &Request) -> HeaderValue {
     let plain = |id: &&HeaderValue| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    let given = request.headers().get(REQUEST_ID).filter(plain).cloned();
+    request.headers().get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(new_request_id)
+}
+
+fn new_request_id() -> HeaderValue {
     // A UUID is always a legal value.
-    let made = || HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("-"));
-    given.unwrap_or_else(made)
+    HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// The whole answer to bytes that are no request, for which hyper has this status. It ends the connection.
+pub(super) fn unreadable(status: StatusCode) -> String {
+    let (code, message) = match status {
+        StatusCode::URI_TOO_LONG => ("uri_too_long", "the target of the request is too long"),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ("head_too_large", "the head of the request is too large"),
+        _ => ("malformed_request", "this is no request of HTTP/1.1: its first line or its headers cannot be read"),
+    };
+    let body = Error::new(status, code, message).body().to_string();
+    let (id, mut headers) = (new_request_id(), HeaderMap::new());
+    tracing::debug!(status = status.as_u16(), request.id = id.to_str().unwrap_or_default(), "request unreadable");
+    protect(&mut headers);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(REQUEST_ID, id);
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap_or_default()));
+    format!("HTTP/1.1 {status}\r\n{}\r\n{body}", lines.collect::<String>())
 }
 
 /// Ends a request whose answer does not begin in time. Streams begin at once, and may then go on for ever.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodFilter, on};
 
-use super::{App, observe};
+use super::{App, observe, places};
 use crate::config::Role;
 
 /// What a caller must be.
@@ -87,6 +87,12 @@ impl Routes {
     /// Their answers begin within this time.
     pub(super) fn within(mut self, limit: Duration) -> Self {
         self.router = self.router.layer(from_fn_with_state(limit, observe::bound));
+        self
+    }
+
+    /// They are refused when there is no place for them.
+    pub(super) fn unless_crowded(mut self) -> Self {
+        self.router = self.router.layer(from_fn(places::admit));
         self
     }
 

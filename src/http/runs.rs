@@ -13,6 +13,7 @@ use super::App;
 use super::error::Error;
 use super::extract::{Body, Cursor, Id, Params, WantsStream, parse};
 use super::page::{Items, Page};
+use super::places::StreamPlace;
 use super::sse;
 use crate::engine::{EngineError, RunFilter, Send, Sent};
 use crate::event::Seq;
@@ -77,17 +78,17 @@ pub(super) async fn send(
     Body(body): Body<NewRun>,
 ) -> Result<Response, Error> {
     let sent = app.engine.send(body.into_send(session)?).await?;
-    if stream {
-        return stream_of(&app, &sent, after).await;
+    if let Some(place) = stream {
+        return stream_of(&app, place, &sent, after).await;
     }
     let status = if sent.created { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(sent.run)).into_response())
 }
 
 /// The stream that answers a send. A cursor only means something when the client had the beginning before.
-async fn stream_of(app: &App, sent: &Sent, after: Seq) -> Result<Response, Error> {
+async fn stream_of(app: &App, place: StreamPlace, sent: &Sent, after: Seq) -> Result<Response, Error> {
     let after = if sent.created { 0 } else { after };
-    Ok(sse::respond(app, app.engine.follow_run(sent.run.id, after).await?))
+    Ok(sse::respond(app, place, app.engine.follow_run(sent.run.id, after).await?))
 }
 
 #[derive(Deserialize)]
@@ -192,9 +193,10 @@ pub(super) fn nothing_to_cancel() -> Response {
     Json(json!({"run": null})).into_response()
 }
 
-/// The run after its end with 200, or as it is when the time is over with 202.
+/// The run after its end with 200, or with 202 as it is when the time is over or there is no place to wait.
 async fn settled(app: &App, run: Run, wait: Option<Duration>) -> Result<(StatusCode, Run), EngineError> {
     let Some(wait) = wait else { return Ok((StatusCode::ACCEPTED, run)) };
+    let Ok(_place) = StreamPlace::take(app) else { return Ok((StatusCode::ACCEPTED, run)) };
     let id = run.id;
     tokio::select! {
         run = app.engine.wait_settled(id) => Ok((StatusCode::OK, run?)),

@@ -1,7 +1,7 @@
 //! The sockets: one accept loop, one task a connection, and their orderly end.
 //!
-//! Always: no more connections than configured, a further one waits in the kernel's queue; no connection outlives
-//! [`serve`]; a response that is cut short is cut visibly (see [`end`]).
+//! Always: each connection has a place ([`Places`]); none outlives [`serve`]; a client that takes nothing of its answer is
+//! dropped; a response that is cut short is cut visibly (see [`end`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -9,36 +9,44 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
+use bytes::Bytes;
 use futures_util::{FutureExt, TryFutureExt};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::decider::Ends;
+use super::observe;
+use super::places::{LogLimit, Place, Places};
+use super::socket::{Ended, Exchange, Socket};
 use super::{Access, Shared, Timeouts, router};
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::METRICS;
 
 /// Pause after a failed accept: out of file descriptors, most likely, and that takes a moment to pass.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest head of a request, and what is collected of an answer before it is written. Clients send a few KiB.
+pub(super) const BUFFER_BYTES: usize = 64 * 1024;
+/// What the kernel holds of an answer for a client that takes nothing; as much again is its overhead.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// How long, and how much, a connection is still read after a body was refused.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Serves HTTP to those who have `access` until `shutdown`, then ends: idle connections at once, requests under way within a few seconds, streams
-/// as interrupted, so that their clients come back.
+/// Serves HTTP to those who have `access` until `shutdown`, then ends: idle connections at once, requests under way within a
+/// few seconds, streams as interrupted, so that their clients come back.
 ///
 /// # Errors
 /// When the listener has no address. A failed accept is logged and tried again.
@@ -65,20 +73,29 @@ pub async fn serve_with(
     timeouts: Timeouts,
 ) -> io::Result<()> {
     let listen = listener.local_addr()?.ip();
-    let (patience, first_head) = (timeouts.shutdown, timeouts.header);
+    // Inherited by the connections.
+    rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES)?;
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(timeouts.idle).half_close(false);
+    http.timer(TokioTimer::new()).header_read_timeout(timeouts.idle).half_close(false).max_buf_size(BUFFER_BYTES);
+    http.max_header_size(BUFFER_BYTES);
     let dropped = CancellationToken::new();
+    let places = Places::new(config.max_connections);
+    let (patience, first_head, stall) = (timeouts.shutdown, timeouts.header, timeouts.stall);
+    let app = Shared::new(engine, config, access, listen, timeouts, places.clone(), shutdown.clone());
     let server = Arc::new(Server {
-        router: router(Arc::new(Shared::new(engine, config, access, listen, timeouts, shutdown.clone()))),
         http,
         first_head,
+        stall,
+        stalls: LogLimit::default(),
+        failures: LogLimit::default(),
+        router: router(Arc::new(app)),
+        places,
         shutdown,
         dropped: dropped.clone(),
     });
 
     let connections = TaskTracker::new();
-    accept(&server, &listener, config.max_connections, &connections).await;
+    accept(&server, &listener, &connections).await;
     drop(listener);
     connections.close();
     if tokio::time::timeout(patience, connections.wait()).await.is_err() {
@@ -93,6 +110,11 @@ pub async fn serve_with(
 struct Server {
     router: Router,
     http: http1::Builder,
+    places: Arc<Places>,
+    /// How long a client may take nothing of its answer.
+    stall: Duration,
+    stalls: LogLimit,
+    failures: LogLimit,
     /// How long a new connection may take to its first request.
     first_head: Duration,
     /// No further requests.
@@ -101,24 +123,22 @@ struct Server {
     dropped: CancellationToken,
 }
 
-async fn accept(server: &Arc<Server>, listener: &TcpListener, max_connections: usize, connections: &TaskTracker) {
-    let room = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+async fn accept(server: &Arc<Server>, listener: &TcpListener, connections: &TaskTracker) {
     let accepted = async {
-        // The semaphore is never closed.
-        while let Ok(permit) = room.clone().acquire_owned().await {
+        loop {
             match listener.accept().await {
                 Ok((stream, remote)) => {
-                    let server = server.clone();
-                    connections.spawn(async move {
-                        server.connection(stream, remote).await;
-                        drop(permit);
-                    });
+                    let (server, place) = (server.clone(), server.places.take().await);
+                    connections.spawn(async move { server.connection(stream, remote, place.into()).await });
                 }
                 // The client has gone before it was served; the next one may be there already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     METRICS.accepts_failed.inc();
-                    tracing::warn!(%error, "failed to accept a connection; trying again");
+                    if server.failures.is_due() {
+                        tracing::warn!(%error, "failed to accept a connection; trying again");
+                    }
+                    server.places.close_idle();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -131,7 +151,7 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, max_connections: u
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream, remote: SocketAddr) {
+    async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Arc<Place>) {
         // None when the client has gone.
         let ends = stream.local_addr().ok().map(|local| Ends { local, remote });
         // Deltas are small and are wanted at once.
@@ -139,24 +159,35 @@ impl Server {
         // Whether the last request had a body and was refused, perhaps before all of it was read.
         let refused = AtomicBool::new(false);
         let asked = CancellationToken::new();
+        let exchange = Exchange::default();
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
             asked.cancel();
+            exchange.begin();
             ends.map(|ends| request.extensions_mut().insert(ends));
+            if let Some(crowded) = place.begin() {
+                request.extensions_mut().insert(crowded);
+            }
+            let answering = Answering { place: place.clone(), exchange: exchange.clone() };
             let (refused, has_body) = (&refused, !request.body().is_end_stream());
-            let answered = move |response: &Response| {
+            let answered = move |response: Response| {
                 refused.store(has_body && !response.status().is_success(), Relaxed);
+                response.map(|body| Answer { body, _answering: answering })
             };
-            self.router.clone().oneshot(request).inspect_ok(answered).boxed()
+            self.router.clone().oneshot(request).map_ok(answered).boxed()
         });
-        let mut connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let socket = Socket::new(stream, exchange.clone(), self.stall);
+        let mut connection = self.http.serve_connection(TokioIo::new(socket), service);
         // Without the shutdown of the socket, which `end` does in more steps than hyper.
         let ended = tokio::select! {
             outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
             () = self.shutdown.cancelled() => None,
+            () = place.given_up() => None,
             () = says_nothing(&asked, self.first_head) => return,
         };
         let outcome = match ended {
             Some(outcome) => outcome,
+            // hyper would wait for the rest of a first head.
+            None if place.is_given_up() && !asked.is_cancelled() => return,
             None => {
                 Pin::new(&mut connection).graceful_shutdown();
                 tokio::select! {
@@ -165,11 +196,53 @@ impl Server {
                 }
             }
         };
-        let stream = connection.into_parts().io.into_inner();
+        let ended = connection.into_parts().io.into_inner().into_ended(&outcome);
+        if ended.is_stalled {
+            METRICS.readers_dropped.inc();
+            if self.stalls.is_due() {
+                tracing::warn!(patience = ?self.stall, "a client took nothing of its answer, and was dropped");
+            }
+        }
         tokio::select! {
-            () = end(stream, outcome, refused.load(Relaxed)) => {}
+            () = end(ended, outcome, refused.load(Relaxed)) => {}
             () = self.dropped.cancelled() => {}
         }
+    }
+}
+
+/// A request under way, to the last piece of its answer.
+struct Answering {
+    place: Arc<Place>,
+    exchange: Exchange,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.exchange.end();
+        self.place.end();
+    }
+}
+
+/// The body of an answer, which hyper drops when it has taken all of it.
+struct Answer {
+    body: axum::body::Body,
+    _answering: Answering,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -183,19 +256,24 @@ async fn says_nothing(asked: &CancellationToken, first_head: Duration) {
 /// Closes a connection so that the client can tell how its last response ended.
 ///
 /// A response that failed midway is reset: an HTTP/1.0 client, such as an older proxy, would take a mere close for the
-/// end of the response, and so a stream that was interrupted for one that is complete. Where a body was refused, what the
-/// client is still sending is read for a moment: closing a socket with unread data resets it, and the client would see
-/// that instead of the answer that says why.
-async fn end(mut stream: TcpStream, outcome: hyper::Result<()>, refused: bool) {
+/// end of the response, and so a stream that was interrupted for one that is complete. So is one that its client took
+/// nothing of, whose rest the kernel would keep. Where a body was refused, what the client is still sending is read for a
+/// moment: closing a socket with unread data resets it, and the client would see that instead of the answer that says why.
+async fn end(ended: Ended, outcome: hyper::Result<()>, refused: bool) {
+    let Ended { mut stream, is_stalled, unreadable } = ended;
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended early");
-        if error.is_user() {
+        if error.is_user() || is_stalled {
             let _ = stream.set_zero_linger();
             return;
         }
     }
+    if let Some(status) = unreadable {
+        let answer = observe::unreadable(status);
+        let _ = tokio::time::timeout(LINGER, stream.write_all(answer.as_bytes())).await;
+    }
     // Whatever comes of the rest, the connection is over.
-    if stream.shutdown().await.is_ok() && refused {
+    if stream.shutdown().await.is_ok() && (refused || unreadable.is_some()) {
         let mut rest = stream.take(LINGER_BYTES);
         let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
     }

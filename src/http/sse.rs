@@ -11,6 +11,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 
+use super::places::StreamPlace;
 use super::{App, Shared};
 use crate::engine::{EngineError, Follower};
 use crate::metrics::METRICS;
@@ -41,21 +42,23 @@ enum Interrupted {
 }
 
 /// The stream of a run, to its end, or of a session, for ever.
-pub(super) fn respond(app: &App, follower: Follower) -> Response {
-    respond_when(app, async { Ok(follower) })
+pub(super) fn respond(app: &App, place: StreamPlace, follower: Follower) -> Response {
+    respond_when(app, place, async { Ok(follower) })
 }
 
 /// The same when there is something to follow. The response begins at once.
 pub(super) fn respond_when(
     app: &App,
+    place: StreamPlace,
     follower: impl Future<Output = Result<Follower, EngineError>> + Send + 'static,
 ) -> Response {
     let opening = stream::once(async { Ok(RETRY) });
-    (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), follower)))).into_response()
+    (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), place, follower)))).into_response()
 }
 
 fn pieces(
     app: Arc<Shared>,
+    place: StreamPlace,
     follower: impl Future<Output = Result<Follower, EngineError>> + Send + 'static,
 ) -> impl Stream<Item = Result<Bytes, Interrupted>> {
     // A stream of its own: what it is reading when a comment is due is not begun anew.
@@ -65,15 +68,16 @@ fn pieces(
         })
     });
     let frames = frames.try_flatten();
-    stream::unfold(Some(Box::pin(frames)), move |frames| {
+    // The place goes with the frames.
+    stream::unfold(Some((Box::pin(frames), place)), move |frames| {
         let app = app.clone();
         async move {
-            let mut frames = frames?;
+            let (mut frames, place) = frames?;
             tokio::select! {
                 // What is there already goes out, also when the server stops: it may be the end of the run.
                 biased;
                 next = frames.next() => Some(match next {
-                    Some(Ok(piece)) => (Ok(piece), Some(frames)),
+                    Some(Ok(piece)) => (Ok(piece), Some((frames, place))),
                     Some(Err(error)) => {
                         METRICS.streams_failed.inc();
                         tracing::warn!(%error, "failed to read on for a stream; its client has to come back");
@@ -86,7 +90,7 @@ fn pieces(
                     tokio::task::yield_now().await;
                     Some((Err(Interrupted::Shutdown), None))
                 }
-                () = tokio::time::sleep(app.timeouts.keep_alive) => Some((Ok(KEEP_ALIVE), Some(frames))),
+                () = tokio::time::sleep(app.timeouts.keep_alive) => Some((Ok(KEEP_ALIVE), Some((frames, place)))),
             }
         }
     })

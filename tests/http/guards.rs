@@ -67,7 +67,7 @@ async fn a_name_that_is_not_ours_is_not_answered() {
         ("GET http://evil.example/healthz HTTP/1.1\r\nhost: localhost\r\n", 403),
         ("GET http://localhost/healthz HTTP/1.1\r\nhost: evil.example\r\n", 200),
     ] {
-        let answer = scene.raw(&format!("{head}connection: close\r\n\r\n")).await.unwrap();
+        let answer = scene.raw(format!("{head}connection: close\r\n\r\n")).await.unwrap();
         assert_eq!(status_of(&answer), status, "{head}");
     }
 }

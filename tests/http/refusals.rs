@@ -29,6 +29,50 @@ async fn a_body_is_json() {
 }
 
 #[tokio::test]
+async fn a_compressed_body_is_refused() {
+    let scene = Scene::new().await;
+    for path in ["/v1/sessions", "/v1/sessions/s/runs", "/v1/sessions/s/close", "/api/chat"] {
+        let post = |encoding: &str| {
+            let request = scene.ask(Method::POST, path).header("content-type", "application/json");
+            read(request.header("content-encoding", encoding).body("{"))
+        };
+        for encoding in ["gzip", "br", "identity, gzip", "x"] {
+            assert_eq!(post(encoding).await.refused(), (415, "unsupported_encoding"), "{path} {encoding}");
+        }
+        assert_eq!(post("identity").await.refused(), (400, "malformed_json"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_of_a_wrong_type_is_refused_with_its_path() {
+    let scene = Scene::new().await;
+    scene.post("/v1/sessions", json!({"id": "s"})).await;
+    let text = json!({"text": "hello"});
+    let user = json!({"role": "user", "parts": [{"type": "text", "text": "hello"}]});
+    let permission = format!("/v1/permissions/{}", uuid::Uuid::now_v7());
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": 1}]);
+    for (path, body, told) in [
+        ("/v1/sessions/s/runs", json!({"message": text, "when_busy": 1}), "when_busy: "),
+        ("/v1/sessions/s/runs", json!({"message": text, "priority": "high"}), "priority: "),
+        ("/v1/sessions/s/runs", json!({"message": {"text": []}}), "message.text: "),
+        ("/v1/sessions/s/runs", json!({"message": {"parts": {}}}), "message.parts: "),
+        ("/v1/sessions/s/runs", json!({"message": {"parts": parts}}), "message.parts[1].text "),
+        ("/v1/sessions", json!({"mode": {}}), "mode: "),
+        ("/v1/sessions", json!({"idle_ttl_ms": -1}), "idle_ttl_ms: "),
+        ("/v1/sessions/s/close", json!({"cancel": "yes"}), "cancel: "),
+        ("/api/chat", json!({"id": 7, "message": user}), "id: "),
+        ("/api/chat", json!({"id": "s", "message": user, "when_busy": 1}), "when_busy: "),
+        ("/api/chat", json!({"id": "s", "message": user, "trigger": null}), "trigger: "),
+        ("/api/chat", json!({"id": "s", "message": {"role": "user", "parts": 1}}), "no UI message: parts: "),
+        (permission.as_str(), json!({"approved": "yes"}), "approved: "),
+    ] {
+        let answer = scene.post(path, body.clone()).await;
+        let message = answer.body["error"]["message"].as_str().unwrap_or_else(|| panic!("{body}: {answer:?}"));
+        assert!(answer.status == 422 && message.contains(told), "{path} {body}: {} {message}", answer.status);
+    }
+}
+
+#[tokio::test]
 async fn a_parameter_that_a_route_does_not_know_is_refused_with_those_that_it_does() {
     let scene = Scene::new().await;
     scene.post("/v1/sessions", json!({"id": "s"})).await;

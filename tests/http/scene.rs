@@ -158,9 +158,9 @@ impl Scene {
     }
 
     /// Sends bytes as they are, and reads until the server closes.
-    pub async fn raw(&self, request: &str) -> std::io::Result<String> {
+    pub async fn raw(&self, request: impl AsRef<[u8]>) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address).await?;
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(request.as_ref()).await?;
         let mut answer = Vec::new();
         within(stream.read_to_end(&mut answer)).await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
@@ -168,7 +168,7 @@ impl Scene {
 
     /// The status of a GET of a path as it is, which clients would tidy up.
     pub async fn raw_status(&self, path: &str) -> u16 {
-        let answer = self.raw(&format!("GET {path} HTTP/1.1\r\n{}connection: close\r\n\r\n", self.head())).await;
+        let answer = self.raw(format!("GET {path} HTTP/1.1\r\n{}connection: close\r\n\r\n", self.head())).await;
         status_of(&answer.unwrap())
     }
 }

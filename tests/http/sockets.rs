@@ -66,16 +66,6 @@ async fn a_body_that_does_not_come_ends_its_request() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_waits_for_its_turn() {
-    let config = "[server]\nmax_connections = 1";
-    let scene = Scene::with(config, Timeouts { header: SHORT, ..Timeouts::default() }).await;
-    let first = TcpStream::connect(scene.address).await.unwrap();
-    // Answered when the first one, which says nothing, has been given up.
-    assert_eq!(scene.get("/healthz").await.status, 200);
-    assert_eq!(read_to_end(first).await, "");
-}
-
-#[tokio::test]
 async fn a_large_body_is_asked_for_only_when_it_is_wanted() {
     let scene = Scene::new().await;
     let head = format!("{}content-type: application/json\r\nexpect: 100-continue\r\n", scene.head());

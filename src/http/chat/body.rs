@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::App;
 use super::super::error::Error;
-use super::super::extract::{check_json, malformed_json, read_body, timed_out, unreadable};
+use super::super::extract::{check_json, malformed_json, read_body, timed_out, unreadable, with_path};
 use super::super::skim::Skim;
 use crate::message::Role;
 use crate::run::WhenBusy;
@@ -170,7 +170,8 @@ impl ChatBody {
             }
         }
         json.end().await?;
-        let fields = Fields::deserialize(Value::Object(fields)).map_err(|error| invalid_body(error.to_string()))?;
+        let fields: Fields =
+            serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| invalid_body(with_path(&error)))?;
         let given = if messages.are_given { messages } else { message };
         if !given.are_given {
             return Err(invalid_body("messages, or one message, is missing"));
@@ -286,8 +287,9 @@ impl Messages {
             None => return Err(invalid("the last of the messages has no role: user, assistant or system".into())),
         }
         let text = newest.text.as_ref().ok_or_else(|| message_too_large(self.used))?;
-        let message = serde_json::from_slice(text);
-        message.map(Last::User).map_err(|error| invalid(format!("the last of the messages is no UI message: {error}")))
+        let message = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text));
+        let none = |error| invalid(format!("the last of the messages is no UI message: {}", with_path(&error)));
+        message.map(Last::User).map_err(none)
     }
 }
 
