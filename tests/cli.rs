@@ -649,6 +649,37 @@ async fn a_file_goes_along_with_a_message_or_instead_of_one() {
     assert!(stderr.contains("image/png") && stderr.contains("agent demo does not take"), "{stderr}");
 }
 
+/// How many processes sleep for this long.
+fn asleep(duration: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let arguments = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    arguments.filter(|arguments| arguments.starts_with(format!("sleep\0{duration}").as_bytes())).count()
+}
+
+#[tokio::test]
+async fn interrupted_survey_leaves_no_program_running() {
+    let scene = Scene::new();
+    let slept = format!("7703.{}", std::process::id());
+    scene.write("hangs", &format!("#!/bin/sh\nsleep {slept} & setsid sleep {slept} & exec sleep {slept}\n"));
+    let program = scene.dir.path().join("hangs");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    scene.write("mainstay.toml", &format!("[agents.hangs]\ndriver = \"acp\"\ncommand = [{program:?}]\n"));
+    let survey = scene.command(&["agents"]).spawn().unwrap();
+    let until = async |count: usize| {
+        within(async {
+            while asleep(&slept) != count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    };
+    until(3).await;
+    let pid = i32::try_from(survey.id().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+    assert_eq!(ended(survey).await.code, Some(130));
+    until(0).await;
+}
+
 #[tokio::test]
 async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
     let scene = Scene::new();
@@ -690,14 +721,9 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
         assert_eq!((&report["found"], &report["install"]), (&Value::Null, &Value::from(install)), "{report}");
         assert!(report["missing"].as_str().unwrap().contains("not found"), "{report}");
     }
-    let left_running = || {
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let arguments = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
-        arguments.filter(|arguments| arguments.starts_with(format!("sleep\0{slept}").as_bytes())).count()
-    };
     // It was killed, but a killed process is there until the kernel has come to it.
     within(async {
-        while left_running() > 0 {
+        while asleep(&slept) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })

@@ -2,7 +2,7 @@
 //! whether a gateway at its address takes us in.
 //!
 //! Always: it takes no longer than `PATIENCE` for an agent, and reads `MAX_VERSION_BYTES` of it. Nothing that was started for
-//! it is left, in whatever process group; when the answer is not waited for any more, its own group is ended at once.
+//! it is left, in whatever process group, also when the answer is not waited for any more.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
@@ -147,18 +147,22 @@ fn shown(version: &str) -> String {
     version.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect()
 }
 
-/// A program that was started for its version, and all that is in its process group.
+/// A program that was started for its version, and all that it has started.
 struct Started {
     child: Child,
     group: Option<Pid>,
+    /// By which what has left the group is found; none once nothing is left.
+    mark: Option<Attempt>,
 }
 
 impl Started {
     fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mark = Attempt { run: RunId::generate(), number: 1 };
+        command.env(reap::MARKER, mark.run.to_string()).env(reap::ATTEMPT_MARKER, mark.number.to_string());
         // Dropped, it is reaped by the runtime.
         let child = command.process_group(0).kill_on_drop(true).spawn()?;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        Ok(Self { child, group })
+        Ok(Self { child, group, mark: Some(mark) })
     }
 
     /// Ends the group. Before the program is waited for, so that the group is still its own.
@@ -166,11 +170,24 @@ impl Started {
         // Those that are gone already are no failure.
         let _ = self.group.take().map(|group| kill_process_group(group, Signal::KILL));
     }
+
+    /// Ends all of it.
+    async fn end(mut self) {
+        self.kill();
+        let _ = self.child.wait().await;
+        if let Some(mark) = self.mark {
+            reap::end(mark.into(), None, Duration::ZERO).await;
+            self.mark = None;
+        }
+    }
 }
 
 impl Drop for Started {
     fn drop(&mut self) {
         self.kill();
+        if let Some(mark) = self.mark {
+            reap::kill(mark.into());
+        }
     }
 }
 
@@ -178,8 +195,6 @@ impl Drop for Started {
 async fn version_of(path: &Path, spec: &ProcessSpec, patience: Duration) -> Option<String> {
     // No project, whose settings it would read.
     let dir = Some(temp_dir::root()).filter(|dir| dir.is_dir()).unwrap_or_else(|| "/".into());
-    // A mark of its own, by which what has left the group is found.
-    let mark = Attempt { run: RunId::generate(), number: 1 };
     let mut command = Command::new(path);
     command.arg("--version").current_dir(dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -187,15 +202,13 @@ async fn version_of(path: &Path, spec: &ProcessSpec, patience: Duration) -> Opti
         command.env_remove(variable);
     }
     command.envs(spec.env.iter().filter(|(_, value)| !value.contains('{')));
-    command.env(reap::MARKER, mark.run.to_string()).env(reap::ATTEMPT_MARKER, mark.number.to_string());
     let mut started = Started::spawn(&mut command).ok()?;
     let mut said = Vec::new();
     let mut out = started.child.stdout.take()?.take(MAX_VERSION_BYTES);
     // What was said before it failed, or took too long, counts.
     let _ = timeout(patience, out.read_to_end(&mut said)).await;
-    started.kill();
-    let _ = started.child.wait().await;
-    reap::end(mark.into(), None, Duration::ZERO).await;
+    drop(out);
+    started.end().await;
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
     Some(shown(line))

@@ -279,6 +279,13 @@ pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) ->
     }
 }
 
+/// Kills what carries a mark, without waiting for its end: for those who cannot wait. Reads all of `/proc`: blocking work.
+pub fn kill(mark: Mark) {
+    if let Err(error) = pass(mark, None, Vec::new(), Signal::KILL) {
+        tracing::warn!(run.id = %mark.run, %error, "failed to look for the processes of a run: /proc cannot be read");
+    }
+}
+
 /// Looks once and signals all that it finds, also those that were found before and can be told only by their identity now.
 fn pass(mark: Mark, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>, signal: Signal) -> io::Result<Scan> {
     let mut scan = scan(mark, group)?;
