@@ -71,6 +71,12 @@ pub struct ServerConfig {
     pub max_connections: usize,
 }
 
+/// Connections that a server accepts beyond `max_connections`, for urgent requests and for refusals: each is open for the time
+/// of one short request, so that a few serve many.
+pub fn reserved_connections(max_connections: usize) -> usize {
+    (max_connections / 8).clamp(4, 64)
+}
+
 /// `[engine]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {

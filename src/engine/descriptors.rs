@@ -24,7 +24,8 @@ pub fn max_connections(config: &Config, limit: Option<u64>) -> usize {
     let (runs, backends) = (u64::from(config.engine.workers), u64::from(config.engine.max_backends));
     let reserve = BASE + PER_RUN * runs + PER_BACKEND * backends;
     let free = limit.saturating_sub(reserve).max(limit / SMALL_SHARE).max(1);
-    configured.min(usize::try_from(free).unwrap_or(usize::MAX))
+    // A server accepts an eighth more (`reserved_connections`).
+    configured.min(usize::try_from((free * 8 / 9).max(1)).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -39,12 +40,15 @@ mod tests {
         for (limit, expected) in [
             (None, 4096),
             (Some(1_000_000), 4096),
-            (Some(1024), 1024 - 64 - 8 * 8 - 4 * 10),
-            (Some(256), 88),
-            (Some(128), 32),
+            (Some(1024), (1024 - 64 - 8 * 8 - 4 * 10) * 8 / 9),
+            (Some(256), 78),
+            (Some(128), 28),
             (Some(1), 1),
         ] {
-            assert_eq!(max_connections(&config, limit), expected, "{limit:?}");
+            let connections = max_connections(&config, limit);
+            assert_eq!(connections, expected, "{limit:?}");
+            let accepted = (connections + crate::config::reserved_connections(connections)) as u64;
+            assert!(limit.is_none_or(|limit| limit < 256 || accepted + 64 + 8 * 8 + 4 * 10 <= limit), "{limit:?}");
         }
     }
 }

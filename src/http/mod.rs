@@ -47,7 +47,6 @@ pub use auth::{Access, Credential, Secret};
 pub use chat::{ChatRequest, read_chat};
 pub use error::Error;
 pub use extract::read_cursor;
-pub use places::RESERVED_CONNECTIONS;
 pub use runs::read_new_run;
 pub use serve::{serve, serve_with};
 
@@ -195,7 +194,7 @@ fn router(app: App) -> Router {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, reserved_connections};
 
     /// The roles in `docs/http.md`, against those that hold.
     #[test]
@@ -236,7 +235,7 @@ mod tests {
             format!("{} s for the head of the answer", handler.as_secs()),
             format!("after {} s of silence", keep_alive.as_secs()),
             format!("takes nothing of its answer for {} s", stall.as_secs()),
-            format!("{} further connections", RESERVED_CONNECTIONS),
+            format!("Up to {} further connections", reserved_connections(usize::MAX)),
             format!("a head has more than {} KiB", serve::BUFFER_BYTES / 1024),
             format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
             format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),

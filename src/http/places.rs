@@ -1,6 +1,6 @@
 //! Places: how many connections, requests and streams are served at once, and which of them give way.
 //!
-//! Always: a connection is accepted while fewer than `max_connections` and [`RESERVED_CONNECTIONS`] are open; beyond
+//! Always: a connection is accepted while fewer than `max_connections` and [`reserved_connections`] are open; beyond
 //! `max_connections` the one that has been idle longest is closed. Once `max_connections` requests are under way,
 //! only [urgent](admit) ones are answered, and others are told so. Streams leave some places to short requests.
 
@@ -19,11 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::error::Error;
+use crate::config::reserved_connections;
 use crate::metrics::METRICS;
 
-/// Connections beyond `max_connections`: for urgent requests, and to answer the others with 503. Each is open for the time
-/// of one short request, so that a few serve many.
-pub const RESERVED_CONNECTIONS: usize = 64;
 /// Beyond `max_connections`, a connection that has been idle for so long is closed at once: a client that has just connected
 /// is about to say what it wants.
 const IDLE: Duration = Duration::from_millis(500);
@@ -37,6 +35,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The places of a server.
 pub(super) struct Places {
     max_connections: usize,
+    /// Beyond them, for urgent requests, and to answer the others with 503.
+    reserved: usize,
     streams: Arc<Semaphore>,
     open: Mutex<Open>,
     freed: Notify,
@@ -78,6 +78,7 @@ impl Places {
         let streams = (max_connections - without_streams).min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             max_connections,
+            reserved: reserved_connections(max_connections),
             streams: Arc::new(Semaphore::new(streams)),
             open: Mutex::default(),
             freed: Notify::new(),
@@ -94,7 +95,7 @@ impl Places {
         loop {
             {
                 let mut open = self.open();
-                let has_room = open.connections < self.max_connections + RESERVED_CONNECTIONS;
+                let has_room = open.connections < self.max_connections + self.reserved;
                 if open.connections >= self.max_connections {
                     open.close_idle(if has_room { IDLE } else { Duration::ZERO });
                 }
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn the_connection_idle_longest_gives_way() {
         let places = Places::new(2);
-        let mut taken: Vec<_> = (0..2 + RESERVED_CONNECTIONS).map(|_| take(&places).unwrap()).collect();
+        let mut taken: Vec<_> = (0..2 + places.reserved).map(|_| take(&places).unwrap()).collect();
         assert!(taken[0].begin().is_none());
         taken[0].end();
         assert!(take(&places).is_none(), "one has to end first");
@@ -274,9 +275,9 @@ mod tests {
     #[test]
     fn requests_beyond_the_limit_are_known_and_end() {
         let places = Places::new(1);
-        let taken: Vec<_> = (0..=RESERVED_CONNECTIONS).map(|_| take(&places).unwrap()).collect();
+        let taken: Vec<_> = (0..=places.reserved).map(|_| take(&places).unwrap()).collect();
         let crowded = taken.iter().map(|place| place.begin().is_some()).filter(|crowded| *crowded).count();
-        assert_eq!(crowded, RESERVED_CONNECTIONS);
+        assert_eq!(crowded, places.reserved);
         assert!(take(&places).is_none(), "there is no room at all");
         taken[1].end();
         let last = take(&places);
