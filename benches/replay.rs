@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use mainstay::store::Store;
-use mainstay::store::event::Range;
+use mainstay::store::event::{Frames, Range};
 use mainstay::store::run::Claimed;
 use rusqlite::{Connection, params};
 use tokio::runtime::Runtime;
@@ -99,9 +99,10 @@ async fn read(store: &Store, runs: &[Claimed]) -> usize {
     for run in runs {
         let mut after = 0;
         let range = |after| Range { session: run.session, run: Some(run.lease.run), after, limit: PAGE };
-        while let Some(frames) = store.frames(range(after)).await.unwrap() {
-            rows += (frames.last_seq - after) as usize;
-            after = std::hint::black_box(frames).last_seq;
+        while let Some(frames) = store.frames(range(after), 256 * 1024).await.unwrap() {
+            let Frames::Events { last_seq, .. } = std::hint::black_box(frames) else { panic!("no event is large") };
+            rows += (last_seq - after) as usize;
+            after = last_seq;
         }
     }
     rows

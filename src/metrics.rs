@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     pub streams_open: Gauge,
     pub requests_crowded: Counter,
     pub streams_crowded: Counter,
+    pub requests_without_memory: Counter,
     pub accepts_failed: Counter,
     pub log_lines_dropped: Counter,
     pub commit_seconds: Histogram,
@@ -169,6 +170,10 @@ impl Metrics {
             connections_given_up: counter("connections_given_up", "Idle connections closed to make room for others"),
             requests_crowded: counter("requests_crowded", "Requests refused because max_connections were under way"),
             streams_crowded: counter("streams_crowded", "Streams refused because there were as many as may be"),
+            requests_without_memory: counter(
+                "requests_without_memory",
+                "Requests refused because memory_limit was taken",
+            ),
             accepts_failed: counter("accepts_failed", "Connections that could not be accepted"),
             log_lines_dropped: counter("log_lines_dropped", "Lines for stderr that could not be written"),
             settled,

@@ -11,12 +11,14 @@ use mainstay::chunk::{Chunk, FinishReason};
 use mainstay::clock::{Clock, ManualClock, Timestamp};
 use mainstay::config::Durability;
 use mainstay::failure::ErrorClass;
-use mainstay::id::{MessageId, RunId, SessionId};
+use mainstay::id::{MessageId, PermissionId, RunId, SessionId};
 use mainstay::lease::{HeldLease, LeaseLost, WorkerKey};
 use mainstay::message::UserMessage;
+use mainstay::permission::{PermissionRequest, ToolKind};
 use mainstay::run::{Cause, ExitReport, Outcome, RunOptions, Status};
-use mainstay::store::event::{Append, Range};
+use mainstay::store::event::{Append, Frames, Range};
 use mainstay::store::fact::Fact;
+use mainstay::store::permission::{NewPermission, PermissionFilter};
 use mainstay::store::run::{
     ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle, Settled,
 };
@@ -210,9 +212,9 @@ async fn what_is_stored_is_byte_for_byte_what_was_appended() {
     let range = Range { session: claimed.session, run: None, after: 1, limit: 10 };
     let events = scene.store.events(range).await.unwrap();
     assert_eq!(events.iter().map(|event| event.event.get()).collect::<Vec<_>>(), wanted);
-    let frames = scene.store.frames(range).await.unwrap().unwrap();
-    let expected: String = (2..).zip(&wanted).map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect();
-    assert_eq!(frames.text, expected);
+    let frames = scene.store.frames(range, 1_000_000).await.unwrap().unwrap();
+    let text: String = (2..).zip(&wanted).map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect();
+    assert_eq!(frames, Frames::Events { text, last_seq: 4 });
 }
 
 #[tokio::test]
@@ -1299,20 +1301,57 @@ async fn pages_of_large_events_end_by_their_bytes() {
         let page = scene.store.event_page(range(after, limit)).await.unwrap();
         (seqs(&page.events), page.more)
     };
-    assert_eq!(page(0, 500).await, (vec![1, 2, 3, 4, 5], true));
+    // One event, or as many as fit into 4 MiB.
+    assert_eq!(page(0, 500).await, (vec![1], true));
+    assert_eq!(page(1, 500).await, (vec![2], true));
     assert_eq!(page(5, 500).await, (vec![6], false));
-    assert_eq!(page(0, 2).await, (vec![1, 2], true));
-    assert_eq!(page(4, 2).await, (vec![5, 6], false));
     assert_eq!(page(6, 2).await, (vec![], false));
     assert_eq!(seqs(&scene.store.events(range(0, 500)).await.unwrap()), [1, 2, 3, 4, 5, 6]);
     assert_eq!(seqs(&scene.store.events(range(0, 3)).await.unwrap()), [1, 2, 3]);
-    // A piece of a stream has at least one event, however large that is.
-    let mut pieces = Vec::new();
-    let mut after = 0;
-    while let Some(frames) = scene.store.frames(range(after, 1000)).await.unwrap() {
-        assert!(frames.text.len() < 6_000_000);
-        after = frames.last_seq;
-        pieces.push(after);
+    // A stream gives a large event out in pieces.
+    let frames = async |after| scene.store.frames(range(after, 1000), 1_000_000).await.unwrap();
+    assert!(matches!(frames(0).await, Some(Frames::Events { last_seq: 1, .. })));
+    let Some(Frames::Large { seq: 2, bytes }) = frames(1).await else { panic!("it is large") };
+    let mut whole = Vec::new();
+    while whole.len() < bytes as usize {
+        whole.extend(scene.store.event_piece(claimed.session, 2, whole.len() as i64, 2_000_000).await.unwrap());
     }
-    assert_eq!(pieces, [2, 3, 4, 5, 6]);
+    let event = scene.store.events(range(1, 1)).await.unwrap().remove(0);
+    assert!(whole == event.event.get().as_bytes());
+    assert_eq!(frames(6).await, None);
+}
+
+#[tokio::test]
+async fn pages_of_large_permissions_end_by_their_bytes() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "m1").await;
+    let claimed = scene.claim(1).await.remove(0);
+    for number in 0..6 {
+        let request = PermissionRequest {
+            request: format!("r{number}"),
+            tool_call: "t".into(),
+            tool: "t".into(),
+            kind: ToolKind::Other,
+            title: "t".into(),
+            input: "x".repeat(if number == 0 { 5_000_000 } else { 1_000_000 }).into(),
+            options: Vec::new(),
+        };
+        let new = NewPermission { id: PermissionId::generate(), request, expires_at: None, decision: None };
+        let mut append = scene.text(&claimed, "?");
+        append.facts = vec![Fact::Permission(Box::new(new))];
+        scene.store.append(append).await.unwrap().unwrap();
+    }
+    let (mut pages, mut filter) = (Vec::new(), PermissionFilter::default());
+    loop {
+        let page = scene.store.permission_page(&filter, 500).await.unwrap();
+        let asked = page.permissions.iter().map(|(_, permission)| permission.request.request.clone());
+        pages.push(asked.collect::<Vec<_>>().join(" "));
+        filter.before = page.permissions.last().map(|(cursor, _)| *cursor);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(pages, ["r5 r4 r3 r2", "r1", "r0"]);
+    let page = scene.store.permission_page(&PermissionFilter::default(), 2).await.unwrap();
+    assert_eq!((page.permissions.len(), page.more), (2, true));
 }

@@ -1,19 +1,20 @@
 //! The feed: committed events to live readers. A [`Follower`] subscribes first, then pages rows from the store up to the
 //! newest, then goes on with what is committed; when it lags, or another process wrote, it goes back to the store.
 //!
-//! Always: nothing is shown before it is committed, and memory per session is a bounded ring of shared rows, whatever the
-//! number and speed of the readers. A signal only makes a follower look sooner; it also looks by itself.
+//! Always: nothing is shown before it is committed; memory is a ring of shared rows for each session, bounded in bytes, and
+//! one piece for each reader, whatever their number and speed. A signal only makes a follower look sooner; it also looks by itself.
 //!
 //! Proof: `tests/it/feed.rs`.
 
+mod live;
 mod pause;
+mod pieces;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::chunk::Chunk;
@@ -21,12 +22,15 @@ use crate::clock::Timestamp;
 use crate::event::{Event, Seq};
 use crate::id::RunId;
 use crate::lease::{RunKey, SessionKey};
+use crate::memory::{Memory, Pool};
 use crate::metrics::METRICS;
-use crate::store::event::Range;
+use crate::store::event::{EventPage, Range};
 use crate::store::{Committed, Notice, Store, StoreError};
 
+use live::Live;
 pub use pause::Pause;
 use pause::Pausing;
+use pieces::Part;
 
 /// Commits that a reader may be behind before it goes back to the store.
 const RING: usize = 64;
@@ -37,7 +41,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
 enum Signal {
-    Events(Arc<Committed>),
+    Events(Arc<Live>),
     Look,
 }
 
@@ -45,11 +49,14 @@ struct Channel {
     signals: broadcast::Sender<Signal>,
     /// The newest event that the readers were given or told of.
     published: Seq,
+    /// What its readers may still keep.
+    room: Arc<Semaphore>,
 }
 
 /// The live readers of this process, by session.
-#[derive(Default)]
 pub struct Feed {
+    /// What its readers take.
+    memory: Pool,
     channels: Mutex<HashMap<SessionKey, Channel>>,
     /// Woken when somebody here begins to care for what other processes commit.
     pub(super) wanted: Notify,
@@ -57,7 +64,24 @@ pub struct Feed {
     changes: watch::Sender<()>,
 }
 
+impl Default for Feed {
+    /// Whose readers take what they need.
+    fn default() -> Self {
+        Self::within(&Memory::default())
+    }
+}
+
 impl Feed {
+    /// Whose readers take a part of this memory.
+    pub fn within(memory: &Memory) -> Self {
+        Self {
+            memory: memory.readers().clone(),
+            channels: Mutex::default(),
+            wanted: Notify::new(),
+            changes: watch::Sender::default(),
+        }
+    }
+
     fn channels(&self) -> MutexGuard<'_, HashMap<SessionKey, Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,9 +89,11 @@ impl Feed {
     fn subscribe(&self, session: SessionKey) -> broadcast::Receiver<Signal> {
         let receiver = {
             let mut channels = self.channels();
-            let channel = channels
-                .entry(session)
-                .or_insert_with(|| Channel { signals: broadcast::channel(RING).0, published: 0 });
+            let channel = channels.entry(session).or_insert_with(|| Channel {
+                signals: broadcast::channel(RING).0,
+                published: 0,
+                room: Arc::new(Semaphore::new(live::SESSION_BYTES)),
+            });
             channel.signals.subscribe()
         };
         self.wanted.notify_one();
@@ -76,22 +102,26 @@ impl Feed {
 
     /// Gives a commit to the readers of its session. Called by the writer, in the order of the commits.
     pub fn publish(&self, notice: &Notice) {
-        let (session, signal, last_seq) = match notice {
-            Notice::Events(committed) => {
-                (committed.session, Signal::Events(committed.clone()), Some(committed.last_seq()))
-            }
-            Notice::Grown(session) => (*session, Signal::Look, None),
+        let (session, committed) = match notice {
+            Notice::Events(committed) => (committed.session, Some(committed)),
+            Notice::Grown(session) => (*session, None),
             Notice::Ready | Notice::Backends | Notice::CancelRequested(_) | Notice::PermissionAnswered(_) => return,
         };
         let mut channels = self.channels();
         let Some(channel) = channels.get_mut(&session) else { return };
-        if let Some(last_seq) = last_seq {
-            channel.published = channel.published.max(last_seq);
+        if let Some(committed) = committed {
+            channel.published = channel.published.max(live::last_seq(committed));
         }
+        let signal = committed.map_or(Signal::Look, |committed| self.signal(channel, committed.clone()));
         if channel.signals.send(signal).is_err() {
             // The last reader has gone.
             channels.remove(&session);
         }
+    }
+
+    fn signal(&self, channel: &Channel, committed: Arc<Committed>) -> Signal {
+        let live = Live::new(committed, &channel.room, &self.memory);
+        live.map_or(Signal::Look, |live| Signal::Events(Arc::new(live)))
     }
 
     /// The sessions that are being followed.
@@ -130,18 +160,15 @@ impl Feed {
             let Some(published) = published.filter(|published| *published < last_seq) else { continue };
             // Readers of a session that was just subscribed to are still reading from the store, and so is better off
             // who is far behind. Otherwise the rows are read once for all readers of this process.
-            let signals = if published == 0 || last_seq - published > PAGE {
-                vec![Signal::Look]
-            } else {
-                let range = Range { session, run: None, after: published, limit: last_seq - published };
-                let page = store.event_page(range).await?;
-                // What does not fit into a page is read by each reader itself.
-                let rest = page.more.then_some(Signal::Look);
-                regroup(session, page.events).into_iter().map(Signal::Events).chain(rest).collect()
-            };
+            let is_near = published != 0 && last_seq - published <= PAGE;
+            let range = Range { session, run: None, after: published, limit: last_seq - published };
+            let page = if is_near { store.event_page(range).await? } else { EventPage::default() };
+            let (commits, look) = (regroup(session, page.events), page.more || !is_near);
             if let Some(channel) = self.channels().get_mut(&session) {
                 channel.published = channel.published.max(last_seq);
-                for signal in signals {
+                let commits = commits.into_iter().map(|committed| self.signal(channel, committed));
+                // What does not fit into a page is read by each reader itself.
+                for signal in commits.chain(look.then_some(Signal::Look)) {
                     // No reader any more: the channel goes at the next commit.
                     let _ = channel.signals.send(signal);
                 }
@@ -175,13 +202,6 @@ fn is_finish(json: &str) -> bool {
     json.starts_with(r#"{"type":"finish","#)
 }
 
-impl Committed {
-    /// The place of the last one.
-    fn last_seq(&self) -> Seq {
-        self.first_seq + Seq::try_from(self.events.len()).unwrap_or(Seq::MAX) - 1
-    }
-}
-
 /// What is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -206,6 +226,9 @@ pub struct Follower {
     state: State,
     /// Of a chat: it ends where somebody has to answer.
     pausing: Option<Pausing>,
+    /// A large event that is given out in pieces.
+    part: Option<Part>,
+    memory: Pool,
     /// When to look into the store by itself. Kept between calls: a caller may drop them more often than that.
     look_at: Instant,
 }
@@ -226,7 +249,7 @@ enum Step {
     /// There may be more in the store.
     Stored(Range),
     /// The tail of what was just committed, from this index on.
-    Live(Arc<Committed>, usize),
+    Live(Arc<Live>, usize),
     /// The end of a run that never began.
     NeverBegun(RunId),
 }
@@ -250,32 +273,13 @@ impl Follower {
     pub fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
         let signals = feed.subscribe(session);
         let (state, look_at) = (State::CatchingUp, Instant::now());
-        Self { store, session, scope, cursor: after, signals, state, pausing: None, look_at }
+        let memory = feed.memory.clone();
+        Self { store, session, scope, cursor: after, signals, state, pausing: None, part: None, memory, look_at }
     }
 
     /// The newest event that was given out, or the cursor that it began with.
     pub fn cursor(&self) -> Seq {
         self.cursor
-    }
-
-    async fn read_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
-        loop {
-            match self.step().await? {
-                None => return Ok(None),
-                Some(Step::Stored(range)) => {
-                    let frames = self.store.frames(range).await?;
-                    if let Some(frames) = self.advance(frames.map(|frames| (frames.last_seq, frames.text))).await? {
-                        return Ok(Some(frames.into()));
-                    }
-                }
-                Some(Step::Live(committed, from)) => return Ok(Some(committed.frames(from))),
-                Some(Step::NeverBegun(id)) => {
-                    let events = self.never_begun(id).await?;
-                    let frames: String = events.iter().map(|event| format!("data: {}\n\n", event.event)).collect();
-                    return Ok(Some(frames.into()));
-                }
-            }
-        }
     }
 
     /// The next events of the stream. `None` after the end of a run.
@@ -301,7 +305,7 @@ impl Follower {
                         return Ok(Some(followed.collect()));
                     }
                 }
-                Some(Step::Live(committed, from)) => return Ok(Some(committed.followed(from))),
+                Some(Step::Live(live, from)) => return Ok(Some(live.followed(from))),
                 Some(Step::NeverBegun(id)) => return Ok(Some(self.never_begun(id).await?)),
             }
         }
@@ -328,8 +332,8 @@ impl Follower {
                     Scope::Session => self.state = State::Live,
                 },
                 State::Live => match tokio::time::timeout_at(self.look_at, self.signals.recv()).await {
-                    Ok(Ok(Signal::Events(committed))) => {
-                        if let Some(step) = self.take_live(committed) {
+                    Ok(Ok(Signal::Events(live))) => {
+                        if let Some(step) = self.take_live(live) {
                             return Ok(Some(step));
                         }
                     }
@@ -351,7 +355,7 @@ impl Follower {
     }
 
     /// Rows that were just committed, unless they are known, another run's, or not the next ones.
-    fn take_live(&mut self, committed: Arc<Committed>) -> Option<Step> {
+    fn take_live(&mut self, committed: Arc<Live>) -> Option<Step> {
         if let Scope::Run { id, .. } = self.scope
             && committed.run_id != id
         {
@@ -406,27 +410,5 @@ impl Follower {
         let end = Chunk::end_of_a_run_cancelled_in_the_queue();
         let chunks = std::iter::once(start).chain(end);
         Ok(chunks.map(|chunk| Followed { seq: None, at, run_id: id, event: chunk.to_json() }).collect())
-    }
-}
-
-impl Committed {
-    fn followed(&self, from: usize) -> Vec<Followed> {
-        let numbered = (self.first_seq..).zip(self.events.iter()).skip(from);
-        let followed = numbered.map(|(seq, event)| Followed {
-            seq: Some(seq),
-            at: self.at,
-            run_id: self.run_id,
-            event: event.clone(),
-        });
-        followed.collect()
-    }
-
-    /// As SSE text. Formatted once and shared by all readers that follow closely.
-    fn frames(&self, from: usize) -> Bytes {
-        let format = |from: usize| {
-            let numbered = (self.first_seq..).zip(self.events.iter()).skip(from);
-            Bytes::from(numbered.map(|(seq, event)| format!("id: {seq}\ndata: {event}\n\n")).collect::<String>())
-        };
-        if from == 0 { self.shared_frames.get_or_init(|| format(0)).clone() } else { format(from) }
     }
 }

@@ -161,7 +161,8 @@ impl Engine {
         clock: Arc<dyn Clock>,
         backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>> + std::marker::Send,
     ) -> Result<Self, EngineError> {
-        let feed = Arc::new(Feed::default());
+        let memory = Memory::new(config.engine.memory_limit);
+        let feed = Arc::new(Feed::within(&memory));
         let executing = Arc::new(Executing::default());
         let supervision = Arc::new(Supervision::default());
         let on_commit = {
@@ -180,18 +181,18 @@ impl Engine {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
-        Ok(Self::assemble(config, store, feed, executing, supervision, backend))
+        Ok(Self::assemble(config, store, memory, feed, executing, supervision, backend))
     }
 
     fn assemble(
         config: Config,
         store: Store,
+        memory: Memory,
         feed: Arc<Feed>,
         executing: Arc<Executing>,
         supervision: Arc<Supervision>,
         backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>>,
     ) -> Self {
-        let memory = Memory::new(config.engine.memory_limit);
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let hosts = hosts.with_memory(memory.clone());
         let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| backend::open(agent, &hosts));

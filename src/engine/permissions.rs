@@ -6,7 +6,7 @@ use crate::event::Seq;
 use crate::id::{PermissionId, RunId, SessionId};
 use crate::permission::{Answer, Permission};
 use crate::store::event::Range;
-use crate::store::permission::{Answered, GiveAnswer, PermissionFilter};
+use crate::store::permission::{Answered, GiveAnswer, PermissionFilter, PermissionPage};
 use crate::text::{given_line, given_text};
 
 /// Events in one read of a run.
@@ -25,7 +25,15 @@ pub struct Paused {
 }
 
 impl Engine {
-    /// A page of permissions, newest first, each with the cursor behind it.
+    /// A page of permissions, which ends earlier when they are large.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn permission_page(&self, filter: &PermissionFilter, limit: i64) -> Result<PermissionPage, EngineError> {
+        Ok(self.shared.store.permission_page(filter, limit).await?)
+    }
+
+    /// The newest permissions, each with the cursor behind it.
     ///
     /// # Errors
     /// [`EngineError::Store`].

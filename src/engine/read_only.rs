@@ -8,6 +8,7 @@ use super::{Depth, Engine, EngineError};
 use crate::audit::Audit;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::memory::Memory;
 use crate::store::Store;
 use crate::store::reading::Reading;
 
@@ -26,7 +27,8 @@ impl Engine {
     /// [`EngineError::Store`] when the file cannot be read.
     pub async fn open_to_read(path: &Path, config: Config) -> Result<Self, EngineError> {
         let store = Store::open_to_read(path, Arc::new(SystemClock)).await?;
-        Ok(Self::assemble(config, store, Arc::default(), Arc::default(), Arc::default(), |_, _| None))
+        let memory = Memory::new(config.engine.memory_limit);
+        Ok(Self::assemble(config, store, memory, Arc::default(), Arc::default(), Arc::default(), |_, _| None))
     }
 
     /// Whether a process began to write to the file while it was read without locks: what was read since it was opened may be

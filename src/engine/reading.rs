@@ -157,7 +157,7 @@ impl Engine {
     pub async fn run_event_page(&self, id: RunId, after: Seq, limit: i64) -> Result<EventPage, EngineError> {
         match self.range_of_run(id, after, limit).await? {
             Some(range) => Ok(self.shared.store.event_page(range).await?),
-            None => Ok(EventPage { events: Vec::new(), more: false }),
+            None => Ok(EventPage::default()),
         }
     }
 

@@ -1,8 +1,7 @@
 //! The log of a run or a session: as a page, or as a stream that replays and then follows.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::error::Error;
 use super::extract::{Cursor, Id, Params, WantsStream};
@@ -22,7 +21,7 @@ pub(super) async fn of_run(
     if let Some(place) = stream {
         return Ok(sse::respond(&app, place, app.engine.follow_run(id, after).await?));
     }
-    Ok(answer(app.engine.run_event_page(id, after, page.limit()?).await?))
+    answer(app.engine.run_event_page(id, after, page.limit()?).await?)
 }
 
 /// The log of a session that is not there yet is empty: a page may follow it before its first message is sent.
@@ -49,9 +48,9 @@ pub(super) async fn of_session(
     match app.engine.session_event_page(&id, after, page.limit()?).await {
         Err(EngineError::NotFound { .. }) => {
             begins_at(after)?;
-            Ok(answer(EventPage { events: Vec::new(), more: false }))
+            answer(EventPage::default())
         }
-        page => Ok(answer(page?)),
+        page => answer(page?),
     }
 }
 
@@ -60,7 +59,7 @@ fn begins_at(after: Seq) -> Result<(), EngineError> {
     if after == 0 { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq: 0 }) }
 }
 
-fn answer(page: EventPage) -> Response {
+fn answer(page: EventPage) -> Result<Response, Error> {
     let next_cursor = page.events.last().filter(|_| page.more).map(|last| last.seq.to_string());
-    Json(Items { items: page.events, next_cursor }).into_response()
+    Items { items: page.events, next_cursor }.respond(page.turn)
 }

@@ -197,11 +197,14 @@ impl FromRequestParts<App> for WantsStream {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let accepted = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let mut kinds = accepted.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
-        let wanted = kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"));
-        Ok(Self(wanted.then(|| StreamPlace::take(app)).transpose()?))
+        Ok(Self(wants_stream(&parts.headers).then(|| StreamPlace::take(app)).transpose()?))
     }
+}
+
+pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut kinds = accepted.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
+    kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 #[cfg(test)]

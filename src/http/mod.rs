@@ -5,6 +5,7 @@
 //! the shape of `error::Error`.
 //! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
 
+mod answer;
 mod auth;
 mod backends;
 mod chat;
@@ -13,6 +14,7 @@ mod error;
 mod events;
 mod extract;
 mod guard;
+mod memory;
 mod observe;
 mod options;
 mod page;
@@ -183,6 +185,7 @@ fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")
         })
+        .layer(from_fn_with_state(app.clone(), memory::admit))
         .layer(from_fn(query::admit))
         .layer(DefaultBodyLimit::max(app.max_body_bytes))
         .layer(CatchPanicLayer::custom(observe::panicked))
@@ -236,6 +239,7 @@ mod tests {
             format!("after {} s of silence", keep_alive.as_secs()),
             format!("takes nothing of its answer for {} s", stall.as_secs()),
             format!("Up to {} further connections", reserved_connections(usize::MAX)),
+            format!("503 `memory_limit` after {} s", memory::PATIENCE.as_secs()),
             format!("a head has more than {} KiB", serve::BUFFER_BYTES / 1024),
             format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
             format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),

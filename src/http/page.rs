@@ -1,7 +1,9 @@
 //! Lists: `?limit=&cursor=` in, `{"items","next_cursor"}` out. A cursor is opaque to clients; here it is one or two numbers.
 
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
+use super::answer::JsonPieces;
 use super::error::Error;
 
 pub(super) const DEFAULT_LIMIT: i64 = 50;
@@ -89,6 +91,16 @@ impl<T> Items<T> {
         rows.truncate(limit);
         let next_cursor = rows.last().filter(|_| more).map(cursor_behind);
         Self { items: rows, next_cursor }
+    }
+
+    /// The answer in pieces, for lists that may be large. It holds something to its end.
+    pub(super) fn respond(self, holds: impl Send + Sync + Unpin + 'static) -> Result<Response, Error>
+    where
+        T: Serialize,
+    {
+        let mut json = JsonPieces::default();
+        json.text("{\"items\":").list(self.items)?.text(",\"next_cursor\":").value(&self.next_cursor)?.text("}");
+        Ok(json.respond(holds))
     }
 
     pub(super) fn map<U>(self, to: impl FnMut(T) -> U) -> Items<U> {

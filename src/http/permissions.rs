@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde::Deserialize;
 
 use super::App;
@@ -24,7 +25,7 @@ pub(super) async fn list(
     State(app): State<App>,
     Params(page): Params<Page>,
     Params(filter): Params<Filter>,
-) -> Result<Json<Items<Permission>>, Error> {
+) -> Result<Response, Error> {
     let state = filter.state.as_deref().map(str::parse::<PermissionState>).transpose();
     let filter = PermissionFilter {
         state: state.map_err(|error| Error::malformed("invalid_query", error.to_string()))?,
@@ -32,9 +33,9 @@ pub(super) async fn list(
         run: filter.run.as_deref().map(str::parse).transpose()?,
         before: page.cursor()?,
     };
-    let limit = page.limit()?;
-    let rows = app.engine.list_permissions(&filter, limit + 1).await?;
-    Ok(Json(Items::first(rows, limit, |(cursor, _)| cursor.to_string()).map(|(_, permission)| permission)))
+    let page = app.engine.permission_page(&filter, page.limit()?).await?;
+    let next_cursor = page.permissions.last().filter(|_| page.more).map(|(cursor, _)| cursor.to_string());
+    Items { items: page.permissions, next_cursor }.map(|(_, permission)| permission).respond(page.turn)
 }
 
 pub(super) async fn show(State(app): State<App>, Id(id): Id<PermissionId>) -> Result<Json<Permission>, Error> {

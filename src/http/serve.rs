@@ -9,14 +9,12 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
-use bytes::Bytes;
 use futures_util::{FutureExt, TryFutureExt};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::answer::Holding;
 use super::decider::Ends;
 use super::observe;
 use super::places::{LogLimit, Place, Places};
@@ -171,7 +170,8 @@ impl Server {
             let (refused, has_body) = (&refused, !request.body().is_end_stream());
             let answered = move |response: Response| {
                 refused.store(has_body && !response.status().is_success(), Relaxed);
-                response.map(|body| Answer { body, _answering: answering })
+                // hyper drops it when it has taken all of it.
+                response.map(|body| Holding { body, _holds: answering })
             };
             self.router.clone().oneshot(request).map_ok(answered).boxed()
         });
@@ -220,29 +220,6 @@ impl Drop for Answering {
     fn drop(&mut self) {
         self.exchange.end();
         self.place.end();
-    }
-}
-
-/// The body of an answer, which hyper drops when it has taken all of it.
-struct Answer {
-    body: axum::body::Body,
-    _answering: Answering,
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

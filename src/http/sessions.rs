@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::App;
+use super::answer::JsonPieces;
 use super::decider::Candidate;
 use super::error::Error;
 use super::extract::{Body, Id, OptionalBody, Params};
@@ -18,7 +19,6 @@ use super::runs::{Wait, cancel_current};
 use crate::config::Role;
 use crate::engine::{CreateSession, EngineError, MessageCursor, MessagePage, MessageRange, PageFrom, SessionCursor};
 use crate::id::SessionId;
-use crate::message::Message;
 use crate::session::{Session, SessionMode};
 
 #[derive(Deserialize)]
@@ -164,18 +164,6 @@ enum Order {
     Desc,
 }
 
-/// A page of a conversation.
-#[derive(Serialize)]
-pub(super) struct MessageItems {
-    items: Vec<Message>,
-    /// What waits behind the conversation, the next first.
-    queued: Vec<Message>,
-    /// Where the next page begins, in the order of these; none when this is the last.
-    next_cursor: Option<String>,
-    /// Where the page before ends.
-    prev_cursor: Option<String>,
-}
-
 impl MessageParams {
     /// Which messages are meant. A list is read from its beginning; without a word of where, it is the newest that are wanted.
     fn range(&self, page: &Page) -> Result<MessageRange, Error> {
@@ -206,18 +194,26 @@ pub(super) async fn messages(
     Id(id): Id<SessionId>,
     Params(page): Params<Page>,
     Params(params): Params<MessageParams>,
-) -> Result<Json<MessageItems>, Error> {
+) -> Result<Response, Error> {
     let page = match app.engine.message_page(&id, params.range(&page)?).await {
         Err(EngineError::NotFound { .. }) => MessagePage::default(),
         page => page?,
     };
     let text = |cursor: Option<MessageCursor>| cursor.map(|cursor| page::pair(cursor.position, cursor.key));
-    let (mut items, queued, older, newer) = (page.messages, page.queued, text(page.prev), text(page.next));
-    if params.order == Some(Order::Desc) {
-        items.reverse();
-        return Ok(Json(MessageItems { items, queued, next_cursor: older, prev_cursor: newer }));
-    }
-    Ok(Json(MessageItems { items, queued, next_cursor: newer, prev_cursor: older }))
+    let (mut items, older, newer) = (page.messages, text(page.prev), text(page.next));
+    let (next_cursor, prev_cursor) = match params.order {
+        Some(Order::Desc) => {
+            items.reverse();
+            (older, newer)
+        }
+        _ => (newer, older),
+    };
+    let mut json = JsonPieces::default();
+    // What waits behind the conversation, the next first.
+    json.text("{\"items\":").list(items)?.text(",\"queued\":").list(page.queued)?;
+    // Where the next page begins, in the order of these, and where the page before ends.
+    json.text(",\"next_cursor\":").value(&next_cursor)?.text(",\"prev_cursor\":").value(&prev_cursor)?.text("}");
+    Ok(json.respond(page.turn))
 }
 
 fn flag(name: &str, value: Option<&str>) -> Result<bool, Error> {

@@ -4,6 +4,7 @@
 //! body, which resets the connection. The AI SDK takes a clean end for a complete answer. Nothing is read ahead: the
 //! next piece is asked for when the client has taken the one before.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -56,6 +57,14 @@ pub(super) fn respond_when(
     (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), place, follower)))).into_response()
 }
 
+/// A stream that is open.
+struct Open<S> {
+    frames: Pin<Box<S>>,
+    /// What went out ends in the midst of an event, where no comment can stand.
+    is_within_event: bool,
+    _place: StreamPlace,
+}
+
 fn pieces(
     app: Arc<Shared>,
     place: StreamPlace,
@@ -64,20 +73,20 @@ fn pieces(
     // A stream of its own: what it is reading when a comment is due is not begun anew.
     let frames = stream::once(follower).map_ok(|follower| {
         stream::try_unfold(follower, |mut follower| async move {
-            Ok::<_, EngineError>(follower.next_frames().await?.map(|frames| (frames, follower)))
+            let frames = follower.next_frames().await?;
+            Ok::<_, EngineError>(frames.map(|frames| ((frames, follower.is_within_event()), follower)))
         })
     });
-    let frames = frames.try_flatten();
-    // The place goes with the frames.
-    stream::unfold(Some((Box::pin(frames), place)), move |frames| {
+    let open = Open { frames: Box::pin(frames.try_flatten()), is_within_event: false, _place: place };
+    stream::unfold(Some(open), move |open| {
         let app = app.clone();
         async move {
-            let (mut frames, place) = frames?;
+            let mut open = open?;
             tokio::select! {
                 // What is there already goes out, also when the server stops: it may be the end of the run.
                 biased;
-                next = frames.next() => Some(match next {
-                    Some(Ok(piece)) => (Ok(piece), Some((frames, place))),
+                next = open.frames.next() => Some(match next {
+                    Some(Ok((piece, is_within_event))) => (Ok(piece), Some(Open { is_within_event, ..open })),
                     Some(Err(error)) => {
                         METRICS.streams_failed.inc();
                         tracing::warn!(%error, "failed to read on for a stream; its client has to come back");
@@ -90,7 +99,9 @@ fn pieces(
                     tokio::task::yield_now().await;
                     Some((Err(Interrupted::Shutdown), None))
                 }
-                () = tokio::time::sleep(app.timeouts.keep_alive) => Some((Ok(KEEP_ALIVE), Some((frames, place)))),
+                () = tokio::time::sleep(app.timeouts.keep_alive), if !open.is_within_event => {
+                    Some((Ok(KEEP_ALIVE), Some(open)))
+                }
             }
         }
     })

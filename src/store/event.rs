@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::fact::{self, Fact};
+use super::large::{PAGE_BYTES, Turn};
 use super::message::Response;
 use super::writer::{Committed, Notice, Tx};
 use super::{Store, StoreError};
@@ -208,31 +209,47 @@ pub struct Range {
     pub limit: i64,
 }
 
-/// A page of events, already as the text of an SSE stream.
-#[derive(Debug, Clone)]
-pub struct Frames {
-    /// `id:` and `data:` lines, event by event.
-    pub text: String,
-    /// The newest event in it.
-    pub last_seq: Seq,
+/// What comes next in a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frames {
+    /// Events, already as the text of an SSE stream.
+    Events {
+        /// `id:` and `data:` lines, event by event.
+        text: String,
+        /// The newest event in it.
+        last_seq: Seq,
+    },
+    /// An event that is larger than what was asked for: see [`Store::event_piece`].
+    Large {
+        /// Its place.
+        seq: Seq,
+        /// Its length.
+        bytes: i64,
+    },
 }
 
 /// Chunks that are read at once to know a turn again.
 const CHUNKS: i64 = 10_000;
+/// As many bytes of them, or one.
+const CHUNK_BYTES: i64 = 1024 * 1024;
 
 /// A page of events.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct EventPage {
     /// The events, oldest first.
     pub events: Vec<Event>,
     /// Whether there are more of the range.
     pub more: bool,
+    /// Held while a large event is.
+    pub turn: Turn,
 }
 
-/// A page ends behind the event with which it has so many bytes: an output of a tool may have some MB.
-const PAGE_BYTES: i64 = 16 * 1024 * 1024;
-/// The same for a piece of a stream. A slow reader holds one, and there may be thousands of them.
-const FRAMES_BYTES: i64 = 1024 * 1024;
+/// Where a page ends.
+struct PageEnd {
+    seq: Seq,
+    bytes: i64,
+    more: bool,
+}
 
 impl Store {
     /// Events behind a cursor, oldest first, however large they are.
@@ -255,21 +272,20 @@ impl Store {
         }
     }
 
-    /// A page of events behind a cursor, oldest first: at least one, and no more than fit.
+    /// A page of events behind a cursor, oldest first: one, or as many as fit.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn event_page(&self, range: Range) -> Result<EventPage, StoreError> {
-        let Some((last_seq, more)) = self.end_of_page(range, PAGE_BYTES).await? else {
-            return Ok(EventPage { events: Vec::new(), more: false });
-        };
+        let Some(end) = self.end_of_page(range, PAGE_BYTES).await? else { return Ok(EventPage::default()) };
+        let turn = self.large.page(end.bytes).await;
         let rows = sqlx::query!(
             r#"SELECT e.seq, e.at, e.event, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
                WHERE e.session_key = ?1 AND e.seq > ?2 AND e.seq <= ?4 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq"#,
             range.session,
             range.after,
             range.run,
-            last_seq
+            end.seq
         )
         .fetch_all(&self.readers)
         .await?;
@@ -281,19 +297,21 @@ impl Store {
                 event: raw(row.event)?,
             })
         });
-        Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more })
+        Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more: end.more, turn })
     }
 
-    /// Where a page of the range ends that has about so many bytes, and whether there is more; `None` when there is nothing.
+    /// Where a page of the range ends that has at most so many bytes, or one event; `None` when there is nothing.
     /// The sizes are in the heads of the rows: no event is loaded for them.
-    async fn end_of_page(&self, range: Range, max_bytes: i64) -> Result<Option<(Seq, bool)>, StoreError> {
+    async fn end_of_page(&self, range: Range, max_bytes: i64) -> Result<Option<PageEnd>, StoreError> {
         let row = sqlx::query!(
-            r#"SELECT max(seq) FILTER (WHERE bytes_before < ?5 AND number <= ?4) AS "end: Seq", max(seq) AS "last: Seq"
-               FROM (SELECT seq, row_number() OVER log AS number, sum(bytes) OVER log - bytes AS bytes_before
-                     FROM (SELECT seq, octet_length(event) AS bytes FROM events
-                           WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3)
-                           ORDER BY seq LIMIT ?4 + 1)
-                     WINDOW log AS (ORDER BY seq ROWS UNBOUNDED PRECEDING))"#,
+            r#"SELECT max(seq) FILTER (WHERE fits) AS "end: Seq", max(bytes) FILTER (WHERE fits) AS "bytes: i64",
+                   max(seq) AS "last: Seq"
+               FROM (SELECT seq, bytes, number = 1 OR (bytes <= ?5 AND number <= ?4) AS fits
+                     FROM (SELECT seq, row_number() OVER log AS number, sum(bytes) OVER log AS bytes
+                           FROM (SELECT seq, octet_length(event) AS bytes FROM events
+                                 WHERE session_key = ?1 AND seq > ?2 AND (?3 IS NULL OR run_key = ?3)
+                                 ORDER BY seq LIMIT ?4 + 1)
+                           WINDOW log AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)))"#,
             range.session,
             range.after,
             range.run,
@@ -302,16 +320,21 @@ impl Store {
         )
         .fetch_one(&self.readers)
         .await?;
-        Ok(row.end.zip(row.last).map(|(end, last)| (end, last > end)))
+        let end = row.end.zip(row.bytes).zip(row.last);
+        Ok(end.map(|((seq, bytes), last)| PageEnd { seq, bytes, more: last > seq }))
     }
 
-    /// A page of events behind a cursor as SSE text, joined inside SQLite: four times as fast as row by row. `None` when
-    /// there are none.
+    /// Events behind a cursor as SSE text of about so many bytes, joined inside SQLite: four times as fast as row by row.
+    /// `None` when there are none.
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn frames(&self, range: Range) -> Result<Option<Frames>, StoreError> {
-        let Some((last_seq, _)) = self.end_of_page(range, FRAMES_BYTES).await? else { return Ok(None) };
+    pub async fn frames(&self, range: Range, max_bytes: usize) -> Result<Option<Frames>, StoreError> {
+        let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+        let Some(end) = self.end_of_page(range, max_bytes).await? else { return Ok(None) };
+        if end.bytes > max_bytes {
+            return Ok(Some(Frames::Large { seq: end.seq, bytes: end.bytes }));
+        }
         let row = sqlx::query!(
             r#"SELECT group_concat('id: ' || seq || char(10) || 'data: ' || event || char(10) || char(10), '' ORDER BY seq)
                    AS "text: String", max(seq) AS "last_seq: i64"
@@ -319,11 +342,49 @@ impl Store {
             range.session,
             range.after,
             range.run,
-            last_seq
+            end.seq
         )
         .fetch_one(&self.readers)
         .await?;
-        Ok(row.text.zip(row.last_seq).map(|(text, last_seq)| Frames { text, last_seq }))
+        Ok(row.text.zip(row.last_seq).map(|(text, last_seq)| Frames::Events { text, last_seq }))
+    }
+
+    /// So many bytes of an event, from this one on.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn event_piece(
+        &self,
+        session: SessionKey,
+        seq: Seq,
+        from: i64,
+        bytes: i64,
+    ) -> Result<Vec<u8>, StoreError> {
+        let _turn = self.large.piece().await;
+        let piece = sqlx::query_scalar!(
+            r#"SELECT substr(CAST(event AS BLOB), ?3 + 1, ?4) AS "piece!: Vec<u8>" FROM events
+               WHERE session_key = ?1 AND seq = ?2"#,
+            session,
+            seq,
+            from,
+            bytes
+        );
+        Ok(piece.fetch_one(&self.readers).await?)
+    }
+
+    /// A chunk of a tool as JSON, without what may be large in it.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn event_outline(&self, session: SessionKey, seq: Seq) -> Result<String, StoreError> {
+        let _turn = self.large.piece().await;
+        let outline = sqlx::query_scalar!(
+            r#"SELECT json_replace(event, '$.input', NULL, '$.output', NULL, '$.errorText', '') AS "outline!: String"
+               FROM events WHERE session_key = ?1 AND seq = ?2"#,
+            session,
+            seq
+        );
+        Ok(outline.fetch_one(&self.readers).await?)
     }
 
     /// The next committed chunks of a run behind a place, as JSON, in order, with the place of the last one: to know its
@@ -337,7 +398,7 @@ impl Store {
         let Some(first_seq) = span.first_seq else { return Ok(None) };
         let after = after.max(first_seq - 1);
         let range = Range { session: span.session_key, run: Some(run), after, limit: CHUNKS };
-        let Some((last_seq, _)) = self.end_of_page(range, FRAMES_BYTES).await? else { return Ok(None) };
+        let Some(PageEnd { seq: last_seq, .. }) = self.end_of_page(range, CHUNK_BYTES).await? else { return Ok(None) };
         let chunks = sqlx::query_scalar!(
             "SELECT event FROM events WHERE session_key = ?1 AND seq > ?2 AND seq <= ?3 AND run_key = ?4 ORDER BY seq",
             range.session,

@@ -17,6 +17,7 @@ mod error;
 pub mod event;
 pub mod fact;
 mod inspect;
+mod large;
 pub mod message;
 pub mod migrate;
 pub mod permission;
@@ -92,6 +93,7 @@ pub struct Store {
     readers: SqlitePool,
     /// For `PRAGMA data_version`, which only means something on one and the same connection.
     watcher: Arc<Mutex<Option<SqliteConnection>>>,
+    large: large::Large,
     clock: Arc<dyn Clock>,
 }
 
@@ -141,6 +143,7 @@ impl Store {
             path: path.into(),
             readers,
             watcher: Arc::new(Mutex::new(Some(watcher))),
+            large: large::Large::new(),
             clock,
         })
     }
@@ -178,6 +181,7 @@ impl Store {
             path: path.into(),
             readers,
             watcher: Arc::new(Mutex::new(Some(watcher))),
+            large: large::Large::new(),
             clock,
         })
     }

@@ -2,6 +2,7 @@
 //! schema refuses a second one.
 
 mod decline;
+mod page;
 
 use super::text::{shown, shown_if_any};
 use super::writer::{Notice, Tx};
@@ -12,6 +13,7 @@ use crate::lease::RunKey;
 use crate::permission::{Answer, Decision, Permission, PermissionRequest, PermissionState};
 
 pub(super) use decline::decline;
+pub use page::PermissionPage;
 
 /// What an agent asks, to be stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -321,64 +323,5 @@ impl Store {
             Some(keys) => Ok(load(&self.readers, &keys).await?.pop().map(|located| located.permission)),
             None => Ok(None),
         }
-    }
-
-    /// A page of permissions, newest first, each with the cursor behind it.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn list_permissions(
-        &self,
-        filter: &PermissionFilter,
-        limit: i64,
-    ) -> Result<Vec<(i64, Permission)>, StoreError> {
-        let (state, session) =
-            (filter.state.map(PermissionState::as_str), filter.session.as_ref().map(SessionId::as_str));
-        let run = filter.run.map(|run| run.to_string());
-        let keys = if run.is_some() {
-            sqlx::query_scalar!(
-                r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT p.key FROM permissions p
-                   JOIN runs r ON r.key = p.run_key
-                   WHERE p.run_key = (SELECT key FROM runs WHERE id = ?1) AND (?2 IS NULL OR p.state = ?2)
-                     AND (?3 IS NULL OR r.session_key = (SELECT key FROM sessions WHERE id = ?3))
-                     AND (?4 IS NULL OR p.key < ?4) ORDER BY p.key DESC LIMIT ?5 + 0)"#,
-                run,
-                state,
-                session,
-                filter.before,
-                limit
-            )
-            .fetch_one(&self.readers)
-            .await?
-        } else if filter.state == Some(PermissionState::Pending) {
-            // Few, however long the history is.
-            sqlx::query_scalar!(
-                r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT p.key
-                   FROM permissions p INDEXED BY permissions_pending JOIN runs r ON r.key = p.run_key
-                   WHERE p.state = 'pending' AND (?1 IS NULL OR r.session_key = (SELECT key FROM sessions WHERE id = ?1))
-                     AND (?2 IS NULL OR p.key < ?2) ORDER BY p.key DESC LIMIT ?3 + 0)"#,
-                session,
-                filter.before,
-                limit
-            )
-            .fetch_one(&self.readers)
-            .await?
-        } else {
-            sqlx::query_scalar!(
-                r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT p.key FROM permissions p
-                       JOIN runs r ON r.key = p.run_key
-                   WHERE (?1 IS NULL OR p.state = ?1)
-                     AND (?2 IS NULL OR r.session_key = (SELECT key FROM sessions WHERE id = ?2))
-                     AND (?3 IS NULL OR p.key < ?3) ORDER BY p.key DESC LIMIT ?4 + 0)"#,
-                state,
-                session,
-                filter.before,
-                limit
-            )
-            .fetch_one(&self.readers)
-            .await?
-        };
-        let rows = load(&self.readers, &keys).await?;
-        Ok(rows.into_iter().map(|located| (located.key, located.permission)).collect())
     }
 }

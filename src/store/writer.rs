@@ -8,7 +8,7 @@
 //! Proof: `tests/store.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
@@ -49,8 +49,6 @@ pub struct Committed {
     pub events: Arc<Vec<String>>,
     /// Whether these are the run's last.
     pub ends_run: bool,
-    /// The rows as the text that most readers want; made by the first of them.
-    pub shared_frames: OnceLock<bytes::Bytes>,
 }
 
 impl Committed {
@@ -63,7 +61,7 @@ impl Committed {
         events: impl Into<Arc<Vec<String>>>,
         ends_run: bool,
     ) -> Self {
-        Self { session, run_id, at, first_seq, events: events.into(), ends_run, shared_frames: OnceLock::new() }
+        Self { session, run_id, at, first_seq, events: events.into(), ends_run }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay::engine::{Engine, EngineError};
+use mainstay::engine::{Engine, EngineError, Follower};
 use mainstay::run::Status;
 
 use crate::scene::{Scene, read_all, says, within};
@@ -72,6 +72,31 @@ async fn a_reader_that_lags_gets_everything_all_the_same() {
     let mut all: Vec<_> = first.into_iter().map(|followed| (followed.seq, followed.event)).collect();
     all.extend(read_all(slow).await);
     assert_eq!(all, read_all(scene.engine.follow_run(run.id, 0).await.unwrap()).await);
+}
+
+#[tokio::test]
+async fn a_large_event_is_read_in_pieces() {
+    let head = r#"printf '%s' '{"event":"agent","stream":"assistant","data":{"delta":"'"#;
+    let script = format!(r#"{head}; head -c 3000000 /dev/zero | tr '\0' x; echo '"}}}}'; {}"#, says("after"));
+    let scene = Scene::new(&[("large", &script)], "").await;
+    let run = scene.send("large", "s", "hi").await;
+    let live = scene.engine.follow_run(run.id, 0).await.unwrap();
+    let read = async |mut follower: Follower| {
+        let mut text = Vec::new();
+        while let Some(frames) = within(follower.next_frames()).await.unwrap() {
+            assert!(frames.len() < 600_000, "{}", frames.len());
+            text.extend_from_slice(&frames);
+        }
+        text
+    };
+    let live = read(live).await;
+    let events = read_all(scene.engine.follow_run(run.id, 0).await.unwrap()).await;
+    assert!(events.iter().any(|(_, event)| event.len() > 2_000_000), "no event is large");
+    let frames = events.iter().map(|(seq, event)| format!("id: {}\ndata: {event}\n\n", seq.unwrap()));
+    let wanted = frames.collect::<String>().into_bytes();
+    assert!(live == wanted);
+    assert!(read(scene.engine.follow_run(run.id, 0).await.unwrap()).await == wanted);
+    assert!(read(scene.engine.follow_chat(run.id, 0).await.unwrap()).await == wanted);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
+use super::pieces::Piece;
 use super::{Follower, State};
 use crate::chunk::Chunk;
 use crate::store::StoreError;
@@ -21,6 +22,8 @@ use crate::store::StoreError;
 const MORE_WITHIN: Duration = Duration::from_millis(250);
 /// An agent that says something all the time is waited for no longer than this.
 const ASKED_WITHIN: Duration = Duration::from_secs(1);
+/// Nor is one waited for that says more than this meanwhile.
+const MOST_HELD_BYTES: usize = 512 * 1024;
 
 /// The tools at work, as far as they decide where a stream pauses.
 #[derive(Debug, Clone, Default)]
@@ -91,14 +94,16 @@ impl Follower {
     /// Any failure of the database.
     pub async fn next_frames(&mut self) -> Result<Option<Bytes>, StoreError> {
         if self.pausing.as_ref().is_none_or(|pausing| pausing.held.is_none()) {
-            let frames = self.read_frames().await?;
-            let (Some(pausing), Some(frames)) = (&mut self.pausing, frames.clone()) else { return Ok(frames) };
-            pausing.hold(frames);
+            let Some(piece) = self.read_piece().await? else { return Ok(None) };
+            match &mut self.pausing {
+                None => return Ok(Some(piece.into_bytes())),
+                Some(pausing) => pausing.hold(piece),
+            }
         }
         let give_up = Instant::now() + ASKED_WITHIN;
         while let Some(end) = self.open_place().await? {
             // Agents ask about several tools at once, one behind the other.
-            let more = match timeout(MORE_WITHIN, self.read_frames()).await {
+            let more = match timeout(MORE_WITHIN, self.read_piece()).await {
                 Ok(more) => more?,
                 Err(_) => {
                     self.end_at(end);
@@ -107,7 +112,9 @@ impl Follower {
             };
             let (Some(pausing), Some(more)) = (&mut self.pausing, more) else { break };
             pausing.hold(more);
-            if Instant::now() >= give_up {
+            if Instant::now() >= give_up
+                || pausing.held.as_ref().is_some_and(|held| held.frames.len() > MOST_HELD_BYTES)
+            {
                 self.end_at(end);
                 break;
             }
@@ -137,18 +144,29 @@ impl Follower {
 }
 
 impl Pausing {
-    /// Holds frames, behind those that are held.
-    fn hold(&mut self, frames: Bytes) {
+    /// Holds a piece, behind what is held.
+    fn hold(&mut self, piece: Piece) {
         let (before, mut places) = self.held.take().map_or_else(Default::default, |held| (held.frames, held.places));
-        let mut at = before.len();
-        for frame in frames.split_inclusive(|byte| *byte == b'\n') {
-            at += frame.len();
-            let event = frame.strip_prefix(b"data: ").and_then(|event| std::str::from_utf8(event).ok());
-            if let Some(questions) = event.and_then(|event| self.pause.take_json(event.trim_end())) {
-                // Behind the empty line that ends an event.
-                places.push_back((at + 1, questions));
+        let frames = match piece {
+            Piece::Events(frames) => {
+                let mut at = before.len();
+                for frame in frames.split_inclusive(|byte| *byte == b'\n') {
+                    at += frame.len();
+                    let event = frame.strip_prefix(b"data: ").and_then(|event| std::str::from_utf8(event).ok());
+                    if let Some(questions) = event.and_then(|event| self.pause.take_json(event.trim_end())) {
+                        // Behind the empty line that ends an event.
+                        places.push_back((at + 1, questions));
+                    }
+                }
+                frames
             }
-        }
+            Piece::Part(frames, outline) => {
+                if let Some(questions) = outline.flatten().and_then(|event| self.pause.take_json(&event)) {
+                    places.push_back((before.len() + frames.len(), questions));
+                }
+                frames
+            }
+        };
         let frames = if before.is_empty() { frames } else { [before, frames].concat().into() };
         self.held = Some(Held { frames, places });
     }

@@ -2,12 +2,10 @@
 //!
 //! Always: a page is bounded in messages and in bytes, and what does not go into it is not read.
 
+use super::super::large::{PAGE_BYTES, Turn};
 use super::super::{Store, StoreError, event};
 use crate::lease::SessionKey;
 use crate::message::{Message, Role};
-
-/// A page ends behind the message with which it has so many bytes: files of some MB are usual, 500 of them no page.
-const PAGE_BYTES: i64 = 16 * 1024 * 1024;
 
 /// A page of messages and where its neighbours are.
 #[derive(Debug, Default)]
@@ -20,6 +18,8 @@ pub struct MessagePage {
     pub prev: Option<MessageCursor>,
     /// Begins the page of newer ones; none when these are the newest.
     pub next: Option<MessageCursor>,
+    /// Held while a large message is.
+    pub turn: Turn,
 }
 
 /// A place in a conversation: at a message.
@@ -103,15 +103,14 @@ impl Store {
         // Read first: a turn that begins in between is in the page as well, and taken out of the queue below.
         let mut queued = self.queued_messages(session).await?;
         let (mut found, mut more) = self.message_sizes(session, range).await?;
-        let mut bytes = 0;
-        let fits = |size: &&Size| {
-            let fits = bytes < PAGE_BYTES;
-            bytes += size.bytes;
-            fits
-        };
-        let fitting = found.iter().take_while(fits).count();
+        let sums = found.iter().scan(0, |sum, size| {
+            *sum += size.bytes;
+            Some(*sum)
+        });
+        let fitting = sums.take_while(|sum| *sum <= PAGE_BYTES).count().max(1);
         more |= fitting < found.len();
         found.truncate(fitting);
+        let turn = self.large.page(found.iter().map(|size| size.bytes).sum()).await;
         let (near, far) = (found.first().map(Size::cursor), found.last().map(Size::cursor));
         let (prev, next) = match range.from {
             PageFrom::After(_) => {
@@ -126,7 +125,7 @@ impl Store {
         }
         let messages = self.load_messages(&found).await?;
         queued.retain(|waiting| messages.iter().all(|message| message.id != waiting.id));
-        Ok(MessagePage { messages, queued, prev, next })
+        Ok(MessagePage { messages, queued, prev, next, turn })
     }
 
     /// The messages of a range by their size, from its cursor on, and whether there are more. The sizes are in the heads of

@@ -2,6 +2,7 @@
 
 use futures_util::TryStreamExt;
 
+use super::super::large::PAGE_BYTES;
 use super::super::{Store, StoreError};
 use super::page::Row;
 use crate::lease::SessionKey;
@@ -9,8 +10,8 @@ use crate::message::Message;
 
 /// As many as a page has messages at most.
 const MAX_QUEUED: i64 = 500;
-/// The list ends behind the message with which it has so many bytes, as a page does.
-const MAX_QUEUED_BYTES: usize = 16 * 1024 * 1024;
+/// As many bytes, too.
+const MAX_QUEUED_BYTES: usize = PAGE_BYTES as usize;
 
 impl Store {
     /// What waits in a session, the next first.
@@ -27,11 +28,11 @@ impl Store {
         .fetch(&self.readers);
         let (mut queued, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {
-            bytes += row.parts.len();
-            queued.push(Message::try_from(row)?);
-            if bytes >= MAX_QUEUED_BYTES {
+            bytes += row.parts.len() + row.metadata.as_ref().map_or(0, String::len);
+            if bytes > MAX_QUEUED_BYTES && !queued.is_empty() {
                 break;
             }
+            queued.push(Message::try_from(row)?);
         }
         Ok(queued)
     }

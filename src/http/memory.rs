@@ -1,0 +1,71 @@
+//! What requests and answers take of the memory for readers: a request that brings much, or asks for much, waits until
+//! there is room for it, and is told so when there is none soon.
+//!
+//! Always: taken before the body is asked for and before the page is read, and given back when the answer is sent. Small
+//! requests, and so the urgent ones, take nothing.
+
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::App;
+use super::answer::Holding;
+use super::error::Error;
+use super::extract::wants_stream;
+use crate::metrics::METRICS;
+
+/// A body up to this size, and an answer, is not counted.
+const FREE_BYTES: usize = 16 * 1024;
+/// A body takes its text and what is read from it.
+const TIMES_A_BODY: usize = 2;
+/// A page takes its rows, then its text: up to 4 MiB of each, and of messages as much again for what is queued.
+const PAGE_BYTES: usize = 8 * 1024 * 1024;
+/// How long a request waits for room.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether an answer may be a large page.
+fn is_page(request: &Request) -> bool {
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    *request.method() == Method::GET
+        && match route {
+            "/v1/sessions/{id}/messages" | "/v1/permissions" => true,
+            "/v1/sessions/{id}/events" | "/v1/runs/{id}/events" => !wants_stream(request.headers()),
+            _ => false,
+        }
+}
+
+/// What a request takes.
+fn bytes_of(request: &Request, max_body_bytes: usize) -> usize {
+    let hint = request.body().size_hint();
+    let announced = usize::try_from(hint.upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(max_body_bytes);
+    let body = if announced > FREE_BYTES { announced.saturating_mul(TIMES_A_BODY) } else { 0 };
+    body.saturating_add(if is_page(request) { PAGE_BYTES } else { 0 })
+}
+
+/// Lets a request pass when there is room for it.
+pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
+    let bytes = bytes_of(&request, app.max_body_bytes);
+    if bytes == 0 {
+        return next.run(request).await;
+    }
+    let readers = app.engine.memory().readers();
+    let Ok(permit) = tokio::time::timeout(PATIENCE, readers.acquire(bytes)).await else {
+        METRICS.requests_without_memory.inc();
+        let message = "what is in flight takes all the memory that it may: try again soon, or raise memory_limit";
+        return Error::unavailable("memory_limit", message).into_response();
+    };
+    let is_page = is_page(&request);
+    let response = next.run(request).await;
+    let sent = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+    if !is_page || sent <= FREE_BYTES {
+        return response;
+    }
+    // As much as there is to send, from now on.
+    drop(permit);
+    let permit = readers.try_acquire(sent);
+    response.map(|body| Body::new(Holding { body, _holds: permit }))
+}
