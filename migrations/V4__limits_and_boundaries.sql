@@ -13,3 +13,41 @@ CREATE TRIGGER agent_sessions_can_be_arguments BEFORE UPDATE OF agent_session ON
         OR instr(CAST(NEW.agent_session AS BLOB), x'00') > 0) BEGIN
     SELECT RAISE(ABORT, 'the agent''s id of a session can be no argument');
 END;
+
+-- ── long queues ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- The queued runs of the session up to this key are to be cancelled, some at a time; none of them is claimed any more.
+ALTER TABLE sessions ADD COLUMN cancel_through INTEGER;
+CREATE INDEX sessions_cancelling ON sessions (key) WHERE cancel_through IS NOT NULL;
+
+DROP VIEW claimable_runs;
+CREATE VIEW claimable_runs AS
+    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, a.slot_key,
+        (SELECT count(*) FROM runs b WHERE b.status = 'running' AND b.agent = r.agent) AS agent_running
+    FROM runs r
+    JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')
+    WHERE r.ready = 1
+      AND r.key > (SELECT coalesce(s.cancel_through, 0) FROM sessions s WHERE s.key = r.session_key)
+      AND NOT EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key)
+      AND NOT (a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key IS NULL
+                                              AND x.workspace = r.workspace));
+
+DROP VIEW v_sessions;
+CREATE VIEW v_sessions AS
+    SELECT s.id, s.workspace, s.agent, s.title, s.title_given,
+        CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') THEN 'streaming'
+             WHEN q.key IS NULL THEN 'idle'
+             WHEN q.not_before > (julianday('now') - 2440587.5) * 86400000 THEN 'parked' ELSE 'queued' END AS execution,
+        a.state AS assignment, p.id AS slot,
+        s.cancel_through IS NOT NULL OR (s.close_when_idle = 1 AND a.key IS NOT NULL) AS closing, s.last_seq, s.idle_ttl_ms, iif(s.oneshot, 'oneshot', 'persistent') AS mode,
+        s.options, s.advertised, s.agent_session, o.id AS spawned_by, s.label,
+        (SELECT count(*) FROM messages m WHERE m.session_key = s.key AND m.superseded_at IS NULL) AS messages,
+        (SELECT count(*) FROM runs r WHERE r.session_key = s.key) AS runs,
+        strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at / 1000.0, 'unixepoch') AS created_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', s.updated_at / 1000.0, 'unixepoch') AS updated_at
+    FROM sessions s
+    LEFT JOIN sessions o ON o.key = s.spawned_by
+    LEFT JOIN assignments a ON a.session_key = s.key AND a.state IN ('active', 'idle')
+    LEFT JOIN slots p ON p.key = a.slot_key
+    LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
+        ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1);

@@ -97,6 +97,8 @@ pub struct Session {
     pub assignment: Option<Assignment>,
     /// What it is doing.
     pub execution: Execution,
+    /// It gives up its place when its runs have ended, or runs of it are still being cancelled because it was closed.
+    pub closing: bool,
     /// Whether its agent remembers it from turn to turn.
     pub mode: SessionMode,
     /// What its agent is told beside the messages.

@@ -12,7 +12,7 @@ use mainstay::store::Store;
 use rusqlite::{Connection, StatementStatus};
 
 /// What may walk an index or a table from one end: it holds little, or the walk ends early.
-const SHORT_WALKS: [&str; 16] = [
+const SHORT_WALKS: [&str; 18] = [
     "USING INDEX runs_ready",                         // at most one a session, best first
     "USING COVERING INDEX runs_running",              // what runs now
     "USING INDEX runs_leased",                        // the same
@@ -25,6 +25,8 @@ const SHORT_WALKS: [&str; 16] = [
     "INDEX one_live_session_per_slot",                // at most one a slot or sharing session
     "COVERING INDEX runs_queued",                     // what waits now, counted
     "COVERING INDEX one_live_assignment_per_session", // at most one a slot or sharing session
+    "USING INDEX sessions_cancelling",                // sessions that were closed with a long queue
+    "USING INDEX runs_unwritten",                     // runs that were cancelled behind one that runs
     "INDEX backends_live",                            // at most `max_backends`
     "SCAN workers",                                   // a row a process
     "VIRTUAL TABLE",                                  // JSON that was handed in

@@ -20,9 +20,9 @@ use mainstay::store::event::{Append, Frames, Range};
 use mainstay::store::fact::Fact;
 use mainstay::store::permission::{NewPermission, PermissionFilter};
 use mainstay::store::run::{
-    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, Refusal, Settle, Settled,
+    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, RUNS_AT_ONCE, Refusal, Settle, Settled,
 };
-use mainstay::store::session::{NamedValues, NewSession};
+use mainstay::store::session::{Closed, NamedValues, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
 use mainstay::text::AgentSessionId;
@@ -85,6 +85,7 @@ impl Scene {
             options: RunOptions::default(),
             declined_by: None,
             goes_next: false,
+            max_queued: 1000,
             when_full: WhenFull::Share,
             slot_bound: Vec::new(),
             close_when_idle: false,
@@ -969,6 +970,94 @@ async fn a_session_that_waits_keeps_its_place_in_the_line_when_its_message_is_re
     scene.store.enqueue(request).await.unwrap().unwrap();
     scene.store.close_session("a".parse().unwrap(), true).await.unwrap().unwrap();
     assert_eq!(scene.claim(8).await[0].session_id.as_str(), "b");
+}
+
+/// So many queued runs of a session, as its messages would have made them.
+fn fill_queue(path: &Path, session: &str, runs: i64) {
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch(&format!(
+        "BEGIN IMMEDIATE;
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {runs})
+         INSERT INTO messages (session_key, id, role, parts, created_at, updated_at)
+             SELECT s.key, 'q-' || i, 'user', '[]', 0, 0 FROM n, sessions s WHERE s.id = '{session}';
+         INSERT INTO runs (id, session_key, message_key, response_id, workspace, agent, status, queued_at)
+             SELECT printf('%08d-0000-7000-8000-000000000000', key), session_key, key, 'r-' || key, 'default', 'demo', 'queued', 0
+             FROM messages WHERE id LIKE 'q-%' ORDER BY key;
+         COMMIT;"
+    ))
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_long_queue_is_cancelled_in_short_transactions() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "first").await;
+    let running = scene.claim(1).await.remove(0);
+    fill_queue(&scene.path, "s", 2 * RUNS_AT_ONCE + 50);
+    let count = |what: &str| -> i64 {
+        let db = rusqlite::Connection::open(&scene.path).unwrap();
+        db.query_row(&format!("SELECT count(*) FROM runs WHERE {what}"), [], |row| row.get(0)).unwrap()
+    };
+    let (queued, unwritten) = ("status = 'queued'", "settled_at IS NOT NULL AND first_seq IS NULL");
+    let closed = scene.store.close_session("s".parse().unwrap(), true).await.unwrap().unwrap();
+    assert_eq!((closed, count(queued)), (Closed::Closing, RUNS_AT_ONCE + 50));
+    assert!(!scene.store.go_on_closing().await.unwrap(), "the running run comes first");
+    assert!(scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap().closing);
+
+    scene.settle(&running, Outcome::cancelled()).await.unwrap();
+    assert_eq!((count(unwritten), count(queued)), (0, RUNS_AT_ONCE + 50));
+    assert!(scene.claim(8).await.is_empty(), "what is to be cancelled is not claimed");
+    let later = scene.send("s", "later").await;
+    // As another process, after this one has crashed.
+    let other = open(&scene.path, scene.clock.clone(), Arc::default()).await.unwrap();
+    assert!(other.go_on_closing().await.unwrap());
+    assert_eq!((count(queued), count(unwritten)), (50 + 1, 0));
+    assert!(!other.go_on_closing().await.unwrap());
+    assert_eq!((count(queued), count(unwritten)), (1, 0));
+    other.close().await;
+    let claimed = scene.claim(8).await;
+    assert_eq!(claimed.iter().map(|claimed| claimed.run).collect::<Vec<_>>(), [later.run.run.id]);
+    assert!(!scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap().closing);
+    let disorder =
+        "SELECT count(*) || '' FROM messages a JOIN messages b ON b.key = a.key + 1 AND b.position < a.position
+        WHERE a.id LIKE 'q-%' AND b.id LIKE 'q-%'";
+    assert_eq!(scene.query(disorder), "0");
+}
+
+#[tokio::test]
+async fn spans_of_many_cancelled_runs_are_written_some_at_a_time() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "first").await;
+    let running = scene.claim(1).await.remove(0);
+    fill_queue(&scene.path, "s", RUNS_AT_ONCE + 30);
+    let queued: Vec<String> = {
+        let db = rusqlite::Connection::open(&scene.path).unwrap();
+        let mut ids = db.prepare("SELECT id FROM runs WHERE status = 'queued'").unwrap();
+        ids.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    for run in queued {
+        scene.store.cancel_run(run.parse().unwrap()).await.unwrap().unwrap();
+    }
+    scene.settle(&running, Outcome::completed()).await.unwrap();
+    let unwritten = "SELECT count(*) || '' FROM runs WHERE first_seq IS NULL";
+    assert_eq!(scene.query(unwritten), "30");
+    assert!(!scene.store.go_on_closing().await.unwrap());
+    assert_eq!(scene.query(unwritten), "0");
+}
+
+#[tokio::test]
+async fn a_queue_has_a_limit() {
+    let scene = Scene::new(1).await;
+    scene.send("s", "first").await;
+    scene.claim(1).await;
+    let request = |message: &str| Enqueue { max_queued: 2, ..scene.enqueue_request("s", message) };
+    for message in ["a", "b"] {
+        scene.store.enqueue(request(message)).await.unwrap().unwrap();
+    }
+    assert_eq!(scene.store.enqueue(request("c")).await.unwrap().unwrap_err(), Refusal::QueueFull(2));
+    assert!(!scene.store.enqueue(request("b")).await.unwrap().unwrap().created, "it is there");
+    let elsewhere = Enqueue { session: "t".parse().unwrap(), ..request("c") };
+    assert!(scene.store.enqueue(elsewhere).await.unwrap().is_ok());
 }
 
 #[tokio::test]

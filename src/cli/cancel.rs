@@ -50,7 +50,12 @@ pub(super) async fn cancel(
 
 pub(super) async fn close(engine: &Engine, args: &CloseArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
     let session = ids::session(engine, &args.session).await?;
-    let session = engine.close_session(&session, args.cancel).await.context("failed to close")?;
+    let mut closed = engine.close_session(&session, args.cancel).await.context("failed to close")?;
+    if closed.closing && !engine.is_executed_elsewhere().await? {
+        engine.finish_closing().await.context("failed to cancel the queue")?;
+        closed = engine.session(&session).await?;
+    }
+    let session = closed;
     match (json, &session.assignment) {
         (true, _) => table::json(out, &session)?,
         (false, None) => writeln!(out, "{} closed", session.id)?,

@@ -151,6 +151,7 @@ pub(super) mod tests {
             idle_ttl_ms: 1000,
             assignment: None,
             execution: Execution::Streaming,
+            closing: false,
             mode: SessionMode::default(),
             options: SessionOptions::default(),
             agent_session: None,

@@ -66,6 +66,7 @@ struct EngineSection {
     assignment_retention: Option<Period>,
     max_backends: Option<Whole>,
     memory_limit: Option<Size>,
+    max_queued: Option<Whole>,
     on_shutdown: Option<String>,
 }
 
@@ -220,6 +221,7 @@ fn engine(section: &Section<'_>, given: EngineSection, engine: &mut EngineConfig
     let on_shutdown = [("end", OnShutdown::End), ("leave", OnShutdown::Leave)];
     section.choice("on_shutdown", given.on_shutdown, on_shutdown, &mut engine.on_shutdown)?;
     section.number("workers", given.workers, limits::WORKERS, &mut engine.workers)?;
+    section.number("max_queued", given.max_queued, limits::MAX_QUEUED, &mut engine.max_queued)?;
     section.number("max_backends", given.max_backends, limits::MAX_BACKENDS, &mut engine.max_backends)?;
     section.size("memory_limit", given.memory_limit, limits::MEMORY_LIMIT, &mut engine.memory_limit)?;
     section.period("lease", given.lease, limits::LEASE, &mut engine.lease)?;

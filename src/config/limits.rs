@@ -28,6 +28,9 @@ pub const MAX_BACKENDS: RangeInclusive<u32> = 0..=1000;
 /// Below, a message of the greatest size allowed has no room beside the line that it comes in; above, it limits nothing.
 pub const MEMORY_LIMIT: RangeInclusive<usize> = 256 * 1024 * 1024..=1024 * 1024 * 1024 * 1024;
 
+/// Without one nothing could be sent to a busy session; an edit cancels what waits in one transaction, 0.2 ms a run.
+pub const MAX_QUEUED: RangeInclusive<u32> = 1..=100_000;
+
 /// Below a KiB not even a short message fits; a body is held in memory.
 pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=1024 * 1024 * 1024;
 /// A process has no more file descriptors than this in common set-ups.

@@ -98,6 +98,8 @@ pub struct EngineConfig {
     pub max_backends: u32,
     /// What is in flight takes at most about this much memory, in bytes: see [`crate::memory`].
     pub memory_limit: usize,
+    /// The most runs that wait in one session.
+    pub max_queued: u32,
     /// What becomes of turns that are still running when the grace of a shutdown is over.
     pub on_shutdown: OnShutdown,
     /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
@@ -152,6 +154,7 @@ impl Config {
                 assignment_retention: Duration::from_secs(7 * 24 * 60 * 60),
                 max_backends: 10,
                 memory_limit: 1024 * 1024 * 1024,
+                max_queued: 1000,
                 on_shutdown: OnShutdown::End,
                 host_program: "mainstay".into(),
             },

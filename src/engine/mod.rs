@@ -6,6 +6,7 @@ mod backends;
 mod backup;
 pub mod callers;
 mod chat;
+mod closing;
 pub mod decide;
 pub mod descriptors;
 pub mod doctor;
@@ -114,6 +115,8 @@ struct Shared {
     lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
+    /// Woken when runs of a session that was closed are still to be cancelled.
+    closing: tokio::sync::Notify,
     /// Whether it does its work.
     health: health::Health,
     /// Whether messages are taken, as far as anybody asked.
@@ -215,6 +218,7 @@ impl Engine {
             closed: CancellationToken::new(),
             lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
+            closing: tokio::sync::Notify::new(),
             health: health::Health::default(),
             readiness: readiness::Readiness::default(),
             shortages: shortage::Shortages::default(),
@@ -258,6 +262,7 @@ impl Engine {
 
     fn spawn_loops(&self, capacity: u32, only: Option<Only>) {
         let shared = &self.shared;
+        shared.spawn_loop("closing", Shared::is_closed, closing::run(shared.clone()));
         shared.spawn_loop("sweep", Shared::is_draining, sweep::run(shared.clone()));
         shared.spawn_loop("supervisor", Shared::is_closed, supervisor::run(shared.clone()));
         shared.spawn_loop("worker", Shared::is_closed, worker::run(shared.clone(), capacity, only));
@@ -276,20 +281,6 @@ impl Engine {
         self.shared.executing.begin(Some(only));
         self.spawn_loops(1, Some(only));
         Ok(())
-    }
-
-    /// Whether some process on this file executes runs now: its heartbeat is fresh, and it is not proven dead.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn is_executed_elsewhere(&self) -> Result<bool, EngineError> {
-        let silent_since = self.now() - self.shared.config.engine.lease;
-        let workers = self.shared.store.registered_workers().await?;
-        Ok(workers.iter().any(|worker| {
-            let alive = reap::is_alive(&worker.process);
-            let is_other = self.shared.worker.get().is_none_or(|own| own.key != worker.key);
-            is_other && worker.capacity > 0 && worker.heartbeat_at > silent_since && alive != reap::Liveness::Dead
-        }))
     }
 
     /// Stops claiming and lets running turns go on for `grace`. Those that are still running then are ended (the ones that

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::feed::{Follower, Scope};
 use super::{Engine, EngineError, RunFilter};
+use crate::backend::reap;
 use crate::event::{Event, Seq};
 use crate::id::{RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
@@ -250,4 +251,20 @@ impl Engine {
 
 fn common_chars(one: &str, other: &str) -> usize {
     one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
+}
+
+impl Engine {
+    /// Whether some process on this file executes runs now: its heartbeat is fresh, and it is not proven dead.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn is_executed_elsewhere(&self) -> Result<bool, EngineError> {
+        let silent_since = self.now() - self.shared.config.engine.lease;
+        let workers = self.shared.store.registered_workers().await?;
+        Ok(workers.iter().any(|worker| {
+            let alive = reap::is_alive(&worker.process);
+            let is_other = self.shared.worker.get().is_none_or(|own| own.key != worker.key);
+            is_other && worker.capacity > 0 && worker.heartbeat_at > silent_since && alive != reap::Liveness::Dead
+        }))
+    }
 }

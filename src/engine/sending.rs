@@ -99,6 +99,7 @@ impl Engine {
             options: send.options,
             declined_by: send.declined_by,
             goes_next: send.goes_next,
+            max_queued: self.shared.config.engine.max_queued,
             when_full: workspace.when_full,
             slot_bound: agents
                 .values()

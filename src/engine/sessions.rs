@@ -120,7 +120,10 @@ impl Engine {
         match self.shared.store.close_session(id.clone(), cancel).await? {
             None => Err(not_found("session", id)),
             Some(Closed::Busy(run)) => Err(EngineError::SessionBusy(run)),
-            Some(Closed::Closed | Closed::Closing) => self.session(id).await,
+            Some(Closed::Closed | Closed::Closing) => {
+                self.shared.closing.notify_one();
+                self.session(id).await
+            }
         }
     }
 

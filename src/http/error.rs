@@ -107,6 +107,7 @@ impl Error {
             EngineError::Refused(refusal) => match refusal {
                 Refusal::Busy(_) => conflict("busy"),
                 Refusal::PoolFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "pool_full", text),
+                Refusal::QueueFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", text),
                 Refusal::Differs { .. } => conflict("session_differs"),
                 Refusal::IdTaken(_) => conflict("message_id_taken"),
                 Refusal::MessageDiffers(_) => conflict("message_differs"),

@@ -296,7 +296,8 @@ impl Store {
         .await
     }
 
-    /// Frees the slot of a session; with `cancel`, asks its runs to stop first. `None` when there is no such session.
+    /// Frees the slot of a session; with `cancel`, asks its runs to stop first. Of a long queue only the beginning is cancelled
+    /// here, and the rest by [`Store::go_on_closing`]. `None` when there is no such session.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -305,16 +306,17 @@ impl Store {
             let id = id.clone();
             Box::pin(async move {
                 let Some(known) = find(tx.conn, &id).await? else { return Ok(None) };
-                let busy = unsettled(tx.conn, known.key).await?;
-                if let (Some((_, first)), false) = (busy.first(), cancel) {
+                let first = first_unsettled(tx.conn, known.key).await?;
+                if let (Some((_, first)), false) = (&first, cancel) {
                     return Ok(Some(Closed::Busy(first.parse()?)));
                 }
                 close_when_idle(tx, known.key).await?;
-                for (run, _) in busy {
-                    run::request_cancel(tx, run).await?;
+                if let Some((running, _)) = first {
+                    run::request_cancel(tx, running).await?;
+                    run::cancel_queue(tx, known.key).await?;
                 }
                 assignment::end_if_idle(tx, known.key).await?;
-                let closing = !unsettled(tx.conn, known.key).await?.is_empty();
+                let closing = first_unsettled(tx.conn, known.key).await?.is_some();
                 tx.notices.push(Notice::Ready);
                 Ok(Some(if closing { Closed::Closing } else { Closed::Closed }))
             })
@@ -342,13 +344,17 @@ impl Store {
     }
 }
 
-/// The queued and running runs of a session, the running one first.
-async fn unsettled(conn: &mut SqliteConnection, session: SessionKey) -> Result<Vec<(i64, String)>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT key AS "key!", id, 0 AS place FROM runs WHERE session_key = ?1 AND status = 'running' UNION ALL
-           SELECT key, id, 1 FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued'
-           ORDER BY place, 1"#,
+/// The running run of a session, else the next in its queue.
+async fn first_unsettled(
+    conn: &mut SqliteConnection,
+    session: SessionKey,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let first = sqlx::query!(
+        r#"SELECT key AS "key!", id FROM runs WHERE key = coalesce(
+               (SELECT key FROM runs WHERE session_key = ?1 AND status = 'running'),
+               (SELECT key FROM runs WHERE session_key = ?1 AND status = 'queued'
+                ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1))"#,
         session
     );
-    Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.key, row.id)).collect())
+    Ok(first.fetch_optional(conn).await?.map(|row| (row.key, row.id)))
 }

@@ -8,6 +8,21 @@ use serde_json::json;
 use crate::scene::Scene;
 
 #[tokio::test]
+async fn a_full_queue_is_429() {
+    let scene = Scene::with("[engine]\nmax_queued = 2", Default::default()).await;
+    scene.send("s", "one").await;
+    let two = json!({"message": {"id": "m-2", "text": "two"}});
+    assert_eq!(scene.post("/v1/sessions/s/runs", two.clone()).await.status, 202);
+    let refused = scene.post("/v1/sessions/s/runs", json!({"message": {"text": "three"}})).await;
+    assert_eq!((refused.refused(), refused.header("retry-after")), ((429, "queue_full"), "10"));
+    let chat = json!({"id": "s", "message": {"role": "user", "parts": [{"type": "text", "text": "three"}]}});
+    assert_eq!(scene.post("/api/chat", chat).await.refused(), (429, "queue_full"));
+    assert_eq!(scene.post("/v1/sessions/s/runs", two).await.status, 200, "the same message again");
+    assert_eq!(scene.post("/v1/sessions/s/close", json!({"cancel": true})).await.body["closing"], json!(false));
+    scene.send("s", "four").await;
+}
+
+#[tokio::test]
 async fn the_same_message_is_one_run() {
     let scene = Scene::new().await;
     let message = json!({"message": {"id": "m", "text": "hello"}, "timeout_ms": 1000, "priority": 5});

@@ -265,6 +265,7 @@ impl System {
             options: RunOptions { when_busy: new.when_busy, timeout: None, priority: new.priority },
             declined_by: None,
             goes_next: new.goes_next,
+            max_queued: 1000,
             when_full: new.when_full,
             slot_bound: vec![AGENTS[SLOT_BOUND_AGENT].parse().unwrap()],
             close_when_idle: new.close_when_idle,
@@ -275,6 +276,7 @@ impl System {
                 Answer::Enqueued { run: enqueued.run.key, created: enqueued.created }
             }
             Err(refusal) => Answer::Refused(match refusal {
+                Refusal::QueueFull(_) => "queue full",
                 Refusal::Busy(_) => "busy",
                 Refusal::PoolFull(_) => "pool full",
                 Refusal::Differs { .. } => "differs",

@@ -45,6 +45,8 @@ pub struct Enqueue {
     pub declined_by: Option<String>,
     /// Whether it goes next in any case.
     pub goes_next: bool,
+    /// The most runs that wait in a session.
+    pub max_queued: u32,
     /// What the session gets when no slot is free.
     pub when_full: WhenFull,
     /// The agents that are keyed by slot.
@@ -80,6 +82,9 @@ pub enum Refusal {
     /// The session has a queued or running run, and the caller did not want to wait.
     #[error("the session is busy with run {0}")]
     Busy(RunId),
+    /// The session has as many queued runs as it may have.
+    #[error("the session has {0} queued runs, and may have no more: wait until some have begun, or cancel some")]
+    QueueFull(u32),
     /// The pool has no free slot, and its policy is to refuse.
     #[error("workspace {0} has no free slot: close a session or try later")]
     PoolFull(WorkspaceName),
@@ -223,6 +228,11 @@ impl Enqueue {
         {
             return Ok(Some(Refusal::Busy(run)));
         }
+        if let Some(known) = known
+            && is_full(tx, known.key, self.max_queued).await?
+        {
+            return Ok(Some(Refusal::QueueFull(self.max_queued)));
+        }
         if self.when_full == WhenFull::Reject && known.is_none_or(|known| !known.has_place) {
             let (key, workspace) = match known {
                 Some(known) => (known.key, known.workspace.parse()?),
@@ -251,6 +261,17 @@ async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>
     .fetch_optional(&mut *tx.conn)
     .await?;
     Ok(id.map(|id| id.parse()).transpose()?)
+}
+
+/// Whether so many runs wait in a session. No more of its queue is looked at.
+async fn is_full(tx: &mut Tx<'_>, session: SessionKey, most: u32) -> Result<bool, StoreError> {
+    let last = i64::from(most) - 1;
+    let full = sqlx::query_scalar!(
+        "SELECT key FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued' LIMIT 1 OFFSET ?2 + 0",
+        session,
+        last
+    );
+    Ok(full.fetch_optional(&mut *tx.conn).await?.is_some())
 }
 
 /// Asks the running run to stop.

@@ -2,6 +2,7 @@
 //! `resume.rs`, `lease.rs`, `held.rs`; and `whereabouts.rs`, `waiting.rs`.
 
 mod claim;
+mod closing;
 mod enqueue;
 mod held;
 mod lease;
@@ -23,6 +24,8 @@ use crate::usage::Usage;
 
 pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
+pub use closing::RUNS_AT_ONCE;
+pub(super) use closing::cancel_queue;
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use held::Lost;
 pub use settle::{CancelRequest, Settle, Settled};

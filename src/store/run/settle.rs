@@ -18,6 +18,7 @@ use crate::store::writer::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
 use crate::usage::Usage;
 
+use super::closing::{RUNS_AT_ONCE, is_in_midst_of_a_span};
 use super::{Located, load_one, resume};
 
 /// How a run ends.
@@ -189,12 +190,13 @@ async fn endings(tx: &mut Tx<'_>, settles: &[Settle]) -> Result<Vec<Ending>, Sto
 }
 
 /// The spans of runs that were cancelled in the queue while another one was running: they come behind it, so that each
-/// run's events stay in one piece.
-async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
+/// run's events stay in one piece. Of very many, the rest follows in transactions of their own (`closing.rs`).
+pub(super) async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
     let runs = sqlx::query_scalar!(
         r#"SELECT key AS "key!" FROM runs WHERE session_key = ?1 AND settled_at IS NOT NULL AND first_seq IS NULL
-           ORDER BY settled_at, key"#,
-        session
+           ORDER BY settled_at, key LIMIT ?2 + 0"#,
+        session,
+        RUNS_AT_ONCE
     )
     .fetch_all(&mut *tx.conn)
     .await?;
@@ -205,7 +207,7 @@ async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
 }
 
 /// The span of a run that ended in the queue: `start` (unless it was claimed once), then its end.
-async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
+pub(super) async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
     let events: Vec<_> = Chunk::end_of_a_run_cancelled_in_the_queue().iter().map(Chunk::to_json).collect();
     let (events, now) = (format!("[{}]", events.join(",")), tx.now.as_millis());
     sqlx::query!(
@@ -244,6 +246,19 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
         tx.notices.push(Notice::CancelRequested(run));
         return Ok(());
     }
+    let Some(session) = cancel_queued(tx, run).await? else { return Ok(()) };
+    if !is_in_midst_of_a_span(tx.conn, session).await? {
+        write_spans(tx, session).await?;
+    }
+    tx.notices.push(Notice::Grown(session));
+    tx.notices.push(Notice::Ready);
+    Ok(())
+}
+
+/// Cancels a queued run. Its span is still to be written, unless it had begun. Answers with its session; none when it is not
+/// queued.
+pub(super) async fn cancel_queued(tx: &mut Tx<'_>, run: RunKey) -> Result<Option<SessionKey>, StoreError> {
+    let now = tx.now.as_millis();
     let (status, cause) = (Status::Cancelled.as_str(), Cause::Cancelled.as_str());
     // A run that was claimed once and put back has its `start` already: its span grows in the statement that ends it.
     let begun = sqlx::query_scalar!(
@@ -251,7 +266,7 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
         run
     );
     let Some(begun) = begun.fetch_optional(&mut *tx.conn).await? else {
-        return Ok(());
+        return Ok(None);
     };
     if begun {
         write_span(tx, run).await?;
@@ -263,52 +278,27 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
         status,
         cause,
         now
-    )
-    .fetch_one(&mut *tx.conn)
-    .await?;
-    let in_midst_of_a_span = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'running')
-               OR EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'queued' AND (first_seq IS NULL) = 0)
-               AS "busy!: bool""#,
-        session
     );
-    if !in_midst_of_a_span.fetch_one(&mut *tx.conn).await? {
-        write_spans(tx, session).await?;
-    }
-    tx.notices.push(Notice::Grown(session));
-    tx.notices.push(Notice::Ready);
-    Ok(())
+    Ok(Some(session.fetch_one(&mut *tx.conn).await?))
 }
 
 impl Store {
-    /// Asks for all runs of the sessions below a session to stop, as [`Store::cancel_run`] does. Answers with those that were
-    /// not settled.
+    /// Asks for all runs of the sessions below a session to stop, as [`Store::cancel_run`] does, in short transactions. Answers
+    /// with those that were not settled.
     ///
     /// # Errors
-    /// Why nothing was stored.
+    /// Why nothing more was stored; to ask again goes on with it.
     pub async fn cancel_descendants(&self, of: SessionKey) -> Result<Vec<RunId>, StoreError> {
-        self.write(move |tx| {
-            Box::pin(async move {
-                let runs = sqlx::query!(
-                    r#"WITH RECURSIVE below (key) AS (
-                           SELECT key FROM sessions WHERE spawned_by = ?1
-                           UNION SELECT s.key FROM below JOIN sessions s ON s.spawned_by = below.key)
-                       SELECT r.key AS "key!", r.id FROM below CROSS JOIN runs r INDEXED BY one_running_run_per_session
-                           ON r.session_key = below.key
-                           WHERE r.status = 'running'
-                       UNION ALL
-                       SELECT r.key, r.id FROM below CROSS JOIN runs r INDEXED BY runs_queued ON r.session_key = below.key
-                           WHERE r.status = 'queued'"#,
-                    of
-                );
-                let runs = runs.fetch_all(&mut *tx.conn).await?;
-                for run in &runs {
-                    request_cancel(tx, run.key).await?;
-                }
-                runs.into_iter().map(|run| Ok(run.id.parse()?)).collect()
-            })
-        })
-        .await
+        let (mut cancelled, mut after) = (Vec::new(), 0);
+        loop {
+            let runs = self.write(move |tx| Box::pin(async move { cancel_below(tx, of, after).await })).await?;
+            let is_last = i64::try_from(runs.len()).unwrap_or(i64::MAX) < RUNS_AT_ONCE;
+            after = runs.last().map_or(after, |(key, _)| *key);
+            cancelled.extend(runs.into_iter().map(|(_, id)| id));
+            if is_last {
+                return Ok(cancelled);
+            }
+        }
     }
 
     /// Asks for a run to stop: stored before anything is sent, in whatever state the run is; asking again changes nothing.
@@ -333,4 +323,29 @@ impl Store {
         })
         .await
     }
+}
+
+/// The next of the unsettled runs below a session, which are asked to stop.
+async fn cancel_below(tx: &mut Tx<'_>, of: SessionKey, after: RunKey) -> Result<Vec<(RunKey, RunId)>, StoreError> {
+    let runs = sqlx::query!(
+        r#"WITH RECURSIVE below (key) AS (
+               SELECT key FROM sessions WHERE spawned_by = ?1
+               UNION SELECT s.key FROM below JOIN sessions s ON s.spawned_by = below.key)
+           SELECT key AS "key!", id AS "id!" FROM (
+               SELECT r.key, r.id FROM below CROSS JOIN runs r INDEXED BY one_running_run_per_session
+                   ON r.session_key = below.key
+                   WHERE r.status = 'running' AND r.key > ?2
+               UNION ALL
+               SELECT r.key, r.id FROM below CROSS JOIN runs r INDEXED BY runs_queued ON r.session_key = below.key
+                   WHERE r.status = 'queued' AND r.key > ?2)
+           ORDER BY 1 LIMIT ?3 + 0"#,
+        of,
+        after,
+        RUNS_AT_ONCE
+    );
+    let runs = runs.fetch_all(&mut *tx.conn).await?;
+    for run in &runs {
+        request_cancel(tx, run.key).await?;
+    }
+    runs.into_iter().map(|run| Ok((run.key, run.id.parse()?))).collect()
 }

@@ -88,6 +88,7 @@ impl Store {
                    a.slot_key IS NOT NULL AND EXISTS (SELECT 1 FROM assignments o WHERE o.session_key = s.key
                        AND o.key < a.key AND o.slot_key <> a.slot_key) AS "slot_changed!: bool",
                    EXISTS (SELECT 1 FROM runs r WHERE r.session_key = s.key AND r.status = 'running') AS "running!: bool",
+                   s.cancel_through IS NOT NULL OR (s.close_when_idle = 1 AND a.key IS NOT NULL) AS "closing!: bool",
                    q.key AS "queued?", q.not_before AS "not_before?"
                FROM sessions s
                LEFT JOIN sessions o ON o.key = s.spawned_by
@@ -130,6 +131,7 @@ impl Store {
                     idle_ttl_ms: row.idle_ttl_ms,
                     assignment,
                     execution,
+                    closing: row.closing,
                     mode: if row.oneshot { SessionMode::Oneshot } else { SessionMode::Persistent },
                     options: read_options(&row.options)?,
                     agent_session: agent_sessions.get(&row.key).cloned(),

@@ -1,5 +1,7 @@
 //! Places: who gets which slot, who waits for one, and who has to go.
 
+use std::cmp::Reverse;
+
 use std::collections::BTreeSet;
 
 use mainstay::run::Status;
@@ -135,7 +137,10 @@ impl Model {
         }
         self.sessions[session].closing = true;
         let mut busy: Vec<_> = self.runs_of(session).filter(|(_, run)| !run.status.is_settled()).collect();
-        busy.sort_by_key(|(key, run)| (run.status != Status::Running, *key));
+        // In the order of the queue.
+        busy.sort_by_key(|(key, run)| {
+            (run.status != Status::Running, run.span.is_none(), Reverse((run.front, run.priority)), *key)
+        });
         for run in busy.into_iter().map(|(key, _)| key).collect::<Vec<_>>() {
             self.request_cancel(run);
         }

@@ -1,0 +1,44 @@
+//! Closing a session with a long queue: its runs are cancelled some at a time, so that other writes get in between.
+//!
+//! Always: what is to be done is in the database, so that it is gone on with after a crash, and whichever process closed the
+//! session. Proof: `tests/it/cancel.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Engine, EngineError, Shared};
+
+/// Poll interval: another process may have closed a session, or the running run of one have ended.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Goes on with what is to be cancelled until the engine closes.
+pub(super) async fn run(shared: Arc<Shared>) {
+    loop {
+        let more = match shared.store.go_on_closing().await {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "failed to go on with cancelling the runs of a closed session; trying again");
+                false
+            }
+        };
+        if more && !shared.closed.is_cancelled() {
+            continue;
+        }
+        tokio::select! {
+            () = shared.closing.notified() => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            () = shared.closed.cancelled() => return,
+        }
+    }
+}
+
+impl Engine {
+    /// Cancels what closed sessions still have in their queues: for a program without a daemon.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn finish_closing(&self) -> Result<(), EngineError> {
+        while self.shared.store.go_on_closing().await? {}
+        Ok(())
+    }
+}
