@@ -196,11 +196,14 @@ fn marked(process: &Process, stat: &Stat) -> Option<Option<RunId>> {
     reap::marker_in(&environ).map(|run| run.parse().ok())
 }
 
-/// All processes that work for a run; none where `/proc` cannot be read.
+/// All processes that work for a run of our own user, who starts the shims of our agents; none where `/proc` cannot be read.
+/// Agents of others have nothing to decide here that they could hide.
 fn suspects() -> Option<HashSet<i32>> {
+    let own = rustix::process::geteuid().as_raw();
     let processes: Vec<_> = procfs::process::all_processes().ok()?.flatten().collect();
     let stats: Vec<_> = processes.iter().filter_map(|process| Some((process, process.stat().ok()?))).collect();
-    let marked = stats.iter().filter(|(process, stat)| marked(process, stat).is_some());
+    let is_marked = |process: &Process, stat: &Stat| owner(stat.pid) == Some(own) && marked(process, stat).is_some();
+    let marked = stats.iter().filter(|(process, stat)| is_marked(process, stat));
     let mut pids: HashSet<i32> = marked.map(|(_, stat)| stat.pid).collect();
     reap::add_descendants(&mut pids, &stats.iter().map(|(_, stat)| stat).collect::<Vec<_>>());
     Some(pids)

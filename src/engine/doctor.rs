@@ -32,7 +32,7 @@ use crate::run::Attempt;
 use crate::store::audit::Depth;
 use crate::store::reading::{Known, Reading};
 use crate::store::worker::Registered;
-use crate::store::{agents_dir, backup_note, files, newest_schema};
+use crate::store::{agents_dir, backup_note, files, newest_schema, token_file};
 
 /// A write-ahead log that is cut back after each checkpoint grows so long only while somebody reads on and on.
 const MAX_WAL_BYTES: u64 = 256 * 1024 * 1024;
@@ -265,20 +265,23 @@ fn temp() -> Check {
 
 /// Whether the rest of the machine may read what was said. A group that may is one that the owner chose.
 fn permissions(path: &Path) -> Check {
-    let open = files(path).into_iter().chain([agents_dir(path)]).filter_map(|file| {
+    // The token of requests is not even the group's.
+    let token = token_file(path).ok().map(|file| (file, 0o077));
+    let open = files(path).into_iter().chain([agents_dir(path)]).map(|file| (file, 0o007)).chain(token);
+    let open = open.filter_map(|(file, others)| {
         let mode = match std::fs::metadata(&file) {
             Ok(meta) => meta.permissions().mode() & 0o777,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => return Some(Finding::new(file.display(), format!("it cannot be looked at: {error}"))),
         };
-        (mode & 0o007 != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may use it")))
+        (mode & others != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may use it")))
     });
     // Others may put another file in the place of the database, unless the sticky bit keeps them from it.
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mode = std::fs::metadata(dir).map_or(0, |meta| meta.permissions().mode() & 0o7777);
     let replaceable = (mode & 0o1002 == 0o002)
         .then(|| Finding::new(dir.display(), format!("its mode is {mode:o}: others may replace the database")));
-    let advice = "take the rights of others away with `chmod o=`";
+    let advice = "take the rights of others away with `chmod o=`, and those of the group from a token with `chmod 600`";
     Check::new("permissions", Verdict::Warning, advice, open.chain(replaceable).collect())
 }
 

@@ -48,7 +48,8 @@ const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 /// few seconds, streams as interrupted, so that their clients come back.
 ///
 /// # Errors
-/// When the listener has no address. A failed accept is logged and tried again.
+/// When the listener has no address, or other machines reach it and no token is needed. A failed accept is logged and tried
+/// again.
 pub async fn serve(
     engine: Engine,
     config: &ServerConfig,
@@ -72,6 +73,9 @@ pub async fn serve_with(
     timeouts: Timeouts,
 ) -> io::Result<()> {
     let listen = listener.local_addr()?.ip();
+    if matches!(access, Access::Open) && !listen.to_canonical().is_loopback() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "without a token only this machine may be served"));
+    }
     // Inherited by the connections.
     rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES)?;
     let mut http = http1::Builder::new();

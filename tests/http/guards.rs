@@ -1,8 +1,10 @@
 //! Who may ask: tokens and roles, Host, Origin.
 
-use mainstay::http::Timeouts;
+use mainstay::http::{Access, Timeouts, serve};
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Scene, Streaming, read, status_of};
 
@@ -33,6 +35,15 @@ async fn nothing_but_the_health_is_told_without_the_token() {
     for right in [format!("Bearer {TOKEN}"), format!("bearer {TOKEN}")] {
         assert_eq!(read(scene.ask(Method::GET, "/v1/sessions").header("authorization", right)).await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn open_access_beyond_loopback_is_not_served() {
+    let scene = Scene::new().await;
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let config = scene.engine.config().server.clone();
+    let served = serve(scene.engine.clone(), &config, Access::Open, listener, CancellationToken::new()).await;
+    assert_eq!(served.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ pub struct Scene {
     pub address: SocketAddr,
     pub stop: CancellationToken,
     pub server: JoinHandle<std::io::Result<()>>,
-    engine: Engine,
+    pub engine: Engine,
     client: Client,
     /// What requests show: the token that was made, where the config names none.
     token: Option<String>,

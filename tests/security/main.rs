@@ -1,4 +1,4 @@
-//! Attacks on a real daemon, and what `docs/security.md` promises of each. A row of its table for every test here.
+//! Attacks on a real daemon, and what `docs/security.md` promises of each: a row of its table names the test here.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod directories;

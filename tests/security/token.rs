@@ -105,6 +105,15 @@ async fn rotated_token_takes_the_place_of_the_old_one() {
     assert_eq!((status(&daemon, &new).await, status(&daemon, &scene.token()).await), (401, 200));
 }
 
+#[test]
+fn doctor_names_a_token_that_others_may_read() {
+    let scene = Scene::new("");
+    drop(scene.daemon());
+    assert!(!scene.printed(&["doctor", "--quick"]).contains("mainstay.db-token"));
+    fs::set_permissions(scene.token_file(), Permissions::from_mode(0o640)).unwrap();
+    assert!(scene.printed(&["doctor", "--quick"]).contains("mainstay.db-token"));
+}
+
 #[tokio::test]
 async fn token_file_of_the_config_is_read_anew() {
     let scene = Scene::new("[tokens.x]\nrole = \"viewer\"\ntoken_file = \"x.token\"\n");
