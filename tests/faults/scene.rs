@@ -193,7 +193,9 @@ pub struct Daemon {
 impl Daemon {
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.url)).timeout(PATIENCE);
-        match self.token.get_or_init(|| token(&self.db)) {
+        // As the daemon sees it, which may have mounts of its own.
+        let db = || PathBuf::from(format!("/proc/{}/root{}", self.child.id(), self.db.display()));
+        match self.token.get_or_init(|| token(&db())) {
             Some(token) => request.bearer_auth(token),
             None => request,
         }
