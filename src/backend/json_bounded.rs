@@ -4,6 +4,7 @@
 //! Always: what is read has at most [`MAX_NODES`] values, and beyond that a few of each object on the way. What does not fit
 //! stands in its place as its own text, so that nothing of it is lost.
 
+use memchr::memchr2;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -20,22 +21,23 @@ const SMALL_BYTES: usize = 2 * MAX_NODES;
 
 /// Reads a JSON text.
 pub(super) fn parse(text: &str) -> Option<Value> {
-    if text.len() <= SMALL_BYTES || nodes(text) <= MAX_NODES {
+    if text.len() <= SMALL_BYTES {
         return serde_json::from_str(text).ok();
     }
-    let raw: &RawValue = serde_json::from_str(text).ok()?;
-    read(raw.get(), &mut MAX_NODES.clone(), 0)
+    let mut room = MAX_NODES;
+    read(text.trim_matches([' ', '\t', '\n', '\r']), &mut room, 0)
 }
 
 fn read(text: &str, room: &mut usize, level: usize) -> Option<Value> {
-    let count = nodes(text);
-    if count <= *room {
-        *room -= count;
+    let shape = Shape::of(text);
+    if shape.nodes <= *room {
+        *room -= shape.nodes;
         return serde_json::from_str(text).ok();
     }
-    let as_text = || Some(Value::String(text.to_owned()));
-    if level == MAX_LEVELS || members(text) > MAX_MEMBERS {
-        return as_text();
+    if level == MAX_LEVELS || shape.members > MAX_MEMBERS {
+        // Looked through only here where it was not read on a level above.
+        let is_json = level > 0 || serde_json::from_str::<&RawValue>(text).is_ok();
+        return is_json.then(|| Value::String(text.to_owned()));
     }
     match text.as_bytes().first() {
         Some(b'{') => {
@@ -87,36 +89,47 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// About how many values a text has.
-fn nodes(text: &str) -> usize {
-    1 + marks(text).filter(|(mark, _)| matches!(mark, b',' | b'[' | b'{')).count()
+/// About how many values a text has, and how many of them are its own members.
+struct Shape {
+    nodes: usize,
+    members: usize,
 }
 
-/// About how many members it has itself.
-fn members(text: &str) -> usize {
-    1 + marks(text).filter(|(mark, depth)| *mark == b',' && *depth == 1).count()
-}
-
-/// What separates and holds values, outside of strings, with how many hold it.
-fn marks(text: &str) -> impl Iterator<Item = (u8, usize)> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    text.bytes().filter_map(move |byte| {
-        if in_string {
-            (in_string, escaped) = (byte != b'"' || escaped, byte == b'\\' && !escaped);
-            return None;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => {
-                depth += 1;
-                return Some((byte, depth - 1));
+impl Shape {
+    /// One look at each byte: strings are passed over.
+    fn of(text: &str) -> Self {
+        let mut shape = Self { nodes: 1, members: 1 };
+        let (bytes, mut at, mut depth) = (text.as_bytes(), 0, 0_usize);
+        while let Some(byte) = bytes.get(at) {
+            at += 1;
+            match byte {
+                b'"' => at = behind_string(bytes, at),
+                b'{' | b'[' => {
+                    depth += 1;
+                    shape.nodes += 1;
+                }
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                b',' => {
+                    shape.nodes += 1;
+                    shape.members += usize::from(depth == 1);
+                }
+                _ => {}
             }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b',' => return Some((byte, depth)),
-            _ => {}
         }
-        None
-    })
+        shape
+    }
+}
+
+/// Behind the string whose first character stands here.
+fn behind_string(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found + 1;
+        if bytes[at - 1] == b'"' {
+            return at;
+        }
+        at += 1;
+    }
+    bytes.len()
 }
 
 #[cfg(test)]

@@ -23,8 +23,9 @@ use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
 /// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the next three lead to files
-/// with tokens in or beside them, the others speak for it to the service manager that supervises it.
-pub(super) const KEPT_FROM_AGENTS: [&str; 7] = [
+/// with tokens in or beside them, those behind speak for it to the service manager that supervises it. The last two are for
+/// its own allocator.
+pub(super) const KEPT_FROM_AGENTS: [&str; 9] = [
     "MAINSTAY_TOKEN",
     "MAINSTAY_DB",
     "MAINSTAY_CONFIG",
@@ -32,6 +33,8 @@ pub(super) const KEPT_FROM_AGENTS: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
 ];
 
 /// Where the system looks for a program when nobody says where.

@@ -4,6 +4,7 @@
 //! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
 
 mod agents;
+mod allocator;
 mod args;
 mod attach;
 mod backends;
@@ -161,7 +162,8 @@ impl Cli {
 
 impl Cli {
     /// Does what needs neither config nor log nor runtime: what an engine starts by itself, and looking after a container
-    /// as its PID 1, where the command is left to a child. None for everything else.
+    /// as its PID 1, where the command is left to a child. None for everything else; a daemon goes on from here with an
+    /// allocator that gives back what is freed.
     ///
     /// # Errors
     /// Why it could not be done.
@@ -169,6 +171,10 @@ impl Cli {
         match &self.command {
             Command::TortureAgent(args) => torture::agent(args).map(Some),
             Command::Serve(_) if init::is_pid_1() => init::run().map(Some),
+            Command::Serve(_) => {
+                allocator::give_back_what_is_freed();
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
