@@ -56,7 +56,10 @@ fn give_to(scene: &Scene, uid: u32, gid: u32) {
         let paths = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).chain([dir.clone()]);
         for path in paths.collect::<Vec<PathBuf>>() {
             chown(&path, Some(uid), Some(gid)).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(if path.is_dir() { 0o750 } else { 0o640 })).unwrap();
+            // The token is not the group's: a daemon refuses one that is.
+            let is_token = path == crate::token::token_file(&scene.db);
+            let mode = if path.is_dir() { 0o750 } else { 0o640 };
+            fs::set_permissions(&path, Permissions::from_mode(if is_token { 0o600 } else { mode })).unwrap();
         }
     }
 }
