@@ -58,13 +58,14 @@ impl Cli {
         Ok(config)
     }
 
-    /// Refuses to execute what is queued in a database that was found and not named, where another user could have queued it.
+    /// Refuses to do what a database says that was found and not named, where another user could have written it: what is
+    /// queued there is not executed, and what it says is left behind is not removed.
     ///
     /// # Errors
     /// When it is such a database.
     pub fn check_found_database(&self) -> anyhow::Result<()> {
         let is_found = self.db == Path::new(DEFAULT_DATABASE);
-        if !is_found || !matches!(self.command, Command::Serve(_) | Command::Run(_)) {
+        if !is_found || !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Sweep) {
             return Ok(());
         }
         // What is missing is made; what cannot be looked at is said when it is opened.

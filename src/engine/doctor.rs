@@ -213,8 +213,11 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
     });
     let mut left: Vec<_> = left.collect();
     let agents_dir = agents_dir(path);
-    let unfinished = spawn_blocking(move || backup_note::unfinished(&agents_dir)).await.unwrap_or_default();
-    let copies = unfinished.into_iter().filter_map(|unfinished| unfinished.copy);
+    let copies = spawn_blocking(move || {
+        let left = backup_note::unfinished(&agents_dir).into_iter().filter(backup_note::Unfinished::may_be_there);
+        left.filter_map(|unfinished| unfinished.copy).collect::<Vec<_>>()
+    });
+    let copies = copies.await.unwrap_or_default().into_iter();
     left.extend(copies.map(|copy| Finding::new(copy.display(), "a backup that was killed left it unfinished")));
     Ok(Check::new("directories", Verdict::Warning, advice, left))
 }

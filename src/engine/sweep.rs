@@ -301,7 +301,7 @@ async fn remove_unfinished_copies(shared: &Shared) -> u64 {
             if let (Err(error), Some(copy)) = (&removed, &unfinished.copy) {
                 tracing::warn!(%error, path = %copy.display(), "failed to remove the unfinished copy of a backup");
             }
-            removed.is_ok_and(|removed| removed) && unfinished.copy.is_some()
+            removed.unwrap_or_default()
         });
         u64::try_from(removed.count()).unwrap_or(u64::MAX)
     });

@@ -3,20 +3,24 @@
 //!
 //! Always: a note is locked as long as its backup lives; the kernel lets go of the lock with the process. A copy is removed only
 //! under the name that its own note gives it, and only in the very directory that was noted: a daemon may see another one at the
-//! same path (`PrivateTmp`), and leaves the note to a process that sees the right one.
+//! same path (`PrivateTmp`), and leaves the note to a process that sees the right one. A note is no proof, as other users may be
+//! able to write one: it removes nothing but what its own owner made and what reads as the copy of a database.
 //! Deliberately absent: notes of users who may not write beside the database. What their killed backups leave is theirs to remove.
 //!
 //! Proof: `tests/faults/backup.rs`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::place::{agents_dir, belong_to, beside};
+use super::place::{agents_dir, beside};
 
 /// Begins the names of notes among the directories of agents.
 const PREFIX: &str = "backup-";
@@ -24,6 +28,10 @@ const PREFIX: &str = "backup-";
 const PART: &str = ".part";
 /// A path has 4 KiB at most.
 const MAX_NOTE_BYTES: u64 = 64 * 1024;
+/// The length of an id in hexadecimal digits.
+const ID_DIGITS: usize = 32;
+/// What every database begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// A note of a copy in the making; removed when it is dropped.
 pub(super) struct Note {
@@ -44,6 +52,8 @@ pub struct Unfinished {
     /// The copy; none when the backup was killed before it made one.
     pub copy: Option<PathBuf>,
     note: PathBuf,
+    /// Who made the note, and so the copy.
+    owner: u32,
     dir: (u64, u64),
     /// Held, so that no other process removes it at the same time.
     _locked: File,
@@ -58,18 +68,19 @@ impl Note {
     /// Notes where a copy of a database is going to be made; none where this user may not write beside the database.
     pub fn write(database: &Path, copy: &Path, id: &str) -> Option<Self> {
         let path = agents_dir(database).join(format!("{PREFIX}{id}"));
-        let written = Self::create(database, &path, copy);
+        let written = Self::create(&path, copy);
         written.inspect_err(|error| tracing::debug!(%error, path = %path.display(), "backup not noted")).ok()
     }
 
-    fn create(database: &Path, path: &Path, copy: &Path) -> io::Result<Self> {
+    fn create(path: &Path, copy: &Path) -> io::Result<Self> {
         let dir = fs::metadata(copy.parent().unwrap_or(Path::new("/")))?;
         let content = Content { copy: copy.to_owned(), dir: (dir.dev(), dir.ino()) };
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
         file.lock()?;
         let note = Self { path: path.to_owned(), _locked: file.try_clone()? };
         file.write_all(&serde_json::to_vec(&content)?)?;
-        belong_to(database, path)?;
+        // It stays with the user who makes the copy. The owner of the directory, who alone looks into it, may read it too.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
         Ok(note)
     }
 }
@@ -89,41 +100,97 @@ pub fn unfinished(agents_dir: &Path) -> Vec<Unfinished> {
 
 fn left_by(note: &Path) -> Option<Unfinished> {
     let id = note.file_name()?.to_str()?.strip_prefix(PREFIX)?;
+    if id.len() != ID_DIGITS || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(note).ok()?;
-    if !file.metadata().ok()?.is_file() || file.try_lock().is_err() {
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || file.try_lock().is_err() {
         return None;
     }
     let mut text = Vec::new();
     (&file).take(MAX_NOTE_BYTES).read_to_end(&mut text).ok()?;
     let content = serde_json::from_slice::<Content>(&text).ok();
     // A name that is not the note's own is none that we gave.
-    let is_own = |copy: &Path| copy.to_string_lossy().ends_with(&format!(".{id}{PART}"));
+    let is_own = |copy: &Path| copy.is_absolute() && copy.to_string_lossy().ends_with(&format!(".{id}{PART}"));
     let content = content.filter(|content| is_own(&content.copy));
     let dir = content.as_ref().map_or((0, 0), |content| content.dir);
-    Some(Unfinished { copy: content.map(|content| content.copy), note: note.to_owned(), dir, _locked: file })
+    let copy = content.map(|content| content.copy);
+    Some(Unfinished { copy, note: note.to_owned(), owner: meta.uid(), dir, _locked: file })
 }
 
 impl Unfinished {
-    /// Removes the copy and its note; false when the directory of the copy is not to be seen from here, so that it stays noted.
-    /// Blocking work.
+    /// Whether the copy is there, or may be where this process does not see. Blocking work.
+    pub fn may_be_there(&self) -> bool {
+        let seen = |copy| {
+            Ok(match self.open_dir(copy)? {
+                Some(dir) => self.is_copy(&dir, name_of(copy))?,
+                None => true,
+            })
+        };
+        self.copy.as_deref().is_some_and(|copy| seen(copy).unwrap_or_else(|_: io::Error| true))
+    }
+
+    /// Removes the copy and its note, and answers whether there was a copy. Where the directory of the copy is not to be seen
+    /// from here, it stays noted. Blocking work.
     ///
     /// # Errors
     /// The copy cannot be removed; it stays noted.
     pub fn remove(&self) -> io::Result<bool> {
+        let mut removed = false;
         if let Some(copy) = &self.copy {
-            let here = fs::metadata(copy.parent().unwrap_or(Path::new("/")));
-            if !here.is_ok_and(|dir| (dir.dev(), dir.ino()) == self.dir) {
-                return Ok(false);
+            let Some(dir) = self.open_dir(copy)? else { return Ok(false) };
+            if self.is_copy(&dir, name_of(copy))? {
+                rustix::fs::unlinkat(&dir, name_of(copy), AtFlags::empty())?;
+                removed = true;
             }
-            for file in [copy.clone(), beside(copy, "-journal")] {
-                match fs::remove_file(&file) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+            let journal = beside(copy, "-journal");
+            if self.has_made(&dir, name_of(&journal))?.is_some() {
+                rustix::fs::unlinkat(&dir, name_of(&journal), AtFlags::empty())?;
             }
         }
         fs::remove_file(&self.note)?;
-        Ok(true)
+        Ok(removed)
     }
+
+    /// A handle of the noted directory, which stays the same one; none when there is another one or none at its path.
+    fn open_dir(&self, copy: &Path) -> io::Result<Option<OwnedFd>> {
+        let path = copy.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::openat(CWD, path, flags, Mode::empty()) else { return Ok(None) };
+        let meta = rustix::fs::fstat(&dir)?;
+        Ok(((meta.st_dev, meta.st_ino) == self.dir).then_some(dir))
+    }
+
+    /// The length of a regular file that the owner of the note made.
+    fn has_made(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<Option<i64>> {
+        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(meta) => {
+                let is_own = FileType::from_raw_mode(meta.st_mode).is_file() && meta.st_uid == self.owner;
+                Ok(is_own.then_some(meta.st_size))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether it is a copy that the owner of the note made. Its first page may be written last.
+    fn is_copy(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+        match self.has_made(dir, name)? {
+            None => Ok(false),
+            Some(0) => Ok(true),
+            Some(_) => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+                let mut start = Vec::new();
+                file.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+                Ok(start == MAGIC || start == [0; MAGIC.len()])
+            }
+        }
+    }
+}
+
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
 }

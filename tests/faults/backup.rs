@@ -1,6 +1,7 @@
 //! A backup that is killed: what it leaves is named by the doctor and removed by the sweep, wherever it lies.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -101,4 +102,56 @@ fn backup_leaves_no_note_of_a_copy_that_is_whole() {
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(fs::read_dir(dir.join("mainstay.db-agents")).unwrap().count(), 0);
     assert!(copies(dir).is_empty());
+}
+
+/// Notes a file of a directory as the unfinished copy with an id.
+fn note(database_dir: &Path, id: &str, copy: &Path) -> PathBuf {
+    let dir = fs::metadata(copy.parent().unwrap()).unwrap();
+    let content = serde_json::json!({ "copy": copy, "dir": [dir.dev(), dir.ino()] });
+    let path = database_dir.join("mainstay.db-agents").join(format!("backup-{id}"));
+    fs::write(&path, content.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn sweep_removes_no_file_that_is_no_copy_of_the_note() {
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+    let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dir, home) = (dir.path(), home.path());
+    assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
+    let file = |name: &str, text: &str| {
+        let path = home.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let other_name = file("x.iso.part", "SQLite format 3\0");
+    note(dir, "iso", &other_name);
+    let other_content = file(&format!("x.{ID}.part"), "a download");
+    note(dir, ID, &other_content);
+    assert_eq!(sweep(dir)["copies_removed"], 0);
+    assert!(other_name.exists() && other_content.exists());
+    // The note of another user, who may write beside the database.
+    let (copy, journal) = (file(&format!("y.{ID}.part"), "SQLite format 3\0"), format!("y.{ID}.part-journal"));
+    let journal = file(&journal, "");
+    let noted = note(dir, ID, &copy);
+    if chown(&noted, Some(64_330), None).is_ok() {
+        assert_eq!(sweep(dir)["copies_removed"], 0);
+        assert!(copy.exists() && journal.exists());
+        note(dir, ID, &copy);
+    }
+    assert_eq!(sweep(dir)["copies_removed"], 1);
+    assert!(!copy.exists() && !journal.exists());
+}
+
+#[test]
+fn note_without_a_copy_is_no_finding() {
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+    let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dir = dir.path();
+    assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
+    // As of a backup that was killed when its copy had its name already.
+    let noted = note(dir, ID, &home.path().join(format!("copy.db.{ID}.part")));
+    assert!(!doctor(dir).contains("a backup that was killed"));
+    assert_eq!(sweep(dir)["copies_removed"], 0);
+    assert!(!noted.exists());
 }

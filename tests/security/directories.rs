@@ -94,7 +94,7 @@ fn queue_of_another_user_is_not_executed_unless_named() {
     if !give_away(&dir.join("mainstay.db")) {
         return skipped("this needs root");
     }
-    for command in [&["run", "--session", "s", "more"] as &[&str], &["serve", "--listen", "127.0.0.1:0"]] {
+    for command in [&["run", "--session", "s", "more"] as &[&str], &["serve", "--listen", "127.0.0.1:0"], &["sweep"]] {
         let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
         assert!(code == Some(2) && text.contains("--db ./mainstay.db"), "{command:?}: {text}");
     }
