@@ -4,21 +4,25 @@
 //!
 //! Always: bounded, by [`MAX_TIME`] and by what `/proc` lists. An answer that cannot be had is [`Peer::Unclear`], never a guess.
 //!
+//! A connection whose process cannot be found is taken only while no process of a run could have hidden it.
+//!
 //! Not found is what left the tree: moved under another parent by `ptrace`, started by a service manager, or reached through
 //! a proxy. `docs/security.md` says so.
 //! Proof: `tests/security/own_answer.rs`.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
+use procfs::ProcError;
 use procfs::net::TcpNetEntry;
 use procfs::process::{Process, Stat};
 
 use super::host::PROCESS_NAME;
 use super::reap::{self, MAX_ENVIRON_BYTES};
+use crate::failure::is_shortage;
 use crate::id::RunId;
 use crate::run::Attempt;
 
@@ -55,50 +59,47 @@ pub struct RunProcess {
 pub fn of_self() -> Option<RunProcess> {
     let pid = rustix::process::getpid().as_raw_pid();
     match walk(pid) {
-        Walk::Run(run) => Some(RunProcess { pid, run }),
-        Walk::Outside | Walk::Broken => None,
+        Ok(Walk::Run(run)) => Some(RunProcess { pid, run }),
+        Ok(Walk::Outside) | Err(_) => None,
     }
 }
 
 /// Who is at the other end of a connection from `remote` to `local`, both addresses as this end sees them. Blocking work.
 pub fn of_connection(local: SocketAddr, remote: SocketAddr) -> Peer {
-    if !is_here(remote) {
-        return Peer::Remote;
+    peer(local, remote, Instant::now() + MAX_TIME).unwrap_or(Peer::Unclear)
+}
+
+/// An error is a question that `/proc` did not answer: in time, or for want of descriptors or memory.
+fn peer(local: SocketAddr, remote: SocketAddr, give_up: Instant) -> io::Result<Peer> {
+    if !is_here(remote)? {
+        return Ok(Peer::Remote);
     }
-    let give_up = Instant::now() + MAX_TIME;
-    let socket = socket_of(local, remote);
-    let mut hidden = HashSet::new();
-    if let Some(socket) = &socket {
-        match holder(socket.inode, give_up, &mut hidden) {
-            Holder::Found(peer) => return peer,
-            Holder::TooLate => return Peer::Unclear,
-            Holder::NotFound => {}
-        }
+    // Before the socket is looked up: a process of a run that ends while this lasts counts all the same.
+    let suspects = suspects(give_up)?;
+    // A client that hung up may have been any process, also of a run that has ended since.
+    let Some(socket) = socket_of(local, remote) else { return Ok(Peer::Unclear) };
+    if let Some(peer) = holder(socket.inode, give_up)? {
+        return Ok(peer);
     }
-    // Nothing that can be looked into holds it. Then it matters whether a process of a run could.
-    let Some(suspects) = suspects() else { return Peer::Unclear };
-    let (Some(socket), false) = (socket, suspects.is_empty()) else {
-        return if suspects.is_empty() { Peer::Outside } else { Peer::Unclear };
-    };
+    // Nothing that can be looked into holds it. A process of a run can hide it: in a message of a socket of its own, say.
     let could_be = |pid: &i32| owner(*pid).is_none_or(|uid| uid == 0 || uid == socket.uid);
-    if !suspects.iter().any(could_be) {
-        return Peer::Outside;
-    }
-    let is_suspect = suspects.iter().any(|pid| hidden.contains(pid) && could_be(pid));
-    let is_other = hidden.iter().any(|pid| !suspects.contains(pid) && owner(*pid) == Some(socket.uid));
-    if is_other && !is_suspect { Peer::Outside } else { Peer::Unclear }
+    Ok(if suspects.iter().any(could_be) { Peer::Unclear } else { Peer::Outside })
 }
 
 /// Whether an address is one of this machine's.
-fn is_here(remote: SocketAddr) -> bool {
-    let is_loopback = remote.ip().to_canonical().is_loopback();
+fn is_here(remote: SocketAddr) -> io::Result<bool> {
+    let mut address = remote;
+    address.set_ip(remote.ip().to_canonical());
+    address.set_port(0);
+    if address.ip().is_loopback() {
+        return Ok(true);
+    }
     // Only an address of our own can be bound.
-    is_loopback || UdpSocket::bind(with_port(remote, 0)).is_ok()
-}
-
-fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
-    address.set_port(port);
-    address
+    match UdpSocket::bind(address) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The other end's socket, as the kernel's table has it; none once its process has closed it.
@@ -107,106 +108,155 @@ fn socket_of(local: SocketAddr, remote: SocketAddr) -> Option<TcpNetEntry> {
     let is_it = |entry: &TcpNetEntry| {
         plain(entry.local_address) == plain(remote) && plain(entry.remote_address) == plain(local) && entry.inode != 0
     };
-    let tables = [procfs::net::tcp(), procfs::net::tcp6()];
-    tables.into_iter().flatten().flatten().find(is_it)
+    let find = || [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten().find(is_it);
+    // The kernel may leave a socket out while others come and go.
+    find().or_else(find)
 }
 
-enum Holder {
-    Found(Peer),
-    NotFound,
-    TooLate,
-}
-
-/// Which processes hold a socket. Those whose descriptors may not be looked at are `hidden`.
-fn holder(inode: u64, give_up: Instant, hidden: &mut HashSet<i32>) -> Holder {
+/// Who holds a socket, of those whose descriptors may be looked at.
+fn holder(inode: u64, give_up: Instant) -> io::Result<Option<Peer>> {
     let link = format!("socket:[{inode}]");
     let own = rustix::process::getpid().as_raw_pid();
-    let mut found = None;
-    for process in procfs::process::all_processes().into_iter().flatten().flatten() {
-        if Instant::now() >= give_up {
-            return Holder::TooLate;
-        }
-        let pid = process.pid;
-        let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-            Ok(descriptors) => descriptors,
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                hidden.insert(pid);
+    // A thread may have descriptors of its own; that is rare, and many times the work.
+    for of_threads in [false, true] {
+        let mut found = None;
+        for process in procfs::process::all_processes().map_err(io::Error::other)? {
+            let Some(process) = reap::unless_short(process)? else { continue };
+            let pid = process.pid;
+            if !holds(pid, &link, of_threads, give_up)? {
                 continue;
             }
-            // It has ended.
-            Err(_) => continue,
-        };
-        let holds = descriptors
-            .flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == link.as_str()));
-        if !holds {
-            continue;
+            // A program that embeds the engine and speaks to it.
+            if pid == own {
+                found = found.or(Some(Peer::Outside));
+                continue;
+            }
+            match walk(pid) {
+                Ok(Walk::Run(run)) => return Ok(Some(Peer::Run(RunProcess { pid, run }))),
+                Ok(Walk::Outside) => found = found.or(Some(Peer::Outside)),
+                Err(_) => found = Some(Peer::Unclear),
+            }
         }
-        // A program that embeds the engine and speaks to it.
-        if pid == own {
-            found = found.or(Some(Peer::Outside));
-            continue;
-        }
-        match walk(pid) {
-            Walk::Run(run) => return Holder::Found(Peer::Run(RunProcess { pid, run })),
-            Walk::Outside => found = found.or(Some(Peer::Outside)),
-            Walk::Broken => found = Some(Peer::Unclear),
+        if found.is_some() {
+            return Ok(found);
         }
     }
-    found.map_or(Holder::NotFound, Holder::Found)
+    Ok(None)
+}
+
+/// Whether a process has a descriptor of what a link names.
+fn holds(pid: i32, link: &str, of_threads: bool, give_up: Instant) -> io::Result<bool> {
+    if !of_threads {
+        return is_among(&format!("/proc/{pid}/fd"), link, give_up);
+    }
+    let Some(threads) = unless_short(std::fs::read_dir(format!("/proc/{pid}/task")))? else { return Ok(false) };
+    for thread in threads {
+        let Some(thread) = unless_short(thread)? else { continue };
+        if is_among(&format!("{}/fd", thread.path().display()), link, give_up)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a directory of descriptors has one of what a link names.
+fn is_among(descriptors: &str, link: &str, give_up: Instant) -> io::Result<bool> {
+    in_time(give_up)?;
+    let Some(descriptors) = unless_short(std::fs::read_dir(descriptors))? else { return Ok(false) };
+    for descriptor in descriptors {
+        let Some(descriptor) = unless_short(descriptor)? else { continue };
+        let target = unless_short(std::fs::read_link(descriptor.path()))?;
+        if target.is_some_and(|target| target.as_os_str() == link) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What was read of a process; none when it has ended or may not be looked into.
+fn unless_short<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if is_shortage(&error) => Err(error),
+        read => Ok(read.ok()),
+    }
+}
+
+fn in_time(give_up: Instant) -> io::Result<()> {
+    if Instant::now() < give_up { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 enum Walk {
     Run(Option<RunId>),
     Outside,
-    /// A process left in the midst of it, again and again.
-    Broken,
 }
 
-/// Goes from a process to its ancestors, up to one that works for a run.
-fn walk(pid: i32) -> Walk {
+/// Goes from a process to its ancestors, up to one that works for a run. An error when one of them left in the midst of it,
+/// again and again.
+fn walk(pid: i32) -> io::Result<Walk> {
     'anew: for _ in 0..MAX_WALKS {
-        let mut at = pid;
+        let (mut at, mut child_started) = (pid, u64::MAX);
         for _ in 0..MAX_DEPTH {
-            let Ok((process, stat)) = Process::new(at).and_then(|process| process.stat().map(|stat| (process, stat)))
-            else {
+            let found = Process::new(at).and_then(|process| process.stat().map(|stat| (process, stat)));
+            let Some((process, stat)) = reap::unless_short(found)? else { continue 'anew };
+            // Younger than its child: the parent has ended, and another process has its pid.
+            if stat.starttime > child_started {
                 continue 'anew;
-            };
-            if let Some(run) = marked(&process, &stat) {
-                return Walk::Run(run);
+            }
+            if let Some(run) = marked(&process, &stat)? {
+                return Ok(Walk::Run(run));
             }
             if stat.ppid <= 0 {
-                return Walk::Outside;
+                return Ok(Walk::Outside);
             }
-            at = stat.ppid;
+            (at, child_started) = (stat.ppid, stat.starttime);
         }
     }
-    Walk::Broken
+    Err(io::Error::other("the ancestors of a process cannot be told"))
 }
 
 /// Whether a process is a shim or carries a marker, and of which run.
-fn marked(process: &Process, stat: &Stat) -> Option<Option<RunId>> {
+fn marked(process: &Process, stat: &Stat) -> io::Result<Option<Option<RunId>>> {
     if stat.comm == PROCESS_NAME {
-        let home = process.cmdline().ok().and_then(|words| words.into_iter().nth(2));
+        let words = reap::unless_short(process.cmdline())?;
+        let home = words.and_then(|words| words.into_iter().nth(2));
         let name = home.as_deref().and_then(|home| home.rsplit('/').next());
-        return Some(name.and_then(|name| name.parse::<Attempt>().ok()).map(|attempt| attempt.run));
+        return Ok(Some(name.and_then(|name| name.parse::<Attempt>().ok()).map(|attempt| attempt.run)));
     }
+    let Some(file) = reap::unless_short(process.open_relative("environ"))? else { return Ok(None) };
     let mut environ = Vec::new();
-    process.open_relative("environ").ok()?.take(MAX_ENVIRON_BYTES).read_to_end(&mut environ).ok()?;
-    reap::marker_in(&environ).map(|run| run.parse().ok())
+    if unless_short(file.take(MAX_ENVIRON_BYTES).read_to_end(&mut environ))?.is_none() {
+        return Ok(None);
+    }
+    Ok(reap::marker_in(&environ).map(|run| run.parse().ok()))
 }
 
-/// All processes that work for a run of our own user, who starts the shims of our agents; none where `/proc` cannot be read.
-/// Agents of others have nothing to decide here that they could hide.
-fn suspects() -> Option<HashSet<i32>> {
+/// All processes that work for a run of our own user, who starts the shims of our agents. Agents of others have nothing to
+/// decide here that they could hide.
+fn suspects(give_up: Instant) -> io::Result<HashSet<i32>> {
     let own = rustix::process::geteuid().as_raw();
-    let processes: Vec<_> = procfs::process::all_processes().ok()?.flatten().collect();
-    let stats: Vec<_> = processes.iter().filter_map(|process| Some((process, process.stat().ok()?))).collect();
-    let is_marked = |process: &Process, stat: &Stat| owner(stat.pid) == Some(own) && marked(process, stat).is_some();
-    let marked = stats.iter().filter(|(process, stat)| is_marked(process, stat));
-    let mut pids: HashSet<i32> = marked.map(|(_, stat)| stat.pid).collect();
-    reap::add_descendants(&mut pids, &stats.iter().map(|(_, stat)| stat).collect::<Vec<_>>());
-    Some(pids)
+    let (mut stats, mut closed, mut pids) = (Vec::new(), Vec::new(), HashSet::new());
+    for process in procfs::process::all_processes().map_err(io::Error::other)? {
+        in_time(give_up)?;
+        let Some(process) = reap::unless_short(process)? else { continue };
+        let stat = match process.stat() {
+            Err(ProcError::PermissionDenied(_)) => {
+                closed.push(process.pid);
+                continue;
+            }
+            stat => reap::unless_short(stat)?,
+        };
+        let Some(stat) = stat else { continue };
+        if owner(stat.pid) == Some(own) && marked(&process, &stat)?.is_some() {
+            pids.insert(stat.pid);
+        }
+        stats.push(stat);
+    }
+    reap::add_descendants(&mut pids, &stats.iter().collect::<Vec<_>>());
+    // One whose parent may not be known can descend from any of them.
+    if !pids.is_empty() {
+        pids.extend(closed);
+    }
+    Ok(pids)
 }
 
 /// The user of a process, also of one that lets nobody look into it.
@@ -219,7 +269,11 @@ fn owner(pid: i32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::mem::MaybeUninit;
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
 
     #[test]
@@ -229,6 +283,7 @@ mod tests {
         let (server, remote) = listener.accept().unwrap();
         assert_eq!(of_connection(server.local_addr().unwrap(), remote), Peer::Outside);
         drop(client);
+        assert_eq!(of_connection(server.local_addr().unwrap(), remote), Peer::Unclear, "it hung up");
         // Of the documentation's own network, which no machine is in.
         assert_eq!(of_connection(server.local_addr().unwrap(), "192.0.2.1:99".parse().unwrap()), Peer::Remote);
     }
@@ -245,10 +300,37 @@ mod tests {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
         let pid: i32 = line.trim().parse().unwrap();
-        assert!(matches!(walk(pid), Walk::Run(Some(found)) if found == run));
-        assert!(suspects().unwrap().contains(&pid));
+        assert!(matches!(walk(pid), Ok(Walk::Run(Some(found))) if found == run));
+        assert!(suspects(Instant::now() + MAX_TIME).unwrap().contains(&pid));
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
             .unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn descriptor_in_flight_is_unclear_while_a_run_lives() {
+        let mut child =
+            Command::new("sleep").arg("60").env(reap::MARKER, "0192f0c1-2345-7000-8000-0123456789ab").spawn().unwrap();
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, remote) = listener.accept().unwrap();
+        let (sender, _receiver) = UnixStream::pair().unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [client.as_fd()];
+        assert!(message.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&sender, &[io::IoSlice::new(b"x")], &mut message, SendFlags::empty()).unwrap();
+        drop(client);
+        assert_eq!(of_connection(server.local_addr().unwrap(), remote), Peer::Unclear);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn look_that_takes_too_long_is_no_answer() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let looked = peer(listener.local_addr().unwrap(), client.local_addr().unwrap(), Instant::now());
+        assert_eq!(looked.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -142,7 +142,7 @@ pub(super) fn look_up(pid: i32) -> io::Result<Option<ProcessIdentity>> {
 ///
 /// # Errors
 /// This process is short of something, which says nothing about the other one.
-fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
+pub(super) fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(ProcError::Io(error, _)) if is_shortage(&error) => Err(error),

@@ -13,9 +13,14 @@ static LOOKS: Semaphore = Semaphore::const_new(2);
 
 /// Who is at the other end of a connection from `remote` to `local`, as far as `/proc` tells.
 pub async fn of_connection(local: SocketAddr, remote: SocketAddr) -> Peer {
-    let Ok(_permit) = LOOKS.acquire().await else { return Peer::Unclear };
+    let Ok(permit) = LOOKS.acquire().await else { return Peer::Unclear };
+    let look = move || {
+        // It lasts as long as the look, also where the request does not wait for that.
+        let _permit = permit;
+        caller::of_connection(local, remote)
+    };
     // It fails only when the runtime goes down.
-    tokio::task::spawn_blocking(move || caller::of_connection(local, remote)).await.unwrap_or(Peer::Unclear)
+    tokio::task::spawn_blocking(look).await.unwrap_or(Peer::Unclear)
 }
 
 /// The run that this very process works for, if any.

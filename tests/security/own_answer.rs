@@ -138,3 +138,93 @@ async fn agent_neither_answers_nor_declines_in_a_chat() {
     daemon.attack(other).await;
     assert!(scene.seen().contains("HTTP/1.1 202 "), "{}", scene.seen());
 }
+
+/// Sends an answer from a socket that the look at `/proc` is to miss. The daemon is held until the socket is hidden.
+const HIDING: &str = r#"
+import array, ctypes, os, select, signal, socket, sys, threading
+how, daemon, question = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+body = b'{"approved": true}'
+head = f"POST /v1/permissions/{question} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+head += f"authorization: Bearer {open(os.environ['DB'] + '-token').read().strip()}\r\n"
+head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+client = socket.create_connection(("127.0.0.1", int(os.environ["PORT"])))
+os.kill(daemon, signal.SIGSTOP)
+client.sendall(head.encode() + body)
+go_on = lambda: os.kill(daemon, signal.SIGCONT)
+
+def read(client):
+    while got := client.recv(4096):
+        print(got.decode(), flush=True)
+
+if how == "hung-up":
+    client.close()
+    go_on()
+elif how == "in-flight":
+    ready = select.epoll()
+    ready.register(client, select.EPOLLIN)
+    near, far = socket.socketpair()
+    descriptors = array.array("i", [client.fileno()])
+    near.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+    client.close()
+    go_on()
+    ready.poll()
+    received = array.array("i", far.recvmsg(1, socket.CMSG_LEN(4))[1][0][2])
+    read(socket.socket(fileno=received[0]))
+elif how == "thread":
+    own, closed = threading.Event(), threading.Event()
+    def hold():
+        CLONE_FILES = 0x400
+        assert ctypes.CDLL(None).unshare(CLONE_FILES) == 0
+        own.set()
+        closed.wait()
+        go_on()
+        read(client)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    own.wait()
+    os.close(client.fileno())
+    closed.set()
+    thread.join()
+"#;
+
+/// What hides its socket in this way.
+fn hiding(how: &str, daemon: &Daemon, id: &str) -> String {
+    format!("python3 - {how} {} {id} <<'EOF'{HIDING}EOF\n", daemon.child.id())
+}
+
+#[tokio::test]
+async fn descriptor_in_flight_does_not_answer() {
+    let scene = Scene::with_attacker();
+    let (daemon, id) = asking(&scene).await;
+    // A process of the same user that does not let itself be looked into; root may look all the same.
+    let closed = scene.path("closed");
+    std::fs::copy("/bin/sleep", &closed).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o111)).unwrap();
+    let mut closed = std::process::Command::new(closed).arg("600").spawn().unwrap();
+    daemon.attack(&hiding("in-flight", &daemon, &id)).await;
+    closed.kill().unwrap();
+    closed.wait().unwrap();
+    assert!(scene.seen().contains("run_may_not_decide"), "{}", scene.seen());
+    until("the line in the log", || scene.log().contains("its sender may be an agent"));
+    assert_open(&scene, &daemon, &id).await;
+}
+
+#[tokio::test]
+async fn descriptor_of_one_thread_does_not_answer() {
+    let scene = Scene::with_attacker();
+    let (daemon, id) = asking(&scene).await;
+    daemon.attack(&hiding("thread", &daemon, &id)).await;
+    assert_refused(&scene, 1);
+    assert_open(&scene, &daemon, &id).await;
+}
+
+#[tokio::test]
+async fn request_that_hung_up_does_not_answer() {
+    let scene = Scene::with_attacker();
+    let (daemon, id) = asking(&scene).await;
+    // The daemon may drop it without a look. The second one shows that it had its turn.
+    let second = format!("http POST /v1/permissions/{id} '{{\"approved\": true}}'");
+    daemon.attack(&format!("{}{second}", hiding("hung-up", &daemon, &id))).await;
+    assert_refused(&scene, 1);
+    assert_open(&scene, &daemon, &id).await;
+}
