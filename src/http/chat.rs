@@ -97,14 +97,17 @@ pub(super) async fn send(
 ) -> Result<Response, Error> {
     let (run, after) = match chat.into_request()? {
         ChatRequest::Send(mut send, answers) => {
-            send.declined_by = Some(candidate.caller().name().to_owned());
+            // Without a decision a question that comes between stays open, and the message waits for its answer.
             if app.engine.is_asking(&send.session).await? {
                 let answers = app.engine.open_answers(&send.session, answers).await?;
                 match candidate.decide().await {
                     // What answers a question and says something new at once means the two to follow each other.
-                    Ok(decider) => send.goes_next = app.engine.answer_all(answers, decider.name()).await?,
+                    Ok(decider) => {
+                        send.goes_next = app.engine.answer_all(answers, decider.name()).await?;
+                        send.declined_by = Some(decider.name().to_owned());
+                    }
                     // An agent may send, but what is asked stays open.
-                    Err(_) if answers.is_empty() => send.declined_by = None,
+                    Err(_) if answers.is_empty() => {}
                     Err(refused) => return Err(refused),
                 }
             }
