@@ -210,7 +210,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Whose token it is.
 async fn find(credentials: &[Credential], shown: String) -> Result<Option<Caller>, Error> {
     let is_it = |token: &Token| bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes()));
-    let mut found = None;
+    let mut found: Option<Caller> = None;
     for credential in credentials {
         let token = match &credential.secret {
             Secret::Fixed(token) => token.clone(),
@@ -221,9 +221,28 @@ async fn find(credentials: &[Credential], shown: String) -> Result<Option<Caller
                 current.map_err(|_| Error::unavailable("shutting_down", "the daemon is going down"))?
             }
         };
-        if is_it(&token) {
+        // Two files can come to hold the same token: it is worth no more than the lesser role.
+        if is_it(&token) && found.as_ref().is_none_or(|found| credential.role < found.role) {
             found = Some(Caller { name: credential.name.as_str().into(), role: credential.role });
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn token_of_two_names_has_the_lesser_role() {
+        let credential = |name: &str, role| {
+            let secret = Secret::Fixed("0123456789abcdef0123456789abcdef".parse().unwrap());
+            Credential { name: name.to_owned(), role, secret }
+        };
+        let (lesser, greater) = (credential("a", Role::Viewer), credential("b", Role::Admin));
+        for credentials in [[lesser.clone(), greater.clone()], [greater, lesser]] {
+            let found = find(&credentials, "0123456789abcdef0123456789abcdef".to_owned()).await.ok().flatten();
+            assert_eq!(found.map(|caller| (caller.name, caller.role)), Some(("a".into(), Role::Viewer)));
+        }
+    }
 }
