@@ -235,7 +235,7 @@ pub struct Permission {
     pub state: PermissionState,
     /// The option that was chosen.
     pub option: Option<String>,
-    /// Who answered: `http`, `cli`, `chat`, `policy`, or a name that a client gave.
+    /// Who answered: the name of a token, `cli:` and the user at a command line, or `policy`.
     pub answered_by: Option<String>,
     /// Why, as far as whoever answered said so.
     pub reason: Option<String>,
