@@ -109,6 +109,14 @@ pub fn exposure_of(path: &Path) -> io::Result<Option<Exposure>> {
     own.map_or_else(|| exposure_of_directories(&real, user), |found| Ok(Some(found)))
 }
 
+/// The same for the files that this process puts into a directory.
+///
+/// # Errors
+/// The directory, or one above it, cannot be looked at.
+pub fn exposure_of_entries(dir: &Path) -> io::Result<Option<Exposure>> {
+    exposure_of_directories(&fs::canonicalize(dir)?.join("entry"), rustix::process::geteuid().as_raw())
+}
+
 /// The same for the directories above a path that has no links in it.
 fn exposure_of_directories(path: &Path, user: u32) -> io::Result<Option<Exposure>> {
     for dir in path.ancestors().skip(1) {

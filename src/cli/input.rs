@@ -64,15 +64,23 @@ impl Cli {
     /// # Errors
     /// When it is such a database.
     pub fn check_found_database(&self) -> anyhow::Result<()> {
-        let is_found = self.db == Path::new(DEFAULT_DATABASE);
-        if !is_found || !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Sweep) {
+        let is_named = self.db.is_some();
+        if is_named || !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Sweep) {
             return Ok(());
         }
-        // What is missing is made; what cannot be looked at is said when it is opened.
-        let Ok(Some(exposure)) = file_access::exposure_of(&self.db) else { return Ok(()) };
+        let database = Path::new(DEFAULT_DATABASE);
+        let (found, exposure) = match file_access::exposure_of(database) {
+            // One that is made here would be refused by the next command.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                ("would be made here", file_access::exposure_of_entries(Path::new(".")))
+            }
+            exposure => ("was found here", exposure),
+        };
+        // What cannot be looked at is said when it is opened.
+        let Ok(Some(exposure)) = exposure else { return Ok(()) };
         let problem = format!(
-            "database {DEFAULT_DATABASE} was found here, but {exposure}, so that another user may choose what agents are told: \
-             name it, if it is yours: --db ./{DEFAULT_DATABASE}"
+            "database {DEFAULT_DATABASE} {found}, but {exposure}, so that another user may choose what agents are told: \
+             name it, if you trust it: --db ./{DEFAULT_DATABASE}"
         );
         Err(Usage(problem).into())
     }

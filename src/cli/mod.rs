@@ -37,7 +37,7 @@ mod torture;
 mod tree;
 mod waiting;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -61,10 +61,9 @@ const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than compl
 #[command(name = "mainstay", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Cli {
-    /// The database file
-    #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_DB")]
-    #[arg(value_name = "PATH", default_value = DEFAULT_DATABASE)]
-    pub db: PathBuf,
+    /// The database file [default: mainstay.db in the working directory]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_DB", value_name = "PATH")]
+    pub db: Option<PathBuf>,
 
     /// The config file; must exist when named here [default: mainstay.toml in the working directory, if there is one]
     #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_CONFIG", value_name = "PATH")]
@@ -152,6 +151,11 @@ pub enum Command {
 }
 
 impl Cli {
+    /// The database file that is meant.
+    fn database(&self) -> &Path {
+        self.db.as_deref().unwrap_or(Path::new(DEFAULT_DATABASE))
+    }
+
     /// How much to log. A daemon tells what it does; other commands speak only when something is wrong.
     pub fn verbosity(&self) -> i8 {
         let wanted = i16::from(self.verbose) - i16::from(self.quiet);
@@ -192,17 +196,17 @@ impl Cli {
             Command::Session(args) => args.new,
             command => matches!(command, Command::Serve(_) | Command::Run(_) | Command::Send(_)),
         };
-        let is_there = makes_a_database || database_exists(&self.db).context("failed to open the database")?;
+        let is_there = makes_a_database || database_exists(self.database()).context("failed to open the database")?;
         match &self.command {
             Command::Agents if !is_there => return agents::without_database(&config, self.json, &mut out).await,
-            _ if !is_there => return Err(StoreError::Absent(self.db.clone()).into()),
+            _ if !is_there => return Err(StoreError::Absent(self.database().to_owned()).into()),
             command if command.only_reads() => {
-                let read = reading::run(&self.db, config, command, self.json, &mut out).await;
+                let read = reading::run(self.database(), config, command, self.json, &mut out).await;
                 return read.map_err(|error| self.name_damaged(error));
             }
-            Command::Doctor(args) => return doctor::run(&self.db, &config, args, self.json, &mut out).await,
-            Command::Token(args) => return token::run(&self.db, &config, args, self.json, &mut out).await,
-            Command::Backup(args) => return backup::run(&self.db, args, self.json, &mut out).await,
+            Command::Doctor(args) => return doctor::run(self.database(), &config, args, self.json, &mut out).await,
+            Command::Token(args) => return token::run(self.database(), &config, args, self.json, &mut out).await,
+            Command::Backup(args) => return backup::run(self.database(), args, self.json, &mut out).await,
             _ => {}
         }
         // Before the database is made: a command without a message leaves nothing behind.
@@ -217,8 +221,8 @@ impl Cli {
             tracing::warn!(%error, "failed to raise the limit of file descriptors to the hard one");
         }
         let engine = match &self.command {
-            Command::Serve(_) => serve::open(&self.db, config).await,
-            _ => Engine::open(&self.db, config).await,
+            Command::Serve(_) => serve::open(self.database(), config).await,
+            _ => Engine::open(self.database(), config).await,
         };
         let engine = engine.context("failed to open the database")?;
         let done = match (&self.command, message) {
@@ -241,7 +245,7 @@ impl Cli {
     fn name_damaged(&self, error: anyhow::Error) -> anyhow::Error {
         match error.downcast_ref() {
             Some(EngineError::Store(StoreError::Invalid(_))) => {
-                error.context(format!("failed to read {}, which is damaged", self.db.display()))
+                error.context(format!("failed to read {}, which is damaged", self.database().display()))
             }
             _ => error,
         }

@@ -105,6 +105,26 @@ fn queue_of_another_user_is_not_executed_unless_named() {
 }
 
 #[test]
+fn database_is_made_only_where_it_is_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    set_mode(dir, 0o777);
+    let run = |named: &[&str]| said(&mainstay(dir).args(["run", "hi"]).args(named).output().unwrap());
+    let (code, text) = run(&[]);
+    assert!(code == Some(2) && text.contains("every user may write to"), "{text}");
+    assert!(text.contains("would be made here") && text.contains("--db ./mainstay.db"), "{text}");
+    assert!(!dir.join("mainstay.db").exists());
+    // Named as it would have been found.
+    for _ in 0..2 {
+        let (code, text) = run(&["--db", "mainstay.db"]);
+        assert_eq!(code, Some(0), "{text}");
+    }
+    let (code, text) = said(&mainstay(dir).args(["run", "hi"]).env("MAINSTAY_DB", "mainstay.db").output().unwrap());
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(run(&[]).0, Some(2));
+}
+
+#[test]
 fn directory_of_agents_is_closed_to_others_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
