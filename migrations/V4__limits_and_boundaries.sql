@@ -51,3 +51,9 @@ CREATE VIEW v_sessions AS
     LEFT JOIN slots p ON p.key = a.slot_key
     LEFT JOIN runs q ON q.key = (SELECT key FROM runs WHERE session_key = s.key AND status = 'queued'
         ORDER BY (first_seq IS NULL), front DESC, priority DESC, key LIMIT 1);
+
+-- ── runs that cannot be gone on with ────────────────────────────────────────────────────────────────────────────────
+
+-- How often a worker began to go on with the run and was lost, or failed, before it had read what there was: a run that takes
+-- its workers down is settled after some of them.
+ALTER TABLE runs ADD COLUMN failures INTEGER NOT NULL DEFAULT 0 CHECK (failures >= 0);

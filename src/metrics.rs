@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub lost_runs_postponed: Counter,
     pub runs_put_back: Counter,
     pub runs_left: Counter,
+    pub runs_unstorable: Counter,
     pub runs_handed_over: Counter,
     pub hosts_lost: Counter,
     pub tasks_failed: Counter,
@@ -125,6 +126,10 @@ impl Metrics {
             lost_runs_postponed: counter("lost_runs_postponed", "Runs of lost workers whose agent may still live"),
             runs_put_back: counter("runs_put_back", "Runs that had said nothing when this process was stopped"),
             runs_left: counter("runs_left", "Runs left to the sweep because the database failed for good"),
+            runs_unstorable: counter(
+                "runs_unstorable",
+                "Runs settled without what cannot be stored, or what takes every process down",
+            ),
             runs_handed_over: counter("runs_handed_over", "Runs left to the next process, with their agents"),
             hosts_lost: counter("hosts_lost", "Agents that were ended because the process that held them was lost"),
             tasks_failed: counter("tasks_failed", "Tasks that ended abnormally: a bug"),

@@ -107,6 +107,8 @@ pub enum Cause {
     Unconfigured,
     /// The operator's config does not allow an option of the session.
     NotAllowed,
+    /// What the agent said cannot be stored, or its run takes every process down that goes on with it.
+    Unstorable,
     /// Something inside Mainstay failed: a bug.
     Internal,
     /// Somebody asked for it to stop.
@@ -125,7 +127,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 17] = [
+    pub const ALL: [Cause; 18] = [
         Self::Finished,
         Self::AgentError,
         Self::ExitCode,
@@ -136,6 +138,7 @@ impl Cause {
         Self::SpawnFailed,
         Self::Unconfigured,
         Self::NotAllowed,
+        Self::Unstorable,
         Self::Internal,
         Self::Cancelled,
         Self::TurnTimeout,
@@ -158,6 +161,7 @@ impl Cause {
             Self::SpawnFailed => "spawn_failed",
             Self::Unconfigured => "unconfigured",
             Self::NotAllowed => "not_allowed",
+            Self::Unstorable => "unstorable",
             Self::Internal => "internal",
             Self::Cancelled => "cancelled",
             Self::TurnTimeout => "turn_timeout",
@@ -184,6 +188,7 @@ impl Cause {
             | Self::SpawnFailed
             | Self::Unconfigured
             | Self::NotAllowed
+            | Self::Unstorable
             | Self::Internal => Status::Failed,
         }
     }

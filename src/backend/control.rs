@@ -35,6 +35,7 @@ pub struct Control {
     ask: CancellationToken,
     kill: CancellationToken,
     leave: CancellationToken,
+    caught_up: CancellationToken,
     cause: Arc<OnceLock<Cause>>,
 }
 
@@ -48,6 +49,7 @@ impl Default for Control {
             ask: CancellationToken::new(),
             kill: CancellationToken::new(),
             leave: CancellationToken::new(),
+            caught_up: CancellationToken::new(),
             cause: Arc::default(),
         }
     }
@@ -106,6 +108,15 @@ impl Control {
     /// Whether it is to end at once.
     pub fn is_killed(&self) -> bool {
         self.kill.is_cancelled()
+    }
+
+    /// Waits until all is read that it had said when it was adopted. For ever with one whose host is gone: its end follows.
+    pub async fn caught_up(&self) {
+        self.caught_up.cancelled().await;
+    }
+
+    pub(super) fn has_caught_up(&self) {
+        self.caught_up.cancel();
     }
 
     pub(super) async fn begun(&self) {

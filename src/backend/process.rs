@@ -7,6 +7,8 @@
 //! Deliberately absent: what a line means (the drivers), and why a turn is stopped (the engine).
 //! Proof: `tests/backend.rs`.
 
+mod ending;
+
 use std::io;
 use std::path::Path;
 use std::pin::pin;
@@ -18,8 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
+use self::ending::{end_all, is_dead};
 use super::control::{Control, Input};
 pub use super::home::Hosts;
 use super::host::frame::{Corrupt, Decoder};
@@ -45,8 +48,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// So much waits to be read by a host before more is taken from the engine.
 const UNSAID_BYTES: usize = 64 * 1024;
 
-/// A process whose socket was closed because it ended is seen to be gone after a moment.
-const DIES_WITHIN: Duration = Duration::from_secs(2);
 /// A spool that cannot be read is tried again for this long: other turns give their file descriptors back within seconds.
 const SPOOL_READ_TIMEOUT: Duration = Duration::from_secs(10);
 const SPOOL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -64,6 +65,15 @@ impl Reading {
     pub(super) fn nothing() -> Self {
         Self { format: OutputFormat::Lines(Box::new(|_| Some(Vec::new()))), interrupt: None }
     }
+}
+
+/// Where listening to a process begins.
+#[derive(Debug, Clone, Copy, Default)]
+struct ReadFrom {
+    /// Position in its output up to which records became events.
+    offset: u64,
+    /// Bytes of the spool that were there before.
+    backlog: u64,
 }
 
 /// How processes are held: under which hosts, and how patiently.
@@ -90,14 +100,17 @@ impl Holding {
         }
         let (process, link) = self.hosts.start(attempt).await?;
         let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
-        Ok(self.talk(attempt, host, Some(link), Some(launch), 0, reading))
+        Ok(self.talk(attempt, host, Some(link), Some(launch), ReadFrom::default(), reading))
     }
 
     /// Goes on with a process that another worker started.
     pub(super) async fn go_on(&self, adoption: Adoption, reading: Reading) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.hosts.connect(attempt, &adoption.host.process).await;
-        self.talk(adoption.attempt, adoption.host, link, None, adoption.offset, reading)
+        // What it says from now on may be as much again.
+        let backlog = tokio::fs::metadata(self.hosts.spool_of(attempt)).await.map_or(0, |spool| spool.len());
+        let from = ReadFrom { offset: adoption.offset, backlog };
+        self.talk(adoption.attempt, adoption.host, link, None, from, reading)
     }
 
     fn talk(
@@ -106,14 +119,14 @@ impl Holding {
         host: AgentHost,
         link: Option<UnixStream>,
         launch: Option<Vec<u8>>,
-        offset: u64,
+        from: ReadFrom,
         reading: Reading,
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
         let memory = self.hosts.memory().open_account();
-        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), offset, memory.clone());
+        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), from.offset, memory.clone());
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering = Steering {
             control: control.clone(),
@@ -123,8 +136,12 @@ impl Holding {
             kill_grace: self.kill_grace,
             interrupt: reading.interrupt,
         };
-        let talk =
-            Talk { attempt, process: host.process.clone(), hosts: self.hosts.clone(), heard: Heard::new(output) };
+        let talk = Talk {
+            attempt,
+            process: host.process.clone(),
+            hosts: self.hosts.clone(),
+            heard: Heard::new(output, from.backlog, control.clone()),
+        };
         let end = tokio::spawn(talk.run(link, steering));
         Reply { host: Some(host), records, control, memory, end }
     }
@@ -297,40 +314,14 @@ impl Talk {
     }
 }
 
-/// Whether a host is gone, or about to be.
-async fn is_dead(process: &ProcessIdentity) -> bool {
-    let dead = async {
-        // One that cannot be looked at just now (we are out of file descriptors) may live. One of another boot does not.
-        while reap::is_here(process) && reap::is_alive(process) != reap::Liveness::Dead {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DIES_WITHIN, dead).await.is_ok()
-}
-
-/// Ends a host and all that descends from it, then what it can no longer be asked for. Answers with how much could not be.
-async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>, grace: Duration) -> usize {
-    let mark = reap::Mark::from(attempt);
-    let agent = agent.map(|began| ProcessIdentity {
-        host: host.host.clone(),
-        pid: began.pid,
-        started_at_ticks: began.started_at_ticks,
-    });
-    let host = reap::end(mark, Some(host), grace).await;
-    let rest = reap::end(mark, agent, Duration::ZERO).await;
-    // What remained of the first is most likely found again by the second.
-    let (ended, remaining) = (host.ended + rest.ended, host.remaining.max(rest.remaining));
-    tracing::warn!(run.id = %attempt.run, ended, remaining, "the host of an agent is lost; what it held was ended");
-    // It fails only when the runtime goes down.
-    let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
-    remaining
-}
-
 /// What a host has said so far.
 struct Heard {
     decoder: Decoder,
     /// Position in the spool behind what was heard.
     position: u64,
+    /// Bytes that were in the spool when it began to listen.
+    backlog: u64,
+    control: Control,
     output: Output,
     began: Option<Began>,
     stopped: Option<Cause>,
@@ -344,8 +335,10 @@ enum HowItEnded {
 }
 
 impl Heard {
-    fn new(output: Output) -> Self {
+    fn new(output: Output, backlog: u64, control: Control) -> Self {
         Self {
+            backlog,
+            control,
             decoder: Decoder::new(MAX_FROM_HOST_BYTES),
             position: 0,
             output,
@@ -423,7 +416,7 @@ impl Heard {
     async fn take(&mut self) -> Result<(), Corrupt> {
         while self.end.is_none() {
             let before = self.decoder.taken();
-            let Some(frame) = self.decoder.next_frame()? else { return Ok(()) };
+            let Some(frame) = self.decoder.next_frame()? else { break };
             let said = FromHost::of(&frame);
             if !matches!(said, Some(FromHost::Welcome(_))) {
                 self.position += self.decoder.taken() - before;
@@ -440,6 +433,9 @@ impl Heard {
                 Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
                 Some(FromHost::Welcome(_)) | None => {}
             }
+        }
+        if self.position >= self.backlog {
+            self.control.has_caught_up();
         }
         Ok(())
     }

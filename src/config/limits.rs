@@ -31,8 +31,14 @@ pub const MEMORY_LIMIT: RangeInclusive<usize> = 256 * 1024 * 1024..=1024 * 1024 
 /// Without one nothing could be sent to a busy session; an edit cancels what waits in one transaction, 0.2 ms a run.
 pub const MAX_QUEUED: RangeInclusive<u32> = 1..=100_000;
 
-/// Below a KiB not even a short message fits; a body is held in memory.
-pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=1024 * 1024 * 1024;
+/// SQLite stores no longer text (`SQLITE_MAX_LENGTH`), nor takes it as a parameter.
+pub const MAX_STORED_BYTES: usize = 1_000_000_000;
+/// A character of one byte takes at most so many in JSON: `\u0001`.
+pub const JSON_GROWTH: usize = 6;
+
+/// Below a KiB not even a short message fits; a body is held in memory, and stored as JSON, which it is already.
+pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=256 * 1024 * 1024;
+const _: () = assert!(*MAX_BODY_BYTES.end() * 2 < MAX_STORED_BYTES);
 /// A process has no more file descriptors than this in common set-ups.
 pub const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=65_535;
 /// Entries of `allowed_origins` and `allowed_hosts`: every request is compared with all of them.
@@ -56,8 +62,9 @@ pub const KEEP_WARM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 pub const PERMISSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=YEAR;
 /// Whatever is interrupted more often after one message is better looked at.
 pub const MAX_RESUMES: RangeInclusive<u32> = 1..=100;
-/// Below 4 KiB ordinary events are lost; a line is held in memory.
-pub const MAX_LINE_BYTES: RangeInclusive<usize> = 4096..=1024 * 1024 * 1024;
+/// Below 4 KiB ordinary events are lost; a line is held in memory, and what it says must fit into a row.
+pub const MAX_LINE_BYTES: RangeInclusive<usize> = 4096..=64 * 1024 * 1024;
+const _: () = assert!(*MAX_LINE_BYTES.end() * JSON_GROWTH < MAX_STORED_BYTES);
 
 /// 0 leaves only the resident agent; every slot is a row.
 pub const SLOTS: RangeInclusive<u32> = 0..=1000;

@@ -112,6 +112,7 @@ pub fn asked_for(cause: Cause) -> Outcome {
         Cause::Incomplete => "The agent ended before it said that the turn is over.",
         Cause::AgentError | Cause::ExitCode | Cause::Signal => "The agent failed.",
         Cause::SpawnFailed => "Failed to start agent.",
+        Cause::Unstorable => "What the agent said cannot be stored.",
         Cause::Internal => "An internal error ended the run.",
     };
     Outcome::because(cause, sentence)

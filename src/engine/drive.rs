@@ -3,6 +3,7 @@
 //!
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
+mod appending;
 mod asking;
 mod conversation;
 mod hearing;
@@ -23,24 +24,24 @@ use tracing::Instrument;
 
 use self::asking::Asking;
 use self::conversation::Conversation;
+pub(super) use self::left::Driven;
 use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
-use super::progress::progress;
-use super::replay::{replay, settle_cost};
+use super::replay::replay;
 use super::subject::Subject;
 use super::turn::{Turn, TurnState};
 use super::worker::Signals;
 use crate::agent::{Agent, Driver};
 use crate::backend::{Adoption, Backend, End, Reply, StartError, reap};
 use crate::chunk::Chunk;
+use crate::config::limits;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
 use crate::memory::Account;
 use crate::metrics::METRICS;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::Taken;
-use crate::store::event::Append;
 use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
 
@@ -57,32 +58,39 @@ const EXIT_GRACE: Duration = Duration::from_secs(5);
 const RECORDS_AT_ONCE: usize = 64;
 /// The most that a run may say, as JSON: its message is held in memory and shown as one.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+// It is looked at behind each line.
+const _: () = {
+    let most = MAX_MESSAGE_BYTES + *limits::MAX_LINE_BYTES.end();
+    assert!(most * limits::JSON_GROWTH < limits::MAX_STORED_BYTES);
+};
 
 /// Drives a run from its prompt to its end.
 pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claimed, signals: Signals) {
-    let drive = Drive::new(&shared, worker, Subject::from(&claimed), signals);
+    let mut drive = Drive::new(&shared, worker, Subject::from(&claimed), signals);
     let span = drive.span();
     async {
         tracing::info!(agent = %claimed.agent, slot = claimed.slot, attempt = claimed.lease.token, "run started");
         let began = Instant::now();
-        log(drive.claimed(&claimed).await, began);
+        let driven = drive.claimed(&claimed).await;
+        log(drive.without_what_is_refused(driven).await, began);
     }
     .instrument(span)
     .await;
 }
 
 /// Drives a run whose worker was lost from where that stopped to its end.
-pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan, signals: Signals) {
-    let drive = Drive::new(&shared, worker, Subject::from(&orphan), signals);
+pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan, signals: Signals) -> Driven {
+    let mut drive = Drive::new(&shared, worker, Subject::from(&orphan), signals);
     let span = drive.span();
     async {
         let offset = orphan.source_offset;
         tracing::info!(agent = %orphan.agent, offset, attempt = orphan.lease.token, "run adopted");
         let began = Instant::now();
-        log(drive.adopted(&orphan).await, began);
+        let driven = drive.adopted(&orphan).await;
+        log(drive.without_what_is_refused(driven).await, began)
     }
     .instrument(span)
-    .await;
+    .await
 }
 
 /// How far an agent whose turn is over was asked to end.
@@ -141,6 +149,8 @@ struct Drive<'a> {
     late_error: Option<AgentError>,
     /// An error that it reported and may overcome.
     trouble: Option<AgentError>,
+    /// It was adopted, and not all is read that its agent had said by then.
+    is_behind: bool,
 }
 
 impl<'a> Drive<'a> {
@@ -148,7 +158,7 @@ impl<'a> Drive<'a> {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
-        let (memory, on, late_error, trouble) = (None, None, None, None);
+        let (memory, on, late_error, trouble, is_behind) = (None, None, None, None, false);
         Self {
             shared,
             worker,
@@ -163,6 +173,7 @@ impl<'a> Drive<'a> {
             on,
             late_error,
             trouble,
+            is_behind,
         }
     }
 
@@ -171,10 +182,14 @@ impl<'a> Drive<'a> {
     }
 
     /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
-    async fn adopted(mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+    async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.backends.get(&orphan.agent));
         let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
+        // Before anything of it is read, which may be what takes this process down.
+        if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
+            return Err(Left::LeaseLost);
+        }
         self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
         self.asking =
             Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
@@ -184,6 +199,7 @@ impl<'a> Drive<'a> {
         self.conversation = Conversation::new(wanted, was_given_up);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
+        self.is_behind = true;
         match backend.adopt(adoption).await {
             Some(reply) => match self.follow(agent, backend.as_ref(), reply).await? {
                 Followed::Done(outcome) => Ok(outcome),
@@ -214,12 +230,28 @@ impl<'a> Drive<'a> {
                 reply.control.stop(Cause::Shutdown);
                 while reply.records.recv().await.is_some() {}
             }
+            // What it says has no place any more.
+            Err(Left::Refused { .. }) => {
+                reply.control.stop(Cause::Unstorable);
+                while reply.records.recv().await.is_some() {}
+            }
             Err(_) => reply.control.leave(),
             Ok(_) => {}
         }
         drop(reply.records);
         let end = reply.end.await;
-        let asked = heard?;
+        let asked = match heard {
+            Err(refused @ Left::Refused { .. }) => {
+                let mut exit = match end {
+                    Ok(End::Exited(exit) | End::HostLost(exit)) => exit,
+                    Ok(End::NotStarted(_)) => ExitReport::default(),
+                    Ok(End::Left) | Err(_) => return Err(Left::LeaseLost),
+                };
+                self.end_lost_turn(backend, &mut exit).await?;
+                return Err(refused);
+            }
+            heard => heard?,
+        };
         // Without a host nobody else knows what the agent was asked.
         let is_ours = reply.host.is_none();
         let done = match end {
@@ -356,6 +388,12 @@ impl<'a> Drive<'a> {
                     }
                     None
                 }
+                // Behind the records: what was read so far is stored by then.
+                () = reply.control.caught_up(), if self.is_behind => {
+                    self.is_behind = false;
+                    self.insist(|| self.shared.store.end_adoption(self.subject.lease)).await?;
+                    continue;
+                }
             };
             if let Some(cause) = wish {
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
@@ -399,32 +437,5 @@ impl<'a> Drive<'a> {
                 progress_at = Instant::now();
             }
         }
-    }
-
-    async fn append(&mut self, chunks: Vec<Chunk>, mut facts: Vec<Fact>, snapshot: bool) -> Result<(), Left> {
-        if chunks.is_empty() && facts.is_empty() {
-            return Ok(());
-        }
-        facts.extend(progress(self.turn.fold()).filter(|_| snapshot).map(Fact::Progress));
-        let bytes = self.turn.fold().bytes();
-        let memory = match &self.memory {
-            // What was heard holds memory: to wait for more might be for ever.
-            Some(memory) if snapshot && bytes > SMALL_MESSAGE_BYTES => memory.try_output(settle_cost(bytes)),
-            _ => None,
-        };
-        let snapshot = snapshot && (bytes <= SMALL_MESSAGE_BYTES || memory.is_some());
-        let append = Append {
-            lease: self.subject.lease,
-            session: self.subject.session,
-            run_id: self.subject.run,
-            said: chunks.iter().any(Chunk::is_said),
-            // One by one, so that a large one is not there twice.
-            events: Arc::new(chunks.into_iter().map(|chunk| chunk.to_json()).collect()),
-            source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
-            parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()),
-            facts,
-        };
-        self.insist(|| self.shared.store.append(append.clone())).await??;
-        Ok(())
     }
 }

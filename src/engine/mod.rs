@@ -31,6 +31,7 @@ mod subject;
 mod supervisor;
 mod sweep;
 pub mod turn;
+mod unstorable;
 mod watch;
 mod worker;
 

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
+use super::drive::Driven;
 use super::lookout::{self, Sighting};
-use super::replay::{replay, settle_cost};
 use super::subject::Subject;
+use super::unstorable::{self, MAX_FAILED_ADOPTIONS, settle_from_log};
 use super::{EngineError, Shared, drive, supervisor};
 use crate::backend::process::remove_temp_dir;
 use crate::backend::reap;
-use crate::lease::{LeaseLost, WorkerKey};
+use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
 use crate::run::{Attempt, Cause, Outcome};
 use crate::store::run::Orphan;
@@ -108,7 +109,6 @@ pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineErr
 }
 
 async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport, EngineError> {
-    METRICS.sweeps.inc();
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
@@ -137,9 +137,11 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
         // A cancel that was stored between the take-over and this line found nobody to tell.
         super::worker::heed_cancel_requests(shared, worker).await;
     }
-    tidy_homes(shared, &mut report).await?;
-    report.copies_removed = remove_unfinished_copies(shared).await;
+    let tidied = tidy_homes(shared, &mut report).await;
+    // What was ended is ended, whatever failed behind it.
     METRICS.processes_ended.inc_by(report.processes_ended);
+    tidied?;
+    report.copies_removed = remove_unfinished_copies(shared).await;
     let store = &shared.store;
     report.assignments_expired = store.expire_idle(ROWS_AT_ONCE).await?;
     METRICS.assignments_expired.inc_by(report.assignments_expired);
@@ -147,6 +149,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
     report.assignments_purged = store.purge_assignments(before, ROWS_AT_ONCE).await?;
     report.workers_removed = store.remove_workers([&seen.lost.workers[..], &seen.silent].concat()).await?;
     METRICS.workers_removed.inc_by(report.workers_removed);
+    METRICS.sweeps.inc();
     if report != SweepReport::default() {
         tracing::info!(
             runs_adopted = report.runs_adopted,
@@ -193,6 +196,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
         liveness = Some(reap::Liveness::Dead);
     }
     let recovered = match liveness {
+        _ if orphan.failures >= MAX_FAILED_ADOPTIONS => end_and_conclude(shared, &orphan).await,
         Some(reap::Liveness::Alive) if can_go_on && adopts => {
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
@@ -208,9 +212,15 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             if orphan.cancel_requested {
                 signals.cancel.cancel();
             }
-            drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
+            let driven = drive::adopt(shared.clone(), worker, orphan.clone(), signals).await;
             shared.executing.remove(orphan.lease);
-            Recovered { end: RecoveryEnd::Settled, processes_ended: 0 }
+            let end = match driven {
+                Driven::Settled => RecoveryEnd::Settled,
+                Driven::PutBack => RecoveryEnd::PutBack,
+                // Not given back: another worker would fail at once in the same way.
+                Driven::Left => RecoveryEnd::Postponed,
+            };
+            Recovered { end, processes_ended: 0 }
         }
         // It cannot be looked at just now: we are out of file descriptors, most likely.
         Some(reap::Liveness::Unknown) if is_here => {
@@ -316,49 +326,35 @@ async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<
         return Ok(RecoveryEnd::Postponed);
     }
     // On another host nothing can be ended and nothing confirmed: the run ends, but is not tried again.
-    let may_run_again =
-        here && is_certain && !orphan.said && !orphan.cancel_requested && orphan.attempts < MAX_ATTEMPTS;
+    let takes_workers_down = orphan.failures >= MAX_FAILED_ADOPTIONS;
+    let may_run_again = !takes_workers_down
+        && here
+        && is_certain
+        && !orphan.said
+        && !orphan.cancel_requested
+        && orphan.attempts < MAX_ATTEMPTS;
     if may_run_again && shared.store.put_back(orphan.lease).await? {
         return Ok(RecoveryEnd::PutBack);
     }
     let outcome = if orphan.cancel_requested {
         Outcome::cancelled()
+    } else if takes_workers_down {
+        let failures = orphan.failures;
+        let sentence = format!(
+            "{failures} processes in a row were lost, or failed, when they went on with the run: what its agent said since is \
+             not read any more, and the run ends with what was stored before."
+        );
+        Outcome::because(Cause::Unstorable, sentence)
     } else {
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
+    let subject = Subject::from(orphan);
     // Refused when yet another sweep has taken it over: then that one settles it.
-    let settled = settle_from_log(shared, &Subject::from(orphan), outcome).await?;
+    let settled = if takes_workers_down {
+        tracing::error!(run.id = %orphan.run, failures = orphan.failures, "a run takes its workers down; it is settled");
+        unstorable::settle(shared, &subject, outcome).await?
+    } else {
+        settle_from_log(shared, &subject, outcome).await?
+    };
     Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
-}
-
-/// Settles a run whose turn nobody holds in memory: its state is read back from its events.
-pub(super) async fn settle_from_log(
-    shared: &Shared,
-    subject: &Subject,
-    outcome: Outcome,
-) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    // Refused: the lease is lost, or a cancel was stored in the meantime, which decides the outcome.
-    match close_and_settle(shared, subject, &outcome).await? {
-        Ok(()) => Ok(Ok(outcome)),
-        Err(LeaseLost) => {
-            let cancelled = Outcome::cancelled();
-            Ok(close_and_settle(shared, subject, &cancelled).await?.map(|()| cancelled))
-        }
-    }
-}
-
-/// Reads the turn back for each try: a message may be large, and is kept once only.
-async fn close_and_settle(
-    shared: &Shared,
-    subject: &Subject,
-    outcome: &Outcome,
-) -> Result<Result<(), LeaseLost>, StoreError> {
-    let account = shared.memory.open_account();
-    let mut turn = replay(&shared.store, subject.lease.run).await?;
-    account.set_message(turn.bytes());
-    let _memory = account.output(settle_cost(turn.bytes())).await;
-    let events = turn.close(outcome);
-    let parts = Some(turn.into_parts_json());
-    let settle = subject.settle(&shared.config, events, outcome.clone(), parts);
-    Ok(shared.store.settle(settle).await?.map(|_| ()))
 }

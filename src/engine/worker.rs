@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -266,7 +267,9 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
         // Beyond the capacity too: their agents run already.
         for (orphan, signals) in shared.executing.take_adopted() {
             let subject = Subject::from(&orphan);
-            driven.insert(runs.spawn(drive::adopt(shared.clone(), worker, orphan, signals)).id(), subject);
+            let adopted = drive::adopt(shared.clone(), worker, orphan, signals);
+            // What it came to is logged there.
+            driven.insert(runs.spawn(adopted.map(drop)).id(), subject);
         }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
@@ -323,7 +326,7 @@ async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Subject>
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
         reap::end(reap::Mark::up_to(subject.attempt()), None, Duration::ZERO).await;
         let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
-        if let Err(error) = super::sweep::settle_from_log(shared, &subject, outcome).await {
+        if let Err(error) = super::unstorable::settle_from_log(shared, &subject, outcome).await {
             METRICS.runs_left.inc();
             tracing::error!(run.id = %run, session.id = %session, %error, "failed to settle the run; the sweep will");
         }

@@ -160,6 +160,9 @@ pub enum StoreError {
     /// What somebody else was told in the same case.
     #[error("{0}")]
     Same(String),
+    /// SQLite refuses what was to be stored, and always will: it is too large, or the schema does not allow it.
+    #[error("the database refuses it: {0}")]
+    Refused(String),
     /// Any other failure of the database.
     #[error(transparent)]
     Sql(sqlx::Error),
@@ -175,6 +178,11 @@ impl StoreError {
         Self::Foreign { path: path.to_owned(), detail: detail.into() }
     }
 
+    /// Whether the same operation would always fail, because of what was to be stored.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
     /// The same for somebody else whom it concerns.
     pub(crate) fn again(&self) -> Self {
         match self {
@@ -184,6 +192,7 @@ impl StoreError {
             Self::Gone(path) => Self::Gone(path.clone()),
             Self::Hidden { path, detail } => Self::Hidden { path: path.clone(), detail: detail.clone() },
             Self::Closed => Self::Closed,
+            Self::Refused(detail) => Self::Refused(detail.clone()),
             other => Self::Same(other.to_string()),
         }
     }
@@ -227,6 +236,8 @@ const SQLITE_IOERR: i32 = 10;
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_FULL: i32 = 13;
 const SQLITE_CANTOPEN: i32 = 14;
+const SQLITE_TOOBIG: i32 = 18;
+const SQLITE_CONSTRAINT: i32 = 19;
 const SQLITE_NOTADB: i32 = 26;
 /// The index of the WAL could not grow; it lies in a file beside the database, and only a full disk refuses that.
 const SQLITE_IOERR_SHMSIZE: i32 = SQLITE_IOERR | (19 << 8);
@@ -249,6 +260,7 @@ impl From<sqlx::Error> for StoreError {
             Some(SQLITE_FULL) => Self::DiskFull,
             Some(SQLITE_IOERR) => Self::DiskFailed(error.to_string()),
             Some(SQLITE_BUSY | SQLITE_LOCKED) => Self::Busy,
+            Some(SQLITE_TOOBIG | SQLITE_CONSTRAINT) => Self::Refused(error.to_string()),
             _ => Self::Sql(error),
         }
     }

@@ -163,7 +163,8 @@ pub(super) async fn append_all(
         .collect();
     let heads = serde_json::to_string(&heads).map_err(|e| StoreError::Invalid(e.to_string()))?;
     let rows = sqlx::query!(
-        r#"UPDATE runs SET last_seq = last_seq + b.n, source_offset = b.source_offset, said = max(runs.said, b.said)
+        r#"UPDATE runs SET last_seq = last_seq + b.n, source_offset = b.source_offset, said = max(runs.said, b.said),
+               failures = iif(b.source_offset > runs.source_offset, 0, failures)
            FROM (SELECT value ->> 0 AS run, value ->> 1 AS token, value ->> 2 AS n, value ->> 3 AS source_offset,
                         value ->> 4 AS said FROM jsonb_each(?1)) b
            WHERE runs.key = b.run AND runs.lease_token = b.token AND runs.status = 'running'

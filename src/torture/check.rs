@@ -339,8 +339,8 @@ fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
         }
         Some(Cause::AgentError) => is_relayed(run.agent.as_str()),
         Some(cause) => {
-            use Cause::{Internal, NotAllowed, OutputLimit, SpawnFailed, Unconfigured};
-            !matches!(cause, OutputLimit | SpawnFailed | Unconfigured | NotAllowed | Internal)
+            use Cause::{Internal, NotAllowed, OutputLimit, SpawnFailed, Unconfigured, Unstorable};
+            !matches!(cause, OutputLimit | SpawnFailed | Unconfigured | NotAllowed | Unstorable | Internal)
         }
         None => false,
     };

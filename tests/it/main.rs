@@ -21,5 +21,6 @@ mod sessions;
 mod sweep;
 mod text;
 mod time;
+mod unstorable;
 mod waiting;
 mod warm;

@@ -14,6 +14,8 @@ pub(super) enum Left {
     LeaseLost,
     /// The database fails for good; the lease runs out and somebody else goes on with it.
     Store(StoreError),
+    /// The database refuses what was to be stored, and always will; so many bytes of it.
+    Refused { error: StoreError, bytes: usize },
     /// This process goes, and the agent goes on.
     HandedOver,
 }
@@ -24,7 +26,21 @@ impl From<LeaseLost> for Left {
     }
 }
 
-pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
+/// What became of a run that was driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Driven {
+    Settled,
+    PutBack,
+    /// It is as it was: the next worker goes on with it.
+    Left,
+}
+
+pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) -> Driven {
+    let ended = match &driven {
+        Ok(Some(_)) => Driven::Settled,
+        Ok(None) => Driven::PutBack,
+        Err(_) => Driven::Left,
+    };
     match driven {
         Ok(Some(outcome)) => {
             let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -45,7 +61,7 @@ pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
             METRICS.leases_lost.inc();
             tracing::warn!("lease lost: the agent was left alone, nothing more was written");
         }
-        Err(Left::Store(error)) => {
+        Err(Left::Store(error) | Left::Refused { error, .. }) => {
             METRICS.runs_left.inc();
             tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
         }
@@ -54,4 +70,5 @@ pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) {
             tracing::info!("run handed over: its agent goes on");
         }
     }
+    ended
 }

@@ -1,9 +1,11 @@
 //! How a run leaves its driver: settled, or put back to the queue.
 
-use super::{Drive, Left, progress};
+use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::backend::Backend;
+use crate::engine::progress::progress;
 use crate::engine::replay::{replay, settle_cost};
+use crate::engine::unstorable;
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -91,6 +93,34 @@ impl Drive<'_> {
             settle.resumes = 0;
         }
         settle.exit = exit;
-        Ok(self.insist(|| self.shared.store.settle(settle.clone())).await?.map(|settled| settled.class))
+        match self.insist(|| self.shared.store.settle(settle.clone())).await {
+            Err(Left::Store(error)) if error.is_refusal() => {
+                let bytes = settle.events.iter().map(|chunk| chunk.to_json().len()).sum::<usize>();
+                Err(Left::Refused { error, bytes: bytes + settle.parts.map_or(0, |parts| parts.len()) })
+            }
+            settled => Ok(settled?.map(|settled| settled.class)),
+        }
+    }
+
+    /// Settles the run with what is stored of it, where it was left because the database refuses the rest.
+    pub(super) async fn without_what_is_refused(
+        &mut self,
+        driven: Result<Option<Outcome>, Left>,
+    ) -> Result<Option<Outcome>, Left> {
+        let (error, bytes) = match driven {
+            Err(Left::Refused { error, bytes }) => (error, bytes),
+            driven => return driven,
+        };
+        let sentence = format!(
+            "{bytes} bytes of what the agent said cannot be stored ({error}). The run ends with what was stored before; a lower \
+             `max_line_bytes` of the agent skips what is too long."
+        );
+        tracing::error!(%error, bytes, "the database refuses what the agent said; settling the run without it");
+        let outcome = Outcome::because(Cause::Unstorable, sentence);
+        // The turn is read back from the store, and takes its memory then.
+        (self.turn, self.memory) = (Default::default(), None);
+        let settled = self.insist(|| unstorable::settle(self.shared, &self.subject, outcome.clone())).await??;
+        self.asking.ended();
+        Ok(Some(settled))
     }
 }

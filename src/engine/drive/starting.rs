@@ -28,7 +28,7 @@ struct Judged {
 
 impl Drive<'_> {
     /// Answers with the outcome; `None` when the run went back to the queue.
-    pub(super) async fn claimed(mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn claimed(&mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
         let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
             let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
             return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;

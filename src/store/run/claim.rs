@@ -125,6 +125,8 @@ pub struct Orphan {
     pub attempts: i64,
     /// How often it was taken over, by this recovery too.
     pub recoveries: i64,
+    /// How often in a row a worker failed to go on with it.
+    pub failures: i64,
 }
 
 impl Store {
@@ -343,7 +345,7 @@ async fn take_over(
         r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.workspace, r.agent,
                coalesce(r.timeout_ms, 1000 * (s.options ->> '$.timeout_seconds')) AS "timeout_ms?: i64", r.pid,
                r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
-               r.cancel_requested_at, w.key AS worker_key, w.id AS worker
+               r.failures, r.cancel_requested_at, w.key AS worker_key, w.id AS worker
            FROM runs r INDEXED BY runs_leased
            JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
            WHERE r.status = 'running'
@@ -393,6 +395,7 @@ async fn take_over(
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),
                 attempts: row.attempts,
+                failures: row.failures,
                 recoveries: (row.lease_token & Attempt::COUNT_MASK) + 1 - row.attempts,
             })
         })

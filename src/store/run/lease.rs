@@ -51,6 +51,43 @@ impl Store {
         .await
     }
 
+    /// Counts that a worker begins to go on with a run. False when the lease is lost.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn begin_adoption(&self, lease: Lease) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let count = sqlx::query!(
+                    "UPDATE runs SET failures = failures + 1 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+                    lease.run,
+                    lease.token
+                );
+                Ok(count.execute(&mut *tx.conn).await?.rows_affected() == 1)
+            })
+        })
+        .await
+    }
+
+    /// Stores that a worker has read all that a run had to say when it was adopted.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn end_adoption(&self, lease: Lease) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let forget = sqlx::query!(
+                    "UPDATE runs SET failures = 0 WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
+                    lease.run,
+                    lease.token
+                );
+                forget.execute(&mut *tx.conn).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Puts a run that has said nothing back to the head of its session's queue.
     ///
     /// # Errors

@@ -1,0 +1,52 @@
+//! What was heard becomes rows: events, facts, and now and then the message as far as it has got.
+
+use std::sync::Arc;
+
+use super::left::Left;
+use super::{Drive, SMALL_MESSAGE_BYTES};
+use crate::chunk::Chunk;
+use crate::engine::progress::progress;
+use crate::engine::replay::settle_cost;
+use crate::store::event::Append;
+use crate::store::fact::Fact;
+
+impl Drive<'_> {
+    pub(super) async fn append(
+        &mut self,
+        chunks: Vec<Chunk>,
+        mut facts: Vec<Fact>,
+        snapshot: bool,
+    ) -> Result<(), Left> {
+        if chunks.is_empty() && facts.is_empty() {
+            return Ok(());
+        }
+        facts.extend(progress(self.turn.fold()).filter(|_| snapshot).map(Fact::Progress));
+        let bytes = self.turn.fold().bytes();
+        let memory = match &self.memory {
+            // What was heard holds memory: to wait for more might be for ever.
+            Some(memory) if snapshot && bytes > SMALL_MESSAGE_BYTES => memory.try_output(settle_cost(bytes)),
+            _ => None,
+        };
+        let snapshot = snapshot && (bytes <= SMALL_MESSAGE_BYTES || memory.is_some());
+        let append = Append {
+            lease: self.subject.lease,
+            session: self.subject.session,
+            run_id: self.subject.run,
+            said: chunks.iter().any(Chunk::is_said),
+            // One by one, so that a large one is not there twice.
+            events: Arc::new(chunks.into_iter().map(|chunk| chunk.to_json()).collect()),
+            source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
+            parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()),
+            facts,
+        };
+        match self.insist(|| self.shared.store.append(append.clone())).await {
+            Err(Left::Store(error)) if error.is_refusal() => {
+                Err(Left::Refused { error, bytes: append.events.iter().map(String::len).sum() })
+            }
+            appended => {
+                appended??;
+                Ok(())
+            }
+        }
+    }
+}

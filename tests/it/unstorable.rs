@@ -1,0 +1,133 @@
+//! What an agent says and SQLite refuses, and runs that take each process down that goes on with them.
+
+use mainstay::run::{Run, Status};
+
+use crate::scene::{Camp, NOTHING, Scene, marked, says, settled, until};
+
+/// Says `fine`, then what the database refuses, and stays.
+fn script() -> String {
+    format!("{}; while [ ! -e go ]; do sleep 0.01; done; {}; exec tail -f /dev/null", says("fine"), says("poison"))
+}
+
+/// Refuses a row in the way of this statement.
+fn refuse(db: &std::path::Path, when: &str, statement: &str) -> rusqlite::Connection {
+    let other = rusqlite::Connection::open(db).unwrap();
+    other.busy_timeout(crate::scene::PATIENCE).unwrap();
+    other.execute_batch(&format!("CREATE TRIGGER refuse BEFORE INSERT ON {when} BEGIN {statement}; END")).unwrap();
+    other
+}
+
+const POISON: &str = "events WHEN NEW.event LIKE '%poison%'";
+
+fn is_unstorable(run: &Run, words: &str) {
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("unstorable")), "{run:?}");
+    assert!(run.error.as_ref().is_some_and(|error| error.contains(words)), "{run:?}");
+}
+
+/// The run ends with what was stored before, its agent too, and its session goes on.
+async fn is_settled_without(statement: &str, words: &str) {
+    let scene = Scene::new(&[("agent", &script()), ("other", &says("hello"))], "").await;
+    let other = refuse(&scene.dir.path().join("m.db"), POISON, statement);
+    let run = scene.send("agent", "s", "hi").await;
+    scene.said(run.id, "fine").await;
+    std::fs::write(scene.dir.path().join("go"), "").unwrap();
+    let run = scene.settled(run.id).await;
+    is_unstorable(&run, words);
+    let story = scene.story(run.id).await;
+    assert!(story.contains("text-delta=fine text-end") && !story.contains("poison"), "{story}");
+    assert!(story.contains(" error=") && story.ends_with("finish=error"), "{story}");
+    assert_eq!(marked(run.id), NOTHING);
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    assert_eq!(scene.turn("other", "t", "hi").await.status, Status::Completed);
+}
+
+#[tokio::test]
+async fn run_ends_when_a_row_is_too_large() {
+    is_settled_without("SELECT length(zeroblob(1000000001))", "too big").await;
+}
+
+#[tokio::test]
+async fn run_ends_when_the_schema_refuses_a_row() {
+    is_settled_without("SELECT RAISE(ABORT, 'not this one')", "not this one").await;
+}
+
+#[tokio::test]
+async fn run_whose_message_is_refused_ends_with_its_events() {
+    let scene = Scene::new(&[("agent", &says("hello"))], "").await;
+    let refused = "messages WHEN NEW.role = 'assistant'";
+    let _other = refuse(&scene.dir.path().join("m.db"), refused, "SELECT RAISE(ABORT, 'no message')");
+    let run = scene.turn("agent", "s", "hi").await;
+    is_unstorable(&run, "no message");
+    assert!(scene.story(run.id).await.ends_with("finish=error"));
+}
+
+/// A process that is killed while it goes on with a run stands for one that runs out of memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn run_that_takes_its_workers_down_is_settled() {
+    let camp = Camp::new(&[("agent", &script())], "").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await;
+    camp.grown(run.id, 4).await;
+    // The write never ends.
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let other = refuse(&camp.db, POISON, endless);
+    std::fs::write(camp.dir.path().join("go"), "").unwrap();
+    let is_spooled = || {
+        let mut spools = std::fs::read_dir(camp.dir.path().join("m.db-agents")).unwrap().flatten();
+        spools.any(|home| {
+            let spool = std::fs::read(home.path().join("spool")).unwrap_or_default();
+            spool.windows(6).any(|word| word == b"poison")
+        })
+    };
+    until(is_spooled).await;
+    daemon.kill();
+    let failures = || {
+        let count = "SELECT failures FROM runs WHERE id = ?1";
+        other.query_row(count, [run.id.to_string()], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    for expected in 1..=5 {
+        let daemon = camp.daemon();
+        until(|| failures() >= expected).await;
+        daemon.kill();
+        assert_eq!(failures(), expected);
+    }
+    let daemon = camp.daemon();
+    let run = settled(&camp.watcher, run.id).await;
+    is_unstorable(&run, "5 processes in a row");
+    assert_eq!(marked(run.id), NOTHING);
+    assert!(camp.log().contains("a run takes its workers down"));
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adoption_that_catches_up_counts_as_none() {
+    let camp = Camp::new(&[("agent", &script())], "").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await;
+    camp.grown(run.id, 4).await;
+    daemon.kill();
+    let db = rusqlite::Connection::open(&camp.db).unwrap();
+    for _ in 0..6 {
+        db.busy_timeout(crate::scene::PATIENCE).unwrap();
+        db.execute("UPDATE runs SET failures = 4", []).unwrap();
+        let daemon = camp.daemon();
+        until(|| db.query_row("SELECT failures FROM runs", [], |row| row.get::<_, i64>(0)).unwrap() == 0).await;
+        daemon.kill();
+    }
+    std::fs::write(camp.dir.path().join("go"), "").unwrap();
+    let daemon = camp.daemon();
+    camp.watcher.cancel_run(run.id).await.unwrap();
+    assert_eq!(settled(&camp.watcher, run.id).await.status, Status::Cancelled);
+    assert!(daemon.stop().success());
+}
+
+/// What the limits of the config are measured by.
+#[test]
+fn sqlite_stores_as_much_as_the_limits_say() {
+    use mainstay::config::limits::MAX_STORED_BYTES;
+    let db = rusqlite::Connection::open_in_memory().unwrap();
+    let length = |bytes: usize| {
+        db.query_row(&format!("SELECT length(zeroblob({bytes}))"), [], |row| row.get::<_, i64>(0)).is_ok()
+    };
+    assert!(length(MAX_STORED_BYTES) && !length(MAX_STORED_BYTES + 1));
+}
