@@ -92,7 +92,7 @@ pub fn acp_messages(data: &[u8]) {
         if !frames.unfinished(line.as_bytes()) {
             frames.line(line);
         }
-        while let Some(heard) = frames.next() {
+        while let Some(heard) = frames.pop() {
             if let Heard::Message(message) = heard {
                 assert!(!message.contains('\n'), "{message:?}");
                 assert!(serde_json::from_str::<&RawValue>(&message).is_ok_and(|json| json.get().starts_with('{')));

@@ -36,7 +36,7 @@ impl Frames {
     }
 
     /// What was found and not taken yet.
-    pub fn next(&mut self) -> Option<Heard> {
+    pub fn pop(&mut self) -> Option<Heard> {
         self.heard.pop_front()
     }
 
@@ -148,7 +148,7 @@ mod tests {
     fn heard(lines: &[&str]) -> Vec<Heard> {
         let mut frames = Frames::new(1000);
         lines.iter().for_each(|line| frames.line(line));
-        std::iter::from_fn(|| frames.next()).collect()
+        std::iter::from_fn(|| frames.pop()).collect()
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Reader {
     /// The next piece; none at the end. What is cut off by the end is no message.
     async fn next(&mut self) -> Option<Heard> {
         loop {
-            if let Some(heard) = self.frames.next() {
+            if let Some(heard) = self.frames.pop() {
                 return Some(heard);
             }
             let mut rest = &self.piece[self.at..self.read];
