@@ -2,10 +2,18 @@
 
 -- ── texts of agents ─────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Ids that could be no argument of a process, which earlier versions stored.
-UPDATE sessions SET agent_session = NULL
-    WHERE agent_session = '' OR substr(agent_session, 1, 1) = '-' OR agent_session GLOB '*[' || char(1) || '-' || char(32) || char(127) || '-' || char(160) || ']*'
+-- Ids that could be no argument of a process, which earlier versions stored. '' stands for one: the next turn cannot go on in that
+-- conversation, and says so.
+UPDATE sessions SET agent_session = ''
+    WHERE substr(agent_session, 1, 1) = '-' OR trim(agent_session) <> agent_session
+       OR agent_session GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(160) || ']*'
        OR instr(CAST(agent_session AS BLOB), x'00') > 0;
+-- A run under way would give the session such an id back when it fails.
+UPDATE agent_sessions SET lost_in = NULL
+    WHERE lost_in IN (SELECT key FROM runs WHERE settled_at IS NULL)
+      AND (substr(id, 1, 1) IN ('', '-') OR trim(id) <> id
+        OR id GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(160) || ']*'
+        OR instr(CAST(id AS BLOB), x'00') > 0);
 UPDATE sessions SET title = NULL, title_given = 0 WHERE trim(title) = '';
 
 CREATE TRIGGER agent_sessions_can_be_arguments BEFORE UPDATE OF agent_session ON sessions
@@ -40,7 +48,7 @@ CREATE VIEW v_sessions AS
              WHEN q.not_before > (julianday('now') - 2440587.5) * 86400000 THEN 'parked' ELSE 'queued' END AS execution,
         a.state AS assignment, p.id AS slot,
         s.cancel_through IS NOT NULL OR (s.close_when_idle = 1 AND a.key IS NOT NULL) AS closing, s.last_seq, s.idle_ttl_ms, iif(s.oneshot, 'oneshot', 'persistent') AS mode,
-        s.options, s.advertised, s.agent_session, o.id AS spawned_by, s.label,
+        s.options, s.advertised, nullif(s.agent_session, '') AS agent_session, o.id AS spawned_by, s.label,
         (SELECT count(*) FROM messages m WHERE m.session_key = s.key AND m.superseded_at IS NULL) AS messages,
         (SELECT count(*) FROM runs r WHERE r.session_key = s.key) AS runs,
         strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at / 1000.0, 'unixepoch') AS created_at,

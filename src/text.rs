@@ -127,7 +127,9 @@ impl std::str::FromStr for AgentSessionId {
             "has more than 1024 bytes"
         } else if text.starts_with('-') {
             "begins with a hyphen, as an option does"
-        } else if text.contains(is_invisible) {
+        } else if text.trim() != text {
+            "begins or ends with white space"
+        } else if text.contains(|c| c != ' ' && is_invisible(c)) {
             "has a character that cannot be seen"
         } else {
             return Ok(Self(text.to_owned()));
@@ -186,10 +188,25 @@ mod tests {
 
     #[test]
     fn ids_of_agents_can_be_arguments_and_keys() {
-        for good in ["ses_1", "0192f0c1-2345", "agent:main:web:1", "a/b", "é", "{\"id\":1}", &"x".repeat(1024)] {
+        for good in ["ses_1", "0192f0c1-2345", "agent:main:web:1", "a/b", "é", "{\"id\": 1}", "a b", &"x".repeat(1024)]
+        {
             assert!(good.parse::<AgentSessionId>().is_ok(), "{good}");
         }
-        for bad in ["", "-", "--resume", "a\0b", "a b", "a\n", "\u{200b}", "a\u{202e}b", "a\u{9b}", &"x".repeat(1025)] {
+        for bad in [
+            "",
+            "-",
+            "--resume",
+            "a\0b",
+            " ",
+            " a",
+            "a ",
+            "a\u{a0}b",
+            "a\nb",
+            "\u{200b}",
+            "a\u{202e}b",
+            "a\u{9b}",
+            &"x".repeat(1025),
+        ] {
             assert!(bad.parse::<AgentSessionId>().is_err(), "{bad:?}");
         }
     }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstay::config::Config;
@@ -52,21 +52,24 @@ INSERT INTO runs (key, id, session_key, message_key, response_id, workspace, age
     VALUES (2, '00000000-0000-7000-8000-00000000000b', 1, 2, 'r-2', 'default', 'demo', 'queued', 2000);
 "#;
 
+/// A file of an older schema, with those rows and more.
+async fn older_file(dir: &Path, migrations: &[Migration], more: &'static str) -> PathBuf {
+    let path = dir.join("mainstay.db");
+    let mut conn = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
+    migrate(&mut conn, &Runner::new(migrations)).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(ROWS)).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql(more).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+    path
+}
+
 #[tokio::test]
 async fn a_file_of_every_older_schema_goes_on_with_all_its_rows() {
     let migrations = migrations();
     for older in 1..migrations.len() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mainstay.db");
-        let url = format!("sqlite://{}?mode=rwc", path.display());
-        let mut conn = SqliteConnection::connect(&url).await.unwrap();
-        migrate(&mut conn, &Runner::new(&migrations[..older])).await.unwrap();
-        sqlx::raw_sql(AssertSqlSafe(ROWS)).execute(&mut conn).await.unwrap();
-        sqlx::raw_sql("UPDATE sessions SET agent_session = 'a' || char(0) || 'b', title = ' '")
-            .execute(&mut conn)
-            .await
-            .unwrap();
-        conn.close().await.unwrap();
+        let more = "UPDATE sessions SET agent_session = 'a' || char(0) || 'b', title = ' '";
+        let path = older_file(dir.path(), &migrations[..older], more).await;
 
         let engine = Engine::open(&path, Config::builtin(dir.path())).await.unwrap();
         let findings: Vec<_> =
@@ -78,13 +81,31 @@ async fn a_file_of_every_older_schema_goes_on_with_all_its_rows() {
         engine.start().await.unwrap();
         let runs = engine.list_runs(&RunFilter { session: Some(session), ..RunFilter::default() }, 10).await.unwrap();
         assert_eq!(runs.len(), 2, "from {older}");
-        for (_, run) in runs {
+        for (_, run) in &runs {
             let settled = tokio::time::timeout(Duration::from_secs(30), engine.wait_settled(run.id)).await;
             assert_eq!(settled.expect("it is executed").unwrap().status, Status::Completed, "from {older}");
         }
+        let last = "00000000-0000-7000-8000-00000000000b".parse().unwrap();
+        let events = engine.run_event_page(last, 0, 100).await.unwrap().events;
+        let is_told = events.iter().any(|event| event.event.get().contains("could not go on in its earlier"));
+        assert!(is_told, "from {older}");
         engine.drain(Duration::from_secs(5)).await;
         engine.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_run_that_gave_up_an_illegal_id_can_be_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let given_up =
+        "INSERT INTO agent_sessions (key, session_key, agent, id, origin, run_key, lost_in, began_at, used_at)
+        VALUES (1, 1, 'demo', '--x', 'new', 1, 2, 1100, 1100)";
+    let path = older_file(dir.path(), &migrations()[..3], given_up).await;
+    let engine = Engine::open(&path, Config::builtin(dir.path())).await.unwrap();
+    let run = "00000000-0000-7000-8000-00000000000b".parse().unwrap();
+    engine.cancel_run(run).await.unwrap();
+    assert_eq!(engine.run(run).await.unwrap().status, Status::Cancelled);
+    engine.close().await;
 }
 
 #[tokio::test]

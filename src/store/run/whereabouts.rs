@@ -63,7 +63,8 @@ impl Store {
         Ok(first.fetch_one(&self.readers).await?)
     }
 
-    /// Whether an earlier try of a run gave up the session that its agent was in.
+    /// Whether an earlier try of a run gave up the session that its agent was in, or its id is one that cannot be used: an
+    /// earlier version stored it.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -72,7 +73,10 @@ impl Store {
             r#"SELECT EXISTS (SELECT 1 FROM agent_sessions WHERE lost_in = ?1) AS "given_up!: bool""#,
             run
         );
-        Ok(given_up.fetch_one(&self.readers).await?)
+        if given_up.fetch_one(&self.readers).await? {
+            return Ok(true);
+        }
+        Ok(self.stored_agent_session(run).await?.is_some_and(|id| id.parse::<AgentSessionId>().is_err()))
     }
 
     /// The agent's own session that a run goes on in.
@@ -80,11 +84,15 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn session_to_go_on_in(&self, run: RunKey) -> Result<Option<AgentSessionId>, StoreError> {
+        Ok(self.stored_agent_session(run).await?.and_then(|id| id.parse().ok()))
+    }
+
+    async fn stored_agent_session(&self, run: RunKey) -> Result<Option<String>, StoreError> {
         let session = sqlx::query_scalar!(
             r#"SELECT iif(s.oneshot, NULL, s.agent_session) AS "session?: String"
                FROM runs r JOIN sessions s ON s.key = r.session_key WHERE r.key = ?1"#,
             run
         );
-        Ok(session.fetch_one(&self.readers).await?.and_then(|id| id.parse().ok()))
+        Ok(session.fetch_one(&self.readers).await?)
     }
 }
