@@ -46,6 +46,7 @@ fn is_invisible(c: char) -> bool {
 /// What is wrong with it, by the name of the field.
 pub fn given_line(what: &'static str, text: &str, max_chars: usize) -> Result<String, InvalidText> {
     let invalid = |problem: String| Err(InvalidText { what, problem });
+    let text = without_isolates(text);
     let line = text.trim();
     if !line.contains(|c| !is_invisible(c)) {
         return invalid("must not be empty".to_owned());
@@ -65,12 +66,32 @@ pub fn given_line(what: &'static str, text: &str, max_chars: usize) -> Result<St
 /// As for a line. It may be empty.
 pub fn given_text(what: &'static str, text: &str, max_chars: usize) -> Result<String, InvalidText> {
     let invalid = |problem: String| Err(InvalidText { what, problem });
+    let text = without_isolates(text);
     if text.chars().count() > max_chars {
         return invalid(format!("may have at most {max_chars} characters"));
     }
     match text.chars().find(|c| is_active(*c) && !"\n\r\t".contains(*c)) {
         Some(c) => invalid(format!("must not have the character U+{:04X} in it", u32::from(c))),
-        None => Ok(text.to_owned()),
+        None => Ok(text.into_owned()),
+    }
+}
+
+/// A text without its isolates of writing direction, which libraries for translation put around what they fill in. One that
+/// stays open, or ends what did not begin, is left to be refused.
+fn without_isolates(text: &str) -> Cow<'_, str> {
+    let mut open = 0_usize;
+    for c in text.chars() {
+        match c {
+            '\u{2066}'..='\u{2068}' => open += 1,
+            '\u{2069}' if open == 0 => return text.into(),
+            '\u{2069}' => open -= 1,
+            _ => {}
+        }
+    }
+    let is_isolate = |c: char| matches!(c, '\u{2066}'..='\u{2069}');
+    match open == 0 && text.contains(is_isolate) {
+        true => text.replace(is_isolate, "").into(),
+        false => text.into(),
     }
 }
 
@@ -166,6 +187,9 @@ mod tests {
             assert!(given(text).unwrap_err().contains(problem), "{text:?}");
         }
         assert_eq!(given_text("reason", "a\n\tb\r\n", 10).unwrap(), "a\n\tb\r\n");
+        assert_eq!(given("Hi \u{2068}a\u{2067}b\u{2069}\u{2069}!"), Ok("Hi ab!".to_owned()));
+        assert_eq!(given_text("reason", "\u{2068}a\u{2069}\n", 10).unwrap(), "a\n");
+        assert!(given("\u{2068}\u{2069}").is_err() && given("\u{2069}a\u{2068}").is_err());
         assert!(given_text("reason", "a\u{2066}", 10).is_err() && given_text("reason", "\0", 10).is_err());
     }
 
