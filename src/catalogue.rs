@@ -32,7 +32,7 @@ pub struct UnrestrictedMode {
 
 /// The modes that the operator has to allow by name. The words are those of each agent's own command line, config or list of
 /// modes.
-pub const UNRESTRICTED: [UnrestrictedMode; 15] = [
+pub const UNRESTRICTED: [UnrestrictedMode; 19] = [
     // `--permission-mode`, and the flags that have the same effect.
     unrestricted("claude", "bypassPermissions"),
     unrestricted("claude", "dangerously-skip-permissions"),
@@ -51,7 +51,11 @@ pub const UNRESTRICTED: [UnrestrictedMode; 15] = [
     unrestricted("copilot", "allow-all"),
     unrestricted("copilot", "allow-all-tools"),
     unrestricted("copilot", "autopilot"),
-    // Of agents that are not known here.
+    // Flags and settings of agents that are not known here: Amp, Kiro, Droid, and others.
+    unrestricted("amp", "dangerously-allow-all"),
+    unrestricted("kiro", "trust-all-tools"),
+    unrestricted("droid", "skip-permissions-unsafe"),
+    unrestricted("any", "auto-approve-all"),
     unrestricted("any", "unrestricted"),
     // `GOOSE_MODE`: what others call `auto` asks or is confined.
     UnrestrictedMode { agent: "goose", word: "auto", for_all: false },

@@ -14,6 +14,7 @@ use crate::agent::Agent;
 use crate::catalogue::UNRESTRICTED;
 use crate::id::{AgentName, WorkspaceName};
 use crate::options::{InvalidOption, SessionOptions};
+use crate::permission::PermissionOption;
 use crate::workspace::Workspace;
 
 /// The entry of a list that stands for every value, those of [`UNRESTRICTED`] included.
@@ -128,12 +129,7 @@ impl OptionRules {
         if let Some(missing) = self.missing(lists, key, true) {
             return Err(not_allowed(&name, value, "allow_options", &missing));
         }
-        self.check_one(&name, value, kind_of(key, category))?;
-        // Whatever the agent calls it: a flag of this name, or a value of this name.
-        if kind_of(key, category) == Kind::Other && !OFF.contains(&value) && self.is_unrestricted(key, key) {
-            return self.check_mode(&name, key);
-        }
-        Ok(())
+        self.check_named(&name, key, value, kind_of(key, category))
     }
 
     /// Judges an option by what the agent says that it is. For whoever sets it in the agent, where that is known for sure.
@@ -141,7 +137,16 @@ impl OptionRules {
     /// # Errors
     /// [`InvalidOption::NotAllowed`].
     pub fn check_offered(&self, key: &str, value: &str, category: Option<&str>) -> Result<(), InvalidOption> {
-        self.check_one(key, value, kind_of(key, category))
+        self.check_named(key, key, value, kind_of(key, category))
+    }
+
+    /// Whatever the agent calls it: a value of an unrestricted mode's name, or a flag of it.
+    fn check_named(&self, name: &str, key: &str, value: &str, kind: Kind) -> Result<(), InvalidOption> {
+        self.check_one(name, value, kind)?;
+        if kind == Kind::Other && !OFF.contains(&value) && self.is_unrestricted(key, key) {
+            return self.check_mode(name, key);
+        }
+        Ok(())
     }
 
     fn check_one(&self, name: &str, value: &str, kind: Kind) -> Result<(), InvalidOption> {
@@ -169,9 +174,11 @@ impl OptionRules {
     }
 
     /// Whether an answer that an agent offers would bring it into a mode that is refused: agents name such answers as the
-    /// mode.
-    pub fn refuses_answer(&self, id: &str) -> bool {
-        self.is_unrestricted("answer", id) && self.check_mode("answer", id).is_err()
+    /// mode. One that says no leaves the mode as it is, unless the word is unrestricted everywhere.
+    pub fn refuses_answer(&self, answer: &PermissionOption, advertised: Option<&Value>) -> bool {
+        let id = answer.id.as_str();
+        let is_mode = || answer.kind.allows() && advertised.is_some_and(|advertised| offers_mode(advertised, id));
+        (self.is_unrestricted("answer", id) || is_mode()) && self.check_mode("answer", id).is_err()
     }
 
     /// The tables that would have to name a value; none when it is allowed.
@@ -255,6 +262,20 @@ fn category_of<'a>(advertised: Option<&'a Value>, key: &'a str) -> Option<&'a st
     option["category"].as_str()
 }
 
+/// Whether an agent has a mode of this id, by itself or as the value of an option.
+fn offers_mode(advertised: &Value, id: &str) -> bool {
+    let modes = advertised["modes"]["availableModes"].as_array().into_iter().flatten().map(|mode| &mode["id"]);
+    let options = advertised["config_options"].as_array().into_iter().flatten();
+    let options = options.filter(|option| option["id"] == "mode" || option["category"] == "mode");
+    let values = options.flat_map(|option| option["options"].as_array().into_iter().flatten());
+    // They may stand in groups.
+    let values = values.flat_map(|entry| match entry["options"].as_array() {
+        Some(group) => group.iter().collect(),
+        None => vec![entry],
+    });
+    modes.chain(values.map(|entry| &entry["value"])).any(|mode| mode == id)
+}
+
 fn not_allowed(key: &str, value: &str, list: &'static str, tables: &[&str]) -> InvalidOption {
     let tables = tables.iter().map(|table| format!("[{table}]")).collect::<Vec<_>>().join(" and ");
     InvalidOption::NotAllowed { key: key.to_owned(), value: value.to_owned(), list, tables }
@@ -282,138 +303,4 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::config::Config;
-
-    fn rules(config: &str, agent: &str) -> OptionRules {
-        let config = Config::load(config, Path::new("mainstay.toml"), Path::new("/srv/w")).unwrap();
-        let (agent, workspace) = (agent.parse().unwrap(), WorkspaceName::builtin());
-        OptionRules::new((&agent, config.agents.get(&agent)), (&workspace, config.workspaces.get(&workspace)))
-    }
-
-    fn judged(rules: &OptionRules, options: Value) -> String {
-        let options = SessionOptions::default().patched(options.as_object().unwrap()).unwrap();
-        let advertised =
-            json!({"config_options": [{"id": "style", "category": "mode"}, {"id": "llm", "category": "model"}]});
-        rules.check(&options, Some(&advertised)).map_or_else(|refused| refused.to_string(), |()| "allowed".to_owned())
-    }
-
-    #[test]
-    fn unrestricted_modes_are_refused_by_every_door() {
-        let rules = rules("", "claude");
-        for mode in [
-            "bypassPermissions",
-            "BYPASS_permissions",
-            "danger-full-access",
-            "yolo",
-            "auto-approve",
-            "full-access",
-            "x#yolo",
-        ] {
-            for options in [
-                json!({"mode": mode}),
-                json!({"permission_profile": mode}),
-                json!({"extra": {"mode": mode}}),
-                json!({"extra": {"permission-mode": mode}}),
-                json!({"extra": {"style": mode}}),
-                json!({"extra": {"anything": mode}}),
-            ] {
-                let said = judged(&rules, options.clone());
-                assert!(said.contains("`allow_modes` of [agents.claude]"), "{options}: {said}");
-            }
-        }
-        for options in [
-            json!({"extra": {"dangerously-skip-permissions": "true"}}),
-            json!({"extra": {"yolo": "1"}}),
-            json!({"extra": {"approval_policy": "never"}}),
-        ] {
-            assert_ne!(judged(&rules, options.clone()), "allowed", "{options}");
-        }
-        for options in [
-            json!({"mode": "plan", "model": "m", "permission_profile": "acceptEdits", "extra": {"effort": "never"}}),
-            json!({"mode": "auto", "extra": {"yolo": "false", "agent": "reviewer"}}),
-        ] {
-            assert_eq!(judged(&rules, options), "allowed");
-        }
-    }
-
-    #[test]
-    fn a_word_that_is_unrestricted_for_one_agent_is_not_for_all() {
-        let config = "[agents.g]\ndriver = \"acp\"\ncommand = [\"npx\", \"/opt/goose\", \"acp\"]";
-        assert_ne!(judged(&rules(config, "g"), json!({"mode": "auto"})), "allowed");
-        assert_eq!(judged(&rules(config, "codex"), json!({"mode": "auto"})), "allowed");
-    }
-
-    #[test]
-    fn a_list_has_to_name_the_value_in_both_tables() {
-        let config = "[agents.claude]\nallow_modes = [\"plan\", \"bypassPermissions\"]\nallow_options = [\"effort\", \"style\"]\n\
-                      [workspaces.default]\nallow_modes = [\"*\"]\nallow_models = [\"sonnet\"]";
-        let rules = rules(config, "claude");
-        for (options, refused_by) in [
-            (json!({"mode": "bypassPermissions", "model": "sonnet", "extra": {"effort": "low"}}), ""),
-            (json!({"mode": "acceptEdits"}), "`allow_modes` of [agents.claude]"),
-            (json!({"model": "opus"}), "`allow_models` of [workspaces.default]"),
-            (json!({"extra": {"style": "acceptEdits"}}), "`allow_modes` of [agents.claude]"),
-            (json!({"extra": {"agent": "x"}}), "`allow_options` of [agents.claude]"),
-        ] {
-            let said = judged(&rules, options.clone());
-            let as_expected = if refused_by.is_empty() { said == "allowed" } else { said.contains(refused_by) };
-            assert!(as_expected, "{options}: {said}");
-        }
-        // A model by another name.
-        assert_ne!(
-            judged(
-                &super::tests::rules(&config.replace("\"style\"", "\"llm\""), "claude"),
-                json!({"extra": {"llm": "opus"}})
-            ),
-            "allowed"
-        );
-    }
-
-    #[test]
-    fn a_directory_is_judged_where_its_links_lead() {
-        let dir = tempfile::tempdir().unwrap();
-        let (work, other) = (dir.path().join("work"), dir.path().join("other"));
-        std::fs::create_dir_all(work.join("in")).unwrap();
-        std::fs::create_dir(&other).unwrap();
-        for (link, to) in [("out", "../other"), ("in-too", "in"), ("nowhere", "../nothing")] {
-            std::os::unix::fs::symlink(to, work.join(link)).unwrap();
-        }
-        let rules = |more: &str| {
-            let config = Config::load(more, Path::new("mainstay.toml"), &work).unwrap();
-            let (agent, workspace) = (AgentName::builtin(), WorkspaceName::builtin());
-            OptionRules::new((&agent, config.agents.get(&agent)), (&workspace, config.workspaces.get(&workspace)))
-        };
-        let plain = rules("");
-        for (path, allowed) in [
-            (".", true),
-            ("in", true),
-            ("in-too", true),
-            ("not/yet/there", true),
-            ("in/../..", false),
-            ("out", false),
-            ("out/below", false),
-            ("nowhere", false),
-            ("nowhere/x", false),
-            ("not/../../other", false),
-            ("/", false),
-            ("/proc/self/root", false),
-        ] {
-            let judged = plain.resolve(&work.join(path));
-            assert_eq!(judged.is_ok(), allowed, "{path}: {judged:?}");
-        }
-        let real = work.canonicalize().unwrap();
-        assert_eq!(plain.resolve(&work.join("in-too")).unwrap(), real.join("in"));
-        let said = plain.resolve(&other).unwrap_err().to_string();
-        assert!(said.contains("`cwd_roots` of [workspaces.default]"), "{said}");
-        // The workspace's directory stays allowed.
-        let wider = rules("[workspaces.default]\ncwd_roots = [\"../other\"]");
-        assert!(wider.resolve(&other.join("x")).is_ok() && wider.resolve(&work).is_ok());
-        let both = rules("[workspaces.default]\ncwd_roots = [\"../other\"]\n[agents.demo]\ncwd_roots = [\"/srv\"]");
-        let said = both.resolve(&other).unwrap_err().to_string();
-        assert!(said.contains("`cwd_roots` of [agents.demo]"), "{said}");
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::OptionFuture;
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -151,6 +152,8 @@ struct Drive<'a> {
     trouble: Option<AgentError>,
     /// It was adopted, and not all is read that its agent had said by then.
     is_behind: bool,
+    /// What it said last of the modes and options that it has.
+    advertised: Option<Value>,
 }
 
 impl<'a> Drive<'a> {
@@ -158,7 +161,8 @@ impl<'a> Drive<'a> {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
-        let (memory, on, late_error, trouble, is_behind) = (None, None, None, None, false);
+        let (memory, on, late_error, trouble) = (None, None, None, None);
+        let (is_behind, advertised) = (false, None);
         Self {
             shared,
             worker,
@@ -174,6 +178,7 @@ impl<'a> Drive<'a> {
             late_error,
             trouble,
             is_behind,
+            advertised,
         }
     }
 

@@ -1,7 +1,7 @@
 """An ACP agent that does what its prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 
 STUB_CAN names what it can do (load resume resume-fails close modes config auth images), or
-not do (login-first nonsense version-2 silent load-busy load-busy-once load-late), and
+is or does not do (in-yolo login-first nonsense version-2 silent load-busy load-busy-once load-late), and
 how it speaks (noise pretty framed); STUB_STORE is the file with its sessions,
 STUB_LOG gets every line that it is sent.
 """
@@ -17,10 +17,11 @@ STORE, LOG = os.environ["STUB_STORE"], os.environ["STUB_LOG"]
 OUT = threading.Lock()
 sessions, cancelled, answers, answered = {}, {}, {}, threading.Condition()
 evicted, busy = set(), set()
-MODES = {"currentModeId": "ask", "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]}
+MODES = {"currentModeId": "yolo" if "in-yolo" in CAN else "ask", "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]}
 # An option whose category says more than its id.
 CONFIG = [{"id": "style", "name": "Style", "category": "mode", "type": "select", "currentValue": "careful",
-           "options": [{"value": "careful", "name": "Careful"}, {"value": "quick", "name": "Quick"}, {"value": "yolo", "name": "All"}]}]
+           "options": [{"value": "careful", "name": "Careful"}, {"value": "quick", "name": "Quick"}, {"value": "yolo", "name": "All"}]},
+          {"id": "allow-all", "name": "All", "category": "misc", "type": "boolean", "currentValue": False}]
 
 
 def write(line):

@@ -188,6 +188,9 @@ async fn an_option_is_refused_by_what_the_agent_says_it_is() {
     assert!(said.contains("`allow_modes` of [agents.a]") && refused.text().is_empty(), "{said}");
     let refused = scene.relay("say one", wanted("yolo", &json!({}))).await.end().await;
     assert!(refused.own("error")["message"].as_str().unwrap().contains("option style"), "{refused:#?}");
+    let by_category = json!({"options": {"extra": {"misc": "true"}}});
+    let refused = scene.relay("say one", by_category).await.end().await;
+    assert!(refused.own("error")["message"].as_str().unwrap().contains("option allow-all"), "{refused:#?}");
     assert!(scene.sent("session/set_config_option").is_empty() && scene.sent("session/prompt").is_empty());
     let allowed = scene.relay("say two", wanted("quick", &modes)).await.end().await;
     assert_eq!((allowed.text().as_str(), scene.sent("session/set_config_option").len()), ("two", 1));
@@ -205,6 +208,23 @@ async fn a_mode_that_is_cleared_or_refused_is_left() {
     assert_eq!(set().len(), 2, "it may go into an allowed mode by itself");
     scene.turn("say three", Some(&id)).await;
     assert_eq!(set(), ["plan", "ask", "ask"]);
+}
+
+#[tokio::test]
+async fn a_session_is_not_taken_up_in_a_refused_mode() {
+    let mut scene = Scene::new("load modes in-yolo").await;
+    // The operator's choice: the agent begins in it.
+    let (id, _) = scene.turn("say one", None).await.session();
+    scene.end("-KILL").await;
+    scene.start().await;
+    let wanted = |options: serde_json::Value| json!({"agent_session": id, "options": options});
+    for options in [json!({}), json!({"mode": "not offered"})] {
+        let refused = scene.relay("say two", wanted(options)).await.end().await;
+        let said = refused.own("error")["message"].as_str().unwrap();
+        assert!(said.contains("`allow_modes`") && refused.text().is_empty(), "{said}");
+    }
+    assert_eq!(scene.sent("session/prompt").len(), 1);
+    assert_eq!(scene.relay("say three", wanted(json!({"mode": "plan"}))).await.end().await.text(), "three");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ impl Drive<'_> {
                 match event {
                     AgentEvent::Permission(mut request) => {
                         // What would lift the agent's limits for the rest of its session is no answer that is offered.
-                        request.options.retain(|option| !option_rules.refuses_answer(&option.id));
+                        request.options.retain(|option| !option_rules.refuses_answer(option, self.advertised.as_ref()));
                         let now = self.shared.store.clock().now();
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
                         let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
@@ -79,6 +79,10 @@ impl Drive<'_> {
             AgentEvent::Trouble(error) => {
                 self.trouble = Some(error.clone());
                 true
+            }
+            AgentEvent::Advertised(advertised) => {
+                self.advertised = Some(advertised.clone());
+                false
             }
             AgentEvent::Refused(line) => {
                 self.asking.untold.push_back(line.clone());

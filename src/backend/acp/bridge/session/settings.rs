@@ -1,7 +1,8 @@
 //! What a session of the agent is told of the options of ours.
 //!
 //! Always: what the agent does not offer is not said, and what the operator refuses is not set, whatever the agent calls it. A
-//! mode that is not wanted any more is left for the one that the session began in.
+//! mode that is not wanted any more is left for the one that the session began in. No turn begins in a refused mode, unless the agent
+//! begins its sessions in it.
 
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::schema::{SetSessionConfigOptionRequest, SetSessionModeRequest};
@@ -40,7 +41,23 @@ impl Session {
         for (key, value) in wanted.extra.iter().filter(|(key, value)| known.extra.get(*key) != Some(*value)) {
             settings.extend(self.config_option(id, key, value, rules)?);
         }
+        // A session that is taken up may be in one, and what it began in is not known then.
+        if let Some(now) = self.mode_now()
+            && self.first_mode.as_deref() != Some(now)
+            && !settings.iter().any(|setting| self.sets_mode(setting))
+        {
+            rules.check_mode("mode", now)?;
+        }
         Ok(settings)
+    }
+
+    fn sets_mode(&self, setting: &Setting) -> bool {
+        match setting {
+            Setting::Mode(_) => true,
+            Setting::ConfigOption(request) => {
+                self.offered("mode").is_some_and(|option| option["id"] == *request.config_id.0)
+            }
+        }
     }
 
     fn mode(&self, id: &str, mode: &str) -> Option<Setting> {
@@ -60,7 +77,9 @@ impl Session {
         let Some(option) = self.offered(key) else { return Ok(None) };
         let setting = offered_setting(option, id, value);
         if setting.is_some() {
-            rules.check_offered(key, value, option["category"].as_str())?;
+            for name in [Some(key), option["id"].as_str()].into_iter().flatten() {
+                rules.check_offered(name, value, option["category"].as_str())?;
+            }
         }
         Ok(setting)
     }
