@@ -93,10 +93,11 @@ impl Engine {
         Ok(answers.into_iter().filter(is_open).collect())
     }
 
-    /// Gives these answers; whether any of them counted.
+    /// Gives these answers; whether any of them counted. One that cannot be given is left out: it stays in the history that
+    /// comes with every message.
     ///
     /// # Errors
-    /// [`EngineError::NotOffered`], [`EngineError::InvalidValue`], [`EngineError::Store`].
+    /// [`EngineError::Store`].
     pub async fn answer_all(&self, answers: Vec<GivenAnswer>, by: &str) -> Result<bool, EngineError> {
         let mut is_answered = false;
         for GivenAnswer { id, approved, reason } in answers {
@@ -104,6 +105,9 @@ impl Engine {
                 Ok(_) => is_answered = true,
                 // Another client was faster.
                 Err(EngineError::Decided(_)) => {}
+                Err(error @ (EngineError::NotOffered(_) | EngineError::InvalidValue(_))) => {
+                    tracing::info!(permission.id = %id, %error, "answer in a chat ignored");
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -86,6 +86,18 @@ async fn answers_are_read_from_any_message_of_the_assistant() {
 }
 
 #[tokio::test]
+async fn an_illegal_answer_in_a_history_fails_no_send() {
+    let scene = Scene::executing().await;
+    let question = scene.question("m").await;
+    let mut illegal = answered(&question, true);
+    illegal["parts"][1]["approval"]["reason"] = json!("\u{1b}[2J");
+    let told = scene.chat_to_end(&chat(&[user("m", "/ask x"), illegal, user("n", "go on")], json!({}))).await;
+    assert!(said(&told).contains("go on"), "{told}");
+    let permission = scene.get(&format!("/v1/permissions/{question}")).await;
+    assert_eq!(permission.text("reason"), "declined: a new message was sent");
+}
+
+#[tokio::test]
 async fn an_answer_in_an_earlier_message_of_the_assistant_counts() {
     let scene = Scene::executing().await;
     let question = scene.question("m").await;
