@@ -333,7 +333,7 @@ pub struct ShowArgs {
     after_help = "Changes nothing; a daemon may run. Exit status: 0 all is well, warnings aside; 1 something is wrong."
 )]
 pub struct DoctorArgs {
-    /// Do not compare indexes with their tables, which takes most of the time
+    /// Do not compare indexes with their tables, nor look at constraints and read each row, which takes most of the time
     #[arg(long)]
     pub quick: bool,
 }
