@@ -121,7 +121,7 @@ pub fn exposure_of_entries(dir: &Path) -> io::Result<Option<Exposure>> {
 fn exposure_of_directories(path: &Path, user: u32) -> io::Result<Option<Exposure>> {
     for dir in path.ancestors().skip(1) {
         let meta = fs::symlink_metadata(dir)?;
-        let found = owner_exposure(dir, &meta, user);
+        let found = owner_exposure(dir, &meta, user).filter(|_| !is_of_the_host(&meta));
         // The entries on the way belong to this user or to root: they have been looked at.
         let found = found.or_else(|| mode_exposure(dir, &meta, user).filter(|_| meta.mode() & STICKY == 0));
         if found.is_some() {
@@ -136,13 +136,36 @@ fn owner_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
     (!is_trusted).then(|| Exposure::Owner { path: path.to_owned(), uid: meta.uid() })
 }
 
+/// Whether a directory belongs to a user without an id in the namespace of this process, as those above a container do, which
+/// are root's, and nothing of this namespace may write to it.
+fn is_of_the_host(meta: &Metadata) -> bool {
+    if meta.mode() & (OTHERS_WRITE | GROUP_WRITES) != 0 {
+        return false;
+    }
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let (overflow, map) = (read("/proc/sys/kernel/overflowuid"), read("/proc/self/uid_map"));
+    let is_unmapped = |map: String| !is_mapped_in(&map, meta.uid());
+    overflow.is_some_and(|uid| uid.trim().parse() == Ok(meta.uid())) && map.is_some_and(is_unmapped)
+}
+
+/// The format of `user_namespaces(7)`. Where it is another one, every user counts as mapped.
+fn is_mapped_in(map: &str, uid: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(first)), _, Some(Ok(count))) => uid.checked_sub(first).is_some_and(|at| at < count),
+            _ => true,
+        }
+    })
+}
+
 fn mode_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
     let others = meta.mode() & OTHERS_WRITE != 0;
     let exposed = others || meta.mode() & GROUP_WRITES != 0 && !is_private_group(meta.gid(), user);
     exposed.then(|| Exposure::Mode { path: path.to_owned(), mode: meta.mode() })
 }
 
-/// Whether a group holds no other user: many systems give each user such a group and let it write. One that the files of the
+/// Whether a group holds no other user but root: many systems give each user such a group and let it write. One that the files of the
 /// system do not know (of a directory service) is not private.
 fn is_private_group(gid: u32, user: u32) -> bool {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -154,10 +177,10 @@ fn is_private_group_in(groups: &str, users: &str, gid: u32, user: u32) -> bool {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     let number = |fields: &[String], at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok());
     let users: Vec<_> = users.lines().map(fields).collect();
-    let is_primary_of_another =
-        users.iter().any(|fields| number(fields, 3) == Some(gid) && number(fields, 2) != Some(user));
-    let names: Vec<_> =
-        users.iter().filter(|fields| number(fields, 2) == Some(user)).filter_map(|fields| fields.first()).collect();
+    // Root may write everywhere anyway.
+    let is_trusted = |fields: &Vec<String>| number(fields, 2).is_some_and(|uid| uid == user || uid == 0);
+    let is_primary_of_another = users.iter().any(|fields| number(fields, 3) == Some(gid) && !is_trusted(fields));
+    let names: Vec<_> = users.iter().filter(|fields| is_trusted(fields)).filter_map(|fields| fields.first()).collect();
     let mut known = groups.lines().map(fields).filter(|fields| number(fields, 2) == Some(gid)).peekable();
     let is_known = known.peek().is_some();
     let has_another = known.any(|fields| {
@@ -226,11 +249,25 @@ mod tests {
     }
 
     #[test]
+    fn users_without_an_id_in_a_namespace_are_known() {
+        for (map, mapped) in [
+            ("         0          0 4294967295\n", true),
+            ("         0       1000          1\n", false),
+            ("         0       1000          1\n         1     100000      65536\n", true),
+            ("         0       1000      65534\n", false),
+            ("", false),
+            ("what\n", true),
+        ] {
+            assert_eq!(is_mapped_in(map, 65_534), mapped, "{map}");
+        }
+    }
+
+    #[test]
     fn a_group_of_one_user_is_private() {
         let users =
             "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:100::/home/bob:/bin/sh\n";
-        let groups = "root:x:0:\nann:x:1000:\nusers:x:100:\nteam:x:200:ann,bob\nown:x:201:ann\n";
-        for (gid, private) in [(1000, true), (201, true), (100, false), (200, false), (0, false), (999, false)] {
+        let groups = "root:x:0:\nann:x:1000:\nusers:x:100:\nteam:x:200:ann,bob\nown:x:201:ann,root\n";
+        for (gid, private) in [(1000, true), (201, true), (100, false), (200, false), (0, true), (999, false)] {
             assert_eq!(is_private_group_in(groups, users, gid, 1000), private, "{gid}");
         }
     }
