@@ -7,7 +7,8 @@
 //!
 //! Always: who has to wait is served, in order, once others have given back. More than a whole part is given to one who is
 //! alone, so that nothing is too large to be done. Of the messages, so much stays free that the largest one can grow to its
-//! end; so the turns cannot each hold a half and wait for the other. A turn takes of its message first and of the output
+//! end; so the turns cannot each hold a half and wait for the other. The largest means among those that read or wait: one whose agent
+//! is silent holds none up. A turn takes of its message first and of the output
 //! second; a part of the output is given back by a commit, which waits for neither.
 
 #[cfg(test)]
@@ -16,12 +17,15 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// What a run keeps of its message without asking: an ordinary answer never waits for a large one.
 const FREE_BYTES: usize = 1024 * 1024;
+/// A turn that has not read for this long (its agent is silent, or waits for an answer) holds no other one up.
+const PARKED_AFTER: Duration = Duration::from_secs(5);
 /// What one turn may come to hold: the greatest message, and the longest line by default.
 const LARGEST_TURN_BYTES: usize = 80 * 1024 * 1024;
 /// The output and the readers count in KiB.
@@ -95,7 +99,17 @@ pub struct Pool {
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
-    _held: Option<OwnedSemaphorePermit>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Permit {
+    /// Gives back all but so many bytes.
+    pub fn shrink_to(mut self, bytes: usize) -> Self {
+        if let Some(held) = &mut self.held {
+            drop(held.split(held.num_permits().saturating_sub(bytes.div_ceil(UNIT))));
+        }
+        self
+    }
 }
 
 impl Pool {
@@ -114,13 +128,13 @@ impl Pool {
         }
         let _waiting = Counted::new(&self.waiting);
         // It fails only when the semaphore is closed, which it never is.
-        Permit { _held: self.semaphore.clone().acquire_many_owned(self.units(bytes)).await.ok() }
+        Permit { held: self.semaphore.clone().acquire_many_owned(self.units(bytes)).await.ok() }
     }
 
     /// Takes so many bytes if they are free and nobody waits.
     pub fn try_acquire(&self, bytes: usize) -> Option<Permit> {
         let held = self.semaphore.clone().try_acquire_many_owned(self.units(bytes)).ok()?;
-        Some(Permit { _held: Some(held) })
+        Some(Permit { held: Some(held) })
     }
 
     fn units(&self, bytes: usize) -> u32 {
@@ -173,12 +187,20 @@ struct Kept {
     message: usize,
     /// What was read and has not become a part of it.
     read: usize,
+    /// When it was last given room.
+    last_read: Option<Instant>,
+    /// It waits for room.
+    waits: bool,
 }
 
 impl Kept {
     /// What counts of it.
     fn counted(self) -> usize {
         self.message.saturating_add(self.read).saturating_sub(FREE_BYTES)
+    }
+
+    fn is_parked(self) -> bool {
+        !self.waits && self.last_read.is_none_or(|at| at.elapsed() >= PARKED_AFTER)
     }
 }
 
@@ -199,12 +221,14 @@ impl Messages {
         self.turns().kept.values().map(|kept| kept.counted()).fold(0, usize::saturating_add)
     }
 
-    /// Lets a turn read on when there is room, or when it is the largest, which always gets on.
+    /// Lets a turn read on when there is room, or when it is the largest of those that are not parked, which always gets on.
     fn try_read(&self, key: u64, bytes: usize) -> bool {
         let mut turns = self.turns();
         let Some(own) = turns.kept.get(&key).copied() else { return true };
-        let grown = Kept { read: own.read.saturating_add(bytes), ..own };
+        let last_read = Some(Instant::now());
+        let grown = Kept { read: own.read.saturating_add(bytes), last_read, waits: false, ..own };
         if grown.counted() > 0 && !self.may_grow(&turns.kept, key, own, grown) {
+            turns.kept.insert(key, Kept { waits: true, ..own });
             return false;
         }
         turns.kept.insert(key, grown);
@@ -218,7 +242,7 @@ impl Messages {
             sum = sum.saturating_add(counted);
             largest = largest.max(counted);
             // Of two that are equally large the older one is.
-            is_largest &= counted < own.counted() || (counted == own.counted() && *other > key);
+            is_largest &= kept.is_parked() || counted < own.counted() || (counted == own.counted() && *other > key);
         }
         let to_its_end = LARGEST_TURN_BYTES.min(self.capacity).saturating_sub(largest);
         is_largest || self.capacity.checked_sub(sum).is_some_and(|free| free >= to_its_end)
@@ -271,14 +295,15 @@ impl Account {
         if !messages.try_read(self.0.key, bytes) {
             let _wait = self.wait();
             messages.turns().waiting += 1;
-            let _counted = Waiting(messages);
+            let _counted = Waiting { messages, key: self.0.key };
             loop {
                 let mut changed = std::pin::pin!(messages.changed.notified());
                 changed.as_mut().enable();
                 if messages.try_read(self.0.key, bytes) {
                     break;
                 }
-                changed.await;
+                // That another turn is parked tells itself by nothing.
+                let _ = timeout(PARKED_AFTER, changed).await;
             }
         }
         Unsettled { account: self.clone(), bytes }
@@ -338,11 +363,18 @@ impl Drop for Wait<'_> {
     }
 }
 
-struct Waiting<'a>(&'a Messages);
+struct Waiting<'a> {
+    messages: &'a Messages,
+    key: u64,
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.turns().waiting -= 1;
+        let mut turns = self.messages.turns();
+        turns.waiting -= 1;
+        if let Some(kept) = turns.kept.get_mut(&self.key) {
+            kept.waits = false;
+        }
     }
 }
 

@@ -23,9 +23,9 @@ use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
 /// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the next three lead to files
-/// with tokens in or beside them, those behind speak for it to the service manager that supervises it. The last two are for
+/// with tokens in or beside them, those behind speak for it to the service manager that supervises it. The last three are for
 /// its own allocator.
-pub(super) const KEPT_FROM_AGENTS: [&str; 9] = [
+pub(super) const KEPT_FROM_AGENTS: [&str; 10] = [
     "MAINSTAY_TOKEN",
     "MAINSTAY_DB",
     "MAINSTAY_CONFIG",
@@ -35,6 +35,7 @@ pub(super) const KEPT_FROM_AGENTS: [&str; 9] = [
     "WATCHDOG_PID",
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
+    "MAINSTAY_STARTED_ANEW",
 ];
 
 /// Where the system looks for a program when nobody says where.

@@ -65,7 +65,6 @@ pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) 
         return response;
     }
     // As much as there is to send, from now on.
-    drop(permit);
-    let permit = readers.try_acquire(sent);
+    let permit = permit.shrink_to(sent);
     response.map(|body| Body::new(Holding { body, _holds: permit }))
 }

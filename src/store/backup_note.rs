@@ -123,13 +123,13 @@ fn left_by(note: &Path) -> Option<Unfinished> {
 impl Unfinished {
     /// Whether the copy is there, or may be where this process does not see. Blocking work.
     pub fn may_be_there(&self) -> bool {
-        let seen = |copy| {
+        let seen = |copy| -> io::Result<bool> {
             Ok(match self.open_dir(copy)? {
                 Some(dir) => self.is_copy(&dir, name_of(copy))?,
                 None => true,
             })
         };
-        self.copy.as_deref().is_some_and(|copy| seen(copy).unwrap_or_else(|_: io::Error| true))
+        self.copy.as_deref().is_some_and(|copy| seen(copy).unwrap_or(true))
     }
 
     /// Removes the copy and its note, and answers whether there was a copy. Where the directory of the copy is not to be seen

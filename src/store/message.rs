@@ -31,7 +31,7 @@ pub struct Sent {
 pub struct LatestRun {
     /// Its row.
     pub key: RunKey,
-    /// Whether it has ended.
+    /// Whether it has ended, or is marked to be cancelled.
     pub is_settled: bool,
     /// Whether it is still to be given the text of its message: it waits in the queue, and goes on from no other run.
     pub takes_edits: bool,
@@ -45,9 +45,10 @@ pub async fn find_sent(
 ) -> Result<Option<Sent>, StoreError> {
     let id = id.as_str();
     let row = sqlx::query!(
-        r#"SELECT m.key AS "key!", m.parts, r.key AS "run?", r.settled_at IS NOT NULL AS "settled!: bool",
-               coalesce(r.status = 'queued' AND r.resumes IS NULL, 0) AS "takes_edits!: bool"
-           FROM messages m LEFT JOIN runs r ON r.key =
+        r#"SELECT m.key AS "key!", m.parts, r.key AS "run?", r.settled_at IS NOT NULL OR r.key <= coalesce(s.cancel_through, 0) AS "settled!: bool",
+               coalesce(r.status = 'queued' AND r.resumes IS NULL AND r.key > coalesce(s.cancel_through, 0), 0)
+                   AS "takes_edits!: bool"
+           FROM messages m CROSS JOIN sessions s ON s.key = m.session_key LEFT JOIN runs r ON r.key =
                (SELECT key FROM runs WHERE message_key = m.key ORDER BY key DESC LIMIT 1)
            WHERE m.session_key = ?1 AND m.id = ?2"#,
         session,

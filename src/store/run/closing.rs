@@ -38,10 +38,11 @@ async fn cancel_some(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
     );
     let runs = runs.fetch_all(&mut *tx.conn).await?;
     let mut done = runs.len() < usize::try_from(RUNS_AT_ONCE).unwrap_or(usize::MAX);
-    let is_running = is_running(tx.conn, session).await?;
+    // Their spans come behind that of a run that has begun and is not marked.
+    let waits_for_span = is_running(tx.conn, session).await? || is_other_begun(tx.conn, session).await?;
     for (index, run) in runs.into_iter().enumerate() {
         let cancelled = cancel_queued(tx, run).await?;
-        if is_running || cancelled.is_none() {
+        if waits_for_span || cancelled.is_none() {
             continue;
         }
         if index > 0 {
@@ -78,6 +79,16 @@ async fn is_running(conn: &mut SqliteConnection, session: SessionKey) -> Result<
         session
     );
     Ok(running.fetch_one(conn).await?)
+}
+
+/// Whether a run beyond the mark was put back after its span had begun.
+async fn is_other_begun(conn: &mut SqliteConnection, session: SessionKey) -> Result<bool, StoreError> {
+    let begun = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'queued' AND (first_seq IS NULL) = 0
+               AND key > (SELECT coalesce(cancel_through, 0) FROM sessions WHERE key = ?1)) AS "begun!: bool""#,
+        session
+    );
+    Ok(begun.fetch_one(conn).await?)
 }
 
 async fn has_unwritten(conn: &mut SqliteConnection, session: SessionKey) -> Result<bool, StoreError> {

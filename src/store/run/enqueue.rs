@@ -136,7 +136,7 @@ impl Enqueue {
             Ok(step) => step,
         };
         // Asked before anything is written: a refusal stores nothing.
-        if let Some(refusal) = self.find_refusal(tx, known.as_ref()).await? {
+        if let Some(refusal) = self.find_refusal(tx, known.as_ref(), &step).await? {
             return Ok(Err(refusal));
         }
         let mut session = match known {
@@ -221,6 +221,7 @@ impl Enqueue {
         &self,
         tx: &mut Tx<'_>,
         known: Option<&session::Known>,
+        step: &Step,
     ) -> Result<Option<Refusal>, StoreError> {
         if let Some(known) = known
             && self.options.when_busy == WhenBusy::Reject
@@ -228,7 +229,9 @@ impl Enqueue {
         {
             return Ok(Some(Refusal::Busy(run)));
         }
+        // A message that takes its new text in the queue makes it no longer.
         if let Some(known) = known
+            && !matches!(step, Step::Rewrite { .. })
             && is_full(tx, known.key, self.max_queued).await?
         {
             return Ok(Some(Refusal::QueueFull(self.max_queued)));
