@@ -76,7 +76,8 @@ async fn a_reader_that_lags_gets_everything_all_the_same() {
 
 #[tokio::test]
 async fn a_large_event_is_read_in_pieces() {
-    let head = r#"printf '%s' '{"event":"agent","stream":"assistant","data":{"delta":"'"#;
+    // The result of a tool is one event, whatever its size.
+    let head = r#"printf '%s' '{"event":"agent","stream":"tool","data":{"phase":"result","toolCallId":"t","name":"sh","result":"'"#;
     let script = format!(r#"{head}; head -c 3000000 /dev/zero | tr '\0' x; echo '"}}}}'; {}"#, says("after"));
     let scene = Scene::new(&[("large", &script)], "").await;
     let run = scene.send("large", "s", "hi").await;

@@ -187,7 +187,7 @@ async fn what_the_agent_withdraws_is_stored_as_an_empty_text() {
 async fn a_conversation_is_given_up_only_on_proof_that_it_is_gone() {
     let gone = "*'resume old'*) echo 'Error: thread/resume failed: no rollout found for thread id old' >&2; exit 1";
     let scene = codex(&format!(
-        "case \"$*\" in {gone};; *first*) {};; *) {};; esac",
+        "case \"$* $(cat)\" in {gone};; *first*) {};; *) {};; esac",
         thread("old", "one"),
         thread("new", "two")
     ))
@@ -227,7 +227,7 @@ async fn a_conversation_is_given_up_only_on_proof_that_it_is_gone() {
 async fn an_announced_id_takes_the_place_of_another_only_with_words() {
     let other = lines(&[json!({"type": "thread.started", "thread_id": "other"})]);
     let scene = codex(&format!(
-        "case \"$*\" in *first*) {};; *silent*) {other}; exit 3;; *) {};; esac",
+        "case \"$* $(cat)\" in *first*) {};; *silent*) {other}; exit 3;; *) {};; esac",
         thread("old", "one"),
         thread("other", "two")
     ))
