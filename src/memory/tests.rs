@@ -27,8 +27,8 @@ fn read(account: &Account, bytes: usize) -> Option<Unsettled> {
     account.read(bytes).now_or_never()
 }
 
-#[test]
-fn the_largest_message_always_gets_to_its_end() {
+#[tokio::test]
+async fn the_largest_message_always_gets_to_its_end() {
     let memory = Memory::new(256 * MIB);
     let (first, second, small) = (memory.open_account(), memory.open_account(), memory.open_account());
     let half = (read(&first, 41 * MIB).unwrap(), read(&second, 15 * MIB).unwrap());
@@ -43,6 +43,18 @@ fn the_largest_message_always_gets_to_its_end() {
     drop((first, second, half.1, more, small, own));
     assert_eq!(memory.messages.used(), 0);
     assert!(memory.messages.turns().kept.is_empty());
+}
+
+#[tokio::test]
+async fn a_parked_turn_holds_no_other_up() {
+    let memory = Memory::new(256 * MIB);
+    let (parked, other) = (memory.open_account(), memory.open_account());
+    let _held = read(&parked, 60 * MIB).unwrap();
+    assert!(read(&other, 30 * MIB).is_none());
+    // It stays as large as it is, and reads nothing.
+    let began = Instant::now();
+    let _more = other.read(30 * MIB).await;
+    assert!(began.elapsed() >= PARKED_AFTER);
 }
 
 #[tokio::test]
