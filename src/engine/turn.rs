@@ -67,7 +67,7 @@ const ERROR_ID: &str = "error";
 const PLAN_ID: &str = "plan";
 const NOTICE_ID: &str = "notice";
 /// Longer text goes out in pieces: a row is read whole by whoever passes it.
-const MAX_DELTA_BYTES: usize = 64 * 1024;
+pub const MAX_DELTA_BYTES: usize = 64 * 1024;
 
 impl Turn {
     /// The turn after the chunks that are stored of it. What no chunk says is not known: that the agent said its end, and

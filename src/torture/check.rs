@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::camp::{Camp, is_of_gateway, is_relayed};
 use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
-use super::record::{MARK, Record, Records, Said};
+use super::record::{MARK, Record, Records, Said, joined};
 use super::writer::Sent;
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
@@ -134,7 +134,7 @@ fn text(message: &Message) -> String {
 fn stored(events: &[Event], run: &Run) -> Vec<Said> {
     let of_run = events.iter().filter(|event| event.run_id == run.id);
     let chunks = of_run.filter_map(|event| serde_json::from_str::<Chunk>(event.event.get()).ok());
-    chunks.flat_map(Said::of_chunk).collect()
+    joined(chunks).into_iter().flat_map(Said::of_chunk).collect()
 }
 
 /// Every message that was acknowledged has the run that it was acknowledged with, and no other; one that was refused has

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chunk::Chunk;
+use crate::engine::turn::MAX_DELTA_BYTES;
 
 /// Begins every word of an agent, and nothing that the engine says by itself.
 pub(super) const MARK: char = '#';
@@ -77,6 +78,29 @@ impl Said {
     pub(super) fn shown(&self) -> String {
         self.words().chars().take(40).collect()
     }
+}
+
+/// The chunks, with those joined again that one long text was cut into.
+pub(super) fn joined(chunks: impl Iterator<Item = Chunk>) -> Vec<Chunk> {
+    let (mut whole, mut is_cut) = (Vec::new(), false);
+    for chunk in chunks {
+        let bytes = match &chunk {
+            Chunk::TextDelta { delta, .. } | Chunk::ReasoningDelta { delta, .. } => delta.len(),
+            _ => 0,
+        };
+        match (whole.last_mut(), chunk) {
+            (Some(Chunk::TextDelta { delta, .. }), Chunk::TextDelta { delta: more, .. })
+            | (Some(Chunk::ReasoningDelta { delta, .. }), Chunk::ReasoningDelta { delta: more, .. })
+                if is_cut =>
+            {
+                delta.push_str(&more);
+            }
+            (_, chunk) => whole.push(chunk),
+        }
+        // It is cut between characters, of up to four bytes.
+        is_cut = bytes + 4 > MAX_DELTA_BYTES;
+    }
+    whole
 }
 
 /// The word of an agent in what a driver made of it: each has a shape of its own for the input and output of a tool, and
@@ -243,6 +267,16 @@ mod tests {
     fn agent() -> Identity {
         let (run, session, slot) = ("r".into(), "s".into(), "p".into());
         Identity { run, attempt: 1, session, slot, pid: 7, started_at_ticks: 1 }
+    }
+
+    #[test]
+    fn long_words_that_were_cut_are_joined() {
+        let delta = |delta: String| Chunk::TextDelta { id: "t".into(), delta };
+        let long = || delta("é".repeat(MAX_DELTA_BYTES / 2));
+        let chunks = [delta("a".into()), delta("b".into()), long(), long(), delta("c".into()), delta("d".into())];
+        let lengths: Vec<_> = joined(chunks.into_iter()).iter().map(|chunk| chunk.to_json().len()).collect();
+        let frame = delta(String::new()).to_json().len();
+        assert_eq!(lengths, [frame + 1, frame + 1, frame + 2 * MAX_DELTA_BYTES + 1, frame + 1]);
     }
 
     #[test]
