@@ -85,7 +85,7 @@ async fn run_that_takes_its_workers_down_is_settled() {
         let count = "SELECT failures FROM runs WHERE id = ?1";
         other.query_row(count, [run.id.to_string()], |row| row.get::<_, i64>(0)).unwrap()
     };
-    for expected in 1..=5 {
+    for expected in 1..=12 {
         let daemon = camp.daemon();
         until(|| failures() >= expected).await;
         daemon.kill();
@@ -93,7 +93,7 @@ async fn run_that_takes_its_workers_down_is_settled() {
     }
     let daemon = camp.daemon();
     let run = settled(&camp.watcher, run.id).await;
-    is_unstorable(&run, "5 processes in a row");
+    is_unstorable(&run, "12 processes in a row");
     assert_eq!(marked(run.id), NOTHING);
     assert!(camp.log().contains("a run takes its workers down"));
     assert!(daemon.stop().success());
