@@ -13,8 +13,7 @@ use crate::run::Outcome;
 use crate::store::StoreError;
 
 /// So often in a row may a worker be lost, or fail, while it goes on with a run, before it has read all that the agent said
-/// or stored more of it. Far more
-/// than happens by chance: a thousand kills at random hit five in a row.
+/// or stored more of it. Far more than happens by chance: a thousand kills at random hit five in a row.
 pub(super) const MAX_FAILED_ADOPTIONS: i64 = 12;
 
 /// Settles a run without what cannot be stored.
