@@ -119,7 +119,7 @@ impl Pool {
         Self { semaphore: Arc::new(Semaphore::new(capacity as usize)), capacity, waiting: Arc::default() }
     }
 
-    /// Takes so many bytes, once they are free: first come, first served. Whoever wants more than there is waits to be alone.
+    /// Takes so many bytes, once they are free: first come, first served. A caller that wants more than the whole waits to be alone.
     ///
     /// Cancel safe. To take more while something is held may wait for ever.
     pub async fn acquire(&self, bytes: usize) -> Permit {
@@ -131,7 +131,7 @@ impl Pool {
         Permit { held: self.semaphore.clone().acquire_many_owned(self.units(bytes)).await.ok() }
     }
 
-    /// Takes so many bytes if they are free and nobody waits.
+    /// Takes so many bytes if they are free and no other caller waits.
     pub fn try_acquire(&self, bytes: usize) -> Option<Permit> {
         let held = self.semaphore.clone().try_acquire_many_owned(self.units(bytes)).ok()?;
         Some(Permit { held: Some(held) })
@@ -331,7 +331,7 @@ impl Account {
         }
     }
 
-    /// The same, if it is free now and nobody waits.
+    /// The same, if it is free now and no other caller waits.
     pub fn try_output(&self, bytes: usize) -> Option<Permit> {
         self.0.memory.output.try_acquire(bytes)
     }

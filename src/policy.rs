@@ -132,7 +132,7 @@ impl OptionRules {
         self.check_named(&name, key, value, kind_of(key, category))
     }
 
-    /// Judges an option by what the agent says that it is. For whoever sets it in the agent, where that is known for sure.
+    /// Judges an option by what the agent says that it is. For the driver that sets it, which knows that for sure.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`].

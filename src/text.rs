@@ -1,4 +1,4 @@
-//! Texts from outside, by kind: what each may hold, whoever it comes from.
+//! Texts from outside, by kind: what each may hold, from clients and agents alike.
 //!
 //! Always: what a client gives is refused when it is not legal; what an agent says is made legal, or left out. A line has no
 //! control characters and nothing that changes the direction of writing; a text of several lines has line ends and tabs

@@ -259,7 +259,7 @@ fn suspects(give_up: Instant) -> io::Result<HashSet<i32>> {
     Ok(pids)
 }
 
-/// The user of a process, also of one that lets nobody look into it.
+/// The user of a process, also of one whose descriptors cannot be read.
 fn owner(pid: i32) -> Option<u32> {
     // The directory of a process that must not be looked into belongs to root; its `status` tells the user all the same.
     let status = Process::new(pid).and_then(|process| process.status());

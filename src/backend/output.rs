@@ -95,7 +95,7 @@ impl Output {
         drop(self.unsettled.split_off(self.kept()));
     }
 
-    /// Waits until there is memory for a piece and the lines that end in it; `None` when nobody wants them any more.
+    /// Waits until there is memory for a piece and the lines that end in it; `None` when the reader of the records is gone.
     async fn pay_for(&mut self, piece: &[u8]) -> Option<()> {
         let records = &self.records;
         let read = tokio::select! {

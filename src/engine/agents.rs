@@ -21,7 +21,7 @@ use crate::config::Config;
 
 /// Programs that are asked for their version at once: each may be an interpreter with a large package.
 const AT_ONCE: usize = 4;
-/// A survey answers whoever asks until it is this old, counted from its beginning.
+/// A survey answers all requests until it is this old, counted from its beginning.
 pub const SURVEY_MAX_AGE: Duration = Duration::from_secs(60);
 /// Programs are started for a survey for this long; those whose turn comes later are looked for only. Well below the limit
 /// of an HTTP handler.

@@ -1,4 +1,4 @@
-//! A turn that nobody holds in memory, read back from its events page by page.
+//! A turn that no worker holds in memory, read back from its events page by page.
 
 use crate::chunk::Chunk;
 use crate::engine::turn::Turn;

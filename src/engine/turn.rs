@@ -66,7 +66,7 @@ const ERROR_ID: &str = "error";
 /// A turn has one plan: a new one takes the place of the old.
 const PLAN_ID: &str = "plan";
 const NOTICE_ID: &str = "notice";
-/// Longer text goes out in pieces: a row is read whole by whoever passes it.
+/// Longer text goes out in pieces: SQLite reads a row whole, also to pass over it.
 pub const MAX_DELTA_BYTES: usize = 64 * 1024;
 
 impl Turn {

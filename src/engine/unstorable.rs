@@ -1,4 +1,4 @@
-//! Runs that are settled from what is stored of them: nobody holds their turn in memory, or what it holds cannot be stored.
+//! Runs that are settled from what is stored of them: no worker holds their turn, or what it holds cannot be stored.
 //!
 //! Always: a run comes to an end even if its message cannot be stored; then its events, which were, are all that is left of it.
 //!
@@ -12,8 +12,8 @@ use crate::metrics::METRICS;
 use crate::run::Outcome;
 use crate::store::StoreError;
 
-/// So often in a row may a worker be lost, or fail, while it goes on with a run, before it has read all that the agent said
-/// or stored more of it. Far more than happens by chance: a thousand kills at random hit five in a row.
+/// So often in a row may a worker be lost, or fail, while it goes on with a run, before it has read all that the agent had
+/// said. Far more than happens by chance: a thousand kills at random hit five in a row.
 pub(super) const MAX_FAILED_ADOPTIONS: i64 = 12;
 
 /// Settles a run without what cannot be stored.
@@ -35,7 +35,7 @@ pub(super) async fn settle(
     Ok(settled)
 }
 
-/// Settles a run whose turn nobody holds in memory: its state is read back from its events.
+/// Settles a run whose turn no worker holds in memory: its state is read back from its events.
 pub(super) async fn settle_from_log(
     shared: &Shared,
     subject: &Subject,

@@ -2,7 +2,7 @@
 //! there is room for it, and is told so when there is none soon.
 //!
 //! Always: taken before the body is asked for and before the page is read, and given back when the answer is sent. Small
-//! requests, and so the urgent ones, take nothing.
+//! requests take nothing; one that does not announce its length counts as the largest allowed.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! A token in a file of its own: made, read, and exchanged for a new one while the daemon runs.
 //!
-//! Always: only a regular file is read that nobody but its owner may read or write, and the token that is made beside a
+//! Always: only a regular file is read that its owner alone may read or write, and the token that is made beside a
 //! database is never reached through a link. A new one is whole at its path or not there (written beside it, synced,
 //! renamed), also after a crash.
 //! Proof: `tests/security/token.rs`.
@@ -274,7 +274,7 @@ impl Place {
     }
 }
 
-/// 256 bits that nobody guesses.
+/// 256 bits: beyond guessing.
 fn random() -> io::Result<String> {
     let mut bytes = [0; TOKEN_BYTES];
     let mut filled = 0;

@@ -1,4 +1,4 @@
-//! Who gets memory, who waits, and that nobody waits for ever.
+//! Which caller gets memory, which one waits, and that none waits for ever.
 
 use futures_util::FutureExt;
 

@@ -1,4 +1,4 @@
-//! How options are patched, and what becomes of them.
+//! How options are patched, and what effect they have.
 
 use serde_json::json;
 
@@ -68,7 +68,7 @@ fn a_command_line_says_the_same() {
 }
 
 #[test]
-fn what_becomes_of_an_option_is_known_from_what_the_agent_offers() {
+fn effect_of_an_option_follows_from_what_the_agent_offers() {
     let set = json!({"mode": "plan", "model": "big", "cwd": "/", "extra": {"effort": "high", "other": "x"}});
     let options = patched(&SessionOptions::default(), set).unwrap();
     let told = |takes, advertised: Option<&Value>| serde_json::to_value(options.effects(takes, advertised)).unwrap();
@@ -94,7 +94,7 @@ fn what_becomes_of_an_option_is_known_from_what_the_agent_offers() {
 }
 
 #[test]
-fn a_mode_that_the_agent_does_not_offer_is_refused_with_those_that_it_does() {
+fn mode_that_is_not_offered_is_refused_with_those_that_are() {
     let set = |options: &SessionOptions, mode: &str| patched(options, json!({"mode": mode})).unwrap();
     let offers = json!({"modes": {"availableModes": [{"id": "ask"}, {"id": "plan"}]},
         "config_options": [{"id": "m", "category": "mode", "options": [{"value": "code"}]}]});

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use crate::scene::{Scene, skipped};
 
-/// Nobody that has files here.
+/// A user who owns no file here.
 const STRANGER: &str = "64322";
 
 /// What a shell script prints that another user runs; none where that cannot be tried.

@@ -107,7 +107,7 @@ fn message_and_files_are_in_no_argument_or_environment() {
 }
 
 #[test]
-fn token_and_message_of_a_gateway_are_in_no_argument_or_environment() {
+fn token_and_message_of_a_gateway_are_in_no_process_list() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let gateway = TcpListener::bind("127.0.0.1:0").unwrap();

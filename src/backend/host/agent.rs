@@ -97,7 +97,7 @@ impl Agent {
         let Watched { leader, identity, exited } = match watch(&child) {
             Ok(watched) => watched,
             Err(error) => {
-                // What was started ends with us: nobody was told of it yet.
+                // What was started ends with the host: no engine was told of it yet.
                 let _ = child.kill();
                 return Err(StartError::at(
                     "it cannot be watched, for which /proc and pidfds (Linux 5.3) are needed",

@@ -1,7 +1,7 @@
 //! The SSE text of a follower, piece by piece.
 //!
 //! Always: a reader that does not read keeps one piece, whatever it follows. A large event is read in pieces, too; memory
-//! that is short makes the pieces smaller, and nobody waits for it.
+//! that is short makes the pieces smaller, and no reader waits for it.
 
 use bytes::Bytes;
 

@@ -53,7 +53,7 @@ impl Tended {
     }
 
     /// Stores that nothing of it was started, so that it is started anew under the same generation: that is no restart. False
-    /// when somebody else watches over it.
+    /// when another worker watches over it.
     pub(super) async fn forget_start(&mut self) -> bool {
         let (key, generation) = (self.row.key, self.row.generation);
         let forgotten = self.insist(|store| store.record_backend(key, self.worker, generation, None, String::new()));

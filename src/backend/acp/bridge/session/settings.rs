@@ -18,7 +18,7 @@ impl Session {
     fn settings(&self, id: &str, wanted: &SessionOptions, rules: &OptionRules) -> Result<Vec<Setting>, InvalidOption> {
         let mut settings = Vec::new();
         let known = &self.options;
-        // One that nobody wants any more, or that the agent went into by itself and may not be in.
+        // A mode that is not wanted any more, or a refused one that the agent chose by itself.
         let is_left = self.mode_now().is_some_and(|now| {
             Some(now) != wanted.mode.as_deref() && (known.mode != wanted.mode || rules.check_mode("mode", now).is_err())
         });
