@@ -2,7 +2,7 @@
 //! descends from carries a run's marker. A shim is the sub-reaper of all that its agent starts, so that a new session, a
 //! double fork and an empty environment change nothing.
 //!
-//! Always: bounded, by [`MAX_TIME`] and by what `/proc` lists. An answer that cannot be had is [`Peer::Unclear`], never a guess.
+//! Always: bounded, by `MAX_TIME` and by what `/proc` lists. An answer that cannot be had is [`Peer::Unclear`], never a guess.
 //!
 //! A connection whose process cannot be found is taken only while no process of a run could have hidden it.
 //!
