@@ -9,11 +9,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mainstay::backend::{LineParser, acp, claude, codex, decode, opencode};
+use mainstay::agent_event::LineParser;
 use mainstay::config::Config;
+use mainstay::driver::{acp, claude, codex, opencode};
 use mainstay::engine::{Engine, Send, turn::Turn};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
+use mainstay::process::decode;
 use mainstay::run::Status;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};

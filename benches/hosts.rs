@@ -4,10 +4,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::per_turn::{Dialect, PerTurn};
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, End, LineParser, Prompt, TurnPlace};
+use mainstay::agent_event::{AgentEvent, LineParser};
+use mainstay::driver::Backend;
+use mainstay::driver::per_turn::{Dialect, PerTurn};
 use mainstay::id::RunId;
+use mainstay::process::Hosts;
+use mainstay::process::{End, Prompt, TurnPlace};
 use mainstay::run::Attempt;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;

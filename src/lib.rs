@@ -40,6 +40,7 @@
 
 // Nouns: values and pure functions.
 pub mod agent;
+pub mod agent_event;
 pub mod assignment;
 pub mod audit;
 pub mod catalogue;
@@ -68,8 +69,10 @@ pub mod warm;
 pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.
-pub mod backend;
+pub mod process;
 pub mod store;
+// What each agent says.
+pub mod driver;
 // Decisions.
 pub mod engine;
 // Surfaces.

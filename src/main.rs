@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use mainstay::backend::acp::bridge;
-use mainstay::backend::{demo, host, relay};
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{self, Exit, Usage, reader_is_gone};
+use mainstay::driver::acp::bridge;
+use mainstay::driver::{demo, relay};
+use mainstay::process::shim;
 use mainstay::telemetry;
 
 /// The end of the process waits this long for work on the thread pool that nothing waits for any more.
@@ -21,8 +22,8 @@ const ABANDONED_WORK_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     // Before all else: a host is small because nothing of the rest is ever touched.
-    if let Some(dir) = host::asked_for(std::env::args_os()) {
-        return match host::run(&dir) {
+    if let Some(dir) = shim::asked_for(std::env::args_os()) {
+        return match shim::run(&dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 let _ = writeln!(std::io::stderr(), "mainstay: failed to hold an agent: {error}");

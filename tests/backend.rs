@@ -12,13 +12,16 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::demo::Demo;
-use mainstay::backend::per_turn::{Dialect, PerTurn, Stdin};
-use mainstay::backend::process::{Hosts, remove_temp_dir};
-use mainstay::backend::reap::{self, Liveness};
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, LineParser, Prompt, Record, Reply, TurnPlace};
+use mainstay::agent_event::{AgentEvent, LineParser};
+use mainstay::driver::Backend;
+use mainstay::driver::demo::Demo;
+use mainstay::driver::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
+use mainstay::process::Hosts;
+use mainstay::process::reap::{self, Liveness};
+use mainstay::process::temp_dir::remove_temp_dir;
+use mainstay::process::{Adoption, End, Prompt, Record, Reply, TurnPlace};
 use mainstay::run::{Attempt, Cause, ExitReport};
 use mainstay::worker::{AgentHost, ProcessIdentity};
 

@@ -237,7 +237,7 @@ fn each_line_of_the_contract_is_understood() {
     assert_eq!(lines.len(), 8);
     for line in lines {
         let line = format!("{{\"event\"{}", line.split('`').next().unwrap());
-        let mut parse = mainstay::backend::openclaw::parser();
+        let mut parse = mainstay::driver::openclaw::parser();
         assert!(!parse(&line).expect("it is understood").is_empty(), "{line}");
     }
 }
@@ -282,7 +282,16 @@ fn links_and_paths_lead_somewhere() {
             word.chars().all(plain) && (word.ends_with(".rs") || word.ends_with(".sql") || word.starts_with("src/"))
         });
         for path in paths {
-            let anywhere = ["", "src", "src/store/run", "src/engine", "src/backend", "tests/faults", "tests/security"];
+            let anywhere = [
+                "",
+                "src",
+                "src/store/run",
+                "src/engine",
+                "src/process",
+                "src/driver",
+                "tests/faults",
+                "tests/security",
+            ];
             assert!(anywhere.iter().any(|dir| is_there(&root.join(dir), path)), "{name} names {path}");
         }
     }

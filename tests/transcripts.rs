@@ -10,10 +10,12 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{AgentEvent, LineParser, acp, claude, codex, decode, opencode};
+use mainstay::agent_event::{AgentEvent, LineParser};
 use mainstay::chunk::Chunk;
+use mainstay::driver::{acp, claude, codex, opencode};
 use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
+use mainstay::process::decode;
 use mainstay::run::{ExitReport, Outcome};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -8,10 +8,11 @@ mod rules;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mainstay::backend::{decode, openclaw};
 use mainstay::chunk::Chunk;
+use mainstay::driver::openclaw;
 use mainstay::engine::decide::decide;
 use mainstay::engine::turn::Turn;
+use mainstay::process::decode;
 use mainstay::run::{Cause, ExitReport, Outcome};
 use serde_json::Value;
 

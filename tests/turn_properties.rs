@@ -5,7 +5,7 @@
 
 mod rules;
 
-use mainstay::backend::{Again, AgentEvent};
+use mainstay::agent_event::{Again, AgentEvent};
 use mainstay::chunk::Chunk;
 use mainstay::engine::fold::Fold;
 use mainstay::engine::turn::Turn;

@@ -7,18 +7,18 @@
 use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderValue, Uri};
-use mainstay::backend::acp::bridge::{Frames, Heard};
-use mainstay::backend::host::frame::{Decoder, Frame, encode};
-use mainstay::backend::host::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
-use mainstay::backend::{
-    AgentEvent, LineParser, Record, acp, claude, codex, decode, openclaw, openclaw_gateway, opencode,
-};
+use mainstay::agent_event::{AgentEvent, LineParser};
 use mainstay::chunk::Chunk;
 use mainstay::config::{Config, limits};
+use mainstay::driver::acp::bridge::{Frames, Heard};
+use mainstay::driver::{acp, claude, codex, openclaw, openclaw_gateway, opencode};
 use mainstay::engine::turn::Turn;
 use mainstay::engine::{Send, fold::Fold};
 use mainstay::http::{ChatRequest, Error, read_chat, read_cursor, read_new_run};
 use mainstay::options::SessionOptions;
+use mainstay::process::shim::frame::{Decoder, Frame, encode};
+use mainstay::process::shim::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
+use mainstay::process::{Record, decode};
 use mainstay::run::{Cause, Outcome};
 use serde_json::Value;
 use serde_json::value::RawValue;

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 
 use super::{Engine, EngineError, Shared};
 use crate::agent::{Agent, Driver};
-use crate::backend::probe;
 use crate::catalogue::{AgentReport, Found, KNOWN, KnownAgent};
 use crate::config::Config;
+use crate::driver::probe;
 
 /// Programs that are asked for their version at once: each may be an interpreter with a large package.
 const AT_ONCE: usize = 4;

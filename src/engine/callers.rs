@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use tokio::sync::Semaphore;
 
-use crate::backend::caller;
-pub use crate::backend::caller::{Peer, RunProcess};
+use crate::process::caller;
+pub use crate::process::caller::{Peer, RunProcess};
 
 /// Looks at `/proc` that are under way at once: people decide one thing at a time, and a flood of decisions is to wait for
 /// itself.

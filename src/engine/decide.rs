@@ -4,8 +4,8 @@
 //! failure of a process that failed.
 
 use super::turn::Turn;
-use crate::backend::{StartError, last_words};
 use crate::failure::ErrorClass;
+use crate::process::{StartError, last_words};
 use crate::run::{Cause, ExitReport, Outcome};
 
 /// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything; `says_end`
@@ -144,7 +144,7 @@ fn signal_name(signal: i32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::AgentEvent;
+    use crate::agent_event::AgentEvent;
 
     #[test]
     fn the_first_cause_decides() {

@@ -1,7 +1,7 @@
 //! How the file descriptors of a daemon are divided: connections must not take those that running turns, the database and
 //! short requests need.
 
-pub use crate::backend::descriptors::{limit, raise_limit};
+pub use crate::process::descriptors::{limit, raise_limit};
 
 use crate::config::Config;
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::{Engine, EngineError, Shared};
-use crate::backend::temp_dir;
 use crate::metrics::METRICS;
+use crate::process::temp_dir;
 
 /// A ready run that no worker claims for so long is stuck. A run that can be claimed, while there is room, is claimed within milliseconds, and within a few seconds when the database
 /// is busy. Longer than this something is wrong.

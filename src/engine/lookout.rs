@@ -11,10 +11,10 @@ use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use super::{EngineError, Shared};
-use crate::backend::reap::{self, Liveness};
 use crate::clock::Timestamp;
 use crate::config::EngineConfig;
 use crate::lease::{BackendKey, HeldLease, RunKey, WorkerKey};
+use crate::process::reap::{self, Liveness};
 use crate::store::run::Lost;
 
 /// Between two looks, at most: so soon is a lost run noticed.

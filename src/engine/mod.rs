@@ -43,13 +43,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
-use crate::backend::process::Hosts;
-use crate::backend::{self, Backend, reap};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
+use crate::driver::{self, Backend};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::memory::Memory;
+use crate::process::Hosts;
+use crate::process::reap;
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::run::{Located, Only};
@@ -199,7 +200,7 @@ impl Engine {
     ) -> Self {
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let hosts = hosts.with_memory(memory.clone());
-        let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| backend::open(agent, &hosts));
+        let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| driver::open(agent, &hosts));
         let backends = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
         let shared = Arc::new(Shared {
             config,

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use crate::backend::probe;
+use crate::driver::probe;
 use crate::options::{InvalidOption, SessionOptions};
 use crate::policy::OptionRules;
 use crate::run::{Cause, Outcome};

@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use super::feed::{Follower, Scope};
 use super::{Engine, EngineError, RunFilter};
-use crate::backend::reap;
 use crate::event::{Event, Seq};
 use crate::id::{RunId, SessionId};
 use crate::lease::{RunKey, SessionKey};
 use crate::message::{attachments, prompt};
+use crate::process::reap;
 use crate::run::Run;
 use crate::slot::Slot;
 use crate::store::event::{EventPage, Range};

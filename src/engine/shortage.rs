@@ -8,8 +8,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::StartError;
 use crate::metrics::METRICS;
+use crate::process::StartError;
 
 /// Between two tries. The pause doubles: a machine that is short of processes is not helped by attempts to start more.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

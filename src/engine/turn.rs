@@ -23,7 +23,7 @@ use self::blocks::Blocks;
 use self::repetition::{Heard, Repetition};
 use self::tools::{Use, tool_done, tool_failed};
 use super::fold::{Block, Fold, Tool};
-use crate::backend::{Again, AgentEvent};
+use crate::agent_event::{Again, AgentEvent};
 use crate::chunk::{Chunk, FinishReason, Notice, Retracted, StatusLabel};
 use crate::run::{Outcome, Status};
 

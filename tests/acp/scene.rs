@@ -5,11 +5,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::acp::{Acp, parser};
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, TurnPlace, Warm};
+use mainstay::agent_event::AgentEvent;
+use mainstay::driver::acp::{Acp, parser};
+use mainstay::driver::{Backend, Warm};
 use mainstay::engine;
 use mainstay::id::RunId;
+use mainstay::process::Hosts;
+use mainstay::process::TurnPlace;
 use mainstay::run::{Attempt, ExitReport, Outcome};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};

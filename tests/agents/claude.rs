@@ -4,14 +4,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
-use mainstay::backend::per_turn::PerTurn;
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{AgentEvent, Backend, Prompt, TurnPlace, claude};
+use mainstay::agent_event::AgentEvent;
+use mainstay::driver::per_turn::PerTurn;
+use mainstay::driver::{Backend, claude};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::message::Attachment;
 use mainstay::options::{Effect, SessionOptions};
 use mainstay::permission::{Answer, Decision, PermissionState, ToolKind};
+use mainstay::process::Hosts;
+use mainstay::process::{Prompt, TurnPlace};
 use mainstay::run::{Attempt, Status};
 use serde_json::{Value, json};
 

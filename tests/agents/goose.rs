@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
-use mainstay::backend::{AgentEvent, SessionOrigin};
+use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
 use mainstay::permission::{Answer, ToolKind};
 use mainstay::run::{Cause, Status};

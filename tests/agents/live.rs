@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::{Agent, Driver, OnInterrupt, Permissions};
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, SessionOrigin, TurnPlace, WarmStart, open};
+use mainstay::agent_event::{AgentEvent, SessionOrigin};
+use mainstay::driver::{Backend, WarmStart, open};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
 use mainstay::permission::{Decision, PermissionRequest};
+use mainstay::process::Hosts;
+use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, Cause};
 use mainstay::workspace::ClientAccess;
 

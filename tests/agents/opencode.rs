@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
-use mainstay::backend::{Again, AgentEvent, SessionOrigin};
+use mainstay::agent_event::{Again, AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
 use mainstay::permission::ToolKind;
 use mainstay::run::{Cause, Status};

@@ -1,7 +1,7 @@
 //! opencode over ACP: a process for all sessions of a workspace.
 
 use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
-use mainstay::backend::{AgentEvent, SessionOrigin};
+use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::permission::ToolKind;
 use mainstay::run::Cause;
 use tokio::sync::MutexGuard;

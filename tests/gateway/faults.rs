@@ -5,10 +5,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use mainstay::agent::{Driver, GatewaySpec};
-use mainstay::backend::relay::RelayedTurn;
-use mainstay::backend::{AgentEvent, Backend, End, probe};
+use mainstay::agent_event::AgentEvent;
 use mainstay::catalogue::Found;
+use mainstay::driver::relay::RelayedTurn;
+use mainstay::driver::{Backend, probe};
 use mainstay::failure::ErrorClass;
+use mainstay::process::End;
 use mainstay::run::Cause;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use mainstay::backend::{decode, openclaw_gateway};
+use mainstay::driver::openclaw_gateway;
+use mainstay::process::decode;
 
 /// The events of each recorded conversation, one a line. `UPDATE_CASES=1` writes what is expected anew.
 #[test]

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use mainstay::agent::GatewaySpec;
-use mainstay::backend::openclaw_gateway::Gateway;
-use mainstay::backend::process::Hosts;
-use mainstay::backend::{Adoption, AgentEvent, Backend, End, Prompt, Reply, TurnPlace};
+use mainstay::agent_event::AgentEvent;
+use mainstay::driver::Backend;
+use mainstay::driver::openclaw_gateway::Gateway;
 use mainstay::failure::AgentError;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
+use mainstay::process::Hosts;
+use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, ExitReport};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,6 +1,6 @@
 //! What is asked of a gateway, and how a turn ends.
 
-use mainstay::backend::{AgentEvent, SessionOrigin};
+use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::message::Attachment;
 use mainstay::run::{Cause, ExitReport};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ async fn a_file_goes_along_and_needs_no_text() {
         filename: Some("a.png".to_owned()),
         url: "data:image/png;base64,AAAA".to_owned(),
     };
-    let sent = mainstay::backend::Prompt { message: String::new(), attachments: vec![file], ..prompt() };
+    let sent = mainstay::process::Prompt { message: String::new(), attachments: vec![file], ..prompt() };
     let mut turn = Turn::of(gateway.url(), sent).await;
     let mut peer = gateway.accept("b").await;
     let asked = peer.accept_run().await;

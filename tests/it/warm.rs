@@ -10,16 +10,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mainstay::agent::{Agent, ProcessSpec};
-use mainstay::backend::per_turn::{Dialect, PerTurn};
-use mainstay::backend::process::Hosts;
-use mainstay::backend::warm_process::WarmProcess;
-use mainstay::backend::{
-    Adoption, Backend, ProbeError, Prompt, Reply, StartError, TurnPlace, Warm, WarmStart, openclaw,
-};
 use mainstay::config::Config;
+use mainstay::driver::per_turn::{Dialect, PerTurn};
+use mainstay::driver::warm_process::WarmProcess;
+use mainstay::driver::{Backend, ProbeError, Warm, WarmStart, openclaw};
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
 use mainstay::message::UserMessage;
+use mainstay::process::Hosts;
+use mainstay::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use mainstay::run::{Run, Status};
 use mainstay::warm::{BackendState, Care};
 

@@ -1,6 +1,6 @@
 //! Turns that say what no recorded agent said: each part that a message can have, and what becomes of it.
 
-use mainstay::backend::{Again, AgentEvent};
+use mainstay::agent_event::{Again, AgentEvent};
 use mainstay::chunk::{Chunk, Notice};
 use mainstay::engine::turn::Turn;
 use mainstay::permission::{PermissionRequest, ToolKind};

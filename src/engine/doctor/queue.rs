@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use crate::audit::{Check, Finding, Verdict};
-use crate::backend::reap::{self, Liveness};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::health::STARVED_AFTER;
 use crate::id::RunId;
+use crate::process::reap::{self, Liveness};
 use crate::store::reading::{Claimable, Reading};
 
 /// Poll interval while ready runs are watched.

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Drive, Left};
 use crate::agent::Permissions;
-use crate::backend::Backend;
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
+use crate::driver::Backend;
 use crate::engine::turn::Turn;
 use crate::id::PermissionId;
 use crate::metrics::METRICS;

@@ -4,7 +4,7 @@
 //! it is the one that was asked for, or once the agent has said something in it: one that fails right after its start must
 //! not take the place of a good one. That memory was lost is told with the first words that were said without it.
 
-use crate::backend::{AgentEvent, SessionOrigin};
+use crate::agent_event::{AgentEvent, SessionOrigin};
 use crate::chunk::Notice;
 use crate::failure::AgentError;
 use crate::store::fact::Fact;

@@ -5,9 +5,11 @@
 use super::conversation::speaks;
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::backend::{AgentEvent, Backend, Record};
+use crate::agent_event::AgentEvent;
 use crate::chunk::Chunk;
+use crate::driver::Backend;
 use crate::failure::AgentError;
+use crate::process::Record;
 use crate::run::Cause;
 use crate::store::fact::Fact;
 

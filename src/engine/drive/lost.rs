@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Drive, Left};
-use crate::backend::{Backend, TurnPlace, reap};
+use crate::driver::Backend;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
+use crate::process::{TurnPlace, reap};
 use crate::run::{Attempt, ExitReport};
 use crate::store::run::Whereabouts;
 use crate::text::AgentSessionId;

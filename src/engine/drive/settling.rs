@@ -2,7 +2,7 @@
 
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::backend::Backend;
+use crate::driver::Backend;
 use crate::engine::progress::progress;
 use crate::engine::replay::{replay, settle_cost};
 use crate::engine::unstorable;

@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use super::left::Left;
 use super::{Conversation, Drive, Followed};
 use crate::agent::{Agent, OnInterrupt};
-use crate::backend::{AgentEvent, Prompt, Reply, StartError, TurnPlace};
+use crate::agent_event::AgentEvent;
 use crate::engine::decide::not_started;
 use crate::engine::prompting::{options_of, working_dir};
 use crate::message;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
+use crate::process::{Prompt, Reply, StartError, TurnPlace};
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::run::Claimed;
 

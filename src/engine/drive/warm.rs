@@ -10,11 +10,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::backend::{AgentEvent, Backend, StartError, Warm};
+use crate::agent_event::AgentEvent;
+use crate::driver::{Backend, Warm};
 use crate::engine::decide::{asked_for, not_started};
 use crate::failure::ErrorClass;
 use crate::id::BackendId;
 use crate::metrics::METRICS;
+use crate::process::StartError;
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;

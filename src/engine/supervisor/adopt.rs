@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::super::{EngineError, Shared};
 use super::tended::wipe;
-use crate::backend::reap::{self, Liveness};
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
+use crate::process::reap::{self, Liveness};
 use crate::run::Attempt;
 use crate::store::backend::{Move, Watched};
 use crate::warm::BackendState;

@@ -15,12 +15,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::Shared;
 use crate::agent::Agent;
-use crate::backend::process::remove_temp_dir;
-use crate::backend::{Adoption, Backend, End, Reply, last_words, reap};
 use crate::config::OnShutdown;
+use crate::driver::Backend;
 use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
+use crate::process::temp_dir::remove_temp_dir;
+use crate::process::{Adoption, End, Reply, last_words, reap};
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::store::backend::Watched;
 use crate::warm::{BackendEvent, BackendState, Care};

@@ -6,7 +6,7 @@
 //! readers have.
 
 use super::super::fold::{Block, Fold};
-use crate::backend::Again;
+use crate::agent_event::Again;
 
 /// The newest message of the model, and how far it was said again.
 #[derive(Debug, Clone, Default, PartialEq)]

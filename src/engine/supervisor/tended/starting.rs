@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Next, Tended};
-use crate::backend::{StartError, WarmStart};
+use crate::driver::WarmStart;
 use crate::metrics::METRICS;
+use crate::process::StartError;
 use crate::warm::BackendEvent;
 
 /// A host is started at once, or not at all.

@@ -1,0 +1,74 @@
+//! Claude Code: a process a turn that speaks JSON lines in both directions. Its stdin stays open as long as the turn
+//! lasts, because that is how it is answered when it asks whether it may use a tool, and how it is interrupted.
+//!
+//! Its conversations are files of its own, by the directory that it works in; `--resume` goes on with one.
+
+mod input;
+mod lines;
+mod message;
+mod notices;
+mod requests;
+mod result;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::per_turn::{Dialect, PerTurn, Stdin, Stdout};
+use crate::agent::{CLAUDE_OPTIONS, ProcessSpec};
+use crate::process::Hosts;
+use crate::process::Prompt;
+
+pub use lines::parser;
+
+/// What makes it speak lines, say each word as it comes, and ask on its stdout. Its own tool to ask a question would get
+/// no answer: without it, it asks in its message.
+const ALWAYS: [&str; 7] = [
+    "-p",
+    "--output-format=stream-json",
+    "--input-format=stream-json",
+    "--verbose",
+    "--include-partial-messages",
+    "--permission-prompt-tool=stdio",
+    "--disallowedTools=AskUserQuestion",
+];
+
+/// Makes it say whether it works: its turns are over when it does not, whatever became of what it began.
+const STATES: (&str, &str) = ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", "1");
+
+/// The backend of an agent.
+pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
+    let dialect = Dialect {
+        arguments,
+        stdin: |prompt| Stdin::Open(input::message(prompt)),
+        stdout: Stdout::Lines(parser),
+        interrupt: Some(input::interrupt),
+        answer: |request, decision| Some(input::answer(request, decision)),
+        is_session_gone: result::is_session_gone,
+        environment: &[STATES],
+        says_end: true,
+    };
+    PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
+}
+
+fn arguments(prompt: &Prompt) -> Vec<OsString> {
+    let options = &prompt.options;
+    let mut arguments: Vec<OsString> = ALWAYS.map(OsString::from).into();
+    // One word each, so that no value is taken for a flag.
+    let mut add = |flag: &str, value: Option<&String>| {
+        arguments.extend(value.map(|value| format!("--{flag}={value}").into()));
+    };
+    add("model", options.model.as_ref());
+    add("permission-mode", options.permission_profile.as_ref().or(options.mode.as_ref()));
+    for flag in CLAUDE_OPTIONS.iter().filter_map(|option| option.strip_prefix("extra.")) {
+        add(flag, options.extra.get(flag));
+    }
+    if prompt.oneshot {
+        arguments.push("--no-session-persistence".into());
+    } else {
+        add("resume", prompt.place.agent_session.as_ref());
+    }
+    arguments
+}

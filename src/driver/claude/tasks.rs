@@ -1,0 +1,66 @@
+//! The tasks that Claude Code has in its background: sub-agents, workflows, commands. Their end may never be told one by one,
+//! so that the set is taken from `background_tasks_changed` where that comes.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use crate::agent_event::AgentEvent;
+use crate::driver::json::{items, text};
+
+/// More are not told apart; the newest are left out.
+const MAX_TASKS: usize = 1024;
+
+/// Those that are known to run.
+#[derive(Default)]
+pub(super) struct Tasks {
+    running: HashSet<String>,
+}
+
+impl Tasks {
+    /// How many run after a line, if their number changed.
+    pub(super) fn hear(&mut self, line: &Value) -> Option<usize> {
+        let before = self.running.len();
+        let id = text(line, "task_id");
+        match text(line, "subtype") {
+            "task_started" if is_activity(line) && line.get("is_backgrounded") != Some(&Value::Bool(false)) => {
+                self.add(id);
+            }
+            "task_updated" => {
+                let patch = line.get("patch").unwrap_or(&Value::Null);
+                if matches!(text(patch, "status"), "completed" | "failed" | "killed") {
+                    self.running.remove(id);
+                } else if patch.get("is_backgrounded") == Some(&Value::Bool(true)) {
+                    self.add(id);
+                }
+            }
+            "task_notification" => _ = self.running.remove(id),
+            "background_tasks_changed" => {
+                self.running.clear();
+                for task in items(line, "tasks").iter().filter(|task| is_activity(task)) {
+                    self.add(text(task, "task_id"));
+                }
+            }
+            _ => {}
+        }
+        (self.running.len() != before).then_some(self.running.len())
+    }
+
+    /// None run any more.
+    pub(super) fn forget(&mut self) -> AgentEvent {
+        self.running.clear();
+        AgentEvent::Tasks(0)
+    }
+
+    fn add(&mut self, id: &str) {
+        if self.running.len() < MAX_TASKS {
+            self.running.insert(id.to_owned());
+        }
+    }
+}
+
+/// Watchers and housekeeping run as long as the agent does.
+fn is_activity(task: &Value) -> bool {
+    let is_set = |key| task.get(key) == Some(&Value::Bool(true));
+    !is_set("ambient") && !is_set("skip_transcript")
+}

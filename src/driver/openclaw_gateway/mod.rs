@@ -1,0 +1,124 @@
+//! A running OpenClaw gateway: a relay takes each turn to it over a WebSocket. The gateway's agents are our slots: it takes
+//! one run per agent at a time.
+//!
+//! Always: the token of the gateway stands in the first line on the relay's stdin, and neither in its arguments nor in its
+//! environment.
+
+mod connection;
+mod ending;
+mod frames;
+mod relay;
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use self::connection::{Connection, Refused};
+use super::Backend;
+use super::relay::RelayedTurn;
+use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
+use crate::failure::AgentError;
+use crate::process::Hosts;
+use crate::process::launch::{Launch, Stdin};
+use crate::process::output::OutputFormat;
+use crate::process::shim_client::{Holding, Reading};
+use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace, template};
+use crate::run::Attempt;
+
+pub use frames::parser;
+pub(super) use relay::run as relay;
+
+/// The driver's word.
+const DRIVER: &str = "openclaw-gateway";
+
+/// Whoever is there ends a turn at its limit; the gateway does so much later.
+const LATER: Duration = Duration::from_secs(30);
+
+/// A backend whose turns are taken to a gateway.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    spec: GatewaySpec,
+    holding: Holding,
+}
+
+/// A turn, as its relay is told.
+#[derive(Serialize, Deserialize)]
+struct GatewayTurn {
+    turn: RelayedTurn,
+    /// What the gateway knows the run by.
+    key: String,
+    /// The gateway's agent.
+    agent: String,
+    token: Option<String>,
+    /// After so many seconds the gateway ends the run itself, should nobody be left to do it.
+    limit_s: u64,
+}
+
+/// Introduces us to a gateway and hangs up; answers with what it calls its version.
+pub(super) async fn greet(spec: &GatewaySpec) -> Result<Option<String>, AgentError> {
+    let connection = Connection::open(&spec.url, spec.token.as_deref()).await.map_err(Refused::error)?;
+    Ok(connection.version)
+}
+
+impl Gateway {
+    /// The gateway that `spec` describes. A cancelled turn has `kill_grace` to be confirmed.
+    pub fn new(spec: &GatewaySpec, kill_grace: Duration, hosts: &Hosts) -> Self {
+        let holding = Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
+        Self { spec: spec.clone(), holding }
+    }
+
+    fn reading() -> Reading {
+        Reading { format: OutputFormat::Lines(parser()), interrupt: None }
+    }
+
+    /// The gateway's agent of a turn.
+    fn agent(&self, place: &TurnPlace, message: &str) -> Result<String, StartError> {
+        let agent = template::fill(&self.spec.agent, place, message).into_string();
+        agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))
+    }
+
+    async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
+        let turn = GatewayTurn {
+            turn: RelayedTurn::new(&prompt, self.spec.url.clone()),
+            key: key_of(prompt.place.attempt),
+            agent: self.agent(&prompt.place, &prompt.message)?,
+            token: self.spec.token.clone(),
+            limit_s: (prompt.limit + LATER).as_secs(),
+        };
+        // Texts, numbers and maps of texts: none of them can fail to serialise.
+        let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
+        let process = super::relay::process(&self.holding.hosts, DRIVER, self.holding.max_line_bytes)?;
+        let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.holding.kill_grace)?;
+        self.holding.start(launch, Self::reading()).await
+    }
+}
+
+/// What the gateway knows a run by: another try at it is another run there.
+fn key_of(attempt: Attempt) -> String {
+    format!("{}-{}", attempt.run, attempt.number)
+}
+
+/// The gateway's own session of a conversation.
+fn session_key_of(agent: &str, session: &str) -> String {
+    format!("agent:{agent}:web:{session}")
+}
+
+impl Backend for Gateway {
+    fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
+        Box::pin(self.start(prompt))
+    }
+
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
+        Box::pin(async { Some(self.holding.go_on(adoption, Self::reading()).await) })
+    }
+
+    fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async {
+            // A message that was part of the agent's name is not known any more.
+            let agent = self.agent(place, "").map_err(|error| error.message)?;
+            let session_key = session_key_of(&agent, place.session.as_str());
+            ending::end(&self.spec, &session_key, &key_of(place.attempt)).await
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! The stdin and stdout of a relay, which are pipes to its host.
+//!
+//! Always: neither blocks the other, nor what else the relay has to do: SIGTERM is heard also while nobody reads.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
+
+use bytes::{Buf, BytesMut};
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+use crate::process::lines::{Line, Splitter};
+
+/// The first line holds the files of a message.
+const MAX_INPUT_LINE_BYTES: usize = 256 * 1024 * 1024;
+/// So much waits to be read by the host before more is taken from the live agent.
+const UNSAID_BYTES: usize = 1024 * 1024;
+
+/// Lines from the host.
+pub struct Input {
+    pipe: pipe::Receiver,
+    splitter: Splitter,
+    read: BytesMut,
+    is_open: bool,
+}
+
+impl Input {
+    pub fn of_stdin() -> io::Result<Self> {
+        let pipe = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+        Ok(Self { pipe, splitter: Splitter::new(MAX_INPUT_LINE_BYTES), read: BytesMut::new(), is_open: true })
+    }
+
+    /// The turn, which the first line says.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn turn<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        let line = self.next().await.unwrap_or_default();
+        serde_json::from_str(&line)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no turn: {error}")))
+    }
+
+    /// The next line; `None` when no more comes. Whoever stops waiting misses nothing.
+    pub async fn next(&mut self) -> Option<String> {
+        loop {
+            let mut rest = &self.read[..];
+            let line = match self.splitter.next_line(&mut rest) {
+                Some(Line::Whole(line)) => Some(String::from_utf8_lossy(line).into_owned()),
+                Some(Line::TooLong(_)) => Some(String::new()),
+                None => None,
+            };
+            let taken = self.read.len() - rest.len();
+            self.read.advance(taken);
+            if line.is_some() {
+                return line;
+            }
+            match self.pipe.read_buf(&mut self.read).await {
+                Ok(0) | Err(_) => {
+                    self.is_open = false;
+                    return None;
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Whether more may come.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+}
+
+/// What the host is told, in lines.
+pub struct Output {
+    pipe: pipe::Sender,
+    unsaid: BytesMut,
+}
+
+impl Output {
+    pub fn of_stdout() -> io::Result<Self> {
+        let pipe = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
+        Ok(Self { pipe, unsaid: BytesMut::new() })
+    }
+
+    /// Says a JSON text as a line, when [`Output::write`] gets to it.
+    pub fn say(&mut self, json: &str) {
+        // JSON has no line breaks that mean something.
+        self.unsaid.extend(json.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
+        self.unsaid.extend_from_slice(b"\n");
+    }
+
+    /// Says what came as lines already, a piece of them.
+    pub fn pass_on(&mut self, piece: &[u8]) {
+        self.unsaid.extend_from_slice(piece);
+    }
+
+    /// Writes what was said while something else is waited for.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub async fn write_during<T>(&mut self, other: impl Future<Output = T>) -> io::Result<T> {
+        let mut other = pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut other => return Ok(done),
+                written = self.write(), if !self.is_all_written() => written?,
+            }
+        }
+    }
+
+    /// Writes some of what was said.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub async fn write(&mut self) -> io::Result<()> {
+        self.pipe.write_buf(&mut self.unsaid).await.map(|_| ())
+    }
+
+    /// Writes all that was said.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub async fn write_all(&mut self) -> io::Result<()> {
+        while !self.is_all_written() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_all_written(&self) -> bool {
+        self.unsaid.is_empty()
+    }
+
+    /// Whether more should be said now.
+    pub fn has_room(&self) -> bool {
+        self.unsaid.len() < UNSAID_BYTES
+    }
+}
