@@ -13,7 +13,7 @@ use clap::Parser;
 use mainstay::cli::Cli;
 use mainstay::cli::exit::{self, Exit, Usage, reader_is_gone};
 use mainstay::driver::acp::bridge;
-use mainstay::driver::{demo, relay};
+use mainstay::driver::{demo, open, relay};
 use mainstay::process::shim;
 use mainstay::telemetry;
 
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         };
     }
     if let Some(driver) = relay::asked_for(std::env::args_os()) {
-        return relay::run(&driver).unwrap_or_else(|error| {
+        return open::relay(&driver).unwrap_or_else(|error| {
             let _ = writeln!(std::io::stderr(), "mainstay: failed to relay a turn: {error}");
             ExitCode::FAILURE
         });

@@ -1,10 +1,18 @@
 //! Which driver reaches which agent: the only file that knows them all.
 
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::per_turn::{Dialect, PerTurn};
-use super::{Backend, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode};
+use super::relay::pipes::{Input, Output};
+use super::{Backend, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode, probe};
 use crate::agent::{Agent, Driver};
+use crate::catalogue::{Found, KnownAgent};
 use crate::process::Hosts;
 
 /// The backend of an agent: the one line that a new driver adds.
@@ -22,4 +30,46 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
         Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
         Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
     }
+}
+
+/// Looks for an agent that is to work in a directory; says what is missing when it is not there. Once it is `until`, its
+/// program is looked for and not started.
+///
+/// # Errors
+/// What is missing, for people.
+pub async fn look(driver: &Driver, dir: &Path, until: Instant) -> Result<Found, String> {
+    match driver {
+        Driver::Demo => Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) }),
+        Driver::OpenclawGateway(spec) => openclaw_gateway::look(spec).await,
+        // A command of the user's own need not know `--version`: it could take that for a message and begin to work.
+        Driver::Openclaw(spec) | Driver::Text(spec) => {
+            let is_known = spec.command.first().is_some_and(|program| KnownAgent::of_program(program).is_some());
+            probe::look(spec, dir, is_known, until).await
+        }
+        Driver::Claude(spec) | Driver::Codex(spec) | Driver::Opencode(spec) | Driver::Acp { process: spec, .. } => {
+            probe::look(spec, dir, true, until).await
+        }
+    }
+}
+
+/// Is a relay, to the end of its turn.
+///
+/// # Errors
+/// When the turn cannot be taken to the live agent at all.
+pub fn relay(driver: &str) -> io::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        // Before all else: from here on SIGTERM ends the turn, not us.
+        let term = signal(SignalKind::terminate())?;
+        let (input, output) = (Input::of_stdin()?, Output::of_stdout()?);
+        match driver {
+            "acp" => acp::relay::run(input, output, term).await,
+            "opencode" => opencode::relay::run(input, output, term).await,
+            "openclaw-gateway" => openclaw_gateway::relay(input, output, term).await,
+            _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
+        }
+    });
+    // The address of a live agent may still be looked up, in a thread of its own.
+    runtime.shutdown_background();
+    code
 }

@@ -17,7 +17,7 @@ use super::{Engine, EngineError, Shared};
 use crate::agent::{Agent, Driver};
 use crate::catalogue::{AgentReport, Found, KNOWN, KnownAgent};
 use crate::config::Config;
-use crate::driver::probe;
+use crate::driver::open;
 
 /// Programs that are asked for their version at once: each may be an interpreter with a large package.
 const AT_ONCE: usize = 4;
@@ -138,7 +138,7 @@ impl Candidate {
     }
 
     async fn look(self, until: Instant) -> AgentReport {
-        let found: Result<Found, String> = probe::look(&self.driver, &self.dir, until).await;
+        let found: Result<Found, String> = open::look(&self.driver, &self.dir, until).await;
         let (found, missing) = match found {
             Ok(found) => (Some(found), None),
             Err(missing) => (None, Some(missing)),

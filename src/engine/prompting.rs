@@ -5,9 +5,9 @@
 
 use std::path::PathBuf;
 
-use crate::driver::probe;
 use crate::options::{InvalidOption, SessionOptions};
 use crate::policy::OptionRules;
+use crate::process::program;
 use crate::run::{Cause, Outcome};
 use crate::workspace::Workspace;
 
@@ -31,7 +31,7 @@ pub(super) async fn working_dir(
     let Some(cwd) = options.cwd.take() else { return Ok(workspace.dir.clone()) };
     let dir = resolve(rules, cwd).await.map_err(|refused| not_allowed(&refused))?;
     let found = tokio::fs::metadata(&dir).await;
-    match probe::check_directory(&dir, found, "change the option `cwd` of the session") {
+    match program::check_directory(&dir, found, "change the option `cwd` of the session") {
         Ok(()) => Ok(options.cwd.insert(dir).clone()),
         Err(problem) => Err(Outcome::because(Cause::SpawnFailed, format!("Failed to start agent: {problem}"))),
     }

@@ -17,9 +17,8 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompt, StartError, descriptors, reap, template};
+use super::{Prompt, StartError, descriptors, program, reap, template};
 use crate::agent::ProcessSpec;
-use crate::driver::probe;
 use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
@@ -239,7 +238,8 @@ impl Launch {
     fn words_for(&self, error: &io::Error) -> String {
         let shown = self.program.display();
         let dir = self.dir.display();
-        if let Err(problem) = probe::check_directory(&self.dir, self.dir.metadata(), "correct `dir` of the workspace") {
+        if let Err(problem) = program::check_directory(&self.dir, self.dir.metadata(), "correct `dir` of the workspace")
+        {
             return problem;
         }
         match error.kind() {
@@ -247,8 +247,8 @@ impl Launch {
                 format!("{shown} is there, but the interpreter in its first line, or its loader, is not")
             }
             io::ErrorKind::NotFound => {
-                let how = probe::how_to_install(&shown.to_string());
-                let unseen = probe::unseen_on_path(&self.path(), &self.dir);
+                let how = program::how_to_install(&shown.to_string());
+                let unseen = program::unseen_on_path(&self.path(), &self.dir);
                 format!(
                     "the program {shown} was not found{unseen}: install it{how}, put it on PATH, or correct `command` of \
                      the agent"

@@ -14,6 +14,7 @@ pub mod last_words;
 pub(crate) mod launch;
 pub(crate) mod lines;
 pub(crate) mod output;
+pub mod program;
 pub mod reap;
 pub mod shim;
 pub(crate) mod shim_client;

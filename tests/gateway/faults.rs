@@ -8,7 +8,7 @@ use mainstay::agent::{Driver, GatewaySpec};
 use mainstay::agent_event::AgentEvent;
 use mainstay::catalogue::Found;
 use mainstay::driver::relay::RelayedTurn;
-use mainstay::driver::{Backend, probe};
+use mainstay::driver::{Backend, open};
 use mainstay::failure::ErrorClass;
 use mainstay::process::End;
 use mainstay::run::Cause;
@@ -100,7 +100,7 @@ async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
     let gateway = FakeGateway::start().await;
     let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
     let driver = Driver::OpenclawGateway(spec);
-    let look = || in_time(probe::look(&driver, Path::new("/"), Instant::now() + DEADLINE));
+    let look = || in_time(open::look(&driver, Path::new("/"), Instant::now() + DEADLINE));
     let (found, _) = tokio::join!(look(), gateway.accept("b"));
     assert_eq!(found, Ok(Found { at: gateway.url(), version: Some("1".to_owned()) }));
 

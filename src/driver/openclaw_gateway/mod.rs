@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
-use self::connection::{Connection, Refused};
-use super::Backend;
+use self::connection::Connection;
 use super::relay::RelayedTurn;
+use super::{Backend, probe};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
-use crate::failure::AgentError;
+use crate::catalogue::Found;
+use crate::failure::{AgentError, ErrorClass};
 use crate::process::Hosts;
 use crate::process::launch::{Launch, Stdin};
 use crate::process::output::OutputFormat;
@@ -55,10 +57,24 @@ struct GatewayTurn {
     limit_s: u64,
 }
 
-/// Introduces us to a gateway and hangs up; answers with what it calls its version.
-pub(super) async fn greet(spec: &GatewaySpec) -> Result<Option<String>, AgentError> {
-    let connection = Connection::open(&spec.url, spec.token.as_deref()).await.map_err(Refused::error)?;
-    Ok(connection.version)
+/// Looks for a gateway at its address.
+///
+/// # Errors
+/// What is missing, for people.
+pub(super) async fn look(spec: &GatewaySpec) -> Result<Found, String> {
+    let connected = Connection::open(&spec.url, spec.token.as_deref());
+    match timeout(probe::PATIENCE, connected).await {
+        Ok(Ok(connection)) => {
+            Ok(Found { at: spec.url.clone(), version: connection.version.as_deref().map(probe::shown) })
+        }
+        Ok(Err(refused)) => match refused.error() {
+            AgentError { message, class: Some(ErrorClass::Authentication), .. } => {
+                Err(format!("{message}; correct `token` of the agent"))
+            }
+            error => Err(error.message),
+        },
+        Err(_) => Err(format!("what listens at {} does not answer as an OpenClaw gateway does", spec.url)),
+    }
 }
 
 impl Gateway {

@@ -9,20 +9,15 @@
 pub(super) mod pipes;
 
 use std::ffi::OsString;
-use std::io;
-use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
-use self::pipes::{Input, Output};
 use crate::agent::ProcessSpec;
 use crate::message::Attachment;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
-use crate::process::Hosts;
-use crate::process::{Prompt, StartError};
+use crate::process::{Hosts, Prompt, StartError};
 
 /// The argument that makes this program a relay; the driver's word is the next one.
 pub const COMMAND: &str = "relay";
@@ -107,26 +102,4 @@ pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Res
     let program = hosts.program().to_str().ok_or_else(|| StartError::from("the path of mainstay is no text"))?;
     let command = [program, COMMAND, driver].map(str::to_owned).to_vec();
     Ok(ProcessSpec { command, env: std::collections::BTreeMap::new(), max_line_bytes })
-}
-
-/// Is a relay, to the end of its turn.
-///
-/// # Errors
-/// When the turn cannot be taken to the live agent at all.
-pub fn run(driver: &str) -> io::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(async {
-        // Before all else: from here on SIGTERM ends the turn, not us.
-        let term = signal(SignalKind::terminate())?;
-        let (input, output) = (Input::of_stdin()?, Output::of_stdout()?);
-        match driver {
-            "acp" => super::acp::relay::run(input, output, term).await,
-            "opencode" => super::opencode::relay::run(input, output, term).await,
-            "openclaw-gateway" => super::openclaw_gateway::relay(input, output, term).await,
-            _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
-        }
-    });
-    // The address of a live agent may still be looked up, in a thread of its own.
-    runtime.shutdown_background();
-    code
 }
