@@ -79,4 +79,3 @@ pub mod engine;
 pub mod cli;
 pub mod http;
 pub mod telemetry;
-pub mod torture;

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Err(error) if reader_is_gone(&error) => Exit::Done.into(),
         Err(error) => {
             telemetry::flush();
-            telemetry::say(&exit::report(&error, cli.json));
+            telemetry::say(&exit::report(&error, cli.global.json));
             Exit::of(&error).into()
         }
     }
@@ -77,7 +77,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     // Before the config, which may be worth a warning.
     let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
-    telemetry::init(cli.log_format, cli.verbosity()).map_err(bad_filter)?;
+    telemetry::init(cli.global.log_format, cli.verbosity()).map_err(bad_filter)?;
     let mut config = cli.load_config()?;
     cli.check_found_database()?;
     // This very program, also after another one was put in its place.

@@ -22,7 +22,7 @@ impl Cli {
     /// When a file that was named does not exist, a file cannot be read or is another user's, or what it says cannot be used.
     pub fn load_config(&self) -> anyhow::Result<Config> {
         const DEFAULT_FILE: &str = "mainstay.toml";
-        let named = self.config.as_deref();
+        let named = self.global.config.as_deref();
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         let working_dir = || std::env::current_dir().context("failed to find the working directory");
         let failed = || Usage(format!("failed to read config {}", path.display()));
@@ -64,7 +64,7 @@ impl Cli {
     /// # Errors
     /// When it is such a database.
     pub fn check_found_database(&self) -> anyhow::Result<()> {
-        let is_named = self.db.is_some();
+        let is_named = self.global.db.is_some();
         if is_named || !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Sweep) {
             return Ok(());
         }

@@ -15,6 +15,7 @@ mod columns;
 mod deciding;
 mod doctor;
 pub mod exit;
+mod global;
 mod ids;
 mod init;
 mod input;
@@ -27,7 +28,7 @@ mod run;
 mod send;
 mod serve;
 mod session;
-mod signals;
+pub mod signals;
 mod stream;
 mod supervisor;
 pub mod table;
@@ -37,22 +38,21 @@ mod torture;
 mod tree;
 mod waiting;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, StoreError, database_exists, descriptors};
-use crate::telemetry::LogFormat;
 pub use args::*;
-use torture::{TortureAgentArgs, TortureArgs};
+pub use global::GlobalArgs;
+pub use torture::TortureArgs;
 
 /// The database when none is named.
 const DEFAULT_DATABASE: &str = "mainstay.db";
 
-const GLOBAL: &str = "Global options";
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than completed, or the operation failed; 2 wrong \
                            usage or config; 130 interrupted by Ctrl-C.";
 
@@ -61,30 +61,9 @@ const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than compl
 #[command(name = "mainstay", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Cli {
-    /// The database file [default: mainstay.db in the working directory]
-    #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_DB", value_name = "PATH")]
-    pub db: Option<PathBuf>,
-
-    /// The config file; must exist when named here [default: mainstay.toml in the working directory, if there is one]
-    #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_CONFIG", value_name = "PATH")]
-    pub config: Option<PathBuf>,
-
-    /// Print JSON for programs: one object, or one a line
-    #[arg(long, global = true, help_heading = GLOBAL)]
-    pub json: bool,
-
-    /// Log more; again for more still
-    #[arg(short, long, global = true, help_heading = GLOBAL, action = ArgAction::Count, conflicts_with = "quiet")]
-    pub verbose: u8,
-
-    /// Log less; again for less still
-    #[arg(short, long, global = true, help_heading = GLOBAL, action = ArgAction::Count)]
-    pub quiet: u8,
-
-    /// How log lines on stderr are written
-    #[arg(long, global = true, help_heading = GLOBAL, env = "MAINSTAY_LOG_FORMAT")]
-    #[arg(value_name = "FORMAT", default_value = "human")]
-    pub log_format: LogFormat,
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
 
     /// What to do
     #[command(subcommand)]
@@ -144,36 +123,34 @@ pub enum Command {
     /// Copy the database while it is in use
     Backup(BackupArgs),
     /// Kill engines and agents at random on a database made for it, and check that nothing is lost
+    ///
+    /// `mainstay torture --help` lists its options.
+    #[command(disable_help_flag = true)]
     Torture(TortureArgs),
-    /// The agent that is tortured
-    #[command(hide = true)]
-    TortureAgent(TortureAgentArgs),
 }
 
 impl Cli {
     /// The database file that is meant.
     fn database(&self) -> &Path {
-        self.db.as_deref().unwrap_or(Path::new(DEFAULT_DATABASE))
+        self.global.db.as_deref().unwrap_or(Path::new(DEFAULT_DATABASE))
     }
 
     /// How much to log. A daemon tells what it does; other commands speak only when something is wrong.
     pub fn verbosity(&self) -> i8 {
-        let wanted = i16::from(self.verbose) - i16::from(self.quiet);
-        let quieter = if matches!(self.command, Command::Serve(_)) { 0 } else { 1 };
-        i8::try_from(wanted - quieter).unwrap_or(if wanted < 0 { i8::MIN } else { i8::MAX })
+        if matches!(self.command, Command::Serve(_)) { self.global.louder(0) } else { self.global.verbosity() }
     }
 }
 
 impl Cli {
-    /// Does what needs neither config nor log nor runtime: what an engine starts by itself, and looking after a container
-    /// as its PID 1, where the command is left to a child. None for everything else; a daemon goes on from here with an
+    /// Does what needs neither config nor log nor runtime: leaving this process to the torture, and looking after a
+    /// container as its PID 1, where the command is left to a child. None for everything else; a daemon goes on from here with an
     /// allocator that gives back what is freed.
     ///
     /// # Errors
     /// Why it could not be done.
     pub fn execute_alone(&self) -> anyhow::Result<Option<ExitCode>> {
         match &self.command {
-            Command::TortureAgent(args) => torture::agent(args).map(Some),
+            Command::Torture(args) => Err(torture::exec(args, &self.global)),
             Command::Serve(_) if init::is_pid_1() => init::run().map(Some),
             Command::Serve(_) => {
                 allocator::give_back_what_is_freed();
@@ -188,9 +165,6 @@ impl Cli {
     /// # Errors
     /// Why it could not be done, for the person who asked.
     pub async fn execute(&self, config: Config) -> anyhow::Result<exit::Exit> {
-        if let Command::Torture(args) = &self.command {
-            return torture::run(args, self.json).await;
-        }
         let mut out = std::io::stdout();
         let makes_a_database = match &self.command {
             Command::Session(args) => args.new,
@@ -198,15 +172,19 @@ impl Cli {
         };
         let is_there = makes_a_database || database_exists(self.database()).context("failed to open the database")?;
         match &self.command {
-            Command::Agents if !is_there => return agents::without_database(&config, self.json, &mut out).await,
+            Command::Agents if !is_there => return agents::without_database(&config, self.global.json, &mut out).await,
             _ if !is_there => return Err(StoreError::Absent(self.database().to_owned()).into()),
             command if command.only_reads() => {
-                let read = reading::run(self.database(), config, command, self.json, &mut out).await;
+                let read = reading::run(self.database(), config, command, self.global.json, &mut out).await;
                 return read.map_err(|error| self.name_damaged(error));
             }
-            Command::Doctor(args) => return doctor::run(self.database(), &config, args, self.json, &mut out).await,
-            Command::Token(args) => return token::run(self.database(), &config, args, self.json, &mut out).await,
-            Command::Backup(args) => return backup::run(self.database(), args, self.json, &mut out).await,
+            Command::Doctor(args) => {
+                return doctor::run(self.database(), &config, args, self.global.json, &mut out).await;
+            }
+            Command::Token(args) => {
+                return token::run(self.database(), &config, args, self.global.json, &mut out).await;
+            }
+            Command::Backup(args) => return backup::run(self.database(), args, self.global.json, &mut out).await,
             _ => {}
         }
         // Before the database is made: a command without a message leaves nothing behind.
@@ -227,14 +205,14 @@ impl Cli {
         let engine = engine.context("failed to open the database")?;
         let done = match (&self.command, message) {
             (Command::Serve(_), _) => return serve::run(engine).await,
-            (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.json).await,
-            (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.json, &mut out).await,
-            (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.json, &mut out).await,
-            (Command::Close(args), _) => cancel::close(&engine, args, self.json, &mut out).await,
-            (Command::Backends(args), _) => backends::run(&engine, args, self.json, &mut out).await,
-            (Command::Permissions(args), _) => permissions::run(&engine, args, self.json, &mut out).await,
-            (Command::Session(args), _) => session::run(&engine, args, self.json, &mut out).await,
-            (listing, _) => list::run(&engine, listing, self.json, &mut out).await,
+            (Command::Run(args), Some(message)) => run::run(&engine, args, message, self.global.json).await,
+            (Command::Send(args), Some(message)) => send::run(&engine, args, message, self.global.json, &mut out).await,
+            (Command::Cancel(args), _) => cancel::cancel(&engine, args, self.global.json, &mut out).await,
+            (Command::Close(args), _) => cancel::close(&engine, args, self.global.json, &mut out).await,
+            (Command::Backends(args), _) => backends::run(&engine, args, self.global.json, &mut out).await,
+            (Command::Permissions(args), _) => permissions::run(&engine, args, self.global.json, &mut out).await,
+            (Command::Session(args), _) => session::run(&engine, args, self.global.json, &mut out).await,
+            (listing, _) => list::run(&engine, listing, self.global.json, &mut out).await,
         };
         engine.drain(std::time::Duration::ZERO).await;
         engine.close().await;
@@ -299,6 +277,8 @@ mod tests {
             "mainstay sweep --log-format json",
             "mainstay doctor --quick --json",
             "mainstay backup copy.db",
+            "mainstay -v torture --json --kills 7 --for 8m --json",
+            "mainstay torture --help",
         ] {
             if let Err(error) = cli(line) {
                 panic!("{line}: {error}");

@@ -6,7 +6,8 @@ use procfs::process::Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// All of them, from the moment it is made.
-pub(super) struct StopSignals {
+#[derive(Debug)]
+pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     /// Without it a closed terminal would end `run` before it can end its agent. None under `nohup`.
@@ -21,7 +22,11 @@ pub(super) struct StopSignals {
 struct AtTerminal(bool);
 
 impl StopSignals {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the kernel does not let us.
+    pub fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("failed to listen for signals");
         let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
         let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
@@ -34,7 +39,7 @@ impl StopSignals {
     }
 
     /// Waits for the next of them.
-    pub(super) async fn next(&mut self) {
+    pub async fn next(&mut self) {
         let (started, hangup) = (self.only_with_terminal, &mut self.hangup);
         let hangup = async {
             let Some(hangup) = hangup else { return std::future::pending().await };

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug, Default)]
-pub(in crate::torture) struct Codex {
+pub(crate) struct Codex {
     /// How many things were said.
     things: u32,
 }

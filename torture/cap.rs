@@ -13,7 +13,7 @@ use super::fleet::Addresses;
 use super::journal::Journal;
 
 /// Between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Looks until it is asked to stop.
 pub(super) async fn watch(
@@ -25,7 +25,7 @@ pub(super) async fn watch(
 ) {
     while !stop.is_cancelled() {
         let Some(to) = addresses.any(&mut rng) else {
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
             continue;
         };
         if let Ok(answer) = get(&to, "/v1/backends?limit=100").await {
@@ -35,6 +35,6 @@ pub(super) async fn watch(
                 journal.violation("no more agents are kept warm than may be", format!("{most} may: {live:?}"));
             }
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

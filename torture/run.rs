@@ -7,25 +7,6 @@
 //! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run comes to its end), stop, check
 //! (`check.rs`).
 
-mod acp;
-pub mod agent;
-mod camp;
-mod cap;
-mod chaos;
-mod check;
-mod client;
-pub mod dialect;
-mod fleet;
-mod gateway;
-mod journal;
-mod live;
-mod opencode;
-mod processes;
-mod reader;
-mod record;
-mod voice;
-mod writer;
-
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,53 +18,59 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Depth, Engine};
-use crate::id::RunId;
-use camp::Camp;
-use chaos::Chaos;
-use check::Evidence;
-use fleet::Fleet;
-use gateway::keeper::{self, Keeper};
-use journal::Journal;
-pub use journal::{Count, Found, Report, Violation};
-use reader::Reader;
-use writer::{Sent, Writer};
+use mainstay::engine::{Depth, Engine};
+use mainstay::id::RunId;
+
+use super::camp::Camp;
+use super::chaos::Chaos;
+use super::check::Evidence;
+use super::fleet::Fleet;
+use super::gateway::keeper::{self, Keeper};
+use super::journal::{Count, Journal, Report};
+use super::reader::Reader;
+use super::writer::{Sent, Writer};
+use super::{camp, cap, check, client};
 
 /// With all engines back and nobody in their way, every run is settled within this time.
 const TO_SETTLE: Duration = Duration::from_secs(90);
 /// Between two looks at something that shows only from outside.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two lines about the progress.
 const TELL_AGAIN: Duration = Duration::from_secs(3);
 
 /// What is to be done.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(super) struct Plan {
+    /// The program that is tortured.
+    pub(super) mainstay: PathBuf,
+    /// The program whose `agent` is an agent.
+    pub(super) agent: PathBuf,
     /// What all is drawn from.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// The trouble is over after so many kills.
-    pub kills: u64,
+    pub(super) kills: u64,
     /// And after this time at the latest.
-    pub limit: Duration,
+    pub(super) limit: Duration,
     /// Engines on the one database.
-    pub engines: usize,
+    pub(super) engines: usize,
     /// Sessions, each with a writer.
-    pub sessions: usize,
+    pub(super) sessions: usize,
     /// Readers.
-    pub readers: usize,
+    pub(super) readers: usize,
     /// Where a directory for it is made.
-    pub dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// Keep that directory also when all is well.
-    pub keep: bool,
+    pub(super) keep: bool,
 }
 
 /// Does it. `tell` is given a line about the progress now and then. None when it was interrupted.
-///
-/// # Errors
-/// When it could not be done; what the engines do wrong is in the report.
-pub async fn run(plan: &Plan, interrupted: CancellationToken, tell: impl Fn(&str)) -> anyhow::Result<Option<Report>> {
+pub(super) async fn run(
+    plan: &Plan,
+    interrupted: CancellationToken,
+    tell: impl Fn(&str),
+) -> anyhow::Result<Option<Report>> {
     let began = Instant::now();
-    let camp = Arc::new(Camp::pitch(&plan.dir, plan.seed, plan.sessions)?);
+    let camp = Arc::new(Camp::pitch(plan)?);
     let journal = Arc::new(Journal::default());
     tell(&format!("seed {}, in {}", plan.seed, camp.dir.display()));
     let torture = async {
@@ -175,7 +162,7 @@ async fn trouble(
             told = Instant::now();
             tell(&progress(journal, began.elapsed()));
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
     stop_chaos.cancel();
     chaoses.join_all().await;

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::openclaw::tool;
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug)]
-pub(in crate::torture) struct Gateway {
+pub(crate) struct Gateway {
     run: String,
     agent: String,
     session: String,
@@ -24,7 +24,7 @@ pub(in crate::torture) struct Gateway {
 
 impl Gateway {
     /// The speech of a run of an agent of the gateway, in a session of it.
-    pub(in crate::torture) fn new(run: String, agent: String, session: String) -> Self {
+    pub(crate) fn new(run: String, agent: String, session: String) -> Self {
         let [text, thinking, last] = Default::default();
         Self { run, agent, session, seq: 0, message: 0, text, thinking, last }
     }

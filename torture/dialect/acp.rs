@@ -3,17 +3,17 @@
 use serde_json::{Value, json};
 
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug)]
-pub(in crate::torture) struct Acp {
+pub(crate) struct Acp {
     session: String,
     /// The id of the prompt.
     prompt: Value,
 }
 
 impl Acp {
-    pub(in crate::torture) fn new(session: String, prompt: Value) -> Self {
+    pub(crate) fn new(session: String, prompt: Value) -> Self {
         Self { session, prompt }
     }
 }
@@ -67,7 +67,7 @@ impl Speech for Acp {
 }
 
 /// A notification of ACP.
-pub(in crate::torture) fn update(session: &str, kind: &str, mut update: Value) -> Value {
+pub(crate) fn update(session: &str, kind: &str, mut update: Value) -> Value {
     update["sessionUpdate"] = kind.into();
     json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": session, "update": update}})
 }

@@ -3,16 +3,16 @@
 use serde_json::{Value, json};
 
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug)]
-pub(in crate::torture) struct Openclaw {
+pub(crate) struct Openclaw {
     /// All of the text so far, if it is said again with every word.
     told: Option<String>,
 }
 
 impl Openclaw {
-    pub(in crate::torture) fn new(retells: bool) -> Self {
+    pub(crate) fn new(retells: bool) -> Self {
         Self { told: retells.then(String::new) }
     }
 }

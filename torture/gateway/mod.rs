@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::Message;
 use self::peers::{PeerId, Peers};
 use super::dialect::Gateway as Speech;
 use super::live::{Purpose, Turn};
-use crate::run::Attempt;
+use mainstay::run::Attempt;
 
 /// What it asks for.
 pub(super) const TOKEN: &str = "torture";

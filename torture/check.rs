@@ -13,16 +13,16 @@ use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
 use super::record::{MARK, Record, Records, Said, joined};
 use super::writer::Sent;
-use crate::chunk::Chunk;
-use crate::clock::Timestamp;
-use crate::engine::{Engine, MessageCursor, RunFilter};
-use crate::event::Event;
-use crate::failure::ErrorClass;
-use crate::id::SessionId;
-use crate::message::{Message, Role};
-use crate::run::{Cause, Run, Status};
-use crate::slot::Slot;
-use crate::warm::{Backend, BackendState};
+use mainstay::chunk::Chunk;
+use mainstay::clock::Timestamp;
+use mainstay::engine::{Engine, MessageCursor, RunFilter};
+use mainstay::event::Event;
+use mainstay::failure::ErrorClass;
+use mainstay::id::SessionId;
+use mainstay::message::{Message, Role};
+use mainstay::run::{Cause, Run, Status};
+use mainstay::slot::Slot;
+use mainstay::warm::{Backend, BackendState};
 
 /// An agent that asks is answered within this time, however often the engine is killed meanwhile.
 const TO_ANSWER: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::agent::{End, Manners};
 use super::dialect::{Ending, Speech};
 use super::record::{Line, MARK, Said, Writer};
-use crate::clock::{Clock, SystemClock};
+use mainstay::clock::{Clock, SystemClock};
 
 /// The longest pause between two words.
 const MAX_PAUSE_MS: u64 = 20;

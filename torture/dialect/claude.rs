@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug, Default)]
-pub(in crate::torture) struct Claude {
+pub(crate) struct Claude {
     /// The block that is open.
     open: Option<&'static str>,
     block: u32,

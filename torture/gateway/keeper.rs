@@ -13,10 +13,10 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::torture::LOOK_AGAIN;
-use crate::torture::camp::Camp;
-use crate::torture::journal::{Count, Journal};
+use crate::camp::Camp;
+use crate::journal::{Count, Journal};
+use crate::run::POLL_INTERVAL;
+use mainstay::clock::{Clock, SystemClock, Timestamp};
 
 /// What it says when it can be reached.
 pub(super) const LISTENS: &str = "listening";
@@ -24,7 +24,7 @@ pub(super) const LISTENS: &str = "listening";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The process.
-pub(in crate::torture) struct Keeper {
+pub(crate) struct Keeper {
     camp: Arc<Camp>,
     journal: Arc<Journal>,
     child: Option<Child>,
@@ -33,12 +33,12 @@ pub(in crate::torture) struct Keeper {
 }
 
 impl Keeper {
-    pub(in crate::torture) fn new(camp: &Arc<Camp>, journal: &Arc<Journal>) -> Self {
+    pub(crate) fn new(camp: &Arc<Camp>, journal: &Arc<Journal>) -> Self {
         Self { camp: camp.clone(), journal: journal.clone(), child: None, seen: SystemClock.now() }
     }
 
     /// Starts it if it is down, and waits until it can be reached.
-    pub(in crate::torture) async fn start(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
         if self.is_running() {
             return Ok(());
         }
@@ -58,7 +58,7 @@ impl Keeper {
     }
 
     /// SIGKILL.
-    pub(in crate::torture) async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         if self.is_running() {
             self.journal.count(Count::GatewayKills);
         }
@@ -66,7 +66,7 @@ impl Keeper {
     }
 
     /// Ends it without counting that.
-    pub(in crate::torture) async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             // Also waits for it. It fails when it was gone already.
             let _ = child.kill().await;
@@ -86,11 +86,11 @@ impl Keeper {
 }
 
 /// Starts it again whenever it is down, until it is asked to stop.
-pub(in crate::torture) async fn keep(keeper: Arc<Mutex<Keeper>>, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn keep(keeper: Arc<Mutex<Keeper>>, stop: CancellationToken) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
         keeper.lock().await.start().await?;
         tokio::select! {
-            () = sleep(LOOK_AGAIN) => {}
+            () = sleep(POLL_INTERVAL) => {}
             () = stop.cancelled() => {}
         }
     }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::chunk::Chunk;
-use crate::engine::turn::MAX_DELTA_BYTES;
+use mainstay::chunk::Chunk;
+use mainstay::engine::turn::MAX_DELTA_BYTES;
 
 /// Begins every word of an agent, and nothing that the engine says by itself.
 pub(super) const MARK: char = '#';

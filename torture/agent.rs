@@ -19,22 +19,22 @@ use serde_json::Value;
 use super::dialect::{Claude, Codex, Dialect, Openclaw, Speech};
 use super::record::{Identity, Line, Writer};
 use super::voice::{self, Next, Voice};
-use super::{acp, gateway, opencode};
+use super::{AGENT, acp, gateway, opencode};
 
 /// Nothing that is left behind stays for longer, even if nobody ends it.
 const MAX_STRAY: Duration = Duration::from_secs(300);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub(super) struct Agent {
     /// Where it writes its record.
-    pub record: PathBuf,
+    pub(super) record: PathBuf,
     /// What it was sent: its seed. None when it is told in the way of its protocol.
-    pub seed: Option<u64>,
+    pub(super) seed: Option<u64>,
     /// How it speaks.
-    pub dialect: Dialect,
+    pub(super) dialect: Dialect,
     /// Further arguments, as its driver gives them.
-    pub arguments: Vec<String>,
+    pub(super) arguments: Vec<String>,
 }
 
 impl Agent {
@@ -82,7 +82,7 @@ pub(super) struct Manners {
 
 /// A process that an agent leaves behind, in a session of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stray {
+pub(super) enum Stray {
     /// Ends when it is asked to.
     Docile,
     /// Does not.
@@ -93,7 +93,7 @@ impl Stray {
     const ALL: [Self; 2] = [Self::Docile, Self::Deaf];
 
     /// The word on the command line.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Docile => "docile",
             Self::Deaf => "deaf",
@@ -128,7 +128,7 @@ impl Manners {
 ///
 /// # Errors
 /// When it was not started by an engine, or cannot write its record.
-pub fn run(agent: &Agent) -> anyhow::Result<u8> {
+pub(super) fn run(agent: &Agent) -> anyhow::Result<u8> {
     match agent.dialect {
         Dialect::Acp => acp::serve(&agent.record),
         Dialect::Opencode => opencode::serve(&agent.record, &agent.arguments),
@@ -208,7 +208,7 @@ pub(super) fn port_in(arguments: &[String]) -> anyhow::Result<u16> {
 ///
 /// # Errors
 /// When it gets no session of its own, or cannot listen for signals.
-pub fn stray(stray: Stray) -> anyhow::Result<()> {
+pub(super) fn stray(stray: Stray) -> anyhow::Result<()> {
     setsid()?;
     let _deaf = (stray == Stray::Deaf).then(Deaf::new).transpose()?;
     sleep(MAX_STRAY);
@@ -217,7 +217,7 @@ pub fn stray(stray: Stray) -> anyhow::Result<()> {
 
 pub(super) fn leave_behind(stray: Stray) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["torture-agent", "--stray", stray.as_str()]);
+    command.args([AGENT, "--stray", stray.as_str()]);
     // Nobody waits for it: that is what it is for.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     Ok(())

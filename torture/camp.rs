@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use super::dialect::Dialect;
 use super::gateway::TOKEN;
-use super::{LOOK_AGAIN, processes};
-use crate::config::Config;
+use super::run::{POLL_INTERVAL, Plan};
+use super::{AGENT, processes};
+use mainstay::config::Config;
 
 /// The lease of the engines: the shortest there is, so that one can be stopped past it.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
@@ -31,22 +32,22 @@ const GATEWAY_PORT: u16 = 18789;
 /// A directory with all that belongs to it.
 pub(super) struct Camp {
     pub(super) dir: PathBuf,
-    binary: PathBuf,
+    mainstay: PathBuf,
+    agent: PathBuf,
     /// Where the gateway listens.
     gateway: SocketAddr,
 }
 
 impl Camp {
-    /// Makes the directory in `parent`, with a config in it.
-    pub(super) fn pitch(parent: &Path, seed: u64, sessions: usize) -> anyhow::Result<Self> {
-        let parent = parent.canonicalize().with_context(|| format!("failed to find {}", parent.display()))?;
-        let dir = parent.join(format!("torture-{seed}-{}", std::process::id()));
-        let binary = std::env::current_exe().context("failed to find this program")?;
-        let camp = Self { dir, binary, gateway: own_address() };
+    /// Makes the directory, with a config in it.
+    pub(super) fn pitch(plan: &Plan) -> anyhow::Result<Self> {
+        let parent = plan.dir.canonicalize().with_context(|| format!("failed to find {}", plan.dir.display()))?;
+        let dir = parent.join(format!("torture-{}-{}", plan.seed, std::process::id()));
+        let camp = Self { dir, mainstay: plan.mainstay.clone(), agent: plan.agent.clone(), gateway: own_address() };
         for dir in [camp.dir.clone(), camp.records(), camp.temp()] {
             fs::create_dir(&dir).with_context(|| format!("failed to make {}", dir.display()))?;
         }
-        fs::write(camp.config(), camp.config_text(sessions))?;
+        fs::write(camp.config(), camp.config_text(plan.sessions))?;
         Ok(camp)
     }
 
@@ -54,8 +55,8 @@ impl Camp {
     fn config_text(&self, sessions: usize) -> String {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());
-        let (binary, records, dir) = (quoted(&self.binary), quoted(&self.records()), quoted(&self.dir));
-        let agents: String = AGENTS.iter().map(|agent| agent.text(&binary, &records, self.gateway)).collect();
+        let (agent, records, dir) = (quoted(&self.agent), quoted(&self.records()), quoted(&self.dir));
+        let agents: String = AGENTS.iter().map(|kind| kind.text(&agent, &records, self.gateway)).collect();
         let backends = most_backends(sessions);
         let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
         format!(
@@ -104,22 +105,22 @@ dir = {dir}
         self.dir.join("tmp")
     }
 
-    /// A command of this binary on the database.
+    /// A command of Mainstay on the database.
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.bare_command(arguments);
+        let mut command = self.bare_command(&self.mainstay, arguments);
         command.arg("--db").arg(self.database()).arg("--config").arg(self.config());
         command
     }
 
     /// The command that is the gateway.
     pub(super) fn gateway_command(&self) -> Command {
-        let mut command = self.bare_command(&["torture-agent", "--speaks", Dialect::Gateway.as_str(), "--record"]);
+        let mut command = self.bare_command(&self.agent, &[AGENT, "--speaks", Dialect::Gateway.as_str(), "--record"]);
         command.arg(self.records()).arg(self.gateway.to_string());
         command
     }
 
-    fn bare_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+    fn bare_command(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MAINSTAY_")) {
             command.env_remove(name);
         }
@@ -152,7 +153,7 @@ dir = {dir}
             if left.is_empty() || began.elapsed() >= TO_VANISH {
                 return left;
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -167,7 +168,7 @@ dir = {dir}
             for process in left {
                 processes::send(&process, &self.dir, Signal::KILL);
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -223,13 +224,13 @@ pub(super) fn is_of_gateway(agent: &str) -> bool {
 }
 
 impl Kind {
-    fn text(&self, binary: &Value, records: &Value, gateway: SocketAddr) -> String {
+    fn text(&self, agent: &Value, records: &Value, gateway: SocketAddr) -> String {
         let (name, driver) = (self.name, self.dialect.as_str());
         let seed = if self.dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
         let reached = match self.dialect {
             Dialect::Gateway => format!("url = \"ws://{gateway}\"\ntoken = \"{TOKEN}\""),
             _ => {
-                format!(r#"command = [{binary}, "torture-agent", "--record", {records}, "--speaks", "{driver}"{seed}]"#)
+                format!(r#"command = [{agent}, "{AGENT}", "--record", {records}, "--speaks", "{driver}"{seed}]"#)
             }
         };
         let restarts = "keep_warm = \"1s\"\nrestart_pause = \"20ms\"\nmax_restarts = 10000\n";

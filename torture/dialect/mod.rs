@@ -21,7 +21,7 @@ use super::record::Said;
 
 /// The protocols that an agent of a torture knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Dialect {
+pub(super) enum Dialect {
     /// OpenClaw's events.
     #[default]
     Openclaw,
@@ -39,10 +39,11 @@ pub enum Dialect {
 
 impl Dialect {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Openclaw, Self::Claude, Self::Codex, Self::Acp, Self::Opencode, Self::Gateway];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Openclaw, Self::Claude, Self::Codex, Self::Acp, Self::Opencode, Self::Gateway];
 
     /// The word on the command line, and in the config.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Openclaw => "openclaw",
             Self::Claude => "claude",

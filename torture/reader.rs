@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Frame, follow, get};
 use super::fleet::Addresses;
 use super::journal::{Count, Journal};
-use crate::event::Seq;
+use mainstay::event::Seq;
 
 /// A reader looks for another engine after this time.
 const TRY_AGAIN: Duration = Duration::from_millis(25);

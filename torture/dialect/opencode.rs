@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{Ending, Speech};
-use crate::torture::record::Said;
+use crate::record::Said;
 
 #[derive(Debug)]
-pub(in crate::torture) struct Opencode {
+pub(crate) struct Opencode {
     session: String,
     /// The message of the person, and that of the agent.
     asked: String,
@@ -22,7 +22,7 @@ pub(in crate::torture) struct Opencode {
 
 impl Opencode {
     /// Ids of messages grow: that of the answer is behind that of the question.
-    pub(in crate::torture) fn new(session: String, asked: String, message: String, text: String) -> Self {
+    pub(crate) fn new(session: String, asked: String, message: String, text: String) -> Self {
         Self { session, asked, message, text, parts: 0, open: None, tool: Value::Null }
     }
 
@@ -162,6 +162,6 @@ fn aborted() -> Value {
 }
 
 /// An event of the server.
-pub(in crate::torture) fn event(kind: &str, properties: Value) -> Value {
+pub(crate) fn event(kind: &str, properties: Value) -> Value {
     json!({"id": "evt_1", "type": kind, "properties": properties})
 }

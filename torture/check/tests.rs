@@ -3,9 +3,9 @@
 use serde_json::value::RawValue;
 
 use super::*;
-use crate::clock::Timestamp;
-use crate::id::{MessageId, RunId};
-use crate::torture::record::Identity;
+use crate::record::Identity;
+use mainstay::clock::Timestamp;
+use mainstay::id::{MessageId, RunId};
 
 /// A run of one session, with all that others know of it.
 struct Scene {
@@ -67,7 +67,7 @@ impl Scene {
             advice: None,
             retry_at: None,
             progress: None,
-            usage: crate::usage::Usage::default(),
+            usage: mainstay::usage::Usage::default(),
             priority: 0,
             attempts: 1,
             timeout_ms: None,
@@ -374,7 +374,7 @@ fn what_nobody_could_hear_may_be_missing_but_not_from_the_last_message() {
 #[test]
 fn a_live_agent_that_is_left_is_seen() {
     let backend = |state: BackendState| Backend {
-        id: crate::id::BackendId::generate(),
+        id: mainstay::id::BackendId::generate(),
         agent: "torture".parse().unwrap(),
         workspace: "default".parse().unwrap(),
         session_id: None,

@@ -31,7 +31,7 @@ use self::hub::Hub;
 use super::agent::port_in;
 use super::dialect::{Opencode, event};
 use super::live::{self, Purpose, Turn};
-use crate::clock::{Clock, SystemClock};
+use mainstay::clock::{Clock, SystemClock};
 
 /// The file of all sessions, beside the records.
 const SESSIONS: &str = "opencode-sessions";

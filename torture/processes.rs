@@ -10,8 +10,9 @@ use std::path::Path;
 use procfs::process::all_processes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::AGENT;
 use super::dialect::Dialect;
-use crate::run::Attempt;
+use mainstay::run::Attempt;
 
 /// The variable that everything inherits.
 pub(super) const MARK: &str = "TORTURE_DIR";
@@ -63,13 +64,13 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
                     bridged.insert(stat.ppid);
                     Kind::Bridge
                 }
-                Some("torture-agent") if says("serve") => {
+                Some(AGENT) if says("serve") => {
                     bridged.insert(stat.ppid);
                     Kind::Server
                 }
                 // The gateway is its keeper's.
-                Some("torture-agent") if says("--stray") || says(Dialect::Gateway.as_str()) => Kind::Other,
-                Some("torture-agent") => Kind::Agent,
+                Some(AGENT) if says("--stray") || says(Dialect::Gateway.as_str()) => Kind::Other,
+                Some(AGENT) => Kind::Agent,
                 _ => Kind::Other,
             };
             let run = match kind {
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_host_is_known_by_its_directory_before_it_holds_an_agent() {
-        let run = crate::id::RunId::generate();
+        let run = mainstay::id::RunId::generate();
         let home = std::path::PathBuf::from(format!("/some/m.db-agents/{}", Attempt { run, number: 3 }));
         assert_eq!(run_of(&home), Some(run.to_string()));
         assert_eq!(run_of(Path::new("/some/m.db-agents")), None);

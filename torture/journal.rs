@@ -8,25 +8,24 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
+use mainstay::clock::Timestamp;
 
 /// So many violations are kept with their details.
 const MAX_VIOLATIONS: usize = 50;
 
 /// Something that must never happen, and did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Violation {
+pub(super) struct Violation {
     /// Which promise is broken.
-    pub promise: &'static str,
+    pub(super) promise: &'static str,
     /// Where, and how.
-    pub detail: String,
+    pub(super) detail: String,
 }
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Count {
+pub(super) enum Count {
     EngineKills,
     AgentKills,
     HostKills,
@@ -155,50 +154,50 @@ impl Journal {
 
 /// What the database held at the end.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Found {
+pub(super) struct Found {
     /// Runs by status.
-    pub runs: BTreeMap<&'static str, u64>,
+    pub(super) runs: BTreeMap<&'static str, u64>,
     /// Completed runs by agent.
-    pub completed_by: BTreeMap<String, u64>,
+    pub(super) completed_by: BTreeMap<String, u64>,
     /// Runs by cause.
-    pub causes: BTreeMap<String, u64>,
+    pub(super) causes: BTreeMap<String, u64>,
     /// Runs that were claimed more than once.
-    pub runs_tried_again: u64,
+    pub(super) runs_tried_again: u64,
     /// Events in all logs.
-    pub events: u64,
+    pub(super) events: u64,
     /// Agents that kept a record.
-    pub agents: u64,
+    pub(super) agents: u64,
     /// Questions of agents that were answered.
-    pub answers: u64,
+    pub(super) answers: u64,
     /// Turns whose connection to a live agent was cut in the midst of them.
-    pub cuts: u64,
+    pub(super) cuts: u64,
     /// Words that agents said while that connection was broken, and nobody could hear.
-    pub unheard: u64,
+    pub(super) unheard: u64,
     /// Warm backends that were made.
-    pub backends: u64,
+    pub(super) backends: u64,
 }
 
 /// The report of a torture.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// What it was drawn from.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// How long it took, with the checks.
-    pub duration_ms: u64,
+    pub(super) duration_ms: u64,
     /// What was done.
     #[serde(flatten)]
-    pub counts: BTreeMap<Count, u64>,
+    pub(super) counts: BTreeMap<Count, u64>,
     /// Warm backends that lived at once, as far as seen.
-    pub most_backends: usize,
+    pub(super) most_backends: usize,
     /// What was there at the end.
     #[serde(flatten)]
-    pub found: Found,
+    pub(super) found: Found,
     /// How many violations there were.
-    pub violations_total: u64,
+    pub(super) violations_total: u64,
     /// The first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub violations: Vec<Violation>,
+    pub(super) violations: Vec<Violation>,
     /// Where the database, logs and records are, when they were kept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kept_in: Option<String>,
+    pub(super) kept_in: Option<String>,
 }
