@@ -11,7 +11,7 @@
 //!                                                     └ too many → stopped, closed for a while
 //! ```
 //!
-//! Proof: `tests/warm_life.rs`.
+//! Proof: `tests/it/warm_life.rs`.
 
 use std::time::Duration;
 

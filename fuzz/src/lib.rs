@@ -1,5 +1,5 @@
 //! What must hold of whatever comes from outside: a function a kind of input. `fuzz_targets/` makes inputs up,
-//! `tests/fuzz_corpus.rs` of the engine runs those that were kept in `corpus/`.
+//! `tests/it/fuzz_corpus.rs` of the engine runs those that were kept in `corpus/`.
 //!
 //! A new kind is a function here, a file in `fuzz_targets/` with its entry in `Cargo.toml`, a folder in `corpus/` and a
 //! line in that test.
@@ -23,8 +23,8 @@ use mainstay::run::{Cause, Outcome};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-#[path = "../../tests/rules/mod.rs"]
-mod rules;
+#[path = "../../tests/it/rules.rs"]
+pub mod rules;
 
 /// What an agent writes: see [`lines`].
 pub fn agent_lines(data: &[u8]) {

@@ -4,7 +4,7 @@
 //! Always: it only looks, whether a daemon runs or not, and changes nothing. What it looks at changes meanwhile; so whatever
 //! the file says of a process or directory is asked after that was seen, and whether it is still there after that.
 //!
-//! Proof: `tests/doctor.rs`.
+//! Proof: `tests/cli/doctor.rs`.
 
 mod queue;
 mod rows;

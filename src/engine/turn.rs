@@ -4,7 +4,7 @@
 //! [`Turn::close`] are a stream that every v6 client takes: one step, at most one block open, every tool announced
 //! before its output, one end. What is needed to go on is in the chunks, so that [`Turn::replay`] goes on where a dead
 //! process stopped, with ids that were not used; what no chunk says is heard again ([`Turn::hear_again`]).
-//! Proof: `tests/turn_properties.rs`, `tests/turn_cases.rs`.
+//! Proof: `tests/it/turn_properties.rs`, `tests/it/turn_cases.rs`.
 //!
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
 

@@ -5,7 +5,7 @@
 //! engines write; a check lists the first few offenders only. It reads everything there is, so it may take a while.
 //! Deliberately absent: what is true at one moment only, such as whether the worker of a run lives.
 //!
-//! Proof: `tests/audit.rs`, where each check finds what was broken for it.
+//! Proof: `tests/it/audit.rs`, where each check finds what was broken for it.
 
 mod constraints;
 

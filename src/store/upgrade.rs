@@ -2,7 +2,7 @@
 //!
 //! Always: nobody else has the file open then, so that no engine works on a schema that it does not know.
 //!
-//! Proof: `tests/store.rs`, `a_database_is_brought_to_a_new_schema_only_by_who_has_it_alone`.
+//! Proof: `tests/it/store.rs`, `a_database_is_brought_to_a_new_schema_only_by_who_has_it_alone`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,26 +1,40 @@
-//! The whole engine: a real database, real agent processes (small scripts), real daemons that are killed. Waiting is done on
-//! the product's own stream of events.
+//! The library: its pure parts, the store, the drivers with real processes, and the whole engine with agents that are small
+//! scripts and daemons that are killed. Waiting is done on the product's own stream of events.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+mod acp;
 mod adopt;
+mod audit;
+mod backend;
 mod backup;
 mod cancel;
 mod claude_lines;
 mod daemon;
 mod decline;
 mod feed;
+mod fuzz_corpus;
+mod gateway;
 mod health;
 mod hostile;
 mod limits;
 mod memory;
+mod migrations;
+mod opencode;
 mod per_turn;
 mod permission;
 mod run;
 mod scene;
 mod sessions;
+mod store;
 mod sweep;
 mod text;
 mod time;
+mod transcripts;
+mod turn_cases;
+mod turn_properties;
 mod unstorable;
 mod waiting;
 mod warm;
+mod warm_life;
+
+use fuzz_corpus::targets::rules;

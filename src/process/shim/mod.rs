@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: threads and an async runtime (a host has less than a megabyte of its own), and any knowledge of what
 //! agents say.
-//! Proof: `tests/backend.rs`, `tests/it/adopt.rs`.
+//! Proof: `tests/it/backend.rs`, `tests/it/adopt.rs`.
 
 mod agent;
 pub(crate) mod dir;

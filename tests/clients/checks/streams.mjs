@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs';
 import { openChat, sdk, VERSIONS } from '../chat.mjs';
 import { assertSameMessages, assertValid, assertWellFormed } from '../chunks.mjs';
 
-/** A check for each stream in a file that `tests/transcripts.rs` wrote. */
+/** A check for each stream in a file that `tests/it/transcripts.rs` wrote. */
 export function streams(file) {
   const lines = readFileSync(file, 'utf8').split('\n').filter((line) => line !== '');
   assert.ok(lines.length > 50, `there are next to no streams in ${file}`);

@@ -5,7 +5,7 @@
 //! What it keeps of a session is bounded, and a relay that does not read holds the agent up, as a pipe does.
 //!
 //! The crate `agent-client-protocol` is used nowhere else.
-//! Proof: `tests/acp/main.rs`.
+//! Proof: `tests/it/acp/mod.rs`.
 
 mod agent;
 mod attempt;
