@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::allowed::Allowed;
 use crate::id::AgentName;
 use crate::options::Takes;
 use crate::permission::{Policy, ToolKind};
-use crate::policy::Allowed;
 
 /// A chat agent as the config describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,11 +36,12 @@
 //! Five sentences carry the design: the database is the truth; a session is a log and a run is a span of it; a write needs
 //! a lease; terminal is final and always written; invariants live in the schema. `docs/architecture.md` tells the story.
 //!
-//! The modules below stand in reading order, floor by floor; imports go down only (`tests/tidy.rs`).
+//! The modules below stand in reading order, floor by floor; imports go down only (`tests/tidy/`).
 
 // Nouns: values and pure functions.
 pub mod agent;
 pub mod agent_event;
+pub mod allowed;
 pub mod assignment;
 pub mod audit;
 pub mod catalogue;
@@ -55,6 +56,7 @@ pub mod lease;
 pub mod memory;
 pub mod message;
 mod metrics;
+mod nearest;
 pub mod options;
 pub mod permission;
 pub mod policy;

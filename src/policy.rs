@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::agent::Agent;
+use crate::allowed::Allowed;
 use crate::catalogue::UNRESTRICTED;
 use crate::id::{AgentName, WorkspaceName};
 use crate::options::{InvalidOption, SessionOptions};
@@ -36,20 +37,6 @@ const MODE_KEYS: [&str; 10] = [
 const MODEL_KEYS: [&str; 2] = ["model", "fallbackmodel"];
 /// With one of these an option is not in force.
 const OFF: [&str; 4] = ["false", "off", "no", "0"];
-
-/// What `[agents.NAME]` or `[workspaces.NAME]` allows. A list that is not given says nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Allowed {
-    /// `allow_modes`: for `mode`, `permission_profile`, and what else is a mode of the agent.
-    pub modes: Option<Vec<String>>,
-    /// `allow_models`
-    pub models: Option<Vec<String>>,
-    /// `allow_options`: the keys of `extra`.
-    pub options: Option<Vec<String>>,
-    /// `cwd_roots`: directories beside that of the workspace; absolute.
-    pub cwd_roots: Option<Vec<PathBuf>>,
-}
 
 /// What the options of one session may be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,8 +2,6 @@
 
 use serde::Serialize;
 
-use crate::run::Run;
-
 /// Why a run does not go on just now. The order is that in which a run meets them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,27 +48,6 @@ impl WaitsFor {
             Self::Worker => "worker",
             Self::Daemon => "daemon",
             Self::Answer => "answer",
-        }
-    }
-
-    /// For people: what `run` waits for, and what can be done.
-    pub fn explain(self, run: &Run) -> String {
-        let Run { session_id, workspace, agent, .. } = run;
-        match self {
-            Self::Turn => format!("its turn: other runs of session {session_id} come first"),
-            Self::Slot => format!("a slot of workspace {workspace}: all are taken by busy sessions (`mainstay slots`)"),
-            Self::SharedAgent => {
-                format!(
-                    "the agent that sessions without a slot share in workspace {workspace}: it takes one turn at a time"
-                )
-            }
-            Self::NotBefore => {
-                run.not_before.map_or_else(|| "its time".to_owned(), |at| format!("its time: it begins at {at}"))
-            }
-            Self::AgentLimit => format!("agent {agent}: it has as many turns at once as it may (`max_concurrent`)"),
-            Self::Worker => "a worker: all are busy (`mainstay workers`)".to_owned(),
-            Self::Daemon => "a daemon: no process executes runs on this file; start `mainstay serve`".to_owned(),
-            Self::Answer => "an answer to what its agent asks (`mainstay permissions`)".to_owned(),
         }
     }
 }

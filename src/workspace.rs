@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::allowed::Allowed;
 use crate::id::{AgentName, WorkspaceName};
-use crate::policy::Allowed;
 
 /// A workspace as the config describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

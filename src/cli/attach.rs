@@ -8,7 +8,7 @@ use super::run::{advise, exit_of};
 use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::waiting::Waiting;
-use super::{AttachArgs, AttachFormat, reading};
+use super::{AttachArgs, AttachFormat, read_only};
 use crate::config::Config;
 use crate::engine::{Engine, Follower};
 use crate::event::Seq;
@@ -23,7 +23,7 @@ pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: boo
         waiting: Waiting::new(json),
     };
     loop {
-        let engine = reading::open(db, config).await?;
+        let engine = read_only::open(db, config).await?;
         let exit = show(&engine, args, json, &mut shown).await;
         let is_outdated = engine.is_outdated();
         engine.close().await;

@@ -9,7 +9,7 @@ use super::exit::Exit;
 use super::ids::{self, Found, find};
 use super::plain::plain;
 use super::tree::Branch;
-use super::{Command, RunsArgs, ShowArgs, table};
+use super::{Command, RunsArgs, ShowArgs, table, waiting};
 use crate::engine::{Engine, MessageCursor, RunFilter};
 use crate::id::SessionId;
 
@@ -69,7 +69,7 @@ async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Wr
             let shown = engine.run(id).await?;
             let mut run = serde_json::to_value(&shown)?;
             if let Some(reason) = shown.waits_for.filter(|_| !as_json) {
-                run["waits_for"] = json!(reason.explain(&shown));
+                run["waits_for"] = json!(waiting::explain(reason, &shown));
             }
             run["malformed_sample"] = json!(malformed_sample);
             if as_json {

@@ -22,6 +22,7 @@ mod input;
 mod list;
 mod permissions;
 pub mod plain;
+mod read_only;
 mod reading;
 mod rows;
 mod run;

@@ -4,12 +4,10 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
-
 use super::exit::Exit;
-use super::{Command, agents, attach, backends, list, permissions, session};
+use super::{Command, agents, attach, backends, list, permissions, read_only, session};
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, READS_AT_MOST, StoreError};
+use crate::engine::{Engine, READS_AT_MOST, StoreError};
 
 impl Command {
     /// Whether it changes nothing. A listing whose flags also change something does only without those.
@@ -67,7 +65,7 @@ async fn again_while_outdated<T>(
     read: impl AsyncFn(&Engine) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     for _ in 0..READS_AT_MOST {
-        let engine = open(db, config).await?;
+        let engine = read_only::open(db, config).await?;
         let done = read(&engine).await;
         let is_outdated = engine.is_outdated();
         engine.close().await;
@@ -76,15 +74,4 @@ async fn again_while_outdated<T>(
         }
     }
     Err(StoreError::Changed(db.to_owned()).into())
-}
-
-/// Opens the database to be read only.
-pub(super) async fn open(db: &Path, config: &Config) -> anyhow::Result<Engine> {
-    let mut tries = 1;
-    loop {
-        match Engine::open_to_read(db, config.clone()).await {
-            Err(EngineError::Store(StoreError::Changed(_))) if tries < READS_AT_MOST => tries += 1,
-            opened => return opened.context("failed to open the database"),
-        }
-    }
 }

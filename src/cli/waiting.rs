@@ -46,7 +46,7 @@ impl Waiting {
         if let Some(reason) = self.take(run.waits_for, now)
             && tracing::enabled!(tracing::Level::WARN)
         {
-            let text = format!("waiting for {}", reason.explain(run));
+            let text = format!("waiting for {}", explain(reason, run));
             let line = match self.json {
                 true => json!({ "run_id": run.id, "waits_for": reason, "message": text }).to_string(),
                 false => format!("({})", plain(&text)),
@@ -94,5 +94,26 @@ mod tests {
         ] {
             assert_eq!(after(ms, reason), said, "after {ms} ms");
         }
+    }
+}
+
+/// For people: what `run` waits for, and what can be done.
+pub(super) fn explain(reason: WaitsFor, run: &Run) -> String {
+    let Run { session_id, workspace, agent, .. } = run;
+    match reason {
+        WaitsFor::Turn => format!("its turn: other runs of session {session_id} come first"),
+        WaitsFor::Slot => format!("a slot of workspace {workspace}: all are taken by busy sessions (`mainstay slots`)"),
+        WaitsFor::SharedAgent => {
+            format!(
+                "the agent that sessions without a slot share in workspace {workspace}: it takes one turn at a time"
+            )
+        }
+        WaitsFor::NotBefore => {
+            run.not_before.map_or_else(|| "its time".to_owned(), |at| format!("its time: it begins at {at}"))
+        }
+        WaitsFor::AgentLimit => format!("agent {agent}: it has as many turns at once as it may (`max_concurrent`)"),
+        WaitsFor::Worker => "a worker: all are busy (`mainstay workers`)".to_owned(),
+        WaitsFor::Daemon => "a daemon: no process executes runs on this file; start `mainstay serve`".to_owned(),
+        WaitsFor::Answer => "an answer to what its agent asks (`mainstay permissions`)".to_owned(),
     }
 }

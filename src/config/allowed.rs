@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::ConfigError;
 use super::section::{Section, Words};
-use crate::policy::Allowed;
+use crate::allowed::Allowed;
 
 /// The keys as they are given.
 pub(super) struct AllowedKeys {

@@ -6,8 +6,11 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::error::excerpt;
-use super::file::known_keys;
 use super::{ConfigError, limits};
+use crate::nearest::hint;
+
+/// Which keys the table at a path may have; none where the keys are the user's own (names of agents, of variables).
+pub(super) type KnownKeys = fn(&[&str]) -> Option<&'static [&'static str]>;
 
 /// The parsed text, for finding the line of a key and the key of a position.
 pub(super) struct Document<'a> {
@@ -57,19 +60,24 @@ impl<'a> Document<'a> {
     }
 
     /// Checks that every key is known.
-    pub(super) fn check_keys(&self) -> Result<(), ConfigError> {
-        self.check_table(&self.table, &mut Vec::new())
+    pub(super) fn check_keys(&self, known_keys: KnownKeys) -> Result<(), ConfigError> {
+        self.check_table(known_keys, &self.table, &mut Vec::new())
     }
 
-    fn check_table<'t>(&self, table: &'t DeTable<'a>, path: &mut Vec<&'t str>) -> Result<(), ConfigError> {
+    fn check_table<'t>(
+        &self,
+        known_keys: KnownKeys,
+        table: &'t DeTable<'a>,
+        path: &mut Vec<&'t str>,
+    ) -> Result<(), ConfigError> {
         let known = known_keys(path);
         for (key, value) in table {
             if known.is_some_and(|known| !known.contains(&key.get_ref().as_ref())) {
-                return Err(self.unknown(path, key.get_ref(), key.span()));
+                return Err(self.unknown(known_keys, path, key.get_ref(), key.span()));
             }
             path.push(key.get_ref());
             match value.get_ref() {
-                DeValue::Table(table) => self.check_table(table, path)?,
+                DeValue::Table(table) => self.check_table(known_keys, table, path)?,
                 // serde would fill a struct from a list, by position.
                 _ if known_keys(path).is_some() => return Err(self.error(path, "a table is needed here")),
                 _ => {}
@@ -79,7 +87,7 @@ impl<'a> Document<'a> {
         Ok(())
     }
 
-    fn unknown(&self, path: &[&str], key: &str, span: Range<usize>) -> ConfigError {
+    fn unknown(&self, known_keys: KnownKeys, path: &[&str], key: &str, span: Range<usize>) -> ConfigError {
         const SECTIONS: [&[&str]; 5] =
             [&["server"], &["engine"], &["agents", "NAME"], &["workspaces", "NAME"], &["tokens", "NAME"]];
         let home = SECTIONS.into_iter().find(|path| known_keys(path).is_some_and(|known| known.contains(&key)));
@@ -113,65 +121,4 @@ fn dotted(path: &[&str]) -> String {
     let bare = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     let show = |part: &&str| if bare(part) { (*part).to_owned() } else { format!("{part:?}") };
     excerpt(&path.iter().map(show).collect::<Vec<_>>().join("."))
-}
-
-/// Which known word the given one may be meant for, as the end of a sentence: the nearest if one is near, else all.
-pub(crate) fn hint(word: &str, known: &[&str]) -> String {
-    match nearest(word, known) {
-        Some(nearest) => format!("the nearest known one is {nearest}"),
-        None => format!("the known ones are {}", known.join(", ")),
-    }
-}
-
-/// The known word that the given one is most likely meant for: one that a slip of the finger or a forgotten part tells from
-/// it. None when none is that near.
-pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let has_it =
-        |key: &&&str| word.len() >= MIN_PART && key.len() >= MIN_PART && (key.contains(word) || word.contains(**key));
-    let likeness = |key: &str| strsim::jaro_winkler(word, key);
-    let part = || known.iter().filter(has_it).max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
-    // All of this is quadratic in the length; a key of this length is no misspelling.
-    if word.len() > 64 { None } else { nearest_by_slips(word, known).or_else(part) }
-}
-
-/// The known word that slips of the finger tell from the given one: one, or in a long word one in four characters.
-pub(super) fn nearest_by_slips<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let word = word.to_ascii_lowercase();
-    let slips = |key: &str| strsim::osa_distance(&word, key);
-    let likeness = |key: &str| strsim::jaro_winkler(&word, key);
-    // Two letters that changed places are likelier than one that was forgotten.
-    let by_slips = |key: &str| (slips(key), key.len().abs_diff(word.len()));
-    let closer = |a: &str, b: &str| by_slips(a).cmp(&by_slips(b)).then(likeness(b).total_cmp(&likeness(a)));
-    let nearest = known.iter().min_by(|a, b| closer(a, b))?;
-    (slips(nearest) <= (word.chars().count() / 4).max(1)).then_some(*nearest)
-}
-
-/// A shorter part of a word is in many.
-const MIN_PART: usize = 4;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_near_word_is_suggested() {
-        let known = ["lease", "workers", "turn_timeout", "idle_timeout", "max_backends", "dir", "on_shutdown"];
-        for (word, expected) in [
-            ("leese", Some("lease")),
-            ("Lease", Some("lease")),
-            ("worker", Some("workers")),
-            ("turn-timeout", Some("turn_timeout")),
-            ("timeout", Some("turn_timeout")),
-            ("backends", Some("max_backends")),
-            ("dirr", Some("dir")),
-            ("colour", None),
-            ("port", None),
-            ("x", None),
-            ("", None),
-        ] {
-            let found = nearest(word, &known);
-            assert!(found == expected || (word == "timeout" && found == Some("idle_timeout")), "{word}: {found:?}");
-        }
-        assert_eq!(hint("port", &["a", "b"]), "the known ones are a, b");
-    }
 }

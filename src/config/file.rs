@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::allowed::{self, AllowedKeys};
-use super::document::{Document, nearest};
+use super::document::Document;
 use super::driver::{self, DriverKeys};
 use super::origin::{Origin, is_host};
 use super::section::{Period, Section, Size, Whole, Words};
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::agent::{Agent, OnInterrupt, Permissions, RESUME_MESSAGE};
 use crate::id::{AgentName, WorkspaceName};
+use crate::nearest::nearest;
 use crate::permission::{Policy, ToolKind};
 use crate::workspace::{WhenFull, Workspace};
 
@@ -151,7 +152,7 @@ pub(super) fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
 /// See [`Config::load`].
 pub(super) fn read(text: &str, origin: &Path, base_dir: &Path) -> Result<Config, ConfigError> {
     let document = Document::parse(text, origin)?;
-    document.check_keys()?;
+    document.check_keys(known_keys)?;
     let file: File = toml::from_str(text).map_err(|error| document.invalid(&error))?;
 
     let mut config = Config::builtin(base_dir);

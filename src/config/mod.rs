@@ -26,14 +26,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
+use crate::allowed::Allowed;
 use crate::id::{AgentName, WorkspaceName};
-use crate::policy::Allowed;
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
 
 pub use access::{
     ADMIN, ANONYMOUS, AuthMode, InvalidToken, InvalidTokenName, NamedToken, Role, Token, TokenName, TokenSource,
 };
-pub(crate) use document::hint;
 pub use error::ConfigError;
 pub use origin::{InvalidOrigin, Origin};
 

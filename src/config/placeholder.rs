@@ -3,7 +3,7 @@
 //! Always: braces that hold anything but a lower-case word are none, and neither is a word that a shell is to replace
 //! (`${home}`): JSON, awk and shell text have braces, too.
 
-use super::document::nearest_by_slips;
+use crate::nearest::nearest_by_slips;
 
 /// All of them.
 pub(crate) const NAMES: [&str; 7] = ["message", "session", "run", "slot", "workspace", "agent_session", "dir"];

@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod doctor;
 mod drive;
 mod error;
+mod executing;
 pub mod feed;
 pub mod fold;
 mod gauges;
@@ -72,9 +73,9 @@ pub use sending::{Send, Sent};
 pub use sessions::CreateSession;
 pub use sweep::SweepReport;
 
+use executing::Executing;
 use feed::Feed;
 use supervisor::Supervision;
-use worker::Executing;
 
 /// An open engine. Clones share it.
 #[derive(Clone)]

@@ -135,7 +135,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport
     }
     if report.runs_adopted > 0 {
         // A cancel that was stored between the take-over and this line found nobody to tell.
-        super::worker::heed_cancel_requests(shared, worker).await;
+        super::executing::heed_cancel_requests(shared, worker).await;
     }
     let tidied = tidy_homes(shared, &mut report).await;
     // What was ended is ended, whatever failed behind it.

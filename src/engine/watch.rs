@@ -78,7 +78,7 @@ async fn look(shared: &Shared, version: &mut Option<i64>) -> Result<(), crate::s
     if let Some(worker) = shared.worker.get() {
         shared.executing.ready.notify_one();
         if shared.executing.is_busy() {
-            super::worker::heed_cancel_requests(shared, worker.key).await;
+            super::executing::heed_cancel_requests(shared, worker.key).await;
             shared.executing.look_for_answers();
         }
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::session::{find, options_json, read_options};
-use super::writer::Tx;
+use super::tx::Tx;
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::id::{AgentName, RunId, SessionId, WorkspaceName};

@@ -3,7 +3,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::writer::{Notice, Tx};
+use super::tx::{Notice, Tx};
 use super::{Store, StoreError, session};
 use crate::clock::Timestamp;
 use crate::lease::SessionKey;

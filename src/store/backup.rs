@@ -14,9 +14,10 @@ use sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 
 use super::backup_note::{self, Note};
-use super::place::beside;
+use super::companion::beside;
+use super::connect::options;
 use super::reading::Reading;
-use super::{StoreError, audit, options};
+use super::{StoreError, audit};
 use crate::audit::Check;
 use crate::run::Attempt;
 

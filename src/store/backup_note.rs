@@ -20,7 +20,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::place::{agents_dir, beside};
+use super::companion::beside;
+use super::place::agents_dir;
 
 /// Begins the names of notes among the directories of agents.
 const PREFIX: &str = "backup-";

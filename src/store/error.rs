@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-use super::inspect;
-use super::migrate::MigrateError;
-use super::upgrade::Upgrade;
+use super::companion::denied;
+use super::migrate::{MigrateError, Upgrade};
 
 /// A failure of the store. The texts read after "failed to …:".
 #[derive(Debug, thiserror::Error)]
@@ -201,7 +200,7 @@ impl StoreError {
     pub(super) fn at_open_to_read(path: &Path, error: sqlx::Error) -> Self {
         match Self::at_open(path, error) {
             Self::NotWritable { path: file, detail } => {
-                let (path, detail) = inspect::denied(path, Access::READ_OK).unwrap_or((file, detail));
+                let (path, detail) = denied(path, Access::READ_OK).unwrap_or((file, detail));
                 Self::NotReadable { path, detail }
             }
             other => other,
@@ -218,7 +217,7 @@ impl StoreError {
             // comes from the file.
             Some(SQLITE_CORRUPT | SQLITE_ERROR) => Self::Damaged { path, detail },
             Some(SQLITE_READONLY | SQLITE_CANTOPEN | SQLITE_PERM) => {
-                let denied = inspect::denied(&path, Access::READ_OK | Access::WRITE_OK);
+                let denied = denied(&path, Access::READ_OK | Access::WRITE_OK);
                 let (path, detail) = denied.unwrap_or((path, detail));
                 Self::NotWritable { path, detail }
             }

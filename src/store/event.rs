@@ -4,13 +4,11 @@
 
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
-
 use super::fact::{self, Fact};
 use super::large::{PAGE_BYTES, Turn};
 use super::message::Response;
-use super::writer::{Committed, Notice, Tx};
-use super::{Store, StoreError};
+use super::tx::{Committed, Notice, Tx};
+use super::{Store, StoreError, text};
 use crate::clock::Timestamp;
 use crate::event::{Event, Seq};
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
@@ -295,7 +293,7 @@ impl Store {
                 seq: row.seq,
                 at: Timestamp::from_millis(row.at),
                 run_id: row.run_id.parse()?,
-                event: raw(row.event)?,
+                event: text::raw(row.event)?,
             })
         });
         Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more: end.more, turn })
@@ -422,9 +420,4 @@ impl Store {
                 .await?;
         Ok(rows.into_iter().map(|row| (row.key, row.last_seq)).collect())
     }
-}
-
-/// Stored JSON, passed on as it is.
-pub(super) fn raw(json: String) -> Result<Box<RawValue>, StoreError> {
-    RawValue::from_string(json).map_err(|error| StoreError::Invalid(format!("text that is not JSON ({error})")))
 }

@@ -3,7 +3,7 @@
 
 use super::permission::{self, NewPermission};
 use super::text::shown;
-use super::writer::Tx;
+use super::tx::Tx;
 use super::{StoreError, agent_session};
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;

@@ -10,12 +10,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxAttributes, StatxFlags};
 use sqlx::ConnectOptions;
 use sqlx::Connection;
 
-use super::place::beside;
-use super::{StoreError, migrate, options};
+use super::companion::{beside, with_owner};
+use super::connect::options;
+use super::{StoreError, migrate};
 use crate::file_access::kind_of;
 
 /// What every database begins with.
@@ -263,30 +264,6 @@ pub(super) fn length(companion: &Path) -> Result<u64, StoreError> {
 
 pub(super) fn not_readable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotReadable { path: path.to_owned(), detail: with_owner(path, error) }
-}
-
-/// What the system said, and whose the file is where that is the reason.
-pub(super) fn with_owner(path: &Path, error: &io::Error) -> String {
-    let process = rustix::process::geteuid().as_raw();
-    match fs::symlink_metadata(path) {
-        Ok(meta) if error.kind() == io::ErrorKind::PermissionDenied && meta.uid() != process => {
-            format!("{error}; it belongs to uid {}, and this process runs as uid {process}", meta.uid())
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// Which of the files of a database denies access, where SQLite says only that one of them does.
-pub(super) fn denied(path: &Path, access: Access) -> Option<(PathBuf, String)> {
-    let dir = path.parent().map(Path::to_owned);
-    let files = [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-journal")];
-    files.into_iter().chain(dir).find_map(|file| match rustix::fs::accessat(CWD, &file, access, AtFlags::EACCESS) {
-        Err(error @ (rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS)) => {
-            let detail = with_owner(&file, &error.into());
-            Some((file, detail))
-        }
-        _ => None,
-    })
 }
 
 /// Whether a file was mounted by itself. Kernels before 5.8 do not say so; there another device than its directory's shows it.

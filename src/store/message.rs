@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sqlx::SqliteConnection;
 
-use super::writer::Tx;
+use super::tx::Tx;
 use super::{Store, StoreError};
 use crate::chunk::Ending;
 use crate::id::{MessageId, RunId};

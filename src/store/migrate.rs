@@ -153,3 +153,18 @@ pub async fn check_applied(conn: &mut SqliteConnection, runner: &Runner) -> Resu
     }
     Ok(())
 }
+
+/// A way from one schema to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upgrade {
+    /// The version in the file.
+    pub from: i64,
+    /// The newest one of this build.
+    pub to: i64,
+}
+
+impl std::fmt::Display for Upgrade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "from schema {} to {}", self.from, self.to)
+    }
+}

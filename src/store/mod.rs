@@ -13,6 +13,8 @@ pub mod audit;
 pub mod backend;
 mod backup;
 pub mod backup_note;
+mod companion;
+mod connect;
 mod error;
 pub mod event;
 pub mod fact;
@@ -30,6 +32,7 @@ pub mod short_id;
 pub mod slot;
 mod stats;
 mod text;
+mod tx;
 mod upgrade;
 mod wal;
 pub mod worker;
@@ -38,7 +41,6 @@ mod writer;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -48,30 +50,28 @@ use crate::clock::Clock;
 use crate::config::Durability;
 use crate::worker::ProcessIdentity;
 
+use companion::beside;
+use connect::{check_version, options};
 use inspect::Found;
-use place::{OpenFile, Opening, Place, Presence, beside};
+use place::{OpenFile, Opening, Place, Presence};
 pub use place::{agents_dir, token_file};
 use read_only::ReadOnly;
 
 pub use error::StoreError;
-pub use upgrade::Upgrade;
-pub use writer::{Committed, Notice, OnCommit, Tx};
+pub use migrate::Upgrade;
+pub use tx::{Committed, Notice, Tx};
+pub use writer::OnCommit;
 
 mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// A statement waits this long for another process's write lock.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read connections: a page of events takes under a millisecond, so a few serve thousands of readers.
 const READERS: u32 = 4;
 /// The WAL file is cut back to this when it is begun anew in the midst of work; see `wal.rs` for when there is none.
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
 /// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
-/// The first SQLite without the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
-const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
-
 /// The migrations of this build.
 pub fn migrations() -> refinery::Runner {
     embedded::migrations::runner()
@@ -302,18 +302,6 @@ pub fn database_exists(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// What holds for every connection.
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(BUSY_TIMEOUT)
-        .foreign_keys(true)
-        // A claim keeps a journal of its statement, a sort may spill: neither may need a directory that can be written.
-        .pragma("temp_store", "MEMORY")
-        .pragma("trusted_schema", "OFF")
-        .disable_statement_logging()
-}
-
 /// The newest schema that this build knows.
 pub fn newest_schema() -> i64 {
     migrations().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or_default()
@@ -388,16 +376,6 @@ async fn check_sound(path: &Path, conn: &mut SqliteConnection) -> Result<(), Sto
         if found != "ok" {
             return Err(StoreError::Damaged { path: path.to_owned(), detail: found });
         }
-    }
-    Ok(())
-}
-
-async fn check_version(conn: &mut SqliteConnection) -> Result<(), StoreError> {
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *conn).await?;
-    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    if (next(), next(), next()) < MIN_SQLITE {
-        return Err(StoreError::OldSqlite(version));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ mod decline;
 mod page;
 
 use super::text::{shown, shown_if_any};
-use super::writer::{Notice, Tx};
+use super::tx::{Notice, Tx};
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::id::{PermissionId, RunId, SessionId};

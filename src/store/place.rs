@@ -20,18 +20,12 @@ use rustix::io::Errno;
 use sqlx::SqliteConnection;
 
 use super::StoreError;
-use super::inspect::{self, Found, check_owner, with_owner};
+use super::companion::{beside, with_owner};
+use super::inspect::{self, Found, check_owner};
 use crate::file_access::kind_of;
 
 /// The rights of the owner and of the group. What a database lets all others do is not passed on to what we put beside it.
 const OWNER_AND_GROUP: u32 = 0o660;
-
-/// A companion of the database file.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotWritable { path: path.to_owned(), detail: with_owner(path, error) }

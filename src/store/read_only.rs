@@ -18,9 +18,10 @@ use rustix::fs::{Access, AtFlags, CWD};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteConnectOptions;
 
-use super::inspect::{self, Found, length, not_readable, with_owner};
-use super::place::beside;
-use super::{StoreError, check_version, migrate, options};
+use super::companion::{beside, with_owner};
+use super::connect::{check_version, options};
+use super::inspect::{self, Found, length, not_readable};
+use super::{StoreError, migrate};
 
 /// What has a meaning of its own in the path of a `file:` URI.
 const NOT_PLAIN: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');

@@ -1,6 +1,6 @@
 //! The table `slots`: the pools, made from the config.
 
-use super::writer::{Notice, Tx};
+use super::tx::{Notice, Tx};
 use super::{Store, StoreError, assignment};
 use crate::clock::Timestamp;
 use crate::slot::Slot;

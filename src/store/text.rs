@@ -3,6 +3,10 @@
 
 use std::borrow::Cow;
 
+use serde_json::value::RawValue;
+
+use super::StoreError;
+
 /// A text that is shown whole.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
@@ -11,4 +15,9 @@ pub(super) fn shown(text: &str) -> Cow<'_, str> {
 /// The same for one that may be missing.
 pub(super) fn shown_if_any(text: Option<&String>) -> Option<Cow<'_, str>> {
     text.map(|text| shown(text))
+}
+
+/// Stored JSON, passed on as it is.
+pub(super) fn raw(json: String) -> Result<Box<RawValue>, StoreError> {
+    RawValue::from_string(json).map_err(|error| StoreError::Invalid(format!("text that is not JSON ({error})")))
 }

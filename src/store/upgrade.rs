@@ -10,28 +10,14 @@ use std::time::{Duration, Instant};
 use refinery_core::Runner;
 use sqlx::SqliteConnection;
 
+use super::migrate::{self, Upgrade};
 use super::place::Presence;
-use super::{IsAlive, StoreError, migrate, worker};
+use super::{IsAlive, StoreError, worker};
 
 /// Whoever brings the file to a new schema waits this long for others to close it: as long as for a lock of SQLite.
-const ALONE_PATIENCE: Duration = super::BUSY_TIMEOUT;
+const ALONE_PATIENCE: Duration = super::connect::BUSY_TIMEOUT;
 /// Between two looks whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// A way from one schema to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Upgrade {
-    /// The version in the file.
-    pub from: i64,
-    /// The newest one of this build.
-    pub to: i64,
-}
-
-impl std::fmt::Display for Upgrade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "from schema {} to {}", self.from, self.to)
-    }
-}
 
 impl Upgrade {
     /// What a migration is going to do to a database that has a schema already, if anything.

@@ -40,7 +40,7 @@ impl Wal {
             if let Err(error) = sqlx::raw_sql(cut).execute(&mut *conn).await {
                 tracing::warn!(%error, "failed to cut the WAL off; trying again");
             }
-            let timeout = format!("PRAGMA busy_timeout = {}", super::BUSY_TIMEOUT.as_millis());
+            let timeout = format!("PRAGMA busy_timeout = {}", super::connect::BUSY_TIMEOUT.as_millis());
             if let Err(error) = sqlx::raw_sql(AssertSqlSafe(timeout)).execute(conn).await {
                 tracing::error!(%error, "failed to set the busy timeout again");
             }

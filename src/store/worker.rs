@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::SqliteConnection;
 
-use super::writer::Tx;
+use super::tx::Tx;
 use super::{IsAlive, Store, StoreError};
 use crate::clock::{Timestamp, millis};
 use crate::id::WorkerId;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -20,11 +20,10 @@ use super::StoreError;
 use super::event::{Append, Appended};
 use super::place::OpenFile;
 use super::run::{Settle, Settled};
+use super::tx::{Notice, Tx};
 use super::wal::{self, Wal};
 use crate::clock::{Clock, Timestamp};
-use crate::event::Seq;
-use crate::id::RunId;
-use crate::lease::{LeaseLost, RunKey, SessionKey};
+use crate::lease::{LeaseLost, RunKey};
 use crate::metrics::METRICS;
 
 /// Commands that may wait; a caller beyond that waits to hand in.
@@ -34,80 +33,8 @@ const BATCH_COMMANDS: usize = 512;
 /// A transaction is closed when it holds this much text of events and messages: larger ones only make everybody wait longer.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// Rows of one run that were committed together, as their readers get them.
-#[derive(Debug)]
-pub struct Committed {
-    /// The session.
-    pub session: SessionKey,
-    /// The run.
-    pub run_id: RunId,
-    /// When.
-    pub at: Timestamp,
-    /// The place of the first one.
-    pub first_seq: Seq,
-    /// The chunks, as JSON; at least one.
-    pub events: Arc<Vec<String>>,
-    /// Whether these are the run's last.
-    pub ends_run: bool,
-}
-
-impl Committed {
-    /// Rows that were committed.
-    pub fn new(
-        session: SessionKey,
-        run_id: RunId,
-        at: Timestamp,
-        first_seq: Seq,
-        events: impl Into<Arc<Vec<String>>>,
-        ends_run: bool,
-    ) -> Self {
-        Self { session, run_id, at, first_seq, events: events.into(), ends_run }
-    }
-}
-
-/// What a commit changed that somebody in this process may wait for.
-#[derive(Debug, Clone)]
-pub enum Notice {
-    /// Events, in full.
-    Events(Arc<Committed>),
-    /// Events that are to be read from the store.
-    Grown(SessionKey),
-    /// A run may have become ready to be claimed.
-    Ready,
-    /// A running run is to be cancelled.
-    CancelRequested(RunKey),
-    /// A warm backend changed.
-    Backends,
-    /// What the agent of a run asked is decided.
-    PermissionAnswered(RunKey),
-}
-
 /// Called after each commit, in the order of the commits.
 pub type OnCommit = Box<dyn Fn(Vec<Notice>) + Send>;
-
-/// An open write transaction.
-pub struct Tx<'c> {
-    /// The connection; inside `BEGIN IMMEDIATE`.
-    pub(super) conn: &'c mut SqliteConnection,
-    /// One time for the whole transaction.
-    pub now: Timestamp,
-    /// Told after the commit, forgotten when there is none.
-    pub(super) notices: Vec<Notice>,
-}
-
-impl Tx<'_> {
-    /// Lets the file grow by at most `pages` pages from now on, or without limit; answers with the limit. A way to see
-    /// what a full disk does.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn limit_pages(&mut self, pages: Option<u32>) -> Result<i64, StoreError> {
-        let count: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *self.conn).await?;
-        let limit = pages.map_or(i64::from(u32::MAX - 1), |pages| count + i64::from(pages));
-        let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {limit}"));
-        Ok(sqlx::query_scalar(pragma).fetch_one(&mut *self.conn).await?)
-    }
-}
 
 /// A write of any kind. It may be run more than once, but is committed at most once.
 pub(super) trait Job: Send {

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Fields, text};
+use super::fields::{Fields, text};
 
 /// Whether a line is of the protocol; `event` is what its frame holds.
 pub(super) fn is_known(frame: &Fields, event: &Fields) -> bool {

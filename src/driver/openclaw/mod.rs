@@ -7,6 +7,7 @@
 //! The turn sees to that for every agent.
 
 pub(super) mod error;
+mod fields;
 mod js;
 mod known;
 mod result;
@@ -14,14 +15,13 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::fields::{Fields, text};
 use self::source::{Said, Source};
 use super::{json, provider};
 use crate::agent_event::{AgentEvent, LineParser};
 use crate::usage::Usage;
-
-type Fields = Map<String, Value>;
 
 /// A parser for the lines of one turn.
 pub fn parser() -> LineParser {
@@ -169,10 +169,6 @@ impl Lines {
         self.text.next_message();
         self.thinking.next_message();
     }
-}
-
-fn text<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
-    fields.get(key).and_then(Value::as_str)
 }
 
 fn status(label: &str) -> AgentEvent {

@@ -6,7 +6,7 @@ use std::collections::{HashSet, VecDeque};
 
 use serde_json::Value;
 
-use super::{Fields, text};
+use super::fields::{Fields, text};
 
 /// How many events are remembered. A repeat comes from a reconnect of what relays the events, which sends the last few
 /// again: a thousand are ample.

@@ -12,6 +12,7 @@ pub(super) mod relay;
 mod server;
 mod speech;
 mod tools;
+mod trouble;
 mod watch;
 
 use std::net::{Ipv4Addr, TcpListener};

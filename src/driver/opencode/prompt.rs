@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::own::{Origin, Own};
-use super::relay::{ANSWERS_WITHIN, Trouble};
 use super::server::Server;
+use super::trouble::{ANSWERS_WITHIN, Trouble};
 use super::watch::text;
 use crate::driver::relay::RelayedTurn;
 use crate::driver::relay::pipes::Output;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::own::{Origin, Own};
 use super::prompt;
 use super::server::{Events, Failure, Server};
+use super::trouble::{ANSWERS_WITHIN, Trouble};
 use super::watch::{Watch, text};
 use crate::driver::json;
 use crate::driver::relay::RelayedTurn;
@@ -22,8 +23,6 @@ use crate::driver::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
 use crate::process::lines::unreadable;
 
-/// The first request about a directory makes the server load its config and plugins.
-pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 /// What needs no preparation is answered soon, or not at all.
 const PROMPTLY: Duration = Duration::from_secs(10);
 /// Between two tries to reach a server that is there and does not answer, or to see that it is idle.
@@ -36,30 +35,6 @@ const STOPS_WITHIN: Duration = Duration::from_secs(4);
 const REPLIES: u32 = 5;
 /// A turn has fewer messages; if not, the oldest are not told again after a broken connection.
 const MESSAGES_FETCHED: u32 = 200;
-
-/// Why a turn cannot go on.
-pub(super) struct Trouble {
-    class: Option<ErrorClass>,
-    pub(super) message: String,
-}
-
-impl Trouble {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { class: None, message: message.into() }
-    }
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Self {
-        let class = match &failure {
-            Failure::Gone(_) | Failure::Silent(_) | Failure::Broken(_) => Some(ErrorClass::Crashed),
-            // Another program is in its place.
-            Failure::Refused { status: 401, .. } => Some(ErrorClass::Crashed),
-            Failure::Refused { .. } => None,
-        };
-        Self { class, message: format!("opencode: {failure}") }
-    }
-}
 
 /// Is the relay of one turn.
 ///

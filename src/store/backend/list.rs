@@ -2,7 +2,7 @@
 
 use crate::clock::Timestamp;
 use crate::id::BackendId;
-use crate::store::writer::Notice;
+use crate::store::tx::Notice;
 use crate::store::{Store, StoreError};
 use crate::warm::Backend;
 

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, BackendId, WorkspaceName};
 use crate::lease::{BackendKey, Lease, RunKey, SessionKey, WorkerKey};
-use crate::store::writer::{Notice, Tx};
+use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::warm::BackendState;
 

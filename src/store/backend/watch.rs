@@ -3,7 +3,7 @@
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::lease::{BackendKey, WorkerKey};
-use crate::store::writer::Notice;
+use crate::store::tx::Notice;
 use crate::store::{Store, StoreError};
 use crate::text::heard_text;
 use crate::warm::BackendState;

@@ -3,7 +3,7 @@
 //! Always: a page is bounded in messages and in bytes, and what does not go into it is not read.
 
 use super::super::large::{PAGE_BYTES, Turn};
-use super::super::{Store, StoreError, event};
+use super::super::{Store, StoreError, text};
 use crate::lease::SessionKey;
 use crate::message::{Message, Role};
 
@@ -226,8 +226,8 @@ impl TryFrom<Row> for Message {
                 "system" => Role::System,
                 _ => Role::Assistant,
             },
-            metadata: row.metadata.map(event::raw).transpose()?,
-            parts: event::raw(row.parts)?,
+            metadata: row.metadata.map(text::raw).transpose()?,
+            parts: text::raw(row.parts)?,
         })
     }
 }

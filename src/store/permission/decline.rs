@@ -5,7 +5,7 @@ use crate::id::PermissionId;
 use crate::lease::{RunKey, SessionKey};
 use crate::permission::Answer;
 use crate::store::StoreError;
-use crate::store::writer::Tx;
+use crate::store::tx::Tx;
 
 /// Who declines where the sender is not known any more, as the permission names it.
 const BY_CHAT: &str = "chat";

@@ -4,15 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::SqliteConnection;
-
 use crate::clock::Timestamp;
 use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
 use crate::run::Attempt;
 use crate::store::run::Lost;
+use crate::store::tx::{Notice, Tx};
 use crate::store::worker::{self, Registration};
-use crate::store::writer::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::text::AgentSessionId;
 use crate::worker::{AgentHost, ProcessIdentity};
@@ -400,10 +398,4 @@ async fn take_over(
             })
         })
         .collect()
-}
-
-/// Gives up the leases that a process still holds when it goes: its runs are taken over at the next sweep.
-pub async fn expire_leases(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE runs SET lease_expires_at = 0 WHERE lease_worker = ?1", worker).execute(conn).await?;
-    Ok(())
 }

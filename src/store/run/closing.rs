@@ -6,13 +6,11 @@
 
 use sqlx::SqliteConnection;
 
-use super::settle::{cancel_queued, write_span, write_spans};
+use super::settle::{RUNS_AT_ONCE, cancel_queued, is_in_midst_of_a_span, write_span, write_spans};
 use crate::lease::SessionKey;
-use crate::store::writer::{Notice, Tx};
+use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError, assignment};
 
-/// Each costs a quarter of a millisecond: other writes wait for 50 ms.
-pub const RUNS_AT_ONCE: i64 = 200;
 /// Sessions that are gone on with in one pass, in turns.
 const SESSIONS_AT_ONCE: i64 = 16;
 
@@ -98,20 +96,6 @@ async fn has_unwritten(conn: &mut SqliteConnection, session: SessionKey) -> Resu
         session
     );
     Ok(unwritten.fetch_one(conn).await?)
-}
-
-/// Whether a run of a session is running, or was put back after its span had begun.
-pub(super) async fn is_in_midst_of_a_span(
-    conn: &mut SqliteConnection,
-    session: SessionKey,
-) -> Result<bool, StoreError> {
-    let busy = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'running')
-               OR EXISTS (SELECT 1 FROM runs WHERE session_key = ?1 AND status = 'queued' AND (first_seq IS NULL) = 0)
-               AS "busy!: bool""#,
-        session
-    );
-    Ok(busy.fetch_one(conn).await?)
 }
 
 impl Store {

@@ -6,7 +6,7 @@ use crate::lease::{RunKey, SessionKey};
 use crate::message::UserMessage;
 use crate::run::{RunOptions, WhenBusy};
 use crate::store::session::NewSession;
-use crate::store::writer::{Notice, Tx};
+use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError, assignment, message, permission, session};
 use crate::workspace::WhenFull;
 

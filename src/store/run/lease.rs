@@ -1,7 +1,9 @@
 //! What the holder of a lease does with a run besides speaking: say who holds the agent, let go, put back.
 
-use crate::lease::Lease;
-use crate::store::writer::{Notice, Tx};
+use sqlx::SqliteConnection;
+
+use crate::lease::{Lease, WorkerKey};
+use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::worker::AgentHost;
 
@@ -139,4 +141,10 @@ async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
     let done = done.execute(&mut *tx.conn).await?.rows_affected() == 1;
     tx.notices.push(Notice::Ready);
     Ok(done)
+}
+
+/// Gives up the leases that a process still holds when it goes: its runs are taken over at the next sweep.
+pub async fn expire_leases(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE runs SET lease_expires_at = 0 WHERE lease_worker = ?1", worker).execute(conn).await?;
+    Ok(())
 }

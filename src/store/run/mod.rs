@@ -22,13 +22,12 @@ use crate::lease::{RunKey, SessionKey};
 use crate::run::{Run, Status};
 use crate::usage::Usage;
 
-pub(super) use claim::expire_leases;
 pub use claim::{ClaimRequest, Claimed, Only, Orphan};
-pub use closing::RUNS_AT_ONCE;
 pub(super) use closing::cancel_queue;
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use held::Lost;
-pub use settle::{CancelRequest, Settle, Settled};
+pub(super) use lease::expire_leases;
+pub use settle::{CancelRequest, RUNS_AT_ONCE, Settle, Settled};
 pub(super) use settle::{request_cancel, settle_all};
 pub use whereabouts::Whereabouts;
 

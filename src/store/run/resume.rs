@@ -3,7 +3,7 @@
 use crate::id::{MessageId, RunId};
 use crate::lease::Lease;
 use crate::store::StoreError;
-use crate::store::writer::{Notice, Tx};
+use crate::store::tx::{Notice, Tx};
 
 /// Enqueues the successor of a run that its settle interrupts: the same message, answered once more. Comes before the run is
 /// settled, so that its session always has something to do and keeps its slot. Refused together with the settle: when the

@@ -1,0 +1,83 @@
+//! A write transaction, and what it tells the process when it was committed.
+
+use std::sync::Arc;
+
+use sqlx::SqliteConnection;
+
+use super::StoreError;
+use crate::clock::Timestamp;
+use crate::event::Seq;
+use crate::id::RunId;
+use crate::lease::{RunKey, SessionKey};
+
+/// Rows of one run that were committed together, as their readers get them.
+#[derive(Debug)]
+pub struct Committed {
+    /// The session.
+    pub session: SessionKey,
+    /// The run.
+    pub run_id: RunId,
+    /// When.
+    pub at: Timestamp,
+    /// The place of the first one.
+    pub first_seq: Seq,
+    /// The chunks, as JSON; at least one.
+    pub events: Arc<Vec<String>>,
+    /// Whether these are the run's last.
+    pub ends_run: bool,
+}
+
+impl Committed {
+    /// Rows that were committed.
+    pub fn new(
+        session: SessionKey,
+        run_id: RunId,
+        at: Timestamp,
+        first_seq: Seq,
+        events: impl Into<Arc<Vec<String>>>,
+        ends_run: bool,
+    ) -> Self {
+        Self { session, run_id, at, first_seq, events: events.into(), ends_run }
+    }
+}
+
+/// What a commit changed that somebody in this process may wait for.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// Events, in full.
+    Events(Arc<Committed>),
+    /// Events that are to be read from the store.
+    Grown(SessionKey),
+    /// A run may have become ready to be claimed.
+    Ready,
+    /// A running run is to be cancelled.
+    CancelRequested(RunKey),
+    /// A warm backend changed.
+    Backends,
+    /// What the agent of a run asked is decided.
+    PermissionAnswered(RunKey),
+}
+
+/// An open write transaction.
+pub struct Tx<'c> {
+    /// The connection; inside `BEGIN IMMEDIATE`.
+    pub(super) conn: &'c mut SqliteConnection,
+    /// One time for the whole transaction.
+    pub now: Timestamp,
+    /// Told after the commit, forgotten when there is none.
+    pub(super) notices: Vec<Notice>,
+}
+
+impl Tx<'_> {
+    /// Lets the file grow by at most `pages` pages from now on, or without limit; answers with the limit. A way to see
+    /// what a full disk does.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn limit_pages(&mut self, pages: Option<u32>) -> Result<i64, StoreError> {
+        let count: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *self.conn).await?;
+        let limit = pages.map_or(i64::from(u32::MAX - 1), |pages| count + i64::from(pages));
+        let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {limit}"));
+        Ok(sqlx::query_scalar(pragma).fetch_one(&mut *self.conn).await?)
+    }
+}
