@@ -1,7 +1,7 @@
 //! The agent: says what its seed tells it to say, well or badly behaved, and keeps its own record of it.
 //!
 //! Always: a word is in the record before the engine can read it; while an agent lives it holds a lock on its session and
-//! one on its slot, which the kernel lets go with its last breath, so that whoever finds one held has met another agent.
+//! one on its slot, which the kernel releases when it dies, so that an agent that finds one held has met another agent.
 //! One thread only: of a process with more, the first may be seen dead while another still holds the locks.
 
 use std::fs::{File, OpenOptions};
@@ -16,12 +16,12 @@ use procfs::process::Process;
 use rustix::process::{Signal, getpid, kill_process, setsid};
 use serde_json::Value;
 
-use super::dialect::{Claude, Codex, Dialect, Openclaw, Speech};
+use super::protocol::{Claude, Codex, Encoder, Openclaw, Protocol};
 use super::record::{Identity, Line, Writer};
 use super::voice::{self, Next, Voice};
 use super::{AGENT, acp, gateway, opencode};
 
-/// Nothing that is left behind stays for longer, even if nobody ends it.
+/// Nothing that is left behind stays for longer, even if no engine ends it.
 const MAX_STRAY: Duration = Duration::from_secs(300);
 
 /// How an agent is started.
@@ -32,7 +32,7 @@ pub(super) struct Agent {
     /// What it was sent: its seed. None when it is told in the way of its protocol.
     pub(super) seed: Option<u64>,
     /// How it speaks.
-    pub(super) dialect: Dialect,
+    pub(super) protocol: Protocol,
     /// Further arguments, as its driver gives them.
     pub(super) arguments: Vec<String>,
 }
@@ -40,10 +40,10 @@ pub(super) struct Agent {
 impl Agent {
     /// What it is asked is a seed.
     fn seed(&self) -> anyhow::Result<u64> {
-        let asked = match (self.seed, self.dialect) {
+        let asked = match (self.seed, self.protocol) {
             (Some(seed), _) => return Ok(seed),
-            (None, Dialect::Codex) => io::read_to_string(io::stdin().lock())?,
-            (None, Dialect::Claude) => {
+            (None, Protocol::Codex) => io::read_to_string(io::stdin().lock())?,
+            (None, Protocol::Claude) => {
                 let mut line = String::new();
                 io::stdin().lock().read_line(&mut line)?;
                 let line: Value = serde_json::from_str(&line)?;
@@ -66,17 +66,17 @@ pub(super) enum End {
 }
 
 /// What an agent does beside talking.
-pub(super) struct Manners {
+pub(super) struct Behaviour {
     pub(super) words: u32,
     pub(super) end: End,
     /// Does not end when it is asked to.
     pub(super) ignores_sigterm: bool,
-    /// Goes on working when nobody listens any more.
+    /// Keeps working after its stdout was closed.
     pub(super) ignores_broken_pipe: bool,
-    /// Says all of its text again with every word, so that whoever listens has to know what was said.
+    /// Says all of its text again with every word, so that the reader has to know what was said.
     retells: bool,
     /// Takes its time to end a turn that is cancelled.
-    pub(super) dawdles: bool,
+    pub(super) delays_cancel: bool,
     pub(super) stray: Option<Stray>,
 }
 
@@ -84,19 +84,19 @@ pub(super) struct Manners {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stray {
     /// Ends when it is asked to.
-    Docile,
+    EndsOnSigterm,
     /// Does not.
-    Deaf,
+    IgnoresSigterm,
 }
 
 impl Stray {
-    const ALL: [Self; 2] = [Self::Docile, Self::Deaf];
+    const ALL: [Self; 2] = [Self::EndsOnSigterm, Self::IgnoresSigterm];
 
     /// The word on the command line.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::Docile => "docile",
-            Self::Deaf => "deaf",
+            Self::EndsOnSigterm => "ends-on-sigterm",
+            Self::IgnoresSigterm => "ignores-sigterm",
         }
     }
 }
@@ -104,11 +104,11 @@ impl Stray {
 impl std::str::FromStr for Stray {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|stray| stray.as_str() == text).ok_or("docile or deaf is needed")
+        Self::ALL.into_iter().find(|stray| stray.as_str() == text).ok_or("ends-on-sigterm or ignores-sigterm is needed")
     }
 }
 
-impl Manners {
+impl Behaviour {
     pub(super) fn choose(rng: &mut fastrand::Rng) -> Self {
         let words = if rng.u8(..10) == 0 { rng.u32(1..4) } else { rng.u32(4..80) };
         let end = match rng.u8(..100) {
@@ -117,10 +117,10 @@ impl Manners {
             88..98 => End::Crash,
             _ => End::Hang,
         };
-        let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::Docile } else { Stray::Deaf });
+        let stray = (rng.u8(..10) == 0).then(|| if rng.bool() { Stray::EndsOnSigterm } else { Stray::IgnoresSigterm });
         let (ignores_sigterm, ignores_broken_pipe, retells) = (rng.u8(..8) == 0, rng.bool(), rng.u8(..4) == 0);
-        let dawdles = rng.u8(..4) == 0;
-        Self { words, end, ignores_sigterm, ignores_broken_pipe, retells, dawdles, stray }
+        let delays_cancel = rng.u8(..4) == 0;
+        Self { words, end, ignores_sigterm, ignores_broken_pipe, retells, delays_cancel, stray }
     }
 }
 
@@ -129,37 +129,37 @@ impl Manners {
 /// # Errors
 /// When it was not started by an engine, or cannot write its record.
 pub(super) fn run(agent: &Agent) -> anyhow::Result<u8> {
-    match agent.dialect {
-        Dialect::Acp => acp::serve(&agent.record),
-        Dialect::Opencode => opencode::serve(&agent.record, &agent.arguments),
-        Dialect::Gateway => gateway::serve(&agent.record, &agent.arguments),
-        Dialect::Openclaw => take_a_turn(agent, |manners| Box::new(Openclaw::new(manners.retells))),
-        Dialect::Claude => take_a_turn(agent, |_| Box::new(Claude::default())),
-        Dialect::Codex => take_a_turn(agent, |_| Box::new(Codex::default())),
+    match agent.protocol {
+        Protocol::Acp => acp::serve(&agent.record),
+        Protocol::Opencode => opencode::serve(&agent.record, &agent.arguments),
+        Protocol::Gateway => gateway::serve(&agent.record, &agent.arguments),
+        Protocol::Openclaw => take_a_turn(agent, |behaviour| Box::new(Openclaw::new(behaviour.retells))),
+        Protocol::Claude => take_a_turn(agent, |_| Box::new(Claude::default())),
+        Protocol::Codex => take_a_turn(agent, |_| Box::new(Codex::default())),
     }
 }
 
 /// Is the agent of one turn.
-fn take_a_turn(agent: &Agent, speech: impl Fn(&Manners) -> Box<dyn Speech>) -> anyhow::Result<u8> {
+fn take_a_turn(agent: &Agent, encoder: impl Fn(&Behaviour) -> Box<dyn Encoder>) -> anyhow::Result<u8> {
     let mut rng = fastrand::Rng::with_seed(agent.seed()?);
-    let manners = Manners::choose(&mut rng);
+    let behaviour = Behaviour::choose(&mut rng);
     // Before any lock is taken, so that it inherits none between its fork and its exec.
-    if let Some(stray) = manners.stray {
+    if let Some(stray) = behaviour.stray {
         leave_behind(stray)?;
     }
-    let _deaf = manners.ignores_sigterm.then(Deaf::new).transpose()?;
+    let _ignores_sigterm = behaviour.ignores_sigterm.then(IgnoresSigterm::new).transpose()?;
     let identity = identity()?;
     let mut record = Writer::create(&agent.record, &identity)?;
     let _places = [
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
     ];
-    let mut voice = Voice::new(rng, record, 0, speech(&manners), voice::stdout());
-    match talk(&mut voice, &manners) {
+    let mut voice = Voice::new(rng, record, 0, encoder(&behaviour), voice::stdout());
+    match talk(&mut voice, &behaviour) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(1),
         talked => talked?,
     }
-    let code = match manners.end {
+    let code = match behaviour.end {
         End::Well => 0,
         End::Code(code) => code,
         End::Crash => {
@@ -175,13 +175,13 @@ fn take_a_turn(agent: &Agent, speech: impl Fn(&Manners) -> Box<dyn Speech>) -> a
     Ok(code)
 }
 
-/// Talks until all is said. Whoever nobody answers goes on when nobody can any more.
-fn talk(voice: &mut Voice, manners: &Manners) -> io::Result<()> {
+/// Talks until all is said. An unanswered agent goes on when its stdin is closed.
+fn talk(voice: &mut Voice, behaviour: &Behaviour) -> io::Result<()> {
     loop {
-        match voice.step(manners)? {
+        match voice.step(behaviour)? {
             Next::Pause(pause) => sleep(pause),
             Next::Answer => listen(voice)?,
-            Next::End => return voice.may_say_the_end(manners),
+            Next::End => return voice.may_say_the_end(behaviour),
         }
     }
 }
@@ -210,7 +210,7 @@ pub(super) fn port_in(arguments: &[String]) -> anyhow::Result<u16> {
 /// When it gets no session of its own, or cannot listen for signals.
 pub(super) fn stray(stray: Stray) -> anyhow::Result<()> {
     setsid()?;
-    let _deaf = (stray == Stray::Deaf).then(Deaf::new).transpose()?;
+    let _ignores_sigterm = (stray == Stray::IgnoresSigterm).then(IgnoresSigterm::new).transpose()?;
     sleep(MAX_STRAY);
     Ok(())
 }
@@ -218,17 +218,17 @@ pub(super) fn stray(stray: Stray) -> anyhow::Result<()> {
 pub(super) fn leave_behind(stray: Stray) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([AGENT, "--stray", stray.as_str()]);
-    // Nobody waits for it: that is what it is for.
+    // Not waited for: that is what it is for.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     Ok(())
 }
 
 /// As long as it is there, SIGTERM is taken and nothing comes of it.
-struct Deaf {
+struct IgnoresSigterm {
     _listening: (tokio::runtime::Runtime, tokio::signal::unix::Signal),
 }
 
-impl Deaf {
+impl IgnoresSigterm {
     fn new() -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let entered = runtime.enter();
@@ -251,7 +251,7 @@ fn identity() -> anyhow::Result<Identity> {
     })
 }
 
-/// Takes a place for as long as the file is open; meeting somebody there is what the record is for. Who has it is in it.
+/// Takes a place for as long as the file is open; the record notes a meeting there. The file names its holder.
 pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
     let path = dir.join(format!("{kind}-{name}"));
     let mut lock = OpenOptions::new().create(true).append(true).open(&path)?;

@@ -16,8 +16,9 @@ use mainstay::telemetry;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{self, Agent, Stray};
-use super::dialect::Dialect;
+use super::fake::acp::script;
 use super::journal::Report;
+use super::protocol::Protocol;
 use super::run::{self, Plan};
 
 /// Kills of a torture that was told neither how many nor for how long.
@@ -51,7 +52,7 @@ pub(super) struct TortureArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=32))]
     engines: u16,
 
-    /// Sessions, each with somebody who writes to it
+    /// Sessions, each with a writer
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=500))]
     sessions: u16,
 
@@ -78,14 +79,17 @@ pub(super) struct TortureArgs {
 /// What an agent of a torture is started with.
 #[derive(Debug, Parser)]
 pub(super) struct AgentArgs {
-    #[arg(long, required_unless_present = "stray")]
+    #[arg(long, required_unless_present_any = ["stray", "scripted"])]
     record: Option<PathBuf>,
     #[arg(long, requires = "record")]
     seed: Option<u64>,
     #[arg(long, requires = "record", default_value = "openclaw")]
-    speaks: Dialect,
+    speaks: Protocol,
     #[arg(long, conflicts_with = "record")]
     stray: Option<Stray>,
+    /// Speak ACP and do what prompts say, for Mainstay's own tests.
+    #[arg(long, conflicts_with_all = ["record", "stray"])]
+    scripted: bool,
     /// What a driver adds.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     arguments: Vec<String>,
@@ -149,10 +153,13 @@ impl TortureArgs {
 impl AgentArgs {
     /// Is an agent of a torture, or what one left behind.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.scripted {
+            return script::run().map(|()| ExitCode::SUCCESS);
+        }
         let status = match (self.stray, self.record) {
             (Some(stray), _) => agent::stray(stray).map(|()| 0)?,
             (None, Some(record)) => {
-                agent::run(&Agent { record, seed: self.seed, dialect: self.speaks, arguments: self.arguments })?
+                agent::run(&Agent { record, seed: self.seed, protocol: self.speaks, arguments: self.arguments })?
             }
             // The parser lets nothing else through.
             (None, None) => 2,
@@ -196,8 +203,12 @@ mod tests {
     #[test]
     fn an_agent_has_a_record_and_a_seed_and_a_stray_has_neither() {
         let parses = |line: &str| AgentArgs::try_parse_from(line.split(' ')).is_ok();
-        assert!(parses("agent --record r --seed 7") && parses("agent --stray deaf"));
-        for wrong in ["", " --seed 7", " --stray mute", " --stray deaf --record r --seed 7"] {
+        assert!(
+            parses("agent --record r --seed 7")
+                && parses("agent --stray ignores-sigterm")
+                && parses("agent --scripted")
+        );
+        for wrong in ["", " --seed 7", " --stray mute", " --stray ignores-sigterm --record r --seed 7"] {
             assert!(!parses(&format!("agent{wrong}")), "{wrong}");
         }
     }

@@ -14,12 +14,12 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::camp::{Camp, LEASE};
 use super::client::{ask, get};
 use super::fleet::{Engine, Fleet};
-use super::gateway::keeper::Keeper;
+use super::gateway::supervisor::GatewaySupervisor;
 use super::journal::{Count, Journal};
 use super::processes::{self, Found, Kind};
+use super::workdir::{LEASE, Workdir};
 
 /// Asks an engine to leave its agents running and go.
 const HAND_OVER: Signal = Signal::USR2;
@@ -85,9 +85,9 @@ impl Fault {
 /// Who brings the faults about.
 pub(super) struct Chaos {
     pub(super) rng: fastrand::Rng,
-    pub(super) camp: Arc<Camp>,
+    pub(super) workdir: Arc<Workdir>,
     pub(super) fleet: Arc<Fleet>,
-    pub(super) keeper: Arc<Mutex<Keeper>>,
+    pub(super) gateway: Arc<Mutex<GatewaySupervisor>>,
     pub(super) sessions: Vec<String>,
     pub(super) journal: Arc<Journal>,
 }
@@ -156,10 +156,10 @@ impl Chaos {
             Fault::KillBridgeHost => self.kill(&[Kind::BridgeHost], Count::BridgeHostKills).await,
             Fault::PauseBridge => self.pause_bridge(4 * down, under_way).await,
             Fault::KillGateway => {
-                let keeper = self.keeper.clone();
+                let gateway = self.gateway.clone();
                 under_way.spawn(async move {
-                    let mut keeper = keeper.lock().await;
-                    keeper.kill().await;
+                    let mut gateway = gateway.lock().await;
+                    gateway.kill().await;
                     sleep(down).await;
                 });
             }
@@ -167,9 +167,9 @@ impl Chaos {
             Fault::Cancel => self.cancel(&mut fork).await,
             Fault::Close => self.close(&mut fork).await,
             Fault::Sweep => {
-                let mut command = self.camp.command(&["--quiet", "sweep"]);
+                let mut command = self.workdir.command(&["--quiet", "sweep"]);
                 self.journal.count(Count::Sweeps);
-                // What it prints is for nobody, and a busy database may turn it away.
+                // Its output is not needed, and a busy database may turn it away.
                 under_way.spawn(async move { drop(command.output().await) });
             }
             Fault::Calm => sleep(4 * down).await,
@@ -192,7 +192,7 @@ impl Chaos {
 
     /// Some process of one of these kinds.
     async fn find(&self, kinds: &[Kind]) -> Option<Found> {
-        let dir = self.camp.dir.clone();
+        let dir = self.workdir.dir.clone();
         // Reads /proc; it fails only when the runtime goes down.
         let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
         let found = found.into_iter().filter(|process| kinds.contains(&process.kind)).collect::<Vec<_>>();
@@ -206,18 +206,18 @@ impl Chaos {
         if process.kind == Kind::Host
             && let Some(run) = process.run.clone()
         {
-            self.journal.host_killed(run);
+            self.journal.shim_killed(run);
         }
-        if processes::send(&process, &self.camp.dir, Signal::KILL) {
+        if processes::send(&process, &self.workdir.dir, Signal::KILL) {
             self.journal.count(count);
         }
     }
 
     async fn pause_bridge(&self, pause: Duration, under_way: &mut JoinSet<()>) {
         let Some(bridge) = self.find(&[Kind::Bridge, Kind::Server]).await else { return };
-        if processes::send(&bridge, &self.camp.dir, Signal::STOP) {
+        if processes::send(&bridge, &self.workdir.dir, Signal::STOP) {
             self.journal.count(Count::BridgePauses);
-            let dir = self.camp.dir.clone();
+            let dir = self.workdir.dir.clone();
             under_way.spawn(async move {
                 sleep(pause).await;
                 // It may have been killed meanwhile.

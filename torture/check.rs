@@ -8,10 +8,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::camp::{Camp, is_of_gateway, is_relayed};
 use super::journal::{Found, Journal};
 use super::reader::{Heard, digest};
 use super::record::{MARK, Record, Records, Said, joined};
+use super::workdir::{Workdir, is_of_gateway, is_relayed};
 use super::writer::Sent;
 use mainstay::chunk::Chunk;
 use mainstay::clock::Timestamp;
@@ -25,7 +25,7 @@ use mainstay::slot::Slot;
 use mainstay::warm::{Backend, BackendState};
 
 /// An agent that asks is answered within this time, however often the engine is killed meanwhile.
-const TO_ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rows of a page.
 const PAGE: i64 = 500;
 
@@ -35,15 +35,20 @@ pub(super) struct Evidence {
     pub(super) sent: Vec<Sent>,
     pub(super) heard: Vec<Heard>,
     /// Runs whose agent lost its host.
-    pub(super) without_host: BTreeSet<String>,
+    pub(super) without_shim: BTreeSet<String>,
     /// From when to when the gateway may have been down.
     pub(super) gateway_down: Vec<(Timestamp, Timestamp)>,
 }
 
 /// Checks all that is there, a session at a time.
-pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journal: &Journal) -> anyhow::Result<Found> {
+pub(super) async fn all(
+    engine: &Engine,
+    workdir: &Workdir,
+    evidence: &Evidence,
+    journal: &Journal,
+) -> anyhow::Result<Found> {
     let runs = runs(engine).await?;
-    let records = Records::list(&camp.records())?;
+    let records = Records::list(&workdir.records())?;
     let mut found = Found { agents: u64::try_from(records.count())?, ..Found::default() };
     for run in &runs {
         *found.runs.entry(run.status.as_str()).or_default() += 1;
@@ -79,7 +84,7 @@ pub(super) async fn all(engine: &Engine, camp: &Camp, evidence: &Evidence, journ
                 found.cuts += agent.cuts;
                 found.unheard += u64::try_from(agent.unheard.len())?;
             }
-            speech(run, &stored, &agents, journal);
+            words(run, &stored, &agents, journal);
             question(run, &agents, journal);
             ending(run, evidence, journal);
             answer(run, &stored, answers.get(run.response_id.as_str()).map(String::as_str), journal);
@@ -208,7 +213,7 @@ fn reading(session: &SessionId, events: &[Event], heard: &BTreeMap<i64, u64>, jo
 
 /// What an agent said is stored in its order, once, and by one agent for each run; of one that did not come to its end by
 /// itself, as far as it was listened to.
-fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
+fn words(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     for (agent, place) in agents.iter().flat_map(|agent| agent.met.iter().map(move |place| (agent, place))) {
         let Record { agent, .. } = agent;
         journal.violation("two agents never live in one place", format!("{agent:?} met another in its {place}"));
@@ -243,7 +248,7 @@ fn speech(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
         Some(Cause::Signal) => 1,
         _ => usize::MAX,
     };
-    // What nobody could hear when it was said is in the end of the turn, if it is of its last message.
+    // What was said while the connection was broken is in the end of the turn, if it is of its last message.
     let missing = said.len() - stored.len() + if cause == Some(Cause::Finished) { lost } else { 0 };
     if missing > may_miss {
         let detail = format!("{} ({}): {missing} of {} words are missing", run.id, run.status, said.len());
@@ -274,7 +279,7 @@ fn is_of_lost_agent(run: &Run) -> bool {
     }
 }
 
-/// What an agent said while nobody could hear it: it may be stored all the same, from what it says later.
+/// What an agent said while its connection was broken: it may be stored all the same, from what it says later.
 #[derive(Default)]
 struct Unheard<'a> {
     words: BTreeSet<&'a Said>,
@@ -312,13 +317,13 @@ fn cause_of(run: &Run) -> Option<Cause> {
     Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()))
 }
 
-/// An agent that asks whether it may use a tool is answered, whoever drives its run by then. One that was killed, or whose
+/// An agent that asks whether it may use a tool is answered, also when another engine drives its run by then. One that was killed, or whose
 /// relay was, waits no more.
 fn question(run: &Run, agents: &[Record], journal: &Journal) {
     let asked = agents.last().and_then(|agent| agent.asked);
     let Some(asked) = asked.filter(|_| !matches!(cause_of(run), Some(Cause::Signal | Cause::HostLost))) else { return };
     let waited = run.settled_at.map(|at| at.since(Timestamp::from_millis(asked)));
-    if waited.is_none_or(|waited| waited > TO_ANSWER) {
+    if waited.is_none_or(|waited| waited > ANSWER_TIMEOUT) {
         let detail = format!("{} ({:?}) ended {waited:?} after its agent asked", run.id, run.cause);
         journal.violation("an agent that asks is answered", detail);
     }
@@ -330,9 +335,9 @@ fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
         _ if run.cancel_requested_at.is_some() => false,
-        // Its workers were killed so often before they could start anything that nobody tries again.
+        // Its workers were killed so often before they could start anything that it is not tried again.
         Some(Cause::WorkerLost) => run.attempts >= 3,
-        Some(Cause::HostLost) => evidence.without_host.contains(&run.id.to_string()),
+        Some(Cause::HostLost) => evidence.without_shim.contains(&run.id.to_string()),
         Some(Cause::AgentError) if is_of_gateway(run.agent.as_str()) && is_of_lost_agent(run) => {
             let (began, ended) = (run.claimed_at, run.settled_at);
             evidence.gateway_down.iter().any(|(from, to)| ended.as_ref() >= Some(from) && began.as_ref() <= Some(to))

@@ -18,18 +18,18 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// An engine that is stopped for longer than its lease answers too late.
-const PATIENCE: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest answer, and the longest event, that is taken.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Where an engine listens, and the token that it asks for.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(super) struct Endpoint {
     pub(super) address: SocketAddr,
     pub(super) token: Arc<str>,
 }
 
-impl Door {
+impl Endpoint {
     /// The value of the header that shows the token.
     pub(super) fn authorization(&self) -> String {
         format!("Bearer {}", self.token)
@@ -55,7 +55,7 @@ impl Answer {
 }
 
 /// Asks and waits for the whole answer.
-pub(super) async fn ask(to: &Door, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+pub(super) async fn ask(to: &Endpoint, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
     let request = request(to, method, path).header(header::CONTENT_TYPE, "application/json");
     let request = request.body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))?;
     let answered = exchange(to, request, async |response| {
@@ -63,10 +63,10 @@ pub(super) async fn ask(to: &Door, method: Method, path: &str, body: Option<&Val
         let bytes = to_bytes(Body::new(response.into_body()), MAX_BYTES).await?;
         Ok(Answer { status, body: serde_json::from_slice(&bytes)? })
     });
-    timeout(PATIENCE, answered).await?
+    timeout(REQUEST_TIMEOUT, answered).await?
 }
 
-pub(super) async fn get(to: &Door, path: &str) -> anyhow::Result<Answer> {
+pub(super) async fn get(to: &Endpoint, path: &str) -> anyhow::Result<Answer> {
     ask(to, Method::GET, path, None).await
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Frame {
 /// Reads a stream from behind an event, frame by frame, for as long as `each` wants more. Answers with the status and
 /// whether the stream came to a clean end.
 pub(super) async fn follow(
-    to: &Door,
+    to: &Endpoint,
     path: &str,
     after: i64,
     mut each: impl FnMut(Frame) -> bool,
@@ -103,21 +103,21 @@ pub(super) async fn follow(
     .await
 }
 
-fn request(to: &Door, method: Method, path: &str) -> hyper::http::request::Builder {
+fn request(to: &Endpoint, method: Method, path: &str) -> hyper::http::request::Builder {
     let request = Request::builder().method(method).uri(path).header(header::HOST, to.address.to_string());
     request.header(header::AUTHORIZATION, to.authorization()).header(header::CONNECTION, "close")
 }
 
 /// One request on a connection of its own.
 async fn exchange<T>(
-    to: &Door,
+    to: &Endpoint,
     request: Request<Body>,
     read: impl AsyncFnOnce(Response<hyper::body::Incoming>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let stream = timeout(PATIENCE, TcpStream::connect(to.address)).await??;
+    let stream = timeout(REQUEST_TIMEOUT, TcpStream::connect(to.address)).await??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let answered = async {
-        let response = timeout(PATIENCE, sender.send_request(request)).await??;
+        let response = timeout(REQUEST_TIMEOUT, sender.send_request(request)).await??;
         let read = read(response).await;
         // Ends the connection, and with it the wait for it.
         drop(sender);

@@ -13,12 +13,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::time::timeout;
 
-use super::camp::Camp;
-use super::client::Door;
+use super::client::Endpoint;
 use super::journal::{Count, Journal};
+use super::workdir::Workdir;
 
 /// An engine that takes longer to listen or to stop hangs: on a loaded machine both take well under a second.
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All engines.
 pub(super) struct Fleet {
@@ -28,17 +28,17 @@ pub(super) struct Fleet {
 
 /// Where engines listen, as far as known: one may be gone by the time it is asked.
 #[derive(Clone)]
-pub(super) struct Addresses(Arc<Mutex<Vec<Option<Door>>>>);
+pub(super) struct Addresses(Arc<Mutex<Vec<Option<Endpoint>>>>);
 
 impl Addresses {
     /// Where some engine listens.
-    pub(super) fn any(&self, rng: &mut fastrand::Rng) -> Option<Door> {
+    pub(super) fn any(&self, rng: &mut fastrand::Rng) -> Option<Endpoint> {
         let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let living: Vec<_> = addresses.iter().flatten().collect();
         rng.choice(living).cloned()
     }
 
-    fn set(&self, number: usize, address: Option<Door>) {
+    fn set(&self, number: usize, address: Option<Endpoint>) {
         if let Some(place) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(number) {
             *place = address;
         }
@@ -46,11 +46,11 @@ impl Addresses {
 }
 
 impl Fleet {
-    pub(super) fn new(camp: &Arc<Camp>, journal: &Arc<Journal>, size: usize) -> Self {
+    pub(super) fn new(workdir: &Arc<Workdir>, journal: &Arc<Journal>, size: usize) -> Self {
         let addresses = Addresses(Arc::new(Mutex::new(vec![None; size])));
         let engine = |number| {
-            let (camp, journal, addresses) = (camp.clone(), journal.clone(), addresses.clone());
-            Arc::new(tokio::sync::Mutex::new(Engine { number, child: None, camp, journal, addresses }))
+            let (workdir, journal, addresses) = (workdir.clone(), journal.clone(), addresses.clone());
+            Arc::new(tokio::sync::Mutex::new(Engine { number, child: None, workdir, journal, addresses }))
         };
         Self { engines: (0..size).map(engine).collect(), addresses: addresses.clone() }
     }
@@ -78,7 +78,7 @@ impl Fleet {
 pub(super) struct Engine {
     number: usize,
     child: Option<Child>,
-    camp: Arc<Camp>,
+    workdir: Arc<Workdir>,
     journal: Arc<Journal>,
     addresses: Addresses,
 }
@@ -93,12 +93,12 @@ impl Engine {
             let mut child = self.spawn()?;
             let stdout = child.stdout.take().context("it has no stdout")?;
             let mut line = String::new();
-            let listening = timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await;
+            let listening = timeout(START_STOP_TIMEOUT, BufReader::new(stdout).read_line(&mut line)).await;
             self.child = Some(child);
             listening.context("it did not listen in time")??;
             let address = line.trim_end().strip_prefix("listening on http://").context("it ended while starting")?;
-            let token = std::fs::read_to_string(self.camp.token_file()).context("it has made no token")?;
-            Ok::<Door, anyhow::Error>(Door { address: address.parse()?, token: token.trim_end().into() })
+            let token = std::fs::read_to_string(self.workdir.token_file()).context("it has made no token")?;
+            Ok::<Endpoint, anyhow::Error>(Endpoint { address: address.parse()?, token: token.trim_end().into() })
         };
         match started.await {
             Ok(address) => self.addresses.set(self.number, Some(address)),
@@ -115,8 +115,8 @@ impl Engine {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.camp.log(self.number))?;
-        let mut command = self.camp.command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.workdir.log(self.number))?;
+        let mut command = self.workdir.command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         Ok(command.spawn()?)
     }
@@ -137,7 +137,7 @@ impl Engine {
         self.signal(signal);
         self.addresses.set(self.number, None);
         let Some(child) = &mut self.child else { return };
-        match timeout(PATIENCE, child.wait()).await {
+        match timeout(START_STOP_TIMEOUT, child.wait()).await {
             Ok(Ok(status)) if status.success() => self.child = None,
             Ok(status) => {
                 let detail = format!("engine {} ended with {status:?} after {signal:?}", self.number);
@@ -145,7 +145,7 @@ impl Engine {
                 self.child = None;
             }
             Err(_) => {
-                let detail = format!("engine {} was there {PATIENCE:?} after {signal:?}", self.number);
+                let detail = format!("engine {} was there {START_STOP_TIMEOUT:?} after {signal:?}", self.number);
                 self.journal.violation("an engine stops when it is asked to", detail);
                 self.end().await;
             }
@@ -161,7 +161,7 @@ impl Engine {
         }
     }
 
-    /// Whether it lives. Nobody else ends engines: one that is gone has failed.
+    /// Whether it lives. Nothing else ends engines: one that is gone has failed.
     fn is_running(&mut self) -> bool {
         let Some(child) = &mut self.child else { return false };
         let Ok(Some(status)) = child.try_wait() else { return true };

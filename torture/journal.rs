@@ -73,7 +73,7 @@ struct Entries {
     counts: BTreeMap<Count, u64>,
     violations: Vec<Violation>,
     violations_total: u64,
-    runs_without_host: BTreeSet<String>,
+    runs_without_shim: BTreeSet<String>,
     gateway_down: Vec<(Timestamp, Timestamp)>,
     most_backends: usize,
 }
@@ -113,12 +113,12 @@ impl Journal {
     }
 
     /// The host of this run's agent was killed.
-    pub(super) fn host_killed(&self, run: String) {
-        self.entries().runs_without_host.insert(run);
+    pub(super) fn shim_killed(&self, run: String) {
+        self.entries().runs_without_shim.insert(run);
     }
 
-    pub(super) fn runs_without_host(&self) -> BTreeSet<String> {
-        self.entries().runs_without_host.clone()
+    pub(super) fn runs_without_shim(&self) -> BTreeSet<String> {
+        self.entries().runs_without_shim.clone()
     }
 
     /// The gateway may have been down from the one time to the other.
@@ -171,7 +171,7 @@ pub(super) struct Found {
     pub(super) answers: u64,
     /// Turns whose connection to a live agent was cut in the midst of them.
     pub(super) cuts: u64,
-    /// Words that agents said while that connection was broken, and nobody could hear.
+    /// Words that agents said while that connection was broken.
     pub(super) unheard: u64,
     /// Warm backends that were made.
     pub(super) backends: u64,

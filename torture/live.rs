@@ -13,13 +13,13 @@ use procfs::process::Process;
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::Value;
 
-use super::agent::{End, Manners, claim, leave_behind};
-use super::dialect::{Ending, Speech};
+use super::agent::{Behaviour, End, claim, leave_behind};
+use super::protocol::{Encoder, Ending};
 use super::record::{Identity, Line, Writer};
-use super::voice::{Mouth, Next, Voice};
+use super::voice::{LineSink, Next, Voice};
 
-/// One that dawdles ends a turn so late.
-pub(super) const DAWDLES_FOR: Duration = Duration::from_millis(400);
+/// An agent that delays a cancel ends the turn this much later.
+pub(super) const CANCEL_DELAY: Duration = Duration::from_millis(400);
 /// Words of one turn; those of a process are numbered through.
 const WORDS_OF_TURN: u32 = 1000;
 
@@ -57,7 +57,7 @@ impl Purpose {
 /// A turn that is not over.
 pub(super) struct Turn {
     pub(super) conversation: String,
-    pub(super) manners: Manners,
+    pub(super) behaviour: Behaviour,
     voice: Voice,
     _places: [File; 3],
     /// When it goes on; none while it waits to be answered or cancelled.
@@ -71,16 +71,16 @@ impl Turn {
         records: &Path,
         purpose: Purpose,
         number: u32,
-        speech: Box<dyn Speech>,
-        mouth: Mouth,
+        encoder: Box<dyn Encoder>,
+        sink: LineSink,
     ) -> anyhow::Result<Self> {
         let Purpose { run, attempt, session, slot, conversation, is_held, seed } = purpose;
         let pid = std::process::id();
         let started_at_ticks = Process::myself()?.stat()?.starttime;
         let identity = Identity { run, attempt, session, slot, pid, started_at_ticks };
         let mut rng = fastrand::Rng::with_seed(seed);
-        let manners = Manners::choose(&mut rng);
-        if let Some(stray) = manners.stray.filter(|_| is_held) {
+        let behaviour = Behaviour::choose(&mut rng);
+        if let Some(stray) = behaviour.stray.filter(|_| is_held) {
             leave_behind(stray)?;
         }
         let mut record = Writer::create(records, &identity)?;
@@ -89,8 +89,8 @@ impl Turn {
             claim(records, &mut record, "slot", &identity.slot)?,
             claim(records, &mut record, "conversation", &conversation)?,
         ];
-        let voice = Voice::new(rng, record, number * WORDS_OF_TURN, speech, mouth);
-        Ok(Self { conversation, manners, voice, _places: places, due: Some(Instant::now()), is_cancelled: false })
+        let voice = Voice::new(rng, record, number * WORDS_OF_TURN, encoder, sink);
+        Ok(Self { conversation, behaviour, voice, _places: places, due: Some(Instant::now()), is_cancelled: false })
     }
 
     /// Takes a line that may be the answer to its question.
@@ -105,7 +105,7 @@ impl Turn {
     pub(super) fn cancel(&mut self) -> io::Result<()> {
         if !self.is_cancelled {
             self.is_cancelled = true;
-            self.due = Some(Instant::now() + if self.manners.dawdles { DAWDLES_FOR } else { Duration::ZERO });
+            self.due = Some(Instant::now() + if self.behaviour.delays_cancel { CANCEL_DELAY } else { Duration::ZERO });
             self.voice.say_cancelling()?;
         }
         Ok(())
@@ -119,7 +119,7 @@ impl Turn {
         if self.is_cancelled {
             return Ok(Some(Ending::Cancelled));
         }
-        self.due = match self.voice.step(&self.manners)? {
+        self.due = match self.voice.step(&self.behaviour)? {
             Next::Pause(pause) => Some(Instant::now() + pause),
             Next::Answer => None,
             Next::End => return self.end(),
@@ -128,13 +128,13 @@ impl Turn {
     }
 
     fn end(&mut self) -> anyhow::Result<Option<Ending>> {
-        match self.manners.end {
+        match self.behaviour.end {
             End::Hang => {
                 self.due = None;
                 return Ok(None);
             }
             // It takes the other turns of the process with it.
-            End::Crash if self.voice.is_in_the_mood() => drop(kill_process(getpid(), Signal::KILL)),
+            End::Crash if self.voice.one_in_four() => drop(kill_process(getpid(), Signal::KILL)),
             End::Code(code) => {
                 self.voice.record.write(&Line::Ended(code))?;
                 return Ok(Some(Ending::Failed));
@@ -145,7 +145,7 @@ impl Turn {
         Ok(Some(Ending::Well))
     }
 
-    /// Notes that the connection of whoever follows it is cut.
+    /// Notes that the connection of its follower is cut.
     pub(super) fn note_cut(&mut self) -> io::Result<()> {
         self.voice.record.write(&Line::Cut)
     }

@@ -6,22 +6,26 @@
 mod acp;
 mod agent;
 mod args;
-mod camp;
-mod cap;
+mod backend_cap;
 mod chaos;
 mod check;
 mod client;
-mod dialect;
+// By its path: as a dependency, testkit would be one of the library too, which each edit of a fake would rebuild.
+#[path = "../testkit/src/fake/mod.rs"]
+#[expect(dead_code, reason = "tests use the rest")]
+mod fake;
 mod fleet;
 mod gateway;
 mod journal;
 mod live;
 mod opencode;
 mod processes;
+mod protocol;
 mod reader;
 mod record;
 mod run;
 mod voice;
+mod workdir;
 mod writer;
 
 use std::io::Write;

@@ -11,13 +11,12 @@ use procfs::process::all_processes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::AGENT;
-use super::dialect::Dialect;
+use super::protocol::Protocol;
+use mainstay::process::shim::PROCESS_NAME;
 use mainstay::run::Attempt;
 
 /// The variable that everything inherits.
 pub(super) const MARK: &str = "TORTURE_DIR";
-/// As the engine calls the process that holds an agent.
-const HOST_NAME: &str = "agent-host";
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +57,7 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
             let command = process.cmdline().unwrap_or_default();
             let says = |word: &str| command.iter().any(|said| said == word);
             let kind = match command.iter().map(String::as_str).nth(1) {
-                _ if stat.comm == HOST_NAME => Kind::Host,
+                _ if stat.comm == PROCESS_NAME => Kind::Host,
                 Some("relay") => Kind::Relay,
                 Some("bridge") => {
                     bridged.insert(stat.ppid);
@@ -68,8 +67,8 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
                     bridged.insert(stat.ppid);
                     Kind::Server
                 }
-                // The gateway is its keeper's.
-                Some(AGENT) if says("--stray") || says(Dialect::Gateway.as_str()) => Kind::Other,
+                // The gateway is its gateway's.
+                Some(AGENT) if says("--stray") || says(Protocol::Gateway.as_str()) => Kind::Other,
                 Some(AGENT) => Kind::Agent,
                 _ => Kind::Other,
             };

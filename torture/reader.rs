@@ -18,7 +18,7 @@ use super::journal::{Count, Journal};
 use mainstay::event::Seq;
 
 /// A reader looks for another engine after this time.
-const TRY_AGAIN: Duration = Duration::from_millis(25);
+const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What was read of each session: a digest of the bytes at every place in the log.
 pub(super) type Heard = BTreeMap<String, BTreeMap<Seq, u64>>;
@@ -53,7 +53,7 @@ impl Reader {
         while !stop.is_cancelled() {
             match self.choose().await {
                 Some(target) => self.attend(&target, heard.entry(target.session.clone()).or_default(), &stop).await,
-                None => sleep(TRY_AGAIN).await,
+                None => sleep(RETRY_INTERVAL).await,
             }
         }
         heard
@@ -83,7 +83,7 @@ impl Reader {
         };
         while Instant::now() < until && !stop.is_cancelled() {
             let Some(to) = self.addresses.any(&mut self.rng) else {
-                sleep(TRY_AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
                 continue;
             };
             let mut connection = Connection::new(target, &self.journal, cursor, heard);
@@ -102,12 +102,12 @@ impl Reader {
                 }
                 Ok(Ok((200, _))) => return,
                 // Nothing was sent to the session so far; or the engine is stopping.
-                Ok(Ok((404 | 503, _))) => sleep(TRY_AGAIN).await,
+                Ok(Ok((404 | 503, _))) => sleep(RETRY_INTERVAL).await,
                 Ok(Ok((status, _))) => {
                     self.violation("a cursor that was given out is good", target, format!("{cursor}: {status}"));
                     return;
                 }
-                Ok(Err(_)) => sleep(TRY_AGAIN).await,
+                Ok(Err(_)) => sleep(RETRY_INTERVAL).await,
             }
         }
     }

@@ -28,7 +28,7 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// What a stored chunk says in the agent's words: several when the agent said them while nobody could hear; none for
+    /// What a stored chunk says in the agent's words: several when the agent said them while its connection was broken; none for
     /// what only frames them.
     pub(super) fn of_chunk(chunk: Chunk) -> Vec<Self> {
         let said = match chunk {
@@ -130,7 +130,7 @@ pub(super) enum Line {
     /// Another agent lived in the same place: a session, or a slot.
     Met(String),
     Said(Said),
-    /// What it said last nobody heard: the connection of whoever follows the turn was broken.
+    /// Its last word was not heard: the connection of the follower of the turn was broken.
     Unheard,
     /// That connection is cut.
     Cut,
@@ -187,9 +187,9 @@ pub(super) struct Record {
     pub(super) agent: Identity,
     pub(super) met: Vec<String>,
     pub(super) said: Vec<Said>,
-    /// Which of it nobody heard when it was said.
+    /// Indexes of what was not heard when it was said.
     pub(super) unheard: BTreeSet<usize>,
-    /// How often the connection of whoever followed the turn was cut.
+    /// How often the connection of the follower of the turn was cut.
     pub(super) cuts: u64,
     /// When it asked what it got no answer to.
     pub(super) asked: Option<i64>,
@@ -285,11 +285,11 @@ mod tests {
         let text = |word: &str| Said::Text(word.to_owned());
         assert_eq!(Said::of_chunk(delta("#7.0 ")), [text("#7.0")]);
         assert_eq!(Said::of_chunk(delta(" #7.0 #7.1 xx#7.2 ")), [text("#7.0"), text("#7.1 xx"), text("#7.2")]);
-        assert_eq!(Said::of_chunk(delta("by somebody else")), []);
+        assert_eq!(Said::of_chunk(delta("by another")), []);
     }
 
     #[test]
-    fn what_nobody_heard_is_known() {
+    fn unheard_words_are_known() {
         let lines =
             [Line::Said(Said::Text("#7.0 ".into())), Line::Cut, Line::Said(Said::Text("#7.1 ".into())), Line::Unheard];
         let lines: Vec<_> = lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();

@@ -21,22 +21,22 @@ use tokio_util::sync::CancellationToken;
 use mainstay::engine::{Depth, Engine};
 use mainstay::id::RunId;
 
-use super::camp::Camp;
 use super::chaos::Chaos;
 use super::check::Evidence;
 use super::fleet::Fleet;
-use super::gateway::keeper::{self, Keeper};
+use super::gateway::supervisor::{self, GatewaySupervisor};
 use super::journal::{Count, Journal, Report};
 use super::reader::Reader;
+use super::workdir::Workdir;
 use super::writer::{Sent, Writer};
-use super::{camp, cap, check, client};
+use super::{backend_cap, check, client, workdir};
 
-/// With all engines back and nobody in their way, every run is settled within this time.
-const TO_SETTLE: Duration = Duration::from_secs(90);
+/// With all engines back and no more faults, every run is settled within this time.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Between two looks at something that shows only from outside.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two lines about the progress.
-const TELL_AGAIN: Duration = Duration::from_secs(3);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -70,32 +70,32 @@ pub(super) async fn run(
     tell: impl Fn(&str),
 ) -> anyhow::Result<Option<Report>> {
     let began = Instant::now();
-    let camp = Arc::new(Camp::pitch(plan)?);
+    let workdir = Arc::new(Workdir::create(plan)?);
     let journal = Arc::new(Journal::default());
-    tell(&format!("seed {}, in {}", plan.seed, camp.dir.display()));
+    tell(&format!("seed {}, in {}", plan.seed, workdir.dir.display()));
     let torture = async {
-        let keeper = Arc::new(Mutex::new(Keeper::new(&camp, &journal)));
-        let stop_keeping = CancellationToken::new();
-        keeper.lock().await.start().await?;
-        let keeping = tokio::spawn(keeper::keep(keeper.clone(), stop_keeping.clone()));
-        let (fleet, mut evidence) = trouble(plan, &camp, &journal, &keeper, &tell).await?;
+        let gateway = Arc::new(Mutex::new(GatewaySupervisor::new(&workdir, &journal)));
+        let stop_supervising = CancellationToken::new();
+        gateway.lock().await.start().await?;
+        let supervising = tokio::spawn(supervisor::run(gateway.clone(), stop_supervising.clone()));
+        let (fleet, mut evidence) = trouble(plan, &workdir, &journal, &gateway, &tell).await?;
         tell("calm: waiting for every run to settle");
-        let watcher = Engine::open(&camp.database(), camp.load_config()?).await?;
+        let watcher = Engine::open(&workdir.database(), workdir.load_config()?).await?;
         settle(&watcher, &evidence.sent, &journal).await?;
         fleet.stop().await;
-        stop_keeping.cancel();
-        keeping.await??;
+        stop_supervising.cancel();
+        supervising.await??;
         evidence.gateway_down = journal.gateway_down();
-        for left in camp.until_deserted().await {
+        for left in workdir.wait_until_empty().await {
             journal.violation("nothing is left behind", left);
         }
         tell("checking");
-        let found = check::all(&watcher, &camp, &evidence, &journal).await?;
+        let found = check::all(&watcher, &workdir, &evidence, &journal).await?;
         for (check, finding) in watcher.audit(Depth::Full).await?.findings() {
             journal.violation("the file is sound", format!("{check}: {}: {}", finding.subject, finding.detail));
         }
         watcher.close().await;
-        for line in camp.panics() {
+        for line in workdir.panics() {
             journal.violation("an engine does not panic", line);
         }
         Ok::<_, anyhow::Error>(found)
@@ -104,39 +104,39 @@ pub(super) async fn run(
         found = torture => found.map(Some),
         () = interrupted.cancelled() => Ok(None),
     };
-    camp.clear().await;
+    workdir.clear().await;
     let keep = plan.keep || journal.violations() > 0 || found.is_err();
     if keep {
-        tell(&format!("kept {}", camp.dir.display()));
+        tell(&format!("kept {}", workdir.dir.display()));
     } else {
-        fs::remove_dir_all(&camp.dir).with_context(|| format!("failed to remove {}", camp.dir.display()))?;
+        fs::remove_dir_all(&workdir.dir).with_context(|| format!("failed to remove {}", workdir.dir.display()))?;
     }
-    let kept_in = keep.then(|| camp.dir.display().to_string());
+    let kept_in = keep.then(|| workdir.dir.display().to_string());
     Ok(found?.map(|found| Report { kept_in, ..journal.report(plan.seed, began.elapsed(), found) }))
 }
 
 /// Begins everything, lets chaos loose until there was enough of it, and brings all engines back.
 async fn trouble(
     plan: &Plan,
-    camp: &Arc<Camp>,
+    workdir: &Arc<Workdir>,
     journal: &Arc<Journal>,
-    keeper: &Arc<Mutex<Keeper>>,
+    gateway: &Arc<Mutex<GatewaySupervisor>>,
     tell: impl Fn(&str),
 ) -> anyhow::Result<(Arc<Fleet>, Evidence)> {
     let mut rng = fastrand::Rng::with_seed(plan.seed);
-    let fleet = Arc::new(Fleet::new(camp, journal, plan.engines));
+    let fleet = Arc::new(Fleet::new(workdir, journal, plan.engines));
     fleet.start().await;
     let sessions: Vec<String> = (0..plan.sessions).map(|number| format!("session-{number}")).collect();
-    found_sessions(&sessions, &fleet).await?;
+    create_sessions(&sessions, &fleet).await?;
     let (stop_chaos, stop_writers, stop_readers) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let most = camp::most_backends(plan.sessions);
+    let most = workdir::max_backends(plan.sessions);
 
     let chaos = Chaos {
         rng: rng.fork(),
-        camp: camp.clone(),
+        workdir: workdir.clone(),
         fleet: fleet.clone(),
-        keeper: keeper.clone(),
+        gateway: gateway.clone(),
         sessions: sessions.clone(),
         journal: journal.clone(),
     };
@@ -153,12 +153,12 @@ async fn trouble(
         readers.spawn(reader.run(stop_readers.clone()));
     }
 
-    let looking = cap::watch(most, fleet.addresses(), rng.fork(), journal.clone(), stop_readers.clone());
+    let looking = backend_cap::watch(most, fleet.addresses(), rng.fork(), journal.clone(), stop_readers.clone());
     let looking = tokio::spawn(looking);
 
     let (began, mut told) = (Instant::now(), Instant::now());
     while journal.kills() < plan.kills && began.elapsed() < plan.limit {
-        if told.elapsed() >= TELL_AGAIN {
+        if told.elapsed() >= PROGRESS_INTERVAL {
             told = Instant::now();
             tell(&progress(journal, began.elapsed()));
         }
@@ -173,13 +173,13 @@ async fn trouble(
     let heard = readers.join_all().await;
     looking.await?;
     tell(&progress(journal, began.elapsed()));
-    Ok((fleet, Evidence { sent, heard, without_host: journal.runs_without_host(), ..Evidence::default() }))
+    Ok((fleet, Evidence { sent, heard, without_shim: journal.runs_without_shim(), ..Evidence::default() }))
 }
 
 /// Makes the sessions, each with one of the agents.
-async fn found_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()> {
+async fn create_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()> {
     let to = fleet.addresses().any(&mut fastrand::Rng::new()).context("no engine listens")?;
-    for (session, agent) in sessions.iter().zip(camp::agents().cycle()) {
+    for (session, agent) in sessions.iter().zip(workdir::agents().cycle()) {
         let body = serde_json::json!({"id": session, "agent": agent});
         let answer = client::ask(&to, hyper::Method::POST, "/v1/sessions", Some(&body)).await?;
         anyhow::ensure!(answer.status == 201, "{session} could not be made: {} {}", answer.status, answer.body);
@@ -204,7 +204,7 @@ fn progress(journal: &Journal, elapsed: Duration) -> String {
 
 /// Waits until every run that a writer was told of is settled.
 async fn settle(watcher: &Engine, sent: &[Sent], journal: &Journal) -> anyhow::Result<()> {
-    let deadline = Instant::now() + TO_SETTLE;
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
     for run in sent.iter().filter_map(|sent| sent.run.as_deref()) {
         let run: RunId = run.parse()?;
         match timeout_at(deadline, watcher.wait_settled(run)).await {

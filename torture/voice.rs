@@ -1,14 +1,14 @@
 //! What an agent of a torture talks with: it says one thing after the other, as its seed tells it to, and writes each down.
 //!
-//! Always: a word is in the record before anybody can read it.
+//! Always: a word is in the record before the engine can read it.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::agent::{End, Manners};
-use super::dialect::{Ending, Speech};
+use super::agent::{Behaviour, End};
+use super::protocol::{Encoder, Ending};
 use super::record::{Line, MARK, Said, Writer};
 use mainstay::clock::{Clock, SystemClock};
 
@@ -17,11 +17,11 @@ const MAX_PAUSE_MS: u64 = 20;
 /// A long word does not fit into a pipe.
 const LONG_WORD_BYTES: usize = 100 * 1024;
 
-/// Where lines go. Answers whether somebody heard it. A text is a line that is none of any protocol.
-pub(super) type Mouth = Box<dyn FnMut(&Value) -> io::Result<bool> + Send>;
+/// Where lines go. Answers whether the line was heard. A JSON string is written as it is: a line of no protocol.
+pub(super) type LineSink = Box<dyn FnMut(&Value) -> io::Result<bool> + Send>;
 
 /// Lines on stdout.
-pub(super) fn stdout() -> Mouth {
+pub(super) fn stdout() -> LineSink {
     Box::new(|line| {
         let line = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
         let mut stdout = io::stdout();
@@ -39,13 +39,13 @@ pub(super) struct Voice {
     /// The number of the next word, and of the next thing.
     words: u32,
     things: u32,
-    speech: Box<dyn Speech>,
+    encoder: Box<dyn Encoder>,
     /// A tool that is in use, whose end comes next.
     tool: Option<String>,
     /// The question that waits for an answer.
     question: Option<String>,
-    /// None when nobody listens any more.
-    mouth: Option<Mouth>,
+    /// None once it was closed.
+    sink: Option<LineSink>,
 }
 
 /// What comes behind a step of a talk.
@@ -60,30 +60,36 @@ pub(super) enum Next {
 
 impl Voice {
     /// The words of an agent are numbered from `words`.
-    pub(super) fn new(rng: fastrand::Rng, record: Writer, words: u32, speech: Box<dyn Speech>, mouth: Mouth) -> Self {
-        let (pid, mouth) = (std::process::id(), Some(mouth));
-        Self { rng, record, pid, words, things: 0, speech, tool: None, question: None, mouth }
+    pub(super) fn new(
+        rng: fastrand::Rng,
+        record: Writer,
+        words: u32,
+        encoder: Box<dyn Encoder>,
+        sink: LineSink,
+    ) -> Self {
+        let (pid, sink) = (std::process::id(), Some(sink));
+        Self { rng, record, pid, words, things: 0, encoder, tool: None, question: None, sink }
     }
 
     /// Says one thing.
-    pub(super) fn step(&mut self, manners: &Manners) -> io::Result<Next> {
-        match self.next(manners) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe && manners.ignores_broken_pipe => {
-                (self.mouth, self.question) = (None, None);
+    pub(super) fn step(&mut self, behaviour: &Behaviour) -> io::Result<Next> {
+        match self.next(behaviour) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && behaviour.ignores_broken_pipe => {
+                (self.sink, self.question) = (None, None);
                 Ok(Next::Pause(Duration::ZERO))
             }
             next => next,
         }
     }
 
-    fn next(&mut self, manners: &Manners) -> io::Result<Next> {
+    fn next(&mut self, behaviour: &Behaviour) -> io::Result<Next> {
         if let Some(tool) = self.tool.take() {
             self.finish_tool(tool)?;
-        } else if self.things == manners.words {
+        } else if self.things == behaviour.words {
             return Ok(Next::End);
         } else {
             if self.things == 0 {
-                self.speech.begin().iter().try_for_each(|line| self.print(line).map(drop))?;
+                self.encoder.begin().iter().try_for_each(|line| self.print(line).map(drop))?;
             }
             self.things += 1;
             self.one_thing()?;
@@ -97,7 +103,7 @@ impl Voice {
 
     /// Whether a line is the answer that was waited for.
     pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
-        let is_answer = self.question.as_deref().is_some_and(|question| self.speech.answers(line, question));
+        let is_answer = self.question.as_deref().is_some_and(|question| self.encoder.answers(line, question));
         if is_answer {
             self.question = None;
             self.record.write(&Line::Answered)?;
@@ -105,8 +111,8 @@ impl Voice {
         Ok(is_answer)
     }
 
-    /// Whether to do what is to be done now and then only.
-    pub(super) fn is_in_the_mood(&mut self) -> bool {
+    /// True one time in four.
+    pub(super) fn one_in_four(&mut self) -> bool {
         self.rng.u8(..4) == 0
     }
 
@@ -122,18 +128,18 @@ impl Voice {
 
     /// Says at once that the turn is cancelled.
     pub(super) fn say_cancelling(&mut self) -> io::Result<()> {
-        self.speech.cancelling().iter().try_for_each(|line| self.print(line).map(drop))
+        self.encoder.cancelling().iter().try_for_each(|line| self.print(line).map(drop))
     }
 
-    /// The lines that end the turn, for whoever says them.
+    /// The lines that end the turn, for the caller to write.
     pub(super) fn ending(&mut self, ending: Ending) -> Vec<Value> {
-        self.speech.end(ending)
+        self.encoder.end(ending)
     }
 
     /// Those whose protocol has an end say that their turn is over before their process is; of the others, some.
-    pub(super) fn may_say_the_end(&mut self, manners: &Manners) -> io::Result<()> {
-        if manners.end == End::Well && (!self.speech.may_omit_end() || self.rng.bool()) {
-            self.speech.end(Ending::Well).iter().try_for_each(|line| self.print(line).map(drop))?;
+    pub(super) fn may_say_the_end(&mut self, behaviour: &Behaviour) -> io::Result<()> {
+        if behaviour.end == End::Well && (!self.encoder.may_omit_end() || self.rng.bool()) {
+            self.encoder.end(Ending::Well).iter().try_for_each(|line| self.print(line).map(drop))?;
         }
         Ok(())
     }
@@ -151,12 +157,12 @@ impl Voice {
             80..90 => self.use_tool(format!("tool-{}", self.things)),
             90..94 => self.print(&"this is no event of any protocol".into()).map(drop),
             94..99 => {
-                // Nobody has to listen to it.
+                // It may be closed.
                 let _ = writeln!(io::stderr(), "some noise");
                 Ok(())
             }
             // Too long to be said again and again.
-            _ if self.speech.retells() => Ok(()),
+            _ if self.encoder.retells() => Ok(()),
             _ => {
                 let mut word = self.word();
                 word.extend(std::iter::repeat_n('x', LONG_WORD_BYTES));
@@ -171,7 +177,7 @@ impl Voice {
         self.say(Said::ToolStarted { id: id.clone(), input: input.clone() })?;
         if self.rng.bool() {
             let question = format!("question_{}_{}", self.pid, self.words);
-            if let Some(line) = self.speech.ask(&question, &id, &input).filter(|_| self.mouth.is_some()) {
+            if let Some(line) = self.encoder.ask(&question, &id, &input).filter(|_| self.sink.is_some()) {
                 self.question = Some(question);
                 self.record.write(&Line::Asked(SystemClock.now().as_millis()))?;
                 self.print(&line)?;
@@ -196,7 +202,7 @@ impl Voice {
     }
 
     fn say(&mut self, said: Said) -> io::Result<()> {
-        let lines = self.speech.say(&said);
+        let lines = self.encoder.say(&said);
         self.record.write(&Line::Said(said))?;
         let mut heard = true;
         for line in lines {
@@ -206,6 +212,6 @@ impl Voice {
     }
 
     fn print(&mut self, line: &Value) -> io::Result<bool> {
-        self.mouth.as_mut().map_or(Ok(true), |mouth| mouth(line))
+        self.sink.as_mut().map_or(Ok(true), |sink| sink(line))
     }
 }

@@ -18,9 +18,9 @@ use super::fleet::Addresses;
 use super::journal::{Count, Journal};
 
 /// Between two tries to send.
-const TRY_AGAIN: Duration = Duration::from_millis(25);
+const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 /// With all engines back, a message is answered within this time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Runs that wait in a session before its writer pauses.
 const MAX_QUEUED: usize = 3;
 
@@ -60,7 +60,7 @@ impl Writer {
             sent.push(Sent { session: self.session.clone(), message, run });
             sleep(Duration::from_millis(self.rng.u64(..300))).await;
             while self.queued().await >= MAX_QUEUED && !stop.is_cancelled() {
-                sleep(TRY_AGAIN * 4).await;
+                sleep(RETRY_INTERVAL * 4).await;
             }
         }
         sent
@@ -87,11 +87,14 @@ impl Writer {
                 Try::Refused => return Some(None),
                 Try::Again => self.journal.count(Count::SendsRetried),
             }
-            if stop.is_cancelled() && Instant::now() >= *give_up.get_or_insert_with(|| Instant::now() + PATIENCE) {
-                self.journal.violation("a message is answered", format!("{message} was not within {PATIENCE:?}"));
+            if stop.is_cancelled()
+                && Instant::now() >= *give_up.get_or_insert_with(|| Instant::now() + ACKNOWLEDGE_TIMEOUT)
+            {
+                self.journal
+                    .violation("a message is answered", format!("{message} was not within {ACKNOWLEDGE_TIMEOUT:?}"));
                 return None;
             }
-            sleep(TRY_AGAIN).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
@@ -124,11 +127,13 @@ impl Writer {
             if let Try::Taken(run) = writer.try_to_send(&body).await {
                 return Some(run);
             }
-            if begun.elapsed() > PATIENCE * 2 {
-                writer.journal.violation("a message is answered", format!("{body} was not within {:?}", PATIENCE * 2));
+            if begun.elapsed() > ACKNOWLEDGE_TIMEOUT * 2 {
+                writer
+                    .journal
+                    .violation("a message is answered", format!("{body} was not within {:?}", ACKNOWLEDGE_TIMEOUT * 2));
                 return None;
             }
-            sleep(TRY_AGAIN).await;
+            sleep(RETRY_INTERVAL).await;
         };
         let (one, other) = tokio::join!(answered(self), answered(&mut twin));
         self.journal.count(Count::SendsDoubled);

@@ -2,3 +2,5 @@
 //!
 //! Always: it uses no type of `mainstay`, so that what it says of a daemon was seen from outside; which binary is meant is
 //! handed to it, because only the crate of a test knows `CARGO_BIN_EXE_mainstay`.
+
+pub mod fake;

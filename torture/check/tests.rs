@@ -110,7 +110,7 @@ impl Scene {
         slots(&self.slots, &journal);
         log(&self.run.session_id, &self.events, &[&self.run], &journal);
         reading(&self.run.session_id, &self.events, &self.heard, &journal);
-        speech(&self.run, &stored, &self.agents, &journal);
+        words(&self.run, &stored, &self.agents, &journal);
         question(&self.run, &self.agents, &journal);
         ending(&self.run, &self.evidence, &journal);
         answer(&self.run, &stored, self.answer.as_deref(), &journal);
@@ -254,7 +254,7 @@ fn a_message_with_no_run_two_runs_or_another_run_is_seen() {
 #[test]
 fn an_end_without_a_reason_is_seen() {
     const PROMISE: [&str; 1] = ["a run ends for a reason that there was"];
-    assert_eq!(after(|scene| scene.end(Status::Cancelled, Cause::Cancelled)), PROMISE, "nobody asked for it");
+    assert_eq!(after(|scene| scene.end(Status::Cancelled, Cause::Cancelled)), PROMISE, "no cancel was asked for");
     let asked_for = after(|scene| scene.run.cancel_requested_at = scene.run.claimed_at);
     assert_eq!(asked_for, PROMISE, "a cancel that was stored decides the outcome");
     assert_eq!(after(|scene| scene.end(Status::Failed, Cause::Internal)), PROMISE);
@@ -269,12 +269,12 @@ fn an_end_without_a_reason_is_seen() {
 
 #[test]
 fn a_run_is_interrupted_only_when_its_host_was_killed_or_it_never_got_one() {
-    let verdict = |cause: Cause, attempts: i64, host_killed: bool| {
+    let verdict = |cause: Cause, attempts: i64, shim_killed: bool| {
         let mut scene = Scene::new();
         scene.end(Status::Interrupted, cause);
         scene.run.attempts = attempts;
-        let without_host = host_killed.then(|| scene.run.id.to_string()).into_iter().collect();
-        let (evidence, journal) = (Evidence { without_host, ..Evidence::default() }, Journal::default());
+        let without_shim = shim_killed.then(|| scene.run.id.to_string()).into_iter().collect();
+        let (evidence, journal) = (Evidence { without_shim, ..Evidence::default() }, Journal::default());
         ending(&scene.run, &evidence, &journal);
         journal.violations() == 0
     };
@@ -351,8 +351,8 @@ fn a_gateway_is_lost_only_when_it_was_down() {
 }
 
 #[test]
-fn what_nobody_could_hear_may_be_missing_but_not_from_the_last_message() {
-    // What is stored is `#7.0 #7.1`; it also said these, of which nobody heard the ones in this set.
+fn unheard_words_may_be_missing_but_not_from_the_last_message() {
+    // What is stored is `#7.0 #7.1`; it also said these, of which the ones in this set were not heard.
     let said = |words: &[&str], unheard: &[usize]| {
         after(|scene| {
             let said = |word: &&str| match word.strip_prefix("tool ") {

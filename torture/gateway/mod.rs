@@ -4,8 +4,8 @@
 //! Always: one thread, so that it is dead when its locks are gone; the key of a request is the attempt it is for, and the
 //! gateway's agent is the slot. Who asks with the same key again is told of the same run. Nothing outlives the process.
 
-pub(super) mod keeper;
 mod peers;
+pub(super) mod supervisor;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,37 +14,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::{SinkExt, StreamExt};
+use mainstay::run::Attempt;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tokio_tungstenite::accept_async;
-use tokio_tungstenite::tungstenite::Message;
 
 use self::peers::{PeerId, Peers};
-use super::dialect::Gateway as Speech;
+use super::fake::gateway::{Connection, accepted, hello};
 use super::live::{Purpose, Turn};
-use mainstay::run::Attempt;
+use super::protocol::Gateway as Encoder;
 
 /// What it asks for.
 pub(super) const TOKEN: &str = "torture";
 /// Requests that wait to be looked at.
 const UNREAD_REQUESTS: usize = 64;
-/// One word in so many is the last one before the connection of whoever follows the run is cut.
+/// One word in so many is the last one before the connection of its follower is cut.
 const WORDS_TO_A_CUT: u32 = 100;
 
 /// Serves at the address in its arguments, until it is killed.
 ///
 /// # Errors
-/// When nobody can reach it, or a record cannot be written.
+/// When its address cannot be used, or a record cannot be written.
 pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> {
     let address: SocketAddr = arguments.last().context("an address is needed")?.parse()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await?;
-        println!("{}", keeper::LISTENS);
+        println!("{}", supervisor::LISTENS);
         let (sender, requests) = mpsc::channel(UNREAD_REQUESTS);
         let mut gateway = Gateway::new(records);
         tokio::select! {
@@ -79,18 +77,17 @@ async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, Heard)>) -
 
 /// Carries frames both ways until one side is gone; what is for the peer is sent before its connection is closed.
 async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerId, Heard)>) -> anyhow::Result<()> {
-    let mut socket = accept_async(stream).await?;
+    let mut connection = Connection::accept(stream).await?;
     let (sender, mut frames) = mpsc::channel(peers::UNREAD_FRAMES);
     gateway.send((peer, Heard::Came(sender))).await?;
     loop {
         tokio::select! {
             frame = frames.recv() => match frame {
-                Some(frame) => socket.send(Message::text(&*frame)).await?,
-                None => return Ok(socket.close(None).await?),
+                Some(frame) => connection.send_text(frame.as_ref().to_owned()).await?,
+                None => return connection.close().await,
             },
-            asked = socket.next() => match asked.transpose()? {
-                Some(Message::Text(text)) => gateway.send((peer, Heard::Asked(serde_json::from_str(&text)?))).await?,
-                Some(_) => {}
+            asked = connection.next() => match asked? {
+                Some(asked) => gateway.send((peer, Heard::Asked(asked))).await?,
                 None => return Ok(()),
             },
         }
@@ -220,8 +217,7 @@ impl Gateway {
         let text = |key: &str| params[key].as_str().unwrap_or_default();
         if !self.peers().is_in(peer) {
             if request["method"] == "connect" && params["auth"]["token"] == TOKEN {
-                let server = json!({"version": "0", "bootId": self.boot});
-                self.peers().take_in(peer, id, json!({"type": "hello-ok", "protocol": 4, "server": server}));
+                self.peers().take_in(peer, id, hello(&self.boot));
             } else {
                 self.peers().cut(peer);
             }
@@ -287,17 +283,17 @@ impl Gateway {
             session: session.rsplit(':').next().unwrap_or_default().to_owned(),
             slot: agent.clone(),
             conversation: session.clone(),
-            // Nobody would end it.
+            // No engine would end it.
             is_held: false,
             seed: text("message").trim().parse()?,
         };
         let (peers, run, of) = (self.peers.clone(), key.clone(), session.clone());
-        let mouth = Box::new(move |frame: &Value| Ok(lock(&peers).tell(&run, &of, frame)));
-        let speech = Speech::new(key.clone(), agent.clone(), session.clone());
-        let turn = Turn::begin(&self.records, purpose, self.begun, Box::new(speech), mouth)?;
+        let sink = Box::new(move |frame: &Value| Ok(lock(&peers).tell(&run, &of, frame)));
+        let encoder = Encoder::new(key.clone(), agent.clone(), session.clone());
+        let turn = Turn::begin(&self.records, purpose, self.begun, Box::new(encoder), sink)?;
         self.begun += 1;
         self.peers().ask(peer, id, &key);
-        self.peers().answer(peer, id, json!({"runId": key, "sessionKey": session, "status": "accepted"}));
+        self.peers().answer(peer, id, accepted(&key, &session));
         self.runs.push(Run { key, agent, session, turn });
         Ok(())
     }

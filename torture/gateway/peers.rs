@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
+
+use crate::fake::gateway::{answer, challenge, refusal};
 
 /// Frames that wait to be sent to a peer.
 pub(super) const UNREAD_FRAMES: usize = 1024;
@@ -35,7 +37,7 @@ impl Peers {
     pub(super) fn came(&mut self, id: PeerId, frames: mpsc::Sender<Arc<str>>) {
         let peer = Peer { frames, is_in: false, follows: BTreeSet::new(), sessions: BTreeSet::new() };
         self.connected.insert(id, peer);
-        self.send(id, &json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n", "ts": 1}}));
+        self.send(id, &challenge());
     }
 
     pub(super) fn is_in(&self, peer: PeerId) -> bool {
@@ -78,7 +80,7 @@ impl Peers {
         self.connected.iter().find(|(_, peer)| peer.follows.contains(run)).map(|(id, _)| *id)
     }
 
-    /// Tells an event of a run. Answers whether somebody who follows it hears it.
+    /// Tells an event of a run. Answers whether a follower of it hears it.
     pub(super) fn tell(&mut self, run: &str, session: &str, frame: &Value) -> bool {
         let is_tool = frame["payload"]["stream"] == "tool";
         let asker = self.askers.get(run).map(|(asker, _)| *asker);
@@ -112,12 +114,11 @@ impl Peers {
     }
 
     pub(super) fn answer(&mut self, peer: PeerId, id: &Value, payload: Value) {
-        self.pass(peer, id, &json!({"type": "res", "ok": true, "payload": payload}));
+        self.send(peer, &answer(id, payload));
     }
 
     pub(super) fn refuse(&mut self, peer: PeerId, id: &Value, message: &str) {
-        let error = json!({"code": "INVALID_REQUEST", "message": message});
-        self.pass(peer, id, &json!({"type": "res", "ok": false, "error": error}));
+        self.send(peer, &refusal(id, "INVALID_REQUEST", message));
     }
 
     /// Passes on an answer, as that to a request.

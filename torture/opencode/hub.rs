@@ -1,15 +1,13 @@
-//! The events of the server, to all who follow them, and how things stand after them.
+//! The events of the server, to all who follow them, and the state after them.
 //!
-//! Always: who begins to follow and then asks how things stand has missed nothing. Who does not keep up is cut off.
+//! Always: a client that follows first and then asks for the state has missed nothing. One that does not keep up is cut off.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
 
-/// So many events wait for a follower.
-const UNREAD_EVENTS: usize = 4096;
+use crate::fake::opencode::{Follower, event};
 
 /// A message with its parts, in their order.
 #[derive(Default)]
@@ -19,74 +17,57 @@ struct Message {
 }
 
 #[derive(Default)]
-struct Stand {
+struct State {
     /// By session and id, which grows.
     messages: BTreeMap<String, BTreeMap<String, Message>>,
     /// What was asked and not answered.
     asked: Vec<Value>,
 }
 
+#[derive(Default)]
 pub(super) struct Hub {
-    stand: Mutex<Stand>,
-    /// None cuts the connection.
-    followers: broadcast::Sender<Option<Arc<str>>>,
-}
-
-/// The events, for one follower.
-pub(super) struct Events {
-    ahead: VecDeque<Arc<str>>,
-    rest: broadcast::Receiver<Option<Arc<str>>>,
-}
-
-impl Events {
-    /// The next one; none when the connection is to be cut.
-    pub(super) async fn next(&mut self) -> Option<Arc<str>> {
-        match self.ahead.pop_front() {
-            Some(event) => Some(event),
-            None => self.rest.recv().await.ok()?,
-        }
-    }
+    state: Mutex<State>,
+    followers: Mutex<Vec<Follower>>,
 }
 
 impl Hub {
-    pub(super) fn new() -> Self {
-        Self { stand: Mutex::default(), followers: broadcast::Sender::new(UNREAD_EVENTS) }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stand(&self) -> MutexGuard<'_, Stand> {
-        self.stand.lock().unwrap_or_else(PoisonError::into_inner)
+    fn followers(&self) -> MutexGuard<'_, Vec<Follower>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows what is told from here on, behind a greeting.
-    pub(super) fn follow(&self, greeting: Value) -> Events {
-        Events { ahead: VecDeque::from([greeting.to_string().into()]), rest: self.followers.subscribe() }
+    /// Tells what comes from here on, behind a greeting.
+    pub(super) fn follow(&self, follower: Follower) {
+        if follower.try_tell(&event("server.connected", json!({}))) {
+            self.followers().push(follower);
+        }
     }
 
     /// Tells an event.
     pub(super) fn tell(&self, event: &Value) {
-        self.stand().heed(event);
-        let event = event.as_str().map_or_else(|| event.to_string(), str::to_owned);
-        // Perhaps nobody follows.
-        let _ = self.followers.send(Some(event.into()));
+        self.state().heed(event);
+        self.followers().retain(|follower| follower.try_tell(event));
     }
 
     /// Cuts the connections of all who follow.
     pub(super) fn cut(&self) {
-        // As above.
-        let _ = self.followers.send(None);
+        self.followers().clear();
     }
 
     /// The last messages of a session, the newest one behind.
     pub(super) fn messages(&self, session: &str, limit: usize) -> Value {
-        let stand = self.stand();
-        let messages = stand.messages.get(session).into_iter().flat_map(BTreeMap::values);
+        let state = self.state();
+        let messages = state.messages.get(session).into_iter().flat_map(BTreeMap::values);
         let messages: Vec<_> = messages.map(|message| json!({"info": message.info, "parts": message.parts})).collect();
         messages[messages.len().saturating_sub(limit)..].into()
     }
 
     /// Forgets all but the last message of a session.
     pub(super) fn forget(&self, session: &str) {
-        if let Some(messages) = self.stand().messages.get_mut(session) {
+        if let Some(messages) = self.state().messages.get_mut(session) {
             while messages.len() > 1 {
                 messages.pop_first();
             }
@@ -95,23 +76,23 @@ impl Hub {
 
     /// What was asked and not answered.
     pub(super) fn asked(&self) -> Value {
-        self.stand().asked.clone().into()
+        self.state().asked.clone().into()
     }
 
     pub(super) fn answered(&self, id: &str) {
         let asked = {
-            let mut stand = self.stand();
-            let at = stand.asked.iter().position(|asked| asked["id"] == id);
-            at.map(|at| stand.asked.remove(at))
+            let mut state = self.state();
+            let at = state.asked.iter().position(|asked| asked["id"] == id);
+            at.map(|at| state.asked.remove(at))
         };
         if let Some(asked) = asked {
             let properties = json!({"sessionID": asked["sessionID"], "requestID": id});
-            self.tell(&super::event("permission.replied", properties));
+            self.tell(&event("permission.replied", properties));
         }
     }
 }
 
-impl Stand {
+impl State {
     fn heed(&mut self, event: &Value) {
         let properties = &event["properties"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -7,21 +7,15 @@
 mod hub;
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
-use axum::body::Body;
-use axum::extract::{Path as InPath, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream;
+use mainstay::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -29,9 +23,9 @@ use tokio::time::{Instant, sleep_until};
 
 use self::hub::Hub;
 use super::agent::port_in;
-use super::dialect::{Opencode, event};
+use super::fake::opencode::{self, Answer, Behaviour, Follower, Request};
 use super::live::{self, Purpose, Turn};
-use mainstay::clock::{Clock, SystemClock};
+use super::protocol::Opencode;
 
 /// The file of all sessions, beside the records.
 const SESSIONS: &str = "opencode-sessions";
@@ -41,7 +35,7 @@ const WORDS_TO_A_CUT: u32 = 100;
 /// Serves on the port of its arguments, until it is killed.
 ///
 /// # Errors
-/// When nobody can reach it, or a record cannot be written.
+/// When its port cannot be used, or a record cannot be written.
 pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> {
     let port = port_in(arguments)?;
     let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is needed"));
@@ -50,7 +44,7 @@ pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> 
     let server = Arc::new(Server {
         records: records.to_owned(),
         authorization,
-        hub: Arc::new(Hub::new()),
+        hub: Arc::default(),
         turns: Mutex::default(),
         begun: Mutex::new(0),
         news: Notify::new(),
@@ -59,32 +53,11 @@ pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> 
     runtime.block_on(async {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         tokio::select! {
-            served = axum::serve(listener, router(&server)) => served?,
+            served = opencode::serve(listener, server.clone()) => served?,
             talked = server.talk() => talked?,
         }
         Ok(0)
     })
-}
-
-fn router(server: &Arc<Server>) -> Router {
-    let nothing = || async { Json(json!([])) };
-    Router::new()
-        .route("/global/health", get(async || Json(json!({"healthy": true, "version": "0"}))))
-        .route("/agent", get(nothing))
-        .route("/config/providers", get(async || Json(json!({"providers": []}))))
-        .route("/event", get(events))
-        .route("/permission", get(async |State(server): State<Arc<Server>>| Json(server.hub.asked())))
-        .route("/permission/{id}/reply", post(reply))
-        .route("/session", post(new_session))
-        .route("/session/status", get(status))
-        .route("/session/{id}", get(session))
-        .route("/session/{id}/children", get(nothing))
-        .route("/session/{id}/todo", get(nothing))
-        .route("/session/{id}/message", get(messages))
-        .route("/session/{id}/prompt_async", post(prompt))
-        .route("/session/{id}/abort", post(abort))
-        .layer(from_fn_with_state(server.clone(), admit))
-        .with_state(server.clone())
 }
 
 /// The server with its turns.
@@ -147,14 +120,14 @@ impl Server {
         let now = SystemClock.now().as_millis();
         let [asked, message] = ["a", "b"].map(|which| format!("msg_{now:013x}{number:06x}{which}"));
         self.hub.forget(&session);
-        let speech = Opencode::new(session, asked, message, text);
+        let encoder = Opencode::new(session, asked, message, text);
         let hub = self.hub.clone();
-        let mouth = Box::new(move |event: &Value| {
+        let sink = Box::new(move |event: &Value| {
             hub.tell(event);
             // Who misses it is told again.
             Ok(true)
         });
-        self.turns().push(Turn::begin(&self.records, purpose, number, Box::new(speech), mouth)?);
+        self.turns().push(Turn::begin(&self.records, purpose, number, Box::new(encoder), sink)?);
         self.news.notify_one();
         Ok(())
     }
@@ -162,95 +135,79 @@ impl Server {
     fn sessions(&self) -> PathBuf {
         self.records.join(SESSIONS)
     }
-}
 
-/// Only who knows the password is let in.
-async fn admit(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION);
-    if given.is_some_and(|given| given.as_bytes() == server.authorization.as_bytes()) {
-        return next.run(request).await;
+    fn take(&self, request: &Request) -> anyhow::Result<Option<Answer>> {
+        let path: Vec<_> = request.path.split('/').skip(1).collect();
+        let nothing = || json!([]);
+        let value = match (request.method.as_str(), &path[..]) {
+            ("GET", ["global", "health"]) => json!({"healthy": true, "version": "0"}),
+            ("GET", ["agent"] | ["session", _, "children" | "todo"]) => nothing(),
+            ("GET", ["config", "providers"]) => json!({"providers": []}),
+            ("GET", ["permission"]) => self.hub.asked(),
+            ("POST", ["permission", id, "reply"]) => return self.reply(id, &request.body),
+            ("POST", ["session"]) => self.new_session()?,
+            ("GET", ["session", "status"]) => self.status(),
+            ("GET", ["session", id]) => return Ok(self.session(id)),
+            ("GET", ["session", id, "message"]) => {
+                let limit = request.query.split('&').find_map(|pair| pair.strip_prefix("limit="));
+                self.hub.messages(id, limit.and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX))
+            }
+            ("POST", ["session", id, "prompt_async"]) => {
+                self.begin((*id).to_owned(), &request.body)?;
+                return Ok(Some((StatusCode::NO_CONTENT, Value::Null)));
+            }
+            ("POST", ["session", id, "abort"]) => {
+                for turn in self.turns().iter_mut().filter(|turn| turn.conversation == *id) {
+                    turn.cancel()?;
+                }
+                self.news.notify_one();
+                json!(true)
+            }
+            _ => return Ok(Some((StatusCode::NOT_FOUND, Value::Null))),
+        };
+        Ok(Some((StatusCode::OK, value)))
     }
-    StatusCode::UNAUTHORIZED.into_response()
-}
 
-async fn events(State(server): State<Arc<Server>>) -> Response {
-    let events = server.hub.follow(event("server.connected", json!({})));
-    let events = stream::unfold(events, async |mut events| {
-        let event = events.next().await?;
-        Some((Ok::<_, io::Error>(format!("data: {event}\n\n")), events))
-    });
-    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
-}
-
-async fn new_session(State(server): State<Arc<Server>>) -> Result<Json<Value>, Failed> {
-    let id = format!("ses_{}", uuid::Uuid::new_v4().simple());
-    let mut file = OpenOptions::new().create(true).append(true).open(server.sessions())?;
-    file.write_all(format!("{id}\n").as_bytes())?;
-    Ok(Json(json!({"id": id})))
-}
-
-async fn session(State(server): State<Arc<Server>>, InPath(id): InPath<String>) -> Response {
-    let sessions = std::fs::read_to_string(server.sessions()).unwrap_or_default();
-    match sessions.lines().any(|known| known == id) {
-        true => Json(json!({"id": id})).into_response(),
-        false => StatusCode::NOT_FOUND.into_response(),
+    fn new_session(&self) -> anyhow::Result<Value> {
+        let id = format!("ses_{}", uuid::Uuid::new_v4().simple());
+        let mut file = OpenOptions::new().create(true).append(true).open(self.sessions())?;
+        file.write_all(format!("{id}\n").as_bytes())?;
+        Ok(json!({"id": id}))
     }
-}
 
-async fn status(State(server): State<Arc<Server>>) -> Json<Value> {
-    let busy = server.turns().iter().map(|turn| (turn.conversation.clone(), json!({"type": "busy"}))).collect();
-    Json(Value::Object(busy))
-}
-
-async fn messages(State(server): State<Arc<Server>>, InPath(id): InPath<String>, request: Request) -> Json<Value> {
-    let limit = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("limit="));
-    Json(server.hub.messages(&id, limit.and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX)))
-}
-
-async fn prompt(
-    State(server): State<Arc<Server>>,
-    InPath(id): InPath<String>,
-    Json(prompt): Json<Value>,
-) -> Result<StatusCode, Failed> {
-    server.begin(id, &prompt)?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn abort(State(server): State<Arc<Server>>, InPath(id): InPath<String>) -> Result<Json<bool>, Failed> {
-    for turn in server.turns().iter_mut().filter(|turn| turn.conversation == id) {
-        turn.cancel()?;
+    fn session(&self, id: &str) -> Option<Answer> {
+        let sessions = std::fs::read_to_string(self.sessions()).unwrap_or_default();
+        sessions.lines().any(|known| known == id).then(|| (StatusCode::OK, json!({"id": id})))
     }
-    server.news.notify_one();
-    Ok(Json(true))
-}
 
-async fn reply(
-    State(server): State<Arc<Server>>,
-    InPath(id): InPath<String>,
-    Json(reply): Json<Value>,
-) -> Result<Response, Failed> {
-    let answer = json!({"permission": id, "reply": reply["reply"]});
-    let mut is_answer = false;
-    for turn in server.turns().iter_mut() {
-        is_answer |= turn.hear(&answer)?;
+    fn status(&self) -> Value {
+        self.turns().iter().map(|turn| (turn.conversation.clone(), json!({"type": "busy"}))).collect()
     }
-    server.hub.answered(&id);
-    server.news.notify_one();
-    Ok(if is_answer { Json(true).into_response() } else { StatusCode::NOT_FOUND.into_response() })
-}
 
-/// What went wrong, as an answer.
-struct Failed(anyhow::Error);
-
-impl<T: Into<anyhow::Error>> From<T> for Failed {
-    fn from(error: T) -> Self {
-        Self(error.into())
+    fn reply(&self, id: &str, reply: &Value) -> anyhow::Result<Option<Answer>> {
+        let answer = json!({"permission": id, "reply": reply["reply"]});
+        let mut is_answer = false;
+        for turn in self.turns().iter_mut() {
+            is_answer |= turn.hear(&answer)?;
+        }
+        self.hub.answered(id);
+        self.news.notify_one();
+        Ok(Some(if is_answer { (StatusCode::OK, json!(true)) } else { (StatusCode::NOT_FOUND, Value::Null) }))
     }
 }
 
-impl IntoResponse for Failed {
-    fn into_response(self) -> Response {
-        let message = json!({"message": format!("{:#}", self.0)});
-        (StatusCode::INTERNAL_SERVER_ERROR, Json(message)).into_response()
+impl Behaviour for Server {
+    fn admits(&self, request: &Request) -> bool {
+        request.authorization == self.authorization
+    }
+
+    fn followed(&self, _: Request, follower: Follower) {
+        self.hub.follow(follower);
+    }
+
+    async fn answer(&self, request: Request) -> Option<Answer> {
+        let failed =
+            |error: anyhow::Error| Some((StatusCode::INTERNAL_SERVER_ERROR, json!({"message": format!("{error:#}")})));
+        self.take(&request).unwrap_or_else(failed)
     }
 }

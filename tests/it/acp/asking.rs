@@ -1,16 +1,12 @@
 //! What the agent asks, as a chat shows it.
 
-use std::path::Path;
-
-use crate::acp::scene::within;
+use crate::acp::scene::{AGENT, within};
 use crate::acp::starting::{send, stub};
 
 #[tokio::test]
 async fn questions_asked_together_are_shown_together() {
     let dir = tempfile::tempdir().unwrap();
-    let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/acp/agent.py");
-    let python = ["python3", agent.to_str().unwrap()];
-    let (engine, run) = send(dir.path(), &python, &stub(dir.path(), ""), "permissions").await;
+    let (engine, run) = send(dir.path(), &AGENT, &stub(dir.path(), ""), "permissions").await;
     let mut follower = engine.follow_chat(run, 0).await.unwrap();
     let mut stream = String::new();
     while let Some(frames) = within(follower.next_frames()).await.unwrap() {

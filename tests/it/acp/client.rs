@@ -14,13 +14,13 @@ async fn a_permission_is_answered_whatever_its_id_and_only_once() {
         relay.answer(&asked["id"], Some("no")).await;
         relay.answer(&asked["id"], Some("yes")).await;
         let turn = relay.end().await;
-        assert_eq!(turn.text(), r#"{"outcome": {"optionId": "no", "outcome": "selected"}}"#, "{id}");
+        assert_eq!(turn.text(), r#"{"outcome":{"optionId":"no","outcome":"selected"}}"#, "{id}");
         assert_eq!(turn.stop_reason(), Some("end_turn"));
     }
     let mut relay = scene.relay("permission 0", json!({})).await;
     let asked = relay.until("request_permission").await;
     relay.answer(&asked["id"], None).await;
-    assert_eq!(relay.end().await.text(), r#"{"outcome": {"outcome": "cancelled"}}"#);
+    assert_eq!(relay.end().await.text(), r#"{"outcome":{"outcome":"cancelled"}}"#);
 }
 
 /// What the agent is told when it asks this.
@@ -74,7 +74,7 @@ async fn a_terminal_runs_in_the_directory_of_the_session_and_ends_with_the_turn(
     let access = json!({"read_files": false, "write_files": false, "terminals": true});
     let scene = Scene::with("", access).await;
     let turn = scene.turn("terminal pwd; echo oops >&2; exit 3", None).await;
-    assert!(turn.text().contains(r#""exitCode": 3"#), "{}", turn.text());
+    assert!(turn.text().contains(r#""exitCode":3"#), "{}", turn.text());
     assert!(turn.text().contains("work") && turn.text().contains("oops"), "{}", turn.text());
     let create = json!({"command": "sh", "args": ["-c", "echo $$ > pid; exec tail -f /dev/null"]});
     assert!(told(&scene, "terminal/create", create).await["terminalId"].is_string());

@@ -95,7 +95,7 @@ async fn every_request_gets_an_answer() {
         json!({"jsonrpc": "2.0", "id": "odd", "method": "no/params"}).to_string(),
     ] {
         let turn = scene.turn(&format!("request {request}"), None).await;
-        assert_eq!(turn.text(), r#"{"error": -32601}"#, "{request}");
+        assert_eq!(turn.text(), r#"{"error":-32601}"#, "{request}");
     }
     let request = request("session/request_permission", json!({"sessionId": "SESSION", "options": "none"}));
     let turn = scene.turn(&format!("request {request}"), None).await;
@@ -167,7 +167,7 @@ fn agent_of(scene: &Scene) -> PathBuf {
     let agent = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let environ = std::fs::read(entry.path().join("environ")).ok()?;
         let log = format!("STUB_LOG={}", scene.dir.path().join("log").display());
-        let is_agent = std::fs::read_to_string(entry.path().join("comm")).ok()?.starts_with("python3");
+        let is_agent = std::fs::read_to_string(entry.path().join("comm")).ok()?.starts_with("mainstay-tort");
         (is_agent && environ.split(|byte| *byte == 0).any(|it| it == log.as_bytes())).then(|| entry.path())
     });
     agent.unwrap()

@@ -1,6 +1,6 @@
 //! What the tests stand on: a bridge with an agent that does what it is told, and relays to it, as processes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
 }
+
+/// The agent that does what its prompts say: `testkit/src/fake/acp/script.rs`.
+pub const AGENT: [&str; 3] = [env!("CARGO_BIN_EXE_mainstay-torture"), "agent", "--scripted"];
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
@@ -65,11 +68,9 @@ impl Scene {
 
     /// Starts the bridge, and waits until it listens.
     pub async fn start(&mut self) {
-        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/acp/agent.py");
         let mut bridge = program()
             .arg("bridge")
-            .arg("python3")
-            .arg(agent)
+            .args(AGENT)
             .current_dir(self.work())
             .env("STUB_CAN", &self.can)
             .env("STUB_STORE", self.dir.path().join("store"))

@@ -11,7 +11,7 @@ use mainstay::run::{Run, Status};
 use mainstay::warm::Backend;
 use serde_json::{Value, json};
 
-use crate::acp::scene::within;
+use crate::acp::scene::{AGENT, within};
 
 /// An engine whose agent is started with this command, and a turn that was sent to it.
 async fn sent_to(dir: &Path, command: &[&str], more: &str) -> (Engine, RunId) {
@@ -69,18 +69,16 @@ pub fn stub(dir: &Path, can: &str) -> String {
 
 #[tokio::test]
 async fn what_would_come_out_the_same_again_is_told_at_once_and_not_tried_again() {
-    let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/acp/agent.py");
-    let python = ["python3", agent.to_str().unwrap()];
     for (command, can, class, words) in [
         (
-            &python[..],
+            &AGENT[..],
             "login-first",
             "authentication",
             "initialize with the agent failed: Authentication required: run `stub login`",
         ),
-        (&python, "version-2", "protocol", "required ACP protocol version 1 but peer negotiated 2"),
-        (&python, "nonsense", "protocol", "protocolVersion must be a valid ACP protocol version"),
-        (&python, "nonsense", "protocol", r#""result": "hello"}"#),
+        (&AGENT, "version-2", "protocol", "required ACP protocol version 1 but peer negotiated 2"),
+        (&AGENT, "nonsense", "protocol", "protocolVersion must be a valid ACP protocol version"),
+        (&AGENT, "nonsense", "protocol", r#""result":"hello"}"#),
         (&["cat"], "", "protocol", "initialize with the agent failed: Method not found"),
         (&["./of-no-interpreter"], "", "agent_missing", "failed to start the agent: ./of-no-interpreter: No such file"),
     ] {
@@ -123,9 +121,8 @@ async fn one_that_ends_is_told_with_how_it_ended_and_its_own_words() {
 #[tokio::test]
 async fn whoever_waits_sees_that_the_agent_is_started_and_why_it_is_started_again() {
     let dir = tempfile::tempdir().unwrap();
-    let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/acp/agent.py");
     let wait = "while [ ! -e seen ]; do sleep 0.02; done; echo 'Error: no luck' >&2; exit 3";
-    let script = format!("[ -e seen ] || {{ {wait}; }}; exec python3 {}", agent.display());
+    let script = format!("[ -e seen ] || {{ {wait}; }}; exec {}", AGENT.join(" "));
     let (engine, run) = sent_to(dir.path(), &["sh", "-c", &script], &stub(dir.path(), "")).await;
     let mut follower = engine.follow_run(run, 0).await.unwrap();
     let mut told = Vec::new();

@@ -14,6 +14,7 @@ use mainstay::process::End;
 use mainstay::run::Cause;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use testkit::fake::gateway::challenge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio_tungstenite::tungstenite::Message;
@@ -39,7 +40,7 @@ async fn a_wrong_token_is_a_failure_of_authentication() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.stranger().await;
-    peer.send(json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n"}})).await;
+    peer.send(challenge()).await;
     peer.asked("connect").await;
     let error = json!({"code": "INVALID_REQUEST", "message": "unauthorized: gateway token mismatch",
         "details": {"code": "AUTH_TOKEN_MISMATCH"}});
@@ -56,7 +57,7 @@ async fn a_policy_violation_before_the_consent_is_one_too() {
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.stranger().await;
     let close = CloseFrame { code: CloseCode::Policy, reason: "unauthorized".into() };
-    in_time(peer.socket.close(Some(close))).await.unwrap();
+    in_time(peer.connection.socket.close(Some(close))).await.unwrap();
     turn.ends().await;
     assert_eq!(turn.error().class, Some(ErrorClass::Authentication));
 }
@@ -106,7 +107,7 @@ async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
 
     let (refused, ()) = tokio::join!(look(), async {
         let mut peer = gateway.stranger().await;
-        peer.send(json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n"}})).await;
+        peer.send(challenge()).await;
         peer.asked("connect").await;
         let error = json!({"message": "gateway token mismatch", "details": {"code": "AUTH_TOKEN_MISMATCH"}});
         peer.send(json!({"type": "res", "id": "connect", "ok": false, "error": error})).await;
@@ -132,7 +133,7 @@ async fn a_gateway_that_is_starting_is_waited_for() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.stranger().await;
-    peer.send(json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n"}})).await;
+    peer.send(challenge()).await;
     peer.asked("connect").await;
     let error = json!({"code": "UNAVAILABLE", "message": "starting", "retryable": true, "retryAfterMs": 1});
     peer.send(json!({"type": "res", "id": "connect", "ok": false, "error": error})).await;
@@ -233,7 +234,7 @@ async fn garbage_is_counted_and_ends_nothing() {
     {
         peer.send_text(garbage.to_owned()).await;
     }
-    in_time(futures_util::SinkExt::send(&mut peer.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
+    in_time(futures_util::SinkExt::send(&mut peer.connection.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
     peer.send(json!({"type": "event", "event": "agent", "payload": {"runId": turn.run, "stream": 7}})).await;
     // Half a character is no reason to take another run's words for ours.
     peer.send_text(

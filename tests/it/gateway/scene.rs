@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use mainstay::agent::GatewaySpec;
 use mainstay::agent_event::AgentEvent;
 use mainstay::driver::Backend;
@@ -17,9 +17,8 @@ use mainstay::process::Hosts;
 use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, ExitReport};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{WebSocketStream, accept_async};
+use testkit::fake::gateway::{Connection, RunOf, accepted, agent_event, answer, challenge, hello};
+use tokio::net::TcpListener;
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "a-token-{slot}";
@@ -45,25 +44,24 @@ impl FakeGateway {
     /// The next one who connects, before it introduced itself.
     pub async fn stranger(&self) -> Peer {
         let (socket, _) = in_time(self.listener.accept()).await.unwrap();
-        Peer { socket: in_time(accept_async(socket)).await.unwrap() }
+        Peer { connection: in_time(Connection::accept(socket)).await.unwrap() }
     }
 
     /// The next one who connects, taken in by the gateway's process `boot`.
     pub async fn accept(&self, boot: &str) -> Peer {
         let mut peer = self.stranger().await;
-        peer.send(json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n", "ts": 1}})).await;
+        peer.send(challenge()).await;
         let params = peer.asked("connect").await;
         assert_eq!(params["auth"]["token"], TOKEN);
         assert_eq!(params["caps"], json!(["tool-events"]));
-        let hello = json!({"type": "hello-ok", "protocol": 4, "server": {"version": "1", "bootId": boot}});
-        peer.answer("connect", hello).await;
+        peer.answer("connect", hello(boot)).await;
         peer
     }
 }
 
 /// A relay, as the gateway sees it.
 pub struct Peer {
-    pub socket: WebSocketStream<TcpStream>,
+    pub connection: Connection,
 }
 
 impl Peer {
@@ -72,34 +70,35 @@ impl Peer {
     }
 
     pub async fn send_text(&mut self, text: String) {
-        in_time(self.socket.send(Message::text(text))).await.unwrap();
+        in_time(self.connection.send_text(text)).await.unwrap();
     }
 
     /// The parameters of the next request, which is for this method and has an id that begins with the last word of it.
     pub async fn asked(&mut self, method: &str) -> Value {
-        let message = in_time(self.socket.next()).await.expect("the relay went away").unwrap();
-        let request: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        let request = in_time(self.connection.next()).await.unwrap().expect("the relay went away");
         assert_eq!((&request["type"], &request["method"]), (&json!("req"), &json!(method)), "{request}");
         request["params"].clone()
     }
 
     pub async fn answer(&mut self, id: &str, payload: Value) {
-        self.send(json!({"type": "res", "id": id, "ok": true, "payload": payload})).await;
+        self.send(answer(&id.into(), payload)).await;
     }
 
     /// Takes the run on, and answers with what was asked for.
     pub async fn accept_run(&mut self) -> Value {
         let params = self.asked("agent").await;
-        let (run, key) = (&params["idempotencyKey"], &params["sessionKey"]);
-        self.answer("agent", json!({"runId": run, "sessionKey": key, "status": "accepted", "acceptedAt": 1})).await;
+        let [run, key] = ["idempotencyKey", "sessionKey"].map(|key| params[key].as_str().unwrap());
+        self.answer("agent", accepted(run, key)).await;
         params
     }
 
     /// An event of a run.
     pub async fn event(&mut self, run: &Value, seq: u64, stream: &str, data: Value) {
-        let payload = json!({"runId": run, "sessionKey": "agent:a:web:s-1", "sessionId": "gs-1", "agentId": "a",
-            "stream": stream, "data": data, "seq": seq, "ts": 1});
-        self.send(json!({"type": "event", "event": "agent", "payload": payload, "seq": seq + 7})).await;
+        let run = run.as_str().unwrap();
+        let of = RunOf { run, agent: "a", session: "agent:a:web:s-1", session_id: "gs-1" };
+        let mut event = agent_event(&of, seq, stream, data);
+        event["seq"] = (seq + 7).into();
+        self.send(event).await;
     }
 
     /// A piece of the agent's message, with the whole of it so far.
@@ -109,7 +108,7 @@ impl Peer {
 
     /// That the connection is closed from the other side.
     pub async fn hears_the_end(mut self) {
-        while let Some(Ok(_)) = in_time(self.socket.next()).await {}
+        while let Some(Ok(_)) = in_time(self.connection.socket.next()).await {}
     }
 }
 

@@ -2,13 +2,10 @@
 //!
 //! Always: waiting is done on what the server was asked, on what the relay says, or on its end.
 
-mod fake;
-
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake::{Fake, Follower, SESSION};
 use futures_util::FutureExt;
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::AgentEvent;
@@ -22,6 +19,7 @@ use mainstay::process::Hosts;
 use mainstay::process::{TurnPlace, decode};
 use mainstay::run::Attempt;
 use serde_json::{Value, json};
+use testkit::fake::opencode::{Follower, SESSION, Server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -178,7 +176,7 @@ fn session_of(events: &[AgentEvent]) -> (String, &'static str) {
 #[tokio::test]
 async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let options = SessionOptions {
             mode: Some("build".to_owned()),
             model: Some("p/a/b".to_owned()),
@@ -186,10 +184,10 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
             ..options()
         };
         let relay = Relay::start(turn(&fake.endpoint, None, options)).await;
-        let follower = fake.followed().await;
-        let asked = fake.asked("POST /session/ses_new/prompt_async").await;
+        let follower = fake.followed().await.unwrap();
+        let asked = fake.asked("POST /session/ses_new/prompt_async").await.unwrap();
         assert_eq!(asked.authorization, "Basic b3BlbmNvZGU6c2VjcmV0");
-        assert!(asked.what.ends_with("?directory=%2Fa%20dir"), "{}", asked.what);
+        assert_eq!(asked.query, "directory=%2Fa%20dir");
         let marker = asked.body.pointer("/parts/0/metadata/mainstay").unwrap();
         for key in ["run", "attempt", "session", "slot"] {
             assert!(marker.get(key).is_some_and(|value| !value.is_null()), "{key}: {marker}");
@@ -216,12 +214,12 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
 #[tokio::test]
 async fn options_that_the_server_does_not_offer_are_not_pushed() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let unknown = SessionOptions { mode: Some("helper".to_owned()), model: Some("p/c".to_owned()), ..options() };
         fake.answers("POST /session/ses_new/prompt_async", 400, json!({"data": {"message": "no"}}));
         let relay = Relay::start(turn(&fake.endpoint, None, unknown)).await;
-        let _follower = fake.followed().await;
-        let asked = fake.asked("POST /session/ses_new/prompt_async").await;
+        let _follower = fake.followed().await.unwrap();
+        let asked = fake.asked("POST /session/ses_new/prompt_async").await.unwrap();
         assert_eq!((asked.body.get("agent"), asked.body.get("model")), (None, None));
         let events = relay.end().await;
         let labels = events.iter().filter(|event| matches!(event, AgentEvent::Status(_))).count();
@@ -234,12 +232,12 @@ async fn options_that_the_server_does_not_offer_are_not_pushed() {
 #[tokio::test]
 async fn a_session_that_the_server_knows_is_gone_on_with() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([{"info": {"id": "msg_0"}, "parts": []}]));
         let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), options())).await;
-        let follower = fake.followed().await;
-        fake.asked("POST /session/ses_new/prompt_async").await;
+        let follower = fake.followed().await.unwrap();
+        fake.asked("POST /session/ses_new/prompt_async").await.unwrap();
         begins(&follower).await;
         ends(&follower, "one").await;
         assert_eq!(session_of(&relay.end().await), (SESSION.to_owned(), "resumed"));
@@ -251,13 +249,13 @@ async fn a_session_that_the_server_knows_is_gone_on_with() {
 async fn a_session_that_the_server_does_not_know_is_replaced() {
     for known in ["ses_gone", "../../etc", "ses_?x=/"] {
         in_time(async {
-            let mut fake = Fake::start().await;
+            let mut fake = Server::start().await.unwrap();
             let relay = Relay::start(turn(&fake.endpoint, Some(known), options())).await;
-            let follower = fake.followed().await;
+            let follower = fake.followed().await.unwrap();
             begins(&follower).await;
             ends(&follower, "one").await;
             assert_eq!(session_of(&relay.end().await), (SESSION.to_owned(), "new"), "{known}");
-            fake.asked("POST /session").await;
+            fake.asked("POST /session").await.unwrap();
         })
         .await;
     }
@@ -266,15 +264,15 @@ async fn a_session_that_the_server_does_not_know_is_replaced() {
 #[tokio::test]
 async fn what_a_killed_relay_left_running_is_ended_before_the_next_prompt() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([]));
         fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
         let relay = Relay::start(turn(&fake.endpoint, Some(SESSION), options())).await;
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         fake.answers("GET /session/status", 200, json!({}));
-        let follower = fake.followed().await;
-        fake.asked("POST /session/ses_new/prompt_async").await;
+        let follower = fake.followed().await.unwrap();
+        fake.asked("POST /session/ses_new/prompt_async").await.unwrap();
         begins(&follower).await;
         ends(&follower, "one").await;
         assert_eq!(text_of(&relay.end().await), "one ");
@@ -285,7 +283,7 @@ async fn what_a_killed_relay_left_running_is_ended_before_the_next_prompt() {
 #[tokio::test]
 async fn what_a_killed_relay_left_running_is_ended_when_an_engine_asks() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let place = |agent_session: Option<&str>| TurnPlace {
             attempt: Attempt { run: RunId::generate(), number: 1 },
             session: "s".parse().unwrap(),
@@ -303,8 +301,8 @@ async fn what_a_killed_relay_left_running_is_ended_when_an_engine_asks() {
             async move { backend.end_turn(&known).await }
         });
         // First in any case, then because it is busy.
-        fake.asked("POST /session/ses_new/abort").await;
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         assert!((&mut ended).now_or_never().is_none());
         fake.answers("GET /session/status", 200, json!({}));
         assert_eq!(ended.await.unwrap(), Ok(()));
@@ -332,9 +330,9 @@ async fn where_nobody_listens_the_agent_has_crashed() {
 #[tokio::test]
 async fn a_server_that_dies_in_mid_turn_has_crashed() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         relay.says("one ").await;
         fake.die().await;
@@ -350,9 +348,9 @@ async fn a_server_that_dies_in_mid_turn_has_crashed() {
 #[tokio::test]
 async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         relay.says("one ").await;
         let messages = json!([{"info": message("msg_1", "user", false), "parts": []},
@@ -364,7 +362,7 @@ async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled
         fake.answers("GET /permission", 200, json!([permission]));
         fake.answers("GET /session/status", 200, json!({"ses_new": {"type": "busy"}}));
         follower.cut().await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         relay.says("caught_up").await;
         follower.of_session("message.part.delta", delta("three ")).await;
         fake.answers("GET /session/status", 200, json!({}));
@@ -381,15 +379,15 @@ async fn what_is_said_while_the_connection_is_broken_is_neither_lost_nor_doubled
 #[tokio::test]
 async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         relay.says("one ").await;
         let messages = json!([{"info": message("msg_2", "assistant", true), "parts": [text_part("one two", true)]}]);
         fake.answers("GET /session/ses_new/message", 200, messages);
         follower.cut().await;
-        let _follower = fake.followed().await;
+        let _follower = fake.followed().await.unwrap();
         let events = relay.end().await;
         assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two", None));
     })
@@ -399,23 +397,23 @@ async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
 #[tokio::test]
 async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         let asked = json!({"id": "per_1", "permission": "bash"});
         follower.of_session("permission.asked", asked).await;
         relay.says("per_1").await;
         let go = fake.holds("POST /session/ses_new/abort");
         relay.terminate();
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         go.send(()).unwrap();
         let aborted = json!({"error": {"name": "MessageAbortedError", "data": {"message": "Aborted"}}});
         follower.of_session("session.error", aborted).await;
         follower.of_session("session.idle", json!({})).await;
         // What the server still has to say of the message comes behind its first idle.
         ends(&follower, "one two").await;
-        let rejected = fake.asked("POST /permission/per_1/reply").await;
+        let rejected = fake.asked("POST /permission/per_1/reply").await.unwrap();
         assert_eq!(rejected.body, json!({"reply": "reject"}));
         let events = relay.end().await;
         assert_eq!((text_of(&events).as_str(), error_of(&events)), ("one two", None));
@@ -427,9 +425,9 @@ async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
 #[tokio::test]
 async fn a_turn_is_aborted_also_while_nobody_reads_what_it_says() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         relay.says("one ").await;
         let flood = "x".repeat(1024 * 1024);
@@ -438,7 +436,7 @@ async fn a_turn_is_aborted_also_while_nobody_reads_what_it_says() {
         }
         relay.says_more().await;
         relay.terminate();
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         let ended = tokio::spawn(relay.end());
         ends(&follower, &format!("one {}", flood.repeat(3))).await;
         let events = ended.await.unwrap();
@@ -451,9 +449,9 @@ async fn a_turn_is_aborted_also_while_nobody_reads_what_it_says() {
 #[tokio::test]
 async fn a_relay_whose_host_is_gone_aborts_the_turn() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         relay.says("one ").await;
         drop(relay.lines);
@@ -464,7 +462,7 @@ async fn a_relay_whose_host_is_gone_aborts_the_turn() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         talk.abort();
         drop(relay.stdin);
         relay.child.wait().await.unwrap();
@@ -489,17 +487,17 @@ async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
 #[tokio::test]
 async fn a_turn_that_is_cancelled_while_it_is_prompted_is_aborted() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let go = fake.holds("POST /session/ses_new/prompt_async");
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
-        fake.asked("POST /session/ses_new/prompt_async").await;
+        let follower = fake.followed().await.unwrap();
+        fake.asked("POST /session/ses_new/prompt_async").await.unwrap();
         relay.terminate();
         go.send(()).unwrap();
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         // The server begins only now: the abort was for nothing.
         begins(&follower).await;
-        fake.asked("POST /session/ses_new/abort").await;
+        fake.asked("POST /session/ses_new/abort").await.unwrap();
         ends(&follower, "one").await;
         assert_eq!(relay.end().await.last(), Some(&AgentEvent::Ended));
     })
@@ -509,12 +507,12 @@ async fn a_turn_that_is_cancelled_while_it_is_prompted_is_aborted() {
 #[tokio::test]
 async fn a_session_for_one_turn_is_removed() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(RelayedTurn { oneshot: true, ..turn(&fake.endpoint, None, options()) }).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         ends(&follower, "one").await;
-        fake.asked("DELETE /session/ses_new").await;
+        fake.asked("DELETE /session/ses_new").await.unwrap();
         relay.end().await;
     })
     .await;
@@ -524,7 +522,7 @@ async fn a_session_for_one_turn_is_removed() {
 async fn a_server_is_well_only_when_it_says_so_in_time() {
     in_time(async {
         let backend = backend();
-        let fake = Fake::start().await;
+        let fake = Server::start().await.unwrap();
         for (answer, is_well) in
             [(json!({"healthy": true}), true), (json!({"healthy": false}), false), (json!(1), false)]
         {
@@ -544,19 +542,19 @@ async fn a_server_is_well_only_when_it_says_so_in_time() {
 #[tokio::test]
 async fn permissions_are_answered_and_questions_refused() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         follower.of_session("permission.asked", json!({"id": "per_1", "permission": "bash"})).await;
         relay.says("per_1").await;
         relay.stdin.write_all(b"nonsense\n{\"permission\":\"../x\",\"reply\":\"once\"}\n").await.unwrap();
         relay.stdin.write_all(b"{\"permission\":\"per_1\",\"reply\":\"once\"}\n").await.unwrap();
-        let answered = fake.asked("POST /permission/per_1/reply").await;
+        let answered = fake.asked("POST /permission/per_1/reply").await.unwrap();
         assert_eq!(answered.body, json!({"reply": "once"}));
         follower.of_session("permission.replied", json!({"requestID": "per_1", "reply": "once"})).await;
         follower.of_session("question.asked", json!({"id": "que_1", "questions": []})).await;
-        fake.asked("POST /question/que_1/reject").await;
+        fake.asked("POST /question/que_1/reject").await.unwrap();
         ends(&follower, "one").await;
         relay.end().await;
     })
@@ -566,9 +564,9 @@ async fn permissions_are_answered_and_questions_refused() {
 #[tokio::test]
 async fn half_a_character_costs_no_other_words() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         let properties = delta("HALF").to_string().replace("HALF", r"two \ud83d");
         let event = json!({"type": "message.part.delta", "properties": {"sessionID": "ses_new"}}).to_string();
@@ -585,9 +583,9 @@ async fn half_a_character_costs_no_other_words() {
 #[tokio::test]
 async fn garbage_and_endless_events_are_passed_over_and_counted() {
     in_time(async {
-        let mut fake = Fake::start().await;
+        let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
-        let follower = fake.followed().await;
+        let follower = fake.followed().await.unwrap();
         begins(&follower).await;
         follower.raw("data: {\"type\":\n\ndata: [1,2\n\nevent: x\nid: 3\n: comment\n\u{0}\u{1}\r\r\ndata: 7\n\n").await;
         follower.raw("data: ").await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
 use crate::record::Said;
 
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub(crate) struct Codex {
     things: u32,
 }
 
-impl Speech for Codex {
+impl Encoder for Codex {
     fn begin(&mut self) -> Vec<Value> {
         vec![
             json!({"type": "thread.started", "thread_id": "00000000-0000-4000-8000-000000000000"}),

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
+use crate::fake::acp::update;
 use crate::record::Said;
 
 #[derive(Debug)]
@@ -18,7 +19,7 @@ impl Acp {
     }
 }
 
-impl Speech for Acp {
+impl Encoder for Acp {
     fn say(&mut self, said: &Said) -> Vec<Value> {
         let text = |text: &str| json!({"type": "text", "text": text});
         let ended = |id: &str, words: &str, status: &str| {
@@ -64,10 +65,4 @@ impl Speech for Acp {
         }
         vec![answer]
     }
-}
-
-/// A notification of ACP.
-pub(crate) fn update(session: &str, kind: &str, mut update: Value) -> Value {
-    update["sessionUpdate"] = kind.into();
-    json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": session, "update": update}})
 }

@@ -15,8 +15,8 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-use super::dialect::Dialect;
 use super::gateway::TOKEN;
+use super::protocol::Protocol;
 use super::run::{POLL_INTERVAL, Plan};
 use super::{AGENT, processes};
 use mainstay::config::Config;
@@ -24,13 +24,13 @@ use mainstay::config::Config;
 /// The lease of the engines: the shortest there is, so that one can be stopped past it.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
 /// Once the engines have stopped, nothing of theirs is left after this time.
-const TO_VANISH: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where OpenClaw's gateways listen.
 const GATEWAY_PORT: u16 = 18789;
 
 /// A directory with all that belongs to it.
-pub(super) struct Camp {
+pub(super) struct Workdir {
     pub(super) dir: PathBuf,
     mainstay: PathBuf,
     agent: PathBuf,
@@ -38,17 +38,17 @@ pub(super) struct Camp {
     gateway: SocketAddr,
 }
 
-impl Camp {
+impl Workdir {
     /// Makes the directory, with a config in it.
-    pub(super) fn pitch(plan: &Plan) -> anyhow::Result<Self> {
+    pub(super) fn create(plan: &Plan) -> anyhow::Result<Self> {
         let parent = plan.dir.canonicalize().with_context(|| format!("failed to find {}", plan.dir.display()))?;
         let dir = parent.join(format!("torture-{}-{}", plan.seed, std::process::id()));
-        let camp = Self { dir, mainstay: plan.mainstay.clone(), agent: plan.agent.clone(), gateway: own_address() };
-        for dir in [camp.dir.clone(), camp.records(), camp.temp()] {
+        let workdir = Self { dir, mainstay: plan.mainstay.clone(), agent: plan.agent.clone(), gateway: own_address() };
+        for dir in [workdir.dir.clone(), workdir.records(), workdir.temp()] {
             fs::create_dir(&dir).with_context(|| format!("failed to make {}", dir.display()))?;
         }
-        fs::write(camp.config(), camp.config_text(plan.sessions))?;
-        Ok(camp)
+        fs::write(workdir.config(), workdir.config_text(plan.sessions))?;
+        Ok(workdir)
     }
 
     /// Times are short, so that much happens; slots are fewer than sessions, so that idle ones are reclaimed.
@@ -57,7 +57,7 @@ impl Camp {
         let quoted = |path: &Path| Value::from(path.display().to_string());
         let (agent, records, dir) = (quoted(&self.agent), quoted(&self.records()), quoted(&self.dir));
         let agents: String = AGENTS.iter().map(|kind| kind.text(&agent, &records, self.gateway)).collect();
-        let backends = most_backends(sessions);
+        let backends = max_backends(sessions);
         let (lease, slots) = (LEASE.as_secs(), sessions.div_ceil(3) * 2);
         format!(
             r#"[engine]
@@ -114,7 +114,7 @@ dir = {dir}
 
     /// The command that is the gateway.
     pub(super) fn gateway_command(&self) -> Command {
-        let mut command = self.bare_command(&self.agent, &[AGENT, "--speaks", Dialect::Gateway.as_str(), "--record"]);
+        let mut command = self.bare_command(&self.agent, &[AGENT, "--speaks", Protocol::Gateway.as_str(), "--record"]);
         command.arg(self.records()).arg(self.gateway.to_string());
         command
     }
@@ -133,13 +133,13 @@ dir = {dir}
 
     /// What runs here.
     async fn processes(self: &Arc<Self>) -> Vec<processes::Found> {
-        let camp = self.clone();
+        let workdir = self.clone();
         // It fails only when the runtime goes down.
-        tokio::task::spawn_blocking(move || processes::find(&camp.dir)).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || processes::find(&workdir.dir)).await.unwrap_or_default()
     }
 
     /// Waits until nothing runs here any more and no temporary file is left. Answers with what is there all the same.
-    pub(super) async fn until_deserted(self: &Arc<Self>) -> Vec<String> {
+    pub(super) async fn wait_until_empty(self: &Arc<Self>) -> Vec<String> {
         let began = Instant::now();
         loop {
             let processes = self.processes().await.into_iter();
@@ -150,7 +150,7 @@ dir = {dir}
                 .chain(homes)
                 .map(|path| path.display().to_string());
             let left: Vec<_> = processes.chain(files).collect();
-            if left.is_empty() || began.elapsed() >= TO_VANISH {
+            if left.is_empty() || began.elapsed() >= EXIT_TIMEOUT {
                 return left;
             }
             sleep(POLL_INTERVAL).await;
@@ -160,7 +160,7 @@ dir = {dir}
     /// Ends all that runs here.
     pub(super) async fn clear(self: &Arc<Self>) {
         let began = Instant::now();
-        while began.elapsed() < TO_VANISH {
+        while began.elapsed() < EXIT_TIMEOUT {
             let left = self.processes().await;
             if left.is_empty() {
                 return;
@@ -182,26 +182,26 @@ dir = {dir}
 }
 
 /// The warm backends that may live at once: fewer than are wanted.
-pub(super) fn most_backends(sessions: usize) -> usize {
+pub(super) fn max_backends(sessions: usize) -> usize {
     sessions.div_ceil(4)
 }
 
 /// A kind of agent.
 struct Kind {
     name: &'static str,
-    dialect: Dialect,
+    protocol: Protocol,
     /// Whether one process has the turns of several sessions at once.
     is_shared: bool,
 }
 
 const AGENTS: [Kind; 7] = [
-    Kind { name: "torture-openclaw", dialect: Dialect::Openclaw, is_shared: false },
-    Kind { name: SHARED, dialect: Dialect::Acp, is_shared: true },
-    Kind { name: "torture-claude", dialect: Dialect::Claude, is_shared: false },
-    Kind { name: ALONE, dialect: Dialect::Acp, is_shared: false },
-    Kind { name: OPENCODE, dialect: Dialect::Opencode, is_shared: true },
-    Kind { name: GATEWAY, dialect: Dialect::Gateway, is_shared: true },
-    Kind { name: "torture-codex", dialect: Dialect::Codex, is_shared: false },
+    Kind { name: "torture-openclaw", protocol: Protocol::Openclaw, is_shared: false },
+    Kind { name: SHARED, protocol: Protocol::Acp, is_shared: true },
+    Kind { name: "torture-claude", protocol: Protocol::Claude, is_shared: false },
+    Kind { name: ALONE, protocol: Protocol::Acp, is_shared: false },
+    Kind { name: OPENCODE, protocol: Protocol::Opencode, is_shared: true },
+    Kind { name: GATEWAY, protocol: Protocol::Gateway, is_shared: true },
+    Kind { name: "torture-codex", protocol: Protocol::Codex, is_shared: false },
 ];
 const SHARED: &str = "torture-acp-shared";
 const ALONE: &str = "torture-acp";
@@ -225,19 +225,19 @@ pub(super) fn is_of_gateway(agent: &str) -> bool {
 
 impl Kind {
     fn text(&self, agent: &Value, records: &Value, gateway: SocketAddr) -> String {
-        let (name, driver) = (self.name, self.dialect.as_str());
-        let seed = if self.dialect == Dialect::Openclaw { r#", "--seed", "{message}""# } else { "" };
-        let reached = match self.dialect {
-            Dialect::Gateway => format!("url = \"ws://{gateway}\"\ntoken = \"{TOKEN}\""),
+        let (name, driver) = (self.name, self.protocol.as_str());
+        let seed = if self.protocol == Protocol::Openclaw { r#", "--seed", "{message}""# } else { "" };
+        let reached = match self.protocol {
+            Protocol::Gateway => format!("url = \"ws://{gateway}\"\ntoken = \"{TOKEN}\""),
             _ => {
                 format!(r#"command = [{agent}, "{AGENT}", "--record", {records}, "--speaks", "{driver}"{seed}]"#)
             }
         };
         let restarts = "keep_warm = \"1s\"\nrestart_pause = \"20ms\"\nmax_restarts = 10000\n";
-        let warm = match self.dialect {
-            Dialect::Acp => format!("shared = {}\n{restarts}", self.is_shared),
-            Dialect::Opencode => restarts.to_owned(),
-            Dialect::Openclaw | Dialect::Claude | Dialect::Codex | Dialect::Gateway => String::new(),
+        let warm = match self.protocol {
+            Protocol::Acp => format!("shared = {}\n{restarts}", self.is_shared),
+            Protocol::Opencode => restarts.to_owned(),
+            Protocol::Openclaw | Protocol::Claude | Protocol::Codex | Protocol::Gateway => String::new(),
         };
         format!(
             r#"
@@ -254,7 +254,7 @@ permissions = {{ default = "allow" }}
     }
 }
 
-/// An address of the loopback that nobody else comes to listen at while the gateway is down.
+/// An address of the loopback that no other process comes to listen at while the gateway is down.
 fn own_address() -> SocketAddr {
     // Not drawn from the seed: tortures with the same one may run side by side.
     let mut rng = fastrand::Rng::new();

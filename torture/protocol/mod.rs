@@ -11,17 +11,17 @@ mod opencode;
 
 use serde_json::Value;
 
-pub(super) use self::acp::{Acp, update};
+pub(super) use self::acp::Acp;
 pub(super) use self::claude::Claude;
 pub(super) use self::codex::Codex;
 pub(super) use self::gateway::Gateway;
 pub(super) use self::openclaw::Openclaw;
-pub(super) use self::opencode::{Opencode, event};
+pub(super) use self::opencode::Opencode;
 use super::record::Said;
 
 /// The protocols that an agent of a torture knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub(super) enum Protocol {
     /// OpenClaw's events.
     #[default]
     Openclaw,
@@ -37,7 +37,7 @@ pub(super) enum Dialect {
     Gateway,
 }
 
-impl Dialect {
+impl Protocol {
     /// All of them.
     pub(super) const ALL: [Self; 6] =
         [Self::Openclaw, Self::Claude, Self::Codex, Self::Acp, Self::Opencode, Self::Gateway];
@@ -55,10 +55,10 @@ impl Dialect {
     }
 }
 
-impl std::str::FromStr for Dialect {
+impl std::str::FromStr for Protocol {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|dialect| dialect.as_str() == text);
+        let found = Self::ALL.into_iter().find(|protocol| protocol.as_str() == text);
         found.ok_or("openclaw, claude, codex, acp, opencode or openclaw-gateway is needed")
     }
 }
@@ -71,8 +71,8 @@ pub(super) enum Ending {
     Cancelled,
 }
 
-/// An agent's speech in one turn.
-pub(super) trait Speech: Send {
+/// An agent's encoder in one turn.
+pub(super) trait Encoder: Send {
     /// What comes before all else.
     fn begin(&mut self) -> Vec<Value> {
         Vec::new()

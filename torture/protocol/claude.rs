@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
 use crate::record::Said;
 
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub(crate) struct Claude {
     block: u32,
 }
 
-impl Speech for Claude {
+impl Encoder for Claude {
     fn begin(&mut self) -> Vec<Value> {
         vec![
             json!({"type": "system", "subtype": "init", "session_id": "00000000-0000-4000-8000-000000000000"}),

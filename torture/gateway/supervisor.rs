@@ -13,28 +13,28 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::camp::Camp;
 use crate::journal::{Count, Journal};
 use crate::run::POLL_INTERVAL;
+use crate::workdir::Workdir;
 use mainstay::clock::{Clock, SystemClock, Timestamp};
 
 /// What it says when it can be reached.
 pub(super) const LISTENS: &str = "listening";
 /// On a loaded machine it takes well under a second.
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The process.
-pub(crate) struct Keeper {
-    camp: Arc<Camp>,
+pub(crate) struct GatewaySupervisor {
+    workdir: Arc<Workdir>,
     journal: Arc<Journal>,
     child: Option<Child>,
     /// When it was seen to live last.
     seen: Timestamp,
 }
 
-impl Keeper {
-    pub(crate) fn new(camp: &Arc<Camp>, journal: &Arc<Journal>) -> Self {
-        Self { camp: camp.clone(), journal: journal.clone(), child: None, seen: SystemClock.now() }
+impl GatewaySupervisor {
+    pub(crate) fn new(workdir: &Arc<Workdir>, journal: &Arc<Journal>) -> Self {
+        Self { workdir: workdir.clone(), journal: journal.clone(), child: None, seen: SystemClock.now() }
     }
 
     /// Starts it if it is down, and waits until it can be reached.
@@ -42,12 +42,12 @@ impl Keeper {
         if self.is_running() {
             return Ok(());
         }
-        let mut command = self.camp.gateway_command();
+        let mut command = self.workdir.gateway_command();
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let stdout = child.stdout.take().context("the gateway has no stdout")?;
         self.child = Some(child);
         let mut line = String::new();
-        timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line))
+        timeout(START_TIMEOUT, BufReader::new(stdout).read_line(&mut line))
             .await
             .context("the gateway does not listen")??;
         anyhow::ensure!(line.trim_end() == LISTENS, "the gateway ended while starting");
@@ -86,14 +86,14 @@ impl Keeper {
 }
 
 /// Starts it again whenever it is down, until it is asked to stop.
-pub(crate) async fn keep(keeper: Arc<Mutex<Keeper>>, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(gateway: Arc<Mutex<GatewaySupervisor>>, stop: CancellationToken) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        keeper.lock().await.start().await?;
+        gateway.lock().await.start().await?;
         tokio::select! {
             () = sleep(POLL_INTERVAL) => {}
             () = stop.cancelled() => {}
         }
     }
-    keeper.lock().await.end().await;
+    gateway.lock().await.end().await;
     Ok(())
 }

@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use super::openclaw::tool;
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
+use crate::fake::gateway::{RunOf, agent_event};
 use crate::record::Said;
 
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// The speech of a run of an agent of the gateway, in a session of it.
+    /// The encoder of a run of an agent of the gateway, in a session of it.
     pub(crate) fn new(run: String, agent: String, session: String) -> Self {
         let [text, thinking, last] = Default::default();
         Self { run, agent, session, seq: 0, message: 0, text, thinking, last }
@@ -32,13 +33,13 @@ impl Gateway {
     fn event(&mut self, stream: &str, data: Value) -> Value {
         // Numbers are left out: what was said in between went to others.
         self.seq += 1 + self.seq % 3;
-        let payload = json!({"runId": self.run, "sessionKey": self.session, "sessionId": format!("of-{}", self.session),
-            "agentId": self.agent, "stream": stream, "data": data, "seq": self.seq, "ts": 1});
-        json!({"type": "event", "event": "agent", "payload": payload})
+        let session_id = format!("of-{}", self.session);
+        let of = RunOf { run: &self.run, agent: &self.agent, session: &self.session, session_id: &session_id };
+        agent_event(&of, self.seq, stream, data)
     }
 }
 
-impl Speech for Gateway {
+impl Encoder for Gateway {
     fn begin(&mut self) -> Vec<Value> {
         vec![self.event("lifecycle", json!({"phase": "start", "startedAt": 1}))]
     }

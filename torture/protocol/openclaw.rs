@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
 use crate::record::Said;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ impl Openclaw {
     }
 }
 
-impl Speech for Openclaw {
+impl Encoder for Openclaw {
     fn say(&mut self, said: &Said) -> Vec<Value> {
         let (stream, data) = match (said, &mut self.told) {
             (Said::Text(text), Some(told)) => {

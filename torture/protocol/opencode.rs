@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Ending, Speech};
+use super::{Encoder, Ending};
+use crate::fake::opencode::event;
 use crate::record::Said;
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Opencode {
     }
 }
 
-impl Speech for Opencode {
+impl Encoder for Opencode {
     fn begin(&mut self) -> Vec<Value> {
         let text = json!({"type": "text", "text": self.text, "messageID": self.asked});
         vec![
@@ -159,9 +160,4 @@ impl Speech for Opencode {
 
 fn aborted() -> Value {
     json!({"name": "MessageAbortedError", "data": {"message": "Aborted"}})
-}
-
-/// An event of the server.
-pub(crate) fn event(kind: &str, properties: Value) -> Value {
-    json!({"id": "evt_1", "type": kind, "properties": properties})
 }
