@@ -8,25 +8,30 @@ use crate::engine::callers;
 /// A larger file is no list of users.
 const MAX_PASSWD_BYTES: u64 = 4 * 1024 * 1024;
 
-/// The command was given by an agent.
+/// A command may not decide anything.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "this command was started by an agent{}, and agents neither answer what agents ask, nor change what they are told, nor \
-     make tokens: leave it to a person",
-    run.map(|run| format!(" (run {run})")).unwrap_or_default()
-)]
-pub struct RunMayNotDecide {
-    run: Option<crate::id::RunId>,
+pub enum MayNotDecide {
+    /// It was given by an agent.
+    #[error(
+        "this command was started by an agent{}, and agents neither answer what agents ask, nor change what they are told, nor \
+         make tokens: leave it to a person",
+        _0.map(|run| format!(" (run {run})")).unwrap_or_default()
+    )]
+    Agent(Option<crate::id::RunId>),
+    /// Who gave it is not known.
+    #[error("cannot tell whether this command runs inside a run: {0}; try again")]
+    Unknown(std::io::Error),
 }
 
 /// Refuses to decide anything within the processes of a run.
 ///
 /// # Errors
-/// [`RunMayNotDecide`]
-pub(super) async fn check() -> Result<(), RunMayNotDecide> {
+/// [`MayNotDecide`]
+pub(super) async fn check() -> Result<(), MayNotDecide> {
     match callers::of_self().await {
-        Some(process) => Err(RunMayNotDecide { run: process.run }),
-        None => Ok(()),
+        Ok(Some(process)) => Err(MayNotDecide::Agent(process.run)),
+        Ok(None) => Ok(()),
+        Err(error) => Err(MayNotDecide::Unknown(error)),
     }
 }
 

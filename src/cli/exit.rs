@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use super::deciding::RunMayNotDecide;
+use super::deciding::MayNotDecide;
 use super::ids::AmbiguousId;
 use super::plain::plain;
 use crate::config::ConfigError;
@@ -63,8 +63,10 @@ fn code(error: &anyhow::Error) -> &'static str {
         return "config";
     } else if error.is::<AmbiguousId>() {
         return "ambiguous_id";
-    } else if error.is::<RunMayNotDecide>() {
-        return "run_may_not_decide";
+    }
+    match error.downcast_ref() {
+        Some(MayNotDecide::Agent(_)) => return "run_may_not_decide",
+        Some(MayNotDecide::Unknown(_)) | None => {}
     }
     match error.downcast_ref::<EngineError>().map(|error| http::Error::of(error).code()) {
         // Of a server; a command says in its sentence what failed.

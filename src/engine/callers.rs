@@ -1,5 +1,6 @@
 //! Who may decide: no process that works for a run, whatever token it shows. An agent that asks is not the one that answers.
 
+use std::io;
 use std::net::SocketAddr;
 
 use tokio::sync::Semaphore;
@@ -24,6 +25,9 @@ pub async fn of_connection(local: SocketAddr, remote: SocketAddr) -> Peer {
 }
 
 /// The run that this very process works for, if any.
-pub async fn of_self() -> Option<RunProcess> {
-    tokio::task::spawn_blocking(caller::of_self).await.ok().flatten()
+///
+/// # Errors
+/// Why it cannot be told.
+pub async fn of_self() -> io::Result<Option<RunProcess>> {
+    tokio::task::spawn_blocking(caller::of_self).await.map_err(io::Error::other)?
 }

@@ -55,13 +55,16 @@ pub struct RunProcess {
     pub run: Option<RunId>,
 }
 
-/// Which run this very process works for. Blocking work.
-pub fn of_self() -> Option<RunProcess> {
+/// Which run this very process works for, as far as its ancestors can be seen. Blocking work.
+///
+/// # Errors
+/// Why `/proc` did not answer: for want of descriptors or memory, say.
+pub fn of_self() -> io::Result<Option<RunProcess>> {
     let pid = rustix::process::getpid().as_raw_pid();
-    match walk(pid) {
-        Ok(Walk::Run(run)) => Some(RunProcess { pid, run }),
-        Ok(Walk::Outside) | Err(_) => None,
-    }
+    Ok(match walk(pid)? {
+        Walk::Run(run) => Some(RunProcess { pid, run }),
+        Walk::Outside | Walk::Hidden => None,
+    })
 }
 
 /// Who is at the other end of a connection from `remote` to `local`, both addresses as this end sees them. Blocking work.
@@ -134,7 +137,7 @@ fn holder(inode: u64, give_up: Instant) -> io::Result<Option<Peer>> {
             match walk(pid) {
                 Ok(Walk::Run(run)) => return Ok(Some(Peer::Run(RunProcess { pid, run }))),
                 Ok(Walk::Outside) => found = found.or(Some(Peer::Outside)),
-                Err(_) => found = Some(Peer::Unclear),
+                Ok(Walk::Hidden) | Err(_) => found = Some(Peer::Unclear),
             }
         }
         if found.is_some() {
@@ -188,16 +191,26 @@ fn in_time(give_up: Instant) -> io::Result<()> {
 enum Walk {
     Run(Option<RunId>),
     Outside,
+    /// An ancestor cannot be seen: `/proc` hides the processes of other users.
+    Hidden,
 }
 
 /// Goes from a process to its ancestors, up to one that works for a run. An error when one of them left in the midst of it,
 /// again and again.
 fn walk(pid: i32) -> io::Result<Walk> {
+    let mut unseen = None;
     'anew: for _ in 0..MAX_WALKS {
         let (mut at, mut child_started) = (pid, u64::MAX);
         for _ in 0..MAX_DEPTH {
             let found = Process::new(at).and_then(|process| process.stat().map(|stat| (process, stat)));
-            let Some((process, stat)) = reap::unless_short(found)? else { continue 'anew };
+            let Some((process, stat)) = reap::unless_short(found)? else {
+                // A parent that has ended is another one at the next look; the same again is hidden.
+                let is_same = unseen.replace((at, child_started)) == Some((at, child_started));
+                if is_same && at != pid {
+                    return Ok(Walk::Hidden);
+                }
+                continue 'anew;
+            };
             // Younger than its child: the parent has ended, and another process has its pid.
             if stat.starttime > child_started {
                 continue 'anew;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::scene::{Daemon, Scene, until};
+use crate::scene::{Daemon, MAINSTAY, Scene, until};
 
 /// A scene whose demo agent asks a question, which the attacker is to answer.
 async fn asking(scene: &Scene) -> (Daemon, String) {
@@ -137,6 +137,26 @@ async fn agent_neither_answers_nor_declines_in_a_chat() {
     let other = "http POST /v1/sessions/other/runs '{\"message\": {\"text\": \"hello\"}}'";
     daemon.attack(other).await;
     assert!(scene.seen().contains("HTTP/1.1 202 "), "{}", scene.seen());
+}
+
+#[tokio::test]
+async fn command_that_cannot_tell_its_origin_decides_nothing() {
+    let scene = Scene::with_attacker();
+    let _daemon = scene.daemon();
+    let token = scene.printed(&["token", "show"]);
+    let mut unclear = 0;
+    // With too few descriptors it fails at one thing or another, the look at its ancestors among them.
+    for descriptors in 3..32 {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n $0; exec \"$@\"", &descriptors.to_string(), MAINSTAY, "token", "rotate"]);
+        command.current_dir(scene.dir.path()).env("MAINSTAY_RUN", "0192f0c1-2345-7000-8000-0123456789ab");
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{descriptors}: {said}");
+        unclear += usize::from(said.contains("cannot tell whether this command runs inside a run"));
+    }
+    assert!(unclear > 0);
+    assert_eq!(scene.printed(&["token", "show"]), token);
 }
 
 /// Sends an answer from a socket that the look at `/proc` is to miss. The daemon is held until the socket is hidden.
