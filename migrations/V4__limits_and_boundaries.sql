@@ -62,6 +62,36 @@ CREATE VIEW v_sessions AS
 
 -- ── runs that cannot be gone on with ────────────────────────────────────────────────────────────────────────────────
 
--- How often a worker began to go on with the run and was lost, or failed, before it had read what there was: a run that takes
--- its workers down is settled after some of them.
+-- How many workers in a row were lost, or failed, while they went on with the run, before they had read what there was: a run
+-- that takes its workers down is settled after some of them. One that is at it counts until it is known how it ends.
 ALTER TABLE runs ADD COLUMN failures INTEGER NOT NULL DEFAULT 0 CHECK (failures >= 0);
+
+-- ── runs that wait for resources ────────────────────────────────────────────────────────────────────────────────────
+
+-- How often the run was put back because the system was short of something that its agent's start needs: these claims are
+-- among `attempts`, and no tries of the agent. And what that was; NULL once it is claimed again.
+ALTER TABLE runs ADD COLUMN shortages INTEGER NOT NULL DEFAULT 0 CHECK (shortages >= 0);
+ALTER TABLE runs ADD COLUMN short_of TEXT;
+
+DROP VIEW v_runs;
+CREATE VIEW v_runs AS
+    SELECT r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent, p.id AS slot, r.status,
+        r.cause, r.error, r.error_class, r.short_of, r.priority, r.attempts, w.id AS worker, k.id AS backend, r.pid, r.exit_code, r.exit_signal,
+        (SELECT b.id FROM runs b WHERE b.key = r.resumes) AS resumes,
+        (SELECT o.id FROM sessions o WHERE o.key = s.spawned_by) AS spawned_by, s.label, r.progress,
+        r.input_tokens, r.output_tokens, r.cache_read_tokens, r.cache_write_tokens, r.reasoning_tokens, r.cost_usd,
+        r.context_tokens, r.context_size,
+        r.first_seq, r.last_seq, r.malformed_lines, r.malformed_sample, r.stderr,
+        max(0, r.claimed_at - r.queued_at) AS waited_ms, max(0, r.settled_at - r.claimed_at) AS ran_ms, -- clocks go back, too
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.queued_at / 1000.0, 'unixepoch') AS queued_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.not_before / 1000.0, 'unixepoch') AS not_before,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.claimed_at / 1000.0, 'unixepoch') AS claimed_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.cancel_requested_at / 1000.0, 'unixepoch') AS cancel_requested_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.settled_at / 1000.0, 'unixepoch') AS settled_at,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.retry_at / 1000.0, 'unixepoch') AS retry_at
+    FROM runs r
+    JOIN sessions s ON s.key = r.session_key
+    JOIN messages m ON m.key = r.message_key
+    LEFT JOIN slots p ON p.key = r.slot_key
+    LEFT JOIN workers w ON w.key = r.lease_worker
+    LEFT JOIN backends k ON k.key = r.backend_key;

@@ -271,6 +271,21 @@ impl Chunk {
         Ending::new(Cause::Cancelled, None, Usage::default()).label(end)
     }
 
+    /// The last chunks of a run of which nothing else can be stored, with a notice that says so.
+    pub fn bare_end(status: Status, sentence: &str) -> Vec<Self> {
+        // No other part has this id: those of a turn end with their position.
+        let notice = Self::DataNotice { id: "notice-end".into(), data: Notice::warning(sentence) };
+        let (end, finish_reason) = match status {
+            Status::Cancelled => (Some(Self::Abort), FinishReason::Other),
+            Status::Failed | Status::TimedOut | Status::Interrupted => {
+                (Some(Self::Error { error_text: sentence.to_owned() }), FinishReason::Error)
+            }
+            Status::Queued | Status::Running | Status::Completed => (None, FinishReason::Stop),
+        };
+        let finish = Self::Finish { finish_reason, message_metadata: None };
+        [Some(notice), end, Some(finish)].into_iter().flatten().collect()
+    }
+
     /// Whether the agent has spoken with this: any chunk that is neither `start` nor transient.
     pub fn is_said(&self) -> bool {
         !matches!(self, Self::Start { .. } | Self::DataStatus { transient: true, .. })

@@ -325,6 +325,9 @@ pub struct Run {
     pub status: Status,
     /// What it waits for, while it does not go on.
     pub waits_for: Option<WaitsFor>,
+    /// What the system was short of when its agent was to be started, while it waits for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub short_of: Option<String>,
     /// Why it ended, one word.
     pub cause: Option<String>,
     /// Why it ended, for people.

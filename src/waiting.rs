@@ -14,6 +14,9 @@ pub enum WaitsFor {
     SharedAgent,
     /// The time before which it does not begin.
     NotBefore,
+    /// Something of the system that the start of its agent needs: file descriptors, processes, memory, disk space. It is tried
+    /// again after the time before which it does not begin.
+    Resources,
     /// Its agent, which has as many turns as it may have at once.
     AgentLimit,
     /// A worker: those that are there are busy, or have not looked yet.
@@ -26,11 +29,12 @@ pub enum WaitsFor {
 
 impl WaitsFor {
     /// Every reason.
-    pub const ALL: [WaitsFor; 8] = [
+    pub const ALL: [WaitsFor; 9] = [
         Self::Turn,
         Self::Slot,
         Self::SharedAgent,
         Self::NotBefore,
+        Self::Resources,
         Self::AgentLimit,
         Self::Worker,
         Self::Daemon,
@@ -44,6 +48,7 @@ impl WaitsFor {
             Self::Slot => "slot",
             Self::SharedAgent => "shared_agent",
             Self::NotBefore => "not_before",
+            Self::Resources => "resources",
             Self::AgentLimit => "agent_limit",
             Self::Worker => "worker",
             Self::Daemon => "daemon",

@@ -64,7 +64,7 @@ impl Listed for Run {
             relative(self.queued_at, sight.now),
             or_dash(took),
             or_dash(used(&self.usage)),
-            or_dash(self.error.clone()),
+            or_dash(self.error.clone().or_else(|| self.short_of.clone())),
         ]
     }
 

@@ -111,6 +111,13 @@ pub(super) fn explain(reason: WaitsFor, run: &Run) -> String {
         WaitsFor::NotBefore => {
             run.not_before.map_or_else(|| "its time".to_owned(), |at| format!("its time: it begins at {at}"))
         }
+        WaitsFor::Resources => {
+            let short_of = run.short_of.as_deref().unwrap_or("the system is short of them");
+            run.not_before.map_or_else(
+                || format!("resources: {short_of}"),
+                |at| format!("resources: {short_of}; its start is tried again at {at}"),
+            )
+        }
         WaitsFor::AgentLimit => format!("agent {agent}: it has as many turns at once as it may (`max_concurrent`)"),
         WaitsFor::Worker => "a worker: all are busy (`mainstay workers`)".to_owned(),
         WaitsFor::Daemon => "a daemon: no process executes runs on this file; start `mainstay serve`".to_owned(),

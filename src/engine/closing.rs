@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Engine, EngineError, Shared};
 
-/// Poll interval: another process may have closed a session, or the running run of one have ended.
+/// Poll interval for what other processes do: they may close a session, or end the running run of one.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Goes on with what is to be cancelled until the engine closes.
@@ -25,7 +25,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             continue;
         }
         tokio::select! {
-            () = shared.closing.notified() => {}
+            () = shared.executing.closing.notified() => {}
             () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = shared.closed.cancelled() => return,
         }

@@ -3,9 +3,11 @@
 //!
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
+mod adopting;
 mod appending;
 mod asking;
 mod conversation;
+mod dropping;
 mod hearing;
 mod insist;
 mod left;
@@ -30,7 +32,6 @@ use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::executing::Signals;
-use super::replay::replay;
 use super::subject::Subject;
 use super::turn::{Turn, TurnState};
 use crate::agent::{Agent, Driver};
@@ -41,7 +42,7 @@ use crate::failure::AgentError;
 use crate::lease::WorkerKey;
 use crate::memory::Account;
 use crate::metrics::METRICS;
-use crate::process::{Adoption, End, Reply, StartError, reap};
+use crate::process::{End, Reply, StartError, reap};
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::backend::Taken;
 use crate::store::fact::Fact;
@@ -153,6 +154,8 @@ struct Drive<'a> {
     trouble: Option<AgentError>,
     /// It was adopted, and not all is read that its agent had said by then.
     is_behind: bool,
+    /// Its adoption counts as failed until all of that is read.
+    is_counted: bool,
     /// What it said last of the modes and options that it has.
     advertised: Option<Value>,
 }
@@ -163,7 +166,7 @@ impl<'a> Drive<'a> {
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
         let (memory, on, late_error, trouble) = (None, None, None, None);
-        let (is_behind, advertised) = (false, None);
+        let (is_behind, is_counted, advertised) = (false, false, None);
         Self {
             shared,
             worker,
@@ -179,45 +182,13 @@ impl<'a> Drive<'a> {
             late_error,
             trouble,
             is_behind,
+            is_counted,
             advertised,
         }
     }
 
     fn span(&self) -> tracing::Span {
         tracing::info_span!("run", run.id = %self.subject.run, session.id = %self.subject.session_id)
-    }
-
-    /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
-    async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
-        let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
-        let found = found.zip(self.shared.backends.get(&orphan.agent));
-        let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
-        // Before anything of it is read, which may be what takes this process down.
-        if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
-            return Err(Left::LeaseLost);
-        }
-        self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
-        self.asking =
-            Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
-        self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
-        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
-        let wanted = self.insist(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
-        self.conversation = Conversation::new(wanted, was_given_up);
-        self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
-        let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
-        self.is_behind = true;
-        match backend.adopt(adoption).await {
-            Some(reply) => match self.follow(agent, backend.as_ref(), reply).await? {
-                Followed::Done(outcome) => Ok(outcome),
-                // Nothing of it ran: it begins anew when there is enough again.
-                Followed::Short(error) if self.put_back().await? => {
-                    tracing::warn!(error = error.message, "short of resources; the run waits for another start");
-                    Ok(None)
-                }
-                Followed::Short(_) => self.settle(Outcome::cancelled(), ExitReport::default()).await,
-            },
-            None => Err(Left::HandedOver),
-        }
     }
 
     fn limit(&self, agent: &Agent) -> Duration {
@@ -230,20 +201,19 @@ impl<'a> Drive<'a> {
         reply.memory.set_message(self.turn.bytes());
         self.memory = Some(reply.memory.clone());
         let heard = self.listen(agent, backend, &mut reply).await;
-        match &heard {
-            // Whoever comes next settles the run from the spool; a plain stop does not leave its agent running.
+        let heard = match heard {
+            // The next worker settles the run from the spool; a plain stop does not leave its agent running.
             Err(Left::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
-                reply.control.stop(Cause::Shutdown);
-                while reply.records.recv().await.is_some() {}
+                self.drop_rest(&mut reply, Cause::Shutdown).await.and(heard)
             }
             // What it says has no place any more.
-            Err(Left::Refused { .. }) => {
-                reply.control.stop(Cause::Unstorable);
-                while reply.records.recv().await.is_some() {}
+            Err(Left::Refused { .. }) => self.drop_rest(&mut reply, Cause::Unstorable).await.and(heard),
+            Err(_) => {
+                reply.control.leave();
+                heard
             }
-            Err(_) => reply.control.leave(),
-            Ok(_) => {}
-        }
+            Ok(_) => heard,
+        };
         drop(reply.records);
         let end = reply.end.await;
         let asked = match heard {
@@ -311,10 +281,7 @@ impl<'a> Drive<'a> {
                 _ => self.settle(Outcome::cancelled(), ExitReport::default()).await?,
             },
             Ok(End::Left) => return Err(Left::LeaseLost),
-            Err(error) => {
-                tracing::error!(%error, "the task of an agent ended abnormally; somebody goes on with it");
-                return Err(Left::HandedOver);
-            }
+            Err(_) => return Err(Left::TaskFailed),
         };
         if let Some(host) = reply.host {
             self.shared.hosts.forget(host.started_for(self.subject.run)).await;
@@ -398,6 +365,7 @@ impl<'a> Drive<'a> {
                 () = reply.control.caught_up(), if self.is_behind => {
                     self.is_behind = false;
                     self.insist(|| self.shared.store.end_adoption(self.subject.lease)).await?;
+                    self.is_counted = false;
                     continue;
                 }
             };

@@ -50,6 +50,8 @@ pub(super) struct Executing {
     scope: OnceLock<Option<Only>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
+    /// Woken when runs of a session that was closed are still to be cancelled.
+    pub closing: Notify,
     /// When the leases were last renewed by the loop of the worker, once it has begun.
     renewed_at: Mutex<Option<Instant>>,
     /// Told each time that the loop of the worker comes round.
@@ -159,6 +161,7 @@ impl Executing {
                     execution.signals.answers.notify_one();
                 }
             }
+            Notice::Closing => self.closing.notify_one(),
             Notice::Events(_) | Notice::Grown(_) | Notice::Backends => {}
         }
     }

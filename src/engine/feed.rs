@@ -105,7 +105,11 @@ impl Feed {
         let (session, committed) = match notice {
             Notice::Events(committed) => (committed.session, Some(committed)),
             Notice::Grown(session) => (*session, None),
-            Notice::Ready | Notice::Backends | Notice::CancelRequested(_) | Notice::PermissionAnswered(_) => return,
+            Notice::Ready
+            | Notice::Closing
+            | Notice::Backends
+            | Notice::CancelRequested(_)
+            | Notice::PermissionAnswered(_) => return,
         };
         let mut channels = self.channels();
         let Some(channel) = channels.get_mut(&session) else { return };

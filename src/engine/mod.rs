@@ -118,8 +118,6 @@ struct Shared {
     lookout: tokio::sync::Mutex<lookout::Lookout>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
-    /// Woken when runs of a session that was closed are still to be cancelled.
-    closing: tokio::sync::Notify,
     /// Whether it does its work.
     health: health::Health,
     /// Whether messages are taken, as far as anybody asked.
@@ -221,7 +219,6 @@ impl Engine {
             closed: CancellationToken::new(),
             lookout: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
-            closing: tokio::sync::Notify::new(),
             health: health::Health::default(),
             readiness: readiness::Readiness::default(),
             shortages: shortage::Shortages::default(),

@@ -121,7 +121,7 @@ impl Engine {
             None => Err(not_found("session", id)),
             Some(Closed::Busy(run)) => Err(EngineError::SessionBusy(run)),
             Some(Closed::Closed | Closed::Closing) => {
-                self.shared.closing.notify_one();
+                self.shared.executing.closing.notify_one();
                 self.session(id).await
             }
         }

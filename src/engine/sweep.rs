@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::drive::Driven;
 use super::lookout::{self, Sighting};
 use super::subject::Subject;
-use super::unstorable::{self, MAX_FAILED_ADOPTIONS, settle_from_log};
+use super::unstorable::{MAX_FAILED_ADOPTIONS, settle_from_log};
 use super::{EngineError, Shared, drive, supervisor};
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
@@ -349,12 +349,10 @@ async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
     let subject = Subject::from(orphan);
-    // Refused when yet another sweep has taken it over: then that one settles it.
-    let settled = if takes_workers_down {
+    if takes_workers_down {
         tracing::error!(run.id = %orphan.run, failures = orphan.failures, "a run takes its workers down; it is settled");
-        unstorable::settle(shared, &subject, outcome).await?
-    } else {
-        settle_from_log(shared, &subject, outcome).await?
-    };
+    }
+    // Refused when yet another sweep has taken it over: then that one settles it.
+    let settled = settle_from_log(shared, &subject, outcome).await?;
     Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
 }

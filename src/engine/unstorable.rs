@@ -1,61 +1,94 @@
 //! Runs that are settled from what is stored of them: no worker holds their turn, or what it holds cannot be stored.
 //!
-//! Always: a run comes to an end even if its message cannot be stored; then its events, which were, are all that is left of it.
+//! Always: a run comes to an end even if the database refuses what that carries: then it is settled with less, at last with
+//! nothing but the end, which says so. The events that were stored before stay.
 //!
 //! Proof: `tests/it/unstorable.rs`.
 
 use super::Shared;
 use super::replay::{replay, settle_cost};
 use super::subject::Subject;
+use crate::chunk::Chunk;
 use crate::lease::LeaseLost;
 use crate::metrics::METRICS;
-use crate::run::Outcome;
+use crate::run::{Cause, Outcome};
 use crate::store::StoreError;
 
 /// So often in a row may a worker be lost, or fail, while it goes on with a run, before it has read all that the agent had
 /// said. Far more than happens by chance: a thousand kills at random hit five in a row.
 pub(super) const MAX_FAILED_ADOPTIONS: i64 = 12;
 
-/// Settles a run without what cannot be stored.
-pub(super) async fn settle(
-    shared: &Shared,
-    subject: &Subject,
-    outcome: Outcome,
-) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    let settled = match settle_from_log(shared, subject, outcome.clone()).await {
-        Err(error) if error.is_refusal() => {
-            tracing::error!(run.id = %subject.run, %error, "the message of a run cannot be stored; settling it without");
-            settle_as(shared, subject, outcome, false).await?
-        }
-        settled => settled?,
-    };
-    if settled.is_ok() {
-        METRICS.runs_unstorable.inc();
-    }
-    Ok(settled)
+/// What is said of a run of which nothing but the end can be stored.
+const BARE_END: &str = "The end of this run could not be stored as it was: the database refuses it. What was stored \
+    before is kept, and the log of the daemon has the details.";
+
+/// What of a run is stored when it is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// The chunks that end its stream, and its message.
+    Whole,
+    /// The chunks that end its stream.
+    WithoutMessage,
+    /// That it has ended, and why in a word.
+    BareEnd,
 }
 
-/// Settles a run whose turn no worker holds in memory: its state is read back from its events.
+/// How a run ends because so many bytes of it cannot be stored.
+pub(super) fn outcome(error: &StoreError, bytes: usize) -> Outcome {
+    match error {
+        StoreError::Refused(_) => {
+            let sentence = format!(
+                "{bytes} bytes of what the agent said cannot be stored ({error}). The run ends with what was stored before; a \
+                 lower `max_line_bytes` of the agent skips what is too long."
+            );
+            Outcome::because(Cause::Unstorable, sentence)
+        }
+        // Not the agent's fault.
+        _ => {
+            let sentence = format!(
+                "An internal error: {bytes} bytes of what the agent said could not be stored ({error}). The run ends with what \
+                 was stored before."
+            );
+            Outcome::because(Cause::Internal, sentence)
+        }
+    }
+}
+
+/// Settles a run whose turn no worker holds in memory: its state is read back from its events. What the database refuses
+/// of it is left out.
 pub(super) async fn settle_from_log(
     shared: &Shared,
     subject: &Subject,
     outcome: Outcome,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    settle_as(shared, subject, outcome, true).await
+    let mut settled = settle_as(shared, subject, outcome.clone(), Extent::Whole).await;
+    for extent in [Extent::WithoutMessage, Extent::BareEnd] {
+        let Err(error) = &settled else { break };
+        if !error.is_permanent() {
+            break;
+        }
+        tracing::error!(run.id = %subject.run, %error, "the database refuses the end of a run; settling it with less");
+        settled = settle_as(shared, subject, outcome.clone(), extent).await;
+    }
+    let settled = settled?;
+    if settled.as_ref().is_ok_and(|outcome| outcome.cause == Cause::Unstorable) {
+        METRICS.runs_unstorable.inc();
+    }
+    Ok(settled)
 }
 
 async fn settle_as(
     shared: &Shared,
     subject: &Subject,
     outcome: Outcome,
-    with_message: bool,
+    extent: Extent,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
     // Refused: the lease is lost, or a cancel was stored in the meantime, which decides the outcome.
-    match close_and_settle(shared, subject, &outcome, with_message).await? {
+    match close_and_settle(shared, subject, &outcome, extent).await? {
         Ok(()) => Ok(Ok(outcome)),
         Err(LeaseLost) => {
             let cancelled = Outcome::cancelled();
-            Ok(close_and_settle(shared, subject, &cancelled, with_message).await?.map(|()| cancelled))
+            Ok(close_and_settle(shared, subject, &cancelled, extent).await?.map(|()| cancelled))
         }
     }
 }
@@ -65,14 +98,22 @@ async fn close_and_settle(
     shared: &Shared,
     subject: &Subject,
     outcome: &Outcome,
-    with_message: bool,
+    extent: Extent,
 ) -> Result<Result<(), LeaseLost>, StoreError> {
+    if extent == Extent::BareEnd {
+        let error = outcome.error.as_ref().map(|_| BARE_END.to_owned());
+        let bare = Outcome { error, class: None, retry_at: None, ..outcome.clone() };
+        let events = Chunk::bare_end(bare.status(), BARE_END);
+        let mut settle = subject.settle(&shared.config, events, bare, None);
+        settle.resumes = 0;
+        return Ok(shared.store.settle(settle).await?.map(|_| ()));
+    }
     let account = shared.memory.open_account();
     let mut turn = replay(&shared.store, subject.lease.run).await?;
     account.set_message(turn.bytes());
     let _memory = account.output(settle_cost(turn.bytes())).await;
     let events = turn.close(outcome);
-    let parts = with_message.then(|| turn.into_parts_json());
+    let parts = (extent == Extent::Whole).then(|| turn.into_parts_json());
     let settle = subject.settle(&shared.config, events, outcome.clone(), parts);
     Ok(shared.store.settle(settle).await?.map(|_| ()))
 }

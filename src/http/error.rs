@@ -121,6 +121,7 @@ impl Error {
             EngineError::Store(StoreError::Closed) => Self::unavailable("shutting_down", text),
             EngineError::Store(StoreError::DiskFull) => Self::unavailable("disk_full", text),
             EngineError::Store(StoreError::DiskFailed(_)) => Self::unavailable("disk_failed", text),
+            EngineError::Store(StoreError::OutOfMemory) => Self::unavailable("out_of_memory", text),
             EngineError::Store(StoreError::Gone(_) | StoreError::Hidden { .. }) => {
                 Self::unavailable("database_gone", text)
             }

@@ -162,6 +162,12 @@ pub enum StoreError {
     /// SQLite refuses what was to be stored, and always will: it is too large, or the schema does not allow it.
     #[error("the database refuses it: {0}")]
     Refused(String),
+    /// What was to be stored contradicts what is stored: a key is taken, or names no row. A bug, whatever was said.
+    #[error("it contradicts what is stored: {0}")]
+    Contradiction(String),
+    /// SQLite got no memory for it; nothing was stored.
+    #[error("the database has not enough memory")]
+    OutOfMemory,
     /// Any other failure of the database.
     #[error(transparent)]
     Sql(sqlx::Error),
@@ -170,7 +176,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same operation may succeed later, once what is around the database has been put right.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::Gone(_) | Self::Hidden { .. })
+        matches!(
+            self,
+            Self::DiskFull | Self::DiskFailed(_) | Self::Busy | Self::OutOfMemory | Self::Gone(_) | Self::Hidden { .. }
+        )
     }
 
     pub(super) fn foreign(path: &Path, detail: impl Into<String>) -> Self {
@@ -178,8 +187,8 @@ impl StoreError {
     }
 
     /// Whether the same operation would always fail, because of what was to be stored.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_))
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Contradiction(_))
     }
 
     /// The same for somebody else whom it concerns.
@@ -192,6 +201,8 @@ impl StoreError {
             Self::Hidden { path, detail } => Self::Hidden { path: path.clone(), detail: detail.clone() },
             Self::Closed => Self::Closed,
             Self::Refused(detail) => Self::Refused(detail.clone()),
+            Self::Contradiction(detail) => Self::Contradiction(detail.clone()),
+            Self::OutOfMemory => Self::OutOfMemory,
             other => Self::Same(other.to_string()),
         }
     }
@@ -230,16 +241,24 @@ const SQLITE_ERROR: i32 = 1;
 const SQLITE_PERM: i32 = 3;
 const SQLITE_BUSY: i32 = 5;
 const SQLITE_LOCKED: i32 = 6;
+const SQLITE_NOMEM: i32 = 7;
 const SQLITE_READONLY: i32 = 8;
 const SQLITE_IOERR: i32 = 10;
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_FULL: i32 = 13;
 const SQLITE_CANTOPEN: i32 = 14;
+const SQLITE_PROTOCOL: i32 = 15;
 const SQLITE_TOOBIG: i32 = 18;
 const SQLITE_CONSTRAINT: i32 = 19;
 const SQLITE_NOTADB: i32 = 26;
 /// The index of the WAL could not grow; it lies in a file beside the database, and only a full disk refuses that.
 const SQLITE_IOERR_SHMSIZE: i32 = SQLITE_IOERR | (19 << 8);
+const SQLITE_IOERR_NOMEM: i32 = SQLITE_IOERR | (12 << 8);
+// The constraints that what is stored can violate by itself. All others compare it with other rows.
+const SQLITE_CONSTRAINT_CHECK: i32 = SQLITE_CONSTRAINT | (1 << 8);
+const SQLITE_CONSTRAINT_NOTNULL: i32 = SQLITE_CONSTRAINT | (5 << 8);
+const SQLITE_CONSTRAINT_TRIGGER: i32 = SQLITE_CONSTRAINT | (7 << 8);
+const SQLITE_CONSTRAINT_DATATYPE: i32 = SQLITE_CONSTRAINT | (12 << 8);
 
 fn extended_code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
@@ -252,21 +271,100 @@ fn primary_code(error: &sqlx::Error) -> Option<i32> {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if extended_code(&error) == Some(SQLITE_IOERR_SHMSIZE) {
-            return Self::DiskFull;
-        }
-        match primary_code(&error) {
-            Some(SQLITE_FULL) => Self::DiskFull,
-            Some(SQLITE_IOERR) => Self::DiskFailed(error.to_string()),
-            Some(SQLITE_BUSY | SQLITE_LOCKED) => Self::Busy,
-            Some(SQLITE_TOOBIG | SQLITE_CONSTRAINT) => Self::Refused(error.to_string()),
-            _ => Self::Sql(error),
-        }
+        extended_code(&error).and_then(|code| by_code(code, &error)).unwrap_or(Self::Sql(error))
     }
+}
+
+/// What an extended result code of SQLite means once the file is open; none for what has no kind of its own.
+fn by_code(code: i32, error: &dyn std::fmt::Display) -> Option<StoreError> {
+    Some(match (code, code & 0xff) {
+        (SQLITE_IOERR_SHMSIZE, _) | (_, SQLITE_FULL) => StoreError::DiskFull,
+        (SQLITE_IOERR_NOMEM, _) | (_, SQLITE_NOMEM) => StoreError::OutOfMemory,
+        // A further file, or a further connection, could not be opened: for want of descriptors, most likely.
+        (_, SQLITE_IOERR | SQLITE_CANTOPEN) => StoreError::DiskFailed(error.to_string()),
+        (_, SQLITE_BUSY | SQLITE_LOCKED | SQLITE_PROTOCOL) => StoreError::Busy,
+        (
+            SQLITE_CONSTRAINT_CHECK
+            | SQLITE_CONSTRAINT_NOTNULL
+            | SQLITE_CONSTRAINT_TRIGGER
+            | SQLITE_CONSTRAINT_DATATYPE,
+            _,
+        )
+        | (_, SQLITE_TOOBIG) => StoreError::Refused(error.to_string()),
+        (_, SQLITE_CONSTRAINT) => StoreError::Contradiction(error.to_string()),
+        _ => return None,
+    })
 }
 
 impl From<crate::id::InvalidId> for StoreError {
     fn from(error: crate::id::InvalidId) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: i32) -> &'static str {
+        match by_code(code, &"detail") {
+            None => "other",
+            Some(StoreError::DiskFull) => "full",
+            Some(StoreError::DiskFailed(_)) => "failed",
+            Some(StoreError::OutOfMemory) => "memory",
+            Some(StoreError::Busy) => "busy",
+            Some(StoreError::Refused(_)) => "refused",
+            Some(StoreError::Contradiction(_)) => "contradiction",
+            Some(error) => panic!("{code}: {error:?}"),
+        }
+    }
+
+    /// Each code of <https://sqlite.org/rescode.html> that an open file can meet.
+    #[test]
+    fn every_result_code_has_its_kind() {
+        let extended = |primary: i32, numbers: &[i32]| -> Vec<i32> {
+            [primary].into_iter().chain(numbers.iter().map(|number| primary | (number << 8))).collect()
+        };
+        let all = |numbers: std::ops::RangeInclusive<i32>| numbers.collect::<Vec<_>>();
+        let without = |numbers: std::ops::RangeInclusive<i32>, other: &[i32]| {
+            numbers.filter(|number| !other.contains(number)).collect::<Vec<_>>()
+        };
+        for (codes, expected) in [
+            (extended(13, &[]), "full"),                           // FULL
+            (vec![10 | (19 << 8)], "full"),                        // IOERR_SHMSIZE
+            (extended(7, &[]), "memory"),                          // NOMEM
+            (vec![10 | (12 << 8)], "memory"),                      // IOERR_NOMEM
+            (extended(10, &without(1..=34, &[12, 19])), "failed"), // IOERR_READ to IOERR_IN_PAGE
+            (extended(14, &all(1..=6)), "failed"),                 // CANTOPEN_NOTEMPDIR to CANTOPEN_SYMLINK
+            (extended(5, &all(1..=3)), "busy"),                    // BUSY_RECOVERY, BUSY_SNAPSHOT, BUSY_TIMEOUT
+            (extended(6, &all(1..=2)), "busy"),                    // LOCKED_SHAREDCACHE, LOCKED_VTAB
+            (extended(15, &[]), "busy"),                           // PROTOCOL: the locks of the WAL
+            (extended(18, &[]), "refused"),                        // TOOBIG
+            (vec![275, 1299, 1811, 3091], "refused"),              // CONSTRAINT_CHECK, _NOTNULL, _TRIGGER, _DATATYPE
+            // CONSTRAINT, _COMMITHOOK, _FOREIGNKEY, _FUNCTION, _PRIMARYKEY, _UNIQUE, _VTAB, _ROWID, _PINNED
+            (vec![19, 531, 787, 1043, 1555, 2067, 2323, 2579, 2835], "contradiction"),
+            (extended(1, &all(1..=3)), "other"), // ERROR_MISSING_COLLSEQ, ERROR_RETRY, ERROR_SNAPSHOT
+            (vec![2, 3, 12, 16, 17, 20, 21, 22, 23, 24, 25, 26], "other"), // INTERNAL, PERM, NOTFOUND … NOTADB
+            (extended(4, &[2]), "other"),        // ABORT_ROLLBACK
+            (extended(8, &all(1..=6)), "other"), // READONLY_RECOVERY to READONLY_DIRECTORY
+            (extended(9, &[]), "other"),         // INTERRUPT
+            (extended(11, &all(1..=3)), "other"), // CORRUPT_VTAB, CORRUPT_SEQUENCE, CORRUPT_INDEX
+        ] {
+            for code in codes {
+                assert_eq!(kind(code), expected, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for code in [5, 7, 10, 13, 14, 10 | (12 << 8), 10 | (19 << 8)] {
+            let error = by_code(code, &"detail").unwrap();
+            assert!(error.is_transient() && !error.is_permanent() && error.again().is_transient(), "{code}");
+        }
+        for code in [18, 275, 1555, 2067, 787] {
+            let error = by_code(code, &"detail").unwrap();
+            assert!(error.is_permanent() && !error.is_transient() && error.again().is_permanent(), "{code}");
+        }
     }
 }

@@ -50,6 +50,8 @@ pub enum Notice {
     Grown(SessionKey),
     /// A run may have become ready to be claimed.
     Ready,
+    /// Runs of a session that was closed may be left to cancel, now that its running run has ended.
+    Closing,
     /// A running run is to be cancelled.
     CancelRequested(RunKey),
     /// A warm backend changed.

@@ -4,8 +4,6 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::place::until_ready;
 use crate::scene::{Daemon, Scene, counted, until, within};
 use crate::shim::{EAGAIN, EMFILE, ENOMEM, Fault, SPAWN};
@@ -45,10 +43,13 @@ async fn until_stalled(daemon: &Daemon, why: &str) {
     .await;
 }
 
-async fn complete_at_the_first_attempt(daemon: &Daemon, runs: &[String]) {
+/// Claims that were given back for want of something are no attempts of the agent.
+async fn complete_at_the_first_attempt(scene: &Scene, daemon: &Daemon, runs: &[String]) {
     for run in runs {
         let settled = within(daemon.settled(run)).await;
-        assert_eq!((&settled["status"], &settled["attempts"]), (&"completed".into(), &1.into()), "{settled}");
+        assert_eq!(settled["status"], "completed", "{settled}");
+        let tries = "SELECT attempts - shortages FROM runs WHERE id = ?1";
+        assert_eq!(scene.open().query_row(tries, [run], |row| row.get::<_, i64>(0)).unwrap(), 1, "{settled}");
         assert_eq!(daemon.follow(run, |_, _| ()).await, counted());
     }
     until_ready(daemon).await;
@@ -112,7 +113,7 @@ async fn starts_wait_for_file_descriptors() {
     assert_eq!(runs_by_status(&scene, "completed"), 1);
     assert_eq!(runs_by_status(&scene, "failed"), 0, "{}", scene.logged());
     limit_descriptors(&daemon, "4096:4096");
-    complete_at_the_first_attempt(&daemon, &runs).await;
+    complete_at_the_first_attempt(&scene, &daemon, &runs).await;
     let metrics = daemon.request(reqwest::Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
     let retried = metrics.lines().find_map(|line| line.strip_prefix("mainstay_starts_retried_total ")).unwrap();
     assert!(retried.parse::<u64>().unwrap() > 0, "{metrics}");
@@ -129,10 +130,9 @@ async fn wait_out(program: &'static str, error: i32, words: &str) {
         runs.push(daemon.send(&format!("s{number}"), "m").await.run());
     }
     until_stalled(&daemon, words).await;
-    let status: Value = daemon.get(&format!("/v1/runs/{}", runs[0])).await.1;
-    assert_eq!(status["status"], "running", "{status}");
+    assert_eq!(runs_by_status(&scene, "failed"), 0, "{}", scene.logged());
     scene.shim.heal();
-    complete_at_the_first_attempt(&daemon, &runs).await;
+    complete_at_the_first_attempt(&scene, &daemon, &runs).await;
     daemon.stop();
 }
 
@@ -151,4 +151,38 @@ async fn starts_wait_for_memory() {
 #[tokio::test]
 async fn hosts_wait_for_descriptors_of_the_machine() {
     wait_out("sh", EMFILE, "Too many open files").await;
+}
+
+#[tokio::test]
+async fn starved_runs_leave_their_worker_to_others() {
+    let scene = Scene::new("[engine]\nworkers = 1\n[workspaces.other]\nagent = \"demo\"");
+    let daemon = scene.daemon();
+    scene.shim.fail(Fault { files: "sh", ..Fault::all(SPAWN, ENOMEM) });
+    let mut starved = Vec::new();
+    for number in 0..3 {
+        starved.push(daemon.send(&format!("s{number}"), "m").await.run());
+    }
+    // While none of them can start, an agent that can has the only worker.
+    let body = serde_json::json!({"id": "other", "workspace": "other"});
+    let created = daemon.request(reqwest::Method::POST, "/v1/sessions").json(&body).send().await.unwrap();
+    assert!(created.status().is_success());
+    let other = daemon.send("other", "m").await.run();
+    let other = within(daemon.settled(&other)).await;
+    assert_eq!(other["status"], "completed", "{other}");
+    until("a starved run rests", || {
+        let resting =
+            "SELECT count(*) FROM v_runs WHERE status = 'queued' AND short_of LIKE '%Cannot allocate memory%'";
+        scene.open().query_row(resting, [], |row| row.get::<_, i64>(0)).unwrap() > 0
+    })
+    .await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    let listed = command.args(["runs", "--json", "--db"]).arg(&scene.db).arg("--config").arg(&scene.config);
+    let listed = String::from_utf8(listed.output().unwrap().stdout).unwrap();
+    assert!(listed.contains("Cannot allocate memory"), "{listed}");
+    let cancelled = daemon.request(reqwest::Method::POST, &format!("/v1/runs/{}/cancel", starved[0])).send();
+    assert!(cancelled.await.unwrap().status().is_success());
+    assert_eq!(within(daemon.settled(&starved[0])).await["status"], "cancelled");
+    scene.shim.heal();
+    complete_at_the_first_attempt(&scene, &daemon, &starved[1..]).await;
+    daemon.stop();
 }

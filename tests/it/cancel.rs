@@ -60,6 +60,35 @@ async fn a_run_queued_behind_another_is_cancelled_at_once_and_its_reader_is_told
 }
 
 #[tokio::test]
+async fn message_cancelled_behind_a_running_run_is_shown() {
+    let script = format!("{}; exec tail -f /dev/null", says("working"));
+    let scene = Scene::new(&[("hang", &script)], "").await;
+    let first = scene.send("hang", "s", "1").await;
+    let second = scene.send("hang", "s", "2").await;
+    scene.said(first.id, "working").await;
+    let session = "s".parse().unwrap();
+    let shown = async |partial: bool| {
+        let pages = [
+            scene.engine.list_messages(&session, MessageCursor::START, 500, partial).await.unwrap(),
+            scene.engine.list_messages(&session, MessageCursor::START, 1, partial).await.unwrap(),
+        ];
+        let ids = pages.map(|page| page.messages.iter().map(|message| message.id.clone()).collect::<Vec<_>>());
+        assert_eq!(ids[0][..1], ids[1][..]);
+        let queued = scene.engine.list_messages(&session, MessageCursor::START, 500, partial).await.unwrap().queued;
+        (ids[0].clone(), queued.len())
+    };
+    let (asked, waiting, answer) = (first.message_id, second.message_id, first.response_id);
+    assert_eq!(shown(false).await, (vec![asked.clone()], 1));
+    scene.engine.cancel_run(second.id).await.unwrap();
+    // What is being answered comes last, so that the stream goes on behind it.
+    assert_eq!(shown(false).await, (vec![waiting.clone(), asked.clone()], 0));
+    assert_eq!(shown(true).await, (vec![asked.clone(), answer.clone(), waiting.clone()], 0));
+    scene.engine.cancel_run(first.id).await.unwrap();
+    scene.settled(first.id).await;
+    assert_eq!(shown(false).await, (vec![asked, answer, waiting], 0));
+}
+
+#[tokio::test]
 async fn a_starting_run_is_cancelled() {
     // Says nothing at all, so that nothing but the claim can be seen of it.
     let scene = Scene::new(&[("mute", "exec tail -f /dev/null")], "").await;

@@ -26,6 +26,7 @@ use mainstay::store::worker::Registration;
 use mainstay::store::{Notice, Store, StoreError};
 use mainstay::text::AgentSessionId;
 use mainstay::usage::Usage;
+use mainstay::waiting::WaitsFor;
 use mainstay::worker::ProcessIdentity;
 use mainstay::workspace::{ClientAccess, WhenFull, Workspace};
 
@@ -1003,10 +1004,13 @@ async fn a_long_queue_is_cancelled_in_short_transactions() {
     assert!(!scene.store.go_on_closing().await.unwrap(), "the running run comes first");
     assert!(scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap().closing);
 
+    scene.notices.lock().unwrap().clear();
     scene.settle(&running, Outcome::cancelled()).await.unwrap();
+    assert!(scene.notices.lock().unwrap().iter().any(|notice| matches!(notice, Notice::Closing)), "it is gone on with");
     assert_eq!((count(unwritten), count(queued)), (0, RUNS_AT_ONCE + 50));
     assert!(scene.claim(8).await.is_empty(), "what is to be cancelled is not claimed");
-    let later = scene.send("s", "later").await;
+    let later = Enqueue { max_queued: 1, ..scene.enqueue_request("s", "later") };
+    let later = scene.store.enqueue(later).await.unwrap().expect("what is to be cancelled takes no place in the queue");
     // As another process, after this one has crashed.
     let other = open(&scene.path, scene.clock.clone(), Arc::default()).await.unwrap();
     assert!(other.go_on_closing().await.unwrap());
@@ -1042,6 +1046,30 @@ async fn spans_of_many_cancelled_runs_are_written_some_at_a_time() {
     assert_eq!(scene.query(unwritten), "30");
     assert!(!scene.store.go_on_closing().await.unwrap());
     assert_eq!(scene.query(unwritten), "0");
+}
+
+#[tokio::test]
+async fn run_that_is_short_of_something_rests_in_the_queue() {
+    let scene = Scene::new(1).await;
+    let run = scene.send("s", "first").await.run;
+    let first = scene.claim(1).await.remove(0);
+    let rest = Duration::from_secs(5);
+    assert!(scene.store.put_back_short(first.lease, rest, "No space left\0".into()).await.unwrap());
+    assert!(!scene.store.put_back_short(first.lease, rest, "again".into()).await.unwrap(), "the lease is gone");
+    assert!(scene.claim(1).await.is_empty());
+    let most = BTreeMap::from([("demo".parse().unwrap(), 5)]);
+    let waits_for = scene.store.waits_for(&[run.key], &most).await.unwrap();
+    assert_eq!(waits_for[&run.key], WaitsFor::Resources);
+    let short_of = "SELECT short_of FROM v_runs WHERE status = 'queued'";
+    assert_eq!(scene.query(short_of), "No space left\u{fffd}");
+    scene.clock.advance(rest);
+    let again = scene.claim(1).await.remove(0);
+    assert_eq!((again.run, again.shortages), (first.run, 1));
+    assert!(scene.store.is_first_try(run.key).await.unwrap(), "its agent was not tried before");
+    assert_eq!(scene.query("SELECT coalesce(short_of, 'none') FROM v_runs"), "none");
+    assert!(scene.store.put_back_short(again.lease, rest, "No space left".into()).await.unwrap());
+    let cancelled = scene.store.cancel_run(run.run.id).await.unwrap().unwrap();
+    assert_eq!(cancelled.run.run.status, Status::Cancelled);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use mainstay::run::{Run, Status};
 
-use crate::scene::{Camp, NOTHING, Scene, marked, says, settled, until};
+use crate::scene::{Camp, NOTHING, PATIENCE, Scene, marked, says, settled, until, within};
 
 /// Says `fine`, then what the database refuses, and stays.
 fn script() -> String {
@@ -59,6 +59,132 @@ async fn run_whose_message_is_refused_ends_with_its_events() {
     let run = scene.turn("agent", "s", "hi").await;
     is_unstorable(&run, "no message");
     assert!(scene.story(run.id).await.ends_with("finish=error"));
+}
+
+#[tokio::test]
+async fn contradiction_is_an_internal_error() {
+    let scene = Scene::new(&[("agent", &script())], "").await;
+    let twice = "INSERT INTO workers SELECT * FROM workers LIMIT 1";
+    let _other = refuse(&scene.dir.path().join("m.db"), POISON, twice);
+    let run = scene.send("agent", "s", "hi").await;
+    scene.said(run.id, "fine").await;
+    std::fs::write(scene.dir.path().join("go"), "").unwrap();
+    let run = scene.settled(run.id).await;
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("internal")), "{run:?}");
+    assert!(run.error.as_ref().is_some_and(|error| error.contains("UNIQUE constraint failed")), "{run:?}");
+    assert!(scene.story(run.id).await.ends_with("finish=error"));
+    assert_eq!(marked(run.id), NOTHING);
+}
+
+#[tokio::test]
+async fn run_whose_end_is_refused_is_settled_with_a_bare_end() {
+    let scene = Scene::new(&[("agent", &script())], "").await;
+    let words = "events WHEN NEW.event LIKE '%poison%' OR NEW.event LIKE '%max_line_bytes%'";
+    let other = refuse(&scene.dir.path().join("m.db"), words, "SELECT RAISE(ABORT, 'not this one')");
+    let run = scene.send("agent", "s", "hi").await;
+    scene.said(run.id, "fine").await;
+    std::fs::write(scene.dir.path().join("go"), "").unwrap();
+    let run = scene.settled(run.id).await;
+    is_unstorable(&run, "The end of this run could not be stored as it was");
+    let story = scene.story(run.id).await;
+    assert!(story.contains("text-delta=fine data-notice message-metadata error="), "{story}");
+    assert!(story.ends_with("finish=error"), "{story}");
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    assert_eq!(marked(run.id), NOTHING);
+}
+
+#[tokio::test]
+async fn end_with_facts_that_are_refused_is_settled_without() {
+    let script = format!("{}; echo poison >&2; exit 3", says("hello"));
+    let scene = Scene::new(&[("agent", &script)], "").await;
+    let other = rusqlite::Connection::open(scene.dir.path().join("m.db")).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF stderr ON runs WHEN NEW.stderr LIKE '%poison%' \
+        BEGIN SELECT RAISE(ABORT, 'no stderr'); END";
+    other.execute_batch(refuse).unwrap();
+    let run = scene.turn("agent", "s", "hi").await;
+    is_unstorable(&run, "no stderr");
+    assert!(scene.story(run.id).await.contains("text-delta=hello text-end"));
+}
+
+/// An agent that is asked to stop because of what it said, and does not.
+async fn deaf(more: &str) -> (Scene, Run, rusqlite::Connection) {
+    let script = format!(
+        "trap 'echo > asked' TERM; {}; until [ -e go ]; do sleep 0.01; done; {}; while :; do sleep 0.01; done",
+        says("fine"),
+        says("poison")
+    );
+    let script = serde_json::Value::from(script);
+    let scene = Scene::idle(
+        &[],
+        &format!(
+            "{more}\n[agents.deaf]\ndriver = \"openclaw\"\nkill_grace = \"10m\"\n\
+         command = [\"sh\", \"-c\", {script}, \"agent\", \"{{message}}\"]\n[workspaces.deaf]\nagent = \"deaf\"\n"
+        ),
+    )
+    .await;
+    scene.engine.start().await.unwrap();
+    let other = refuse(&scene.dir.path().join("m.db"), POISON, "SELECT RAISE(ABORT, 'not this one')");
+    let run = scene.send("deaf", "s", "hi").await;
+    scene.said(run.id, "fine").await;
+    std::fs::write(scene.dir.path().join("go"), "").unwrap();
+    until(|| scene.dir.path().join("asked").exists()).await;
+    (scene, run, other)
+}
+
+#[tokio::test]
+async fn kill_reaches_an_agent_that_said_what_is_refused() {
+    let (scene, run, _other) = deaf("").await;
+    scene.engine.kill_now();
+    is_unstorable(&scene.settled(run.id).await, "not this one");
+    assert_eq!(marked(run.id), NOTHING);
+}
+
+#[tokio::test]
+async fn lost_lease_ends_the_wait_for_an_agent_that_is_refused() {
+    let (scene, run, other) = deaf("[engine]\nlease = \"1s\"\n").await;
+    other.execute("UPDATE runs SET lease_token = lease_token + 1", []).unwrap();
+    // Comes back when nothing is executed here any more.
+    within(scene.engine.drain(PATIENCE * 2)).await;
+    assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running, "another worker has it");
+    for pid in marked(run.id) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        // It may have ended with another of them.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A daemon that goes on with a run whose shim stands still: it never catches up.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_adoptions_that_fail_are_counted() {
+    let camp = Camp::new(&[("agent", &script())], "[engine]\nlease = \"1s\"").await;
+    let daemon = camp.daemon();
+    let run = camp.send("agent", "s", "hi").await;
+    camp.grown(run.id, 4).await;
+    daemon.kill();
+    let db = rusqlite::Connection::open(&camp.db).unwrap();
+    let number =
+        |column: &str| db.query_row(&format!("SELECT {column} FROM runs"), [], |row| row.get::<_, i64>(0)).unwrap();
+    let shim = rustix::process::Pid::from_raw(number("pid").try_into().unwrap()).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+
+    let daemon = camp.daemon();
+    until(|| number("failures") == 1).await;
+    daemon.signal("USR2");
+    assert!(daemon.wait().success());
+    assert_eq!(number("failures"), 0, "it was handed over");
+
+    let first = camp.daemon();
+    until(|| number("failures") == 1).await;
+    camp.pause(&first);
+    let second = camp.daemon();
+    until(|| number("failures") == 2).await;
+    first.signal("CONT");
+    until(|| number("failures") == 1).await;
+    second.kill();
+    rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
+    camp.watcher.cancel_run(run.id).await.unwrap();
+    assert_eq!(settled(&camp.watcher, run.id).await.status, Status::Cancelled);
+    assert!(first.stop().success());
 }
 
 /// A process that is killed while it goes on with a run stands for one that runs out of memory.

@@ -53,6 +53,7 @@ impl Scene {
         let at = Some(Timestamp::from_millis(0));
         let run = Run {
             waits_for: None,
+            short_of: None,
             id,
             session_id: "s".parse().unwrap(),
             message_id: "m".parse().unwrap(),

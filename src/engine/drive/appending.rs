@@ -40,7 +40,7 @@ impl Drive<'_> {
             facts,
         };
         match self.insist(|| self.shared.store.append(append.clone())).await {
-            Err(Left::Store(error)) if error.is_refusal() => {
+            Err(Left::Store(error)) if error.is_permanent() => {
                 Err(Left::Refused { error, bytes: append.events.iter().map(String::len).sum() })
             }
             appended => {

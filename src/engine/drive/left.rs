@@ -18,6 +18,19 @@ pub(super) enum Left {
     Refused { error: StoreError, bytes: usize },
     /// This process goes, and the agent goes on.
     HandedOver,
+    /// The task that speaks to the agent ended abnormally.
+    TaskFailed,
+}
+
+impl Left {
+    /// Whether an adoption that ends with this has failed because of the run, as far as it can be known.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Store(error) => !error.is_transient(),
+            Self::Refused { .. } | Self::TaskFailed => true,
+            Self::LeaseLost | Self::HandedOver => false,
+        }
+    }
 }
 
 impl From<LeaseLost> for Left {
@@ -64,6 +77,10 @@ pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) -> Driv
         Err(Left::Store(error) | Left::Refused { error, .. }) => {
             METRICS.runs_left.inc();
             tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
+        }
+        Err(Left::TaskFailed) => {
+            METRICS.runs_left.inc();
+            tracing::error!("the task of an agent ended abnormally; the run is left to the sweep");
         }
         Err(Left::HandedOver) => {
             METRICS.runs_handed_over.inc();

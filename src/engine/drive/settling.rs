@@ -5,7 +5,7 @@ use crate::agent::Agent;
 use crate::driver::Backend;
 use crate::engine::progress::progress;
 use crate::engine::replay::{replay, settle_cost};
-use crate::engine::unstorable;
+use crate::engine::{shortage, unstorable};
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
@@ -13,6 +13,13 @@ use crate::run::{Cause, ExitReport, Outcome};
 impl Drive<'_> {
     pub(super) async fn put_back(&self) -> Result<bool, Left> {
         self.insist(|| self.shared.store.put_back(self.subject.lease)).await
+    }
+
+    /// Puts a run back whose agent could not be started for want of something: others may have its place. It did `shortages`
+    /// times before.
+    pub(super) async fn put_back_short(&self, short_of: &str, shortages: i64) -> Result<bool, Left> {
+        let (store, lease, rest) = (&self.shared.store, self.subject.lease, shortage::rest(shortages));
+        self.insist(|| store.put_back_short(lease, rest, short_of.to_owned())).await
     }
 
     /// Puts a turn back that came to nothing, when another try may do better: its live agent died, or it could not go on in
@@ -94,7 +101,7 @@ impl Drive<'_> {
         }
         settle.exit = exit;
         match self.insist(|| self.shared.store.settle(settle.clone())).await {
-            Err(Left::Store(error)) if error.is_refusal() => {
+            Err(Left::Store(error)) if error.is_permanent() => {
                 let bytes = settle.events.iter().map(|chunk| chunk.to_json().len()).sum::<usize>();
                 Err(Left::Refused { error, bytes: bytes + settle.parts.map_or(0, |parts| parts.len()) })
             }
@@ -111,15 +118,12 @@ impl Drive<'_> {
             Err(Left::Refused { error, bytes }) => (error, bytes),
             driven => return driven,
         };
-        let sentence = format!(
-            "{bytes} bytes of what the agent said cannot be stored ({error}). The run ends with what was stored before; a lower \
-             `max_line_bytes` of the agent skips what is too long."
-        );
         tracing::error!(%error, bytes, "the database refuses what the agent said; settling the run without it");
-        let outcome = Outcome::because(Cause::Unstorable, sentence);
+        let outcome = unstorable::outcome(&error, bytes);
         // The turn is read back from the store, and takes its memory then.
         (self.turn, self.memory) = (Default::default(), None);
-        let settled = self.insist(|| unstorable::settle(self.shared, &self.subject, outcome.clone())).await??;
+        let settled =
+            self.insist(|| unstorable::settle_from_log(self.shared, &self.subject, outcome.clone())).await??;
         self.asking.ended();
         Ok(Some(settled))
     }

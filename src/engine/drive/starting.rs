@@ -1,5 +1,6 @@
 //! A claimed run, from what it needs to the start of its agent. A start that fails because the system is short of something is
-//! tried again, under the same lease, for as long as it takes: that time counts against no limit of the turn.
+//! tried again a few times. Then the run goes back to the queue for a while, so that others get its worker. That time counts
+//! against no limit of the turn.
 //!
 //! Always: an agent begins only after the process that holds it was stored.
 
@@ -13,6 +14,7 @@ use crate::agent::{Agent, OnInterrupt};
 use crate::agent_event::AgentEvent;
 use crate::engine::decide::not_started;
 use crate::engine::prompting::{options_of, working_dir};
+use crate::engine::shortage;
 use crate::message;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
@@ -25,6 +27,14 @@ struct Judged {
     options: SessionOptions,
     rules: OptionRules,
     dir: PathBuf,
+}
+
+/// How a run leaves its worker whose turn was not begun.
+pub(super) enum NotBegun {
+    Settled(Outcome),
+    PutBack,
+    /// It waits in the queue for what the system is short of.
+    Short(String),
 }
 
 impl Drive<'_> {
@@ -56,7 +66,7 @@ impl Drive<'_> {
         if let Some(warm) = backend.warm() {
             match self.take_backend(warm, claimed, agent).await? {
                 Ok(taken) => self.on = Some(taken),
-                Err(outcome) => return self.without_backend(outcome).await,
+                Err(not_begun) => return self.leave_not_begun(not_begun, claimed.shortages).await,
             }
         }
         let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
@@ -69,7 +79,7 @@ impl Drive<'_> {
                     reply.control.begin();
                     match self.follow(agent, backend.as_ref(), reply).await? {
                         Followed::Done(outcome) => {
-                            if tries > 0 {
+                            if tries > 0 || claimed.shortages > 0 {
                                 self.shared.shortages.over();
                             }
                             return Ok(outcome);
@@ -81,8 +91,14 @@ impl Drive<'_> {
                 Err(error) => return self.settle(not_started(&error), ExitReport::default()).await,
             };
             tries += 1;
-            if let Some(end) = self.wait_out(&error, tries).await? {
-                return self.without_backend(end).await;
+            let not_begun = if tries < shortage::TRIES && claimed.shortages == 0 {
+                self.wait_out(&error, tries).await?
+            } else {
+                self.shared.shortages.rests(&error, claimed.shortages);
+                Some(NotBegun::Short(error.message))
+            };
+            if let Some(not_begun) = not_begun {
+                return self.leave_not_begun(not_begun, claimed.shortages).await;
             }
         }
     }
@@ -129,9 +145,8 @@ impl Drive<'_> {
         Err(left)
     }
 
-    /// Waits until the next try to start the agent. How the run leaves this worker when there is none: `Some(None)` when it is
-    /// to be put back.
-    async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<Option<Outcome>>, Left> {
+    /// Waits until the next try to start the agent. How the run leaves this worker when there is none.
+    async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<NotBegun>, Left> {
         let pause = self.shared.shortages.failed(error, tries);
         let status = format!("Waiting for resources: {}", error.message);
         let told = self.turn.hear(AgentEvent::Status(status));
@@ -139,12 +154,26 @@ impl Drive<'_> {
         let end = tokio::select! {
             biased;
             () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-            () = self.signals.cancel.cancelled() => Some(Some(Outcome::cancelled())),
-            () = self.shared.ending.cancelled() => Some(None),
-            () = self.shared.leaving.cancelled() => Some(None),
+            () = self.signals.cancel.cancelled() => Some(NotBegun::Settled(Outcome::cancelled())),
+            () = self.shared.ending.cancelled() => Some(NotBegun::PutBack),
+            () = self.shared.leaving.cancelled() => Some(NotBegun::PutBack),
             () = tokio::time::sleep(pause) => None,
         };
         self.began = Instant::now();
         Ok(end)
+    }
+
+    /// Settles a run whose turn was not begun, or puts it back.
+    pub(super) async fn leave_not_begun(
+        &mut self,
+        not_begun: NotBegun,
+        shortages: i64,
+    ) -> Result<Option<Outcome>, Left> {
+        let is_put_back = match not_begun {
+            NotBegun::Settled(outcome) => return self.settle(outcome, ExitReport::default()).await,
+            NotBegun::PutBack => self.put_back().await?,
+            NotBegun::Short(short_of) => self.put_back_short(&short_of, shortages).await?,
+        };
+        if is_put_back { Ok(None) } else { self.settle(Outcome::cancelled(), ExitReport::default()).await }
     }
 }

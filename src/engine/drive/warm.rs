@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::starting::NotBegun;
 use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
@@ -17,7 +18,7 @@ use crate::failure::ErrorClass;
 use crate::id::BackendId;
 use crate::metrics::METRICS;
 use crate::process::StartError;
-use crate::run::{Cause, ExitReport, Outcome};
+use crate::run::{Cause, Outcome};
 use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;
 use crate::warm::BackendState;
@@ -27,6 +28,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The end of a process is known to its watcher within this.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
+/// So long a turn keeps its worker's place while the system is short of something that its backend may wait for.
+const SHORT_FOR: Duration = Duration::from_secs(2);
 /// One that is there so soon was not waited for.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -59,17 +62,17 @@ impl Drop for Waiting<'_> {
 }
 
 impl Drive<'_> {
-    /// Waits until the turn is on a backend. The outcome when it cannot be; none when it is to be put back.
+    /// Waits until the turn is on a backend, or how the run leaves when it cannot be.
     pub(super) async fn take_backend(
         &mut self,
         warm: &dyn Warm,
         claimed: &Claimed,
         agent: &Agent,
-    ) -> Result<Result<Taken, Option<Outcome>>, Left> {
+    ) -> Result<Result<Taken, NotBegun>, Left> {
         let most = self.shared.config.engine.max_backends;
         if most == 0 {
             let error = "`max_backends` is 0, and this agent has to be kept warm: allow at least one";
-            return Ok(Err(Some(Outcome::because(Cause::Unconfigured, error))));
+            return Ok(Err(NotBegun::Settled(Outcome::because(Cause::Unconfigured, error))));
         }
         let mut wanted = Wanted {
             lease: self.subject.lease,
@@ -83,7 +86,8 @@ impl Drive<'_> {
         let supervision = &self.shared.supervision;
         let _waiting = Waiting::new(&supervision.waiting);
         let mut changes = supervision.changes();
-        let mut give_up = self.began + self.limit(agent);
+        let give_up = self.began + self.limit(agent);
+        let rests_after = if claimed.shortages > 0 { Duration::ZERO } else { SHORT_FOR };
         let mut told = None;
         loop {
             changes.mark_unchanged();
@@ -94,7 +98,7 @@ impl Drive<'_> {
                     let outcome = not_started(&StartError { class, ..StartError::from(reason) });
                     // What does not even start is not mended by waiting.
                     let retry_at = (class == Some(ErrorClass::Crashed)).then_some(until);
-                    return Ok(Err(Some(Outcome { retry_at, ..outcome })));
+                    return Ok(Err(NotBegun::Settled(Outcome { retry_at, ..outcome })));
                 }
                 Place::Awaited(id) => wanted.awaited = Some(id),
                 Place::Full { evicted } => {
@@ -102,20 +106,21 @@ impl Drive<'_> {
                     wanted.awaited = None;
                 }
             }
-            if self.shared.shortages.reason().is_some() {
-                // As for the start of a turn: to wait for resources counts against no limit.
-                give_up = Instant::now() + self.limit(agent);
+            if let Some(reason) = self.shared.shortages.reason()
+                && self.began.elapsed() >= rests_after
+            {
+                return Ok(Err(NotBegun::Short(reason)));
             }
             let awaited = wanted.awaited;
             while let Some(news) = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                () = self.signals.cancel.cancelled() => return Ok(Err(Some(Outcome::cancelled()))),
-                () = self.shared.ending.cancelled() => return Ok(Err(None)),
-                () = self.shared.leaving.cancelled() => return Ok(Err(None)),
+                () = self.signals.cancel.cancelled() => return Ok(Err(NotBegun::Settled(Outcome::cancelled()))),
+                () = self.shared.ending.cancelled() => return Ok(Err(NotBegun::PutBack)),
+                () = self.shared.leaving.cancelled() => return Ok(Err(NotBegun::PutBack)),
                 () = sleep_until(give_up) => match self.shared.shortages.reason() {
-                    Some(_) => None,
-                    None => return Ok(Err(Some(asked_for(Cause::TurnTimeout)))),
+                    Some(reason) => return Ok(Err(NotBegun::Short(reason))),
+                    None => return Ok(Err(NotBegun::Settled(asked_for(Cause::TurnTimeout)))),
                 },
                 news = self.changed(&mut changes, awaited, agent, told.as_deref()) => news,
             } {
@@ -143,15 +148,6 @@ impl Drive<'_> {
             if let Some(news) = news.filter(|news| told != Some(news)) {
                 return Some(news);
             }
-        }
-    }
-
-    /// Settles a run whose turn was not begun, or puts it back.
-    pub(super) async fn without_backend(&mut self, outcome: Option<Outcome>) -> Result<Option<Outcome>, Left> {
-        match outcome {
-            Some(outcome) => self.settle(outcome, ExitReport::default()).await,
-            None if self.put_back().await? => Ok(None),
-            None => self.settle(Outcome::cancelled(), ExitReport::default()).await,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::message::{Message, Role};
 /// A page of messages and where its neighbours are.
 #[derive(Debug, Default)]
 pub struct MessagePage {
-    /// The messages whose turn has begun, oldest first.
+    /// The messages whose turn has begun, or was cancelled before it did, oldest first.
     pub messages: Vec<Message>,
     /// What people sent and whose turn has not begun, the next first: it waits behind the answer that is under way.
     pub queued: Vec<Message>,
@@ -132,6 +132,8 @@ impl Store {
     /// the rows: no message is loaded for them.
     async fn message_sizes(&self, session: SessionKey, range: MessageRange) -> Result<(Vec<Size>, bool), StoreError> {
         let (cursor, partial, limit) = (range.from.cursor(), range.partial, range.limit);
+        // Read first: one that gets its place in between is found there as well.
+        let cancelled = self.cancelled_messages(session, range).await?;
         let mut sizes = match range.from {
             PageFrom::After(_) => {
                 sqlx::query_as!(
@@ -172,10 +174,53 @@ impl Store {
                 .await?
             }
         };
+        for size in cancelled {
+            if sizes.iter().all(|placed| placed.key != size.key) {
+                sizes.push(size);
+            }
+        }
+        sizes.sort_by_key(|size| (size.position, size.key));
+        if matches!(range.from, PageFrom::Before(_)) {
+            sizes.reverse();
+        }
         let limit = usize::try_from(limit).unwrap_or_default();
         let more = sizes.len() > limit;
         sizes.truncate(limit);
         Ok((sizes, more))
+    }
+
+    /// The messages of a range whose run was cancelled in the queue behind one that has begun: they have no place before that
+    /// has ended. Until then they are in front of what is being answered, which an answer is to follow, or behind a partial
+    /// answer.
+    async fn cancelled_messages(&self, session: SessionKey, range: MessageRange) -> Result<Vec<Size>, StoreError> {
+        let (cursor, is_forward) = (range.from.cursor(), matches!(range.from, PageFrom::After(_)));
+        let rows = sqlx::query_as!(
+            Size,
+            r#"WITH begun AS (
+                   SELECT first_seq, last_seq FROM runs WHERE session_key = ?1 AND status = 'running'
+                   UNION ALL
+                   SELECT first_seq, last_seq FROM runs
+                       WHERE session_key = ?1 AND status = 'queued' AND (first_seq IS NULL) = 0),
+               place (position) AS (
+                   SELECT coalesce((SELECT iif(?2, last_seq, first_seq - 1) FROM begun LIMIT 1), last_seq + 1)
+                   FROM sessions WHERE key = ?1)
+               SELECT DISTINCT m.key AS "key!", p.position AS "position!: i64",
+                   octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+               FROM place p CROSS JOIN runs r INDEXED BY runs_unwritten ON r.session_key = ?1
+               JOIN messages m ON m.key = r.message_key
+               WHERE r.settled_at IS NOT NULL AND r.first_seq IS NULL
+                 AND m.position IS NULL AND m.superseded_at IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM runs n WHERE n.message_key = m.key AND n.settled_at IS NULL)
+                 AND iif(?5, (p.position, m.key) > (?3, ?4), (p.position, m.key) < (?3, ?4))
+               ORDER BY iif(?5, m.key, -m.key) LIMIT ?6 + 1"#,
+            session,
+            range.partial,
+            cursor.position,
+            cursor.key,
+            is_forward,
+            range.limit
+        );
+        Ok(rows.fetch_all(&self.readers).await?)
     }
 
     /// The cursor from which a page on the other side is read, if there is anything.

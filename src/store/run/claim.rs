@@ -74,6 +74,8 @@ pub struct Claimed {
     pub resumes: bool,
     /// When it was enqueued.
     pub queued_at: Timestamp,
+    /// How often it was put back because the system was short of something.
+    pub shortages: i64,
 }
 
 impl Claimed {
@@ -119,12 +121,14 @@ pub struct Orphan {
     pub said: bool,
     /// Whether somebody had asked for it to stop.
     pub cancel_requested: bool,
-    /// How often it was claimed.
+    /// How often it was claimed and its agent could be started.
     pub attempts: i64,
     /// How often it was taken over, by this recovery too.
     pub recoveries: i64,
     /// How often in a row a worker failed to go on with it.
     pub failures: i64,
+    /// How often it was put back because the system was short of something.
+    pub shortages: i64,
 }
 
 impl Store {
@@ -225,7 +229,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
     // Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
     // `key IN` and not `UPDATE … FROM`: that one may be answered by a scan of all runs.
     let rows = sqlx::query!(
-        r#"UPDATE runs SET status = 'running', ready = 0, claimed_at = ?1, attempts = attempts + 1,
+        r#"UPDATE runs SET status = 'running', ready = 0, short_of = NULL, claimed_at = ?1, attempts = attempts + 1,
                lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3,
                slot_key = (SELECT slot_key FROM assignments a
                            WHERE a.session_key = runs.session_key AND a.state IN ('active', 'idle')),
@@ -252,7 +256,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                response_id AS "response_id!", workspace AS "workspace!", agent AS "agent!",
                coalesce(timeout_ms, (SELECT 1000 * (options ->> '$.timeout_seconds') FROM sessions
                    WHERE sessions.key = session_key)) AS "timeout_ms?: i64",
-               queued_at AS "queued_at!", resumes IS NOT NULL AND EXISTS (SELECT 1 FROM runs b WHERE b.message_key = runs.message_key AND b.said = 1)
+               queued_at AS "queued_at!", shortages AS "shortages!", resumes IS NOT NULL AND EXISTS (SELECT 1 FROM runs b WHERE b.message_key = runs.message_key AND b.said = 1)
                    AS "resumes!: bool",
                (SELECT id FROM slots WHERE slots.key = slot_key) AS "slot?: String",
                (SELECT parts FROM messages WHERE messages.key = message_key) AS "message_parts!: String",
@@ -292,6 +296,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             timeout_ms: row.timeout_ms,
             resumes: row.resumes,
             queued_at: Timestamp::from_millis(row.queued_at),
+            shortages: row.shortages,
         });
     }
     Ok(claimed)
@@ -340,7 +345,7 @@ async fn take_over(
     let ran_out = to_json(&ran_out.collect::<Vec<_>>())?;
     let expires_at = (tx.now + lease).as_millis();
     let rows = sqlx::query!(
-        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.workspace, r.agent,
+        r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.shortages, r.workspace, r.agent,
                coalesce(r.timeout_ms, 1000 * (s.options ->> '$.timeout_seconds')) AS "timeout_ms?: i64", r.pid,
                r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
                r.failures, r.cancel_requested_at, w.key AS worker_key, w.id AS worker
@@ -392,8 +397,9 @@ async fn take_over(
                 source_offset: row.source_offset,
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),
-                attempts: row.attempts,
+                attempts: row.attempts - row.shortages,
                 failures: row.failures,
+                shortages: row.shortages,
                 recoveries: (row.lease_token & Attempt::COUNT_MASK) + 1 - row.attempts,
             })
         })

@@ -266,11 +266,12 @@ async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>
     Ok(id.map(|id| id.parse()).transpose()?)
 }
 
-/// Whether so many runs wait in a session. No more of its queue is looked at.
+/// Whether so many runs wait in a session, other than those that are about to be cancelled. No more of its queue is looked at.
 async fn is_full(tx: &mut Tx<'_>, session: SessionKey, most: u32) -> Result<bool, StoreError> {
     let last = i64::from(most) - 1;
     let full = sqlx::query_scalar!(
-        "SELECT key FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued' LIMIT 1 OFFSET ?2 + 0",
+        "SELECT key FROM runs INDEXED BY runs_queued WHERE session_key = ?1 AND status = 'queued'
+             AND key > (SELECT coalesce(cancel_through, 0) FROM sessions WHERE key = ?1) LIMIT 1 OFFSET ?2 + 0",
         session,
         last
     );

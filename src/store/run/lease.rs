@@ -1,8 +1,11 @@
 //! What the holder of a lease does with a run besides speaking: say who holds the agent, let go, put back.
 
+use std::time::Duration;
+
 use sqlx::SqliteConnection;
 
-use crate::lease::{Lease, WorkerKey};
+use crate::lease::{Lease, RunKey, WorkerKey};
+use crate::store::text::shown;
 use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError};
 use crate::worker::AgentHost;
@@ -71,6 +74,25 @@ impl Store {
         .await
     }
 
+    /// Takes back that an adoption of a run counts as failed. Also when its lease is lost, which is no failure of the run: the
+    /// count is that of the run, and not of the lease.
+    ///
+    /// # Errors
+    /// Why nothing was stored.
+    pub async fn uncount_adoption(&self, run: RunKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let uncount = sqlx::query!(
+                    "UPDATE runs SET failures = failures - 1 WHERE key = ?1 AND failures > 0 AND status = 'running'",
+                    run
+                );
+                uncount.execute(&mut *tx.conn).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Stores that a worker has read all that a run had to say when it was adopted.
     ///
     /// # Errors
@@ -96,6 +118,32 @@ impl Store {
     /// Outside: why nothing was stored. Inside: false when the lease is lost, or when it has spoken or is to be cancelled.
     pub async fn put_back(&self, lease: Lease) -> Result<bool, StoreError> {
         self.write(move |tx| Box::pin(async move { put_back(tx, lease).await })).await
+    }
+
+    /// Puts a run back because the system is short of what its agent's start needs. It is not claimed before `pause` is over; other
+    /// runs are.
+    ///
+    /// # Errors
+    /// As [`Store::put_back`].
+    pub async fn put_back_short(&self, lease: Lease, pause: Duration, short_of: String) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            let short_of = short_of.clone();
+            Box::pin(async move {
+                if !put_back(tx, lease).await? {
+                    return Ok(false);
+                }
+                let (not_before, short_of) = ((tx.now + pause).as_millis(), shown(&short_of));
+                let wait = sqlx::query!(
+                    "UPDATE runs SET not_before = ?2, short_of = ?3, shortages = shortages + 1 WHERE key = ?1",
+                    lease.run,
+                    not_before,
+                    short_of
+                );
+                wait.execute(&mut *tx.conn).await?;
+                Ok(true)
+            })
+        })
+        .await
     }
 
     /// Puts a run back whose agent ended without a word when it was to go on in a session of its own: the next try begins
@@ -132,14 +180,14 @@ async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
              slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
-             host_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL
+             host_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL, failures = 0
          WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
            AND cancel_requested_at IS NULL",
         lease.run,
         lease.token
     );
     let done = done.execute(&mut *tx.conn).await?.rows_affected() == 1;
-    tx.notices.push(Notice::Ready);
+    tx.notices.extend([Notice::Ready, Notice::Closing]);
     Ok(done)
 }
 

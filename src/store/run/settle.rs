@@ -126,7 +126,9 @@ pub(in crate::store) async fn settle_all(
              AND (runs.cancel_requested_at IS NULL OR e.value ->> 5 = 'cancelled')
            RETURNING key AS "key!", last_seq AS "last_seq!", session_key AS "session_key!", error_class,
                EXISTS (SELECT 1 FROM runs o WHERE o.session_key = runs.session_key
-                       AND o.settled_at IS NOT NULL AND o.first_seq IS NULL) AS "unwritten!: bool""#,
+                       AND o.settled_at IS NOT NULL AND o.first_seq IS NULL) AS "unwritten!: bool",
+               EXISTS (SELECT 1 FROM sessions s WHERE s.key = runs.session_key AND s.cancel_through IS NOT NULL)
+                   AS "closing!: bool""#,
         ends,
         now
     )
@@ -154,6 +156,9 @@ pub(in crate::store) async fn settle_all(
         results.push(Ok(Settled { last_seq: row.last_seq, class }));
         if row.unwritten {
             write_spans(tx, row.session_key).await?;
+        }
+        if row.unwritten || row.closing {
+            tx.notices.push(Notice::Closing);
         }
     }
     Ok(results)

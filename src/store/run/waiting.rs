@@ -30,7 +30,7 @@ impl Store {
                        WHERE q.session_key = r.session_key AND q.status = 'queued'
                        ORDER BY (q.first_seq IS NULL), q.front DESC, q.priority DESC, q.key LIMIT 1)) THEN 'turn'
                    WHEN a.key IS NULL THEN 'slot'
-                   WHEN r.not_before > ?3 THEN 'not_before'
+                   WHEN r.not_before > ?3 THEN iif(r.short_of IS NULL, 'not_before', 'resources')
                    WHEN EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key = a.slot_key) THEN 'slot'
                    WHEN a.slot_key IS NULL AND EXISTS (SELECT 1 FROM runs x WHERE x.status = 'running' AND x.slot_key IS NULL
                        AND x.workspace = r.workspace) THEN 'shared_agent'

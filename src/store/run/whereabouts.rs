@@ -59,7 +59,8 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn is_first_try(&self, run: RunKey) -> Result<bool, StoreError> {
-        let first = sqlx::query_scalar!(r#"SELECT attempts = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
+        let first =
+            sqlx::query_scalar!(r#"SELECT attempts - shortages = 1 AS "first!: bool" FROM runs WHERE key = ?1"#, run);
         Ok(first.fetch_one(&self.readers).await?)
     }
 

@@ -1,0 +1,58 @@
+//! Going on with a run whose worker was lost.
+//!
+//! Always: an adoption counts as failed from its beginning, because a process that it takes down counts nothing any more. It
+//! counts no longer once all is read that the agent had said, or when it ends for a reason that is not the run's.
+
+use super::left::Left;
+use super::starting::NotBegun;
+use super::{Asking, Conversation, Drive, Followed};
+use crate::engine::replay::replay;
+use crate::process::Adoption;
+use crate::run::Outcome;
+use crate::store::run::Orphan;
+
+impl Drive<'_> {
+    /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
+    pub(super) async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+        let driven = self.read_on(orphan).await;
+        if self.is_counted && driven.as_ref().is_err_and(|left| !left.is_failure()) {
+            self.is_counted = false;
+            if let Err(error) = self.shared.store.uncount_adoption(self.subject.lease.run).await {
+                tracing::warn!(%error, "an adoption that did not fail counts as failed");
+            }
+        }
+        driven
+    }
+
+    async fn read_on(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+        let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
+        let found = found.zip(self.shared.backends.get(&orphan.agent));
+        let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
+        // Before anything of it is read, which may be what takes this process down.
+        if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
+            return Err(Left::LeaseLost);
+        }
+        self.is_counted = true;
+        self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
+        self.asking =
+            Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
+        self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
+        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        let wanted = self.insist(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
+        self.conversation = Conversation::new(wanted, was_given_up);
+        self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
+        let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
+        self.is_behind = true;
+        match backend.adopt(adoption).await {
+            Some(reply) => match self.follow(agent, backend.as_ref(), reply).await? {
+                Followed::Done(outcome) => Ok(outcome),
+                // Nothing of it ran: it begins anew when there is enough again.
+                Followed::Short(error) => {
+                    self.shared.shortages.rests(&error, orphan.shortages);
+                    self.leave_not_begun(NotBegun::Short(error.message), orphan.shortages).await
+                }
+            },
+            None => Err(Left::HandedOver),
+        }
+    }
+}
