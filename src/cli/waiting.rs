@@ -68,6 +68,34 @@ impl Waiting {
     }
 }
 
+/// For people: what `run` waits for, and what can be done.
+pub(super) fn explain(reason: WaitsFor, run: &Run) -> String {
+    let Run { session_id, workspace, agent, .. } = run;
+    match reason {
+        WaitsFor::Turn => format!("its turn: other runs of session {session_id} come first"),
+        WaitsFor::Slot => format!("a slot of workspace {workspace}: all are taken by busy sessions (`mainstay slots`)"),
+        WaitsFor::SharedAgent => {
+            format!(
+                "the agent that sessions without a slot share in workspace {workspace}: it takes one turn at a time"
+            )
+        }
+        WaitsFor::NotBefore => {
+            run.not_before.map_or_else(|| "its time".to_owned(), |at| format!("its time: it begins at {at}"))
+        }
+        WaitsFor::Resources => {
+            let short_of = run.short_of.as_deref().unwrap_or("the system is short of them");
+            run.not_before.map_or_else(
+                || format!("resources: {short_of}"),
+                |at| format!("resources: {short_of}; its start is tried again at {at}"),
+            )
+        }
+        WaitsFor::AgentLimit => format!("agent {agent}: it has as many turns at once as it may (`max_concurrent`)"),
+        WaitsFor::Worker => "a worker: all are busy (`mainstay workers`)".to_owned(),
+        WaitsFor::Daemon => "a daemon: no process executes runs on this file; start `mainstay serve`".to_owned(),
+        WaitsFor::Answer => "an answer to what its agent asks (`mainstay permissions`)".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,33 +122,5 @@ mod tests {
         ] {
             assert_eq!(after(ms, reason), said, "after {ms} ms");
         }
-    }
-}
-
-/// For people: what `run` waits for, and what can be done.
-pub(super) fn explain(reason: WaitsFor, run: &Run) -> String {
-    let Run { session_id, workspace, agent, .. } = run;
-    match reason {
-        WaitsFor::Turn => format!("its turn: other runs of session {session_id} come first"),
-        WaitsFor::Slot => format!("a slot of workspace {workspace}: all are taken by busy sessions (`mainstay slots`)"),
-        WaitsFor::SharedAgent => {
-            format!(
-                "the agent that sessions without a slot share in workspace {workspace}: it takes one turn at a time"
-            )
-        }
-        WaitsFor::NotBefore => {
-            run.not_before.map_or_else(|| "its time".to_owned(), |at| format!("its time: it begins at {at}"))
-        }
-        WaitsFor::Resources => {
-            let short_of = run.short_of.as_deref().unwrap_or("the system is short of them");
-            run.not_before.map_or_else(
-                || format!("resources: {short_of}"),
-                |at| format!("resources: {short_of}; its start is tried again at {at}"),
-            )
-        }
-        WaitsFor::AgentLimit => format!("agent {agent}: it has as many turns at once as it may (`max_concurrent`)"),
-        WaitsFor::Worker => "a worker: all are busy (`mainstay workers`)".to_owned(),
-        WaitsFor::Daemon => "a daemon: no process executes runs on this file; start `mainstay serve`".to_owned(),
-        WaitsFor::Answer => "an answer to what its agent asks (`mainstay permissions`)".to_owned(),
     }
 }
