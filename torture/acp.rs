@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::agent::End;
 use super::fake::acp::{self, Client, Prompt, Traits, text_of, to_stdout};
-use super::live::{self, CANCEL_DELAY, Purpose, Turn};
 use super::protocol::Acp;
 use super::record::MARK;
+use super::turn::{self, CANCEL_DELAY, Purpose, Turn};
 use super::voice;
 
 /// Serves until its stdin is closed. Answers with its exit status.
@@ -50,7 +50,7 @@ impl acp::Turns for Turns {
         let Prompt { id, session, params } = prompt;
         let seed = text_of(&params)?.trim().parse()?;
         let encoder = Acp::new(session.clone(), id);
-        let purpose = Purpose::told(&params["_meta"]["mainstay"], session, seed)?;
+        let purpose = Purpose::from_prompt(&params["_meta"]["mainstay"], session, seed)?;
         self.turns.push(Turn::begin(&self.records, purpose, self.begun, Box::new(encoder), voice::stdout())?);
         self.begun += 1;
         Ok(())
@@ -73,11 +73,11 @@ impl acp::Turns for Turns {
 
     /// The end of a turn is written after its locks are released.
     async fn go_on(&mut self, client: &Client) -> anyhow::Result<()> {
-        match live::next_due(&self.turns) {
+        match turn::next_due(&self.turns) {
             Some(due) => sleep_until(Instant::from_std(due)).await,
             None => std::future::pending().await,
         }
-        for (turn, ending) in live::go_on(&mut self.turns)? {
+        for (turn, ending) in turn::go_on(&mut self.turns)? {
             turn.over(ending).iter().try_for_each(|line| client.send(line))?;
         }
         Ok(())

@@ -17,7 +17,7 @@ use rustix::process::{Signal, getpid, kill_process, setsid};
 use serde_json::Value;
 
 use super::protocol::{Claude, Codex, Encoder, Openclaw, Protocol};
-use super::record::{Identity, Line, Writer};
+use super::record::{Identity, Line, RecordWriter};
 use super::voice::{self, Next, Voice};
 use super::{AGENT, acp, gateway, opencode};
 
@@ -149,7 +149,7 @@ fn take_a_turn(agent: &Agent, encoder: impl Fn(&Behaviour) -> Box<dyn Encoder>) 
     }
     let _ignores_sigterm = behaviour.ignores_sigterm.then(IgnoresSigterm::new).transpose()?;
     let identity = identity()?;
-    let mut record = Writer::create(&agent.record, &identity)?;
+    let mut record = RecordWriter::create(&agent.record, &identity)?;
     let _places = [
         claim(&agent.record, &mut record, "session", &identity.session)?,
         claim(&agent.record, &mut record, "slot", &identity.slot)?,
@@ -252,7 +252,7 @@ fn identity() -> anyhow::Result<Identity> {
 }
 
 /// Takes a place for as long as the file is open; the record notes a meeting there. The file names its holder.
-pub(super) fn claim(dir: &Path, record: &mut Writer, kind: &str, name: &str) -> anyhow::Result<File> {
+pub(super) fn claim(dir: &Path, record: &mut RecordWriter, kind: &str, name: &str) -> anyhow::Result<File> {
     let path = dir.join(format!("{kind}-{name}"));
     let mut lock = OpenOptions::new().create(true).append(true).open(&path)?;
     if lock.try_lock().is_err() {

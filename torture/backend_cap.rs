@@ -1,6 +1,6 @@
-//! Who counts the live agents that are kept warm, again and again, through whatever engine answers.
+//! The check that no more agents are kept warm than `max_backends` allows: it polls whichever engine answers.
 //!
-//! Always: what is counted is what one engine says at one moment; never are there more than may be.
+//! Always: what is counted is one answer of one engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::client::get;
 use super::fleet::Addresses;
 use super::journal::Journal;
 
-/// Between two looks.
+/// Ten counts a second.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Looks until it is asked to stop.
+/// Polls until it is asked to stop.
 pub(super) async fn watch(
     most: usize,
     addresses: Addresses,

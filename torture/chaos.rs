@@ -15,10 +15,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{ask, get};
-use super::fleet::{Engine, Fleet};
+use super::fleet::{EngineProcess, Fleet};
 use super::gateway::supervisor::GatewaySupervisor;
 use super::journal::{Count, Journal};
-use super::processes::{self, Found, Kind};
+use super::processes::{self, MarkedProcess, ProcessKind};
 use super::workdir::{LEASE, Workdir};
 
 /// Asks an engine to leave its agents running and go.
@@ -149,11 +149,11 @@ impl Chaos {
             }
             Fault::Drain => self.restart(number, Signal::TERM, Count::Drains, under_way),
             Fault::HandOver => self.restart(number, HAND_OVER, Count::HandOvers, under_way),
-            Fault::KillAgent => self.kill(&[Kind::Agent, Kind::Server], Count::AgentKills).await,
-            Fault::KillHost => self.kill(&[Kind::Host], Count::HostKills).await,
-            Fault::KillRelay => self.kill(&[Kind::Relay], Count::RelayKills).await,
-            Fault::KillBridge => self.kill(&[Kind::Bridge], Count::BridgeKills).await,
-            Fault::KillBridgeHost => self.kill(&[Kind::BridgeHost], Count::BridgeHostKills).await,
+            Fault::KillAgent => self.kill(&[ProcessKind::Agent, ProcessKind::Server], Count::AgentKills).await,
+            Fault::KillHost => self.kill(&[ProcessKind::Host], Count::HostKills).await,
+            Fault::KillRelay => self.kill(&[ProcessKind::Relay], Count::RelayKills).await,
+            Fault::KillBridge => self.kill(&[ProcessKind::Bridge], Count::BridgeKills).await,
+            Fault::KillBridgeHost => self.kill(&[ProcessKind::BridgeHost], Count::BridgeHostKills).await,
             Fault::PauseBridge => self.pause_bridge(4 * down, under_way).await,
             Fault::KillGateway => {
                 let gateway = self.gateway.clone();
@@ -177,7 +177,7 @@ impl Chaos {
     }
 
     /// An engine that nothing is done to at the moment.
-    fn engine(&self, number: usize) -> Option<OwnedMutexGuard<Engine>> {
+    fn engine(&self, number: usize) -> Option<OwnedMutexGuard<EngineProcess>> {
         self.fleet.engines.get(number)?.clone().try_lock_owned().ok()
     }
 
@@ -191,7 +191,7 @@ impl Chaos {
     }
 
     /// Some process of one of these kinds.
-    async fn find(&self, kinds: &[Kind]) -> Option<Found> {
+    async fn find(&self, kinds: &[ProcessKind]) -> Option<MarkedProcess> {
         let dir = self.workdir.dir.clone();
         // Reads /proc; it fails only when the runtime goes down.
         let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
@@ -200,10 +200,10 @@ impl Chaos {
         fastrand::Rng::new().choice(found)
     }
 
-    async fn kill(&self, kinds: &[Kind], count: Count) {
+    async fn kill(&self, kinds: &[ProcessKind], count: Count) {
         let Some(process) = self.find(kinds).await else { return };
         // Noted before it is true: nothing may be interrupted before we know of it.
-        if process.kind == Kind::Host
+        if process.kind == ProcessKind::Host
             && let Some(run) = process.run.clone()
         {
             self.journal.shim_killed(run);
@@ -214,7 +214,7 @@ impl Chaos {
     }
 
     async fn pause_bridge(&self, pause: Duration, under_way: &mut JoinSet<()>) {
-        let Some(bridge) = self.find(&[Kind::Bridge, Kind::Server]).await else { return };
+        let Some(bridge) = self.find(&[ProcessKind::Bridge, ProcessKind::Server]).await else { return };
         if processes::send(&bridge, &self.workdir.dir, Signal::STOP) {
             self.journal.count(Count::BridgePauses);
             let dir = self.workdir.dir.clone();
@@ -258,7 +258,7 @@ impl Chaos {
     }
 }
 
-async fn kill_together(mut engines: Vec<OwnedMutexGuard<Engine>>, down: Duration) {
+async fn kill_together(mut engines: Vec<OwnedMutexGuard<EngineProcess>>, down: Duration) {
     for engine in &mut engines {
         engine.kill().await;
     }

@@ -8,8 +8,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::journal::{Found, Journal};
-use super::reader::{Heard, digest};
+use super::journal::{Findings, Journal};
+use super::reader::{EventsRead, digest};
 use super::record::{MARK, Record, Records, Said, joined};
 use super::workdir::{Workdir, is_of_gateway, is_relayed};
 use super::writer::Sent;
@@ -33,7 +33,7 @@ const PAGE: i64 = 500;
 #[derive(Default)]
 pub(super) struct Evidence {
     pub(super) sent: Vec<Sent>,
-    pub(super) heard: Vec<Heard>,
+    pub(super) read: Vec<EventsRead>,
     /// Runs whose agent lost its host.
     pub(super) without_shim: BTreeSet<String>,
     /// From when to when the gateway may have been down.
@@ -46,10 +46,10 @@ pub(super) async fn all(
     workdir: &Workdir,
     evidence: &Evidence,
     journal: &Journal,
-) -> anyhow::Result<Found> {
+) -> anyhow::Result<Findings> {
     let runs = runs(engine).await?;
     let records = Records::list(&workdir.records())?;
-    let mut found = Found { agents: u64::try_from(records.count())?, ..Found::default() };
+    let mut found = Findings { agents: u64::try_from(records.count())?, ..Findings::default() };
     for run in &runs {
         *found.runs.entry(run.status.as_str()).or_default() += 1;
         if run.status == Status::Completed {
@@ -72,8 +72,8 @@ pub(super) async fn all(
         let events = events(engine, &session).await?;
         found.events += u64::try_from(events.len())?;
         log(&session, &events, &runs, journal);
-        for heard in evidence.heard.iter().filter_map(|heard| heard.get(session.as_str())) {
-            reading(&session, &events, heard, journal);
+        for read in evidence.read.iter().filter_map(|read| read.get(session.as_str())) {
+            reading(&session, &events, read, journal);
         }
         let answers = answers(engine, &session).await?;
         for run in runs {
@@ -201,9 +201,9 @@ fn log(session: &SessionId, events: &[Event], runs: &[&Run], journal: &Journal) 
 }
 
 /// What a reader got is what is stored.
-fn reading(session: &SessionId, events: &[Event], heard: &BTreeMap<i64, u64>, journal: &Journal) {
+fn reading(session: &SessionId, events: &[Event], read: &BTreeMap<i64, u64>, journal: &Journal) {
     let stored: BTreeMap<_, _> = events.iter().map(|event| (event.seq, digest(event.event.get()))).collect();
-    for (seq, digest) in heard {
+    for (seq, digest) in read {
         if stored.get(seq) != Some(digest) {
             let what = if stored.contains_key(seq) { "is stored otherwise" } else { "is not stored" };
             journal.violation("what a reader got is stored", format!("{session}: {seq} {what}"));

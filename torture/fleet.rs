@@ -22,7 +22,7 @@ const START_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All engines.
 pub(super) struct Fleet {
-    pub(super) engines: Vec<Arc<tokio::sync::Mutex<Engine>>>,
+    pub(super) engines: Vec<Arc<tokio::sync::Mutex<EngineProcess>>>,
     addresses: Addresses,
 }
 
@@ -50,7 +50,7 @@ impl Fleet {
         let addresses = Addresses(Arc::new(Mutex::new(vec![None; size])));
         let engine = |number| {
             let (workdir, journal, addresses) = (workdir.clone(), journal.clone(), addresses.clone());
-            Arc::new(tokio::sync::Mutex::new(Engine { number, child: None, workdir, journal, addresses }))
+            Arc::new(tokio::sync::Mutex::new(EngineProcess { number, child: None, workdir, journal, addresses }))
         };
         Self { engines: (0..size).map(engine).collect(), addresses: addresses.clone() }
     }
@@ -75,7 +75,7 @@ impl Fleet {
 }
 
 /// One engine, running or down.
-pub(super) struct Engine {
+pub(super) struct EngineProcess {
     number: usize,
     child: Option<Child>,
     workdir: Arc<Workdir>,
@@ -83,7 +83,7 @@ pub(super) struct Engine {
     addresses: Addresses,
 }
 
-impl Engine {
+impl EngineProcess {
     /// Starts it if it is down, and waits until it listens.
     pub(super) async fn start(&mut self) {
         if self.child.is_some() {

@@ -137,7 +137,7 @@ impl Journal {
         entries.most_backends = entries.most_backends.max(number);
     }
 
-    pub(super) fn report(&self, seed: u64, duration: Duration, found: Found) -> Report {
+    pub(super) fn report(&self, seed: u64, duration: Duration, found: Findings) -> Report {
         let entries = self.entries();
         Report {
             seed,
@@ -154,7 +154,7 @@ impl Journal {
 
 /// What the database held at the end.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Found {
+pub(super) struct Findings {
     /// Runs by status.
     pub(super) runs: BTreeMap<&'static str, u64>,
     /// Completed runs by agent.
@@ -191,7 +191,7 @@ pub(super) struct Report {
     pub(super) most_backends: usize,
     /// What was there at the end.
     #[serde(flatten)]
-    pub(super) found: Found,
+    pub(super) found: Findings,
     /// How many violations there were.
     pub(super) violations_total: u64,
     /// The first of them.

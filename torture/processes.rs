@@ -20,7 +20,7 @@ pub(super) const MARK: &str = "TORTURE_DIR";
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProcessKind {
     Agent,
     /// A live agent that is reached without a bridge.
     Server,
@@ -37,8 +37,8 @@ pub(super) enum Kind {
 
 /// A process of this torture.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
-    pub(super) kind: Kind,
+pub(super) struct MarkedProcess {
+    pub(super) kind: ProcessKind,
     pub(super) pid: i32,
     /// What it was started with, for people.
     pub(super) command: String,
@@ -47,7 +47,7 @@ pub(super) struct Found {
 }
 
 /// All living processes of the torture in a directory. Reads all of `/proc`: blocking work.
-pub(super) fn find(dir: &Path) -> Vec<Found> {
+pub(super) fn find(dir: &Path) -> Vec<MarkedProcess> {
     let processes = all_processes().into_iter().flatten().flatten();
     let mut bridged = HashSet::new();
     let mut found: Vec<_> = processes
@@ -57,31 +57,31 @@ pub(super) fn find(dir: &Path) -> Vec<Found> {
             let command = process.cmdline().unwrap_or_default();
             let says = |word: &str| command.iter().any(|said| said == word);
             let kind = match command.iter().map(String::as_str).nth(1) {
-                _ if stat.comm == PROCESS_NAME => Kind::Host,
-                Some("relay") => Kind::Relay,
+                _ if stat.comm == PROCESS_NAME => ProcessKind::Host,
+                Some("relay") => ProcessKind::Relay,
                 Some("bridge") => {
                     bridged.insert(stat.ppid);
-                    Kind::Bridge
+                    ProcessKind::Bridge
                 }
                 Some(AGENT) if says("serve") => {
                     bridged.insert(stat.ppid);
-                    Kind::Server
+                    ProcessKind::Server
                 }
                 // The gateway is its gateway's.
-                Some(AGENT) if says("--stray") || says(Protocol::Gateway.as_str()) => Kind::Other,
-                Some(AGENT) => Kind::Agent,
-                _ => Kind::Other,
+                Some(AGENT) if says("--stray") || says(Protocol::Gateway.as_str()) => ProcessKind::Other,
+                Some(AGENT) => ProcessKind::Agent,
+                _ => ProcessKind::Other,
             };
             let run = match kind {
                 // It is told so in its command, also while it holds no agent yet or any more.
-                Kind::Host => command.last().and_then(|dir| run_of(Path::new(dir))),
+                ProcessKind::Host => command.last().and_then(|dir| run_of(Path::new(dir))),
                 _ => value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned()),
             };
-            Some(Found { kind, pid: process.pid, command: command.join(" "), run })
+            Some(MarkedProcess { kind, pid: process.pid, command: command.join(" "), run })
         })
         .collect();
-    for host in found.iter_mut().filter(|host| host.kind == Kind::Host && bridged.contains(&host.pid)) {
-        host.kind = Kind::BridgeHost;
+    for host in found.iter_mut().filter(|host| host.kind == ProcessKind::Host && bridged.contains(&host.pid)) {
+        host.kind = ProcessKind::BridgeHost;
     }
     found
 }
@@ -93,7 +93,7 @@ fn run_of(dir: &Path) -> Option<String> {
 }
 
 /// Sends a signal. Answers whether the process was there to get it.
-pub(super) fn send(process: &Found, dir: &Path, signal: Signal) -> bool {
+pub(super) fn send(process: &MarkedProcess, dir: &Path, signal: Signal) -> bool {
     let pidfd = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(pidfd) = pidfd.filter(|_| marked(process.pid, dir).is_some()) else { return false };
     pidfd_send_signal(&pidfd, signal).is_ok()

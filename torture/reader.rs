@@ -21,7 +21,7 @@ use mainstay::event::Seq;
 const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What was read of each session: a digest of the bytes at every place in the log.
-pub(super) type Heard = BTreeMap<String, BTreeMap<Seq, u64>>;
+pub(super) type EventsRead = BTreeMap<String, BTreeMap<Seq, u64>>;
 
 /// The digest of an event, as short as it has to be: megabytes are read.
 pub(super) fn digest(event: &str) -> u64 {
@@ -48,15 +48,15 @@ struct Target {
 
 impl Reader {
     /// Reads until it is asked to stop.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Heard {
-        let mut heard = Heard::new();
+    pub(super) async fn run(mut self, stop: CancellationToken) -> EventsRead {
+        let mut read = EventsRead::new();
         while !stop.is_cancelled() {
             match self.choose().await {
-                Some(target) => self.attend(&target, heard.entry(target.session.clone()).or_default(), &stop).await,
+                Some(target) => self.attend(&target, read.entry(target.session.clone()).or_default(), &stop).await,
                 None => sleep(RETRY_INTERVAL).await,
             }
         }
-        heard
+        read
     }
 
     /// A session, or one of its newest runs.
@@ -72,9 +72,9 @@ impl Reader {
     }
 
     /// Follows something for a while, through as many connections as it takes.
-    async fn attend(&mut self, target: &Target, heard: &mut BTreeMap<Seq, u64>, stop: &CancellationToken) {
+    async fn attend(&mut self, target: &Target, read: &mut BTreeMap<Seq, u64>, stop: &CancellationToken) {
         let until = Instant::now() + Duration::from_millis(self.rng.u64(200..3000));
-        let last = heard.last_key_value().map_or(0, |(seq, _)| *seq);
+        let last = read.last_key_value().map_or(0, |(seq, _)| *seq);
         let mut cursor = match self.rng.u8(..8) {
             _ if target.is_run => 0,
             0 => 0,
@@ -86,7 +86,7 @@ impl Reader {
                 sleep(RETRY_INTERVAL).await;
                 continue;
             };
-            let mut connection = Connection::new(target, &self.journal, cursor, heard);
+            let mut connection = Connection::new(target, &self.journal, cursor, read);
             let followed = async { follow(&to, &target.path, cursor, |frame| connection.take(frame)).await };
             let followed = tokio::select! {
                 followed = timeout_at(until, followed) => followed,
@@ -121,7 +121,7 @@ impl Reader {
 struct Connection<'a> {
     target: &'a Target,
     journal: &'a Journal,
-    heard: &'a mut BTreeMap<Seq, u64>,
+    read: &'a mut BTreeMap<Seq, u64>,
     cursor: Seq,
     /// The stream of a run begins anywhere behind the cursor; everything else follows on.
     first: bool,
@@ -131,8 +131,8 @@ struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    fn new(target: &'a Target, journal: &'a Journal, cursor: Seq, heard: &'a mut BTreeMap<Seq, u64>) -> Self {
-        Self { target, journal, heard, cursor, first: true, finished: false, is_over: false }
+    fn new(target: &'a Target, journal: &'a Journal, cursor: Seq, read: &'a mut BTreeMap<Seq, u64>) -> Self {
+        Self { target, journal, read, cursor, first: true, finished: false, is_over: false }
     }
 
     /// Answers whether there is more to come.
@@ -146,7 +146,7 @@ impl<'a> Connection<'a> {
             self.violation("a connection skips nothing and repeats nothing", &format!("{seq} behind {}", self.cursor));
         }
         let digest = digest(&frame.data);
-        if *self.heard.entry(seq).or_insert(digest) != digest {
+        if *self.read.entry(seq).or_insert(digest) != digest {
             self.violation("what was read once does not change", &format!("{seq}"));
         }
         (self.cursor, self.first, self.finished) = (seq, false, is_end);
@@ -177,8 +177,8 @@ mod tests {
     /// The promises that a connection finds broken, which gets these events behind a cursor.
     fn broken(is_run: bool, cursor: Seq, frames: &[(Option<Seq>, &str)]) -> Vec<&'static str> {
         let target = Target { session: "s".to_owned(), path: "/".to_owned(), is_run };
-        let (journal, mut heard) = (Journal::default(), BTreeMap::new());
-        let mut connection = Connection::new(&target, &journal, cursor, &mut heard);
+        let (journal, mut read) = (Journal::default(), BTreeMap::new());
+        let mut connection = Connection::new(&target, &journal, cursor, &mut read);
         for (seq, data) in frames {
             connection.take(Frame { seq: *seq, data: (*data).to_owned() });
         }

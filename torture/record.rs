@@ -154,12 +154,12 @@ pub(super) struct Identity {
 }
 
 /// The record of an agent that is being written.
-pub(super) struct Writer {
+pub(super) struct RecordWriter {
     file: File,
     agent: String,
 }
 
-impl Writer {
+impl RecordWriter {
     pub(super) fn create(dir: &Path, agent: &Identity) -> io::Result<Self> {
         let path = dir.join(format!("{}.{}.{}", agent.run, agent.pid, agent.attempt));
         let file = OpenOptions::new().create(true).append(true).open(path)?;

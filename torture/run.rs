@@ -33,9 +33,9 @@ use super::{backend_cap, check, client, workdir};
 
 /// With all engines back and no more faults, every run is settled within this time.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Between two looks at something that shows only from outside.
+/// Poll interval for what is only seen from outside.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Between two lines about the progress.
+/// Time between two lines about the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What is to be done.
@@ -170,10 +170,10 @@ async fn trouble(
     stop_writers.cancel();
     let sent = writers.join_all().await.into_iter().flatten().collect();
     stop_readers.cancel();
-    let heard = readers.join_all().await;
+    let read = readers.join_all().await;
     looking.await?;
     tell(&progress(journal, began.elapsed()));
-    Ok((fleet, Evidence { sent, heard, without_shim: journal.runs_without_shim(), ..Evidence::default() }))
+    Ok((fleet, Evidence { sent, read, without_shim: journal.runs_without_shim(), ..Evidence::default() }))
 }
 
 /// Makes the sessions, each with one of the agents.

@@ -1,4 +1,4 @@
-//! What an agent of a torture talks with: it says one thing after the other, as its seed tells it to, and writes each down.
+//! The output of an agent of a torture: one thing after the other, as drawn from its seed, each recorded before it is written.
 //!
 //! Always: a word is in the record before the engine can read it.
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use super::agent::{Behaviour, End};
 use super::protocol::{Encoder, Ending};
-use super::record::{Line, MARK, Said, Writer};
+use super::record::{Line, MARK, RecordWriter, Said};
 use mainstay::clock::{Clock, SystemClock};
 
-/// The longest pause between two words.
+/// Longest pause between two words.
 const MAX_PAUSE_MS: u64 = 20;
 /// A long word does not fit into a pipe.
 const LONG_WORD_BYTES: usize = 100 * 1024;
@@ -34,7 +34,7 @@ pub(super) fn stdout() -> LineSink {
 /// What an agent talks with.
 pub(super) struct Voice {
     rng: fastrand::Rng,
-    pub(super) record: Writer,
+    pub(super) record: RecordWriter,
     pid: u32,
     /// The number of the next word, and of the next thing.
     words: u32,
@@ -62,7 +62,7 @@ impl Voice {
     /// The words of an agent are numbered from `words`.
     pub(super) fn new(
         rng: fastrand::Rng,
-        record: Writer,
+        record: RecordWriter,
         words: u32,
         encoder: Box<dyn Encoder>,
         sink: LineSink,

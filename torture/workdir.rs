@@ -1,4 +1,4 @@
-//! Where a torture takes place: a directory of its own, with the database, the config, the logs of the engines and the
+//! The directory of a torture, with the database, the config, the logs of the engines and the
 //! records of the agents; and the processes that belong to it.
 //!
 //! Always: everything that is started carries the mark of the directory, and makes its temporary files in it.
@@ -132,7 +132,7 @@ dir = {dir}
     }
 
     /// What runs here.
-    async fn processes(self: &Arc<Self>) -> Vec<processes::Found> {
+    async fn processes(self: &Arc<Self>) -> Vec<processes::MarkedProcess> {
         let workdir = self.clone();
         // It fails only when the runtime goes down.
         tokio::task::spawn_blocking(move || processes::find(&workdir.dir)).await.unwrap_or_default()
@@ -187,21 +187,21 @@ pub(super) fn max_backends(sessions: usize) -> usize {
 }
 
 /// A kind of agent.
-struct Kind {
+struct AgentKind {
     name: &'static str,
     protocol: Protocol,
     /// Whether one process has the turns of several sessions at once.
     is_shared: bool,
 }
 
-const AGENTS: [Kind; 7] = [
-    Kind { name: "torture-openclaw", protocol: Protocol::Openclaw, is_shared: false },
-    Kind { name: SHARED, protocol: Protocol::Acp, is_shared: true },
-    Kind { name: "torture-claude", protocol: Protocol::Claude, is_shared: false },
-    Kind { name: ALONE, protocol: Protocol::Acp, is_shared: false },
-    Kind { name: OPENCODE, protocol: Protocol::Opencode, is_shared: true },
-    Kind { name: GATEWAY, protocol: Protocol::Gateway, is_shared: true },
-    Kind { name: "torture-codex", protocol: Protocol::Codex, is_shared: false },
+const AGENTS: [AgentKind; 7] = [
+    AgentKind { name: "torture-openclaw", protocol: Protocol::Openclaw, is_shared: false },
+    AgentKind { name: SHARED, protocol: Protocol::Acp, is_shared: true },
+    AgentKind { name: "torture-claude", protocol: Protocol::Claude, is_shared: false },
+    AgentKind { name: ALONE, protocol: Protocol::Acp, is_shared: false },
+    AgentKind { name: OPENCODE, protocol: Protocol::Opencode, is_shared: true },
+    AgentKind { name: GATEWAY, protocol: Protocol::Gateway, is_shared: true },
+    AgentKind { name: "torture-codex", protocol: Protocol::Codex, is_shared: false },
 ];
 const SHARED: &str = "torture-acp-shared";
 const ALONE: &str = "torture-acp";
@@ -223,7 +223,7 @@ pub(super) fn is_of_gateway(agent: &str) -> bool {
     agent == GATEWAY
 }
 
-impl Kind {
+impl AgentKind {
     fn text(&self, agent: &Value, records: &Value, gateway: SocketAddr) -> String {
         let (name, driver) = (self.name, self.protocol.as_str());
         let seed = if self.protocol == Protocol::Openclaw { r#", "--seed", "{message}""# } else { "" };

@@ -55,3 +55,15 @@ fn an_interrupted_torture_leaves_nothing_behind() {
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(dir.path().read_dir().unwrap().count(), 0);
 }
+
+#[test]
+fn torture_without_its_program_says_what_to_install() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mainstay = dir.path().join("mainstay");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_mainstay"), &mainstay).unwrap();
+    let output = Command::new(mainstay).args(["torture", "--kills", "1"]).env("PATH", dir.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let place = format!("mainstay-torture is neither in {} nor on PATH", dir.path().display());
+    assert!(said.contains(&place) && said.contains("cargo install"), "{said}");
+}

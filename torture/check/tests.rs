@@ -14,7 +14,7 @@ struct Scene {
     events: Vec<Event>,
     agents: Vec<Record>,
     sent: Vec<Sent>,
-    heard: BTreeMap<i64, u64>,
+    read: BTreeMap<i64, u64>,
     answer: Option<String>,
     slots: Vec<Slot>,
     evidence: Evidence,
@@ -89,7 +89,7 @@ impl Scene {
             events: STREAM.iter().zip(1..).map(|(json, seq)| event(seq, id, json)).collect(),
             agents: vec![record(&run, 7, &["#7.0", "#7.1"], Some(0))],
             sent: vec![sent],
-            heard: STREAM.iter().zip(1..).map(|(json, seq)| (seq, digest(json))).collect(),
+            read: STREAM.iter().zip(1..).map(|(json, seq)| (seq, digest(json))).collect(),
             answer: Some("#7.0#7.1".to_owned()),
             slots: Vec::new(),
             evidence: Evidence::default(),
@@ -110,12 +110,12 @@ impl Scene {
         messages(&self.sent, &runs, &journal);
         slots(&self.slots, &journal);
         log(&self.run.session_id, &self.events, &[&self.run], &journal);
-        reading(&self.run.session_id, &self.events, &self.heard, &journal);
+        reading(&self.run.session_id, &self.events, &self.read, &journal);
         words(&self.run, &stored, &self.agents, &journal);
         question(&self.run, &self.agents, &journal);
         ending(&self.run, &self.evidence, &journal);
         answer(&self.run, &stored, self.answer.as_deref(), &journal);
-        let report = journal.report(0, std::time::Duration::ZERO, Found::default());
+        let report = journal.report(0, std::time::Duration::ZERO, Findings::default());
         let mut promises: Vec<_> = report.violations.iter().map(|violation| violation.promise).collect();
         promises.dedup();
         promises
@@ -153,7 +153,7 @@ fn a_tool_that_ended_in_a_cancelled_turn_is_not_believed() {
             scene.run.cancel_requested_at = scene.run.claimed_at.filter(|_| cause == Cause::Cancelled);
             let failed = r##"{"type":"tool-output-error","toolCallId":"t","errorText":"#7.1","providerExecuted":true,"dynamic":true}"##;
             scene.events[3] = event(4, scene.run.id, failed);
-            scene.heard.clear();
+            scene.read.clear();
             scene.answer = Some("#7.0".into());
             scene.agents[0].said[1] = Said::ToolFinished { id: "t".into(), output: "#7.1".into() };
         })
@@ -166,7 +166,7 @@ fn a_tool_that_ended_in_a_cancelled_turn_is_not_believed() {
 fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
     let gap = after(|scene| {
         scene.events.remove(2);
-        scene.heard.remove(&3);
+        scene.read.remove(&3);
     });
     assert!(gap.contains(&"a log has no gap") && gap.contains(&"what is stored is what the agent said"), "{gap:?}");
 
@@ -174,7 +174,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
         scene.events.remove(3);
         scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
         scene.run.last_seq = Some(5);
-        scene.heard.clear();
+        scene.read.clear();
         scene.answer = Some("#7.0".into());
     });
     assert_eq!(closed_over, ["what an agent said is stored"]);
@@ -184,7 +184,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
         scene.events.insert(4, again);
         scene.events.iter_mut().zip(1..).for_each(|(event, seq)| event.seq = seq);
         scene.run.last_seq = Some(7);
-        scene.heard.clear();
+        scene.read.clear();
         scene.answer = Some("#7.0#7.1#7.1".into());
     });
     assert_eq!(doubled, ["what is stored is what the agent said"]);
@@ -192,7 +192,7 @@ fn a_missing_a_doubled_and_a_swapped_event_are_seen() {
     let swapped = after(|scene| {
         scene.events[2] = event(3, scene.run.id, STREAM[3]);
         scene.events[3] = event(4, scene.run.id, STREAM[2]);
-        scene.heard.clear();
+        scene.read.clear();
         scene.answer = Some("#7.1#7.0".into());
     });
     assert_eq!(swapped, ["what is stored is what the agent said"]);
@@ -204,7 +204,7 @@ fn an_end_that_is_missing_doubled_or_early_is_seen() {
     let without = after(|scene| {
         scene.events.pop();
         scene.run.last_seq = Some(5);
-        scene.heard.remove(&6);
+        scene.read.remove(&6);
     });
     assert_eq!(without, PROMISE);
     let more = after(|scene| {
@@ -231,9 +231,9 @@ fn two_agents_for_one_run_are_seen() {
 #[test]
 fn a_reader_who_got_what_is_not_stored_is_heard() {
     const PROMISE: [&str; 1] = ["what a reader got is stored"];
-    let lost = after(|scene| scene.heard.extend([(7, digest(STREAM[5]))]));
+    let lost = after(|scene| scene.read.extend([(7, digest(STREAM[5]))]));
     assert_eq!(lost, PROMISE);
-    let otherwise = after(|scene| scene.heard.extend([(3, digest(STREAM[3]))]));
+    let otherwise = after(|scene| scene.read.extend([(3, digest(STREAM[3]))]));
     assert_eq!(otherwise, PROMISE);
 }
 

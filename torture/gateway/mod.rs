@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep_until};
 
 use self::peers::{PeerId, Peers};
 use super::fake::gateway::{Connection, accepted, hello};
-use super::live::{Purpose, Turn};
 use super::protocol::Gateway as Encoder;
+use super::turn::{Purpose, Turn};
 
 /// What it asks for.
 pub(super) const TOKEN: &str = "torture";
@@ -43,24 +43,24 @@ pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> 
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await?;
         println!("{}", supervisor::LISTENS);
-        let (sender, requests) = mpsc::channel(UNREAD_REQUESTS);
+        let (sender, events) = mpsc::channel(UNREAD_REQUESTS);
         let mut gateway = Gateway::new(records);
         tokio::select! {
             accepted = accept(listener, sender) => accepted?,
-            served = gateway.serve(requests) => served?,
+            served = gateway.serve(events) => served?,
         }
         Ok(0)
     })
 }
 
-/// What a connection is heard of.
-enum Heard {
-    Came(mpsc::Sender<Arc<str>>),
-    Asked(Value),
-    Gone,
+/// What happens on a connection.
+enum PeerEvent {
+    Connected(mpsc::Sender<Arc<str>>),
+    Request(Value),
+    Closed,
 }
 
-async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, Heard)>) -> anyhow::Result<()> {
+async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, PeerEvent)>) -> anyhow::Result<()> {
     let mut connections = JoinSet::new();
     for peer in 0.. {
         let (stream, _) = listener.accept().await?;
@@ -68,7 +68,7 @@ async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, Heard)>) -
         connections.spawn(async move {
             // One that broke is one that is gone.
             let _ = converse(peer, stream, &gateway).await;
-            gateway.send((peer, Heard::Gone)).await
+            gateway.send((peer, PeerEvent::Closed)).await
         });
         while connections.try_join_next().is_some() {}
     }
@@ -76,10 +76,10 @@ async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, Heard)>) -
 }
 
 /// Carries frames both ways until one side is gone; what is for the peer is sent before its connection is closed.
-async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerId, Heard)>) -> anyhow::Result<()> {
+async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerId, PeerEvent)>) -> anyhow::Result<()> {
     let mut connection = Connection::accept(stream).await?;
     let (sender, mut frames) = mpsc::channel(peers::UNREAD_FRAMES);
-    gateway.send((peer, Heard::Came(sender))).await?;
+    gateway.send((peer, PeerEvent::Connected(sender))).await?;
     loop {
         tokio::select! {
             frame = frames.recv() => match frame {
@@ -87,7 +87,7 @@ async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerI
                 None => return connection.close().await,
             },
             asked = connection.next() => match asked? {
-                Some(asked) => gateway.send((peer, Heard::Asked(asked))).await?,
+                Some(asked) => gateway.send((peer, PeerEvent::Request(asked))).await?,
                 None => return Ok(()),
             },
         }
@@ -138,7 +138,7 @@ impl Gateway {
         }
     }
 
-    async fn serve(&mut self, mut requests: mpsc::Receiver<(PeerId, Heard)>) -> anyhow::Result<()> {
+    async fn serve(&mut self, mut events: mpsc::Receiver<(PeerId, PeerEvent)>) -> anyhow::Result<()> {
         loop {
             let due = self.go_on()?;
             let due = async {
@@ -149,10 +149,10 @@ impl Gateway {
             };
             tokio::select! {
                 () = due => {}
-                heard = requests.recv() => match heard {
-                    Some((peer, Heard::Came(frames))) => self.peers().came(peer, frames),
-                    Some((peer, Heard::Asked(request))) => self.take(peer, &request)?,
-                    Some((peer, Heard::Gone)) => self.peers().cut(peer),
+                event = events.recv() => match event {
+                    Some((peer, PeerEvent::Connected(frames))) => self.peers().connect(peer, frames),
+                    Some((peer, PeerEvent::Request(request))) => self.take(peer, &request)?,
+                    Some((peer, PeerEvent::Closed)) => self.peers().cut(peer),
                     None => return Ok(()),
                 },
             }
@@ -215,9 +215,9 @@ impl Gateway {
     fn take(&mut self, peer: PeerId, request: &Value) -> anyhow::Result<()> {
         let (id, params) = (&request["id"], &request["params"]);
         let text = |key: &str| params[key].as_str().unwrap_or_default();
-        if !self.peers().is_in(peer) {
+        if !self.peers().is_admitted(peer) {
             if request["method"] == "connect" && params["auth"]["token"] == TOKEN {
-                self.peers().take_in(peer, id, hello(&self.boot));
+                self.peers().admit(peer, id, hello(&self.boot));
             } else {
                 self.peers().cut(peer);
             }

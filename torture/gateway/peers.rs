@@ -1,7 +1,7 @@
-//! Who is connected to the gateway, and who hears what: of tools only who asked for the run, and by another name who
-//! subscribed to its session.
+//! The clients of the gateway, and which frames each gets: events of tools go to the client that asked for the run, and by
+//! another name to those that subscribed to its session.
 //!
-//! Always: nothing is waited for; who does not keep up is cut off.
+//! Always: nothing is waited for; a client that does not keep up is disconnected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(super) type PeerId = u64;
 struct Peer {
     frames: mpsc::Sender<Arc<str>>,
     /// It has introduced itself.
-    is_in: bool,
+    is_admitted: bool,
     /// The runs that it asked for, or waits for.
     follows: BTreeSet<String>,
     /// The sessions that it subscribed to.
@@ -34,20 +34,20 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub(super) fn came(&mut self, id: PeerId, frames: mpsc::Sender<Arc<str>>) {
-        let peer = Peer { frames, is_in: false, follows: BTreeSet::new(), sessions: BTreeSet::new() };
+    pub(super) fn connect(&mut self, id: PeerId, frames: mpsc::Sender<Arc<str>>) {
+        let peer = Peer { frames, is_admitted: false, follows: BTreeSet::new(), sessions: BTreeSet::new() };
         self.connected.insert(id, peer);
         self.send(id, &challenge());
     }
 
-    pub(super) fn is_in(&self, peer: PeerId) -> bool {
-        self.connected.get(&peer).is_some_and(|peer| peer.is_in)
+    pub(super) fn is_admitted(&self, peer: PeerId) -> bool {
+        self.connected.get(&peer).is_some_and(|peer| peer.is_admitted)
     }
 
-    pub(super) fn take_in(&mut self, peer: PeerId, id: &Value, hello: Value) {
+    pub(super) fn admit(&mut self, peer: PeerId, id: &Value, hello: Value) {
         self.answer(peer, id, hello);
         if let Some(peer) = self.connected.get_mut(&peer) {
-            peer.is_in = true;
+            peer.is_admitted = true;
         }
     }
 
@@ -91,7 +91,7 @@ impl Peers {
             }
             frame
         };
-        let peers: Vec<_> = self.connected.iter().filter(|(_, peer)| peer.is_in).map(|(id, _)| *id).collect();
+        let peers: Vec<_> = self.connected.iter().filter(|(_, peer)| peer.is_admitted).map(|(id, _)| *id).collect();
         let mut heard = false;
         for id in peers {
             let Some(peer) = self.connected.get(&id) else { continue };

@@ -1,6 +1,6 @@
-//! Who keeps the gateway: starts its process, kills it when chaos says so, and starts it again whenever it is down.
+//! The gateway's process: started, killed when chaos says so, and started again whenever it is down.
 //!
-//! Always: it is known from when to when it may have been down.
+//! Always: the times between which it may have been down are in the journal.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::run::POLL_INTERVAL;
 use crate::workdir::Workdir;
 use mainstay::clock::{Clock, SystemClock, Timestamp};
 
-/// What it says when it can be reached.
+/// The line that it prints once it listens.
 pub(super) const LISTENS: &str = "listening";
 /// On a loaded machine it takes well under a second.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -48,7 +48,7 @@ impl Hub {
 
     /// Tells an event.
     pub(super) fn tell(&self, event: &Value) {
-        self.state().heed(event);
+        self.state().apply(event);
         self.followers().retain(|follower| follower.try_tell(event));
     }
 
@@ -93,7 +93,7 @@ impl Hub {
 }
 
 impl State {
-    fn heed(&mut self, event: &Value) {
+    fn apply(&mut self, event: &Value) {
         let properties = &event["properties"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let session = text(&properties["sessionID"]);

@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep_until};
 use self::hub::Hub;
 use super::agent::port_in;
 use super::fake::opencode::{self, Answer, Behaviour, Follower, Request};
-use super::live::{self, Purpose, Turn};
 use super::protocol::Opencode;
+use super::turn::{self, Purpose, Turn};
 
 /// The file of all sessions, beside the records.
 const SESSIONS: &str = "opencode-sessions";
@@ -96,21 +96,21 @@ impl Server {
     /// Answers when the next one is due.
     fn go_on(&self) -> anyhow::Result<Option<std::time::Instant>> {
         let mut turns = self.turns();
-        for (turn, ending) in live::go_on(&mut turns)? {
+        for (turn, ending) in turn::go_on(&mut turns)? {
             turn.over(ending).into_iter().for_each(|event| self.hub.tell(&event));
         }
         if !turns.is_empty() && fastrand::u32(..WORDS_TO_A_CUT) == 0 {
             turns.iter_mut().try_for_each(Turn::note_cut)?;
             self.hub.cut();
         }
-        Ok(live::next_due(&turns))
+        Ok(turn::next_due(&turns))
     }
 
     fn begin(&self, session: String, prompt: &Value) -> anyhow::Result<()> {
         let part = &prompt["parts"][0];
         let text = part["text"].as_str().context("a prompt is a seed")?.to_owned();
         let seed = text.trim().parse()?;
-        let purpose = Purpose::told(&part["metadata"]["mainstay"], session.clone(), seed)?;
+        let purpose = Purpose::from_prompt(&part["metadata"]["mainstay"], session.clone(), seed)?;
         let number = {
             let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
             *begun += 1;

@@ -1,4 +1,4 @@
-//! A turn of an agent that lives for many: what all of them have in common, whatever they speak.
+//! A turn of an agent that serves many turns, in any protocol.
 //!
 //! Always: while a turn goes on it holds a lock on its session, its slot and its conversation; what it says is in the
 //! record of its run.
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::agent::{Behaviour, End, claim, leave_behind};
 use super::protocol::{Encoder, Ending};
-use super::record::{Identity, Line, Writer};
+use super::record::{Identity, Line, RecordWriter};
 use super::voice::{LineSink, Next, Voice};
 
 /// An agent that delays a cancel ends the turn this much later.
@@ -39,7 +39,7 @@ pub(super) struct Purpose {
 
 impl Purpose {
     /// As a client of ours says it beside what it asks.
-    pub(super) fn told(told: &Value, conversation: String, seed: u64) -> anyhow::Result<Self> {
+    pub(super) fn from_prompt(told: &Value, conversation: String, seed: u64) -> anyhow::Result<Self> {
         let text = |key: &str| told[key].as_str().map(str::to_owned).context("a prompt says which run it is of");
         let attempt = told["attempt"].as_i64().context("a prompt says which try it is")?;
         Ok(Self {
@@ -83,7 +83,7 @@ impl Turn {
         if let Some(stray) = behaviour.stray.filter(|_| is_held) {
             leave_behind(stray)?;
         }
-        let mut record = Writer::create(records, &identity)?;
+        let mut record = RecordWriter::create(records, &identity)?;
         let places = [
             claim(records, &mut record, "session", &identity.session)?,
             claim(records, &mut record, "slot", &identity.slot)?,
