@@ -204,7 +204,7 @@ fn expand(tree: &str, prefix: &[String], into: &mut Vec<Module>) {
     let mut path = prefix.to_vec();
     let head = head.split(" as ").next().unwrap_or_default();
     let words = head.split("::").map(str::trim).filter(|word| !word.is_empty() && *word != "*");
-    path.extend(words.filter(|word| !(*word == "self" && !prefix.is_empty())).map(str::to_owned));
+    path.extend(words.filter(|word| *word != "self" || prefix.is_empty()).map(str::to_owned));
     let Some(group) = group else { return into.push(path) };
     let (mut depth, mut start) = (0, 0);
     for (at, c) in group.char_indices().chain([(group.len(), ',')]) {
