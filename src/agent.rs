@@ -14,7 +14,7 @@ pub struct Agent {
     /// Its name in the config.
     pub name: AgentName,
     /// How it is reached.
-    pub driver: Driver,
+    pub driver: DriverConfig,
     /// Limit for a whole turn, from its claim.
     pub turn_timeout: Duration,
     /// Limit for no progress (no text, reasoning or tool event); stands still while a tool runs.
@@ -92,7 +92,7 @@ pub const RESUME_MESSAGE: &str = "Your last turn was interrupted. Go on where yo
 
 /// How an agent is reached. A variant holds what only it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Driver {
+pub enum DriverConfig {
     /// Built in; answers without any key or network.
     Demo,
     /// A process a turn that writes OpenClaw agent events as JSON lines.
@@ -116,7 +116,7 @@ pub enum Driver {
     OpenclawGateway(GatewaySpec),
 }
 
-impl Driver {
+impl DriverConfig {
     /// Which options of a session its agents can be told.
     pub fn takes_options(&self) -> Takes {
         let (always, advertised): (&[&str], _) = match self {

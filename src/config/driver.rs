@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::section::{Section, Whole};
 use super::{ConfigError, limits, placeholder};
-use crate::agent::{DEFAULT_MAX_LINE_BYTES, Driver, GatewaySpec, ProcessSpec};
+use crate::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, GatewaySpec, ProcessSpec};
 use crate::catalogue::KNOWN;
 use crate::id::AgentName;
 
@@ -31,22 +31,22 @@ const ACP_KEYS: [&str; 7] =
     ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts", "shared"];
 
 /// The agents that need no config: that of the demo driver, and those that are known under the name of their driver.
-pub(super) fn builtin() -> impl Iterator<Item = (AgentName, Driver)> {
+pub(super) fn builtin() -> impl Iterator<Item = (AgentName, DriverConfig)> {
     let known = KNOWN.iter().filter(|known| known.is_builtin()).filter_map(|known| {
         let process = ProcessSpec::of(known.command);
         let driver = match known.driver {
-            "claude" => Driver::Claude(process),
-            "codex" => Driver::Codex(process),
-            "opencode" => Driver::Opencode(process),
+            "claude" => DriverConfig::Claude(process),
+            "codex" => DriverConfig::Codex(process),
+            "opencode" => DriverConfig::Opencode(process),
             _ => return None,
         };
         Some((known.name.parse().ok()?, driver))
     });
-    std::iter::once((AgentName::builtin(), Driver::Demo)).chain(known)
+    std::iter::once((AgentName::builtin(), DriverConfig::Demo)).chain(known)
 }
 
 /// The driver of an agent and what it takes; `word` names it, unless the agent is built in.
-pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys) -> Result<Driver, ConfigError> {
+pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys) -> Result<DriverConfig, ConfigError> {
     let word = match word {
         Some(word) => word,
         None => return Err(section.error(&["driver"], format!("is missing: {DRIVERS}"))),
@@ -77,18 +77,18 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
         process_spec(section, given, "")
     };
     Ok(match word {
-        "openclaw" => Driver::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
-        "text" => Driver::Text(process_spec(section, given, "[\"./answer.sh\"]")?),
-        "claude" => Driver::Claude(told_by_driver(section, or_default(given, "claude")?)?),
-        "codex" => Driver::Codex(told_by_driver(section, or_default(given, "codex")?)?),
-        "opencode" => Driver::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),
+        "openclaw" => DriverConfig::Openclaw(process_spec(section, given, "[\"openclaw\", …]")?),
+        "text" => DriverConfig::Text(process_spec(section, given, "[\"./answer.sh\"]")?),
+        "claude" => DriverConfig::Claude(told_by_driver(section, or_default(given, "claude")?)?),
+        "codex" => DriverConfig::Codex(told_by_driver(section, or_default(given, "codex")?)?),
+        "opencode" => DriverConfig::Opencode(kept_warm(section, or_default(given, "opencode")?, true)?),
         "acp" => {
             let shared = given.shared.unwrap_or_default();
             let process = process_spec(section, given, "[\"goose\", \"acp\"]")?;
-            Driver::Acp { process: kept_warm(section, process, shared)?, shared }
+            DriverConfig::Acp { process: kept_warm(section, process, shared)?, shared }
         }
-        "openclaw-gateway" => Driver::OpenclawGateway(gateway(section, given)?),
-        _ => Driver::Demo,
+        "openclaw-gateway" => DriverConfig::OpenclawGateway(gateway(section, given)?),
+        _ => DriverConfig::Demo,
     })
 }
 

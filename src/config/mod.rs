@@ -25,7 +25,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::agent::{Agent, Driver, OnInterrupt, Permissions};
+use crate::agent::{Agent, DriverConfig, OnInterrupt, Permissions};
 use crate::allowed::Allowed;
 use crate::id::{AgentName, WorkspaceName};
 use crate::workspace::{ClientAccess, WhenFull, Workspace};
@@ -200,7 +200,7 @@ impl Agent {
     fn with_defaults(name: AgentName) -> Self {
         Self {
             name,
-            driver: Driver::Demo,
+            driver: DriverConfig::Demo,
             turn_timeout: Duration::from_secs(30 * 60),
             idle_timeout: Duration::from_secs(10 * 60),
             kill_grace: Duration::from_secs(5),

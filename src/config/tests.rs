@@ -90,7 +90,7 @@ fn says_what_the_file_says() {
     assert_eq!(config.workspaces.len(), 3, "default is still there");
     let claw = &config.agents[&"claw".parse().unwrap()];
     assert_eq!(claw.kill_grace, Duration::ZERO);
-    let Driver::Openclaw(spec) = &claw.driver else { panic!("{claw:?}") };
+    let DriverConfig::Openclaw(spec) = &claw.driver else { panic!("{claw:?}") };
     assert_eq!(spec.command, ["claw", "", "{message}"]);
     assert_eq!(spec.env["B"], "{slot}=x");
     let docs = &config.workspaces[&"docs".parse().unwrap()];

@@ -11,24 +11,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::pipes::{Input, Output};
 use super::{Backend, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode, probe};
-use crate::agent::{Agent, Driver};
+use crate::agent::{Agent, DriverConfig};
 use crate::catalogue::{Found, KnownAgent};
 use crate::process::Hosts;
 
 /// The backend of an agent: the one line that a new driver adds.
 pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
     match &agent.driver {
-        Driver::Demo => demo::backend(agent.kill_grace, hosts),
-        Driver::Openclaw(spec) => {
+        DriverConfig::Demo => demo::backend(agent.kill_grace, hosts),
+        DriverConfig::Openclaw(spec) => {
             let dialect = Dialect { says_end: false, ..Dialect::of_lines(openclaw::parser) };
             Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))
         }
-        Driver::Text(spec) => Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), hosts.clone())),
-        Driver::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, hosts)),
-        Driver::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
-        Driver::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
-        Driver::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
-        Driver::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
+        DriverConfig::Text(spec) => {
+            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), hosts.clone()))
+        }
+        DriverConfig::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, hosts)),
+        DriverConfig::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
+        DriverConfig::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
+        DriverConfig::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
+        DriverConfig::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
     }
 }
 
@@ -37,18 +39,21 @@ pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
 ///
 /// # Errors
 /// What is missing, for people.
-pub async fn look(driver: &Driver, dir: &Path, until: Instant) -> Result<Found, String> {
+pub async fn look(driver: &DriverConfig, dir: &Path, until: Instant) -> Result<Found, String> {
     match driver {
-        Driver::Demo => Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) }),
-        Driver::OpenclawGateway(spec) => openclaw_gateway::look(spec).await,
+        DriverConfig::Demo => {
+            Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) })
+        }
+        DriverConfig::OpenclawGateway(spec) => openclaw_gateway::look(spec).await,
         // A command of the user's own need not know `--version`: it could take that for a message and begin to work.
-        Driver::Openclaw(spec) | Driver::Text(spec) => {
+        DriverConfig::Openclaw(spec) | DriverConfig::Text(spec) => {
             let is_known = spec.command.first().is_some_and(|program| KnownAgent::of_program(program).is_some());
             probe::look(spec, dir, is_known, until).await
         }
-        Driver::Claude(spec) | Driver::Codex(spec) | Driver::Opencode(spec) | Driver::Acp { process: spec, .. } => {
-            probe::look(spec, dir, true, until).await
-        }
+        DriverConfig::Claude(spec)
+        | DriverConfig::Codex(spec)
+        | DriverConfig::Opencode(spec)
+        | DriverConfig::Acp { process: spec, .. } => probe::look(spec, dir, true, until).await,
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 
 use super::{Engine, EngineError, Shared};
-use crate::agent::{Agent, Driver};
+use crate::agent::{Agent, DriverConfig};
 use crate::catalogue::{AgentReport, Found, KNOWN, KnownAgent};
 use crate::config::Config;
 use crate::driver::open;
@@ -105,7 +105,7 @@ pub async fn survey(config: &Config) -> Vec<AgentReport> {
 
 /// An agent that is looked for.
 struct Candidate {
-    driver: Driver,
+    driver: DriverConfig,
     dir: std::path::PathBuf,
     known: Option<&'static KnownAgent>,
     name: String,
@@ -117,7 +117,7 @@ impl Candidate {
         let program = agent.driver.process().and_then(|spec| spec.command.first());
         let by_name = KNOWN.iter().find(|known| known.name == agent.name.as_str());
         let by_program = program.and_then(|program| KnownAgent::of_program(program));
-        let is_gateway = matches!(agent.driver, Driver::OpenclawGateway(_));
+        let is_gateway = matches!(agent.driver, DriverConfig::OpenclawGateway(_));
         let gateway = KNOWN.iter().find(|known| is_gateway && known.driver == "openclaw-gateway");
         Self {
             driver: agent.driver.clone(),
@@ -132,7 +132,7 @@ impl Candidate {
     fn known(known: &'static KnownAgent) -> Option<Self> {
         let alone = Config::builtin(Path::new("/"));
         let name = known.name.to_owned();
-        let driver = Driver::Openclaw(crate::agent::ProcessSpec::of(known.command));
+        let driver = DriverConfig::Openclaw(crate::agent::ProcessSpec::of(known.command));
         let dir = alone.workspaces.into_values().next()?.dir;
         Some(Self { driver, dir, known: Some(known), name, configured: false })
     }

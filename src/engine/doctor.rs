@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 
 use super::agents::working_dir;
 use super::{EngineError, READS_AT_MOST};
-use crate::agent::Driver;
+use crate::agent::DriverConfig;
 use crate::audit::{Audit, Check, Finding, Verdict};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
@@ -329,7 +329,7 @@ fn programs(config: &Config) -> Check {
 fn placeholders(config: &Config) -> Check {
     let findings = config.agents.values().flat_map(|agent| {
         let templates: Vec<_> = match &agent.driver {
-            Driver::OpenclawGateway(spec) => vec![&spec.agent],
+            DriverConfig::OpenclawGateway(spec) => vec![&spec.agent],
             driver => {
                 driver.process().into_iter().flat_map(|spec| spec.command.iter().chain(spec.env.values())).collect()
             }

@@ -34,7 +34,7 @@ use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::executing::Signals;
 use super::subject::Subject;
 use super::turn::{Turn, TurnState};
-use crate::agent::{Agent, Driver};
+use crate::agent::{Agent, DriverConfig};
 use crate::chunk::Chunk;
 use crate::config::limits;
 use crate::driver::Backend;
@@ -291,7 +291,7 @@ impl<'a> Drive<'a> {
 
     fn outcome(&self, agent: &Agent, backend: &dyn Backend, asked: Option<Cause>, exit: &ExitReport) -> Outcome {
         match agent.driver {
-            Driver::Text(_) => decide_by_exit(asked, exit),
+            DriverConfig::Text(_) => decide_by_exit(asked, exit),
             _ => decide(asked, &self.turn, exit, backend.says_end()),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, ProcessSpec};
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
 use mainstay::permission::{Answer, ToolKind};
@@ -35,7 +35,7 @@ async fn start() -> Option<Live> {
             env: env.into_iter().collect(),
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
         };
-        Driver::Acp { process, shared: false }
+        DriverConfig::Acp { process, shared: false }
     });
     Some(live.await)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay::agent::{Agent, Driver, OnInterrupt, Permissions};
+use mainstay::agent::{Agent, DriverConfig, OnInterrupt, Permissions};
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::driver::{Backend, WarmStart, open};
 use mainstay::failure::ErrorClass;
@@ -33,7 +33,7 @@ pub struct Live {
 
 impl Live {
     /// A live agent of this driver, which works in `work` of its directory and has `home` for its home.
-    pub async fn start(is_shared: bool, driver: impl FnOnce(&Path, &Model) -> Driver) -> Self {
+    pub async fn start(is_shared: bool, driver: impl FnOnce(&Path, &Model) -> DriverConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["work", "home"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();

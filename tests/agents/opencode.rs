@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, ProcessSpec};
 use mainstay::agent_event::{Again, AgentEvent, SessionOrigin};
 use mainstay::failure::ErrorClass;
 use mainstay::permission::ToolKind;
@@ -26,7 +26,7 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
     let one = ONE.lock().await;
     let live = Live::start(true, |dir, model| {
         configure(dir, &model.url);
-        Driver::Opencode(ProcessSpec {
+        DriverConfig::Opencode(ProcessSpec {
             command: vec![program.display().to_string()],
             env: environment(dir),
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,

@@ -1,6 +1,6 @@
 //! opencode over ACP: a process for all sessions of a workspace.
 
-use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, Driver, ProcessSpec};
+use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, ProcessSpec};
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::permission::ToolKind;
 use mainstay::run::Cause;
@@ -20,7 +20,7 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
             env: environment(dir),
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
         };
-        Driver::Acp { process, shared: true }
+        DriverConfig::Acp { process, shared: true }
     });
     Some((live.await, one))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mainstay::agent::{Driver, GatewaySpec};
+use mainstay::agent::{DriverConfig, GatewaySpec};
 use mainstay::agent_event::AgentEvent;
 use mainstay::catalogue::Found;
 use mainstay::driver::relay::RelayedTurn;
@@ -100,7 +100,7 @@ async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
 async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
     let gateway = FakeGateway::start().await;
     let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
-    let driver = Driver::OpenclawGateway(spec);
+    let driver = DriverConfig::OpenclawGateway(spec);
     let look = || in_time(open::look(&driver, Path::new("/"), Instant::now() + DEADLINE));
     let (found, _) = tokio::join!(look(), gateway.accept("b"));
     assert_eq!(found, Ok(Found { at: gateway.url(), version: Some("1".to_owned()) }));
