@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::{AgentEvent, LineParser};
-use mainstay::driver::Backend;
+use mainstay::driver::Driver;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
 use mainstay::id::RunId;
 use mainstay::process::Hosts;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::Backend;
+use super::Driver;
 use super::per_turn::PerTurn;
 use crate::agent_event::AgentEvent;
 use crate::memory::{Held, Memory};
@@ -50,7 +50,7 @@ const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call wi
     /ask TEXT (asks for a permission to write that to a file, and says what was answered)";
 
 /// The backend of the demo agent: under one of `hosts`, where their program is there.
-pub fn backend(kill_grace: Duration, hosts: &Hosts) -> Arc<dyn Backend> {
+pub fn backend(kill_grace: Duration, hosts: &Hosts) -> Arc<dyn Driver> {
     match hosts.program().to_str().filter(|program| which::which(program).is_ok()) {
         Some(program) => Arc::new(PerTurn::new(process::spec(program), kill_grace, process::dialect(), hosts.clone())),
         None => Arc::new(Demo),
@@ -63,7 +63,7 @@ pub use process::{is_asked_for, run};
 #[derive(Debug, Clone, Copy)]
 pub struct Demo;
 
-impl Backend for Demo {
+impl Driver for Demo {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(async { Ok(speak(prompt.message, prompt.attachments)) })
     }

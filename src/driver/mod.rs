@@ -1,4 +1,4 @@
-//! What each agent says, and how it is spoken to. A [`Backend`] is prompted and gives a [`Reply`].
+//! What each agent says, and how it is spoken to. A [`Driver`] is prompted and gives a [`Reply`].
 //!
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
@@ -49,7 +49,7 @@ impl<T: Into<String>> From<T> for ProbeError {
 }
 
 /// A way to reach an agent.
-pub trait Backend: Send + Sync {
+pub trait Driver: Send + Sync {
     /// Gets ready for one turn, which begins when [`Control::begin`] says so.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ pub trait Warm: Send + Sync {
         Care::default()
     }
 
-    /// Gets ready to start it, as [`Backend::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
+    /// Gets ready to start it, as [`Driver::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
     ///
     /// # Errors
     /// [`StartError`] when it could not be started; then nothing of it is left.

@@ -10,13 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::pipes::{Input, Output};
-use super::{Backend, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode, probe};
+use super::{Driver, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode, probe};
 use crate::agent::{Agent, DriverConfig};
 use crate::catalogue::{Found, KnownAgent};
 use crate::process::Hosts;
 
 /// The backend of an agent: the one line that a new driver adds.
-pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Backend> {
+pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Driver> {
     match &agent.driver {
         DriverConfig::Demo => demo::backend(agent.kill_grace, hosts),
         DriverConfig::Openclaw(spec) => {

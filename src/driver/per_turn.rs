@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::Backend;
+use super::Driver;
 use crate::agent::ProcessSpec;
 use crate::agent_event::LineParser;
 use crate::permission::{Decision, PermissionRequest};
@@ -36,13 +36,13 @@ pub struct Dialect {
     pub stdout: Stdout,
     /// What is written to its stdin to stop a turn, before it is sent SIGTERM.
     pub interrupt: Option<fn() -> String>,
-    /// As [`Backend::answer`].
+    /// As [`Driver::answer`].
     pub answer: fn(&PermissionRequest, &Decision) -> Option<String>,
-    /// As [`Backend::is_session_gone`].
+    /// As [`Driver::is_session_gone`].
     pub is_session_gone: fn(&str, &str) -> bool,
     /// Variables that it is started with, unless the config sets them.
     pub environment: &'static [(&'static str, &'static str)],
-    /// As [`Backend::says_end`].
+    /// As [`Driver::says_end`].
     pub says_end: bool,
 }
 
@@ -102,7 +102,7 @@ impl PerTurn {
     }
 }
 
-impl Backend for PerTurn {
+impl Driver for PerTurn {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(self.start(prompt))
     }

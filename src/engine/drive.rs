@@ -37,7 +37,7 @@ use super::turn::{Turn, TurnState};
 use crate::agent::{Agent, DriverConfig};
 use crate::chunk::Chunk;
 use crate::config::limits;
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::failure::AgentError;
 use crate::lease::WorkerKey;
 use crate::memory::Account;
@@ -197,10 +197,10 @@ impl<'a> Drive<'a> {
     }
 
     /// Follows the agent to its end.
-    async fn follow(&mut self, agent: &Agent, backend: &dyn Backend, mut reply: Reply) -> Result<Followed, Left> {
+    async fn follow(&mut self, agent: &Agent, driver: &dyn Driver, mut reply: Reply) -> Result<Followed, Left> {
         reply.memory.set_message(self.turn.bytes());
         self.memory = Some(reply.memory.clone());
-        let heard = self.listen(agent, backend, &mut reply).await;
+        let heard = self.listen(agent, driver, &mut reply).await;
         let heard = match heard {
             // The next worker settles the run from the spool; a plain stop does not leave its agent running.
             Err(Left::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
@@ -223,7 +223,7 @@ impl<'a> Drive<'a> {
                     Ok(End::NotStarted(_)) => ExitReport::default(),
                     Ok(End::Left) | Err(_) => return Err(Left::LeaseLost),
                 };
-                self.end_lost_turn(backend, &mut exit).await?;
+                self.end_lost_turn(driver, &mut exit).await?;
                 return Err(refused);
             }
             heard => heard?,
@@ -233,7 +233,7 @@ impl<'a> Drive<'a> {
         let done = match end {
             Ok(End::Exited(mut exit)) => {
                 if exit.code != Some(0) {
-                    self.end_lost_turn(backend, &mut exit).await?;
+                    self.end_lost_turn(driver, &mut exit).await?;
                 }
                 if exit.stopped.is_some() && !reply.control.is_killed() && exit.signal == Some(Signal::KILL.as_raw()) {
                     METRICS.agents_killed.inc();
@@ -251,7 +251,7 @@ impl<'a> Drive<'a> {
                 let is_put_back = may_begin_again
                     && match asked {
                         Some(Cause::Shutdown) => self.put_back().await?,
-                        None => self.try_again(agent, backend, &exit).await?,
+                        None => self.try_again(agent, driver, &exit).await?,
                         _ => false,
                     };
                 if is_put_back {
@@ -260,13 +260,13 @@ impl<'a> Drive<'a> {
                     if asked.is_none() {
                         self.report_why_it_ended().await?;
                     }
-                    let outcome = self.outcome(agent, backend, asked, &exit);
+                    let outcome = self.outcome(agent, driver, asked, &exit);
                     self.settle(outcome, exit).await?
                 }
             }
             Ok(End::HostLost(mut exit)) => {
                 METRICS.hosts_lost.inc();
-                self.end_lost_turn(backend, &mut exit).await?;
+                self.end_lost_turn(driver, &mut exit).await?;
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
                 self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
             }
@@ -289,15 +289,15 @@ impl<'a> Drive<'a> {
         Ok(Followed::Done(done))
     }
 
-    fn outcome(&self, agent: &Agent, backend: &dyn Backend, asked: Option<Cause>, exit: &ExitReport) -> Outcome {
+    fn outcome(&self, agent: &Agent, driver: &dyn Driver, asked: Option<Cause>, exit: &ExitReport) -> Outcome {
         match agent.driver {
             DriverConfig::Text(_) => decide_by_exit(asked, exit),
-            _ => decide(asked, &self.turn, exit, backend.says_end()),
+            _ => decide(asked, &self.turn, exit, driver.says_end()),
         }
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
-    async fn listen(&mut self, agent: &Agent, backend: &dyn Backend, reply: &mut Reply) -> Result<Option<Cause>, Left> {
+    async fn listen(&mut self, agent: &Agent, driver: &dyn Driver, reply: &mut Reply) -> Result<Option<Cause>, Left> {
         let began = Instant::now();
         let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
         let turn_ends_at = (began + self.limit(agent).saturating_sub(age)).min(self.began + self.limit(agent));
@@ -351,7 +351,7 @@ impl<'a> Drive<'a> {
                     continue;
                 }
                 () = self.asking.look(&self.signals.answers), if is_asking => {
-                    self.heed_answers(backend).await?;
+                    self.heed_answers(driver).await?;
                     progress_at = Instant::now();
                     continue;
                 }
@@ -384,7 +384,7 @@ impl<'a> Drive<'a> {
             let was_at_work = self.turn.is_tool_running();
             // Given back when what was heard is stored.
             let _held: Vec<_> = records.iter_mut().map(|record| std::mem::take(&mut record.held)).collect();
-            let (events, facts) = self.hear(agent, backend, &mut records, asked);
+            let (events, facts) = self.hear(agent, driver, &mut records, asked);
             reply.memory.set_message(self.turn.bytes());
             // What worked in the agent's background is done: no chunk says so.
             let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());

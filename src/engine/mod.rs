@@ -46,7 +46,7 @@ use tokio_util::task::TaskTracker;
 use crate::agent::Agent;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, OnShutdown};
-use crate::driver::{self, Backend};
+use crate::driver::{self, Driver};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::memory::Memory;
@@ -92,7 +92,7 @@ impl std::fmt::Debug for Engine {
 /// What the loops of an engine share.
 struct Shared {
     config: Config,
-    backends: std::collections::BTreeMap<AgentName, Arc<dyn Backend>>,
+    drivers: std::collections::BTreeMap<AgentName, Arc<dyn Driver>>,
     /// Where the agents of this file live.
     hosts: Hosts,
     store: Store,
@@ -138,7 +138,7 @@ impl Engine {
         Self::open_with_clock(path, config, Arc::new(SystemClock)).await
     }
 
-    /// The same with agents of a program's own: where `backend` answers for an agent of the config, that takes its turns
+    /// The same with agents of a program's own: where `driver` answers for an agent of the config, that takes its turns
     /// instead of its driver.
     ///
     /// # Errors
@@ -146,9 +146,9 @@ impl Engine {
     pub async fn open_with_backends(
         path: &Path,
         config: Config,
-        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>> + std::marker::Send,
     ) -> Result<Self, EngineError> {
-        Self::open_with(path, config, Arc::new(SystemClock), backend).await
+        Self::open_with(path, config, Arc::new(SystemClock), driver).await
     }
 
     /// The same with another clock.
@@ -163,7 +163,7 @@ impl Engine {
         path: &Path,
         config: Config,
         clock: Arc<dyn Clock>,
-        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>> + std::marker::Send,
     ) -> Result<Self, EngineError> {
         let memory = Memory::new(config.engine.memory_limit);
         let feed = Arc::new(Feed::within(&memory));
@@ -185,7 +185,7 @@ impl Engine {
             // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
             store.make_pool(workspace.clone()).await?;
         }
-        Ok(Self::assemble(config, store, memory, feed, executing, supervision, backend))
+        Ok(Self::assemble(config, store, memory, feed, executing, supervision, driver))
     }
 
     fn assemble(
@@ -195,15 +195,15 @@ impl Engine {
         feed: Arc<Feed>,
         executing: Arc<Executing>,
         supervision: Arc<Supervision>,
-        backend: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Backend>>,
+        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>>,
     ) -> Self {
         let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
         let hosts = hosts.with_memory(memory.clone());
-        let open = |agent: &Agent| backend(agent, &hosts).unwrap_or_else(|| driver::open(agent, &hosts));
-        let backends = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
+        let open = |agent: &Agent| driver(agent, &hosts).unwrap_or_else(|| driver::open(agent, &hosts));
+        let drivers = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
         let shared = Arc::new(Shared {
             config,
-            backends,
+            drivers,
             hosts,
             store,
             memory,

@@ -44,7 +44,7 @@ pub use self::control::Control;
 pub use self::output::decode;
 pub use self::shim::dir::Hosts;
 
-/// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Backend::adopt`]
+/// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Driver::adopt`]
 /// what was read before is read again; a record ends at [`Adoption::offset`], and what comes behind it is news.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {

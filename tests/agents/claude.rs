@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::AgentEvent;
 use mainstay::driver::per_turn::PerTurn;
-use mainstay::driver::{Backend, claude};
+use mainstay::driver::{Driver, claude};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::message::Attachment;

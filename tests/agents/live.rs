@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::{Agent, DriverConfig, OnInterrupt, Permissions};
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
-use mainstay::driver::{Backend, WarmStart, open};
+use mainstay::driver::{Driver, WarmStart, open};
 use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
@@ -23,7 +23,7 @@ use crate::scene::{Model, PATIENCE, within};
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub struct Live {
-    pub backend: Arc<dyn Backend>,
+    pub backend: Arc<dyn Driver>,
     pub model: Model,
     pub server: Reply,
     pub endpoint: String,
@@ -138,7 +138,7 @@ pub async fn until(condition: impl Fn() -> bool) {
     .await;
 }
 
-async fn serve(backend: &dyn Backend, dir: &Path, is_shared: bool) -> (Reply, String) {
+async fn serve(backend: &dyn Driver, dir: &Path, is_shared: bool) -> (Reply, String) {
     let start = WarmStart {
         attempt: Attempt { run: RunId::generate(), number: 1 },
         workspace: "w".parse().unwrap(),
@@ -161,7 +161,7 @@ async fn serve(backend: &dyn Backend, dir: &Path, is_shared: bool) -> (Reply, St
 }
 
 pub struct Turn {
-    backend: Arc<dyn Backend>,
+    backend: Arc<dyn Driver>,
     attempt: Attempt,
     pub reply: Reply,
     offset: u64,

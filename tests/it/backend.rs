@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::{AgentEvent, LineParser};
-use mainstay::driver::Backend;
+use mainstay::driver::Driver;
 use mainstay::driver::demo::Demo;
 use mainstay::driver::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::id::RunId;
@@ -111,7 +111,7 @@ struct Turn {
 }
 
 impl Turn {
-    async fn start(backend: &dyn Backend, prompt: Prompt) -> Self {
+    async fn start(backend: &dyn Driver, prompt: Prompt) -> Self {
         let attempt = prompt.place.attempt;
         let reply = backend.prompt(prompt).await.unwrap();
         reply.control.begin();

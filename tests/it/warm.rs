@@ -13,7 +13,7 @@ use mainstay::agent::{Agent, ProcessSpec};
 use mainstay::config::Config;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
 use mainstay::driver::warm_process::WarmProcess;
-use mainstay::driver::{Backend, ProbeError, Warm, WarmStart, openclaw};
+use mainstay::driver::{Driver, ProbeError, Warm, WarmStart, openclaw};
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
 use mainstay::message::UserMessage;
@@ -72,7 +72,7 @@ impl Scripted {
     }
 }
 
-impl Backend for Scripted {
+impl Driver for Scripted {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         self.turns.prompt(prompt)
     }
@@ -179,7 +179,7 @@ async fn open(dir: &Path, more: &str, care: Care) -> Engine {
     let base = dir.to_owned();
     let scripted = move |agent: &Agent, hosts: &Hosts| {
         let is_live = ["live", "shared"].contains(&agent.name.as_str());
-        is_live.then(|| Arc::new(Scripted::new(agent, hosts, &base, care)) as Arc<dyn Backend>)
+        is_live.then(|| Arc::new(Scripted::new(agent, hosts, &base, care)) as Arc<dyn Driver>)
     };
     let engine = Engine::open_with_backends(&dir.join("m.db"), config, scripted).await.unwrap();
     engine.start().await.unwrap();

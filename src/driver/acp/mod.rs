@@ -20,7 +20,7 @@ pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::RelayedTurn;
-use super::{Backend, ProbeError, Warm, WarmStart, warm_process};
+use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::failure::{AgentError, is_shortage};
 use crate::permission::{Decision, PermissionRequest};
@@ -84,7 +84,7 @@ impl Acp {
     }
 }
 
-impl Backend for Acp {
+impl Driver for Acp {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(async move { self.turns()?.prompt(prompt).await })
     }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use self::connection::Connection;
 use super::relay::RelayedTurn;
-use super::{Backend, probe};
+use super::{Driver, probe};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
 use crate::catalogue::Found;
 use crate::failure::{AgentError, ErrorClass};
@@ -120,7 +120,7 @@ fn session_key_of(agent: &str, session: &str) -> String {
     format!("agent:{agent}:web:{session}")
 }
 
-impl Backend for Gateway {
+impl Driver for Gateway {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         Box::pin(self.start(prompt))
     }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use self::server::{Failure, Server};
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::RelayedTurn;
-use super::{Backend, ProbeError, Warm, WarmStart, warm_process};
+use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 use crate::process::Hosts;
@@ -70,7 +70,7 @@ impl Opencode {
     }
 }
 
-impl Backend for Opencode {
+impl Driver for Opencode {
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>> {
         match &self.turns {
             Ok(_) if prompt.place.endpoint.is_none() => {

@@ -26,7 +26,7 @@ impl Drive<'_> {
 
     async fn read_on(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
-        let found = found.zip(self.shared.backends.get(&orphan.agent));
+        let found = found.zip(self.shared.drivers.get(&orphan.agent));
         let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
         // Before anything of it is read, which may be what takes this process down.
         if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {

@@ -13,7 +13,7 @@ use super::{Drive, Left};
 use crate::agent::Permissions;
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::engine::turn::Turn;
 use crate::id::PermissionId;
 use crate::metrics::METRICS;
@@ -61,8 +61,8 @@ impl Question {
     }
 
     /// What the agent is to be told; what it asked for is not needed any more, and may be large.
-    fn tell(&mut self, decision: &Decision, backend: &dyn Backend, untold: &mut VecDeque<String>) {
-        untold.extend(backend.answer(&self.request, decision));
+    fn tell(&mut self, decision: &Decision, driver: &dyn Driver, untold: &mut VecDeque<String>) {
+        untold.extend(driver.answer(&self.request, decision));
         self.request.input = serde_json::Value::Null;
     }
 }
@@ -106,7 +106,7 @@ impl Asking {
         rules: &Permissions,
         now: Timestamp,
         turn: &mut Turn,
-        backend: &dyn Backend,
+        driver: &dyn Driver,
     ) -> (Option<Fact>, Vec<Chunk>) {
         if self.questions.iter().any(|question| question.request.request == request.request) {
             return (None, Vec::new());
@@ -120,7 +120,7 @@ impl Asking {
         match &decision {
             Some(decision) => {
                 question.decided(decision.state());
-                question.tell(decision, backend, &mut self.untold);
+                question.tell(decision, driver, &mut self.untold);
             }
             None => {
                 (asked.tool_call, chunks) = turn.ask(&question.request, id.to_string());
@@ -157,14 +157,14 @@ impl Asking {
     }
 
     /// Takes what is decided by now. Answers with what readers are told of it.
-    fn heed(&mut self, asked: &[Permission], turn: &mut Turn, backend: &dyn Backend) -> Vec<Chunk> {
+    fn heed(&mut self, asked: &[Permission], turn: &mut Turn, driver: &dyn Driver) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         for question in self.questions.iter_mut().filter(|question| !question.is_decided) {
             let Some(permission) = asked.iter().find(|permission| permission.id == question.id) else { continue };
             let Some(decision) = permission.decision() else { continue };
             question.decided(permission.state);
             chunks.extend(turn.answered(&question.id.to_string(), decision.allows()));
-            question.tell(&decision, backend, &mut self.untold);
+            question.tell(&decision, driver, &mut self.untold);
             let (state, by) = (permission.state.as_str(), permission.answered_by.as_deref());
             tracing::info!(permission.id = %question.id, state, by, "permission decided");
         }
@@ -184,7 +184,7 @@ fn decide(request: &PermissionRequest, rules: &Permissions) -> Option<Decision> 
 
 impl Drive<'_> {
     /// Looks for answers, and expires what nobody answered in time.
-    pub(super) async fn heed_answers(&mut self, backend: &dyn Backend) -> Result<(), Left> {
+    pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Left> {
         let (store, run) = (&self.shared.store, self.subject.lease.run);
         let now = store.clock().now();
         if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
@@ -192,7 +192,7 @@ impl Drive<'_> {
         }
         let open: Vec<_> = self.asking.open().map(|question| question.id).collect();
         let asked = self.insist(|| store.permissions(&open)).await?;
-        let chunks = self.asking.heed(&asked, &mut self.turn, backend);
+        let chunks = self.asking.heed(&asked, &mut self.turn, driver);
         self.append(chunks, Vec::new(), true).await
     }
 }

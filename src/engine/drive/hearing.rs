@@ -7,7 +7,7 @@ use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
 use crate::chunk::Chunk;
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::failure::AgentError;
 use crate::process::Record;
 use crate::run::Cause;
@@ -18,7 +18,7 @@ impl Drive<'_> {
     pub(super) fn hear(
         &mut self,
         agent: &Agent,
-        backend: &dyn Backend,
+        driver: &dyn Driver,
         records: &mut Vec<Record>,
         asked: Option<Cause>,
     ) -> (Vec<Chunk>, Vec<Fact>) {
@@ -49,7 +49,7 @@ impl Drive<'_> {
                         request.options.retain(|option| !option_rules.refuses_answer(option, self.advertised.as_ref()));
                         let now = self.shared.store.clock().now();
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
-                        let (fact, said) = self.asking.hear(request, rules, now, turn, backend);
+                        let (fact, said) = self.asking.hear(request, rules, now, turn, driver);
                         facts.extend(fact);
                         chunks.extend(said);
                     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Drive, Left};
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::process::{TurnPlace, reap};
@@ -23,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Drive<'_> {
     /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
-    pub(super) async fn end_lost_turn(&self, backend: &dyn Backend, exit: &mut ExitReport) -> Result<(), Left> {
+    pub(super) async fn end_lost_turn(&self, driver: &dyn Driver, exit: &mut ExitReport) -> Result<(), Left> {
         let began = Instant::now();
         loop {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
@@ -43,7 +43,7 @@ impl Drive<'_> {
                 () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
                 () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
                 () = self.shared.ending.cancelled(), if !hurries => continue,
-                ended = timeout(left, backend.end_turn(&place)) => match ended {
+                ended = timeout(left, driver.end_turn(&place)) => match ended {
                     Ok(Ok(())) => return Ok(()),
                     Ok(Err(reason)) => reason,
                     Err(_) => "it does not answer".to_owned(),

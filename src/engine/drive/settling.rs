@@ -2,7 +2,7 @@
 
 use super::{Drive, Left};
 use crate::agent::Agent;
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::engine::progress::progress;
 use crate::engine::replay::{replay, settle_cost};
 use crate::engine::{shortage, unstorable};
@@ -27,20 +27,20 @@ impl Drive<'_> {
     pub(super) async fn try_again(
         &mut self,
         agent: &Agent,
-        backend: &dyn Backend,
+        driver: &dyn Driver,
         exit: &ExitReport,
     ) -> Result<bool, Left> {
-        let outcome = self.outcome(agent, backend, None, exit);
+        let outcome = self.outcome(agent, driver, None, exit);
         let has_failed = self.conversation.has_failed_to_start();
         if outcome.cause == Cause::Finished && !has_failed {
             return Ok(false);
         }
-        if self.has_lost_its_backend(backend).await? {
+        if self.has_lost_its_backend(driver).await? {
             return self.put_back().await;
         }
         let Some(session) = self.conversation.not_resumed() else { return Ok(false) };
         let stderr = exit.stderr.as_deref().unwrap_or_default();
-        if self.conversation.is_gone() || backend.is_session_gone(stderr, session) {
+        if self.conversation.is_gone() || driver.is_session_gone(stderr, session) {
             return self.put_back_afresh().await;
         }
         let may_pass = has_failed || outcome.class == Some(ErrorClass::Crashed);

@@ -58,12 +58,12 @@ impl Drive<'_> {
             Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
         };
         let judged = Judged { options, rules, dir };
-        let Some(backend) = self.shared.backends.get(&agent.name) else {
+        let Some(driver) = self.shared.drivers.get(&agent.name) else {
             return self
                 .settle(Outcome::because(Cause::Internal, "the agent has no backend"), ExitReport::default())
                 .await;
         };
-        if let Some(warm) = backend.warm() {
+        if let Some(warm) = driver.warm() {
             match self.take_backend(warm, claimed, agent).await? {
                 Ok(taken) => self.on = Some(taken),
                 Err(not_begun) => return self.leave_not_begun(not_begun, claimed.shortages).await,
@@ -73,11 +73,11 @@ impl Drive<'_> {
         self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
         let mut tries = 0;
         loop {
-            let error = match backend.prompt(self.prompt(claimed, agent, &judged)).await {
+            let error = match driver.prompt(self.prompt(claimed, agent, &judged)).await {
                 Ok(reply) => {
                     let reply = self.record(reply, &judged.dir).await?;
                     reply.control.begin();
-                    match self.follow(agent, backend.as_ref(), reply).await? {
+                    match self.follow(agent, driver.as_ref(), reply).await? {
                         Followed::Done(outcome) => {
                             if tries > 0 || claimed.shortages > 0 {
                                 self.shared.shortages.over();

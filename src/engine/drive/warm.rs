@@ -12,7 +12,7 @@ use super::starting::NotBegun;
 use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
-use crate::driver::{Backend, Warm};
+use crate::driver::{Driver, Warm};
 use crate::engine::decide::{asked_for, not_started};
 use crate::failure::ErrorClass;
 use crate::id::BackendId;
@@ -62,7 +62,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Drive<'_> {
-    /// Waits until the turn is on a backend, or how the run leaves when it cannot be.
+    /// Waits until the turn is on a driver, or how the run leaves when it cannot be.
     pub(super) async fn take_backend(
         &mut self,
         warm: &dyn Warm,
@@ -152,8 +152,8 @@ impl Drive<'_> {
     }
 
     /// Whether the turn came to nothing because its backend died, and is to be tried on a fresh one.
-    pub(super) async fn has_lost_its_backend(&self, backend: &dyn Backend) -> Result<bool, Left> {
-        let (Some(taken), Some(warm)) = (&self.on, backend.warm()) else { return Ok(false) };
+    pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Left> {
+        let (Some(taken), Some(warm)) = (&self.on, driver.warm()) else { return Ok(false) };
         let store = &self.shared.store;
         if !self.insist(|| store.is_first_try(self.subject.lease.run)).await? {
             return Ok(false);

@@ -23,7 +23,7 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
     let mut adopted = 0;
     for row in shared.store.live_backends().await?.into_iter().filter(is_orphan) {
         let lives = lives(shared, &row).await;
-        let is_known = shared.backends.get(&row.agent).is_some_and(|backend| backend.warm().is_some())
+        let is_known = shared.drivers.get(&row.agent).is_some_and(|backend| backend.warm().is_some())
             && shared.config.workspaces.contains_key(&row.workspace);
         let tends = is_known && shared.executing.executes() && !shared.draining.is_cancelled();
         // One that lives, or of which that is not known, is left to somebody who can go on with it. Its host ends it when

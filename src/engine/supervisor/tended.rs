@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::super::Shared;
 use crate::agent::Agent;
 use crate::config::OnShutdown;
-use crate::driver::Backend;
+use crate::driver::Driver;
 use crate::failure::{AgentError, ErrorClass};
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
@@ -58,7 +58,7 @@ pub(super) struct Tended {
     worker: WorkerKey,
     agent: Agent,
     workspace: Workspace,
-    backend: Arc<dyn Backend>,
+    driver: Arc<dyn Driver>,
     care: Care,
     row: Watched,
     /// The row as the supervisor saw it last; none when it is not this worker's any more.
@@ -82,8 +82,8 @@ impl Tended {
         let worker = shared.worker.get()?.key;
         let agent = shared.config.agents.get(&row.agent)?.clone();
         let workspace = shared.config.workspaces.get(&row.workspace)?.clone();
-        let backend = shared.backends.get(&row.agent)?.clone();
-        let care = backend.warm()?.care().with_restarts(agent.restart_pause, agent.max_restarts);
+        let driver = shared.drivers.get(&row.agent)?.clone();
+        let care = driver.warm()?.care().with_restarts(agent.restart_pause, agent.max_restarts);
         let now = Instant::now();
         Some(Self {
             is_adopted: row.host.is_some(),
@@ -92,7 +92,7 @@ impl Tended {
             worker,
             agent,
             workspace,
-            backend,
+            driver,
             care,
             row,
             rows,
@@ -172,12 +172,12 @@ impl Tended {
     }
 
     fn has_found_too_little(&self, exit: &ExitReport) -> bool {
-        self.row.state == BackendState::Starting && self.backend.warm().is_some_and(|warm| warm.is_shortage(exit))
+        self.row.state == BackendState::Starting && self.driver.warm().is_some_and(|warm| warm.is_shortage(exit))
     }
 
     /// What comes of an end that nobody asked for.
     fn ended_by_itself(&self, exit: &ExitReport) -> Next {
-        let told = self.backend.warm().and_then(|warm| warm.why_it_ended(exit));
+        let told = self.driver.warm().and_then(|warm| warm.why_it_ended(exit));
         let AgentError { message, class, .. } = told.unwrap_or_else(|| how_it_ended(exit).into());
         let class = class.unwrap_or(ErrorClass::Crashed);
         // Anything but a crash comes out the same again.
@@ -191,7 +191,7 @@ impl Tended {
         if let Some(reply) = self.reply.take() {
             return Some(reply);
         }
-        let (warm, host) = (self.backend.warm()?, self.row.host.clone()?);
+        let (warm, host) = (self.driver.warm()?, self.row.host.clone()?);
         Some(warm.adopt(Adoption { attempt: self.attempt(), host, offset: 0 }).await)
     }
 
@@ -243,7 +243,7 @@ impl Tended {
     }
 
     async fn probe(&mut self) -> Option<Next> {
-        let (Some(warm), Some(endpoint)) = (self.backend.warm(), &self.row.endpoint) else { return Some(Next::Look) };
+        let (Some(warm), Some(endpoint)) = (self.driver.warm(), &self.row.endpoint) else { return Some(Next::Look) };
         let probed = timeout(self.care.probe_within, warm.probe(endpoint)).await;
         let is_ready = self.row.state == BackendState::Running;
         let failure = match probed {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::AgentEvent;
 use mainstay::driver::acp::{Acp, parser};
-use mainstay::driver::{Backend, Warm};
+use mainstay::driver::{Driver, Warm};
 use mainstay::engine;
 use mainstay::id::RunId;
 use mainstay::process::Hosts;

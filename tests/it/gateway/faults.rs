@@ -8,7 +8,7 @@ use mainstay::agent::{DriverConfig, GatewaySpec};
 use mainstay::agent_event::AgentEvent;
 use mainstay::catalogue::Found;
 use mainstay::driver::relay::RelayedTurn;
-use mainstay::driver::{Backend, open};
+use mainstay::driver::{Driver, open};
 use mainstay::failure::ErrorClass;
 use mainstay::process::End;
 use mainstay::run::Cause;

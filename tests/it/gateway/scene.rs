@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use mainstay::agent::GatewaySpec;
 use mainstay::agent_event::AgentEvent;
-use mainstay::driver::Backend;
+use mainstay::driver::Driver;
 use mainstay::driver::openclaw_gateway::Gateway;
 use mainstay::failure::AgentError;
 use mainstay::id::RunId;

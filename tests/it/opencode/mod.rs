@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use mainstay::agent::ProcessSpec;
 use mainstay::agent_event::AgentEvent;
 use mainstay::driver::relay::RelayedTurn;
-use mainstay::driver::{Backend, Warm, opencode};
+use mainstay::driver::{Driver, Warm, opencode};
 use mainstay::failure::{AgentError, ErrorClass};
 use mainstay::id::RunId;
 use mainstay::message::Attachment;

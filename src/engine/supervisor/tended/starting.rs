@@ -17,7 +17,7 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 impl Tended {
     /// Starts a process, under a host that is stored before anything of it runs.
     pub(super) async fn begin(&mut self) -> Next {
-        let Some(warm) = self.backend.warm() else { return Next::Leave };
+        let Some(warm) = self.driver.warm() else { return Next::Leave };
         let start = WarmStart {
             attempt: self.attempt(),
             workspace: self.row.workspace.clone(),
