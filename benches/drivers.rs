@@ -145,7 +145,7 @@ async fn driven(driver: &str) -> Vec<Duration> {
         json!(command(driver))
     );
     let mut config = Config::load(&text, Path::new("bench.toml"), dir.path()).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
     let message = UserMessage::text(MessageId::generate(), "go on").unwrap();

@@ -8,7 +8,7 @@ use mainstay::agent_event::{AgentEvent, LineParser};
 use mainstay::driver::Driver;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
 use mainstay::id::RunId;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{End, Prompt, TurnPlace};
 use mainstay::run::Attempt;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -28,7 +28,7 @@ fn lines() -> LineParser {
 
 pub fn measure(runtime: &Runtime) {
     let dir = tempfile::tempdir().unwrap();
-    let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
+    let hosts = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
     line("", &["hosted", "by hand", "ratio", "p50 ms", "p50 by hand"]);
     let turns = |script: &'static str, number: usize| {
         let (mut ours, mut theirs) = (Side::default(), Side::default());
@@ -47,7 +47,7 @@ pub fn measure(runtime: &Runtime) {
     line(&format!("turns/s, {LINES} lines each"), &[&columns[0], &columns[1], &columns[2], &times[0], &times[1]]);
 }
 
-async fn hosted(hosts: &Hosts, script: &str, turns: usize) -> Sample {
+async fn hosted(hosts: &Shims, script: &str, turns: usize) -> Sample {
     let spec = ProcessSpec {
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         env: Default::default(),

@@ -81,7 +81,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut config = cli.load_config()?;
     cli.check_found_database()?;
     // This very program, also after another one was put in its place.
-    config.engine.host_program = "/proc/self/exe".into();
+    config.engine.shim_program = "/proc/self/exe".into();
     // Names only: what agents are started with may hold their keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;

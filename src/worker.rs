@@ -40,7 +40,7 @@ pub struct Worker {
 
 /// The process that holds an agent, and what it takes to go on with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentHost {
+pub struct Shim {
     /// Which process it is.
     pub process: ProcessIdentity,
     /// The number of the attempt that it was started for.
@@ -49,7 +49,7 @@ pub struct AgentHost {
     pub secret: String,
 }
 
-impl AgentHost {
+impl Shim {
     /// The try at a run that it was started for.
     pub fn started_for(&self, run: RunId) -> Attempt {
         Attempt { run, number: self.attempt }

@@ -17,7 +17,7 @@ use mainstay::engine::{Send, fold::Fold};
 use mainstay::http::{ChatRequest, Error, read_chat, read_cursor, read_new_run};
 use mainstay::options::SessionOptions;
 use mainstay::process::shim::frame::{Decoder, Frame, encode};
-use mainstay::process::shim::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES};
+use mainstay::process::shim::wire::{FromEngine, FromShim, MAX_FROM_ENGINE_BYTES, MAX_FROM_SHIM_BYTES};
 use mainstay::process::{Record, decode};
 use mainstay::run::{Cause, Outcome};
 use serde_json::Value;
@@ -142,9 +142,9 @@ pub fn options(data: &[u8]) {
 /// What a host has to say, from its socket or its spool, damaged in any way: it never matters how it was cut, and nothing is
 /// believed that was not written like that.
 pub fn spool(data: &[u8]) {
-    frames(data, MAX_FROM_HOST_BYTES, |frame| {
-        if let Some(said) = FromHost::of(frame) {
-            assert_eq!(FromHost::of(&only_frame(&said.to_frame(), MAX_FROM_HOST_BYTES)), Some(said));
+    frames(data, MAX_FROM_SHIM_BYTES, |frame| {
+        if let Some(said) = FromShim::of(frame) {
+            assert_eq!(FromShim::of(&only_frame(&said.to_frame(), MAX_FROM_SHIM_BYTES)), Some(said));
         }
     });
 }

@@ -103,7 +103,7 @@ pub struct EngineConfig {
     pub on_shutdown: OnShutdown,
     /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
     /// the engine needs one on its PATH, or names it here. Without one it only has the demo agent, which then ends with it.
-    pub host_program: PathBuf,
+    pub shim_program: PathBuf,
 }
 
 /// What becomes of turns that are still running when the grace of a shutdown is over.
@@ -155,7 +155,7 @@ impl Config {
                 memory_limit: 1024 * 1024 * 1024,
                 max_queued: 1000,
                 on_shutdown: OnShutdown::End,
-                host_program: "mainstay".into(),
+                shim_program: "mainstay".into(),
             },
             agents: agents.map(|agent| (agent.name.clone(), agent)).collect(),
             workspaces: BTreeMap::from([(workspace.name.clone(), workspace)]),

@@ -16,14 +16,14 @@ use crate::agent::{CODEX_OPTIONS, ProcessSpec};
 use crate::agent_event::{Again, AgentEvent, LineParser, SessionOrigin};
 use crate::chunk::Notice;
 use crate::failure::AgentError;
-use crate::process::Hosts;
 use crate::process::Prompt;
+use crate::process::Shims;
 use crate::usage::Usage;
 
 /// The backend of an agent.
-pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
+pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTurn {
     let dialect = Dialect { arguments, stdin: |_| Stdin::Message, is_session_gone, ..Dialect::of_lines(parser) };
-    PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
+    PerTurn::new(spec.clone(), kill_grace, dialect, shims.clone())
 }
 
 fn arguments(prompt: &Prompt) -> Vec<OsString> {

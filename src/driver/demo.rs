@@ -1,7 +1,7 @@
 //! The demo agent: answers without any key or network, in token-sized deltas with a reasoning part and a tool call. A
 //! directive at the beginning of the message makes it slow, silent or failing, for demos and for tests.
 //!
-//! It is a process under a host, like any other agent (`process/shim_client.rs`). A program that embeds the engine without the `mainstay`
+//! It is a process under a shim, like any other agent (`process/shim_client.rs`). A program that embeds the engine without the `mainstay`
 //! program has it in its own process instead, where it ends with that.
 //!
 //! Always: it stops at once when it is cancelled or killed, also while nobody reads what it says.
@@ -22,7 +22,7 @@ use crate::agent_event::AgentEvent;
 use crate::memory::{Held, Memory};
 use crate::message::Attachment;
 use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest, ToolKind};
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::control::Input;
 use crate::process::{Adoption, Control, End, Prompt, Record, Reply, StartError};
 use crate::run::ExitReport;
@@ -49,10 +49,10 @@ const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call wi
     /exit N (ends with exit code N), /hang (says nothing more until it is cancelled), \
     /ask TEXT (asks for a permission to write that to a file, and says what was answered)";
 
-/// The backend of the demo agent: under one of `hosts`, where their program is there.
-pub fn backend(kill_grace: Duration, hosts: &Hosts) -> Arc<dyn Driver> {
-    match hosts.program().to_str().filter(|program| which::which(program).is_ok()) {
-        Some(program) => Arc::new(PerTurn::new(process::spec(program), kill_grace, process::dialect(), hosts.clone())),
+/// The backend of the demo agent: under one of `shims`, where their program is there.
+pub fn backend(kill_grace: Duration, shims: &Shims) -> Arc<dyn Driver> {
+    match shims.program().to_str().filter(|program| which::which(program).is_ok()) {
+        Some(program) => Arc::new(PerTurn::new(process::spec(program), kill_grace, process::dialect(), shims.clone())),
         None => Arc::new(Demo),
     }
 }

@@ -13,24 +13,24 @@ use super::relay::pipes::{Input, Output};
 use super::{Driver, acp, claude, codex, demo, openclaw, openclaw_gateway, opencode, probe};
 use crate::agent::{Agent, DriverConfig};
 use crate::catalogue::{Found, KnownAgent};
-use crate::process::Hosts;
+use crate::process::Shims;
 
 /// The backend of an agent: the one line that a new driver adds.
-pub fn open(agent: &Agent, hosts: &Hosts) -> Arc<dyn Driver> {
+pub fn open(agent: &Agent, shims: &Shims) -> Arc<dyn Driver> {
     match &agent.driver {
-        DriverConfig::Demo => demo::backend(agent.kill_grace, hosts),
+        DriverConfig::Demo => demo::backend(agent.kill_grace, shims),
         DriverConfig::Openclaw(spec) => {
             let dialect = Dialect { says_end: false, ..Dialect::of_lines(openclaw::parser) };
-            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, hosts.clone()))
+            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, dialect, shims.clone()))
         }
         DriverConfig::Text(spec) => {
-            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), hosts.clone()))
+            Arc::new(PerTurn::new(spec.clone(), agent.kill_grace, Dialect::of_text(), shims.clone()))
         }
-        DriverConfig::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, hosts)),
-        DriverConfig::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, hosts)),
-        DriverConfig::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, hosts)),
-        DriverConfig::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, hosts)),
-        DriverConfig::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, hosts)),
+        DriverConfig::Claude(spec) => Arc::new(claude::backend(spec, agent.kill_grace, shims)),
+        DriverConfig::Codex(spec) => Arc::new(codex::backend(spec, agent.kill_grace, shims)),
+        DriverConfig::Acp { process, shared } => Arc::new(acp::Acp::new(process, *shared, agent.kill_grace, shims)),
+        DriverConfig::Opencode(spec) => Arc::new(opencode::Opencode::new(spec, agent.kill_grace, shims)),
+        DriverConfig::OpenclawGateway(spec) => Arc::new(openclaw_gateway::Gateway::new(spec, agent.kill_grace, shims)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One process a turn, under a host: what is started for a prompt, what its lines mean, and what is written to its stdin.
+//! One process a turn, under a shim: what is started for a prompt, what its lines mean, and what is written to its stdin.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::Driver;
 use crate::agent::ProcessSpec;
 use crate::agent_event::LineParser;
 use crate::permission::{Decision, PermissionRequest};
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::launch::Launch;
 pub use crate::process::launch::Stdin;
 use crate::process::output::OutputFormat;
@@ -76,10 +76,10 @@ pub struct PerTurn {
 }
 
 impl PerTurn {
-    /// A backend that starts `spec` for each turn, under one of `hosts`. A cancelled turn has `kill_grace` between SIGTERM
+    /// A backend that starts `spec` for each turn, under one of `shims`. A cancelled turn has `kill_grace` between SIGTERM
     /// and SIGKILL.
-    pub fn new(spec: ProcessSpec, kill_grace: Duration, dialect: Dialect, hosts: Hosts) -> Self {
-        let holding = Holding { hosts, kill_grace, max_line_bytes: spec.max_line_bytes };
+    pub fn new(spec: ProcessSpec, kill_grace: Duration, dialect: Dialect, shims: Shims) -> Self {
+        let holding = Holding { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
         Self { spec, dialect, holding }
     }
 

@@ -1,4 +1,4 @@
-//! The process of a live agent that is kept warm, under a host of its own: how it is started, and gone on with by another
+//! The process of a live agent that is kept warm, under a shim of its own: how it is started, and gone on with by another
 //! engine.
 
 use std::ffi::OsString;
@@ -9,15 +9,15 @@ use crate::agent::ProcessSpec;
 use crate::id::SessionId;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::launch::{Launch, Stdin};
 use crate::process::shim_client::{Holding, Reading};
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 
-/// A host is started at once, or not at all.
+/// A shim is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(30);
 
-/// A live agent that is a process under a host, for a program that brings a backend of its own.
+/// A live agent that is a process under a shim, for a program that brings a backend of its own.
 #[derive(Debug, Clone)]
 pub struct WarmProcess {
     spec: ProcessSpec,
@@ -25,10 +25,10 @@ pub struct WarmProcess {
 }
 
 impl WarmProcess {
-    /// One that is started as `spec` says, under one of `hosts`. When it is asked to end, it has `kill_grace` between
+    /// One that is started as `spec` says, under one of `shims`. When it is asked to end, it has `kill_grace` between
     /// SIGTERM and SIGKILL.
-    pub fn new(spec: ProcessSpec, kill_grace: Duration, hosts: Hosts) -> Self {
-        let holding = Holding { hosts, kill_grace, max_line_bytes: spec.max_line_bytes };
+    pub fn new(spec: ProcessSpec, kill_grace: Duration, shims: Shims) -> Self {
+        let holding = Holding { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
         Self { spec, holding }
     }
 

@@ -24,7 +24,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::config::placeholder;
 use crate::id::RunId;
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::program::what_is_missing;
 use crate::process::reap::{self, Liveness};
 use crate::process::temp_dir;
@@ -188,8 +188,8 @@ async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError>
 
 /// Directories of agents whose run is not running, and copies of backups that were killed.
 async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Check, EngineError> {
-    let hosts = Hosts::new(PathBuf::new(), agents_dir(path));
-    let looked = hosts.clone();
+    let shims = Shims::new(PathBuf::new(), agents_dir(path));
+    let looked = shims.clone();
     let advice = "`mainstay sweep`, or the next sweep of the daemon, removes them";
     // The task fails only when the runtime goes down.
     let attempts = match spawn_blocking(move || looked.attempts(HOMES_AT_ONCE)).await.unwrap_or_else(|_| Ok(Vec::new()))
@@ -209,7 +209,7 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
             Some(run) => format!("it belongs to {}", run.what),
             None => "its run is not in this database".to_owned(),
         };
-        let home = hosts.dir_of(attempt);
+        let home = shims.dir_of(attempt);
         // What cannot be looked at was there a moment before.
         home.try_exists().unwrap_or(true).then(|| Finding::new(home.display(), detail))
     });

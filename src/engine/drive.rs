@@ -219,7 +219,7 @@ impl<'a> Drive<'a> {
         let asked = match heard {
             Err(refused @ Left::Refused { .. }) => {
                 let mut exit = match end {
-                    Ok(End::Exited(exit) | End::HostLost(exit)) => exit,
+                    Ok(End::Exited(exit) | End::ShimLost(exit)) => exit,
                     Ok(End::NotStarted(_)) => ExitReport::default(),
                     Ok(End::Left) | Err(_) => return Err(Left::LeaseLost),
                 };
@@ -264,7 +264,7 @@ impl<'a> Drive<'a> {
                     self.settle(outcome, exit).await?
                 }
             }
-            Ok(End::HostLost(mut exit)) => {
+            Ok(End::ShimLost(mut exit)) => {
                 METRICS.hosts_lost.inc();
                 self.end_lost_turn(driver, &mut exit).await?;
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
@@ -284,7 +284,7 @@ impl<'a> Drive<'a> {
             Err(_) => return Err(Left::TaskFailed),
         };
         if let Some(host) = reply.host {
-            self.shared.hosts.forget(host.started_for(self.subject.run)).await;
+            self.shared.shims.forget(host.started_for(self.subject.run)).await;
         }
         Ok(Followed::Done(done))
     }

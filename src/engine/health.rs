@@ -141,8 +141,8 @@ impl Shared {
 
     /// Says in the log what agents will lack.
     pub(super) async fn check_directories(&self) {
-        let hosts = self.hosts.clone();
-        let look = tokio::task::spawn_blocking(move || (hosts.problem(), temp_dir::problem()));
+        let shims = self.shims.clone();
+        let look = tokio::task::spawn_blocking(move || (shims.problem(), temp_dir::problem()));
         // It fails only when the runtime goes down.
         let Ok((agents, temp)) = look.await else { return };
         if let Some(problem) = agents {

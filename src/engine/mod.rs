@@ -50,7 +50,7 @@ use crate::driver::{self, Driver};
 use crate::id::{AgentName, RunId, SessionId};
 use crate::lease::SessionKey;
 use crate::memory::Memory;
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::reap;
 use crate::stats::Stats;
 use crate::store::Store;
@@ -94,7 +94,7 @@ struct Shared {
     config: Config,
     drivers: std::collections::BTreeMap<AgentName, Arc<dyn Driver>>,
     /// Where the agents of this file live.
-    hosts: Hosts,
+    shims: Shims,
     store: Store,
     /// What is in flight takes of this.
     memory: Memory,
@@ -146,7 +146,7 @@ impl Engine {
     pub async fn open_with_backends(
         path: &Path,
         config: Config,
-        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + std::marker::Send,
     ) -> Result<Self, EngineError> {
         Self::open_with(path, config, Arc::new(SystemClock), driver).await
     }
@@ -163,7 +163,7 @@ impl Engine {
         path: &Path,
         config: Config,
         clock: Arc<dyn Clock>,
-        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + std::marker::Send,
     ) -> Result<Self, EngineError> {
         let memory = Memory::new(config.engine.memory_limit);
         let feed = Arc::new(Feed::within(&memory));
@@ -195,16 +195,16 @@ impl Engine {
         feed: Arc<Feed>,
         executing: Arc<Executing>,
         supervision: Arc<Supervision>,
-        driver: impl Fn(&Agent, &Hosts) -> Option<Arc<dyn Driver>>,
+        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>>,
     ) -> Self {
-        let hosts = Hosts::new(config.engine.host_program.clone(), store.agents_dir().to_owned());
-        let hosts = hosts.with_memory(memory.clone());
-        let open = |agent: &Agent| driver(agent, &hosts).unwrap_or_else(|| driver::open(agent, &hosts));
+        let shims = Shims::new(config.engine.shim_program.clone(), store.agents_dir().to_owned());
+        let shims = shims.with_memory(memory.clone());
+        let open = |agent: &Agent| driver(agent, &shims).unwrap_or_else(|| driver::open(agent, &shims));
         let drivers = config.agents.values().map(|agent| (agent.name.clone(), open(agent))).collect();
         let shared = Arc::new(Shared {
             config,
             drivers,
-            hosts,
+            shims,
             store,
             memory,
             feed,

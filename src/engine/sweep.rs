@@ -191,7 +191,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
     let mut liveness = orphan.host.as_ref().map(|host| reap::is_alive(&host.process));
     // Elsewhere its pid means nothing, but the lock of its spool does.
     if let Some(host) = orphan.host.as_ref().filter(|_| !is_here)
-        && shared.hosts.is_gone(host.started_for(orphan.run)).await
+        && shared.shims.is_gone(host.started_for(orphan.run)).await
     {
         liveness = Some(reap::Liveness::Dead);
     }
@@ -268,10 +268,10 @@ async fn give_back(shared: &Shared, orphan: &Orphan) {
     }
 }
 
-/// Ends the hosts of runs that are not running (somebody else settled them) and of backends that are stopped, and removes what ended agents left.
+/// Ends the shims of runs that are not running (somebody else settled them) and of backends that are stopped, and removes what ended agents left.
 async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), EngineError> {
-    let hosts = shared.hosts.clone();
-    let attempts = match tokio::task::spawn_blocking(move || hosts.attempts(HOMES_AT_ONCE)).await {
+    let shims = shared.shims.clone();
+    let attempts = match tokio::task::spawn_blocking(move || shims.attempts(HOMES_AT_ONCE)).await {
         Ok(Ok(attempts)) => attempts,
         Ok(Err(error)) => {
             tracing::warn!(%error, path = %shared.store.agents_dir().display(), "directory of agents unreadable");
@@ -283,7 +283,7 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
     // Asked behind the look at the directory: a run that is claimed in between is running by now.
     let running = shared.store.running_among(attempts.iter().map(|attempt| attempt.run).collect()).await?;
     for attempt in attempts.into_iter().filter(|attempt| !running.contains(&attempt.run)) {
-        let found = match shared.hosts.find(attempt).await {
+        let found = match shared.shims.find(attempt).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(run.id = %attempt.run, %error, "failed to look for the agent of a run; the next sweep tries again");
@@ -297,7 +297,7 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
         }
         // Its host may have been killed before it could remove it.
         let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
-        report.homes_removed += u64::from(shared.hosts.forget(attempt).await);
+        report.homes_removed += u64::from(shared.shims.forget(attempt).await);
     }
     Ok(())
 }

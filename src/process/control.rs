@@ -110,7 +110,7 @@ impl Control {
         self.kill.is_cancelled()
     }
 
-    /// Waits until all is read that it had said when it was adopted. For ever with one whose host is gone: its end follows.
+    /// Waits until all is read that it had said when it was adopted. For ever with one whose shim is gone: its end follows.
     pub async fn caught_up(&self) {
         self.caught_up.cancelled().await;
     }

@@ -22,7 +22,7 @@ use crate::agent::ProcessSpec;
 use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
-/// No business of an agent, nor of its host: the first opens the HTTP interface of the engine, the next three lead to files
+/// No business of an agent, nor of its shim: the first opens the HTTP interface of the engine, the next three lead to files
 /// with tokens in or beside them, those behind speak for it to the service manager that supervises it. The last three are for
 /// its own allocator.
 pub(crate) const KEPT_FROM_AGENTS: [&str; 10] = [
@@ -41,7 +41,7 @@ pub(crate) const KEPT_FROM_AGENTS: [&str; 10] = [
 /// Where the system looks for a program when nobody says where.
 const PATH_WITHOUT_ONE: &str = "/bin:/usr/bin";
 
-/// All that a host needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
+/// All that a shim needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// The run and the try at it.
@@ -68,7 +68,7 @@ pub struct Launch {
     /// says.
     #[serde(default)]
     pub(crate) alone_ms: Option<u64>,
-    /// The soft limit of file descriptors that it gets; what its host has when none.
+    /// The soft limit of file descriptors that it gets; what its shim has when none.
     #[serde(default)]
     max_descriptors: Option<u64>,
     /// From then on nothing is started: the run may be somebody else's. On the clock that all processes of a machine

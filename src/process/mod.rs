@@ -38,11 +38,11 @@ use crate::message::Attachment;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
 use crate::run::{Attempt, ExitReport};
-use crate::worker::AgentHost;
+use crate::worker::Shim;
 
 pub use self::control::Control;
 pub use self::output::decode;
-pub use self::shim::dir::Hosts;
+pub use self::shim::dir::Shims;
 
 /// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Driver::adopt`]
 /// what was read before is read again; a record ends at [`Adoption::offset`], and what comes behind it is news.
@@ -102,7 +102,7 @@ pub struct Adoption {
     /// The run and the try at it that the lease allows now.
     pub attempt: Attempt,
     /// The process that holds the agent.
-    pub host: AgentHost,
+    pub host: Shim,
     /// Position in the agent's output up to which records became events.
     pub offset: u64,
 }
@@ -136,7 +136,7 @@ impl<T: Into<String>> From<T> for StartError {
 #[derive(Debug)]
 pub struct Reply {
     /// The process that holds the agent, if one does. It starts nothing before [`Control::begin`].
-    pub host: Option<AgentHost>,
+    pub host: Option<Shim>,
     /// What it says. The channel is bounded: an agent waits for us, not the other way round. Closed when all is read.
     pub records: mpsc::Receiver<Record>,
     /// How to begin, to stop and to leave. An agent whose records nobody takes any more is left.
@@ -155,7 +155,7 @@ pub enum End {
     /// It ended, and nothing is left of it.
     Exited(ExitReport),
     /// The process that held it was lost, and it was ended. What is known of it.
-    HostLost(ExitReport),
+    ShimLost(ExitReport),
     /// It goes on without us.
     Left,
 }

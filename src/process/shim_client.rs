@@ -1,7 +1,7 @@
-//! A process under a host: a host is started for it, the host starts the agent, and what that says is read from the host,
-//! or from its spool when the host is gone. Who comes after a dead engine goes on in the same way.
+//! A process under a shim: a shim is started for it, the shim starts the agent, and what that says is read from the shim,
+//! or from its spool when the shim is gone. Who comes after a dead engine goes on in the same way.
 //!
-//! Always: an agent is started only after whoever started its host said so; a turn is over only when nothing of it is
+//! Always: an agent is started only after whoever started its shim said so; a turn is over only when nothing of it is
 //! left. Nothing here ends an agent that goes on under another lease.
 //!
 //! Deliberately absent: what a line means (the drivers), and why a turn is stopped (the engine).
@@ -23,28 +23,28 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use self::ending::{end_all, is_dead};
-use super::Hosts;
+use super::Shims;
 use super::control::{Control, Input};
 use super::launch::Launch;
 use super::output::{Output, OutputFormat};
 use super::shim::frame::{Corrupt, Decoder};
 use super::shim::wire::{
-    Began, Ended, FromEngine, FromHost, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_HOST_BYTES, NotStarted, Stop, VERSION,
+    Began, Ended, FromEngine, FromShim, Hello, MAX_FROM_ENGINE_BYTES, MAX_FROM_SHIM_BYTES, NotStarted, Stop, VERSION,
 };
 use super::shim::{CLOSING, CONFIRM};
 use super::stderr::Excerpt;
 use super::{Adoption, End, Record, Reply, StartError, reap};
 use crate::failure::is_shortage;
 use crate::run::{Attempt, Cause, ExitReport};
-use crate::worker::{AgentHost, ProcessIdentity};
+use crate::worker::{ProcessIdentity, Shim};
 
 /// Records that wait for the engine; a record may be as large as the longest line, so they are few.
 const RECORDS_WAITING: usize = 8;
 
-/// A host that was told to end its agent and is not through with it so much later than it should be is ended itself.
+/// A shim that was told to end its agent and is not through with it so much later than it should be is ended itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// So much waits to be read by a host before more is taken from the engine.
+/// So much waits to be read by a shim before more is taken from the engine.
 const UNSAID_BYTES: usize = 64 * 1024;
 
 /// A spool that cannot be read is tried again for this long: other turns give their file descriptors back within seconds.
@@ -75,11 +75,11 @@ struct ReadFrom {
     backlog: u64,
 }
 
-/// How processes are held: under which hosts, and how patiently.
+/// How processes are held: under which shims, and how patiently.
 #[derive(Debug, Clone)]
 pub(crate) struct Holding {
-    /// Where the hosts live.
-    pub hosts: Hosts,
+    /// Where the shims live.
+    pub shims: Shims,
     /// Time between SIGTERM and SIGKILL of one that is asked to stop.
     pub kill_grace: Duration,
     /// A longer line of output is counted and skipped.
@@ -87,7 +87,7 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// Starts a host for a process, and makes ready to start that; what it says is read as `reading` says.
+    /// Starts a shim for a process, and makes ready to start that; what it says is read as `reading` says.
     pub(crate) async fn start(&self, launch: Launch, reading: Reading) -> Result<Reply, StartError> {
         let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
@@ -97,17 +97,17 @@ impl Holding {
                 "the message is too long to be handed over: {megabytes} MiB with all else"
             )));
         }
-        let (process, link) = self.hosts.start(attempt).await?;
-        let host = AgentHost { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
+        let (process, link) = self.shims.start(attempt).await?;
+        let host = Shim { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
         Ok(self.talk(attempt, host, Some(link), Some(launch), ReadFrom::default(), reading))
     }
 
     /// Goes on with a process that another worker started.
     pub(crate) async fn go_on(&self, adoption: Adoption, reading: Reading) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
-        let link = self.hosts.connect(attempt, &adoption.host.process).await;
+        let link = self.shims.connect(attempt, &adoption.host.process).await;
         // What it says from now on may be as much again.
-        let backlog = tokio::fs::metadata(self.hosts.spool_of(attempt)).await.map_or(0, |spool| spool.len());
+        let backlog = tokio::fs::metadata(self.shims.spool_of(attempt)).await.map_or(0, |spool| spool.len());
         let from = ReadFrom { offset: adoption.offset, backlog };
         self.talk(adoption.attempt, adoption.host, link, None, from, reading)
     }
@@ -115,7 +115,7 @@ impl Holding {
     fn talk(
         &self,
         lease: Attempt,
-        host: AgentHost,
+        host: Shim,
         link: Option<UnixStream>,
         launch: Option<Vec<u8>>,
         from: ReadFrom,
@@ -124,7 +124,7 @@ impl Holding {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
-        let memory = self.hosts.memory().open_account();
+        let memory = self.shims.memory().open_account();
         let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), from.offset, memory.clone());
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
         let steering = Steering {
@@ -138,7 +138,7 @@ impl Holding {
         let talk = Talk {
             attempt,
             process: host.process.clone(),
-            hosts: self.hosts.clone(),
+            shims: self.shims.clone(),
             heard: Heard::new(output, from.backlog, control.clone()),
         };
         let end = tokio::spawn(talk.run(link, steering));
@@ -146,7 +146,7 @@ impl Holding {
     }
 }
 
-/// What is said to a host.
+/// What is said to a shim.
 struct Steering {
     control: Control,
     hello: Hello,
@@ -159,19 +159,19 @@ struct Steering {
     interrupt: Option<String>,
 }
 
-/// Why no more is said to a host.
+/// Why no more is said to a shim.
 enum Over {
     /// Nobody wants to know more.
     Left,
-    /// The host did not end its agent in time.
+    /// The shim did not end its agent in time.
     Unresponsive,
 }
 
 impl Steering {
-    /// Passes on what the engine wants, until the host is to be left or does not obey. A host that does not read holds up
+    /// Passes on what the engine wants, until the shim is to be left or does not obey. A shim that does not read holds up
     /// only what is said to it.
     async fn pass_on(mut self, mut link: OwnedWriteHalf) -> Over {
-        // Said in any case, and never too much for a new connection: a host that knew somebody once does not wait for others.
+        // Said in any case, and never too much for a new connection: a shim that knew somebody once does not wait for others.
         // That it is gone shows where it is listened to.
         let _ = link.write_all(&FromEngine::Hello(self.hello).to_frame()).await;
         let mut unsaid = BytesMut::new();
@@ -218,11 +218,11 @@ impl Steering {
     }
 }
 
-/// A conversation with one host.
+/// A conversation with one shim.
 struct Talk {
     attempt: Attempt,
     process: ProcessIdentity,
-    hosts: Hosts,
+    shims: Shims,
     heard: Heard,
 }
 
@@ -242,7 +242,7 @@ impl Talk {
                 Some(Over::Unresponsive) => {
                     // It may have ended long ago, and it is us who do not listen: nobody takes the records.
                     if reap::is_alive(&self.process) == reap::Liveness::Alive {
-                        tracing::warn!(run.id = %self.attempt.run, "the host of an agent does not obey; it is ended");
+                        tracing::warn!(run.id = %self.attempt.run, "the shim of an agent does not obey; it is ended");
                         end_all(self.attempt, self.process.clone(), None, Duration::ZERO).await;
                     }
                     if !is_dead(&self.process).await {
@@ -257,7 +257,7 @@ impl Talk {
             // Nobody is there to read what is written.
             drop(steering.control.inputs());
         }
-        let spool = self.hosts.spool_of(self.attempt);
+        let spool = self.shims.spool_of(self.attempt);
         let unread = match self.heard.end {
             None => match self.heard.retry_spool(&spool, &control).await {
                 Some(read) => read.err().filter(|error| error.kind() != io::ErrorKind::NotFound),
@@ -292,12 +292,12 @@ impl Talk {
                 let remaining = end_all(self.attempt, process, began, CLOSING).await;
                 self.heard.output.finish().await;
                 let stderr = std::mem::take(&mut self.heard.stderr).into_text();
-                let log = self.hosts.log_of(self.attempt).await;
+                let log = self.shims.log_of(self.attempt).await;
                 let unread = unread
                     .map(|error| format!("{}, with what the agent said, is unreadable: {error}", spool.display()));
                 let stderr =
                     [stderr, log, unread].into_iter().flatten().reduce(|stderr, log| format!("{stderr}\n{log}"));
-                End::HostLost(ExitReport { stderr, remaining, ..self.report() })
+                End::ShimLost(ExitReport { stderr, remaining, ..self.report() })
             }
         }
     }
@@ -313,7 +313,7 @@ impl Talk {
     }
 }
 
-/// What a host has said so far.
+/// What a shim has said so far.
 struct Heard {
     decoder: Decoder,
     /// Position in the spool behind what was heard.
@@ -338,7 +338,7 @@ impl Heard {
         Self {
             backlog,
             control,
-            decoder: Decoder::new(MAX_FROM_HOST_BYTES),
+            decoder: Decoder::new(MAX_FROM_SHIM_BYTES),
             position: 0,
             output,
             began: None,
@@ -348,14 +348,14 @@ impl Heard {
         }
     }
 
-    /// Listens until the host has said the end, or says nothing more.
+    /// Listens until the shim has said the end, or says nothing more.
     async fn hear(&mut self, mut link: OwnedReadHalf) {
         loop {
             match self.take().await {
                 Ok(()) if self.end.is_none() => {}
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "the host of an agent speaks something else");
+                    tracing::warn!(%error, "the shim of an agent speaks something else");
                     return;
                 }
             }
@@ -393,7 +393,7 @@ impl Heard {
         use std::os::unix::fs::FileExt;
         let path = path.to_owned();
         let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await??;
-        self.decoder = Decoder::new(MAX_FROM_HOST_BYTES);
+        self.decoder = Decoder::new(MAX_FROM_SHIM_BYTES);
         let mut at = self.position;
         loop {
             let reading = file.try_clone()?;
@@ -416,21 +416,21 @@ impl Heard {
         while self.end.is_none() {
             let before = self.decoder.taken();
             let Some(frame) = self.decoder.next_frame()? else { break };
-            let said = FromHost::of(&frame);
-            if !matches!(said, Some(FromHost::Welcome(_))) {
+            let said = FromShim::of(&frame);
+            if !matches!(said, Some(FromShim::Welcome(_))) {
                 self.position += self.decoder.taken() - before;
             }
             match said {
-                Some(FromHost::Stdout(piece)) => self.output.push(&piece).await,
-                Some(FromHost::Stderr(piece)) => self.stderr.push(&piece),
-                Some(FromHost::Began(began)) => self.began = Some(began),
-                Some(FromHost::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
-                Some(FromHost::NotStarted(NotStarted { error, class, is_shortage })) => {
+                Some(FromShim::Stdout(piece)) => self.output.push(&piece).await,
+                Some(FromShim::Stderr(piece)) => self.stderr.push(&piece),
+                Some(FromShim::Began(began)) => self.began = Some(began),
+                Some(FromShim::Stopping(stopping)) => self.stopped = self.stopped.or(Some(stopping.cause)),
+                Some(FromShim::NotStarted(NotStarted { error, class, is_shortage })) => {
                     let error = error.map(|message| StartError { message, class, is_shortage });
                     self.end = Some(HowItEnded::NotStarted(error));
                 }
-                Some(FromHost::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
-                Some(FromHost::Welcome(_)) | None => {}
+                Some(FromShim::Ended(ended)) => self.end = Some(HowItEnded::Ended(ended)),
+                Some(FromShim::Welcome(_)) | None => {}
             }
         }
         if self.position >= self.backlog {

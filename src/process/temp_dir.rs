@@ -67,7 +67,7 @@ impl Drop for TempDir {
 }
 
 fn make(path: &Path) -> io::Result<()> {
-    // The engine and the host that makes it work in different directories.
+    // The engine and the shim that makes it work in different directories.
     if !path.is_absolute() {
         return Err(io::Error::other("the path is not absolute"));
     }

@@ -16,7 +16,7 @@ use crate::id::{AgentName, BackendId, SessionId, WorkspaceName};
 use crate::lease::{BackendKey, WorkerKey};
 use crate::store::StoreError;
 use crate::warm::BackendState;
-use crate::worker::{AgentHost, ProcessIdentity};
+use crate::worker::{ProcessIdentity, Shim};
 
 pub use list::StopRequest;
 pub use place::{Awaited, Place, Taken, Wanted};
@@ -44,7 +44,7 @@ pub struct Watched {
     /// Who watches over it.
     pub worker: Option<WorkerKey>,
     /// The process that holds it, if one was begun.
-    pub host: Option<AgentHost>,
+    pub host: Option<Shim>,
     /// Where turns reach it.
     pub endpoint: Option<String>,
     /// Whether a turn is on it.
@@ -105,7 +105,7 @@ impl TryFrom<Row> for Watched {
             reason: row.reason,
             generation: row.generation,
             worker: row.worker,
-            host: host.map(|(process, secret)| AgentHost { process, attempt: row.generation, secret }),
+            host: host.map(|(process, secret)| Shim { process, attempt: row.generation, secret }),
             endpoint: row.endpoint,
             is_busy: row.is_busy,
             close_when_idle: row.close_when_idle,

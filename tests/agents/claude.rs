@@ -12,7 +12,7 @@ use mainstay::id::RunId;
 use mainstay::message::Attachment;
 use mainstay::options::{Effect, SessionOptions};
 use mainstay::permission::{Answer, Decision, PermissionState, ToolKind};
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{Prompt, TurnPlace};
 use mainstay::run::{Attempt, Status};
 use serde_json::{Value, json};
@@ -259,7 +259,7 @@ impl Direct {
             env: environment(dir, &scene.model.url).map(|(name, value)| (name.to_owned(), value)).into(),
             max_line_bytes: 1024 * 1024,
         };
-        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.join("agents"));
+        let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.join("agents"));
         let prompt = Prompt {
             place: TurnPlace {
                 attempt: Attempt { run: RunId::generate(), number: 1 },
@@ -278,7 +278,7 @@ impl Direct {
             rules: Default::default(),
             oneshot: false,
         };
-        Self { backend: claude::backend(&spec, PATIENCE, &hosts), prompt }
+        Self { backend: claude::backend(&spec, PATIENCE, &shims), prompt }
     }
 
     /// All that it says, when it may do what it asks for, or not.

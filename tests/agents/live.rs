@@ -12,7 +12,7 @@ use mainstay::failure::ErrorClass;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
 use mainstay::permission::{Decision, PermissionRequest};
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, Cause};
 use mainstay::workspace::ClientAccess;
@@ -53,8 +53,8 @@ impl Live {
             restart_pause: None,
             max_restarts: None,
         };
-        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
-        let backend = open(&agent, &hosts);
+        let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), dir.path().join("agents"));
+        let backend = open(&agent, &shims);
         let (server, endpoint) = serve(&*backend, dir.path(), is_shared).await;
         Self { backend, model, server, endpoint, dir, is_shared }
     }

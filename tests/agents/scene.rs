@@ -112,7 +112,7 @@ impl Scene {
         );
         std::fs::write(&config, &text).unwrap();
         let mut read = Config::load(&text, &config, dir.path()).unwrap();
-        read.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+        read.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
         let engine = Engine::open(&db, read).await.unwrap();
         let mut scene = Self { model, engine, daemon: None, db, config, dir };
         scene.start();

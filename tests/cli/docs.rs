@@ -249,7 +249,7 @@ async fn template_of_an_agent_answers() {
     let example = blocks(AGENTS, "toml").into_iter().find(|example| example.contains("[agents.mine]")).unwrap();
     let toml = example.replace("/srv/agents/mine.py", script.to_str().unwrap());
     let mut config = Config::load(&toml, Path::new("test.toml"), dir.path()).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
     let message = UserMessage::text(MessageId::generate(), "one two").unwrap();

@@ -95,7 +95,7 @@ impl Scene {
     pub async fn with(config: &str, timeouts: Timeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::load(config, Path::new("test.toml"), dir.path()).unwrap();
-        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+        config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
         let server = config.server.clone();
         let db = dir.path().join("m.db");
         let engine = Engine::open(&db, config).await.unwrap();

@@ -16,12 +16,12 @@ use mainstay::driver::demo::Demo;
 use mainstay::driver::per_turn::{Dialect, PerTurn, Stdin};
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::reap::{self, Liveness};
 use mainstay::process::temp_dir::remove_temp_dir;
 use mainstay::process::{Adoption, End, Prompt, Record, Reply, TurnPlace};
 use mainstay::run::{Attempt, Cause, ExitReport};
-use mainstay::worker::{AgentHost, ProcessIdentity};
+use mainstay::worker::{ProcessIdentity, Shim};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -70,14 +70,14 @@ fn at(dir: PathBuf, prompt: Prompt) -> Prompt {
     Prompt { place, ..prompt }
 }
 
-/// Where the hosts of this test program live.
-fn hosts() -> Hosts {
+/// Where the shims of this test program live.
+fn shims() -> Shims {
     static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
-    Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), DIR.path().join("agents"))
+    Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), DIR.path().join("agents"))
 }
 
 fn per_turn(spec: ProcessSpec, kill_grace: Duration) -> PerTurn {
-    PerTurn::new(spec, kill_grace, Dialect::of_lines(lines), hosts())
+    PerTurn::new(spec, kill_grace, Dialect::of_lines(lines), shims())
 }
 
 fn attempt() -> Attempt {
@@ -264,7 +264,7 @@ fn echo(interrupt: Option<fn() -> String>) -> PerTurn {
     let stdin = |_: &Prompt| Stdin::Open("first\n".to_owned());
     let dialect = Dialect { stdin, interrupt, ..Dialect::of_lines(lines) };
     let script = "while read line; do echo \"got $line\"; done; echo closed";
-    PerTurn::new(spec(&["sh", "-c", script]), Duration::from_secs(20), dialect, hosts())
+    PerTurn::new(spec(&["sh", "-c", script]), Duration::from_secs(20), dialect, shims())
 }
 
 #[tokio::test]
@@ -574,7 +574,7 @@ async fn only_the_newest_lease_is_served() {
     assert_eq!(in_time(&mut old.reply.end).await.unwrap(), End::Left, "the older one is let go");
     let host = old.reply.host.clone().unwrap();
     for (number, secret) in [(old.attempt.number, host.secret.clone()), (9, "guessed".to_owned())] {
-        let host = AgentHost { secret, ..host.clone() };
+        let host = Shim { secret, ..host.clone() };
         let attempt = Attempt { number, ..old.attempt };
         let refused = backend.adopt(Adoption { attempt, host, offset: 0 }).await.unwrap();
         assert_eq!(in_time(refused.end).await.unwrap(), End::Left, "{number}");
@@ -593,7 +593,7 @@ async fn why_an_agent_was_stopped_is_known_to_whoever_comes_next() {
     let mut left = Turn::start(&backend, at(dir.path().to_owned(), prompt(""))).await;
     left.hear(1).await;
     left.reply.control.stop(Cause::IdleTimeout);
-    let spool = hosts().dir_of(left.attempt).join("spool");
+    let spool = shims().dir_of(left.attempt).join("spool");
     until(|| std::fs::read(&spool).is_ok_and(|spool| spool.windows(12).any(|w| w == b"idle_timeout"))).await;
     left.reply.control.leave();
     assert_eq!(in_time(&mut left.reply.end).await.unwrap(), End::Left);
@@ -628,7 +628,7 @@ async fn when_a_host_is_lost_its_agent_is_ended_and_what_it_said_is_kept() {
             assert_eq!(turn.hear(2).await, said);
         }
         let end = turn.how_it_ended().await;
-        let End::HostLost(report) = end else { panic!("{end:?}") };
+        let End::ShimLost(report) = end else { panic!("{end:?}") };
         assert_eq!((report.code, report.stderr.as_deref()), (None, Some("oops\n")));
         assert_eq!(reap::is_alive(&tool), Liveness::Dead);
     }
@@ -644,14 +644,14 @@ async fn a_host_that_does_not_obey_is_ended_with_its_agent() {
         .unwrap();
     turn.reply.control.kill(Cause::Cancelled);
     let end = turn.how_it_ended().await;
-    assert!(matches!(end, End::HostLost(_)), "{end:?}");
+    assert!(matches!(end, End::ShimLost(_)), "{end:?}");
     assert_eq!(reap::is_alive(&tool), Liveness::Dead);
 }
 
 #[tokio::test]
 async fn what_nobody_reads_while_its_agent_is_ended_is_there_to_the_last_line() {
     let mut turn = Turn::script("seq 1 50000; while :; do sleep 0.02; done").await;
-    let spool = hosts().dir_of(turn.attempt).join("spool");
+    let spool = shims().dir_of(turn.attempt).join("spool");
     until(|| std::fs::read(&spool).is_ok_and(|spool| spool.ends_with(b"\n50000\n"))).await;
     turn.reply.control.kill(Cause::IdleTimeout);
     // Longer than a host may take to obey. This one does at once; it is us who do not listen.
@@ -677,7 +677,7 @@ async fn a_host_that_does_not_take_what_it_is_told_is_ended_too() {
     let _ = tokio::time::timeout(Duration::from_millis(100), turn.reply.records.recv()).await;
     turn.reply.control.kill(Cause::Cancelled);
     let end = turn.how_it_ended().await;
-    assert!(matches!(end, End::HostLost(_)), "{end:?}");
+    assert!(matches!(end, End::ShimLost(_)), "{end:?}");
 }
 
 #[tokio::test]

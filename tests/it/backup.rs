@@ -44,7 +44,7 @@ async fn a_copy_has_all_that_was_said_and_goes_on() {
 
     let text = config(copies.path(), &[("x", &says("again"))], "");
     let mut config = Config::load(&text, Path::new("test.toml"), copies.path()).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&copy, config).await.unwrap();
     engine.start().await.unwrap();
     let restored = Scene { dir: copies, engine };
@@ -79,7 +79,7 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
     drop(db);
 
     let mut config = camp.watcher.config().clone();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&copy, config.clone()).await.unwrap();
     // What the marker of the same run finds is nothing of this copy.
     let examined = doctor::examine(&copy, &config, Depth::Quick).await.unwrap();

@@ -64,7 +64,7 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let text = config(dir.path(), agents, more);
         let mut config = Config::load(&text, Path::new("test.toml"), dir.path()).unwrap();
-        config.engine.host_program = program.into();
+        config.engine.shim_program = program.into();
         let engine = Engine::open_with_clock(&dir.path().join("m.db"), config, clock).await.unwrap();
         Self { dir, engine }
     }
@@ -289,7 +289,7 @@ impl Camp {
         let text = config(dir.path(), agents, more);
         std::fs::write(&path, &text).unwrap();
         let mut config = Config::load(&text, &path, dir.path()).unwrap();
-        config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+        config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
         let watcher = Engine::open(&db, config).await.unwrap();
         Self { dir, db, config: path, watcher }
     }

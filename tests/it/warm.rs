@@ -17,7 +17,7 @@ use mainstay::driver::{Driver, ProbeError, Warm, WarmStart, openclaw};
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
 use mainstay::message::UserMessage;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use mainstay::run::{Run, Status};
 use mainstay::warm::{BackendState, Care};
@@ -58,12 +58,12 @@ fn spec(script: &str, name: &str, more: &[&str]) -> ProcessSpec {
 }
 
 impl Scripted {
-    fn new(agent: &Agent, hosts: &Hosts, dir: &Path, care: Care) -> Self {
+    fn new(agent: &Agent, shims: &Shims, dir: &Path, care: Care) -> Self {
         let arguments = |prompt: &Prompt| vec![prompt.place.endpoint.clone().map_or_else(OsString::new, Into::into)];
         let dialect = Dialect { arguments, ..Dialect::of_lines(openclaw::parser) };
         Self {
-            turns: PerTurn::new(spec(TURN, "turn", &["{message}"]), agent.kill_grace, dialect, hosts.clone()),
-            live: WarmProcess::new(spec(LIVE, "live", &[]), agent.kill_grace, hosts.clone()),
+            turns: PerTurn::new(spec(TURN, "turn", &["{message}"]), agent.kill_grace, dialect, shims.clone()),
+            live: WarmProcess::new(spec(LIVE, "live", &[]), agent.kill_grace, shims.clone()),
             dir: dir.to_owned(),
             shared: agent.name.as_str() == "shared",
             care,
@@ -172,14 +172,14 @@ async fn open(dir: &Path, more: &str, care: Care) -> Engine {
         ));
     }
     let mut config = Config::load(&text, Path::new("test.toml"), dir).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     if more.contains("keep_warm") {
         config.agents.values_mut().for_each(|agent| agent.keep_warm = Duration::from_secs(1));
     }
     let base = dir.to_owned();
-    let scripted = move |agent: &Agent, hosts: &Hosts| {
+    let scripted = move |agent: &Agent, shims: &Shims| {
         let is_live = ["live", "shared"].contains(&agent.name.as_str());
-        is_live.then(|| Arc::new(Scripted::new(agent, hosts, &base, care)) as Arc<dyn Driver>)
+        is_live.then(|| Arc::new(Scripted::new(agent, shims, &base, care)) as Arc<dyn Driver>)
     };
     let engine = Engine::open_with_backends(&dir.join("m.db"), config, scripted).await.unwrap();
     engine.start().await.unwrap();
@@ -402,9 +402,9 @@ async fn nobody_waits_for_a_turn_in_a_live_agent_that_died_with_the_machine() {
     close(engine).await;
     let db = rusqlite::Connection::open(dir.path().join("m.db")).unwrap();
     let host_of_turn: i32 = db.query_row("SELECT pid FROM runs", [], |row| row.get(0)).unwrap();
-    let hosts = vec![host_of_turn, i32::try_from(backend.pid.unwrap()).unwrap()];
+    let shims = vec![host_of_turn, i32::try_from(backend.pid.unwrap()).unwrap()];
     let marked = || [run, RunId::from(backend.id)].map(marked).concat();
-    for pid in [hosts, marked()].concat() {
+    for pid in [shims, marked()].concat() {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         // Gone with its host, perhaps.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -24,7 +24,7 @@ use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::failure::{AgentError, is_shortage};
 use crate::permission::{Decision, PermissionRequest};
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::launch::Stdin;
 use crate::process::shim_client::Holding;
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
@@ -32,7 +32,7 @@ use crate::run::ExitReport;
 
 /// The word in the config, and of a relay.
 const DRIVER: &str = "acp";
-/// The bridge's socket, in the directory of its host.
+/// The bridge's socket, in the directory of its shim.
 const SOCKET: &str = "bridge";
 /// A bridge answers at once, whatever its agent does.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
@@ -47,14 +47,14 @@ pub struct Acp {
 
 impl Acp {
     /// A backend whose live agents are started as `process` says: one for all sessions of a workspace when it is shared.
-    pub fn new(process: &ProcessSpec, shared: bool, kill_grace: Duration, hosts: &Hosts) -> Self {
-        let holding = Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
+    pub fn new(process: &ProcessSpec, shared: bool, kill_grace: Duration, shims: &Shims) -> Self {
+        let holding = Holding { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
         Self { process: process.clone(), shared, holding }
     }
 
     fn turns(&self) -> Result<PerTurn, StartError> {
-        let Holding { hosts, kill_grace, max_line_bytes } = &self.holding;
-        let spec = super::relay::process(hosts, DRIVER, *max_line_bytes)?;
+        let Holding { shims, kill_grace, max_line_bytes } = &self.holding;
+        let spec = super::relay::process(shims, DRIVER, *max_line_bytes)?;
         let dialect = Dialect {
             stdin: |prompt| {
                 let endpoint = prompt.place.endpoint.clone().unwrap_or_default();
@@ -63,17 +63,17 @@ impl Acp {
             answer,
             ..Dialect::of_lines(parser)
         };
-        Ok(PerTurn::new(spec, *kill_grace, dialect, hosts.clone()))
+        Ok(PerTurn::new(spec, *kill_grace, dialect, shims.clone()))
     }
 
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
         warm_process::look_for_program(&self.holding, &self.process, &start)?;
-        let Holding { hosts, max_line_bytes, .. } = &self.holding;
-        let socket = hosts.dir_of(start.attempt).join(SOCKET);
+        let Holding { shims, max_line_bytes, .. } = &self.holding;
+        let socket = shims.dir_of(start.attempt).join(SOCKET);
         let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
         let no_text = || StartError::from("the path of mainstay, or of its data, is no text");
         let endpoint = socket.to_str().ok_or_else(no_text)?.to_owned();
-        let program = hosts.program().to_str().ok_or_else(no_text)?.to_owned();
+        let program = shims.program().to_str().ok_or_else(no_text)?.to_owned();
         let mut command = vec![program, bridge::COMMAND.to_owned()];
         command.extend(self.process.command.iter().cloned());
         let spec = ProcessSpec { command, ..self.process.clone() };

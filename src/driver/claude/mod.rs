@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use super::per_turn::{Dialect, PerTurn, Stdin, Stdout};
 use crate::agent::{CLAUDE_OPTIONS, ProcessSpec};
-use crate::process::Hosts;
 use crate::process::Prompt;
+use crate::process::Shims;
 
 pub use lines::parser;
 
@@ -39,7 +39,7 @@ const ALWAYS: [&str; 7] = [
 const STATES: (&str, &str) = ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", "1");
 
 /// The backend of an agent.
-pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTurn {
+pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTurn {
     let dialect = Dialect {
         arguments,
         stdin: |prompt| Stdin::Open(input::message(prompt)),
@@ -50,7 +50,7 @@ pub fn backend(spec: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> PerTu
         environment: &[STATES],
         says_end: true,
     };
-    PerTurn::new(spec.clone(), kill_grace, dialect, hosts.clone())
+    PerTurn::new(spec.clone(), kill_grace, dialect, shims.clone())
 }
 
 fn arguments(prompt: &Prompt) -> Vec<OsString> {

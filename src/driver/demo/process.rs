@@ -1,4 +1,4 @@
-//! The demo agent as a process of this same program, under a host like any other agent: it goes on while the engine is
+//! The demo agent as a process of this same program, under a shim like any other agent: it goes on while the engine is
 //! killed and replaced.
 //!
 //! Always: the first line on its stdin is the turn, further lines answer what it asked, and each line that it writes is one

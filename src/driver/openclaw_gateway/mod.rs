@@ -21,7 +21,7 @@ use super::{Driver, probe};
 use crate::agent::{DEFAULT_MAX_LINE_BYTES, GatewaySpec};
 use crate::catalogue::Found;
 use crate::failure::{AgentError, ErrorClass};
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::launch::{Launch, Stdin};
 use crate::process::output::OutputFormat;
 use crate::process::shim_client::{Holding, Reading};
@@ -79,8 +79,8 @@ pub(super) async fn look(spec: &GatewaySpec) -> Result<Found, String> {
 
 impl Gateway {
     /// The gateway that `spec` describes. A cancelled turn has `kill_grace` to be confirmed.
-    pub fn new(spec: &GatewaySpec, kill_grace: Duration, hosts: &Hosts) -> Self {
-        let holding = Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
+    pub fn new(spec: &GatewaySpec, kill_grace: Duration, shims: &Shims) -> Self {
+        let holding = Holding { shims: shims.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
         Self { spec: spec.clone(), holding }
     }
 
@@ -104,7 +104,7 @@ impl Gateway {
         };
         // Texts, numbers and maps of texts: none of them can fail to serialise.
         let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
-        let process = super::relay::process(&self.holding.hosts, DRIVER, self.holding.max_line_bytes)?;
+        let process = super::relay::process(&self.holding.shims, DRIVER, self.holding.max_line_bytes)?;
         let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.holding.kill_grace)?;
         self.holding.start(launch, Self::reading()).await
     }

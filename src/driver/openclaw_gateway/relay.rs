@@ -214,7 +214,7 @@ impl Relay {
                 }
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if let Err(error) = written {
-                        // Our host is gone: nobody wants the run.
+                        // Our shim is gone: nobody wants the run.
                         self.abort(connection).await;
                         return Err(error);
                     }

@@ -27,7 +27,7 @@ use super::relay::RelayedTurn;
 use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
-use crate::process::Hosts;
+use crate::process::Shims;
 use crate::process::launch::Stdin;
 use crate::process::shim_client::Holding;
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
@@ -47,13 +47,13 @@ pub struct Opencode {
 
 impl Opencode {
     /// A backend whose live agents are started as `process` says, with arguments that make it a server.
-    pub fn new(process: &ProcessSpec, kill_grace: Duration, hosts: &Hosts) -> Self {
-        let relay = super::relay::process(hosts, "opencode", process.max_line_bytes);
+    pub fn new(process: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> Self {
+        let relay = super::relay::process(shims, "opencode", process.max_line_bytes);
         let dialect = Dialect { stdin: turn_of, answer, ..Dialect::of_lines(parser) };
         Self {
-            turns: relay.map(|relay| PerTurn::new(relay, kill_grace, dialect, hosts.clone())),
+            turns: relay.map(|relay| PerTurn::new(relay, kill_grace, dialect, shims.clone())),
             spec: process.clone(),
-            holding: Holding { hosts: hosts.clone(), kill_grace, max_line_bytes: process.max_line_bytes },
+            holding: Holding { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes },
         }
     }
 

@@ -210,7 +210,7 @@ impl<'a> Course<'a> {
                 }
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if written.is_err() {
-                        // Our host is gone: nobody wants the turn.
+                        // Our shim is gone: nobody wants the turn.
                         self.abort().await;
                         return Ok(());
                     }

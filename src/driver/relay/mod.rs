@@ -1,6 +1,6 @@
 //! A relay: a small process of this same program that takes one turn to a live agent (one that speaks ACP and is kept warm,
 //! an HTTP server, a gateway) and writes what that says to its stdout, line by line. To the engine it is the agent of the
-//! turn, like any other process: held by a host, ended by SIGTERM, gone on with after a crash.
+//! turn, like any other process: held by a shim, ended by SIGTERM, gone on with after a crash.
 //!
 //! Always: on SIGTERM it cancels the turn in the agent's own protocol, and ends when that has confirmed it. The first line
 //! on its stdin is the turn; further ones are answers to what the agent asked. It ends with 0 when the turn came to its
@@ -17,7 +17,7 @@ use crate::agent::ProcessSpec;
 use crate::message::Attachment;
 use crate::options::SessionOptions;
 use crate::policy::OptionRules;
-use crate::process::{Hosts, Prompt, StartError};
+use crate::process::{Prompt, Shims, StartError};
 
 /// The argument that makes this program a relay; the driver's word is the next one.
 pub const COMMAND: &str = "relay";
@@ -98,8 +98,8 @@ pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<String
 ///
 /// # Errors
 /// When the program's path is no text.
-pub(super) fn process(hosts: &Hosts, driver: &str, max_line_bytes: usize) -> Result<ProcessSpec, StartError> {
-    let program = hosts.program().to_str().ok_or_else(|| StartError::from("the path of mainstay is no text"))?;
+pub(super) fn process(shims: &Shims, driver: &str, max_line_bytes: usize) -> Result<ProcessSpec, StartError> {
+    let program = shims.program().to_str().ok_or_else(|| StartError::from("the path of mainstay is no text"))?;
     let command = [program, COMMAND, driver].map(str::to_owned).to_vec();
     Ok(ProcessSpec { command, env: std::collections::BTreeMap::new(), max_line_bytes })
 }

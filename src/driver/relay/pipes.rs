@@ -1,4 +1,4 @@
-//! The stdin and stdout of a relay, which are pipes to its host.
+//! The stdin and stdout of a relay, which are pipes to its shim.
 //!
 //! Always: neither blocks the other, nor what else the relay has to do: SIGTERM is heard also while nobody reads.
 
@@ -15,10 +15,10 @@ use crate::process::lines::{Line, Splitter};
 
 /// The first line holds the files of a message.
 const MAX_INPUT_LINE_BYTES: usize = 256 * 1024 * 1024;
-/// So much waits to be read by the host before more is taken from the live agent.
+/// So much waits to be read by the shim before more is taken from the live agent.
 const UNSAID_BYTES: usize = 1024 * 1024;
 
-/// Lines from the host.
+/// Lines from the shim.
 pub struct Input {
     pipe: pipe::Receiver,
     splitter: Splitter,
@@ -72,7 +72,7 @@ impl Input {
     }
 }
 
-/// What the host is told, in lines.
+/// What the shim is told, in lines.
 pub struct Output {
     pipe: pipe::Sender,
     unsaid: BytesMut,

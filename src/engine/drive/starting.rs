@@ -135,7 +135,7 @@ impl Drive<'_> {
     async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Left> {
         let Some(host) = reply.host.clone() else { return Ok(reply) };
         let (lease, dir) = (self.subject.lease, dir.to_string_lossy().into_owned());
-        let stored = self.insist(|| self.shared.store.record_host(lease, host.clone(), dir.clone())).await;
+        let stored = self.insist(|| self.shared.store.record_shim(lease, host.clone(), dir.clone())).await;
         let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) else {
             return Ok(reply);
         };

@@ -47,7 +47,7 @@ async fn lives(shared: &Shared, row: &Watched) -> bool {
         Liveness::Dead => false,
         Liveness::Alive => true,
         // Elsewhere its pid means nothing, but the lock of its spool does.
-        Liveness::Unknown => !shared.hosts.is_gone(host.started_for(row.id.into())).await,
+        Liveness::Unknown => !shared.shims.is_gone(host.started_for(row.id.into())).await,
     }
 }
 

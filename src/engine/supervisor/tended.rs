@@ -148,7 +148,7 @@ impl Tended {
         };
         let crashed = |reason: String| Next::Event(BackendEvent::Exited, reason, Some(ErrorClass::Crashed));
         let next = match end {
-            End::Exited(exit) | End::HostLost(exit) if exit.remaining > 0 => {
+            End::Exited(exit) | End::ShimLost(exit) if exit.remaining > 0 => {
                 return self.confirm("it ended, and something of it survived that").await;
             }
             End::NotStarted(Some(error)) if error.is_shortage && self.forget_start().await => {
@@ -160,14 +160,14 @@ impl Tended {
             }
             End::NotStarted(None) => crashed("it was not started in time".to_owned()),
             End::Exited(exit) => self.ended_by_itself(&exit),
-            End::HostLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
+            End::ShimLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
             // Somebody else is connected to its host, or it could not be asked just now.
             End::Left => {
                 sleep(WRITE_AGAIN).await;
                 return Next::Look;
             }
         };
-        self.shared.hosts.forget(self.attempt()).await;
+        self.shared.shims.forget(self.attempt()).await;
         next
     }
 
@@ -317,9 +317,9 @@ impl Tended {
                 }
             };
             match end {
-                Some(End::Exited(exit) | End::HostLost(exit)) if exit.remaining > 0 => {}
-                Some(End::Exited(_) | End::HostLost(_) | End::NotStarted(_)) => {
-                    self.shared.hosts.forget(self.attempt()).await;
+                Some(End::Exited(exit) | End::ShimLost(exit)) if exit.remaining > 0 => {}
+                Some(End::Exited(_) | End::ShimLost(_) | End::NotStarted(_)) => {
+                    self.shared.shims.forget(self.attempt()).await;
                     let crashed = (self.row.state == BackendState::Crashed).then_some(ErrorClass::Crashed);
                     return Next::Event(BackendEvent::Exited, "it was ended".to_owned(), crashed);
                 }
@@ -391,7 +391,7 @@ fn how_it_ended(exit: &ExitReport) -> String {
 
 /// Removes what is left of a start in files.
 pub(super) async fn wipe(shared: &Shared, attempt: Attempt) {
-    shared.hosts.forget(attempt).await;
+    shared.shims.forget(attempt).await;
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
 }

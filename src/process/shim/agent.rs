@@ -1,6 +1,6 @@
-//! The agent of a host: its pipes, its end, and the end of all that it started.
+//! The agent of a shim: its pipes, its end, and the end of all that it started.
 //!
-//! Always: it is over only when nothing of it is left. The host is the sub-reaper of everything that descends from the
+//! Always: it is over only when nothing of it is left. The shim is the sub-reaper of everything that descends from the
 //! agent, whatever that does to its session, group or environment; so "nothing is left" is what the kernel says (no child
 //! is there to wait for), and nobody's guess. The agent's own exit status is not taken before its group was signalled, so
 //! that its pid, which is also the id of its group, belongs to nobody else meanwhile. Output that was written before the
@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_pro
 
 use super::spool::Spool;
 use super::stdin::Stdin;
-use super::wire::{Began, Ended, FromHost, Stop, Stopping};
+use super::wire::{Began, Ended, FromShim, Stop, Stopping};
 use crate::process::StartError;
 use crate::process::launch::Launch;
 use crate::process::reap;
@@ -34,7 +34,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// message may hold, because agents also write what becomes no message.
 const MAX_STDOUT_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// So much of stderr goes into the spool as it comes, in case that the host cannot tell the rest at the end.
+/// So much of stderr goes into the spool as it comes, in case that the shim cannot tell the rest at the end.
 const SPOOLED_STDERR_BYTES: usize = 16 * 1024;
 
 /// What an agent left running when it ended gets no more time than this between SIGTERM and SIGKILL, however patient the
@@ -47,7 +47,7 @@ pub(crate) const CONFIRM: Duration = Duration::from_secs(5);
 /// A fork that escaped one pass of SIGKILL is looked for again so soon.
 const KILL_AGAIN: Duration = Duration::from_millis(50);
 
-/// The engine ends a turn that takes too long. Only when there is none, the host does, so much later.
+/// The engine ends a turn that takes too long. Only when there is none, the shim does, so much later.
 const LIMIT_MARGIN: Duration = Duration::from_secs(5);
 
 /// An agent that was started.
@@ -97,7 +97,7 @@ impl Agent {
         let Watched { leader, identity, exited } = match watch(&child) {
             Ok(watched) => watched,
             Err(error) => {
-                // What was started ends with the host: no engine was told of it yet.
+                // What was started ends with the shim: no engine was told of it yet.
                 let _ = child.kill();
                 return Err(StartError::at(
                     "it cannot be watched, for which /proc and pidfds (Linux 5.3) are needed",
@@ -115,7 +115,7 @@ impl Agent {
             let _ = child.kill();
             return Err(format!("its pipes cannot be used: {error}").into());
         }
-        spool.add(&FromHost::Began(Began { pid: identity.pid, started_at_ticks: identity.started_at_ticks }));
+        spool.add(&FromShim::Began(Began { pid: identity.pid, started_at_ticks: identity.started_at_ticks }));
         let now = Instant::now();
         Ok(Self {
             leader,
@@ -167,7 +167,7 @@ impl Agent {
     pub(super) fn stop(&mut self, stop: &Stop, spool: &mut Spool) {
         if !self.stop_wanted {
             self.stop_wanted = true;
-            spool.add(&FromHost::Stopping(Stopping { cause: stop.cause }));
+            spool.add(&FromShim::Stopping(Stopping { cause: stop.cause }));
         }
         let kill_at = Instant::now() + Duration::from_millis(stop.grace_ms);
         match &mut self.stage {
@@ -375,14 +375,14 @@ impl Agent {
         if self.alone.is_some() {
             self.excerpt.push(bytes);
         } else {
-            spool.add(&FromHost::Stdout(Bytes::copy_from_slice(bytes)));
+            spool.add(&FromShim::Stdout(Bytes::copy_from_slice(bytes)));
         }
     }
 
     fn keep_stderr(&mut self, bytes: &[u8], spool: &mut Spool) {
         let room = SPOOLED_STDERR_BYTES.saturating_sub(self.stderr_bytes).min(bytes.len());
         if room > 0 && spool.try_at().is_none() {
-            spool.add(&FromHost::Stderr(Bytes::copy_from_slice(&bytes[..room])));
+            spool.add(&FromShim::Stderr(Bytes::copy_from_slice(&bytes[..room])));
             self.stderr_bytes += room;
         }
         self.excerpt.push(bytes);

@@ -1,4 +1,4 @@
-//! Where agents live: a directory beside the database with one for each attempt, which holds the spool of its host and
+//! Where agents live: a directory beside the database with one for each attempt, which holds the spool of its shim and
 //! the socket to reach it.
 //!
 //! Always: readable by its owner only. A path may be longer than a socket address may be (108 bytes), so sockets are named
@@ -23,24 +23,24 @@ use crate::process::{StartError, launch, reap};
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
-/// A host that cannot be reached for want of file descriptors is tried again for this long; its agent goes on meanwhile.
+/// A shim that cannot be reached for want of file descriptors is tried again for this long; its agent goes on meanwhile.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// What a host says of its own troubles.
+/// What a shim says of its own troubles.
 const LOG: &str = "log";
 /// It has a line to say, and then ends.
 const LOG_BYTES: u64 = 4096;
 
-/// The hosts of agents, as an engine starts and finds them.
+/// The shims of agents, as an engine starts and finds them.
 #[derive(Debug, Clone)]
-pub struct Hosts {
+pub struct Shims {
     program: PathBuf,
     dir: PathBuf,
     memory: Memory,
 }
 
-impl Hosts {
-    /// Hosts are started from `program`, which is `mainstay`, and live in `dir`.
+impl Shims {
+    /// Shims are started from `program`, which is `mainstay`, and live in `dir`.
     pub fn new(program: PathBuf, dir: PathBuf) -> Self {
         Self { program, dir, memory: Memory::default() }
     }
@@ -55,7 +55,7 @@ impl Hosts {
         &self.memory
     }
 
-    /// The program that hosts, and relays of turns, are started from.
+    /// The program that shims, and relays of turns, are started from.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
@@ -70,7 +70,7 @@ impl Hosts {
         self.dir_of(attempt).join(super::SPOOL)
     }
 
-    /// What the host of an attempt said of its own troubles, as far as it is short.
+    /// What the shim of an attempt said of its own troubles, as far as it is short.
     pub(crate) async fn log_of(&self, attempt: Attempt) -> Option<String> {
         let path = self.dir_of(attempt).join(LOG);
         let read = tokio::task::spawn_blocking(move || {
@@ -82,13 +82,13 @@ impl Hosts {
         read.await.ok()?.ok().filter(|text| !text.is_empty())
     }
 
-    /// Why no host can be started there, if that can be seen. Only looks. Blocking work.
+    /// Why no shim can be started there, if that can be seen. Only looks. Blocking work.
     pub fn problem(&self) -> Option<String> {
         let denied = rustix::fs::access(&self.dir, Access::WRITE_OK | Access::EXEC_OK).err()?;
         Some(format!("{} cannot be written ({})", self.dir.display(), io::Error::from(denied)))
     }
 
-    /// Starts a host, which waits to be told what to start.
+    /// Starts a shim, which waits to be told what to start.
     pub(crate) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
         let home = self.dir_of(attempt);
         let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
@@ -102,18 +102,18 @@ impl Hosts {
         }
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
         let started = async {
-            // Before the host is there: should we be killed in between, it finds us gone, and does not wait for us.
+            // Before the shim is there: should we be killed in between, it finds us gone, and does not wait for us.
             let link = UnixStream::connect(socket_in(&handle)).await;
-            let link = link.map_err(|error| StartError::at("the socket of its host could not be reached", &error))?;
+            let link = link.map_err(|error| StartError::at("the socket of its shim could not be reached", &error))?;
             let child = command.spawn().map_err(|error| {
                 let program = self.program.display();
-                StartError::at(&format!("its host, {program}, could not be started"), &error)
+                StartError::at(&format!("its shim, {program}, could not be started"), &error)
             })?;
             // Its exit status is taken whenever it comes: dropping the child does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             let process = pid.map_or(Ok(None), reap::look_up);
-            let process = process.map_err(|error| StartError::at("its host could not be found in /proc", &error))?;
-            Ok((process.ok_or_else(|| StartError::from("its host ended at once"))?, link))
+            let process = process.map_err(|error| StartError::at("its shim could not be found in /proc", &error))?;
+            Ok((process.ok_or_else(|| StartError::from("its shim ended at once"))?, link))
         };
         let started = started.await;
         if started.is_err() {
@@ -122,7 +122,7 @@ impl Hosts {
         started
     }
 
-    /// Connects to a host; `None` when it is gone, or when another process is in its place. A shortage is waited out for some
+    /// Connects to a shim; `None` when it is gone, or when another process is in its place. A shortage is waited out for some
     /// seconds.
     pub(crate) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
         let give_up = Instant::now() + CONNECT_TIMEOUT;
@@ -161,7 +161,7 @@ impl Hosts {
         Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect())
     }
 
-    /// Whether the host of an attempt is gone for sure, wherever its pid means something: it holds the lock of its spool
+    /// Whether the shim of an attempt is gone for sure, wherever its pid means something: it holds the lock of its spool
     /// as long as it lives, also in another container on the same file system.
     pub async fn is_gone(&self, attempt: Attempt) -> bool {
         let spool = self.spool_of(attempt);
@@ -177,8 +177,8 @@ impl Hosts {
     pub async fn find(&self, attempt: Attempt) -> io::Result<Option<ProcessIdentity>> {
         let Some((_, peer)) = self.knock(attempt).await? else { return Ok(None) };
         let Some(process) = reap::look_up(peer)? else { return Ok(None) };
-        // Until a host has taken over its socket, the engine that made it is on the other side.
-        Ok(super::is_host(&process)?.then_some(process))
+        // Until a shim has taken over its socket, the engine that made it is on the other side.
+        Ok(super::is_shim(&process)?.then_some(process))
     }
 
     /// Connects to the process that listens for an attempt, and tells its pid; `None` when no process does.

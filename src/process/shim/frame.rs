@@ -1,4 +1,4 @@
-//! Frames: how a host and an engine speak to each other, and how the spool is written. A frame is a head of twelve bytes
+//! Frames: how a shim and an engine speak to each other, and how the spool is written. A frame is a head of twelve bytes
 //! (length of the payload, kind, check sum) and the payload.
 //!
 //! Always: memory is bounded by the longest frame allowed, whatever the bytes; a frame whose check sum is wrong is never

@@ -1,4 +1,4 @@
-//! A connection between a host and an engine, seen from the host: what comes in, frame by frame, and the spool going out.
+//! A connection between a shim and an engine, seen from the shim: what comes in, frame by frame, and the spool going out.
 //!
 //! Always: nothing blocks; memory is bounded by one frame in and one piece of the spool out.
 
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::frame::Decoder;
 use super::spool::Spool;
-use super::wire::{FromEngine, FromHost, MAX_FROM_ENGINE_BYTES};
+use super::wire::{FromEngine, FromShim, MAX_FROM_ENGINE_BYTES};
 
 /// Bytes of one read and of one write.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -68,7 +68,7 @@ impl Link {
     }
 
     /// Says something that is not in the spool.
-    pub(super) fn say(&mut self, said: &FromHost) {
+    pub(super) fn say(&mut self, said: &FromShim) {
         self.outbox.extend_from_slice(&said.to_frame());
     }
 

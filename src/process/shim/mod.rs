@@ -1,4 +1,4 @@
-//! The agent host: a small process of this same program that owns one agent, so that the agent outlives the engine.
+//! The agent shim: a small process of this same program that owns one agent, so that the agent outlives the engine.
 //!
 //! It leads a session of its own, holds the agent's pipes, writes what the agent says to a spool, and serves one engine at
 //! a time over a Unix socket: the whole spool from its beginning, then live. It needs no engine to end the agent, at its
@@ -7,7 +7,7 @@
 //! Always: nothing blocks but the one `poll`; memory is bounded; nothing is started for an engine that went away, nor once
 //! another engine came. A newer lease takes the place of an older one, never the other way round.
 //!
-//! Deliberately absent: threads and an async runtime (a host has less than a megabyte of its own), and any knowledge of what
+//! Deliberately absent: threads and an async runtime (a shim has less than a megabyte of its own), and any knowledge of what
 //! agents say.
 //! Proof: `tests/it/backend.rs`, `tests/it/adopt.rs`.
 
@@ -34,7 +34,7 @@ use self::agent::Agent;
 pub(super) use self::agent::{CLOSING, CONFIRM};
 use self::link::Link;
 use self::spool::Spool;
-use self::wire::{FromEngine, FromHost, Hello, NotStarted, VERSION, Welcome};
+use self::wire::{FromEngine, FromShim, Hello, NotStarted, VERSION, Welcome};
 use super::StartError;
 use super::launch::Launch;
 use super::temp_dir::TempDir;
@@ -42,16 +42,16 @@ use crate::failure::is_shortage;
 use crate::run::Cause;
 use crate::worker::ProcessIdentity;
 
-/// The argument that makes this program a host; the directory of the agent is the next and last one.
+/// The argument that makes this program a shim; the directory of the agent is the next and last one.
 pub const COMMAND: &str = "host";
-/// The name of a host among the processes of a machine.
+/// The name of a shim among the processes of a machine.
 pub const PROCESS_NAME: &str = "agent-host";
 /// The file in the agent's directory that holds what it said.
 pub const SPOOL: &str = "spool";
 /// The socket in the agent's directory.
 pub const SOCKET: &str = "socket";
 
-/// An engine that started a host says at once what to start.
+/// An engine that started a shim says at once what to start.
 const START_BY: Duration = Duration::from_secs(60);
 /// An engine says at once who it is.
 const HELLO_BY: Duration = Duration::from_secs(5);
@@ -68,28 +68,28 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// An end that cannot be written (a full disk) is kept so long in memory.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// The directory of the agent, when this program was started as a host.
+/// The directory of the agent, when this program was started as a shim.
 pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<PathBuf> {
-    let is_host = arguments.nth(1).is_some_and(|word| word == COMMAND);
-    let dir = arguments.next().filter(|_| is_host)?;
+    let is_shim = arguments.nth(1).is_some_and(|word| word == COMMAND);
+    let dir = arguments.next().filter(|_| is_shim)?;
     (arguments.next().is_none() && Path::new(&dir).is_absolute()).then(|| dir.into())
 }
 
-/// Whether a process is a host, by its name.
+/// Whether a process is a shim, by its name.
 ///
 /// # Errors
 /// This process is short of something.
-pub(super) fn is_host(process: &ProcessIdentity) -> io::Result<bool> {
+pub(super) fn is_shim(process: &ProcessIdentity) -> io::Result<bool> {
     match std::fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
         Err(error) if is_shortage(&error) => Err(error),
         name => Ok(name.is_ok_and(|name| name.trim_end() == PROCESS_NAME)),
     }
 }
 
-/// Is a host, to the end of its agent. The socket that engines connect to is handed over as stdin.
+/// Is a shim, to the end of its agent. The socket that engines connect to is handed over as stdin.
 ///
 /// # Errors
-/// When nothing was started because something that a host needs is missing.
+/// When nothing was started because something that a shim needs is missing.
 pub fn run(dir: &Path) -> io::Result<()> {
     // It fails for the leader of a group, who has all that it needs already.
     let _ = rustix::process::setsid();
@@ -109,7 +109,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
     };
     // Whatever it is started in may be unmounted or removed.
     std::env::set_current_dir("/")?;
-    Host {
+    Shim {
         dir: dir.to_owned(),
         listener,
         spool,
@@ -123,7 +123,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
     .run()
 }
 
-struct Host {
+struct Shim {
     /// The agent's own directory.
     dir: PathBuf,
     listener: UnixListener,
@@ -149,7 +149,7 @@ enum Work {
     Over { leave_at: Instant },
 }
 
-impl Host {
+impl Shim {
     fn run(mut self) -> io::Result<()> {
         loop {
             self.spool.try_again(Instant::now());
@@ -278,7 +278,7 @@ impl Host {
             return;
         }
         self.known = Some((hello.secret, hello.token));
-        link.say(&FromHost::Welcome(Welcome { version: hello.version.min(VERSION) }));
+        link.say(&FromShim::Welcome(Welcome { version: hello.version.min(VERSION) }));
         self.engine = Some(link);
         if !is_first && matches!(self.work, Work::Awaited { .. }) {
             self.start_nothing(None);
@@ -317,7 +317,7 @@ impl Host {
         let class = error.as_ref().and_then(|error| error.class);
         let is_shortage = error.as_ref().is_some_and(|error| error.is_shortage);
         let error = error.map(|error| error.message);
-        self.spool.add(&FromHost::NotStarted(NotStarted { error, class, is_shortage }));
+        self.spool.add(&FromShim::NotStarted(NotStarted { error, class, is_shortage }));
         self.work = Work::Over { leave_at: Instant::now() + RETENTION };
     }
 
@@ -356,7 +356,7 @@ impl Host {
         if let Work::Agent { agent, temp_dir } = std::mem::replace(&mut self.work, over) {
             let ended = agent.end(&mut self.spool);
             drop(temp_dir);
-            self.spool.add(&FromHost::Ended(ended));
+            self.spool.add(&FromShim::Ended(ended));
         }
     }
 }

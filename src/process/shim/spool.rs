@@ -1,8 +1,8 @@
-//! The spool: everything that a host has to say of its agent, in a file, so that it is there when nobody listens.
+//! The spool: everything that a shim has to say of its agent, in a file, so that it is there when nobody listens.
 //!
 //! Always: frames are written one behind the other and never changed. What cannot be written (a full disk) waits in
 //! memory, nothing more is taken from the agent meanwhile, and writing is tried again where it failed; a torn frame is
-//! written over. Nobody is told of what is not in the file. The file is locked as long as the host lives.
+//! written over. Nobody is told of what is not in the file. The file is locked as long as the shim lives.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::wire::FromHost;
+use super::wire::FromShim;
 
 /// Between two tries to write.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -33,7 +33,7 @@ impl Spool {
     }
 
     /// Adds what is said behind all else.
-    pub(super) fn add(&mut self, said: &FromHost) {
+    pub(super) fn add(&mut self, said: &FromShim) {
         self.waiting.extend_from_slice(&said.to_frame());
         if self.try_at.is_none() {
             self.write();

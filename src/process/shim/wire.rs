@@ -1,7 +1,7 @@
-//! What an engine and a host say to each other; what a host says is at the same time what its spool holds.
+//! What an engine and a shim say to each other; what a shim says is at the same time what its spool holds.
 //!
 //! Always: both sides say their version first and go on with the lower one, pass over kinds and fields that they do not
-//! know, and so an older host serves a newer engine.
+//! know, and so an older shim serves a newer engine.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -15,18 +15,18 @@ use crate::run::Cause;
 /// The newest version of this protocol that this build speaks.
 pub const VERSION: u32 = 2;
 
-/// The longest that a host may say: a piece of output, or an end with its stderr.
-pub const MAX_FROM_HOST_BYTES: usize = 1024 * 1024;
+/// The longest that a shim may say: a piece of output, or an end with its stderr.
+pub const MAX_FROM_SHIM_BYTES: usize = 1024 * 1024;
 
 /// The longest that an engine may say: a launch with its message. Messages are bounded by what HTTP takes, far below.
 pub const MAX_FROM_ENGINE_BYTES: usize = 256 * 1024 * 1024;
 
-/// What an engine says to a host.
+/// What an engine says to a shim.
 #[derive(Debug, Clone)]
 pub enum FromEngine {
     /// Who it is; the first thing on a connection.
     Hello(Hello),
-    /// Start the agent. Only the engine that started the host says it, once.
+    /// Start the agent. Only the engine that started the shim says it, once.
     Start(Box<Launch>),
     /// Write this to its stdin, which it keeps open.
     Input(Bytes),
@@ -54,15 +54,15 @@ pub struct Stop {
     pub cause: Cause,
     /// Time until SIGKILL; none for SIGKILL at once.
     pub grace_ms: u64,
-    /// What stops it in its own protocol: it is written to its stdin, and half of the time goes by before SIGTERM. A host
+    /// What stops it in its own protocol: it is written to its stdin, and half of the time goes by before SIGTERM. A shim
     /// that does not know of this sends SIGTERM at once.
     #[serde(default)]
     pub interrupt: Option<String>,
 }
 
-/// What a host says to an engine.
+/// What a shim says to an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FromHost {
+pub enum FromShim {
     /// It serves this engine from now on.
     Welcome(Welcome),
     /// The agent runs.
@@ -79,7 +79,7 @@ pub enum FromHost {
     Ended(Ended),
 }
 
-/// A host's first word.
+/// A shim's first word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// The version that both go on with.
@@ -153,7 +153,7 @@ impl FromEngine {
     }
 }
 
-impl FromHost {
+impl FromShim {
     /// The frame that says it.
     pub fn to_frame(&self) -> Vec<u8> {
         match self {

@@ -1,4 +1,4 @@
-//! The end of a host, and of what it held, when it cannot be asked for that any more.
+//! The end of a shim, and of what it held, when it cannot be asked for that any more.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::worker::ProcessIdentity;
 
 /// A process whose socket was closed because it ended is seen to be gone after a moment.
 const DIES_WITHIN: Duration = Duration::from_secs(2);
-/// Whether a host is gone, or about to be.
+/// Whether a shim is gone, or about to be.
 pub(super) async fn is_dead(process: &ProcessIdentity) -> bool {
     let dead = async {
         // One that cannot be looked at just now (we are out of file descriptors) may live. One of another boot does not.
@@ -23,7 +23,7 @@ pub(super) async fn is_dead(process: &ProcessIdentity) -> bool {
     timeout(DIES_WITHIN, dead).await.is_ok()
 }
 
-/// Ends a host and all that descends from it, then what it can no longer be asked for. Answers with how much could not be.
+/// Ends a shim and all that descends from it, then what it can no longer be asked for. Answers with how much could not be.
 pub(super) async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Option<Began>, grace: Duration) -> usize {
     let mark = reap::Mark::from(attempt);
     let agent = agent.map(|began| ProcessIdentity {
@@ -35,7 +35,7 @@ pub(super) async fn end_all(attempt: Attempt, host: ProcessIdentity, agent: Opti
     let rest = reap::end(mark, agent, Duration::ZERO).await;
     // What remained of the first is most likely found again by the second.
     let (ended, remaining) = (host.ended + rest.ended, host.remaining.max(rest.remaining));
-    tracing::warn!(run.id = %attempt.run, ended, remaining, "the host of an agent is lost; what it held was ended");
+    tracing::warn!(run.id = %attempt.run, ended, remaining, "the shim of an agent is lost; what it held was ended");
     // It fails only when the runtime goes down.
     let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
     remaining

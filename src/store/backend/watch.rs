@@ -7,7 +7,7 @@ use crate::store::tx::Notice;
 use crate::store::{Store, StoreError};
 use crate::text::heard_text;
 use crate::warm::BackendState;
-use crate::worker::AgentHost;
+use crate::worker::Shim;
 
 use super::{Row, Watched, json_of};
 
@@ -105,7 +105,7 @@ impl Store {
         key: BackendKey,
         worker: WorkerKey,
         generation: i64,
-        host: Option<AgentHost>,
+        host: Option<Shim>,
         endpoint: String,
     ) -> Result<bool, StoreError> {
         self.write(move |tx| {

@@ -13,7 +13,7 @@ use crate::store::tx::{Notice, Tx};
 use crate::store::worker::{self, Registration};
 use crate::store::{Store, StoreError};
 use crate::text::AgentSessionId;
-use crate::worker::{AgentHost, ProcessIdentity};
+use crate::worker::{ProcessIdentity, Shim};
 
 /// What a worker asks for.
 #[derive(Debug, Clone)]
@@ -114,7 +114,7 @@ pub struct Orphan {
     /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
     /// The process that holds the agent, if one was started.
-    pub host: Option<AgentHost>,
+    pub host: Option<Shim>,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
     /// Whether the agent had spoken.
@@ -393,7 +393,7 @@ async fn take_over(
                 workspace: row.workspace.parse()?,
                 agent: row.agent.parse()?,
                 timeout_ms: row.timeout_ms,
-                host: host.map(|(process, (attempt, secret))| AgentHost { process, attempt, secret }),
+                host: host.map(|(process, (attempt, secret))| Shim { process, attempt, secret }),
                 source_offset: row.source_offset,
                 said: row.said == 1,
                 cancel_requested: row.cancel_requested_at.is_some(),

@@ -8,14 +8,14 @@ use crate::lease::{Lease, RunKey, WorkerKey};
 use crate::store::text::shown;
 use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError};
-use crate::worker::AgentHost;
+use crate::worker::Shim;
 
 impl Store {
     /// Stores which process holds the agent of a run, and where it works, before anything of the agent runs.
     ///
     /// # Errors
     /// Outside: why it was not stored. Inside: false when the lease is lost.
-    pub async fn record_host(&self, lease: Lease, host: AgentHost, dir: String) -> Result<bool, StoreError> {
+    pub async fn record_shim(&self, lease: Lease, host: Shim, dir: String) -> Result<bool, StoreError> {
         self.write(move |tx| {
             let (host, dir) = (host.clone(), dir.clone());
             Box::pin(async move {

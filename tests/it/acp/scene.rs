@@ -10,7 +10,7 @@ use mainstay::driver::acp::{Acp, parser};
 use mainstay::driver::{Driver, Warm};
 use mainstay::engine;
 use mainstay::id::RunId;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::TurnPlace;
 use mainstay::run::{Attempt, ExitReport, Outcome};
 use serde_json::{Value, json};
@@ -145,8 +145,8 @@ impl Scene {
     /// What an engine has of the agent.
     fn backend(&self) -> Acp {
         let process = ProcessSpec { command: Vec::new(), env: Default::default(), max_line_bytes: 1024 };
-        let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
-        Acp::new(&process, false, PATIENCE, &hosts)
+        let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
+        Acp::new(&process, false, PATIENCE, &shims)
     }
 
     /// Asks for the end of the turn, as an engine does whose relay was killed.

@@ -25,7 +25,7 @@ pub async fn send(dir: &Path, command: &[&str], more: &str, message: &str) -> (E
         json!(command)
     );
     let mut config = Config::load(&text, Path::new("test.toml"), dir).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
     let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), message).unwrap());

@@ -20,7 +20,7 @@ async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
         gateway.url()
     );
     let mut config = Config::load(&text, Path::new("mainstay.toml"), dir.path()).unwrap();
-    config.engine.host_program = env!("CARGO_BIN_EXE_mainstay").into();
+    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
     let file =

@@ -323,7 +323,7 @@ async fn a_run_whose_host_was_killed_is_cancelled() {
     rustix::process::kill_process(Pid::from_raw(host).unwrap(), Signal::KILL).unwrap();
     peer.asked("chat.abort").await;
     drop(peer);
-    assert!(matches!(in_time(turn.reply.end).await.unwrap(), End::HostLost(_)));
+    assert!(matches!(in_time(turn.reply.end).await.unwrap(), End::ShimLost(_)));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use mainstay::driver::openclaw_gateway::Gateway;
 use mainstay::failure::AgentError;
 use mainstay::id::RunId;
 use mainstay::options::SessionOptions;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, ExitReport};
 use serde_json::{Value, json};
@@ -143,13 +143,13 @@ pub fn prompt() -> Prompt {
 
 pub fn backend(url: String, grace: Duration) -> Gateway {
     let spec = GatewaySpec { url, token: Some(TOKEN.to_owned()), agent: "{slot}".to_owned() };
-    Gateway::new(&spec, grace, &hosts())
+    Gateway::new(&spec, grace, &shims())
 }
 
-/// Where the hosts of this test program live.
-fn hosts() -> Hosts {
+/// Where the shims of this test program live.
+fn shims() -> Shims {
     static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
-    Hosts::new(PathBuf::from(env!("CARGO_BIN_EXE_mainstay")), DIR.path().join("agents"))
+    Shims::new(PathBuf::from(env!("CARGO_BIN_EXE_mainstay")), DIR.path().join("agents"))
 }
 
 impl Turn {

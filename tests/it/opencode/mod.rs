@@ -15,7 +15,7 @@ use mainstay::failure::{AgentError, ErrorClass};
 use mainstay::id::RunId;
 use mainstay::message::Attachment;
 use mainstay::options::SessionOptions;
-use mainstay::process::Hosts;
+use mainstay::process::Shims;
 use mainstay::process::{TurnPlace, decode};
 use mainstay::run::Attempt;
 use serde_json::{Value, json};
@@ -62,8 +62,8 @@ fn options() -> SessionOptions {
 
 fn backend() -> Arc<opencode::Opencode> {
     let process = ProcessSpec { command: vec!["opencode".to_owned()], env: Default::default(), max_line_bytes: 1024 };
-    let hosts = Hosts::new(env!("CARGO_BIN_EXE_mainstay").into(), "/nonexistent".into());
-    Arc::new(opencode::Opencode::new(&process, Duration::ZERO, &hosts))
+    let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), "/nonexistent".into());
+    Arc::new(opencode::Opencode::new(&process, Duration::ZERO, &shims))
 }
 
 impl Relay {

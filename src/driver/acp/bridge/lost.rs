@@ -38,7 +38,7 @@ pub(super) fn may_be_the_session(error: &Error) -> bool {
         && matches!(told(error).class, None | Some(ErrorClass::Protocol))
 }
 
-/// Whether the noun and what says that it is unknown stand together: a host, a file or a model may be missing as well.
+/// Whether the noun and what says that it is unknown stand together: a shim, a file or a model may be missing as well.
 fn says_unknown(error: &Error, session: &str) -> bool {
     let text = words_of(error).replace(&session.to_lowercase(), " ");
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '\'');

@@ -1,7 +1,7 @@
 //! The agent's process: its pipes as lines, what it wrote to stderr last, and its end.
 //!
 //! Always: it is asked by closing its stdin first, then by SIGTERM, and killed at last: some agents end well only on the
-//! one, some only on the other. What it started is ended by the host.
+//! one, some only on the other. What it started is ended by the shim.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -104,7 +104,7 @@ impl Process {
     }
 }
 
-/// Reads stderr, which the host wants to have too, and waits for the end.
+/// Reads stderr, which the shim wants to have too, and waits for the end.
 async fn watch_over(
     mut child: Child,
     mut stderr: ChildStderr,
@@ -134,7 +134,7 @@ async fn watch_over(
 async fn read_stderr(stderr: &mut ChildStderr, tail: &Mutex<VecDeque<u8>>) {
     let mut piece = vec![0; READ_BYTES];
     while let Ok(read @ 1..) = stderr.read(&mut piece).await {
-        // The host may be gone.
+        // The shim may be gone.
         let _ = io::stderr().write_all(&piece[..read]);
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.extend(&piece[..read]);

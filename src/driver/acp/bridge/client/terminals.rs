@@ -138,7 +138,7 @@ impl Terminals {
         let held = std::mem::take(&mut *self.held());
         held.values().for_each(Terminal::kill);
         for mut terminal in held.into_values() {
-            // What remains is the host's.
+            // What remains is the shim's.
             let _ = tokio::time::timeout(CONFIRM, terminal.exited.wait_for(Option::is_some)).await;
         }
     }
