@@ -13,7 +13,7 @@ use crate::process::Shims;
 use crate::process::launch::Launch;
 pub use crate::process::launch::Stdin;
 use crate::process::output::OutputFormat;
-use crate::process::shim_client::{Holding, Reading};
+use crate::process::shim_client::{Protocol, ShimConfig};
 use crate::process::{Adoption, Prompt, Reply, StartError};
 
 /// What an agent writes to its stdout.
@@ -72,23 +72,23 @@ impl Dialect {
 pub struct PerTurn {
     spec: ProcessSpec,
     dialect: Dialect,
-    holding: Holding,
+    shim_config: ShimConfig,
 }
 
 impl PerTurn {
     /// A backend that starts `spec` for each turn, under one of `shims`. A cancelled turn has `kill_grace` between SIGTERM
     /// and SIGKILL.
     pub fn new(spec: ProcessSpec, kill_grace: Duration, dialect: Dialect, shims: Shims) -> Self {
-        let holding = Holding { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
-        Self { spec, dialect, holding }
+        let shim_config = ShimConfig { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
+        Self { spec, dialect, shim_config }
     }
 
-    fn reading(&self) -> Reading {
+    fn protocol(&self) -> Protocol {
         let format = match self.dialect.stdout {
             Stdout::Lines(parser) => OutputFormat::Lines(parser()),
             Stdout::Text => OutputFormat::Text,
         };
-        Reading { format, interrupt: self.dialect.interrupt.map(|line| line()) }
+        Protocol { format, interrupt: self.dialect.interrupt.map(|line| line()) }
     }
 
     async fn start(&self, prompt: Prompt) -> Result<Reply, StartError> {
@@ -97,8 +97,8 @@ impl PerTurn {
         for (name, value) in self.dialect.environment {
             spec.env.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
         }
-        let launch = Launch::for_turn(&spec, more, stdin, &prompt, self.holding.kill_grace)?;
-        self.holding.start(launch, self.reading()).await
+        let launch = Launch::for_turn(&spec, more, stdin, &prompt, self.shim_config.kill_grace)?;
+        self.shim_config.start(launch, self.protocol()).await
     }
 }
 
@@ -108,7 +108,7 @@ impl Driver for PerTurn {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
-        Box::pin(async { Some(self.holding.go_on(adoption, self.reading()).await) })
+        Box::pin(async { Some(self.shim_config.go_on(adoption, self.protocol()).await) })
     }
 
     fn answer(&self, request: &PermissionRequest, decision: &Decision) -> Option<String> {

@@ -11,7 +11,7 @@ use crate::options::SessionOptions;
 use crate::policy::OptionRules;
 use crate::process::Shims;
 use crate::process::launch::{Launch, Stdin};
-use crate::process::shim_client::{Holding, Reading};
+use crate::process::shim_client::{Protocol, ShimConfig};
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 
 /// A shim is started at once, or not at all.
@@ -21,15 +21,15 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct WarmProcess {
     spec: ProcessSpec,
-    holding: Holding,
+    shim_config: ShimConfig,
 }
 
 impl WarmProcess {
     /// One that is started as `spec` says, under one of `shims`. When it is asked to end, it has `kill_grace` between
     /// SIGTERM and SIGKILL.
     pub fn new(spec: ProcessSpec, kill_grace: Duration, shims: Shims) -> Self {
-        let holding = Holding { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
-        Self { spec, holding }
+        let shim_config = ShimConfig { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
+        Self { spec, shim_config }
     }
 
     /// Makes ready to start it, with `more` arguments.
@@ -37,12 +37,12 @@ impl WarmProcess {
     /// # Errors
     /// [`StartError`] when it could not be started; then nothing of it is left.
     pub async fn start(&self, begin: &WarmStart, more: Vec<OsString>) -> Result<Reply, StartError> {
-        start(&self.holding, &self.spec, more, Stdin::Closed, begin).await
+        start(&self.shim_config, &self.spec, more, Stdin::Closed, begin).await
     }
 
     /// Goes on with one that another engine started.
     pub async fn adopt(&self, adoption: Adoption) -> Reply {
-        adopt(&self.holding, adoption).await
+        adopt(&self.shim_config, adoption).await
     }
 }
 
@@ -51,29 +51,33 @@ impl WarmProcess {
 /// # Errors
 /// [`StartError`] when it could not be started; then nothing of it is left.
 pub(super) async fn start(
-    holding: &Holding,
+    shim_config: &ShimConfig,
     spec: &ProcessSpec,
     more: Vec<OsString>,
     stdin: Stdin,
     start: &WarmStart,
 ) -> Result<Reply, StartError> {
     let prompt = prompt_of(start)?;
-    let launch = Launch::for_turn(spec, more, stdin, &prompt, holding.kill_grace)?.kept_warm(start.alone);
-    holding.start(launch, Reading::nothing()).await
+    let launch = Launch::for_turn(spec, more, stdin, &prompt, shim_config.kill_grace)?.kept_warm(start.alone);
+    shim_config.start(launch, Protocol::nothing()).await
 }
 
 /// Looks for the program of an agent that another process starts in our place.
 ///
 /// # Errors
 /// What is wrong with it, or missing.
-pub(super) fn look_for_program(holding: &Holding, spec: &ProcessSpec, start: &WarmStart) -> Result<(), StartError> {
+pub(super) fn look_for_program(
+    shim_config: &ShimConfig,
+    spec: &ProcessSpec,
+    start: &WarmStart,
+) -> Result<(), StartError> {
     let prompt = prompt_of(start)?;
-    Launch::for_turn(spec, Vec::new(), Stdin::Closed, &prompt, holding.kill_grace)?.look_for_program()
+    Launch::for_turn(spec, Vec::new(), Stdin::Closed, &prompt, shim_config.kill_grace)?.look_for_program()
 }
 
 /// Goes on with one that another engine started.
-pub(super) async fn adopt(holding: &Holding, adoption: Adoption) -> Reply {
-    holding.go_on(adoption, Reading::nothing()).await
+pub(super) async fn adopt(shim_config: &ShimConfig, adoption: Adoption) -> Reply {
+    shim_config.go_on(adoption, Protocol::nothing()).await
 }
 
 /// What fills the placeholders of its command: one that is shared has no session, and the workspace's name in its place.

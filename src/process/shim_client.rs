@@ -52,14 +52,14 @@ const SPOOL_READ_TIMEOUT: Duration = Duration::from_secs(10);
 const SPOOL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How a process is understood.
-pub(crate) struct Reading {
+pub(crate) struct Protocol {
     /// What its output is, and how it is read.
     pub format: OutputFormat,
     /// The line that stops a turn in its own protocol, before it is sent SIGTERM.
     pub interrupt: Option<String>,
 }
 
-impl Reading {
+impl Protocol {
     /// Nothing is read.
     pub(crate) fn nothing() -> Self {
         Self { format: OutputFormat::Lines(Box::new(|_| Some(Vec::new()))), interrupt: None }
@@ -77,7 +77,7 @@ struct ReadFrom {
 
 /// How processes are held: under which shims, and how patiently.
 #[derive(Debug, Clone)]
-pub(crate) struct Holding {
+pub(crate) struct ShimConfig {
     /// Where the shims live.
     pub shims: Shims,
     /// Time between SIGTERM and SIGKILL of one that is asked to stop.
@@ -86,9 +86,9 @@ pub(crate) struct Holding {
     pub max_line_bytes: usize,
 }
 
-impl Holding {
-    /// Starts a shim for a process, and makes ready to start that; what it says is read as `reading` says.
-    pub(crate) async fn start(&self, launch: Launch, reading: Reading) -> Result<Reply, StartError> {
+impl ShimConfig {
+    /// Starts a shim for a process, and makes ready to start that; what it says is read as `protocol` says.
+    pub(crate) async fn start(&self, launch: Launch, protocol: Protocol) -> Result<Reply, StartError> {
         let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
         if launch.len() > MAX_FROM_ENGINE_BYTES {
@@ -99,17 +99,17 @@ impl Holding {
         }
         let (process, link) = self.shims.start(attempt).await?;
         let host = Shim { process, attempt: attempt.number, secret: uuid::Uuid::new_v4().to_string() };
-        Ok(self.talk(attempt, host, Some(link), Some(launch), ReadFrom::default(), reading))
+        Ok(self.talk(attempt, host, Some(link), Some(launch), ReadFrom::default(), protocol))
     }
 
     /// Goes on with a process that another worker started.
-    pub(crate) async fn go_on(&self, adoption: Adoption, reading: Reading) -> Reply {
+    pub(crate) async fn go_on(&self, adoption: Adoption, protocol: Protocol) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.shims.connect(attempt, &adoption.host.process).await;
         // What it says from now on may be as much again.
         let backlog = tokio::fs::metadata(self.shims.spool_of(attempt)).await.map_or(0, |spool| spool.len());
         let from = ReadFrom { offset: adoption.offset, backlog };
-        self.talk(adoption.attempt, adoption.host, link, None, from, reading)
+        self.talk(adoption.attempt, adoption.host, link, None, from, protocol)
     }
 
     fn talk(
@@ -119,35 +119,35 @@ impl Holding {
         link: Option<UnixStream>,
         launch: Option<Vec<u8>>,
         from: ReadFrom,
-        reading: Reading,
+        protocol: Protocol,
     ) -> Reply {
         let (sender, records) = mpsc::channel(RECORDS_WAITING);
         let control = Control::default();
         let attempt = host.started_for(lease.run);
         let memory = self.shims.memory().open_account();
-        let output = Output::new(self.max_line_bytes, reading.format, sender.clone(), from.offset, memory.clone());
+        let output = Output::new(self.max_line_bytes, protocol.format, sender.clone(), from.offset, memory.clone());
         let hello = Hello { version: VERSION, secret: host.secret.clone(), token: lease.number };
-        let steering = Steering {
+        let commands = Commands {
             control: control.clone(),
             hello,
             launch,
             records: sender,
             kill_grace: self.kill_grace,
-            interrupt: reading.interrupt,
+            interrupt: protocol.interrupt,
         };
-        let talk = Talk {
+        let talk = ShimClient {
             attempt,
             process: host.process.clone(),
             shims: self.shims.clone(),
-            heard: Heard::new(output, from.backlog, control.clone()),
+            incoming: Incoming::new(output, from.backlog, control.clone()),
         };
-        let end = tokio::spawn(talk.run(link, steering));
+        let end = tokio::spawn(talk.run(link, commands));
         Reply { host: Some(host), records, control, memory, end }
     }
 }
 
 /// What is said to a shim.
-struct Steering {
+struct Commands {
     control: Control,
     hello: Hello,
     /// What says what to start, as long as it was not said.
@@ -160,17 +160,17 @@ struct Steering {
 }
 
 /// Why no more is said to a shim.
-enum Over {
+enum SendEnd {
     /// Nobody wants to know more.
     Left,
     /// The shim did not end its agent in time.
     Unresponsive,
 }
 
-impl Steering {
+impl Commands {
     /// Passes on what the engine wants, until the shim is to be left or does not obey. A shim that does not read holds up
     /// only what is said to it.
-    async fn pass_on(mut self, mut link: OwnedWriteHalf) -> Over {
+    async fn pass_on(mut self, mut link: OwnedWriteHalf) -> SendEnd {
         // Said in any case, and never too much for a new connection: a shim that knew somebody once does not wait for others.
         // That it is gone shows where it is listened to.
         let _ = link.write_all(&FromEngine::Hello(self.hello).to_frame()).await;
@@ -180,8 +180,8 @@ impl Steering {
         loop {
             tokio::select! {
                 biased;
-                () = self.control.left() => return Over::Left,
-                () = self.records.closed() => return Over::Left,
+                () = self.control.left() => return SendEnd::Left,
+                () = self.records.closed() => return SendEnd::Left,
                 () = self.control.killed(), if !killed => {
                     (asked, killed) = (true, true);
                     force_at = Some(Instant::now() + CONFIRM + PATIENCE);
@@ -212,34 +212,34 @@ impl Steering {
                         unsaid.clear();
                     }
                 }
-                Some(()) = OptionFuture::from(force_at.map(sleep_until)) => return Over::Unresponsive,
+                Some(()) = OptionFuture::from(force_at.map(sleep_until)) => return SendEnd::Unresponsive,
             }
         }
     }
 }
 
 /// A conversation with one shim.
-struct Talk {
+struct ShimClient {
     attempt: Attempt,
     process: ProcessIdentity,
     shims: Shims,
-    heard: Heard,
+    incoming: Incoming,
 }
 
-impl Talk {
-    async fn run(mut self, link: Option<UnixStream>, steering: Steering) -> End {
-        let control = steering.control.clone();
+impl ShimClient {
+    async fn run(mut self, link: Option<UnixStream>, commands: Commands) -> End {
+        let control = commands.control.clone();
         if let Some(link) = link {
             let (reader, writer) = link.into_split();
-            let mut hearing = pin!(self.heard.hear(reader));
+            let mut hearing = pin!(self.incoming.hear(reader));
             let over = tokio::select! {
                 biased;
                 () = &mut hearing => None,
-                over = steering.pass_on(writer) => Some(over),
+                over = commands.pass_on(writer) => Some(over),
             };
             match over {
-                Some(Over::Left) => return End::Left,
-                Some(Over::Unresponsive) => {
+                Some(SendEnd::Left) => return End::Left,
+                Some(SendEnd::Unresponsive) => {
                     // It may have ended long ago, and it is us who do not listen: nobody takes the records.
                     if reap::is_alive(&self.process) == reap::Liveness::Alive {
                         tracing::warn!(run.id = %self.attempt.run, "the shim of an agent does not obey; it is ended");
@@ -255,11 +255,11 @@ impl Talk {
             }
         } else {
             // Nobody is there to read what is written.
-            drop(steering.control.inputs());
+            drop(commands.control.inputs());
         }
         let spool = self.shims.spool_of(self.attempt);
-        let unread = match self.heard.end {
-            None => match self.heard.retry_spool(&spool, &control).await {
+        let unread = match self.incoming.end {
+            None => match self.incoming.retry_spool(&spool, &control).await {
                 Some(read) => read.err().filter(|error| error.kind() != io::ErrorKind::NotFound),
                 None => return End::Left,
             },
@@ -268,13 +268,13 @@ impl Talk {
         if let Some(error) = &unread {
             tracing::warn!(run.id = %self.attempt.run, %error, spool = %spool.display(), "spool unreadable");
         }
-        match self.heard.end.take() {
+        match self.incoming.end.take() {
             Some(HowItEnded::Ended(ended)) => {
                 if ended.remaining > 0 {
                     let remaining = ended.remaining;
                     tracing::warn!(run.id = %self.attempt.run, remaining, "processes of a run survive SIGKILL");
                 }
-                self.heard.output.finish().await;
+                self.incoming.output.finish().await;
                 End::Exited(ExitReport {
                     code: ended.code,
                     signal: ended.signal,
@@ -288,10 +288,10 @@ impl Talk {
             None if !is_dead(&self.process).await => End::Left,
             None => {
                 // Asked first: a relay has to cancel its turn where that goes on without it.
-                let (process, began) = (self.process.clone(), self.heard.began.clone());
+                let (process, began) = (self.process.clone(), self.incoming.began.clone());
                 let remaining = end_all(self.attempt, process, began, CLOSING).await;
-                self.heard.output.finish().await;
-                let stderr = std::mem::take(&mut self.heard.stderr).into_text();
+                self.incoming.output.finish().await;
+                let stderr = std::mem::take(&mut self.incoming.stderr).into_text();
                 let log = self.shims.log_of(self.attempt).await;
                 let unread = unread
                     .map(|error| format!("{}, with what the agent said, is unreadable: {error}", spool.display()));
@@ -303,9 +303,9 @@ impl Talk {
     }
 
     fn report(&self) -> ExitReport {
-        let malformed = self.heard.output.malformed();
+        let malformed = self.incoming.output.malformed();
         ExitReport {
-            stopped: self.heard.stopped,
+            stopped: self.incoming.stopped,
             malformed_lines: malformed.lines,
             malformed_sample: malformed.sample,
             ..ExitReport::default()
@@ -314,7 +314,7 @@ impl Talk {
 }
 
 /// What a shim has said so far.
-struct Heard {
+struct Incoming {
     decoder: Decoder,
     /// Position in the spool behind what was heard.
     position: u64,
@@ -333,7 +333,7 @@ enum HowItEnded {
     Ended(Ended),
 }
 
-impl Heard {
+impl Incoming {
     fn new(output: Output, backlog: u64, control: Control) -> Self {
         Self {
             backlog,
@@ -396,10 +396,10 @@ impl Heard {
         self.decoder = Decoder::new(MAX_FROM_SHIM_BYTES);
         let mut at = self.position;
         loop {
-            let reading = file.try_clone()?;
+            let protocol = file.try_clone()?;
             let piece = tokio::task::spawn_blocking(move || {
                 let mut piece = vec![0; 256 * 1024];
-                let read = reading.read_at(&mut piece, at)?;
+                let read = protocol.read_at(&mut piece, at)?;
                 piece.truncate(read);
                 io::Result::Ok(piece)
             });

@@ -26,7 +26,7 @@ use crate::failure::{AgentError, is_shortage};
 use crate::permission::{Decision, PermissionRequest};
 use crate::process::Shims;
 use crate::process::launch::Stdin;
-use crate::process::shim_client::Holding;
+use crate::process::shim_client::ShimConfig;
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use crate::run::ExitReport;
 
@@ -42,18 +42,18 @@ const PROBE_WITHIN: Duration = Duration::from_secs(2);
 pub struct Acp {
     process: ProcessSpec,
     shared: bool,
-    holding: Holding,
+    shim_config: ShimConfig,
 }
 
 impl Acp {
     /// A backend whose live agents are started as `process` says: one for all sessions of a workspace when it is shared.
     pub fn new(process: &ProcessSpec, shared: bool, kill_grace: Duration, shims: &Shims) -> Self {
-        let holding = Holding { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
-        Self { process: process.clone(), shared, holding }
+        let shim_config = ShimConfig { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
+        Self { process: process.clone(), shared, shim_config }
     }
 
     fn turns(&self) -> Result<PerTurn, StartError> {
-        let Holding { shims, kill_grace, max_line_bytes } = &self.holding;
+        let ShimConfig { shims, kill_grace, max_line_bytes } = &self.shim_config;
         let spec = super::relay::process(shims, DRIVER, *max_line_bytes)?;
         let dialect = Dialect {
             stdin: |prompt| {
@@ -67,8 +67,8 @@ impl Acp {
     }
 
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
-        warm_process::look_for_program(&self.holding, &self.process, &start)?;
-        let Holding { shims, max_line_bytes, .. } = &self.holding;
+        warm_process::look_for_program(&self.shim_config, &self.process, &start)?;
+        let ShimConfig { shims, max_line_bytes, .. } = &self.shim_config;
         let socket = shims.dir_of(start.attempt).join(SOCKET);
         let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
         let no_text = || StartError::from("the path of mainstay, or of its data, is no text");
@@ -79,7 +79,7 @@ impl Acp {
         let spec = ProcessSpec { command, ..self.process.clone() };
         let setup = Setup { socket, client: start.client, max_line_bytes: *max_line_bytes };
         let stdin = Stdin::Open(format!("{}\n", wire::line(&setup)));
-        let reply = warm_process::start(&self.holding, &spec, Vec::new(), stdin, &start).await?;
+        let reply = warm_process::start(&self.shim_config, &spec, Vec::new(), stdin, &start).await?;
         Ok((reply, endpoint))
     }
 }
@@ -120,7 +120,7 @@ impl Warm for Acp {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
-        Box::pin(warm_process::adopt(&self.holding, adoption))
+        Box::pin(warm_process::adopt(&self.shim_config, adoption))
     }
 
     fn why_it_ended(&self, exit: &ExitReport) -> Option<AgentError> {

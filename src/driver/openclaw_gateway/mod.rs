@@ -24,7 +24,7 @@ use crate::failure::{AgentError, ErrorClass};
 use crate::process::Shims;
 use crate::process::launch::{Launch, Stdin};
 use crate::process::output::OutputFormat;
-use crate::process::shim_client::{Holding, Reading};
+use crate::process::shim_client::{Protocol, ShimConfig};
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace, template};
 use crate::run::Attempt;
 
@@ -41,7 +41,7 @@ const LATER: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Gateway {
     spec: GatewaySpec,
-    holding: Holding,
+    shim_config: ShimConfig,
 }
 
 /// A turn, as its relay is told.
@@ -80,12 +80,12 @@ pub(super) async fn look(spec: &GatewaySpec) -> Result<Found, String> {
 impl Gateway {
     /// The gateway that `spec` describes. A cancelled turn has `kill_grace` to be confirmed.
     pub fn new(spec: &GatewaySpec, kill_grace: Duration, shims: &Shims) -> Self {
-        let holding = Holding { shims: shims.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
-        Self { spec: spec.clone(), holding }
+        let shim_config = ShimConfig { shims: shims.clone(), kill_grace, max_line_bytes: DEFAULT_MAX_LINE_BYTES };
+        Self { spec: spec.clone(), shim_config }
     }
 
-    fn reading() -> Reading {
-        Reading { format: OutputFormat::Lines(parser()), interrupt: None }
+    fn protocol() -> Protocol {
+        Protocol { format: OutputFormat::Lines(parser()), interrupt: None }
     }
 
     /// The gateway's agent of a turn.
@@ -104,9 +104,9 @@ impl Gateway {
         };
         // Texts, numbers and maps of texts: none of them can fail to serialise.
         let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
-        let process = super::relay::process(&self.holding.shims, DRIVER, self.holding.max_line_bytes)?;
-        let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.holding.kill_grace)?;
-        self.holding.start(launch, Self::reading()).await
+        let process = super::relay::process(&self.shim_config.shims, DRIVER, self.shim_config.max_line_bytes)?;
+        let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.shim_config.kill_grace)?;
+        self.shim_config.start(launch, Self::protocol()).await
     }
 }
 
@@ -126,7 +126,7 @@ impl Driver for Gateway {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>> {
-        Box::pin(async { Some(self.holding.go_on(adoption, Self::reading()).await) })
+        Box::pin(async { Some(self.shim_config.go_on(adoption, Self::protocol()).await) })
     }
 
     fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {

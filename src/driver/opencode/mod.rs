@@ -29,7 +29,7 @@ use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 use crate::process::Shims;
 use crate::process::launch::Stdin;
-use crate::process::shim_client::Holding;
+use crate::process::shim_client::ShimConfig;
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 
 pub use parser::parser;
@@ -42,7 +42,7 @@ const PROBE_WITHIN: Duration = Duration::from_secs(2);
 pub struct Opencode {
     turns: Result<PerTurn, StartError>,
     spec: ProcessSpec,
-    holding: Holding,
+    shim_config: ShimConfig,
 }
 
 impl Opencode {
@@ -53,7 +53,7 @@ impl Opencode {
         Self {
             turns: relay.map(|relay| PerTurn::new(relay, kill_grace, dialect, shims.clone())),
             spec: process.clone(),
-            holding: Holding { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes },
+            shim_config: ShimConfig { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes },
         }
     }
 
@@ -65,7 +65,7 @@ impl Opencode {
         spec.env.insert("OPENCODE_SERVER_PASSWORD".to_owned(), password.clone());
         let port_word = port.to_string();
         let arguments = ["serve", "--port", &port_word, "--hostname", "127.0.0.1"].map(Into::into).to_vec();
-        let reply = warm_process::start(&self.holding, &spec, arguments, Stdin::Closed, &start).await?;
+        let reply = warm_process::start(&self.shim_config, &spec, arguments, Stdin::Closed, &start).await?;
         Ok((reply, format!("http://{}:{password}@127.0.0.1:{port}", server::USER)))
     }
 }
@@ -115,7 +115,7 @@ impl Warm for Opencode {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
-        Box::pin(warm_process::adopt(&self.holding, adoption))
+        Box::pin(warm_process::adopt(&self.shim_config, adoption))
     }
 
     fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>> {
