@@ -44,6 +44,7 @@ pub mod agent_event;
 pub mod allowed;
 pub mod assignment;
 pub mod audit;
+pub mod backend;
 pub mod catalogue;
 pub mod chunk;
 pub mod clock;
@@ -67,7 +68,6 @@ pub mod stats;
 pub mod text;
 pub mod usage;
 pub mod waiting;
-pub mod warm;
 pub mod worker;
 pub mod workspace;
 // Edges: each knows one outside thing, and not the other.

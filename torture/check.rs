@@ -13,6 +13,7 @@ use super::reader::{EventsRead, digest};
 use super::record::{MARK, Record, Records, Said, joined};
 use super::workdir::{Workdir, is_of_gateway, is_relayed};
 use super::writer::Sent;
+use mainstay::backend::{Backend, BackendState};
 use mainstay::chunk::Chunk;
 use mainstay::clock::Timestamp;
 use mainstay::engine::{Engine, MessageCursor, RunFilter};
@@ -22,7 +23,6 @@ use mainstay::id::SessionId;
 use mainstay::message::{Message, Role};
 use mainstay::run::{Cause, Run, Status};
 use mainstay::slot::Slot;
-use mainstay::warm::{Backend, BackendState};
 
 /// An agent that asks is answered within this time, however often the engine is killed meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

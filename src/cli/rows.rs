@@ -5,12 +5,12 @@ use serde_json::Value;
 use super::cell::{or_dash, relative, span, used};
 use super::columns::Column;
 use super::table::{Listed, Sight};
+use crate::backend::Backend;
 use crate::message::{Message, attachments, prompt};
 use crate::permission::{Permission, PermissionState};
 use crate::run::Run;
 use crate::session::Session;
 use crate::slot::Slot;
-use crate::warm::Backend;
 use crate::worker::Worker;
 
 impl Listed for Session {

@@ -3,6 +3,7 @@
 //! Deliberately absent: the store. A driver does not know that what it reads is kept.
 
 pub mod acp;
+pub mod backend;
 pub mod claude;
 pub mod codex;
 pub mod demo;
@@ -16,19 +17,18 @@ pub mod per_turn;
 pub(crate) mod probe;
 mod provider;
 pub mod relay;
-pub mod warm_process;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::backend::Care;
 use crate::failure::AgentError;
 use crate::id::{SessionId, WorkspaceName};
 use crate::permission::{Decision, PermissionRequest};
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use crate::run::{Attempt, ExitReport};
-use crate::warm::Care;
 use crate::workspace::ClientAccess;
 
 pub use self::open::open;

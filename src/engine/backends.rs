@@ -1,9 +1,9 @@
 //! Warm backends, as operators list and stop them. What starts and watches them is the supervisor.
 
 use super::{Engine, EngineError, not_found};
+use crate::backend::Backend;
 use crate::id::BackendId;
 use crate::store::backend::StopRequest;
-use crate::warm;
 
 /// Backends that end are history, which `v_backends` shows whole.
 const BACKENDS_LISTED: i64 = 100;
@@ -13,7 +13,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Store`].
-    pub async fn list_backends(&self) -> Result<Vec<warm::Backend>, EngineError> {
+    pub async fn list_backends(&self) -> Result<Vec<Backend>, EngineError> {
         Ok(self.shared.store.list_backends(BACKENDS_LISTED).await?)
     }
 
@@ -21,7 +21,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::BackendBusy`], [`EngineError::NotFound`], [`EngineError::Store`].
-    pub async fn stop_backend(&self, id: BackendId, force: bool) -> Result<warm::Backend, EngineError> {
+    pub async fn stop_backend(&self, id: BackendId, force: bool) -> Result<Backend, EngineError> {
         match self.shared.store.stop_backend(id, force).await? {
             StopRequest::Unknown => return Err(not_found("backend", id)),
             StopRequest::Busy => return Err(EngineError::BackendBusy(id)),

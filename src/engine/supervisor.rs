@@ -17,11 +17,11 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
 use super::Shared;
+use crate::backend::BackendState;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::store::Notice;
 use crate::store::backend::Watched;
-use crate::warm::BackendState;
 
 pub(super) use adopt::adopt;
 use tended::Tended;

@@ -8,8 +8,8 @@ use super::App;
 use super::error::Error;
 use super::extract::{Id, OptionalBody, Params};
 use super::page::{Items, Page};
+use crate::backend::Backend;
 use crate::id::BackendId;
-use crate::warm::Backend;
 
 pub(super) async fn list(State(app): State<App>, Params(page): Params<Page>) -> Result<Json<Items<Backend>>, Error> {
     Ok(Json(Items::of(app.engine.list_backends().await?, &page)?))

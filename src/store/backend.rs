@@ -10,12 +10,12 @@ mod list;
 mod place;
 mod watch;
 
+use crate::backend::BackendState;
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, BackendId, SessionId, WorkspaceName};
 use crate::lease::{BackendKey, WorkerKey};
 use crate::store::StoreError;
-use crate::warm::BackendState;
 use crate::worker::{ProcessIdentity, Shim};
 
 pub use list::StopRequest;
@@ -118,7 +118,7 @@ impl TryFrom<Row> for Watched {
 }
 
 fn state_of(word: &str) -> Result<BackendState, StoreError> {
-    word.parse().map_err(|error: crate::warm::UnknownState| StoreError::Invalid(error.to_string()))
+    word.parse().map_err(|error: crate::backend::UnknownState| StoreError::Invalid(error.to_string()))
 }
 
 fn class_of(word: Option<String>) -> Result<Option<ErrorClass>, StoreError> {

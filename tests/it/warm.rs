@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mainstay::agent::{Agent, ProcessSpec};
+use mainstay::backend::{BackendState, Care};
 use mainstay::config::Config;
+use mainstay::driver::backend::BackendProcess;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
-use mainstay::driver::warm_process::WarmProcess;
 use mainstay::driver::{Driver, ProbeError, Warm, WarmStart, openclaw};
 use mainstay::engine::{Depth, Engine, EngineError, Send};
 use mainstay::id::{BackendId, MessageId, RunId};
@@ -20,7 +21,6 @@ use mainstay::message::UserMessage;
 use mainstay::process::Shims;
 use mainstay::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use mainstay::run::{Run, Status};
-use mainstay::warm::{BackendState, Care};
 
 use crate::scene::{NOTHING, counts, marked, settled, story, until, within};
 
@@ -45,7 +45,7 @@ say "on $live"; echo "$MAINSTAY_RUN" >> said"#;
 /// The backend of an agent whose live agents are scripts.
 struct Scripted {
     turns: PerTurn,
-    live: WarmProcess,
+    live: BackendProcess,
     dir: PathBuf,
     shared: bool,
     care: Care,
@@ -63,7 +63,7 @@ impl Scripted {
         let dialect = Dialect { arguments, ..Dialect::of_lines(openclaw::parser) };
         Self {
             turns: PerTurn::new(spec(TURN, "turn", &["{message}"]), agent.kill_grace, dialect, shims.clone()),
-            live: WarmProcess::new(spec(LIVE, "live", &[]), agent.kill_grace, shims.clone()),
+            live: BackendProcess::new(spec(LIVE, "live", &[]), agent.kill_grace, shims.clone()),
             dir: dir.to_owned(),
             shared: agent.name.as_str() == "shared",
             care,

@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use mainstay::backend::{
+    BackendEvent, BackendState, Care, Circumstances, Effect, Refusal, Transition, Why, transition,
+};
 use mainstay::clock::Timestamp;
-use mainstay::warm::{BackendEvent, BackendState, Care, Circumstances, Effect, Refusal, Transition, Why, transition};
 use proptest::prelude::*;
 
 fn at(second: i64) -> Timestamp {

@@ -20,7 +20,7 @@ pub use self::parser::parser;
 use self::wire::{Answer, Own, ToBridge};
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::RelayedTurn;
-use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
+use super::{Driver, ProbeError, Warm, WarmStart, backend};
 use crate::agent::ProcessSpec;
 use crate::failure::{AgentError, is_shortage};
 use crate::permission::{Decision, PermissionRequest};
@@ -67,7 +67,7 @@ impl Acp {
     }
 
     async fn start_bridge(&self, start: WarmStart) -> Result<(Reply, String), StartError> {
-        warm_process::look_for_program(&self.shim_config, &self.process, &start)?;
+        backend::look_for_program(&self.shim_config, &self.process, &start)?;
         let ShimConfig { shims, max_line_bytes, .. } = &self.shim_config;
         let socket = shims.dir_of(start.attempt).join(SOCKET);
         let socket = std::path::absolute(socket).map_err(|error| StartError::from(error.to_string()))?;
@@ -79,7 +79,7 @@ impl Acp {
         let spec = ProcessSpec { command, ..self.process.clone() };
         let setup = Setup { socket, client: start.client, max_line_bytes: *max_line_bytes };
         let stdin = Stdin::Open(format!("{}\n", wire::line(&setup)));
-        let reply = warm_process::start(&self.shim_config, &spec, Vec::new(), stdin, &start).await?;
+        let reply = backend::start(&self.shim_config, &spec, Vec::new(), stdin, &start).await?;
         Ok((reply, endpoint))
     }
 }
@@ -120,7 +120,7 @@ impl Warm for Acp {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
-        Box::pin(warm_process::adopt(&self.shim_config, adoption))
+        Box::pin(backend::adopt(&self.shim_config, adoption))
     }
 
     fn why_it_ended(&self, exit: &ExitReport) -> Option<AgentError> {

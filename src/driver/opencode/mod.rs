@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use self::server::{Failure, Server};
 use super::per_turn::{Dialect, PerTurn};
 use super::relay::RelayedTurn;
-use super::{Driver, ProbeError, Warm, WarmStart, warm_process};
+use super::{Driver, ProbeError, Warm, WarmStart, backend};
 use crate::agent::ProcessSpec;
 use crate::permission::{Decision, PermissionRequest};
 use crate::process::Shims;
@@ -65,7 +65,7 @@ impl Opencode {
         spec.env.insert("OPENCODE_SERVER_PASSWORD".to_owned(), password.clone());
         let port_word = port.to_string();
         let arguments = ["serve", "--port", &port_word, "--hostname", "127.0.0.1"].map(Into::into).to_vec();
-        let reply = warm_process::start(&self.shim_config, &spec, arguments, Stdin::Closed, &start).await?;
+        let reply = backend::start(&self.shim_config, &spec, arguments, Stdin::Closed, &start).await?;
         Ok((reply, format!("http://{}:{password}@127.0.0.1:{port}", server::USER)))
     }
 }
@@ -115,7 +115,7 @@ impl Warm for Opencode {
     }
 
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply> {
-        Box::pin(warm_process::adopt(&self.shim_config, adoption))
+        Box::pin(backend::adopt(&self.shim_config, adoption))
     }
 
     fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>> {

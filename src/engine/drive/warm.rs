@@ -12,6 +12,7 @@ use super::starting::NotBegun;
 use super::{Drive, Left};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
+use crate::backend::BackendState;
 use crate::driver::{Driver, Warm};
 use crate::engine::decide::{asked_for, not_started};
 use crate::failure::ErrorClass;
@@ -21,7 +22,6 @@ use crate::process::StartError;
 use crate::run::{Cause, Outcome};
 use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;
-use crate::warm::BackendState;
 
 /// What other processes do to backends is seen so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::super::{EngineError, Shared};
 use super::tended::wipe;
+use crate::backend::BackendState;
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
 use crate::process::reap::{self, Liveness};
 use crate::run::Attempt;
 use crate::store::backend::{Move, Watched};
-use crate::warm::BackendState;
 
 /// What a dead worker's backend gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);

@@ -1,4 +1,4 @@
-//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`crate::warm::transition`] says what
+//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`crate::backend::transition`] says what
 //! comes of it; the row is moved first, and then that is done.
 //!
 //! Always: it is out of the states that hold a process only when nothing of that is left, or the row says so no longer.
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::Shared;
 use crate::agent::Agent;
+use crate::backend::{BackendEvent, BackendState, Care};
 use crate::config::OnShutdown;
 use crate::driver::Driver;
 use crate::failure::{AgentError, ErrorClass};
@@ -24,7 +25,6 @@ use crate::process::temp_dir::remove_temp_dir;
 use crate::process::{Adoption, End, Reply, last_words, reap};
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::store::backend::Watched;
-use crate::warm::{BackendEvent, BackendState, Care};
 use crate::workspace::Workspace;
 
 /// A host confirms the end of its process so soon after SIGKILL.

@@ -1,10 +1,10 @@
 //! Backends as people see them, and asking for one to end.
 
+use crate::backend::Backend;
 use crate::clock::Timestamp;
 use crate::id::BackendId;
 use crate::store::tx::Notice;
 use crate::store::{Store, StoreError};
-use crate::warm::Backend;
 
 use super::{class_of, state_of};
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use crate::backend::BackendState;
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, BackendId, WorkspaceName};
 use crate::lease::{BackendKey, Lease, RunKey, SessionKey, WorkerKey};
 use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError};
-use crate::warm::BackendState;
 
 use super::{class_of, state_of};
 

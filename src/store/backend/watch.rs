@@ -1,12 +1,12 @@
 //! What whoever watches over a backend stores of it: its process, its moves, and who watches on.
 
+use crate::backend::BackendState;
 use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::lease::{BackendKey, WorkerKey};
 use crate::store::tx::Notice;
 use crate::store::{Store, StoreError};
 use crate::text::heard_text;
-use crate::warm::BackendState;
 use crate::worker::Shim;
 
 use super::{Row, Watched, json_of};

@@ -3,12 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use mainstay::backend::Backend;
 use mainstay::config::Config;
 use mainstay::engine::{Engine, Send};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::run::{Run, Status};
-use mainstay::warm::Backend;
 use serde_json::{Value, json};
 
 use crate::acp::scene::{AGENT, within};

@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::{CONFIRM, Tended, WRITE_AGAIN};
+use crate::backend::{BackendEvent, BackendState, Circumstances, Effect, Transition, recent, transition};
 use crate::failure::ErrorClass;
 use crate::metrics::METRICS;
 use crate::store::backend::Move;
 use crate::store::{Store, StoreError};
-use crate::warm::{BackendEvent, BackendState, Circumstances, Effect, Transition, recent, transition};
 
 /// So often is a write that failed tried again when the engine closes.
 const LAST_TRIES: u32 = 20;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Next, Tended};
+use crate::backend::BackendEvent;
 use crate::driver::WarmStart;
 use crate::metrics::METRICS;
 use crate::process::StartError;
-use crate::warm::BackendEvent;
 
 /// A host is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(60);

@@ -19,12 +19,12 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 
 /// A live agent that is a process under a shim, for a program that brings a backend of its own.
 #[derive(Debug, Clone)]
-pub struct WarmProcess {
+pub struct BackendProcess {
     spec: ProcessSpec,
     shim_config: ShimConfig,
 }
 
-impl WarmProcess {
+impl BackendProcess {
     /// One that is started as `spec` says, under one of `shims`. When it is asked to end, it has `kill_grace` between
     /// SIGTERM and SIGKILL.
     pub fn new(spec: ProcessSpec, kill_grace: Duration, shims: Shims) -> Self {
