@@ -13,11 +13,11 @@ pub mod doctor;
 mod drive;
 mod error;
 mod executing;
+mod failure_detector;
 pub mod feed;
 pub mod fold;
 mod gauges;
 mod health;
-mod lookout;
 mod permissions;
 mod progress;
 mod prompting;
@@ -115,7 +115,7 @@ struct Shared {
     /// Everything is over: the watcher stops.
     closed: CancellationToken,
     /// Which workers and leases are lost, as far as this process has watched.
-    lookout: tokio::sync::Mutex<lookout::Lookout>,
+    failure_detector: tokio::sync::Mutex<failure_detector::FailureDetector>,
     /// How this process is known in the table of workers; made when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
     /// Whether it does its work.
@@ -217,7 +217,7 @@ impl Engine {
             killing: CancellationToken::new(),
             leaving: CancellationToken::new(),
             closed: CancellationToken::new(),
-            lookout: tokio::sync::Mutex::default(),
+            failure_detector: tokio::sync::Mutex::default(),
             worker: tokio::sync::OnceCell::new(),
             health: health::Health::default(),
             readiness: readiness::Readiness::default(),

@@ -1,4 +1,4 @@
-//! The sweep: once at start, at every interval, and as soon as the lookout sees that something is lost, what no running
+//! The sweep: once at start, at every interval, and as soon as the failure detector sees that something is lost, what no running
 //! worker will do. Runs of dead or silent workers are adopted when their agent lives on; otherwise they are settled, or put
 //! back when they have said nothing. Idle places expire; old rows, dead workers and what ended agents left go.
 //!
@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::drive::Driven;
-use super::lookout::{self, Sighting};
+use super::failure_detector::{self, Observation};
 use super::subject::Subject;
 use super::unstorable::{MAX_FAILED_ADOPTIONS, settle_from_log};
 use super::{EngineError, Shared, drive, supervisor};
@@ -74,9 +74,9 @@ pub struct SweepReport {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(shared.config.engine.sweep_interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut looks = tokio::time::interval(lookout::interval(&shared.config.engine));
+    let mut looks = tokio::time::interval(failure_detector::interval(&shared.config.engine));
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut before = Sighting::default();
+    let mut before = Observation::default();
     loop {
         let is_due = tokio::select! {
             _ = interval.tick() => true,
@@ -94,8 +94,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// What a sweep could not recover waits for the next interval: only what is newly lost is swept at once.
-async fn look_and_sweep(shared: &Arc<Shared>, before: &Sighting, is_due: bool) -> Result<Sighting, EngineError> {
-    let seen = lookout::look(shared).await?;
+async fn look_and_sweep(shared: &Arc<Shared>, before: &Observation, is_due: bool) -> Result<Observation, EngineError> {
+    let seen = failure_detector::look(shared).await?;
     if is_due || seen.has_news_since(before) {
         sweep_away(shared, &seen).await?;
     }
@@ -104,11 +104,11 @@ async fn look_and_sweep(shared: &Arc<Shared>, before: &Sighting, is_due: bool) -
 
 /// One pass.
 pub(super) async fn sweep(shared: &Arc<Shared>) -> Result<SweepReport, EngineError> {
-    let seen = lookout::look(shared).await?;
+    let seen = failure_detector::look(shared).await?;
     sweep_away(shared, &seen).await
 }
 
-async fn sweep_away(shared: &Arc<Shared>, seen: &Sighting) -> Result<SweepReport, EngineError> {
+async fn sweep_away(shared: &Arc<Shared>, seen: &Observation) -> Result<SweepReport, EngineError> {
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);

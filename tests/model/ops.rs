@@ -132,7 +132,7 @@ pub struct Claim {
     pub session: Option<i64>,
 }
 
-/// A lease as a lookout saw it, perhaps a while ago.
+/// A lease as a failure detector saw it, perhaps a while ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub lease: Lease,

@@ -1,4 +1,4 @@
-//! The lookout: which workers and which leases are lost, by what can be trusted.
+//! The failure detector: which workers and which leases are lost, by what can be trusted.
 //!
 //! Always: the wall clock decides nothing. A worker is lost when it is proven dead. A lease is lost when it was given
 //! back, or when it has not changed for its whole length while we were looking. Time in which we did not look counts for
@@ -29,7 +29,7 @@ pub(super) fn interval(config: &EngineConfig) -> Duration {
 
 /// What one look found.
 #[derive(Debug, Default)]
-pub(super) struct Sighting {
+pub(super) struct Observation {
     /// What may be taken over.
     pub lost: Lost,
     /// Workers of other hosts that fell silent long ago, where nothing can be proven.
@@ -38,9 +38,9 @@ pub(super) struct Sighting {
     pub unwatched: Vec<BackendKey>,
 }
 
-impl Sighting {
+impl Observation {
     /// Whether something is lost that was not lost before.
-    pub fn has_news_since(&self, before: &Sighting) -> bool {
+    pub fn has_news_since(&self, before: &Observation) -> bool {
         let was_lost = |run: RunKey| before.lost.leases.iter().any(|held| held.lease.run == run);
         self.lost.workers.iter().any(|worker| !before.lost.workers.contains(worker))
             || self.lost.leases.iter().any(|held| !was_lost(held.lease.run))
@@ -50,57 +50,57 @@ impl Sighting {
 
 /// What was seen so far.
 #[derive(Debug, Default)]
-pub(super) struct Lookout {
-    leases: Stillness<RunKey, HeldLease>,
-    heartbeats: Stillness<WorkerKey, Timestamp>,
+pub(super) struct FailureDetector {
+    leases: UnchangedFor<RunKey, HeldLease>,
+    heartbeats: UnchangedFor<WorkerKey, Timestamp>,
 }
 
 /// Looks once.
-pub(super) async fn look(shared: &Shared) -> Result<Sighting, EngineError> {
+pub(super) async fn look(shared: &Shared) -> Result<Observation, EngineError> {
     let own = shared.worker(0).await?.key;
-    let mut lookout = shared.lookout.lock().await;
+    let mut failure_detector = shared.failure_detector.lock().await;
     let begun = Instant::now();
     let workers = shared.store.registered_workers().await?;
     let held = shared.store.held_leases().await?;
     let (lease, step) = (shared.config.engine.lease, shared.config.engine.lease / 3);
-    lookout.leases.look(begun, step, held.into_iter().map(|held| (held.lease.run, held)));
-    lookout.heartbeats.look(begun, step, workers.iter().map(|worker| (worker.key, worker.heartbeat_at)));
+    failure_detector.leases.look(begun, step, held.into_iter().map(|held| (held.lease.run, held)));
+    failure_detector.heartbeats.look(begun, step, workers.iter().map(|worker| (worker.key, worker.heartbeat_at)));
 
     let unwatched = shared.store.live_backends().await?.into_iter().filter(|row| row.worker.is_none());
-    let mut sighting = Sighting { unwatched: unwatched.map(|row| row.key).collect(), ..Sighting::default() };
+    let mut observation = Observation { unwatched: unwatched.map(|row| row.key).collect(), ..Observation::default() };
     let executing = shared.executing.keys();
     let is_lost = |held: &HeldLease, still: Duration| {
         let is_over = held.expires_at == HeldLease::GIVEN_BACK || still >= lease.max(held.length);
         is_over && !executing.contains(&held.lease.run)
     };
-    sighting.lost.leases =
-        lookout.leases.values().filter(|(held, still)| is_lost(held, *still)).map(|(h, _)| *h).collect();
+    observation.lost.leases =
+        failure_detector.leases.values().filter(|(held, still)| is_lost(held, *still)).map(|(h, _)| *h).collect();
     for worker in workers.into_iter().filter(|worker| worker.key != own) {
         match reap::is_alive(&worker.process) {
-            Liveness::Dead => sighting.lost.workers.push(worker.key),
-            Liveness::Unknown if lookout.heartbeats.of(worker.key) >= lease * SILENT_LEASES => {
-                sighting.silent.push(worker.key);
+            Liveness::Dead => observation.lost.workers.push(worker.key),
+            Liveness::Unknown if failure_detector.heartbeats.of(worker.key) >= lease * SILENT_LEASES => {
+                observation.silent.push(worker.key);
             }
             Liveness::Unknown | Liveness::Alive => {}
         }
     }
-    Ok(sighting)
+    Ok(observation)
 }
 
 /// How long each of some things has not changed, as far as anybody looked.
 #[derive(Debug)]
-struct Stillness<K, V> {
+struct UnchangedFor<K, V> {
     seen: HashMap<K, (V, Duration)>,
     looked_at: Option<Instant>,
 }
 
-impl<K, V> Default for Stillness<K, V> {
+impl<K, V> Default for UnchangedFor<K, V> {
     fn default() -> Self {
         Self { seen: HashMap::new(), looked_at: None }
     }
 }
 
-impl<K: Eq + Hash, V: PartialEq> Stillness<K, V> {
+impl<K: Eq + Hash, V: PartialEq> UnchangedFor<K, V> {
     /// Takes down what was read just now, in a look that was `begun` then; since the look before at most `most` counts.
     fn look(&mut self, begun: Instant, most: Duration, found: impl Iterator<Item = (K, V)>) {
         // From the end of one look to the beginning of the next: what was found in the first may be as old as its end,
@@ -133,7 +133,7 @@ mod tests {
 
     /// Looks at one thing at these seconds, and says how long it has been still.
     fn still(looks: &[(u64, i32)]) -> Duration {
-        let (start, mut stillness) = (Instant::now(), Stillness::default());
+        let (start, mut stillness) = (Instant::now(), UnchangedFor::default());
         for (second, value) in looks {
             stillness.look(start + Duration::from_secs(*second), STEP, std::iter::once(((), *value)));
             stillness.looked_at = Some(start + Duration::from_secs(*second));
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_went_away_begins_anew() {
-        let (start, mut stillness) = (Instant::now(), Stillness::default());
+        let (start, mut stillness) = (Instant::now(), UnchangedFor::default());
         stillness.look(start, STEP, std::iter::once(((), 1)));
         stillness.look(start + STEP, STEP, std::iter::empty());
         stillness.look(start + STEP * 2, STEP, std::iter::once(((), 1)));
