@@ -6,8 +6,8 @@
 //!
 //! Proof: `tests/it/warm.rs`.
 
+mod admission;
 mod list;
-mod place;
 mod watch;
 
 use crate::backend::BackendState;
@@ -18,8 +18,8 @@ use crate::lease::{BackendKey, WorkerKey};
 use crate::store::StoreError;
 use crate::worker::{ProcessIdentity, Shim};
 
+pub use admission::{Awaited, Place, Taken, Wanted};
 pub use list::StopRequest;
-pub use place::{Awaited, Place, Taken, Wanted};
 pub use watch::Move;
 
 /// A backend, as whoever watches over it sees it.

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::companion::beside;
-use super::place::agents_dir;
+use super::file_identity::agents_dir;
 
 /// Begins the names of notes among the directories of agents.
 const PREFIX: &str = "backup-";

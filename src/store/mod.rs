@@ -18,12 +18,12 @@ mod connect;
 mod error;
 pub mod event;
 pub mod fact;
+mod file_identity;
 mod inspect;
 mod large;
 pub mod message;
 pub mod migrate;
 pub mod permission;
-mod place;
 mod read_only;
 pub mod reading;
 pub mod run;
@@ -52,9 +52,9 @@ use crate::worker::ProcessIdentity;
 
 use companion::beside;
 use connect::{check_version, options};
+use file_identity::{OpenFile, Opening, Place, Presence};
+pub use file_identity::{agents_dir, token_file};
 use inspect::Found;
-use place::{OpenFile, Opening, Place, Presence};
-pub use place::{agents_dir, token_file};
 use read_only::ReadOnly;
 
 pub use error::StoreError;
@@ -133,7 +133,7 @@ impl Store {
         let mut watcher = read.connect().await.map_err(failed)?;
         reach(&mut watcher).await.map_err(failed)?;
         let readers = readers(read).await.map_err(failed)?;
-        place::align_companions(&path);
+        file_identity::align_companions(&path);
         file.place.check()?;
         Ok(Self {
             place: file.place.clone(),

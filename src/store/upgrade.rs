@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use refinery_core::Runner;
 use sqlx::SqliteConnection;
 
+use super::file_identity::Presence;
 use super::migrate::{self, Upgrade};
-use super::place::Presence;
 use super::{IsAlive, StoreError, worker};
 
 /// Whoever brings the file to a new schema waits this long for others to close it: as long as for a lock of SQLite.

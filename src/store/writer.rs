@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::StoreError;
 use super::event::{Append, Appended};
-use super::place::OpenFile;
+use super::file_identity::OpenFile;
 use super::run::{Settle, Settled};
 use super::tx::{Notice, Tx};
 use super::wal::{self, Wal};
