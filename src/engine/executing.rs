@@ -162,7 +162,7 @@ impl Executing {
                 }
             }
             Notice::Closing => self.closing.notify_one(),
-            Notice::Events(_) | Notice::Grown(_) | Notice::Backends => {}
+            Notice::EventsCommitted(_) | Notice::EventsAppended(_) | Notice::Backends => {}
         }
     }
 

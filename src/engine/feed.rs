@@ -103,8 +103,8 @@ impl Feed {
     /// Gives a commit to the readers of its session. Called by the writer, in the order of the commits.
     pub fn publish(&self, notice: &Notice) {
         let (session, committed) = match notice {
-            Notice::Events(committed) => (committed.session, Some(committed)),
-            Notice::Grown(session) => (*session, None),
+            Notice::EventsCommitted(committed) => (committed.session, Some(committed)),
+            Notice::EventsAppended(session) => (*session, None),
             Notice::Ready
             | Notice::Closing
             | Notice::Backends

@@ -185,7 +185,7 @@ pub(super) async fn append_all(
                 if count > 0 {
                     let (first_seq, events) = (last_seq - count + 1, append.events.clone());
                     let committed = Committed::new(append.session, append.run_id, tx.now, first_seq, events, false);
-                    tx.notices.push(Notice::Events(committed.into()));
+                    tx.notices.push(Notice::EventsCommitted(committed.into()));
                 }
                 Ok(Appended { last_seq })
             }

@@ -45,9 +45,9 @@ impl Committed {
 #[derive(Debug, Clone)]
 pub enum Notice {
     /// Events, in full.
-    Events(Arc<Committed>),
+    EventsCommitted(Arc<Committed>),
     /// Events that are to be read from the store.
-    Grown(SessionKey),
+    EventsAppended(SessionKey),
     /// A run may have become ready to be claimed.
     Ready,
     /// Runs of a session that was closed may be left to cancel, now that its running run has ended.

@@ -571,7 +571,9 @@ async fn a_commit_is_told_in_order_with_its_rows() {
     let told: Vec<_> = notices
         .iter()
         .filter_map(|notice| match notice {
-            Notice::Events(committed) => Some((committed.first_seq, committed.events.len(), committed.ends_run)),
+            Notice::EventsCommitted(committed) => {
+                Some((committed.first_seq, committed.events.len(), committed.ends_run))
+            }
             _ => None,
         })
         .collect();

@@ -278,7 +278,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
     .await?;
     let mut claimed = Vec::with_capacity(rows.len());
     for row in rows {
-        tx.notices.push(Notice::Grown(row.session_key));
+        tx.notices.push(Notice::EventsAppended(row.session_key));
         claimed.push(Claimed {
             lease: Lease { run: row.key, token: row.token },
             run: row.id.parse()?,

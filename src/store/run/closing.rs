@@ -66,7 +66,7 @@ async fn cancel_some(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
             assignment::end_if_idle(tx, session).await?;
         }
     }
-    tx.notices.push(Notice::Grown(session));
+    tx.notices.push(Notice::EventsAppended(session));
     tx.notices.push(Notice::Ready);
     Ok(())
 }

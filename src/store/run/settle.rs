@@ -149,7 +149,7 @@ pub(in crate::store) async fn settle_all(
         };
         let first_seq = row.last_seq - Seq::try_from(events.len()).unwrap_or(Seq::MAX) + 1;
         let committed = Committed::new(settle.session, settle.run_id, tx.now, first_seq, events, true);
-        tx.notices.push(Notice::Events(committed.into()));
+        tx.notices.push(Notice::EventsCommitted(committed.into()));
         tx.notices.push(Notice::Ready);
         // The schema allows no other words.
         let class = row.error_class.as_deref().and_then(|class| class.parse().ok());
@@ -238,7 +238,7 @@ pub(super) async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), Store
     )
     .fetch_all(&mut *tx.conn)
     .await?;
-    tx.notices.extend(session.into_iter().map(Notice::Grown));
+    tx.notices.extend(session.into_iter().map(Notice::EventsAppended));
     Ok(())
 }
 
@@ -258,7 +258,7 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
     if !is_in_midst_of_a_span(tx.conn, session).await? {
         write_spans(tx, session).await?;
     }
-    tx.notices.push(Notice::Grown(session));
+    tx.notices.push(Notice::EventsAppended(session));
     tx.notices.push(Notice::Ready);
     Ok(())
 }
