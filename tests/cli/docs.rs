@@ -1,8 +1,12 @@
 //! The documentation against the product: its SQL is run on a database that the engine filled, its names are those of the
 //! code, its examples are read, its links lead somewhere.
 
+mod commands;
+mod pages;
+
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -18,18 +22,6 @@ use rusqlite::{Connection, OpenFlags};
 const README: &str = include_str!("../../README.md");
 const AGENTS: &str = include_str!("../../docs/agents.md");
 const SQL: &str = include_str!("../../docs/sql.md");
-const PAGES: [(&str, &str); 10] = [
-    ("README.md", README),
-    ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
-    ("docs/agents.md", AGENTS),
-    ("docs/architecture.md", include_str!("../../docs/architecture.md")),
-    ("docs/config.md", include_str!("../../docs/config.md")),
-    ("docs/http.md", include_str!("../../docs/http.md")),
-    ("docs/operations.md", include_str!("../../docs/operations.md")),
-    ("docs/reliability.md", include_str!("../../docs/reliability.md")),
-    ("docs/security.md", include_str!("../../docs/security.md")),
-    ("docs/sql.md", SQL),
-];
 
 /// The blocks of code in a language.
 fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
@@ -220,14 +212,30 @@ fn every_status_and_cause_is_explained() {
 }
 
 #[test]
-fn the_example_of_a_config_is_one() {
-    for (name, page) in [("README.md", README), ("docs/agents.md", AGENTS)] {
-        let examples = blocks(page, "toml");
-        assert!(!examples.is_empty());
-        for example in examples {
-            Config::load(example, Path::new(name), Path::new("/")).unwrap_or_else(|error| panic!("{error}"));
+fn every_example_of_a_config_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("prometheus.token");
+    std::fs::write(&token, "s3cret").unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut count = 0;
+    for (name, page) in pages::pages() {
+        for block in pages::blocks(&page).into_iter().filter(|block| block.language == "toml") {
+            let place = Path::new(&name);
+            Config::load(&block.text, place, dir.path()).unwrap_or_else(|error| panic!("{}: {error}", block.line));
+            count += 1;
         }
     }
+    assert!(count > 10, "the examples were not found");
+}
+
+#[test]
+fn the_error_of_a_config_is_the_one_that_is_shown() {
+    let page = include_str!("../../docs/config.md");
+    let shown = blocks(page, "text").into_iter().find(|block| block.contains("engine.leese")).unwrap();
+    let (line, _) = shown.trim_start_matches("mainstay.toml:").split_once(':').unwrap();
+    let text = format!("{}[engine]\nleese = \"30s\"\n", "\n".repeat(line.parse::<usize>().unwrap() - 2));
+    let error = Config::load(&text, Path::new("mainstay.toml"), Path::new("/")).unwrap_err();
+    assert_eq!(error.to_string(), shown.trim_end());
 }
 
 #[test]
@@ -241,40 +249,20 @@ fn each_line_of_the_contract_is_understood() {
     }
 }
 
-#[tokio::test]
-async fn template_of_an_agent_answers() {
-    let dir = tempfile::tempdir().unwrap();
-    let script = dir.path().join("mine.py");
-    std::fs::write(&script, blocks(AGENTS, "python").concat()).unwrap();
-    let example = blocks(AGENTS, "toml").into_iter().find(|example| example.contains("[agents.mine]")).unwrap();
-    let toml = example.replace("/srv/agents/mine.py", script.to_str().unwrap());
-    let mut config = Config::load(&toml, Path::new("test.toml"), dir.path()).unwrap();
-    config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
-    let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
-    engine.start().await.unwrap();
-    let message = UserMessage::text(MessageId::generate(), "one two").unwrap();
-    let mut send = Send::new("s".parse().unwrap(), message);
-    send.agent = Some("mine".parse().unwrap());
-    let run = engine.send(send).await.unwrap().run.id;
-    let run = tokio::time::timeout(Duration::from_secs(60), engine.wait_settled(run)).await.unwrap().unwrap();
-    assert_eq!((run.status, run.malformed_lines), (Status::Completed, 0), "{run:?}");
-    let db = Connection::open_with_flags(dir.path().join("m.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let (_, rows) = ask(&db, "SELECT text, parts FROM v_messages WHERE role = 'assistant'");
-    assert_eq!(text(&rows[0][0]), "You wrote 2 words.");
-    assert!(text(&rows[0][1]).contains("\"toolName\":\"count\""), "{rows:?}");
-    drop(db);
-    engine.drain(Duration::ZERO).await;
-    engine.close().await;
-}
-
 #[test]
 fn links_and_paths_lead_somewhere() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = pages::root();
     let is_there = |from: &Path, path: &str| from.join(path.trim_end_matches('/')).exists();
-    for (name, page) in PAGES {
-        let here: PathBuf = root.join(name).parent().unwrap().to_owned();
-        for link in between(page, "](", ")").into_iter().filter(|link| !link.contains("://")) {
-            assert!(is_there(&here, link.split('#').next().unwrap()), "{name} links to {link}");
+    for (name, page) in pages::pages() {
+        let here = root.join(&name);
+        for link in between(&page, "](", ")").into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { here.clone() } else { here.parent().unwrap().join(path) };
+            assert!(target.exists(), "{name} links to {link}");
+            if !anchor.is_empty() {
+                let target = std::fs::read_to_string(target).unwrap();
+                assert!(pages::anchors(&target).contains(anchor), "{name} links to {link}, which has no such heading");
+            }
         }
         let paths = page.split('`').skip(1).step_by(2).filter(|word| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
