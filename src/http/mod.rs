@@ -30,6 +30,7 @@ mod socket;
 mod sse;
 mod status;
 pub mod token_file;
+mod unacknowledged;
 
 use std::net::IpAddr;
 use std::sync::Arc;

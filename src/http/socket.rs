@@ -1,5 +1,10 @@
 //! The socket of a connection: a client that takes nothing of an answer is noticed, and an answer that hyper would give by
 //! itself is held back, so that it can have the shape of all others.
+//!
+//! Always: a client that takes anything within `patience` is kept, however slow it is. The socket takes further bytes only
+//! when a third of its buffer is free, minutes apart for a slow reader; so what the client acknowledged counts
+//! ([`unacknowledged`]).
+//! Proof: `tests/http/places.rs`, the tests below.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,7 +16,9 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::unacknowledged;
 
 /// How far the connection is with the request that it is at.
 #[derive(Clone, Default)]
@@ -44,7 +51,7 @@ pub(super) struct Socket {
     exchange: Exchange,
     /// The longest time in which a client takes nothing.
     patience: Duration,
-    stall: Option<Pin<Box<Sleep>>>,
+    stall: Option<Stall>,
     is_stalled: bool,
     /// What hyper would have answered to bytes that are no request.
     unreadable: Option<StatusCode>,
@@ -87,11 +94,60 @@ impl Socket {
             self.stall = None;
             return attempt;
         }
-        let patience = self.patience;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(stall.as_mut().poll(cx));
+        let Self { stream, patience, stall, .. } = self;
+        let stall = stall.get_or_insert_with(|| Stall::new(*patience));
+        ready!(stall.poll(cx, || unacknowledged::bytes(stream)));
         self.is_stalled = true;
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer")))
+    }
+}
+
+/// How often, within the patience, it is asked what the client has taken.
+const LOOKS: u32 = 8;
+
+/// A socket that takes no further bytes.
+struct Stall {
+    silence: Silence,
+    look: Pin<Box<Sleep>>,
+}
+
+impl Stall {
+    fn new(patience: Duration) -> Self {
+        let silence = Silence { patience, since: Instant::now(), left: None };
+        Self { look: Box::pin(sleep_until(silence.since + patience / LOOKS)), silence }
+    }
+
+    /// Ready once the client has taken nothing for longer than the patience.
+    fn poll(&mut self, cx: &mut Context<'_>, left: impl Fn() -> Option<u32>) -> Poll<()> {
+        loop {
+            ready!(self.look.as_mut().poll(cx));
+            match self.silence.look(Instant::now(), left()) {
+                Some(next) => self.look.as_mut().reset(next),
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+/// How long a client has taken nothing.
+struct Silence {
+    patience: Duration,
+    /// When it was last seen to take something.
+    since: Instant,
+    /// What it had not acknowledged then.
+    left: Option<u32>,
+}
+
+impl Silence {
+    /// When to look again; never, when the client has taken nothing for longer than the patience. Where what is left cannot be
+    /// told, that begins when the socket took no further bytes.
+    fn look(&mut self, now: Instant, left: Option<u32>) -> Option<Instant> {
+        // The first look only says where it begins.
+        if left.is_some() && left != self.left {
+            (self.since, self.left) = (now, left);
+        }
+        let end = self.since + self.patience;
+        (now < end).then(|| end.min(now + self.patience / LOOKS))
     }
 }
 
@@ -134,5 +190,38 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// After how long a client is given up that has left so much after so long.
+    fn given_up_after(left: impl Fn(Duration) -> Option<u32>) -> Duration {
+        let begun = Instant::now();
+        let mut silence = Silence { patience: PATIENCE, since: begun, left: None };
+        let mut now = begun + PATIENCE / LOOKS;
+        while let Some(next) = silence.look(now, left(now - begun)) {
+            assert!(next > now);
+            now = next;
+        }
+        now - begun
+    }
+
+    #[test]
+    fn client_that_takes_a_byte_at_a_time_is_kept() {
+        // It acknowledges a byte every 25 seconds for an hour, and then no more.
+        let taken = |after: Duration| u32::try_from(after.as_secs().min(3600) / 25).unwrap();
+        let after = given_up_after(|after| Some(100_000 - taken(after)));
+        assert!((3600 + 30..=3600 + 34).contains(&after.as_secs()), "{after:?}");
+    }
+
+    #[test]
+    fn client_that_takes_nothing_is_given_up_in_time() {
+        assert_eq!(given_up_after(|_| None), PATIENCE);
+        assert_eq!(given_up_after(|_| Some(7)), PATIENCE + PATIENCE / LOOKS);
     }
 }

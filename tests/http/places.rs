@@ -114,3 +114,28 @@ async fn a_reader_that_takes_nothing_is_reset() {
     let end = within(stream.read_to_end(&mut Vec::new())).await;
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+/// A reader of a stream is not dropped for being slow. Its buffer is small, so that it acknowledges little at a time.
+#[tokio::test]
+async fn a_reader_that_takes_little_is_kept() {
+    const STALL: Duration = Duration::from_secs(2);
+    let scene = Scene::with("", Timeouts { stall: STALL, ..Timeouts::default() }).await;
+    for _ in 0..4 {
+        scene.send("s", &"x".repeat(4_000_000)).await;
+    }
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(scene.address).await.unwrap();
+    let request = format!("GET /v1/sessions/s/messages HTTP/1.0\r\n{}\r\n", scene.head());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut piece, mut taken) = ([0; 1024], 0);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < STALL * 3 {
+        taken += within(stream.read(&mut piece)).await.expect("it was reset");
+        tokio::time::sleep(STALL / 40).await;
+    }
+    // So little that the socket took nothing new meanwhile: a third of its 512 KiB has to be free for that.
+    assert!(taken > 0 && taken < 160 * 1024, "{taken}");
+    // It takes nothing more.
+    within(async { while !counts(&scene, "mainstay_readers_dropped_total", 1.0).await {} }).await;
+}
