@@ -3,10 +3,11 @@
 //! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
 //! the last message counts: a user's is sent, and its id makes a second try the same send. Answers to what agents asked are
 //! read from any message of the assistant. The stream of a run ends where a person has to answer, and goes on in the answer.
+//! An answer is stored before there has to be a place for that stream.
 
 pub(super) mod body;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use super::App;
 use super::decider::Candidate;
 use super::error::Error;
 use super::extract::{Cursor, Id, Params, with_path};
-use super::places::StreamPlace;
+use super::places::{Crowded, StreamPlace};
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
 use crate::engine::{EngineError, GivenAnswer, Purpose, ResumeFrom, Send};
@@ -92,14 +93,22 @@ pub(super) async fn send(
     State(app): State<App>,
     candidate: Candidate,
     Cursor(after): Cursor,
-    place: StreamPlace,
+    crowded: Option<Extension<Crowded>>,
     chat: ChatBody,
 ) -> Result<Response, Error> {
-    let (run, after) = match chat.into_request()? {
+    let (place, run, after) = match chat.into_request()? {
         ChatRequest::Send(mut send, answers) => {
+            let is_asking = app.engine.is_asking(&send.session).await?;
+            let answers = if is_asking { app.engine.open_answers(&send.session, answers).await? } else { Vec::new() };
+            let place = match crowded {
+                // What is answered is stored before the stream is refused, and so is the message that is to follow it.
+                _ if !answers.is_empty() => None,
+                // What is refused is not sent.
+                Some(Extension(crowded)) => return Err(crowded.refuse()),
+                None => Some(StreamPlace::take(&app)?),
+            };
             // Without a decision a question that comes between stays open, and the message waits for its answer.
-            if app.engine.is_asking(&send.session).await? {
-                let answers = app.engine.open_answers(&send.session, answers).await?;
+            if is_asking {
                 match candidate.decide().await {
                     // What answers a question and says something new at once means the two to follow each other.
                     Ok(decider) => {
@@ -113,15 +122,16 @@ pub(super) async fn send(
             }
             let sent = app.engine.send(*send).await?;
             // A cursor only means something when the client had the beginning before.
-            (sent.run.id, if sent.created { 0 } else { after })
+            (place, sent.run.id, if sent.created { 0 } else { after })
         }
         ChatRequest::Answers(session, answers) => {
             let asked: Vec<_> = answers.iter().map(|answer| answer.id).collect();
             let paused = app.engine.paused_at(&session, &asked).await?;
             answer(&app, answers, candidate.decide().await?.name()).await?;
-            (paused.run, paused.after)
+            (None, paused.run, paused.after)
         }
     };
+    let place = place.map_or_else(|| StreamPlace::take(&app), Ok)?;
     Ok(sse::respond(&app, place, app.engine.follow_chat(run, after).await?))
 }
 

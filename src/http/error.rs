@@ -12,6 +12,9 @@ use crate::id::InvalidId;
 use crate::message::InvalidMessage;
 use crate::options::InvalidOption;
 
+/// The code of a refusal that ends its connection.
+pub(super) const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
+
 /// A request that was not fulfilled.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -154,6 +157,9 @@ impl IntoResponse for Error {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if self.code == TOO_MANY_CONNECTIONS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -15,10 +15,10 @@ pub(super) async fn of_run(
     State(app): State<App>,
     Id(id): Id<RunId>,
     Cursor(after): Cursor,
-    WantsStream(stream): WantsStream,
+    stream: WantsStream,
     Params(page): Params<Page>,
 ) -> Result<Response, Error> {
-    if let Some(place) = stream {
+    if let Some(place) = stream.place(&app)? {
         return Ok(sse::respond(&app, place, app.engine.follow_run(id, after).await?));
     }
     answer(app.engine.run_event_page(id, after, page.limit()?).await?)
@@ -29,10 +29,10 @@ pub(super) async fn of_session(
     State(app): State<App>,
     Id(id): Id<SessionId>,
     Cursor(after): Cursor,
-    WantsStream(stream): WantsStream,
+    stream: WantsStream,
     Params(page): Params<Page>,
 ) -> Result<Response, Error> {
-    if let Some(place) = stream {
+    if let Some(place) = stream.place(&app)? {
         return match app.engine.follow_session(&id, after).await {
             Err(EngineError::NotFound { .. }) => {
                 begins_at(after)?;

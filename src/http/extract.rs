@@ -88,16 +88,21 @@ pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
 }
 
-/// The whole body, of at most `max_body_bytes`.
+/// The longest body of a request: less than `max_body_bytes` on some routes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BodyLimit(pub(super) usize);
+
+/// The whole body, within its [`BodyLimit`].
 pub(super) async fn read_body(request: Request, app: &App) -> Result<Bytes, Error> {
+    let limit = request.extensions().get().map_or(app.max_body_bytes, |BodyLimit(limit)| *limit);
     let too_large = || {
-        let way_out = "send less, or raise max_body_bytes under [server]";
-        let message = format!("the body may have at most {} bytes; {way_out}", app.max_body_bytes);
+        let way_out = if limit < app.max_body_bytes { "" } else { ", or raise max_body_bytes under [server]" };
+        let message = format!("the body may have at most {limit} bytes; send less{way_out}");
         Error::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     let announced = axum::body::HttpBody::size_hint(request.body()).lower();
     // Said before it is sent: a client that waits for "100 Continue" need not send it.
-    if usize::try_from(announced).unwrap_or(usize::MAX) > app.max_body_bytes {
+    if usize::try_from(announced).unwrap_or(usize::MAX) > limit {
         return Err(too_large());
     }
     match tokio::time::timeout(app.timeouts.body, Bytes::from_request(request, app)).await {
@@ -190,14 +195,21 @@ pub fn read_cursor(uri: &Uri, headers: &HeaderMap) -> Result<Seq, Error> {
     seq.ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
 }
 
-/// Whether the client wants a stream rather than a page; and then, its place.
-pub(super) struct WantsStream(pub(super) Option<StreamPlace>);
+/// Whether the client wants a stream. Its place is taken once the body has arrived, which may take long or never be.
+pub(super) struct WantsStream(bool);
 
-impl FromRequestParts<App> for WantsStream {
+impl WantsStream {
+    /// The place of the stream that is wanted.
+    pub(super) fn place(&self, app: &App) -> Result<Option<StreamPlace>, Error> {
+        self.0.then(|| StreamPlace::take(app)).transpose()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for WantsStream {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        Ok(Self(wants_stream(&parts.headers).then(|| StreamPlace::take(app)).transpose()?))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        Ok(Self(wants_stream(&parts.headers)))
     }
 }
 

@@ -2,12 +2,15 @@
 //! there is room for it, and is told so when there is none soon.
 //!
 //! Always: taken before the body is asked for and before the page is read, and given back when the answer is sent. Small
-//! requests take nothing; one that does not announce its length counts as the largest allowed.
+//! requests take nothing; one that does not announce its length counts as the largest allowed: on urgent routes that is little,
+//! so that what ends or unblocks a run does not wait for the memory of a large message.
+//! Proof: `tests/http/places.rs`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -15,11 +18,14 @@ use axum::response::{IntoResponse, Response};
 use super::App;
 use super::answer::Holding;
 use super::error::Error;
-use super::extract::wants_stream;
+use super::extract::{BodyLimit, wants_stream};
+use super::roles::{Needs, Urgency};
 use crate::metrics::METRICS;
 
 /// A body up to this size, and an answer, is not counted.
 const FREE_BYTES: usize = 16 * 1024;
+/// Longest body of an urgent request: an answer with a reason of 4000 characters that are all escaped has 24 KB.
+pub(super) const URGENT_BODY_BYTES: usize = 64 * 1024;
 /// A body takes its text and what is read from it.
 const TIMES_A_BODY: usize = 2;
 /// A page takes its rows, then its text: up to 4 MiB of each, and of messages as much again for what is queued.
@@ -47,8 +53,14 @@ fn bytes_of(request: &Request, max_body_bytes: usize) -> usize {
 }
 
 /// Lets a request pass when there is room for it.
-pub(super) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let bytes = bytes_of(&request, app.max_body_bytes);
+pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, mut request: Request, next: Next) -> Response {
+    let limit = match needs.urgency(&request) {
+        Some(Urgency::Urgent) => app.max_body_bytes.min(URGENT_BODY_BYTES),
+        _ => app.max_body_bytes,
+    };
+    DefaultBodyLimit::max(limit).apply(&mut request);
+    request.extensions_mut().insert(BodyLimit(limit));
+    let bytes = bytes_of(&request, limit);
     if bytes == 0 {
         return next.run(request).await;
     }

@@ -37,7 +37,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tokio_util::sync::CancellationToken;
@@ -53,7 +52,7 @@ pub use extract::read_cursor;
 pub use runs::read_new_run;
 pub use serve::{serve, serve_with};
 
-use roles::{ADMIN, Need, OPERATOR, Routes, VIEWER};
+use roles::{ADMIN, Need, OPERATOR, Routes, Urgency, VIEWER};
 
 /// How long the surface waits for what.
 #[derive(Debug, Clone)]
@@ -157,8 +156,7 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .get("/v1/agents", VIEWER, status::agents)
         .get("/v1/stats", VIEWER, status::stats)
         .get("/api/chat/{id}/stream", VIEWER, chat::resume)
-        .within(handler)
-        .unless_crowded();
+        .within(handler);
     // What supervisors ask, and what ends or unblocks a run, is answered when there is no place for anything else.
     let urgent = Routes::default()
         .post("/v1/sessions/{id}/close", OPERATOR, sessions::close)
@@ -176,21 +174,24 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .within(handler + runs::MAX_WAIT);
     // A history that is read to its end takes as long as its parts.
     let chatting = Routes::default().post("/api/chat", OPERATOR, chat::send).within(handler + chat_arrival);
-    answering.merge(urgent).merge(waiting).merge(chatting.unless_crowded())
+    let urgent = urgent.merge(waiting).that_are(Urgency::Urgent);
+    answering.merge(urgent).merge(chatting.that_are(Urgency::ByBody))
 }
 
 fn router(app: App) -> Router {
     let (router, needs) = routes(&app.timeouts, chat::body::max_arrival(&app)).into_parts();
+    let needs = Arc::new(needs);
     router
         .fallback(|| async { Error::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")
         })
-        .layer(from_fn_with_state(app.clone(), memory::admit))
+        .layer(from_fn_with_state((app.clone(), needs.clone()), memory::admit))
+        // Before it waits for memory.
+        .layer(from_fn_with_state(needs.clone(), places::admit))
         .layer(from_fn(query::admit))
-        .layer(DefaultBodyLimit::max(app.max_body_bytes))
         .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state((app.clone(), Arc::new(needs)), guard::admit))
+        .layer(from_fn_with_state((app.clone(), needs), guard::admit))
         .layer(from_fn(observe::observe))
         .with_state(app)
 }
@@ -244,6 +245,7 @@ mod tests {
             format!("a head has more than {} KiB", serve::BUFFER_BYTES / 1024),
             format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
             format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),
+            format!("{} KiB where a request is urgent", memory::URGENT_BODY_BYTES / 1024),
         ] {
             assert!(DOCS.replace('\n', " ").replace("  ", " ").contains(&told), "docs/http.md does not say: {told}");
         }

@@ -2,23 +2,24 @@
 //!
 //! Always: a connection is accepted while fewer than `max_connections` and [`reserved_connections`] are open; beyond
 //! `max_connections` the one that has been idle longest is closed. Once `max_connections` requests are under way,
-//! only [urgent](admit) ones are answered, and others are told so. Streams leave some places to short requests.
+//! only [urgent](admit) ones are answered, and others are told so. Streams leave some places to short requests. A place is
+//! given to a stream when it is about to begin: a request whose body is still on its way holds none.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::error::Error;
+use super::error::{Error, TOO_MANY_CONNECTIONS};
+use super::roles::{Needs, Urgency};
 use crate::config::reserved_connections;
 use crate::metrics::METRICS;
 
@@ -52,6 +53,8 @@ struct Open {
     idle: BTreeMap<u64, Idle>,
     /// Of the place that turned idle last.
     newest: u64,
+    /// A connection that was accepted waits for one that is open to end, or to turn idle.
+    is_awaited: bool,
 }
 
 struct Idle {
@@ -104,8 +107,10 @@ impl Places {
                     METRICS.connections_open.inc();
                     let given_up = CancellationToken::new();
                     let idle_key = AtomicU64::new(open.turn_idle(given_up.clone()));
+                    open.is_awaited = false;
                     return Place { places: self.clone(), given_up, idle_key };
                 }
+                open.is_awaited = true;
             }
             self.log_crowded("all connections are taken; a further one waits");
             self.freed.notified().await;
@@ -159,6 +164,10 @@ impl Place {
         let mut open = self.places.open();
         open.busy -= 1;
         self.idle_key.store(open.turn_idle(self.given_up.clone()), Relaxed);
+        // This one can give way now.
+        if open.is_awaited {
+            self.places.freed.notify_one();
+        }
     }
 
     /// Ends when the place is needed for another connection.
@@ -181,20 +190,28 @@ impl Drop for Place {
             key => drop(open.idle.remove(&key)),
         }
         METRICS.connections_open.dec();
-        self.places.freed.notify_one();
+        if open.is_awaited {
+            self.places.freed.notify_one();
+        }
     }
 }
 
-/// Refuses a request for which there is no place. The routes without this are the urgent ones: what supervisors ask, and
-/// what ends or unblocks a run.
-pub(super) async fn admit(mut request: Request, next: Next) -> Response {
-    let Some(Crowded(places)) = request.extensions_mut().remove::<Crowded>() else { return next.run(request).await };
-    METRICS.requests_crowded.inc();
-    places.log_crowded("requests refused: max_connections of them are under way");
-    let message = "too many requests are under way: try again soon, or raise max_connections under [server]";
-    let mut response = Error::unavailable("too_many_connections", message).into_response();
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+/// Refuses a request for which there is no place, unless it is urgent.
+pub(super) async fn admit(State(needs): State<Arc<Needs>>, request: Request, next: Next) -> Response {
+    match request.extensions().get::<Crowded>() {
+        Some(crowded) if needs.urgency(&request) == Some(Urgency::Ordinary) => crowded.refuse().into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+impl Crowded {
+    /// What its client is told, on a connection that is closed then.
+    pub(super) fn refuse(&self) -> Error {
+        METRICS.requests_crowded.inc();
+        self.0.log_crowded("requests refused: max_connections of them are under way");
+        let message = "too many requests are under way: try again soon, or raise max_connections under [server]";
+        Error::unavailable(TOO_MANY_CONNECTIONS, message)
+    }
 }
 
 /// The place of a stream, or of another answer that may take minutes.
@@ -284,6 +301,20 @@ mod tests {
         assert!(last.is_none() && taken[1].given_up.is_cancelled(), "an idle one has to end first");
         drop(taken);
         assert!(take(&places).unwrap().begin().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_ends_lets_a_waiting_connection_in() {
+        let places = Places::new(1);
+        let mut taken: Vec<_> = (0..=places.reserved).map(|_| take(&places).unwrap()).collect();
+        let _all: Vec<_> = taken.iter().map(Place::begin).collect();
+        let mut waiting = Box::pin(places.take());
+        assert!(waiting.as_mut().now_or_never().is_none(), "there is no room");
+        let ended = taken.pop().unwrap();
+        ended.end();
+        assert!(waiting.as_mut().now_or_never().is_none() && ended.is_given_up(), "the idle one is asked to end");
+        drop(ended);
+        assert!(waiting.now_or_never().is_some());
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::{MatchedPath, Request};
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, on};
 
-use super::{App, observe, places};
+use super::{App, observe};
 use crate::config::Role;
 
 /// What a caller must be.
@@ -28,18 +29,40 @@ pub(super) const OPERATOR: Need = Need::Role(Role::Operator);
 /// May do everything.
 pub(super) const ADMIN: Need = Need::Role(Role::Admin);
 
-/// What each method of each route needs.
+/// Which requests are answered while there is room for no others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// None.
+    #[default]
+    Ordinary,
+    /// All: what supervisors ask, and what ends or unblocks a run. Their bodies are small ([`super::memory`]).
+    Urgent,
+    /// What the body says decides, in the handler: a chat sends messages, and answers what was asked.
+    ByBody,
+}
+
+/// What each method of each route needs, and how urgent it is.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Needs(HashMap<(&'static str, Method), Need>);
+pub(super) struct Needs(HashMap<(&'static str, Method), (Need, Urgency)>);
 
 impl Needs {
     /// What a request needs, given the route that it matches. Whatever is no route, or another method of one, is told to
     /// every caller that shows a token.
-    pub(super) fn of(&self, method: &Method, route: &'_ str) -> Need {
+    pub(super) fn of(&self, method: &Method, route: &str) -> Need {
+        self.find(method, route).map_or(VIEWER, |(need, _)| need)
+    }
+
+    /// How urgent a request is; none of what is no route.
+    pub(super) fn urgency(&self, request: &Request) -> Option<Urgency> {
+        let route = request.extensions().get::<MatchedPath>()?;
+        self.find(request.method(), route.as_str()).map(|(_, urgency)| urgency)
+    }
+
+    fn find(&self, method: &Method, route: &str) -> Option<(Need, Urgency)> {
         // GET routes answer HEAD.
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         let found = self.0.iter().find(|((path, of), _)| *path == route && of == method);
-        found.map_or(VIEWER, |(_, need)| *need)
+        found.map(|(_, found)| *found)
     }
 }
 
@@ -80,7 +103,7 @@ impl Routes {
         handler: H,
     ) -> Self {
         self.router = self.router.route(path, on(filter, handler));
-        self.needs.0.insert((path, method), need);
+        self.needs.0.insert((path, method), (need, Urgency::default()));
         self
     }
 
@@ -90,9 +113,9 @@ impl Routes {
         self
     }
 
-    /// They are refused when there is no place for them.
-    pub(super) fn unless_crowded(mut self) -> Self {
-        self.router = self.router.layer(from_fn(places::admit));
+    /// They are so urgent.
+    pub(super) fn that_are(mut self, urgency: Urgency) -> Self {
+        self.needs.0.values_mut().for_each(|(_, held)| *held = urgency);
         self
     }
 
@@ -111,7 +134,7 @@ impl Routes {
 impl Needs {
     /// All of them, as `docs/http.md` tells them: method, path and role.
     pub(super) fn told(&self) -> std::collections::BTreeSet<(String, String, String)> {
-        let told = self.0.iter().map(|((path, method), need)| {
+        let told = self.0.iter().map(|((path, method), (need, _))| {
             let role = match need {
                 Need::Nothing => "none",
                 Need::Role(role) => role.as_str(),

@@ -73,12 +73,15 @@ pub fn read_new_run(session: SessionId, body: &[u8]) -> Result<Send, Error> {
 pub(super) async fn send(
     State(app): State<App>,
     Id(session): Id<SessionId>,
-    WantsStream(stream): WantsStream,
+    stream: WantsStream,
     Cursor(after): Cursor,
     Body(body): Body<NewRun>,
 ) -> Result<Response, Error> {
-    let sent = app.engine.send(body.into_send(session)?).await?;
-    if let Some(place) = stream {
+    let send = body.into_send(session)?;
+    // Before it is sent: what is refused is not.
+    let place = stream.place(&app)?;
+    let sent = app.engine.send(send).await?;
+    if let Some(place) = place {
         return stream_of(&app, place, &sent, after).await;
     }
     let status = if sent.created { StatusCode::ACCEPTED } else { StatusCode::OK };

@@ -15,7 +15,8 @@ impl Scene {
         last["approvalId"].as_str().unwrap().to_owned()
     }
 
-    async fn state(&self, question: &str) -> String {
+    /// The state of a question.
+    pub async fn state(&self, question: &str) -> String {
         self.get(&format!("/v1/permissions/{question}")).await.text("state").to_owned()
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::scene::{Scene, read, within};
+use crate::scene::{Scene, Streaming, chunks, read, status_of, within};
 
 /// Whether a series of the metrics has at least this value.
 async fn counts(scene: &Scene, name: &str, at_least: f64) -> bool {
@@ -45,6 +45,111 @@ async fn streams_leave_places_to_short_requests() {
         assert!(stream.rest().await.unwrap().ends_with("[DONE]\n\n"));
     }
     assert_eq!(scene.stream(&format!("/v1/runs/{run}/events")).await.status, 200);
+}
+
+impl Scene {
+    /// Has the demo agent ask in a session, and reads to the question: its id.
+    async fn asks(&self, session: &str) -> String {
+        let message =
+            json!({"id": format!("{session}-ask"), "role": "user", "parts": [{"type": "text", "text": "/ask"}]});
+        let body = json!({"id": session, "messages": [message]});
+        let stream = Streaming::open(self.ask(Method::POST, "/api/chat").json(&body)).await.rest().await.unwrap();
+        chunks(&stream).pop().unwrap()["approvalId"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
+    let scene = Scene::with("[server]\nmax_connections = 1", Timeouts::default()).await;
+    scene.execute().await;
+    let (one, two, three) = (scene.asks("one").await, scene.asks("two").await, scene.asks("three").await);
+    let stream = scene.stream("/v1/sessions/other/events").await;
+    let answer = |question: &str| {
+        let approval = json!({"id": question, "approved": true});
+        json!({"id": "a", "role": "assistant", "parts": [{"type": "dynamic-tool", "toolCallId": "call-1",
+            "toolName": "write_file", "input": {}, "state": "approval-responded", "approval": approval}]})
+    };
+    let said = json!({"id": "n", "role": "user", "parts": [{"type": "text", "text": "and then?"}]});
+    let chat = async |session: &str, messages: serde_json::Value| {
+        read(scene.ask(Method::POST, "/api/chat").json(&json!({"id": session, "messages": messages}))).await
+    };
+    // There is room neither for a further request nor for its stream.
+    let refused = chat("one", json!([answer(&one)])).await;
+    assert_eq!((refused.refused(), refused.header("retry-after")), ((503, "too_many_streams"), "2"));
+    let refused = chat("two", json!([answer(&two), said])).await;
+    assert_eq!(refused.refused(), (503, "too_many_streams"));
+    // A message that decides nothing, and one that is not read to know, have to come again.
+    for messages in [json!([said]), json!([{"id": "x", "role": "system", "parts": "x".repeat(70_000)}, answer(&three)])]
+    {
+        let refused = chat("three", messages).await;
+        assert_eq!((refused.refused(), refused.header("connection")), ((503, "too_many_connections"), "close"));
+    }
+    assert_eq!((scene.state(&one).await, scene.state(&two).await), ("allowed".into(), "allowed".into()));
+    assert_eq!(scene.state(&three).await, "pending");
+    drop(stream);
+    // Once there is a place, the same again gets the stream, and the message was sent once.
+    let again = within(async {
+        loop {
+            let again = chat("two", json!([answer(&two), said])).await;
+            if again.status == 200 {
+                break again;
+            }
+        }
+    });
+    assert!(again.await.body.as_str().unwrap().ends_with("[DONE]\n\n"));
+    assert_eq!(scene.get("/v1/sessions/two/runs").await.each("id").len(), 2);
+}
+
+#[tokio::test]
+async fn body_that_is_on_its_way_takes_no_place_of_a_stream() {
+    let scene = Scene::with("[server]\nmax_connections = 8", Timeouts::default()).await;
+    let run = scene.send("s", "hello").await;
+    let mut waiting = Vec::new();
+    for path in ["/v1/sessions/s/runs", "/api/chat"] {
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(scene.address).await.unwrap();
+            let head = format!("{}accept: text/event-stream\r\ncontent-type: application/json\r\n", scene.head());
+            let request = format!("POST {path} HTTP/1.1\r\n{head}content-length: 99\r\nexpect: 100-continue\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut asked_for = [0; 25];
+            // Its handler reads the body.
+            within(stream.read_exact(&mut asked_for)).await.unwrap();
+            waiting.push(stream);
+        }
+    }
+    waiting.pop();
+    let stream = within(async {
+        loop {
+            let stream = scene.stream(&format!("/v1/runs/{run}/events")).await;
+            // The connection that was dropped may still count.
+            if stream.status == 200 {
+                break stream;
+            }
+        }
+    });
+    assert_eq!(stream.await.status, 200);
+}
+
+#[tokio::test]
+async fn urgent_requests_wait_for_no_memory_of_large_ones() {
+    let scene = Scene::with("[engine]\nmemory_limit = \"256MiB\"", Timeouts::default()).await;
+    scene.execute().await;
+    let question = scene.asks("s").await;
+    // All but 1 MiB of the quarter that is for readers.
+    let _taken = scene.engine.memory().readers().acquire(63 * 1024 * 1024).await;
+    let post = async |path: &str, body: &str| {
+        let head = format!("{}content-type: application/json\r\nconnection: close\r\n", scene.head());
+        let chunk = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        scene.raw(format!("POST {path} HTTP/1.1\r\n{head}{chunk}")).await.unwrap()
+    };
+    let path = format!("/v1/permissions/{question}");
+    let large = post(&path, &format!("{{\"reason\": \"{}\"}}", "x".repeat(70_000))).await;
+    assert_eq!(status_of(&large), 413, "{large}");
+    assert!(large.contains("at most 65536 bytes; send less\""), "{large}");
+    let reason = "\\u00e9".repeat(4000);
+    let answered = post(&path, &format!("{{\"approved\": true, \"reason\": \"{reason}\"}}")).await;
+    assert_eq!(status_of(&answered), 200, "{answered}");
+    assert_eq!(status_of(&post("/v1/sessions/s/cancel", "{}").await) / 100, 2);
 }
 
 #[tokio::test]

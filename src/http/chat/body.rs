@@ -18,6 +18,8 @@ use tokio::time::{Instant, timeout_at};
 use super::super::App;
 use super::super::error::Error;
 use super::super::extract::{check_json, malformed_json, read_body, timed_out, unreadable, with_path};
+use super::super::memory::URGENT_BODY_BYTES;
+use super::super::places::Crowded;
 use super::super::skim::Skim;
 use crate::message::Role;
 use crate::run::WhenBusy;
@@ -98,6 +100,12 @@ impl FromRequest<App> for ChatBody {
         check_json(request.headers())?;
         let (used, longest) = (app.max_body_bytes, MAX_BODY_BYTES.max(app.max_body_bytes));
         let hint = request.body().size_hint();
+        // It may answer a question, which is urgent, or send a message, which is not. A large one is not read to know.
+        if let Some(crowded) = request.extensions().get::<Crowded>()
+            && hint.exact().is_none_or(|bytes| bytes > URGENT_BODY_BYTES as u64)
+        {
+            return Err(crowded.refuse());
+        }
         if hint.exact().is_some_and(|bytes| bytes <= used as u64) {
             return Self::parse(read_body(request, app).await?, used);
         }
