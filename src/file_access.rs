@@ -190,6 +190,24 @@ fn is_private_group_in(groups: &str, users: &str, gid: u32, user: u32) -> bool {
     is_known && !is_primary_of_another && !has_another
 }
 
+/// Whether the files of the system know a user as a member of a group: by its own group, or by name.
+pub fn is_known_member(uid: u32, gid: u32) -> bool {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    is_member_in(&read("/etc/group"), &read("/etc/passwd"), uid, gid)
+}
+
+/// The formats of `group(5)` and `passwd(5)`.
+fn is_member_in(groups: &str, users: &str, uid: u32, gid: u32) -> bool {
+    let is = |field: Option<&str>, number: u32| field.and_then(|field| field.parse().ok()) == Some(number);
+    let users = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let same: Vec<_> = users.filter(|fields| is(fields.get(2).copied(), uid)).collect();
+    let is_named = |member: &str| !member.is_empty() && same.iter().any(|fields| fields.first() == Some(&member));
+    same.iter().any(|fields| is(fields.get(3).copied(), gid))
+        || groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).any(|fields| {
+            is(fields.get(2).copied(), gid) && fields.get(3).is_some_and(|members| members.split(',').any(is_named))
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -269,6 +287,22 @@ mod tests {
         let groups = "root:x:0:\nann:x:1000:\nusers:x:100:\nteam:x:200:ann,bob\nown:x:201:ann,root\n";
         for (gid, private) in [(1000, true), (201, true), (100, false), (200, false), (0, true), (999, false)] {
             assert_eq!(is_private_group_in(groups, users, gid, 1000), private, "{gid}");
+        }
+    }
+    #[test]
+    fn members_of_a_group_are_known_by_name_or_own_group() {
+        let users = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\nbob:x:1001:200::/:/bin/sh\n:x:1002:7::/:\n";
+        let groups = "team:x:200:ann,,eve\nempty:x:201:\nbroken\n";
+        for (uid, gid, member) in [
+            (1000, 200, true),
+            (1001, 200, true),
+            (1000, 1000, true),
+            (1000, 201, false),
+            (1001, 1000, false),
+            (1002, 200, false),
+            (1003, 200, false),
+        ] {
+            assert_eq!(is_member_in(groups, users, uid, gid), member, "{uid} in {gid}");
         }
     }
 }

@@ -17,7 +17,7 @@ use sqlx::Connection;
 use super::companion::{beside, with_owner};
 use super::connect::options;
 use super::{StoreError, migrate};
-use crate::file_access::kind_of;
+use crate::file_access::{is_known_member, kind_of};
 
 /// What every database begins with.
 const HEADER_BYTES: u64 = 100;
@@ -110,19 +110,27 @@ fn check_companion(path: &Path, companion: &Path) -> Result<(), StoreError> {
 }
 
 /// Whether what lies beside a database belongs to a user who may write to it: this one, root, the owner of the database, or one
-/// of its group where that may write.
+/// of its group where that may write. That is told by the group of the file, or by the files of the system: what a member makes
+/// outside a directory with the set-group-ID bit has the member's own group.
 pub(super) fn check_owner(path: &Path, companion: &Path, meta: &Metadata) -> Result<(), StoreError> {
     let owner = meta.uid();
     if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
     let database = fs::symlink_metadata(path).ok();
-    let may_write =
-        |database: &Metadata| owner == database.uid() || (database.mode() & 0o020 != 0 && meta.gid() == database.gid());
-    if database.as_ref().is_some_and(may_write) {
+    if database.as_ref().is_some_and(|database| owner == database.uid()) {
         return Ok(());
     }
-    Err(StoreError::foreign(companion, format!("belongs to uid {owner}")))
+    let group = database.filter(|database| database.mode() & 0o020 != 0).map(|database| database.gid());
+    let Some(group) = group else { return Err(StoreError::foreign(companion, format!("belongs to uid {owner}"))) };
+    if meta.gid() == group || is_known_member(owner, group) {
+        return Ok(());
+    }
+    let detail = format!(
+        "belongs to uid {owner}, who is not known as a member of the database's group {group} (if it is one: `chgrp {group}` \
+         the file)"
+    );
+    Err(StoreError::foreign(companion, detail))
 }
 
 /// Whether the file at a resolved path is a database of ours, or an empty one that may become ours.
