@@ -58,14 +58,15 @@ impl Cli {
         Ok(config)
     }
 
-    /// Refuses to do what a database says that was found and not named, where another user could have written it: what is
-    /// queued there is not executed, and what it says is left behind is not removed.
+    /// Refuses to work with a database that was found and not named where another user could have written or replaced it: what
+    /// is queued there is not executed, what it says is left behind is not removed, and no message is given away to it. This
+    /// holds for every command that writes, so that none makes a database which the next one refuses.
     ///
     /// # Errors
     /// When it is such a database.
     pub fn check_found_database(&self) -> anyhow::Result<()> {
         let is_named = self.global.db.is_some();
-        if is_named || !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Sweep) {
+        if is_named || !self.command.writes() {
             return Ok(());
         }
         let database = Path::new(DEFAULT_DATABASE);
@@ -79,8 +80,8 @@ impl Cli {
         // What cannot be looked at is said when it is opened.
         let Ok(Some(exposure)) = exposure else { return Ok(()) };
         let problem = format!(
-            "database {DEFAULT_DATABASE} {found}, but {exposure}, so that another user may choose what agents are told: \
-             name it, if you trust it: --db ./{DEFAULT_DATABASE}"
+            "database {DEFAULT_DATABASE} {found}, but {exposure}, so that another user may choose what agents are told, and \
+             read what you say: name it, if you trust it: --db ./{DEFAULT_DATABASE}"
         );
         Err(Usage(problem).into())
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::exit::Exit;
-use super::{Command, agents, attach, backends, list, permissions, read_only, session};
+use super::{Command, TokenCommand, agents, attach, backends, list, permissions, read_only, session};
 use crate::config::Config;
 use crate::engine::{Engine, READS_AT_MOST, StoreError};
 
@@ -25,6 +25,15 @@ impl Command {
             Self::Permissions(args) => args.answer.is_empty(),
             Self::Session(args) => !args.new && !args.reset && args.changes().next().is_none(),
             _ => false,
+        }
+    }
+
+    /// Whether it changes something in the database, or beside it.
+    pub(super) fn writes(&self) -> bool {
+        match self {
+            Self::Doctor(_) | Self::Backup(_) | Self::Torture(_) => false,
+            Self::Token(args) => matches!(args.command, Some(TokenCommand::Rotate)),
+            command => !command.only_reads(),
         }
     }
 }

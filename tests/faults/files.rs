@@ -111,7 +111,7 @@ async fn root_does_not_lock_the_service_out() {
         let path = home.join(companion);
         if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
     }
-    assert!(mainstay(home).args(["send", "s", "by root"]).output().unwrap().status.success());
+    assert!(mainstay(home).args(["send", "s", "by root", "--db", "./mainstay.db"]).output().unwrap().status.success());
     for entry in fs::read_dir(home).unwrap().map(Result::unwrap) {
         let meta = entry.metadata().unwrap();
         assert_eq!((meta.uid(), meta.gid()), (SERVICE, SERVICE), "{:?}", entry.path());

@@ -21,6 +21,16 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
+/// A user of the system that is not root, with its own group.
+fn some_user() -> Option<(u32, u32)> {
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    users.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        let (uid, gid) = (fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
+        (uid != 0 && gid != 0).then_some((uid, gid))
+    })
+}
+
 /// A directory with a config whose agent leaves a trace when its program is started.
 fn with_config() -> (tempfile::TempDir, impl Fn() -> bool) {
     let dir = tempfile::tempdir().unwrap();
@@ -86,6 +96,27 @@ fn config_of_another_user_is_refused() {
     assert!(!is_started());
 }
 
+/// No command that changes something does so until the database is named.
+fn refuses_what_writes(dir: &Path) {
+    let id = "0192f0c1-2345-7000-8000-0123456789ab";
+    let commands: [&[&str]; 10] = [
+        &["run", "--session", "s", "more"],
+        &["serve", "--listen", "127.0.0.1:0"],
+        &["sweep"],
+        &["send", "s", "more"],
+        &["cancel", "s"],
+        &["close", "s"],
+        &["session", "t", "--new"],
+        &["backends", "stop", id],
+        &["permissions", "--answer", id, "allow"],
+        &["token", "rotate"],
+    ];
+    for command in commands {
+        let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
+        assert!(code == Some(2) && text.contains("--db ./mainstay.db"), "{command:?}: {text}");
+    }
+}
+
 #[test]
 fn queue_of_another_user_is_not_executed_unless_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,10 +125,7 @@ fn queue_of_another_user_is_not_executed_unless_named() {
     if !give_away(&dir.join("mainstay.db")) {
         return skipped("this needs root");
     }
-    for command in [&["run", "--session", "s", "more"] as &[&str], &["serve", "--listen", "127.0.0.1:0"], &["sweep"]] {
-        let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
-        assert!(code == Some(2) && text.contains("--db ./mainstay.db"), "{command:?}: {text}");
-    }
+    refuses_what_writes(dir);
     assert!(mainstay(dir).args(["runs"]).output().unwrap().status.success());
     let named = ["run", "--session", "s", "more", "--db", "./mainstay.db"];
     let (code, text) = said(&mainstay(dir).args(named).output().unwrap());
@@ -113,6 +141,10 @@ fn database_is_made_only_where_it_is_used_again() {
     let (code, text) = run(&[]);
     assert!(code == Some(2) && text.contains("every user may write to"), "{text}");
     assert!(text.contains("would be made here") && text.contains("--db ./mainstay.db"), "{text}");
+    for command in [&["send", "s", "hi"] as &[&str], &["session", "s", "--new"]] {
+        let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
+        assert!(code == Some(2) && text.contains("would be made here"), "{command:?}: {text}");
+    }
     assert!(!dir.join("mainstay.db").exists());
     // Named as it would have been found.
     for _ in 0..2 {
@@ -122,6 +154,36 @@ fn database_is_made_only_where_it_is_used_again() {
     let (code, text) = said(&mainstay(dir).args(["run", "hi"]).env("MAINSTAY_DB", "mainstay.db").output().unwrap());
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(run(&[]).0, Some(2));
+    refuses_what_writes(dir);
+}
+
+#[test]
+fn companions_of_a_member_of_the_group_are_taken() {
+    let Some((uid, gid)) = some_user() else { return skipped("this needs a user beside root in /etc/passwd") };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Named, because a group that may write to it may also replace what is queued there.
+    let send = || said(&mainstay(dir).args(["send", "s", "hi", "--db", "./mainstay.db"]).output().unwrap());
+    assert_eq!(send().0, Some(0));
+    let (database, wal) = (dir.join("mainstay.db"), dir.join("mainstay.db-wal"));
+    // As a member leaves it in a directory without the set-group-ID bit: in a group of its own.
+    let left = |owner: u32| {
+        fs::write(&wal, "").unwrap();
+        chown(&wal, Some(owner), Some(OTHER)).is_ok()
+    };
+    if chown(&database, None, Some(gid)).is_err() || !left(uid) {
+        return skipped("this needs root");
+    }
+    set_mode(&database, 0o640);
+    let (code, text) = send();
+    assert!(code == Some(1) && text.contains(&format!("mainstay.db-wal belongs to uid {uid}, so")), "{text}");
+    set_mode(&database, 0o660);
+    left(OTHER);
+    let (code, text) = send();
+    assert!(code == Some(1) && text.contains(&format!("`chgrp {gid}` the file")), "{text}");
+    left(uid);
+    let (code, text) = send();
+    assert_eq!(code, Some(0), "{text}");
 }
 
 #[test]
