@@ -79,8 +79,11 @@ impl Write for LogLine {
 /// The variable that replaces the filter, as in `info` or `mainstay=debug,sqlx=info`.
 pub const FILTER_VARIABLE: &str = "MAINSTAY_LOG";
 
+/// The target of lines that are in every log, however quiet it is: what an operator cannot do without.
+pub const NOTICE: &str = "mainstay::notice";
+
 /// Starts logging: at verbosity 0 what Mainstay does and what others warn of, above and below it more and less. A
-/// filter in `MAINSTAY_LOG` goes before the verbosity. A second call changes nothing.
+/// filter in `MAINSTAY_LOG` goes before the verbosity; [`NOTICE`] passes both. A second call changes nothing.
 ///
 /// # Errors
 /// When `MAINSTAY_LOG` is not a filter.
@@ -89,6 +92,7 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), ParseError> {
         Ok(filter) if !filter.trim().is_empty() => EnvFilter::try_new(filter)?,
         _ => EnvFilter::try_new(default_filter(verbosity))?,
     };
+    let filter = filter.add_directive(format!("{NOTICE}=info").parse()?);
     // Asks for a terminal, NO_COLOR, CLICOLOR and TERM.
     let colour = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).with_ansi(colour);

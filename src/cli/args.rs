@@ -306,7 +306,9 @@ pub struct TokenArgs {
 /// What can be done with the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum TokenCommand {
-    /// Print it
+    /// Print the token that is in the file
+    ///
+    /// A daemon that was started with --token or MAINSTAY_TOKEN takes that one instead, which cannot be seen here.
     Show,
     /// Make a new one; a daemon takes it at once, and the old one is worth nothing any more
     Rotate,

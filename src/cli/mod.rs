@@ -111,7 +111,8 @@ pub enum Command {
     Permissions(PermissionsArgs),
     /// Say where the token is that requests need, show it, or make a new one
     ///
-    /// `serve` makes it where neither config, flag nor environment names one.
+    /// `serve` makes it where neither config, flag nor environment names one. A daemon that was started with --token or
+    /// MAINSTAY_TOKEN takes that one, whatever is in the file.
     Token(TokenArgs),
     /// Show everything about one run or session
     Show(ShowArgs),

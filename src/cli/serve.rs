@@ -15,6 +15,7 @@ use super::supervisor;
 use crate::config::{Config, ServerConfig};
 use crate::engine::{Engine, EngineError, StoreError, descriptors, token_file};
 use crate::http::{self, Access};
+use crate::telemetry::NOTICE;
 
 /// How long a start waits for another process that keeps the database locked: a daemon is started together with other
 /// things, and whoever is at a long write, a copy or an upgrade is done in less.
@@ -86,7 +87,12 @@ async fn access(engine: &Engine) -> anyhow::Result<Access> {
         }
         (_, Some(file)) => {
             let file = file.path().display();
-            tracing::info!(%file, "requests need the token in this file; `mainstay token show` prints it");
+            // Also of a daemon that is to log less: without the token nothing can connect.
+            tracing::info!(
+                target: NOTICE,
+                %file,
+                "requests need the token in this file; `mainstay token show` prints it"
+            );
         }
         (Access::Tokens(tokens), None) => tracing::info!(tokens = tokens.len(), "requests need a token of the config"),
     }

@@ -33,6 +33,24 @@ async fn token_is_made_at_first_start_and_kept() {
 }
 
 #[test]
+fn quiet_daemon_says_where_the_token_is() {
+    for (args, variable) in
+        [(&["-q"] as &[&str], ""), (&["-qqq"], ""), (&["-qq", "--log-format", "json"], ""), (&[], "off")]
+    {
+        let scene = Scene::new("");
+        let mut serve = scene.serve(args);
+        if !variable.is_empty() {
+            serve.env("MAINSTAY_LOG", variable);
+        }
+        let _daemon = scene.ready(serve.spawn().unwrap());
+        until("word of it", || scene.log().contains("mainstay.db-token"));
+        let log = scene.log();
+        assert_eq!(log.lines().count(), 1, "nothing else is said: {log}");
+        assert!(log.contains("`mainstay token show` prints it"), "{log}");
+    }
+}
+
+#[test]
 fn token_file_that_is_not_private_is_refused() {
     let scene = Scene::new("");
     drop(scene.daemon());
