@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::health::ROUND_LIMIT;
 use super::{Engine, EngineError, Shared};
 
 /// Poll interval for what other processes do: they may close a session, or end the running run of one.
@@ -14,6 +15,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Goes on with what is to be cancelled until the engine closes.
 pub(super) async fn run(shared: Arc<Shared>) {
     loop {
+        let round = shared.health.begin_round("closing", ROUND_LIMIT);
         let more = match shared.store.go_on_closing().await {
             Ok(more) => more,
             Err(error) => {
@@ -21,6 +23,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 false
             }
         };
+        drop(round);
         if more && !shared.closed.is_cancelled() {
             continue;
         }

@@ -7,6 +7,7 @@
 //!
 //! Proof: the tests below, `tests/faults/readiness.rs`, `tests/it/health.rs`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,11 @@ use crate::process::temp_dir;
 /// A ready run that no worker claims for so long is stuck. A run that can be claimed, while there is room, is claimed within milliseconds, and within a few seconds when the database
 /// is busy. Longer than this something is wrong.
 pub(super) const STARVED_AFTER: Duration = Duration::from_secs(10);
+
+/// A loop that is at one round for longer than this hangs: a round is some statements, each of which ends within seconds.
+pub(super) const ROUND_LIMIT: Duration = Duration::from_secs(60);
+/// The same of the sweep, which may end and read the agents of hundreds of lost runs in one round.
+pub(super) const SWEEP_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// What a look for runs came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,28 @@ pub(super) struct Health {
     /// Why the engine cannot go on.
     failure: watch::Sender<Option<String>>,
     claims: Mutex<Claims>,
+    rounds: Mutex<BTreeMap<&'static str, Deadline>>,
+}
+
+/// Of a round that a loop is at.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    began: Instant,
+    limit: Duration,
+}
+
+/// The loop is at a round until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Round<'a> {
+    health: &'a Health,
+    task: &'static str,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        self.health.rounds().remove(self.task);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +91,29 @@ impl Health {
             Ok(ClaimResult::Idle | ClaimResult::Claimed) => *claims = Claims::default(),
             Err(error) => claims.error = Some(error),
         }
+    }
+
+    fn rounds(&self) -> MutexGuard<'_, BTreeMap<&'static str, Deadline>> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A loop begins a round, which is over within this time unless it hangs. Its waits for the next round are none.
+    pub fn begin_round(&self, task: &'static str, limit: Duration) -> Round<'_> {
+        self.rounds().insert(task, Deadline { began: Instant::now(), limit });
+        Round { health: self, task }
+    }
+
+    /// Whether the loops come round. Those of the writer and the worker show in what they write.
+    ///
+    /// # Errors
+    /// [`EngineError::Stalled`].
+    pub fn check_rounds(&self) -> Result<(), EngineError> {
+        let rounds = self.rounds();
+        let mut hanging = rounds.iter().filter(|(_, round)| round.began.elapsed() > round.limit);
+        hanging.next().map_or(Ok(()), |(task, round)| {
+            let seconds = round.began.elapsed().as_secs();
+            Err(EngineError::Stalled(format!("its task {task:?} hangs: it has been at one round for {seconds} s")))
+        })
     }
 
     fn fail(&self, reason: &str) {
@@ -214,6 +265,19 @@ mod tests {
         assert!(health.check_claims().is_ok());
         health.claimed(Ok(ClaimResult::Missed));
         assert!(health.check_claims().is_ok());
+    }
+
+    #[test]
+    fn loop_that_stays_at_one_round_is_named() {
+        let health = Health::default();
+        let round = health.begin_round("sweep", Duration::from_secs(60));
+        let _other = health.begin_round("watcher", Duration::from_secs(60));
+        assert!(health.check_rounds().is_ok());
+        let began = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
+        health.rounds().get_mut("sweep").unwrap().began = began;
+        assert!(health.check_rounds().unwrap_err().to_string().contains("\"sweep\" hangs"));
+        drop(round);
+        assert!(health.check_rounds().is_ok());
     }
 
     #[tokio::test]

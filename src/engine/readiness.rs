@@ -56,7 +56,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`]; [`EngineError::Failed`]; [`EngineError::Store`] when nothing can be written;
     /// [`EngineError::Stalled`] when the writer gives no answer, the newest claim failed, ready runs are not claimed although
-    /// there is room, or the leases of this process were not renewed for longer than half of their length, or agents wait to be started for want
+    /// there is room, a loop hangs, or the leases of this process were not renewed for longer than half of their length, or agents wait to be started for want
     /// of resources.
     pub async fn check_ready(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
@@ -80,6 +80,7 @@ impl Engine {
             }
         }
         shared.health.check_claims()?;
+        shared.health.check_rounds()?;
         if let Some(reason) = shared.shortages.reason() {
             return Err(EngineError::Stalled(format!("agents cannot be started: {reason}")));
         }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
 use super::Shared;
+use super::health::ROUND_LIMIT;
 use crate::backend::BackendState;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
@@ -114,6 +115,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut tasks = Tasks::default();
     while !shared.closed.is_cancelled() {
         changes.mark_unchanged();
+        let round = shared.health.begin_round("supervisor", ROUND_LIMIT);
         match shared.store.live_backends().await {
             Ok(live) => {
                 shared.supervision.count(&live);
@@ -131,6 +133,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Err(error) => tracing::warn!(%error, "failed to look at the backends; trying again"),
         }
+        drop(round);
         tokio::select! {
             () = shared.closed.cancelled() => {}
             _ = changes.changed() => {}

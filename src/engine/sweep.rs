@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::drive::Driven;
 use super::failure_detector::{self, Observation};
+use super::health::SWEEP_LIMIT;
 use super::subject::Subject;
 use super::unstorable::{MAX_FAILED_ADOPTIONS, settle_from_log};
 use super::{EngineError, Shared, drive, supervisor};
@@ -83,6 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             _ = looks.tick() => false,
             () = shared.draining.cancelled() => return,
         };
+        let _round = shared.health.begin_round("sweep", SWEEP_LIMIT);
         match look_and_sweep(&shared, &before, is_due).await {
             Ok(seen) => before = seen,
             Err(error) => {

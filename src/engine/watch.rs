@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use super::health::ROUND_LIMIT;
 use crate::metrics::METRICS;
 
 /// Between two looks while somebody follows: about 30 µs each, and what a reader in another process waits on average is
@@ -59,6 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.feed.wanted.notified(), if pace == Some(WHILE_WORKING) => {}
             () = shared.closed.cancelled() => return,
         }
+        let _round = shared.health.begin_round("watcher", ROUND_LIMIT);
         presence.check(&shared);
         if let Err(error) = look(&shared, &mut version).await {
             METRICS.watches_failed.inc();
