@@ -135,6 +135,19 @@ struct WorkspaceSection {
     cwd_roots: Option<Words>,
 }
 
+/// The keys that an agent and a workspace both have for the options of their sessions. Not a struct within theirs: serde does
+/// not know which keys are left over then (`flatten` beside `deny_unknown_fields`).
+macro_rules! allowed_keys {
+    ($given:ident) => {
+        AllowedKeys {
+            modes: $given.allow_modes,
+            models: $given.allow_models,
+            options: $given.allow_options,
+            cwd_roots: $given.cwd_roots,
+        }
+    };
+}
+
 /// The keys of the table at a path; none where the keys are the user's own (names of agents, of variables).
 pub(super) fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
     match path {
@@ -260,13 +273,7 @@ fn agent(
         section.number("max_restarts", given.max_restarts, limits::MAX_RESTARTS, most)?;
     }
     permissions(section, given.permissions.unwrap_or_default(), &mut agent.permissions)?;
-    let allowed = AllowedKeys {
-        modes: given.allow_modes,
-        models: given.allow_models,
-        options: given.allow_options,
-        cwd_roots: given.cwd_roots,
-    };
-    agent.allowed = allowed::read(section, allowed, base_dir)?;
+    agent.allowed = allowed::read(section, allowed_keys!(given), base_dir)?;
     let keys = DriverKeys {
         command: given.command.map(|Words(words)| words),
         env: given.env,
@@ -368,13 +375,7 @@ fn workspace(
         ("reject", WhenFull::Reject),
     ];
     section.choice("when_full", given.when_full, when_full, &mut workspace.when_full)?;
-    let allowed = AllowedKeys {
-        modes: given.allow_modes,
-        models: given.allow_models,
-        options: given.allow_options,
-        cwd_roots: given.cwd_roots,
-    };
-    workspace.allowed = allowed::read(section, allowed, base_dir)?;
+    workspace.allowed = allowed::read(section, allowed_keys!(given), base_dir)?;
     for word in given.client.into_iter().flat_map(|Words(words)| words) {
         match word.as_str() {
             "read_files" => workspace.client.read_files = true,
