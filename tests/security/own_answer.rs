@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::scene::{Daemon, MAINSTAY, Scene, until};
+use crate::scene::{Daemon, MAINSTAY, Scene, skipped, until};
 
 /// A scene whose demo agent asks a question, which the attacker is to answer.
 async fn asking(scene: &Scene) -> (Daemon, String) {
@@ -39,6 +39,28 @@ async fn agent_does_not_answer_itself_over_http() {
     // A person may.
     let answered = daemon.post(&format!("/v1/permissions/{id}"), json!({"approved": true})).await;
     assert_eq!((answered.status, answered.text("answered_by")), (200, "admin"));
+}
+
+#[tokio::test]
+async fn agent_does_not_answer_itself_by_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return skipped("this machine has no ::1");
+    }
+    // The kernel lists a connection by the addresses of each end's own socket, of which one may be IPv4 and the other IPv6.
+    let mapped = "::ffff:127.0.0.1";
+    for (listen, host) in
+        [("[::1]:0", "::1"), ("[::]:0", "::1"), ("[::]:0", "127.0.0.1"), ("[::]:0", mapped), ("127.0.0.1:0", mapped)]
+    {
+        let scene = Scene::with_attacker();
+        let daemon = scene.daemon_at(listen);
+        let id = daemon.question("victim").await;
+        daemon.attack(&format!("HOST={host}\nhttp POST /v1/permissions/{id} '{{\"approved\": true}}'")).await;
+        assert_refused(&scene, 1);
+        assert_open(&scene, &daemon, &id).await;
+        // A person may.
+        let answered = daemon.post(&format!("/v1/permissions/{id}"), json!({"approved": true})).await;
+        assert_eq!(answered.status, 200, "{listen} {host}: {}", answered.body);
+    }
 }
 
 #[tokio::test]

@@ -72,12 +72,12 @@ impl Scene {
 
     /// With the demo agent, and `attacker`, an agent in a workspace of the same name that does what its message says, as a
     /// script of bash. It has the database (`$DB`), this program (`$PROGRAM`), and `http METHOD PATH BODY`, which asks the
-    /// daemon at `$PORT` with the token that it reads.
+    /// daemon at `$PORT` (of `$HOST`, if that is set) with the token that it reads.
     pub fn with_attacker() -> Self {
         const SCRIPT: &str = r#"
             export PORT DB PROGRAM
             http() {
-                exec 3<>"/dev/tcp/127.0.0.1/$PORT"
+                exec 3<>"/dev/tcp/${HOST:-127.0.0.1}/$PORT"
                 printf '%s %s HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %s\r\n' "$1" "$2" "$(cat "$DB-token")" >&3
                 printf 'content-type: application/json\r\nconnection: close\r\n' >&3
                 printf 'content-length: %d\r\n\r\n%s' "${#3}" "$3" >&3
@@ -150,10 +150,19 @@ impl Scene {
 
     /// What a daemon is started with.
     pub fn serve(&self, args: &[&str]) -> Command {
+        self.serve_at("127.0.0.1:0", args)
+    }
+
+    fn serve_at(&self, listen: &str, args: &[&str]) -> Command {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = self.command(&[&["serve", "--listen", "127.0.0.1:0"], args].concat());
+        let mut command = self.command(&[&["serve", "--listen", listen], args].concat());
         command.stdout(Stdio::piped()).stderr(log);
         command
+    }
+
+    /// A daemon that serves at this address.
+    pub fn daemon_at(&self, listen: &str) -> Daemon {
+        self.ready(self.serve_at(listen, &[]).spawn().unwrap())
     }
 
     /// A daemon that serves.
