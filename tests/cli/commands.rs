@@ -483,7 +483,8 @@ async fn what_waits_for_a_daemon_says_so() {
     assert!(sent.stderr.contains("mainstay serve"), "{}", sent.stderr);
     scene.mainstay(&["send", "s", "hi", "-q"]).await.printed();
     // Only the next command executes what was sent before, in its turn.
-    scene.mainstay(&["run", "--session", "s", "hi"]).await.printed();
+    // On a machine under load it says that it waits for them.
+    assert_eq!(scene.mainstay(&["run", "--session", "s", "hi"]).await.code, Some(0));
     assert_eq!(scene.ask("SELECT group_concat(DISTINCT status) FROM v_runs"), "completed");
 }
 
