@@ -27,7 +27,7 @@ impl Drive<'_> {
     async fn read_on(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.drivers.get(&orphan.agent));
-        let Some(((agent, host), backend)) = found else { return Err(Left::HandedOver) };
+        let Some(((agent, host), driver)) = found else { return Err(Left::HandedOver) };
         // Before anything of it is read, which may be what takes this process down.
         if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
             return Err(Left::LeaseLost);
@@ -43,8 +43,8 @@ impl Drive<'_> {
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
         self.is_behind = true;
-        match backend.adopt(adoption).await {
-            Some(reply) => match self.follow(agent, backend.as_ref(), reply).await? {
+        match driver.adopt(adoption).await {
+            Some(reply) => match self.follow(agent, driver.as_ref(), reply).await? {
                 Followed::Done(outcome) => Ok(outcome),
                 // Nothing of it ran: it begins anew when there is enough again.
                 Followed::Short(error) => {
