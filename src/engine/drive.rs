@@ -3,6 +3,7 @@
 //!
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
+mod abandoned;
 mod adopting;
 mod appending;
 mod asking;
@@ -10,7 +11,6 @@ mod conversation;
 mod dropping;
 mod hearing;
 mod insist;
-mod left;
 mod lost;
 mod settling;
 mod starting;
@@ -25,10 +25,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
+pub(super) use self::abandoned::Driven;
+use self::abandoned::{Abandoned, log};
 use self::asking::Asking;
 use self::conversation::Conversation;
-pub(super) use self::left::Driven;
-use self::left::{Left, log};
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::executing::Signals;
@@ -197,17 +197,17 @@ impl<'a> Drive<'a> {
     }
 
     /// Follows the agent to its end.
-    async fn follow(&mut self, agent: &Agent, driver: &dyn Driver, mut reply: Reply) -> Result<Followed, Left> {
+    async fn follow(&mut self, agent: &Agent, driver: &dyn Driver, mut reply: Reply) -> Result<Followed, Abandoned> {
         reply.memory.set_message(self.turn.bytes());
         self.memory = Some(reply.memory.clone());
         let heard = self.listen(agent, driver, &mut reply).await;
         let heard = match heard {
             // The next worker settles the run from the spool; a plain stop does not leave its agent running.
-            Err(Left::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
+            Err(Abandoned::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
                 self.drop_rest(&mut reply, Cause::Shutdown).await.and(heard)
             }
             // What it says has no place any more.
-            Err(Left::Refused { .. }) => self.drop_rest(&mut reply, Cause::Unstorable).await.and(heard),
+            Err(Abandoned::Refused { .. }) => self.drop_rest(&mut reply, Cause::Unstorable).await.and(heard),
             Err(_) => {
                 reply.control.leave();
                 heard
@@ -217,11 +217,11 @@ impl<'a> Drive<'a> {
         drop(reply.records);
         let end = reply.end.await;
         let asked = match heard {
-            Err(refused @ Left::Refused { .. }) => {
+            Err(refused @ Abandoned::Refused { .. }) => {
                 let mut exit = match end {
                     Ok(End::Exited(exit) | End::ShimLost(exit)) => exit,
                     Ok(End::NotStarted(_)) => ExitReport::default(),
-                    Ok(End::Left) | Err(_) => return Err(Left::LeaseLost),
+                    Ok(End::Left) | Err(_) => return Err(Abandoned::LeaseLost),
                 };
                 self.end_lost_turn(driver, &mut exit).await?;
                 return Err(refused);
@@ -280,8 +280,8 @@ impl<'a> Drive<'a> {
                 _ if self.put_back().await? => None,
                 _ => self.settle(Outcome::cancelled(), ExitReport::default()).await?,
             },
-            Ok(End::Left) => return Err(Left::LeaseLost),
-            Err(_) => return Err(Left::TaskFailed),
+            Ok(End::Left) => return Err(Abandoned::LeaseLost),
+            Err(_) => return Err(Abandoned::TaskFailed),
         };
         if let Some(host) = reply.host {
             self.shared.shims.forget(host.started_for(self.subject.run)).await;
@@ -297,7 +297,12 @@ impl<'a> Drive<'a> {
     }
 
     /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
-    async fn listen(&mut self, agent: &Agent, driver: &dyn Driver, reply: &mut Reply) -> Result<Option<Cause>, Left> {
+    async fn listen(
+        &mut self,
+        agent: &Agent,
+        driver: &dyn Driver,
+        reply: &mut Reply,
+    ) -> Result<Option<Cause>, Abandoned> {
         let began = Instant::now();
         let age = reply.host.as_ref().map_or(Duration::ZERO, |host| reap::age(&host.process));
         let turn_ends_at = (began + self.limit(agent).saturating_sub(age)).min(self.began + self.limit(agent));
@@ -315,8 +320,8 @@ impl<'a> Drive<'a> {
             let untold = self.asking.untold.front().map(|line| reply.control.write(line));
             let wish = tokio::select! {
                 biased;
-                () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                () = self.shared.leaving.cancelled(), if reply.host.is_some() => return Err(Left::HandedOver),
+                () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
+                () = self.shared.leaving.cancelled(), if reply.host.is_some() => return Err(Abandoned::HandedOver),
                 () = self.shared.killing.cancelled(), if !reply.control.is_killed() => {
                     reply.control.kill(Cause::Shutdown);
                     Some(Cause::Shutdown).filter(|_| asked.is_none())

@@ -3,7 +3,7 @@
 //! Always: an adoption counts as failed from its beginning, because a process that it takes down counts nothing any more. It
 //! counts no longer once all is read that the agent had said, or when it ends for a reason that is not the run's.
 
-use super::left::Left;
+use super::abandoned::Abandoned;
 use super::starting::NotBegun;
 use super::{Asking, Conversation, Drive, Followed};
 use crate::engine::replay::replay;
@@ -13,7 +13,7 @@ use crate::store::run::Orphan;
 
 impl Drive<'_> {
     /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
-    pub(super) async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Abandoned> {
         let driven = self.read_on(orphan).await;
         if self.is_counted && driven.as_ref().is_err_and(|left| !left.is_failure()) {
             self.is_counted = false;
@@ -24,13 +24,13 @@ impl Drive<'_> {
         driven
     }
 
-    async fn read_on(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Left> {
+    async fn read_on(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Abandoned> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.drivers.get(&orphan.agent));
-        let Some(((agent, host), driver)) = found else { return Err(Left::HandedOver) };
+        let Some(((agent, host), driver)) = found else { return Err(Abandoned::HandedOver) };
         // Before anything of it is read, which may be what takes this process down.
         if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
-            return Err(Left::LeaseLost);
+            return Err(Abandoned::LeaseLost);
         }
         self.is_counted = true;
         self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
@@ -52,7 +52,7 @@ impl Drive<'_> {
                     self.leave_not_begun(NotBegun::Short(error.message), orphan.shortages).await
                 }
             },
-            None => Err(Left::HandedOver),
+            None => Err(Abandoned::HandedOver),
         }
     }
 }

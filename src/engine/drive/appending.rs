@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::left::Left;
+use super::abandoned::Abandoned;
 use super::{Drive, SMALL_MESSAGE_BYTES};
 use crate::chunk::Chunk;
 use crate::engine::progress::progress;
@@ -16,7 +16,7 @@ impl Drive<'_> {
         chunks: Vec<Chunk>,
         mut facts: Vec<Fact>,
         snapshot: bool,
-    ) -> Result<(), Left> {
+    ) -> Result<(), Abandoned> {
         if chunks.is_empty() && facts.is_empty() {
             return Ok(());
         }
@@ -40,8 +40,8 @@ impl Drive<'_> {
             facts,
         };
         match self.insist(|| self.shared.store.append(append.clone())).await {
-            Err(Left::Store(error)) if error.is_permanent() => {
-                Err(Left::Refused { error, bytes: append.events.iter().map(String::len).sum() })
+            Err(Abandoned::Store(error)) if error.is_permanent() => {
+                Err(Abandoned::Refused { error, bytes: append.events.iter().map(String::len).sum() })
             }
             appended => {
                 appended??;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::agent::Permissions;
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
@@ -184,7 +184,7 @@ fn decide(request: &PermissionRequest, rules: &Permissions) -> Option<Decision> 
 
 impl Drive<'_> {
     /// Looks for answers, and expires what nobody answered in time.
-    pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Left> {
+    pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Abandoned> {
         let (store, run) = (&self.shared.store, self.subject.lease.run);
         let now = store.clock().now();
         if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {

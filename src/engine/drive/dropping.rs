@@ -1,19 +1,19 @@
 //! What an agent still says when nothing of it can be stored any more.
 
 use super::Drive;
-use super::left::Left;
+use super::abandoned::Abandoned;
 use crate::process::Reply;
 use crate::run::Cause;
 
 impl Drive<'_> {
     /// Asks the agent to stop and drops what it says until it has no more to say.
-    pub(super) async fn drop_rest(&self, reply: &mut Reply, cause: Cause) -> Result<(), Left> {
+    pub(super) async fn drop_rest(&self, reply: &mut Reply, cause: Cause) -> Result<(), Abandoned> {
         reply.control.stop(cause);
         loop {
             let left = tokio::select! {
                 biased;
-                () = self.signals.lost.cancelled() => Left::LeaseLost,
-                () = self.shared.leaving.cancelled(), if reply.host.is_some() => Left::HandedOver,
+                () = self.signals.lost.cancelled() => Abandoned::LeaseLost,
+                () = self.shared.leaving.cancelled(), if reply.host.is_some() => Abandoned::HandedOver,
                 () = self.shared.killing.cancelled(), if !reply.control.is_killed() => {
                     reply.control.kill(cause);
                     continue;

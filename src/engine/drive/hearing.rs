@@ -3,7 +3,7 @@
 //! Always: what the agent says against being stopped is not an error of the turn; what it said before that is one.
 
 use super::conversation::speaks;
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
 use crate::chunk::Chunk;
@@ -114,7 +114,7 @@ impl Drive<'_> {
     }
 
     /// The agent had ended before it could be stopped: what it reported late is an error of the turn.
-    pub(super) async fn report(&mut self, error: Option<AgentError>) -> Result<(), Left> {
+    pub(super) async fn report(&mut self, error: Option<AgentError>) -> Result<(), Abandoned> {
         let Some(event) = error.map(AgentEvent::Error) else { return Ok(()) };
         let facts = Self::fact_of(&event).into_iter().collect();
         let chunks = self.turn.hear(event);
@@ -122,7 +122,7 @@ impl Drive<'_> {
     }
 
     /// Reports what the agent could not overcome: a turn that has no end of its own failed because of that.
-    pub(super) async fn report_why_it_ended(&mut self) -> Result<(), Left> {
+    pub(super) async fn report_why_it_ended(&mut self) -> Result<(), Abandoned> {
         let start_error = self.conversation.take_start_error();
         self.report(start_error).await?;
         let is_explained = self.turn.has_ended() || self.turn.agent_error().is_some();

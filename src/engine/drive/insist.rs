@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::metrics::METRICS;
 use crate::store::StoreError;
 
@@ -15,7 +15,7 @@ const LAST_TRIES: Duration = Duration::from_secs(10);
 
 impl Drive<'_> {
     /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
-    pub(super) async fn insist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Left>
+    pub(super) async fn insist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Abandoned>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -36,12 +36,12 @@ impl Drive<'_> {
                     };
                     tokio::select! {
                         () = tokio::time::sleep(WRITE_AGAIN) => {}
-                        () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                        () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
-                        () = give_up => return Err(Left::Store(error)),
+                        () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
+                        () = self.shared.leaving.cancelled() => return Err(Abandoned::HandedOver),
+                        () = give_up => return Err(Abandoned::Store(error)),
                     }
                 }
-                Err(error) => return Err(Left::Store(error)),
+                Err(error) => return Err(Abandoned::Store(error)),
             }
         }
     }

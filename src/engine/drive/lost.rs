@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::driver::Driver;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
@@ -23,12 +23,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Drive<'_> {
     /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
-    pub(super) async fn end_lost_turn(&self, driver: &dyn Driver, exit: &mut ExitReport) -> Result<(), Left> {
+    pub(super) async fn end_lost_turn(&self, driver: &dyn Driver, exit: &mut ExitReport) -> Result<(), Abandoned> {
         let began = Instant::now();
         loop {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
             let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease)).await?;
-            let Some(found) = found else { return Err(Left::LeaseLost) };
+            let Some(found) = found else { return Err(Abandoned::LeaseLost) };
             let on = found.backend;
             let is_restarted = self.on.as_ref().zip(on).is_some_and(|(ours, (_, now))| ours.generation != now);
             if on.is_some() && (is_restarted || found.endpoint.is_none()) {
@@ -40,8 +40,8 @@ impl Drive<'_> {
             let Some(place) = self.place_of(found) else { return Ok(()) };
             let reason = tokio::select! {
                 biased;
-                () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
-                () = self.shared.leaving.cancelled() => return Err(Left::HandedOver),
+                () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
+                () = self.shared.leaving.cancelled() => return Err(Abandoned::HandedOver),
                 () = self.shared.ending.cancelled(), if !hurries => continue,
                 ended = timeout(left, driver.end_turn(&place)) => match ended {
                     Ok(Ok(())) => return Ok(()),
@@ -81,7 +81,7 @@ impl Drive<'_> {
     }
 
     /// Ends a live agent that does not let go of a turn, if that is the only one on it. Whether nothing is left of it.
-    async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Left> {
+    async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Abandoned> {
         let Some(key) = on else { return Ok(false) };
         let Some(row) = self.insist(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
         if self.insist(|| self.shared.store.has_other_turns(key, self.subject.lease.run)).await? {

@@ -1,6 +1,6 @@
 //! How a run leaves its driver: settled, or put back to the queue.
 
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::agent::Agent;
 use crate::driver::Driver;
 use crate::engine::progress::progress;
@@ -11,13 +11,13 @@ use crate::lease::LeaseLost;
 use crate::run::{Cause, ExitReport, Outcome};
 
 impl Drive<'_> {
-    pub(super) async fn put_back(&self) -> Result<bool, Left> {
+    pub(super) async fn put_back(&self) -> Result<bool, Abandoned> {
         self.insist(|| self.shared.store.put_back(self.subject.lease)).await
     }
 
     /// Puts a run back whose agent could not be started for want of something: others may have its place. It did `shortages`
     /// times before.
-    pub(super) async fn put_back_short(&self, short_of: &str, shortages: i64) -> Result<bool, Left> {
+    pub(super) async fn put_back_short(&self, short_of: &str, shortages: i64) -> Result<bool, Abandoned> {
         let (store, lease, rest) = (&self.shared.store, self.subject.lease, shortage::rest(shortages));
         self.insist(|| store.put_back_short(lease, rest, short_of.to_owned())).await
     }
@@ -29,7 +29,7 @@ impl Drive<'_> {
         agent: &Agent,
         driver: &dyn Driver,
         exit: &ExitReport,
-    ) -> Result<bool, Left> {
+    ) -> Result<bool, Abandoned> {
         let outcome = self.outcome(agent, driver, None, exit);
         let has_failed = self.conversation.has_failed_to_start();
         if outcome.cause == Cause::Finished && !has_failed {
@@ -51,7 +51,7 @@ impl Drive<'_> {
         self.put_back().await
     }
 
-    pub(super) async fn put_back_afresh(&self) -> Result<bool, Left> {
+    pub(super) async fn put_back_afresh(&self) -> Result<bool, Abandoned> {
         let is_put_back = self.insist(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
         if is_put_back {
             tracing::warn!("the session of the agent is gone; trying once more in a new one");
@@ -59,7 +59,7 @@ impl Drive<'_> {
         Ok(is_put_back)
     }
 
-    pub(super) async fn settle(&mut self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn settle(&mut self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Abandoned> {
         match self.try_settle(outcome.clone(), exit.clone()).await? {
             Ok(class) => {
                 self.asking.ended();
@@ -69,7 +69,7 @@ impl Drive<'_> {
                 // A cancel that was stored a moment before decides the outcome.
                 let requests = self.insist(|| self.shared.store.cancel_requests(self.worker)).await?;
                 if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
-                    return Err(Left::LeaseLost);
+                    return Err(Abandoned::LeaseLost);
                 }
                 self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
                 self.try_settle(Outcome::cancelled(), exit).await??;
@@ -84,7 +84,7 @@ impl Drive<'_> {
         &mut self,
         outcome: Outcome,
         exit: ExitReport,
-    ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Left> {
+    ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Abandoned> {
         let bytes = self.turn.bytes();
         let _memory = match &self.memory {
             Some(memory) if bytes > 0 => Some(memory.output(settle_cost(bytes)).await),
@@ -101,9 +101,9 @@ impl Drive<'_> {
         }
         settle.exit = exit;
         match self.insist(|| self.shared.store.settle(settle.clone())).await {
-            Err(Left::Store(error)) if error.is_permanent() => {
+            Err(Abandoned::Store(error)) if error.is_permanent() => {
                 let bytes = settle.events.iter().map(|chunk| chunk.to_json().len()).sum::<usize>();
-                Err(Left::Refused { error, bytes: bytes + settle.parts.map_or(0, |parts| parts.len()) })
+                Err(Abandoned::Refused { error, bytes: bytes + settle.parts.map_or(0, |parts| parts.len()) })
             }
             settled => Ok(settled?.map(|settled| settled.class)),
         }
@@ -112,10 +112,10 @@ impl Drive<'_> {
     /// Settles the run with what is stored of it, where it was left because the database refuses the rest.
     pub(super) async fn without_what_is_refused(
         &mut self,
-        driven: Result<Option<Outcome>, Left>,
-    ) -> Result<Option<Outcome>, Left> {
+        driven: Result<Option<Outcome>, Abandoned>,
+    ) -> Result<Option<Outcome>, Abandoned> {
         let (error, bytes) = match driven {
-            Err(Left::Refused { error, bytes }) => (error, bytes),
+            Err(Abandoned::Refused { error, bytes }) => (error, bytes),
             driven => return driven,
         };
         tracing::error!(%error, bytes, "the database refuses what the agent said; settling the run without it");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::time::Instant;
 
-use super::left::Left;
+use super::abandoned::Abandoned;
 use super::{Conversation, Drive, Followed};
 use crate::agent::{Agent, OnInterrupt};
 use crate::agent_event::AgentEvent;
@@ -39,7 +39,7 @@ pub(super) enum NotBegun {
 
 impl Drive<'_> {
     /// Answers with the outcome; `None` when the run went back to the queue.
-    pub(super) async fn claimed(&mut self, claimed: &Claimed) -> Result<Option<Outcome>, Left> {
+    pub(super) async fn claimed(&mut self, claimed: &Claimed) -> Result<Option<Outcome>, Abandoned> {
         let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
             let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
             return self.settle(Outcome::because(Cause::Unconfigured, error), ExitReport::default()).await;
@@ -132,11 +132,11 @@ impl Drive<'_> {
     }
 
     /// Stores which process holds the agent before that is started, so that the next worker finds it.
-    async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Left> {
+    async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Abandoned> {
         let Some(host) = reply.host.clone() else { return Ok(reply) };
         let (lease, dir) = (self.subject.lease, dir.to_string_lossy().into_owned());
         let stored = self.insist(|| self.shared.store.record_shim(lease, host.clone(), dir.clone())).await;
-        let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Left::LeaseLost)) else {
+        let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Abandoned::LeaseLost)) else {
             return Ok(reply);
         };
         reply.control.leave();
@@ -146,14 +146,14 @@ impl Drive<'_> {
     }
 
     /// Waits until the next try to start the agent. How the run leaves this worker when there is none.
-    async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<NotBegun>, Left> {
+    async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<NotBegun>, Abandoned> {
         let pause = self.shared.shortages.failed(error, tries);
         let status = format!("Waiting for resources: {}", error.message);
         let told = self.turn.hear(AgentEvent::Status(status));
         self.append(told, Vec::new(), false).await?;
         let end = tokio::select! {
             biased;
-            () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+            () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
             () = self.signals.cancel.cancelled() => Some(NotBegun::Settled(Outcome::cancelled())),
             () = self.shared.ending.cancelled() => Some(NotBegun::PutBack),
             () = self.shared.leaving.cancelled() => Some(NotBegun::PutBack),
@@ -168,7 +168,7 @@ impl Drive<'_> {
         &mut self,
         not_begun: NotBegun,
         shortages: i64,
-    ) -> Result<Option<Outcome>, Left> {
+    ) -> Result<Option<Outcome>, Abandoned> {
         let is_put_back = match not_begun {
             NotBegun::Settled(outcome) => return self.settle(outcome, ExitReport::default()).await,
             NotBegun::PutBack => self.put_back().await?,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::starting::NotBegun;
-use super::{Drive, Left};
+use super::{Abandoned, Drive};
 use crate::agent::Agent;
 use crate::agent_event::AgentEvent;
 use crate::backend::BackendState;
@@ -68,7 +68,7 @@ impl Drive<'_> {
         warm: &dyn Warm,
         claimed: &Claimed,
         agent: &Agent,
-    ) -> Result<Result<Taken, NotBegun>, Left> {
+    ) -> Result<Result<Taken, NotBegun>, Abandoned> {
         let most = self.shared.config.engine.max_backends;
         if most == 0 {
             let error = "`max_backends` is 0, and this agent has to be kept warm: allow at least one";
@@ -93,7 +93,7 @@ impl Drive<'_> {
             changes.mark_unchanged();
             match self.insist(|| self.shared.store.take_backend(wanted.clone())).await? {
                 Place::Taken(taken) => return Ok(Ok(taken)),
-                Place::LeaseLost => return Err(Left::LeaseLost),
+                Place::LeaseLost => return Err(Abandoned::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
                     let outcome = not_started(&StartError { class, ..StartError::from(reason) });
                     // What does not even start is not mended by waiting.
@@ -114,7 +114,7 @@ impl Drive<'_> {
             let awaited = wanted.awaited;
             while let Some(news) = tokio::select! {
                 biased;
-                () = self.signals.lost.cancelled() => return Err(Left::LeaseLost),
+                () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
                 () = self.signals.cancel.cancelled() => return Ok(Err(NotBegun::Settled(Outcome::cancelled()))),
                 () = self.shared.ending.cancelled() => return Ok(Err(NotBegun::PutBack)),
                 () = self.shared.leaving.cancelled() => return Ok(Err(NotBegun::PutBack)),
@@ -152,7 +152,7 @@ impl Drive<'_> {
     }
 
     /// Whether the turn came to nothing because its backend died, and is to be tried on a fresh one.
-    pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Left> {
+    pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Abandoned> {
         let (Some(taken), Some(warm)) = (&self.on, driver.warm()) else { return Ok(false) };
         let store = &self.shared.store;
         if !self.insist(|| store.is_first_try(self.subject.lease.run)).await? {

@@ -9,7 +9,7 @@ use crate::run::{Outcome, Status};
 use crate::store::StoreError;
 
 /// Why a run is left without settling it.
-pub(super) enum Left {
+pub(super) enum Abandoned {
     /// Somebody else has it now.
     LeaseLost,
     /// The database fails for good; the lease runs out and somebody else goes on with it.
@@ -22,7 +22,7 @@ pub(super) enum Left {
     TaskFailed,
 }
 
-impl Left {
+impl Abandoned {
     /// Whether an adoption that ends with this has failed because of the run, as far as it can be known.
     pub fn is_failure(&self) -> bool {
         match self {
@@ -33,7 +33,7 @@ impl Left {
     }
 }
 
-impl From<LeaseLost> for Left {
+impl From<LeaseLost> for Abandoned {
     fn from(_: LeaseLost) -> Self {
         Self::LeaseLost
     }
@@ -48,7 +48,7 @@ pub(in crate::engine) enum Driven {
     Left,
 }
 
-pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) -> Driven {
+pub(super) fn log(driven: Result<Option<Outcome>, Abandoned>, began: Instant) -> Driven {
     let ended = match &driven {
         Ok(Some(_)) => Driven::Settled,
         Ok(None) => Driven::PutBack,
@@ -70,19 +70,19 @@ pub(super) fn log(driven: Result<Option<Outcome>, Left>, began: Instant) -> Driv
             METRICS.runs_put_back.inc();
             tracing::info!("run put back to the queue");
         }
-        Err(Left::LeaseLost) => {
+        Err(Abandoned::LeaseLost) => {
             METRICS.leases_lost.inc();
             tracing::warn!("lease lost: the agent was left alone, nothing more was written");
         }
-        Err(Left::Store(error) | Left::Refused { error, .. }) => {
+        Err(Abandoned::Store(error) | Abandoned::Refused { error, .. }) => {
             METRICS.runs_left.inc();
             tracing::error!(%error, "failed to store what the agent said; the run is left to the sweep");
         }
-        Err(Left::TaskFailed) => {
+        Err(Abandoned::TaskFailed) => {
             METRICS.runs_left.inc();
             tracing::error!("the task of an agent ended abnormally; the run is left to the sweep");
         }
-        Err(Left::HandedOver) => {
+        Err(Abandoned::HandedOver) => {
             METRICS.runs_handed_over.inc();
             tracing::info!("run handed over: its agent goes on");
         }
