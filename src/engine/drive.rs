@@ -10,8 +10,8 @@ mod asking;
 mod conversation;
 mod dropping;
 mod hearing;
-mod insist;
 mod lost;
+mod retry_write;
 mod settling;
 mod starting;
 mod warm;
@@ -369,7 +369,7 @@ impl<'a> Drive<'a> {
                 // Behind the records: what was read so far is stored by then.
                 () = reply.control.caught_up(), if self.is_behind => {
                     self.is_behind = false;
-                    self.insist(|| self.shared.store.end_adoption(self.subject.lease)).await?;
+                    self.retry_write(|| self.shared.store.end_adoption(self.subject.lease)).await?;
                     self.is_counted = false;
                     continue;
                 }

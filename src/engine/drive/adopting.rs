@@ -29,16 +29,16 @@ impl Drive<'_> {
         let found = found.zip(self.shared.drivers.get(&orphan.agent));
         let Some(((agent, host), driver)) = found else { return Err(Abandoned::HandedOver) };
         // Before anything of it is read, which may be what takes this process down.
-        if !self.insist(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
+        if !self.retry_write(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
             return Err(Abandoned::LeaseLost);
         }
         self.is_counted = true;
-        self.turn = self.insist(|| replay(&self.shared.store, self.subject.lease.run)).await?;
+        self.turn = self.retry_write(|| replay(&self.shared.store, self.subject.lease.run)).await?;
         self.asking =
-            Asking::again(self.insist(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
-        self.on = self.insist(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
-        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
-        let wanted = self.insist(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
+            Asking::again(self.retry_write(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
+        self.on = self.retry_write(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
+        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        let wanted = self.retry_write(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
         self.conversation = Conversation::new(wanted, was_given_up);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
         let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };

@@ -39,7 +39,7 @@ impl Drive<'_> {
             parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()),
             facts,
         };
-        match self.insist(|| self.shared.store.append(append.clone())).await {
+        match self.retry_write(|| self.shared.store.append(append.clone())).await {
             Err(Abandoned::Store(error)) if error.is_permanent() => {
                 Err(Abandoned::Refused { error, bytes: append.events.iter().map(String::len).sum() })
             }

@@ -188,10 +188,10 @@ impl Drive<'_> {
         let (store, run) = (&self.shared.store, self.subject.lease.run);
         let now = store.clock().now();
         if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
-            self.insist(|| store.expire_permissions(run)).await?;
+            self.retry_write(|| store.expire_permissions(run)).await?;
         }
         let open: Vec<_> = self.asking.open().map(|question| question.id).collect();
-        let asked = self.insist(|| store.permissions(&open)).await?;
+        let asked = self.retry_write(|| store.permissions(&open)).await?;
         let chunks = self.asking.heed(&asked, &mut self.turn, driver);
         self.append(chunks, Vec::new(), true).await
     }

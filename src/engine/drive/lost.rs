@@ -27,7 +27,7 @@ impl Drive<'_> {
         let began = Instant::now();
         loop {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
-            let found = self.insist(|| self.shared.store.whereabouts(self.subject.lease)).await?;
+            let found = self.retry_write(|| self.shared.store.whereabouts(self.subject.lease)).await?;
             let Some(found) = found else { return Err(Abandoned::LeaseLost) };
             let on = found.backend;
             let is_restarted = self.on.as_ref().zip(on).is_some_and(|(ours, (_, now))| ours.generation != now);
@@ -83,8 +83,8 @@ impl Drive<'_> {
     /// Ends a live agent that does not let go of a turn, if that is the only one on it. Whether nothing is left of it.
     async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Abandoned> {
         let Some(key) = on else { return Ok(false) };
-        let Some(row) = self.insist(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
-        if self.insist(|| self.shared.store.has_other_turns(key, self.subject.lease.run)).await? {
+        let Some(row) = self.retry_write(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
+        if self.retry_write(|| self.shared.store.has_other_turns(key, self.subject.lease.run)).await? {
             return Ok(false);
         }
         let Some(host) = row.host else { return Ok(true) };

@@ -69,7 +69,7 @@ impl Drive<'_> {
                 Err(not_begun) => return self.leave_not_begun(not_begun, claimed.shortages).await,
             }
         }
-        let was_given_up = self.insist(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
         self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
         let mut tries = 0;
         loop {
@@ -135,7 +135,7 @@ impl Drive<'_> {
     async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Abandoned> {
         let Some(host) = reply.host.clone() else { return Ok(reply) };
         let (lease, dir) = (self.subject.lease, dir.to_string_lossy().into_owned());
-        let stored = self.insist(|| self.shared.store.record_shim(lease, host.clone(), dir.clone())).await;
+        let stored = self.retry_write(|| self.shared.store.record_shim(lease, host.clone(), dir.clone())).await;
         let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Abandoned::LeaseLost)) else {
             return Ok(reply);
         };

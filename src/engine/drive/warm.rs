@@ -91,7 +91,7 @@ impl Drive<'_> {
         let mut told = None;
         loop {
             changes.mark_unchanged();
-            match self.insist(|| self.shared.store.take_backend(wanted.clone())).await? {
+            match self.retry_write(|| self.shared.store.take_backend(wanted.clone())).await? {
                 Place::Taken(taken) => return Ok(Ok(taken)),
                 Place::LeaseLost => return Err(Abandoned::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
@@ -155,7 +155,7 @@ impl Drive<'_> {
     pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Abandoned> {
         let (Some(taken), Some(warm)) = (&self.on, driver.warm()) else { return Ok(false) };
         let store = &self.shared.store;
-        if !self.insist(|| store.is_first_try(self.subject.lease.run)).await? {
+        if !self.retry_write(|| store.is_first_try(self.subject.lease.run)).await? {
             return Ok(false);
         }
         let mut changes = self.shared.supervision.changes();
@@ -163,7 +163,7 @@ impl Drive<'_> {
         // One that is gone does not answer; then its watcher is about to say so.
         let mut answers = None;
         loop {
-            if !self.insist(|| store.is_backend_running(taken.key, taken.generation)).await? {
+            if !self.retry_write(|| store.is_backend_running(taken.key, taken.generation)).await? {
                 return Ok(true);
             }
             let answers = match answers {

@@ -71,7 +71,7 @@ impl Tended {
             unused_since: (event == BackendEvent::IdleTimeout).then(|| now - self.agent.keep_warm),
         };
         let (key, shown) = (self.row.key, change.reason.clone());
-        if self.insist(|store| store.move_backend(key, change.clone())).await == Some(true) && to != state {
+        if self.retry_write(|store| store.move_backend(key, change.clone())).await == Some(true) && to != state {
             self.tell(state, to, event, effect, &shown);
         }
         self.look().await
@@ -100,7 +100,7 @@ impl Tended {
     /// Reads its row again. False when it is not this worker's any more.
     pub(super) async fn look(&mut self) -> bool {
         let key = self.row.key;
-        let Some(live) = self.insist(|store| store.live_backend(key)).await else { return false };
+        let Some(live) = self.retry_write(|store| store.live_backend(key)).await else { return false };
         match live {
             Some(row) if row.worker == Some(self.worker) => {
                 self.row = row;
@@ -123,13 +123,13 @@ impl Tended {
             let _ = timeout(CONFIRM, reply.end).await;
         }
         let (key, worker) = (self.row.key, self.worker);
-        if self.insist(|store| store.leave_backend(key, worker)).await.is_some() {
+        if self.retry_write(|store| store.leave_backend(key, worker)).await.is_some() {
             tracing::info!(backend.id = %self.row.id, "backend left to the next one who sweeps");
         }
     }
 
     /// Asks the store until it answers. None when it fails for good, or the engine closes meanwhile.
-    pub(super) async fn insist<'s, T, F>(&'s self, mut ask: impl FnMut(&'s Store) -> F) -> Option<T>
+    pub(super) async fn retry_write<'s, T, F>(&'s self, mut ask: impl FnMut(&'s Store) -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,
     {

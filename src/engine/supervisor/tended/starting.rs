@@ -34,8 +34,8 @@ impl Tended {
             Err(_) => return not_started("it could not be started in time".into()),
         };
         let (key, generation, host) = (self.row.key, self.row.generation, reply.host.clone());
-        let recorded =
-            self.insist(|store| store.record_backend(key, self.worker, generation, host.clone(), endpoint.clone()));
+        let recorded = self
+            .retry_write(|store| store.record_backend(key, self.worker, generation, host.clone(), endpoint.clone()));
         if recorded.await != Some(true) {
             reply.control.leave();
             // Nothing was started, and nothing will be.
@@ -57,7 +57,8 @@ impl Tended {
     /// when another worker watches over it.
     pub(super) async fn forget_start(&mut self) -> bool {
         let (key, generation) = (self.row.key, self.row.generation);
-        let forgotten = self.insist(|store| store.record_backend(key, self.worker, generation, None, String::new()));
+        let forgotten =
+            self.retry_write(|store| store.record_backend(key, self.worker, generation, None, String::new()));
         forgotten.await == Some(true)
     }
 

@@ -15,7 +15,7 @@ const LAST_TRIES: Duration = Duration::from_secs(10);
 
 impl Drive<'_> {
     /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
-    pub(super) async fn insist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Abandoned>
+    pub(super) async fn retry_write<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Abandoned>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
