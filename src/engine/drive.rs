@@ -32,7 +32,7 @@ use self::conversation::Conversation;
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::executing::Signals;
-use super::subject::Subject;
+use super::leased_run::LeasedRun;
 use super::turn::{Turn, TurnState};
 use crate::agent::{Agent, DriverConfig};
 use crate::chunk::Chunk;
@@ -69,7 +69,7 @@ const _: () = {
 
 /// Drives a run from its prompt to its end.
 pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claimed, signals: Signals) {
-    let mut drive = Drive::new(&shared, worker, Subject::from(&claimed), signals);
+    let mut drive = Drive::new(&shared, worker, LeasedRun::from(&claimed), signals);
     let span = drive.span();
     async {
         tracing::info!(agent = %claimed.agent, slot = claimed.slot, attempt = claimed.lease.token, "run started");
@@ -83,7 +83,7 @@ pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claim
 
 /// Drives a run whose worker was lost from where that stopped to its end.
 pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan, signals: Signals) -> Driven {
-    let mut drive = Drive::new(&shared, worker, Subject::from(&orphan), signals);
+    let mut drive = Drive::new(&shared, worker, LeasedRun::from(&orphan), signals);
     let span = drive.span();
     async {
         let offset = orphan.source_offset;
@@ -137,7 +137,7 @@ enum Followed {
 struct Drive<'a> {
     shared: &'a Shared,
     worker: WorkerKey,
-    subject: Subject,
+    leased: LeasedRun,
     signals: Signals,
     turn: Turn,
     asking: Asking,
@@ -161,7 +161,7 @@ struct Drive<'a> {
 }
 
 impl<'a> Drive<'a> {
-    fn new(shared: &'a Shared, worker: WorkerKey, subject: Subject, signals: Signals) -> Self {
+    fn new(shared: &'a Shared, worker: WorkerKey, leased: LeasedRun, signals: Signals) -> Self {
         let (turn, asking) = (Turn::default(), Asking::default());
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
@@ -170,7 +170,7 @@ impl<'a> Drive<'a> {
         Self {
             shared,
             worker,
-            subject,
+            leased,
             signals,
             turn,
             asking,
@@ -188,11 +188,11 @@ impl<'a> Drive<'a> {
     }
 
     fn span(&self) -> tracing::Span {
-        tracing::info_span!("run", run.id = %self.subject.run, session.id = %self.subject.session_id)
+        tracing::info_span!("run", run.id = %self.leased.run, session.id = %self.leased.session_id)
     }
 
     fn limit(&self, agent: &Agent) -> Duration {
-        let own = self.subject.timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let own = self.leased.timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         own.unwrap_or(agent.turn_timeout)
     }
 
@@ -284,7 +284,7 @@ impl<'a> Drive<'a> {
             Err(_) => return Err(Abandoned::TaskFailed),
         };
         if let Some(host) = reply.host {
-            self.shared.shims.forget(host.started_for(self.subject.run)).await;
+            self.shared.shims.forget(host.started_for(self.leased.run)).await;
         }
         Ok(Followed::Done(done))
     }
@@ -369,7 +369,7 @@ impl<'a> Drive<'a> {
                 // Behind the records: what was read so far is stored by then.
                 () = reply.control.caught_up(), if self.is_behind => {
                     self.is_behind = false;
-                    self.retry_write(|| self.shared.store.end_adoption(self.subject.lease)).await?;
+                    self.retry_write(|| self.shared.store.end_adoption(self.leased.lease)).await?;
                     self.is_counted = false;
                     continue;
                 }

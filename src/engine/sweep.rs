@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::drive::Driven;
 use super::failure_detector::{self, Observation};
 use super::health::SWEEP_LIMIT;
-use super::subject::Subject;
+use super::leased_run::LeasedRun;
 use super::unstorable::{MAX_FAILED_ADOPTIONS, settle_from_log};
 use super::{EngineError, Shared, drive, supervisor};
 use crate::lease::WorkerKey;
@@ -350,11 +350,11 @@ async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<
     } else {
         Outcome::because(Cause::WorkerLost, "the run was interrupted: the process that executed it was lost")
     };
-    let subject = Subject::from(orphan);
+    let leased = LeasedRun::from(orphan);
     if takes_workers_down {
         tracing::error!(run.id = %orphan.run, failures = orphan.failures, "a run takes its workers down; it is settled");
     }
     // Refused when yet another sweep has taken it over: then that one settles it.
-    let settled = settle_from_log(shared, &subject, outcome).await?;
+    let settled = settle_from_log(shared, &leased, outcome).await?;
     Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
 }

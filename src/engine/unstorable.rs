@@ -6,8 +6,8 @@
 //! Proof: `tests/it/unstorable.rs`.
 
 use super::Shared;
+use super::leased_run::LeasedRun;
 use super::replay::{replay, settle_cost};
-use super::subject::Subject;
 use crate::chunk::Chunk;
 use crate::lease::LeaseLost;
 use crate::metrics::METRICS;
@@ -58,17 +58,17 @@ pub(super) fn outcome(error: &StoreError, bytes: usize) -> Outcome {
 /// of it is left out.
 pub(super) async fn settle_from_log(
     shared: &Shared,
-    subject: &Subject,
+    leased: &LeasedRun,
     outcome: Outcome,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
-    let mut settled = settle_as(shared, subject, outcome.clone(), Extent::Whole).await;
+    let mut settled = settle_as(shared, leased, outcome.clone(), Extent::Whole).await;
     for extent in [Extent::WithoutMessage, Extent::BareEnd] {
         let Err(error) = &settled else { break };
         if !error.is_permanent() {
             break;
         }
-        tracing::error!(run.id = %subject.run, %error, "the database refuses the end of a run; settling it with less");
-        settled = settle_as(shared, subject, outcome.clone(), extent).await;
+        tracing::error!(run.id = %leased.run, %error, "the database refuses the end of a run; settling it with less");
+        settled = settle_as(shared, leased, outcome.clone(), extent).await;
     }
     let settled = settled?;
     if settled.as_ref().is_ok_and(|outcome| outcome.cause == Cause::Unstorable) {
@@ -79,16 +79,16 @@ pub(super) async fn settle_from_log(
 
 async fn settle_as(
     shared: &Shared,
-    subject: &Subject,
+    leased: &LeasedRun,
     outcome: Outcome,
     extent: Extent,
 ) -> Result<Result<Outcome, LeaseLost>, StoreError> {
     // Refused: the lease is lost, or a cancel was stored in the meantime, which decides the outcome.
-    match close_and_settle(shared, subject, &outcome, extent).await? {
+    match close_and_settle(shared, leased, &outcome, extent).await? {
         Ok(()) => Ok(Ok(outcome)),
         Err(LeaseLost) => {
             let cancelled = Outcome::cancelled();
-            Ok(close_and_settle(shared, subject, &cancelled, extent).await?.map(|()| cancelled))
+            Ok(close_and_settle(shared, leased, &cancelled, extent).await?.map(|()| cancelled))
         }
     }
 }
@@ -96,7 +96,7 @@ async fn settle_as(
 /// Reads the turn back for each try: a message may be large, and is kept once only.
 async fn close_and_settle(
     shared: &Shared,
-    subject: &Subject,
+    leased: &LeasedRun,
     outcome: &Outcome,
     extent: Extent,
 ) -> Result<Result<(), LeaseLost>, StoreError> {
@@ -104,16 +104,16 @@ async fn close_and_settle(
         let error = outcome.error.as_ref().map(|_| BARE_END.to_owned());
         let bare = Outcome { error, class: None, retry_at: None, ..outcome.clone() };
         let events = Chunk::bare_end(bare.status(), BARE_END);
-        let mut settle = subject.settle(&shared.config, events, bare, None);
+        let mut settle = leased.settle(&shared.config, events, bare, None);
         settle.resumes = 0;
         return Ok(shared.store.settle(settle).await?.map(|_| ()));
     }
     let account = shared.memory.open_account();
-    let mut turn = replay(&shared.store, subject.lease.run).await?;
+    let mut turn = replay(&shared.store, leased.lease.run).await?;
     account.set_message(turn.bytes());
     let _memory = account.output(settle_cost(turn.bytes())).await;
     let events = turn.close(outcome);
     let parts = (extent == Extent::Whole).then(|| turn.into_parts_json());
-    let settle = subject.settle(&shared.config, events, outcome.clone(), parts);
+    let settle = leased.settle(&shared.config, events, outcome.clone(), parts);
     Ok(shared.store.settle(settle).await?.map(|_| ()))
 }

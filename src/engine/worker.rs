@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::executing::{Signals, heed_cancel_requests};
 use super::health::ClaimResult;
-use super::subject::Subject;
+use super::leased_run::LeasedRun;
 use super::{EngineError, Shared, drive};
 use crate::id::WorkerId;
 use crate::lease::WorkerKey;
@@ -85,10 +85,10 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
         }
         // Beyond the capacity too: their agents run already.
         for (orphan, signals) in shared.executing.take_adopted() {
-            let subject = Subject::from(&orphan);
+            let leased = LeasedRun::from(&orphan);
             let adopted = drive::adopt(shared.clone(), worker, orphan, signals);
             // What it came to is logged there.
-            driven.insert(runs.spawn(adopted.map(drop)).id(), subject);
+            driven.insert(runs.spawn(adopted.map(drop)).id(), leased);
         }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
@@ -102,8 +102,8 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
                     looked = claimed.is_empty();
                     shared.health.claimed(Ok(result));
                     for (claimed, signals) in claimed {
-                        let subject = Subject::from(&claimed);
-                        driven.insert(runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id(), subject);
+                        let leased = LeasedRun::from(&claimed);
+                        driven.insert(runs.spawn(drive::drive(shared.clone(), worker, claimed, signals)).id(), leased);
                     }
                 }
                 Err(error) => {
@@ -132,20 +132,20 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) 
 type Ended = Result<(tokio::task::Id, ()), tokio::task::JoinError>;
 
 /// A task that panicked leaves a run behind that nobody would settle.
-async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, Subject>, ended: Ended) {
+async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, LeasedRun>, ended: Ended) {
     let (id, failure) = match ended {
         Ok((id, ())) => (id, None),
         Err(error) => (error.id(), Some(error)),
     };
-    let Some(subject) = driven.remove(&id) else { return };
-    let lease = subject.lease;
+    let Some(leased) = driven.remove(&id) else { return };
+    let lease = leased.lease;
     if let Some(error) = failure {
-        let (run, session) = (subject.run, &subject.session_id);
+        let (run, session) = (leased.run, &leased.session_id);
         METRICS.tasks_failed.inc();
         tracing::error!(run.id = %run, session.id = %session, %error, "the task of a run ended abnormally");
-        reap::end(reap::Mark::up_to(subject.attempt()), None, Duration::ZERO).await;
+        reap::end(reap::Mark::up_to(leased.attempt()), None, Duration::ZERO).await;
         let outcome = Outcome::because(Cause::Internal, "an internal error ended the run; the log has details");
-        if let Err(error) = super::unstorable::settle_from_log(shared, &subject, outcome).await {
+        if let Err(error) = super::unstorable::settle_from_log(shared, &leased, outcome).await {
             METRICS.runs_left.inc();
             tracing::error!(run.id = %run, session.id = %session, %error, "failed to settle the run; the sweep will");
         }

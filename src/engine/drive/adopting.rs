@@ -17,7 +17,7 @@ impl Drive<'_> {
         let driven = self.read_on(orphan).await;
         if self.is_counted && driven.as_ref().is_err_and(|left| !left.is_failure()) {
             self.is_counted = false;
-            if let Err(error) = self.shared.store.uncount_adoption(self.subject.lease.run).await {
+            if let Err(error) = self.shared.store.uncount_adoption(self.leased.lease.run).await {
                 tracing::warn!(%error, "an adoption that did not fail counts as failed");
             }
         }
@@ -29,19 +29,19 @@ impl Drive<'_> {
         let found = found.zip(self.shared.drivers.get(&orphan.agent));
         let Some(((agent, host), driver)) = found else { return Err(Abandoned::HandedOver) };
         // Before anything of it is read, which may be what takes this process down.
-        if !self.retry_write(|| self.shared.store.begin_adoption(self.subject.lease)).await? {
+        if !self.retry_write(|| self.shared.store.begin_adoption(self.leased.lease)).await? {
             return Err(Abandoned::LeaseLost);
         }
         self.is_counted = true;
-        self.turn = self.retry_write(|| replay(&self.shared.store, self.subject.lease.run)).await?;
+        self.turn = self.retry_write(|| replay(&self.shared.store, self.leased.lease.run)).await?;
         self.asking =
-            Asking::again(self.retry_write(|| self.shared.store.permissions_of_run(self.subject.lease.run)).await?);
-        self.on = self.retry_write(|| self.shared.store.backend_of_run(self.subject.lease.run)).await?;
-        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
-        let wanted = self.retry_write(|| self.shared.store.session_to_go_on_in(self.subject.lease.run)).await?;
+            Asking::again(self.retry_write(|| self.shared.store.permissions_of_run(self.leased.lease.run)).await?);
+        self.on = self.retry_write(|| self.shared.store.backend_of_run(self.leased.lease.run)).await?;
+        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.leased.lease.run)).await?;
+        let wanted = self.retry_write(|| self.shared.store.session_to_go_on_in(self.leased.lease.run)).await?;
         self.conversation = Conversation::new(wanted, was_given_up);
         self.offset = u64::try_from(orphan.source_offset).unwrap_or(0);
-        let adoption = Adoption { attempt: self.subject.attempt(), host: host.clone(), offset: self.offset };
+        let adoption = Adoption { attempt: self.leased.attempt(), host: host.clone(), offset: self.offset };
         self.is_behind = true;
         match driver.adopt(adoption).await {
             Some(reply) => match self.follow(agent, driver.as_ref(), reply).await? {

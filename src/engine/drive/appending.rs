@@ -29,9 +29,9 @@ impl Drive<'_> {
         };
         let snapshot = snapshot && (bytes <= SMALL_MESSAGE_BYTES || memory.is_some());
         let append = Append {
-            lease: self.subject.lease,
-            session: self.subject.session,
-            run_id: self.subject.run,
+            lease: self.leased.lease,
+            session: self.leased.session,
+            run_id: self.leased.run,
             said: chunks.iter().any(Chunk::is_said),
             // One by one, so that a large one is not there twice.
             events: Arc::new(chunks.into_iter().map(|chunk| chunk.to_json()).collect()),

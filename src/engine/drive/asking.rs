@@ -185,7 +185,7 @@ fn decide(request: &PermissionRequest, rules: &Permissions) -> Option<Decision> 
 impl Drive<'_> {
     /// Looks for answers, and expires what nobody answered in time.
     pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Abandoned> {
-        let (store, run) = (&self.shared.store, self.subject.lease.run);
+        let (store, run) = (&self.shared.store, self.leased.lease.run);
         let now = store.clock().now();
         if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
             self.retry_write(|| store.expire_permissions(run)).await?;

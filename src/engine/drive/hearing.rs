@@ -23,7 +23,7 @@ impl Drive<'_> {
         asked: Option<Cause>,
     ) -> (Vec<Chunk>, Vec<Fact>) {
         let (mut chunks, mut facts) = (Vec::new(), Vec::new());
-        let option_rules = self.subject.rules(&self.shared.config);
+        let option_rules = self.leased.rules(&self.shared.config);
         for record in records.drain(..) {
             if record.offset <= self.offset {
                 for event in &record.events {

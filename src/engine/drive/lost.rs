@@ -27,7 +27,7 @@ impl Drive<'_> {
         let began = Instant::now();
         loop {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
-            let found = self.retry_write(|| self.shared.store.whereabouts(self.subject.lease)).await?;
+            let found = self.retry_write(|| self.shared.store.whereabouts(self.leased.lease)).await?;
             let Some(found) = found else { return Err(Abandoned::LeaseLost) };
             let on = found.backend;
             let is_restarted = self.on.as_ref().zip(on).is_some_and(|(ours, (_, now))| ours.generation != now);
@@ -65,7 +65,7 @@ impl Drive<'_> {
     /// None when no process was started for it.
     fn place_of(&self, found: Whereabouts) -> Option<TurnPlace> {
         Some(TurnPlace {
-            attempt: Attempt { run: self.subject.run, number: found.host_attempt? },
+            attempt: Attempt { run: self.leased.run, number: found.host_attempt? },
             session: found.session,
             slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
             workspace: found.workspace,
@@ -84,7 +84,7 @@ impl Drive<'_> {
     async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Abandoned> {
         let Some(key) = on else { return Ok(false) };
         let Some(row) = self.retry_write(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };
-        if self.retry_write(|| self.shared.store.has_other_turns(key, self.subject.lease.run)).await? {
+        if self.retry_write(|| self.shared.store.has_other_turns(key, self.leased.lease.run)).await? {
             return Ok(false);
         }
         let Some(host) = row.host else { return Ok(true) };

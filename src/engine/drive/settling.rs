@@ -12,13 +12,13 @@ use crate::run::{Cause, ExitReport, Outcome};
 
 impl Drive<'_> {
     pub(super) async fn put_back(&self) -> Result<bool, Abandoned> {
-        self.retry_write(|| self.shared.store.put_back(self.subject.lease)).await
+        self.retry_write(|| self.shared.store.put_back(self.leased.lease)).await
     }
 
     /// Puts a run back whose agent could not be started for want of something: others may have its place. It did `shortages`
     /// times before.
     pub(super) async fn put_back_short(&self, short_of: &str, shortages: i64) -> Result<bool, Abandoned> {
-        let (store, lease, rest) = (&self.shared.store, self.subject.lease, shortage::rest(shortages));
+        let (store, lease, rest) = (&self.shared.store, self.leased.lease, shortage::rest(shortages));
         self.retry_write(|| store.put_back_short(lease, rest, short_of.to_owned())).await
     }
 
@@ -44,7 +44,7 @@ impl Drive<'_> {
             return self.put_back_afresh().await;
         }
         let may_pass = has_failed || outcome.class == Some(ErrorClass::Crashed);
-        if !may_pass || !self.retry_write(|| self.shared.store.is_first_try(self.subject.lease.run)).await? {
+        if !may_pass || !self.retry_write(|| self.shared.store.is_first_try(self.leased.lease.run)).await? {
             return Ok(false);
         }
         tracing::warn!(error = outcome.error, "the agent could not go on in its session; trying once more");
@@ -52,7 +52,7 @@ impl Drive<'_> {
     }
 
     pub(super) async fn put_back_afresh(&self) -> Result<bool, Abandoned> {
-        let is_put_back = self.retry_write(|| self.shared.store.put_back_afresh(self.subject.lease)).await?;
+        let is_put_back = self.retry_write(|| self.shared.store.put_back_afresh(self.leased.lease)).await?;
         if is_put_back {
             tracing::warn!("the session of the agent is gone; trying once more in a new one");
         }
@@ -68,10 +68,10 @@ impl Drive<'_> {
             Err(LeaseLost) => {
                 // A cancel that was stored a moment before decides the outcome.
                 let requests = self.retry_write(|| self.shared.store.cancel_requests(self.worker)).await?;
-                if outcome.cause == Cause::Cancelled || !requests.contains(&self.subject.lease.run) {
+                if outcome.cause == Cause::Cancelled || !requests.contains(&self.leased.lease.run) {
                     return Err(Abandoned::LeaseLost);
                 }
-                self.turn = self.retry_write(|| replay(&self.shared.store, self.subject.lease.run)).await?;
+                self.turn = self.retry_write(|| replay(&self.shared.store, self.leased.lease.run)).await?;
                 self.try_settle(Outcome::cancelled(), exit).await??;
                 Ok(Some(Outcome::cancelled()))
             }
@@ -93,7 +93,7 @@ impl Drive<'_> {
         let progress = progress(self.turn.fold());
         let events = self.turn.close(&outcome);
         let parts = Some(std::mem::take(&mut self.turn).into_parts_json());
-        let mut settle = self.subject.settle(&self.shared.config, events, outcome, parts);
+        let mut settle = self.leased.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
         settle.progress = progress;
         if exit.remaining > 0 {
@@ -123,7 +123,7 @@ impl Drive<'_> {
         // The turn is read back from the store, and takes its memory then.
         (self.turn, self.memory) = (Default::default(), None);
         let settled =
-            self.retry_write(|| unstorable::settle_from_log(self.shared, &self.subject, outcome.clone())).await??;
+            self.retry_write(|| unstorable::settle_from_log(self.shared, &self.leased, outcome.clone())).await??;
         self.asking.ended();
         Ok(Some(settled))
     }

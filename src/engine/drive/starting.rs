@@ -52,7 +52,7 @@ impl Drive<'_> {
             return self.settle(Outcome::cancelled(), ExitReport::default()).await;
         }
         let mut options = options_of(&claimed.options);
-        let rules = self.subject.rules(&self.shared.config);
+        let rules = self.leased.rules(&self.shared.config);
         let dir = match working_dir(&mut options, &rules, workspace).await {
             Ok(dir) => dir,
             Err(outcome) => return self.settle(outcome, ExitReport::default()).await,
@@ -69,7 +69,7 @@ impl Drive<'_> {
                 Err(not_begun) => return self.leave_not_begun(not_begun, claimed.shortages).await,
             }
         }
-        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.subject.lease.run)).await?;
+        let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.leased.lease.run)).await?;
         self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
         let mut tries = 0;
         loop {
@@ -111,7 +111,7 @@ impl Drive<'_> {
         };
         Prompt {
             place: TurnPlace {
-                attempt: self.subject.attempt(),
+                attempt: self.leased.attempt(),
                 session: claimed.session_id.clone(),
                 slot: claimed.slot.clone().unwrap_or_else(|| claimed.workspace.to_string()),
                 workspace: claimed.workspace.clone(),
@@ -134,7 +134,7 @@ impl Drive<'_> {
     /// Stores which process holds the agent before that is started, so that the next worker finds it.
     async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Abandoned> {
         let Some(host) = reply.host.clone() else { return Ok(reply) };
-        let (lease, dir) = (self.subject.lease, dir.to_string_lossy().into_owned());
+        let (lease, dir) = (self.leased.lease, dir.to_string_lossy().into_owned());
         let stored = self.retry_write(|| self.shared.store.record_shim(lease, host.clone(), dir.clone())).await;
         let Some(left) = stored.map_or_else(Some, |stored| (!stored).then_some(Abandoned::LeaseLost)) else {
             return Ok(reply);

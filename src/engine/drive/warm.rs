@@ -75,7 +75,7 @@ impl Drive<'_> {
             return Ok(Err(NotBegun::Settled(Outcome::because(Cause::Unconfigured, error))));
         }
         let mut wanted = Wanted {
-            lease: self.subject.lease,
+            lease: self.leased.lease,
             agent: agent.name.clone(),
             workspace: claimed.workspace.clone(),
             session: (!warm.is_shared()).then_some(claimed.session),
@@ -155,7 +155,7 @@ impl Drive<'_> {
     pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Abandoned> {
         let (Some(taken), Some(warm)) = (&self.on, driver.warm()) else { return Ok(false) };
         let store = &self.shared.store;
-        if !self.retry_write(|| store.is_first_try(self.subject.lease.run)).await? {
+        if !self.retry_write(|| store.is_first_try(self.leased.lease.run)).await? {
             return Ok(false);
         }
         let mut changes = self.shared.supervision.changes();

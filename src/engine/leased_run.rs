@@ -12,7 +12,7 @@ use crate::store::run::{Claimed, Orphan, Settle};
 
 /// The run that is driven, claimed or adopted.
 #[derive(Debug, Clone)]
-pub(super) struct Subject {
+pub(super) struct LeasedRun {
     /// The right to write to it.
     pub lease: Lease,
     /// Its id.
@@ -29,7 +29,7 @@ pub(super) struct Subject {
     pub timeout_ms: Option<i64>,
 }
 
-impl Subject {
+impl LeasedRun {
     /// The end of the run, as far as nothing else is known of it.
     pub fn settle(&self, config: &Config, events: Vec<Chunk>, outcome: Outcome, parts: Option<Arc<str>>) -> Settle {
         Settle {
@@ -58,7 +58,7 @@ impl Subject {
     }
 }
 
-impl From<&Claimed> for Subject {
+impl From<&Claimed> for LeasedRun {
     fn from(claimed: &Claimed) -> Self {
         Self {
             lease: claimed.lease,
@@ -72,7 +72,7 @@ impl From<&Claimed> for Subject {
     }
 }
 
-impl From<&Orphan> for Subject {
+impl From<&Orphan> for LeasedRun {
     fn from(orphan: &Orphan) -> Self {
         Self {
             lease: orphan.lease,
