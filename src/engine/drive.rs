@@ -6,11 +6,11 @@
 mod abandoned;
 mod adopting;
 mod appending;
-mod asking;
 mod conversation;
 mod dropping;
 mod hearing;
 mod lost;
+mod prompts;
 mod retry_write;
 mod settling;
 mod starting;
@@ -27,8 +27,8 @@ use tracing::Instrument;
 
 pub(super) use self::abandoned::Driven;
 use self::abandoned::{Abandoned, log};
-use self::asking::Asking;
 use self::conversation::Conversation;
+use self::prompts::PermissionPrompts;
 use super::Shared;
 use super::decide::{asked_for, decide, decide_by_exit, not_started};
 use super::executing::Signals;
@@ -140,7 +140,7 @@ struct Drive<'a> {
     leased: LeasedRun,
     signals: Signals,
     turn: Turn,
-    asking: Asking,
+    prompts: PermissionPrompts,
     conversation: Conversation,
     offset: u64,
     began: Instant,
@@ -162,7 +162,7 @@ struct Drive<'a> {
 
 impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, leased: LeasedRun, signals: Signals) -> Self {
-        let (turn, asking) = (Turn::default(), Asking::default());
+        let (turn, prompts) = (Turn::default(), PermissionPrompts::default());
         let began = Instant::now();
         let (conversation, offset) = (Conversation::default(), 0);
         let (memory, on, late_error, trouble) = (None, None, None, None);
@@ -173,7 +173,7 @@ impl<'a> Drive<'a> {
             leased,
             signals,
             turn,
-            asking,
+            prompts,
             conversation,
             offset,
             began,
@@ -312,12 +312,12 @@ impl<'a> Drive<'a> {
         let mut asked: Option<Cause> = None;
         let mut records = Vec::with_capacity(RECORDS_AT_ONCE);
         loop {
-            let is_asking = self.asking.is_waiting();
+            let is_asking = self.prompts.is_waiting();
             let is_idle = !self.turn.is_tool_running() && !is_asking;
             // An agent that we did not read from was not silent.
             progress_at = progress_at.max(reply.memory.waited_until().unwrap_or(progress_at));
             let idle_from = is_idle.then_some(progress_at + agent.idle_timeout);
-            let untold = self.asking.untold.front().map(|line| reply.control.write(line));
+            let untold = self.prompts.untold.front().map(|line| reply.control.write(line));
             let wish = tokio::select! {
                 biased;
                 () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
@@ -348,14 +348,14 @@ impl<'a> Drive<'a> {
                     continue;
                 }
                 Some(told) = OptionFuture::from(untold) => {
-                    self.asking.untold.pop_front();
+                    self.prompts.untold.pop_front();
                     if !told {
                         // Whoever goes on with it tells it again; otherwise its limits end it.
                         tracing::warn!("failed to tell the agent how its request was decided");
                     }
                     continue;
                 }
-                () = self.asking.look(&self.signals.answers), if is_asking => {
+                () = self.prompts.look(&self.signals.answers), if is_asking => {
                     self.heed_answers(driver).await?;
                     progress_at = Instant::now();
                     continue;
@@ -403,7 +403,7 @@ impl<'a> Drive<'a> {
             // Whoever opens the conversation while somebody is asked sees the question.
             let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));
             // A new message looks there for what else the run waits for.
-            let asks = asks || (self.asking.is_waiting() && events.iter().any(Chunk::is_of_tool));
+            let asks = asks || (self.prompts.is_waiting() && events.iter().any(Chunk::is_of_tool));
             let bytes = self.turn.fold().bytes();
             let interval = SNAPSHOT_INTERVAL * u32::try_from(1 + bytes / SNAPSHOT_BYTES).unwrap_or(u32::MAX);
             let snapshot = asks || snapshot_at.is_none_or(|at: Instant| at.elapsed() >= interval);

@@ -5,7 +5,7 @@
 
 use super::abandoned::Abandoned;
 use super::starting::NotBegun;
-use super::{Asking, Conversation, Drive, Followed};
+use super::{Conversation, Drive, Followed, PermissionPrompts};
 use crate::engine::replay::replay;
 use crate::process::Adoption;
 use crate::run::Outcome;
@@ -34,8 +34,9 @@ impl Drive<'_> {
         }
         self.is_counted = true;
         self.turn = self.retry_write(|| replay(&self.shared.store, self.leased.lease.run)).await?;
-        self.asking =
-            Asking::again(self.retry_write(|| self.shared.store.permissions_of_run(self.leased.lease.run)).await?);
+        self.prompts = PermissionPrompts::again(
+            self.retry_write(|| self.shared.store.permissions_of_run(self.leased.lease.run)).await?,
+        );
         self.on = self.retry_write(|| self.shared.store.backend_of_run(self.leased.lease.run)).await?;
         let was_given_up = self.retry_write(|| self.shared.store.has_given_up_session(self.leased.lease.run)).await?;
         let wanted = self.retry_write(|| self.shared.store.session_to_go_on_in(self.leased.lease.run)).await?;

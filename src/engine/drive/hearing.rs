@@ -49,18 +49,18 @@ impl Drive<'_> {
                         request.options.retain(|option| !option_rules.refuses_answer(option, self.advertised.as_ref()));
                         let now = self.shared.store.clock().now();
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
-                        let (fact, said) = self.asking.hear(request, rules, now, turn, driver);
+                        let (fact, said) = self.prompts.hear(request, rules, now, turn, driver);
                         facts.extend(fact);
                         chunks.extend(said);
                     }
                     AgentEvent::PermissionWithdrawn(request) => {
-                        let (over, said) = self.asking.withdrawn(&request, &mut self.turn);
+                        let (over, said) = self.prompts.withdrawn(&request, &mut self.turn);
                         facts.extend(over);
                         chunks.extend(said);
                     }
                     event => {
                         if let AgentEvent::ToolFinished { id, .. } = &event {
-                            facts.extend(self.asking.finished(self.turn.call_id(id)));
+                            facts.extend(self.prompts.finished(self.turn.call_id(id)));
                         }
                         chunks.extend(self.turn.hear(event));
                     }
@@ -87,7 +87,7 @@ impl Drive<'_> {
                 false
             }
             AgentEvent::Refused(line) => {
-                self.asking.untold.push_back(line.clone());
+                self.prompts.untold.push_back(line.clone());
                 true
             }
             event => {

@@ -62,7 +62,7 @@ impl Drive<'_> {
     pub(super) async fn settle(&mut self, outcome: Outcome, exit: ExitReport) -> Result<Option<Outcome>, Abandoned> {
         match self.try_settle(outcome.clone(), exit.clone()).await? {
             Ok(class) => {
-                self.asking.ended();
+                self.prompts.ended();
                 Ok(Some(Outcome { class, ..outcome }))
             }
             Err(LeaseLost) => {
@@ -124,7 +124,7 @@ impl Drive<'_> {
         (self.turn, self.memory) = (Default::default(), None);
         let settled =
             self.retry_write(|| unstorable::settle_from_log(self.shared, &self.leased, outcome.clone())).await??;
-        self.asking.ended();
+        self.prompts.ended();
         Ok(Some(settled))
     }
 }

@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What was asked in a turn.
 #[derive(Default)]
-pub(super) struct Asking {
+pub(super) struct PermissionPrompts {
     questions: Vec<Question>,
     /// What the agent is to be told next.
     pub untold: VecDeque<String>,
@@ -40,7 +40,7 @@ struct Question {
     is_decided: bool,
 }
 
-impl Drop for Asking {
+impl Drop for PermissionPrompts {
     fn drop(&mut self) {
         let open = i64::try_from(self.open().count()).unwrap_or(i64::MAX);
         METRICS.permissions_pending.dec_by(open);
@@ -67,7 +67,7 @@ impl Question {
     }
 }
 
-impl Asking {
+impl PermissionPrompts {
     /// What was asked while somebody else drove the run. What of it is decided is told at once, again or for the first time.
     pub fn again(asked: Vec<Permission>) -> Self {
         let questions = asked.into_iter().map(|asked| Question::new(asked.id, asked.request, asked.expires_at));
@@ -187,12 +187,12 @@ impl Drive<'_> {
     pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Abandoned> {
         let (store, run) = (&self.shared.store, self.leased.lease.run);
         let now = store.clock().now();
-        if self.asking.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
+        if self.prompts.open().any(|question| question.expires_at.is_some_and(|at| at <= now)) {
             self.retry_write(|| store.expire_permissions(run)).await?;
         }
-        let open: Vec<_> = self.asking.open().map(|question| question.id).collect();
+        let open: Vec<_> = self.prompts.open().map(|question| question.id).collect();
         let asked = self.retry_write(|| store.permissions(&open)).await?;
-        let chunks = self.asking.heed(&asked, &mut self.turn, driver);
+        let chunks = self.prompts.heed(&asked, &mut self.turn, driver);
         self.append(chunks, Vec::new(), true).await
     }
 }
