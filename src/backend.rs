@@ -113,7 +113,7 @@ impl BackendEvent {
 
 /// How a kind of live agent is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Care {
+pub struct HealthPolicy {
     /// One that does not answer so long after its start hangs.
     pub ready_within: Duration,
     /// Between two probes until it answers.
@@ -132,15 +132,15 @@ pub struct Care {
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
-    /// Restarts within [`Care::window`] after which it is given up.
+    /// Restarts within [`HealthPolicy::window`] after which it is given up.
     pub most_restarts: usize,
     /// See there; and so long is it not started again once it was given up.
     pub window: Duration,
-    /// Starts after which one that has never answered is given up, for [`Care::longest_pause`]: somebody waits for it.
+    /// Starts after which one that has never answered is given up, for [`HealthPolicy::longest_pause`]: somebody waits for it.
     pub most_first_starts: i64,
 }
 
-impl Default for Care {
+impl Default for HealthPolicy {
     fn default() -> Self {
         Self {
             ready_within: Duration::from_secs(60),
@@ -159,7 +159,7 @@ impl Default for Care {
     }
 }
 
-impl Care {
+impl HealthPolicy {
     /// The same, but with another first pause, of which the longest is thirty, and with other restarts until it is given up.
     pub fn with_restarts(self, first_pause: Option<Duration>, most: Option<u32>) -> Self {
         let longest_pause = first_pause.map_or(self.longest_pause, |pause| pause.saturating_mul(30));
@@ -176,7 +176,7 @@ impl Care {
 
 /// What a move depends on beside state and event.
 #[derive(Debug, Clone, Copy)]
-pub struct Circumstances<'a> {
+pub struct TransitionContext<'a> {
     /// The time.
     pub now: Timestamp,
     /// The newest start that is known.
@@ -248,8 +248,8 @@ pub fn transition(
     state: BackendState,
     generation: i64,
     event: BackendEvent,
-    care: &Care,
-    about: &Circumstances<'_>,
+    care: &HealthPolicy,
+    about: &TransitionContext<'_>,
 ) -> Transition {
     use BackendEvent as E;
     use BackendState as S;
@@ -302,7 +302,7 @@ pub fn transition(
     }
 }
 
-fn after_a_crash(care: &Care, about: &Circumstances<'_>) -> Transition {
+fn after_a_crash(care: &HealthPolicy, about: &TransitionContext<'_>) -> Transition {
     if about.close_when_idle {
         return Transition::Move(BackendState::Stopped, Effect::None);
     }
@@ -318,7 +318,7 @@ fn after_a_crash(care: &Care, about: &Circumstances<'_>) -> Transition {
 
 /// The restarts that count.
 pub fn recent<'a>(
-    care: &'a Care,
+    care: &'a HealthPolicy,
     restarts: &'a [Timestamp],
     now: Timestamp,
 ) -> impl Iterator<Item = Timestamp> + use<'a> {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::backend::Care;
+use crate::backend::HealthPolicy;
 use crate::failure::AgentError;
 use crate::id::{SessionId, WorkspaceName};
 use crate::permission::{Decision, PermissionRequest};
@@ -96,8 +96,8 @@ pub trait Warm: Send + Sync {
     fn is_shared(&self) -> bool;
 
     /// How it is looked after.
-    fn care(&self) -> Care {
-        Care::default()
+    fn care(&self) -> HealthPolicy {
+        HealthPolicy::default()
     }
 
     /// Gets ready to start it, as [`Driver::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.

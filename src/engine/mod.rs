@@ -75,7 +75,7 @@ pub use sweep::SweepReport;
 
 use executing::Executing;
 use feed::Feed;
-use supervisor::Supervision;
+use supervisor::SupervisorHandle;
 
 /// An open engine. Clones share it.
 #[derive(Clone)]
@@ -100,7 +100,7 @@ struct Shared {
     memory: Memory,
     feed: Arc<Feed>,
     executing: Arc<Executing>,
-    supervision: Arc<Supervision>,
+    supervision: Arc<SupervisorHandle>,
     tasks: TaskTracker,
     /// Held from a claim until its runs are known as executing, so that a drain sees them.
     claiming: tokio::sync::Mutex<()>,
@@ -168,7 +168,7 @@ impl Engine {
         let memory = Memory::new(config.engine.memory_limit);
         let feed = Arc::new(Feed::within(&memory));
         let executing = Arc::new(Executing::default());
-        let supervision = Arc::new(Supervision::default());
+        let supervision = Arc::new(SupervisorHandle::default());
         let on_commit = {
             let (feed, executing, supervision) = (feed.clone(), executing.clone(), supervision.clone());
             Box::new(move |notices: Vec<_>| {
@@ -194,7 +194,7 @@ impl Engine {
         memory: Memory,
         feed: Arc<Feed>,
         executing: Arc<Executing>,
-        supervision: Arc<Supervision>,
+        supervision: Arc<SupervisorHandle>,
         driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>>,
     ) -> Self {
         let shims = Shims::new(config.engine.shim_program.clone(), store.agents_dir().to_owned());

@@ -7,7 +7,7 @@
 //! Proof: `tests/it/warm.rs`.
 
 mod adopt;
-mod tended;
+mod backend_task;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,17 +22,17 @@ use crate::backend::BackendState;
 use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::store::Notice;
-use crate::store::backend::Watched;
+use crate::store::backend::BackendRow;
 
 pub(super) use adopt::adopt;
-use tended::Tended;
+use backend_task::BackendTask;
 
 /// What other processes ask of a backend is seen so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What turns, the supervisor and whoever counts know of each other.
 #[derive(Default)]
-pub(super) struct Supervision {
+pub(super) struct SupervisorHandle {
     /// Counts the changes of backends, and of what they are needed for.
     changed: watch::Sender<u64>,
     /// Turns that wait for a backend.
@@ -40,7 +40,7 @@ pub(super) struct Supervision {
     live: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-impl Supervision {
+impl SupervisorHandle {
     /// Tells whoever waits that something is different.
     pub fn notice(&self, notice: &Notice) {
         // A run that was settled may have been the last on a backend.
@@ -61,7 +61,7 @@ impl Supervision {
         BackendState::ALL.into_iter().filter(|state| *state != BackendState::Stopped).map(count).collect()
     }
 
-    fn count(&self, rows: &[Watched]) {
+    fn count(&self, rows: &[BackendRow]) {
         let mut live = BTreeMap::new();
         for row in rows {
             *live.entry(row.state.as_str()).or_default() += 1;
@@ -75,16 +75,16 @@ impl Supervision {
 struct Tasks {
     set: JoinSet<()>,
     backends: HashMap<Id, BackendKey>,
-    rows: HashMap<BackendKey, watch::Sender<Option<Watched>>>,
+    rows: HashMap<BackendKey, watch::Sender<Option<BackendRow>>>,
 }
 
 impl Tasks {
-    fn tend(&mut self, shared: &Arc<Shared>, row: Watched) {
+    fn tend(&mut self, shared: &Arc<Shared>, row: BackendRow) {
         let (key, id) = (row.key, row.id);
         let (sender, rows) = watch::channel(None);
-        match Tended::new(shared.clone(), row, rows) {
-            Some(tended) => {
-                let task = self.set.spawn(tended.run());
+        match BackendTask::new(shared.clone(), row, rows) {
+            Some(backend_task) => {
+                let task = self.set.spawn(backend_task.run());
                 self.backends.insert(task.id(), key);
                 self.rows.insert(key, sender);
             }

@@ -24,7 +24,7 @@ pub use watch::Move;
 
 /// A backend, as whoever watches over it sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watched {
+pub struct BackendRow {
     /// Its row.
     pub key: BackendKey,
     /// Its id.
@@ -84,7 +84,7 @@ struct Row {
     used_at: i64,
 }
 
-impl TryFrom<Row> for Watched {
+impl TryFrom<Row> for BackendRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {

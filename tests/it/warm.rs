@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mainstay::agent::{Agent, ProcessSpec};
-use mainstay::backend::{BackendState, Care};
+use mainstay::backend::{BackendState, HealthPolicy};
 use mainstay::config::Config;
 use mainstay::driver::backend::BackendProcess;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
@@ -48,7 +48,7 @@ struct Scripted {
     live: BackendProcess,
     dir: PathBuf,
     shared: bool,
-    care: Care,
+    care: HealthPolicy,
     pings: AtomicU64,
 }
 
@@ -58,7 +58,7 @@ fn spec(script: &str, name: &str, more: &[&str]) -> ProcessSpec {
 }
 
 impl Scripted {
-    fn new(agent: &Agent, shims: &Shims, dir: &Path, care: Care) -> Self {
+    fn new(agent: &Agent, shims: &Shims, dir: &Path, care: HealthPolicy) -> Self {
         let arguments = |prompt: &Prompt| vec![prompt.place.endpoint.clone().map_or_else(OsString::new, Into::into)];
         let dialect = Dialect { arguments, ..Dialect::of_lines(openclaw::parser) };
         Self {
@@ -108,7 +108,7 @@ impl Warm for Scripted {
         self.shared
     }
 
-    fn care(&self) -> Care {
+    fn care(&self) -> HealthPolicy {
         self.care
     }
 
@@ -147,7 +147,7 @@ impl Warm for Scripted {
     }
 }
 
-const QUICK: Care = Care {
+const QUICK: HealthPolicy = HealthPolicy {
     ready_within: Duration::from_secs(30),
     probe_until_ready: Duration::from_millis(10),
     probe_every: Duration::from_millis(100),
@@ -162,7 +162,7 @@ const QUICK: Care = Care {
     most_first_starts: 3,
 };
 
-async fn open(dir: &Path, more: &str, care: Care) -> Engine {
+async fn open(dir: &Path, more: &str, care: HealthPolicy) -> Engine {
     let home = serde_json::Value::from(dir.display().to_string());
     let mut text = more.replace("keep_warm\n", "");
     for name in ["live", "shared"] {
@@ -287,7 +287,7 @@ async fn a_turn_whose_live_agent_dies_before_a_word_is_tried_once_more_on_a_fres
 #[tokio::test]
 async fn what_crashes_again_and_again_is_given_up_for_a_while_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path(), "", Care { most_restarts: 2, ..QUICK }).await;
+    let engine = open(dir.path(), "", HealthPolicy { most_restarts: 2, ..QUICK }).await;
     std::fs::write(dir.path().join("broken"), "").unwrap();
     let run = turn(&engine, "live", "a", "x").await;
     assert_eq!(run.status, Status::Failed);
@@ -306,7 +306,7 @@ async fn what_crashes_again_and_again_is_given_up_for_a_while_and_says_why() {
 async fn what_was_closed_to_make_room_before_its_restart_was_not_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let pause = Duration::from_secs(600);
-    let care = Care { first_pause: pause, longest_pause: pause, ..QUICK };
+    let care = HealthPolicy { first_pause: pause, longest_pause: pause, ..QUICK };
     let engine = open(dir.path(), "[engine]\nmax_backends = 1", care).await;
     assert_eq!(turn(&engine, "live", "a", "crash-later").await.status, Status::Failed);
     let crashed = engine.list_backends().await.unwrap()[0].id;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mainstay::backend::{
-    BackendEvent, BackendState, Care, Circumstances, Effect, Refusal, Transition, Why, transition,
+    BackendEvent, BackendState, Effect, HealthPolicy, Refusal, Transition, TransitionContext, Why, transition,
 };
 use mainstay::clock::Timestamp;
 use proptest::prelude::*;
@@ -13,8 +13,8 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_millis(second * 1000)
 }
 
-fn calm(generation: i64, now: i64) -> Circumstances<'static> {
-    Circumstances {
+fn calm(generation: i64, now: i64) -> TransitionContext<'static> {
+    TransitionContext {
         now: at(now),
         generation,
         restarts: &[],
@@ -49,7 +49,7 @@ fn every_event_in_every_state_is_as_written_down() {
     for (state, row) in table {
         let said: String = BackendEvent::ALL
             .into_iter()
-            .map(|event| match transition(state, 1, event, &Care::default(), &calm(1, 0)) {
+            .map(|event| match transition(state, 1, event, &HealthPolicy::default(), &calm(1, 0)) {
                 Transition::Nothing(_) => '·',
                 Transition::Refused(refusal) => panic!("{state:?} {event:?}: {refusal:?}"),
                 Transition::Move(to, _) => match to {
@@ -68,44 +68,44 @@ fn every_event_in_every_state_is_as_written_down() {
 
 #[test]
 fn one_that_a_turn_is_on_is_neither_ended_nor_restarted_unless_it_hangs_for_long() {
-    let (care, busy) = (Care::default(), Circumstances { is_busy: true, ..calm(1, 0) });
+    let (care, busy) = (HealthPolicy::default(), TransitionContext { is_busy: true, ..calm(1, 0) });
     for event in [BackendEvent::Stop, BackendEvent::IdleTimeout, BackendEvent::Hung] {
         let refused = transition(BackendState::Running, 1, event, &care, &busy);
         assert_eq!(refused, Transition::Refused(Refusal::Busy), "{event:?}");
     }
-    let long = Circumstances { hung_for: care.spare_busy_for, ..busy };
+    let long = TransitionContext { hung_for: care.spare_busy_for, ..busy };
     let restarted = transition(BackendState::Running, 1, BackendEvent::Hung, &care, &long);
     assert_eq!(restarted, Transition::Move(BackendState::Crashed, Effect::End));
 }
 
 #[test]
 fn the_pause_doubles_and_then_it_is_given_up_for_a_while() {
-    let care = Care::default();
+    let care = HealthPolicy::default();
     let pauses: Vec<_> = (0..=10).map(|restarts| care.pause(restarts).as_secs()).collect();
     assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30, 30]);
     assert_eq!(care.pause(usize::MAX), care.longest_pause);
 
     let restarts: Vec<_> = (0..10).map(at).collect();
     let crash = |now| {
-        let about = Circumstances { restarts: &restarts, ..calm(1, now) };
+        let about = TransitionContext { restarts: &restarts, ..calm(1, now) };
         transition(BackendState::Running, 1, BackendEvent::Exited, &care, &about)
     };
     assert_eq!(crash(10), Transition::Move(BackendState::Stopped, Effect::GiveUp(at(310))));
     // The oldest counts no more.
     assert_eq!(crash(300), Transition::Move(BackendState::Restarting, Effect::Pause(at(330))));
 
-    let closed = Circumstances { not_before: Some(at(310)), ..calm(1, 309) };
-    let start = |about: &Circumstances<'_>| transition(BackendState::Stopped, 1, BackendEvent::Start, &care, about);
+    let closed = TransitionContext { not_before: Some(at(310)), ..calm(1, 309) };
+    let start = |about: &TransitionContext<'_>| transition(BackendState::Stopped, 1, BackendEvent::Start, &care, about);
     assert_eq!(start(&closed), Transition::Refused(Refusal::Closed(at(310))));
-    let open = Circumstances { now: at(310), ..closed };
+    let open = TransitionContext { now: at(310), ..closed };
     assert_eq!(start(&open), Transition::Move(BackendState::Starting, Effect::Begin));
 }
 
 #[test]
 fn one_that_never_answered_is_given_up_after_few_starts_and_not_for_long() {
-    let care = Care::default();
+    let care = HealthPolicy::default();
     let crash = |generation, was_well| {
-        let about = Circumstances { was_well, ..calm(generation, 10) };
+        let about = TransitionContext { was_well, ..calm(generation, 10) };
         transition(BackendState::Starting, generation, BackendEvent::Exited, &care, &about)
     };
     let again = Transition::Move(BackendState::Restarting, Effect::Pause(at(11)));
@@ -119,8 +119,8 @@ proptest! {
     fn what_an_older_start_left_behind_changes_nothing(
         state in states(), event in events(), generation in 0..100_i64, newer in 1..100_i64, is_busy: bool
     ) {
-        let about = Circumstances { is_busy, ..calm(generation + newer, 0) };
-        let said = transition(state, generation, event, &Care::default(), &about);
+        let about = TransitionContext { is_busy, ..calm(generation + newer, 0) };
+        let said = transition(state, generation, event, &HealthPolicy::default(), &about);
         prop_assert_eq!(said, Transition::Nothing(Why::Stale));
     }
 
@@ -129,7 +129,7 @@ proptest! {
     fn a_life_has_one_process_at_a_time_and_few_restarts(
         happenings in prop::collection::vec((events(), any::<bool>(), 0..40_i64, any::<bool>()), 0..300)
     ) {
-        let care = Care::default();
+        let care = HealthPolicy::default();
         let (mut state, mut generation, mut now) = (BackendState::Stopped, 0, 0);
         let (mut has_process, mut not_before, mut was_well) = (false, None, false);
         let mut restarts: Vec<Timestamp> = Vec::new();
@@ -139,7 +139,7 @@ proptest! {
             if matches!(event, BackendEvent::Exited | BackendEvent::NotStarted) && !is_stale && !has_process {
                 continue;
             }
-            let about = Circumstances { is_busy, restarts: &restarts, was_well, not_before, ..calm(generation, now) };
+            let about = TransitionContext { is_busy, restarts: &restarts, was_well, not_before, ..calm(generation, now) };
             let of = if is_stale { generation - 1 } else { generation };
             if matches!(event, BackendEvent::Exited | BackendEvent::NotStarted) && !is_stale {
                 has_process = false;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{EngineError, Shared};
-use super::tended::wipe;
+use super::backend_task::wipe;
 use crate::backend::BackendState;
 use crate::lease::WorkerKey;
 use crate::metrics::METRICS;
 use crate::process::reap::{self, Liveness};
 use crate::run::Attempt;
-use crate::store::backend::{Move, Watched};
+use crate::store::backend::{BackendRow, Move};
 
 /// What a dead worker's backend gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(300);
 /// Takes over the backends of lost workers. Answers with their number.
 pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -> Result<u64, EngineError> {
     let worker = shared.worker(0).await?.key;
-    let is_orphan = |row: &Watched| row.worker.is_none_or(|watcher| lost.contains(&watcher));
+    let is_orphan = |row: &BackendRow| row.worker.is_none_or(|watcher| lost.contains(&watcher));
     let mut adopted = 0;
     for row in shared.store.live_backends().await?.into_iter().filter(is_orphan) {
         let lives = lives(shared, &row).await;
@@ -41,7 +41,7 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
     Ok(adopted)
 }
 
-async fn lives(shared: &Shared, row: &Watched) -> bool {
+async fn lives(shared: &Shared, row: &BackendRow) -> bool {
     let Some(host) = &row.host else { return false };
     match reap::is_alive(&host.process) {
         Liveness::Dead => false,
@@ -53,7 +53,7 @@ async fn lives(shared: &Shared, row: &Watched) -> bool {
 
 /// Ends what is left of one, and stores that it is stopped. It is nobody's until then, so that nobody starts it meanwhile.
 /// False when that cannot be ended now, or somebody else was quicker.
-async fn write_off(shared: &Shared, row: &Watched) -> Result<bool, EngineError> {
+async fn write_off(shared: &Shared, row: &BackendRow) -> Result<bool, EngineError> {
     let attempt = Attempt { run: row.id.into(), number: row.generation };
     let process = row.host.as_ref().map(|host| host.process.clone());
     let ended = reap::end(reap::Mark::up_to(attempt), process, GRACE).await;

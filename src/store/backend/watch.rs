@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 use crate::text::heard_text;
 use crate::worker::Shim;
 
-use super::{Row, Watched, json_of};
+use super::{BackendRow, Row, json_of};
 
 /// A change of state, from what was seen.
 #[derive(Debug, Clone)]
@@ -137,7 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn live_backends(&self) -> Result<Vec<Watched>, StoreError> {
+    pub async fn live_backends(&self) -> Result<Vec<BackendRow>, StoreError> {
         self.watched(None).await
     }
 
@@ -145,11 +145,11 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn live_backend(&self, key: BackendKey) -> Result<Option<Watched>, StoreError> {
+    pub async fn live_backend(&self, key: BackendKey) -> Result<Option<BackendRow>, StoreError> {
         Ok(self.watched(Some(key)).await?.pop())
     }
 
-    async fn watched(&self, only: Option<BackendKey>) -> Result<Vec<Watched>, StoreError> {
+    async fn watched(&self, only: Option<BackendKey>) -> Result<Vec<BackendRow>, StoreError> {
         let rows = sqlx::query_as!(
             Row,
             r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
@@ -161,7 +161,7 @@ impl Store {
                WHERE b.state <> 'stopped' AND (?1 IS NULL OR b.key = ?1) ORDER BY b.used_at"#,
             only
         );
-        rows.fetch_all(&self.readers).await?.into_iter().map(Watched::try_from).collect()
+        rows.fetch_all(&self.readers).await?.into_iter().map(BackendRow::try_from).collect()
     }
 
     /// Watches over a backend from now on, unless somebody else does: `before` did, or nobody.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::Shared;
 use crate::agent::Agent;
-use crate::backend::{BackendEvent, BackendState, Care};
+use crate::backend::{BackendEvent, BackendState, HealthPolicy};
 use crate::config::OnShutdown;
 use crate::driver::Driver;
 use crate::failure::{AgentError, ErrorClass};
@@ -24,7 +24,7 @@ use crate::metrics::METRICS;
 use crate::process::temp_dir::remove_temp_dir;
 use crate::process::{Adoption, End, Reply, last_words, reap};
 use crate::run::{Attempt, Cause, ExitReport};
-use crate::store::backend::Watched;
+use crate::store::backend::BackendRow;
 use crate::workspace::Workspace;
 
 /// A host confirms the end of its process so soon after SIGKILL.
@@ -53,16 +53,16 @@ impl Next {
 }
 
 /// A backend of this worker.
-pub(super) struct Tended {
+pub(super) struct BackendTask {
     shared: Arc<Shared>,
     worker: WorkerKey,
     agent: Agent,
     workspace: Workspace,
     driver: Arc<dyn Driver>,
-    care: Care,
-    row: Watched,
+    care: HealthPolicy,
+    row: BackendRow,
     /// The row as the supervisor saw it last; none when it is not this worker's any more.
-    rows: watch::Receiver<Option<Watched>>,
+    rows: watch::Receiver<Option<BackendRow>>,
     reply: Option<Reply>,
     failures: u32,
     hung_since: Option<Instant>,
@@ -76,9 +76,9 @@ pub(super) struct Tended {
     short_starts: u32,
 }
 
-impl Tended {
+impl BackendTask {
     /// None when its agent or workspace is not configured here.
-    pub fn new(shared: Arc<Shared>, row: Watched, rows: watch::Receiver<Option<Watched>>) -> Option<Self> {
+    pub fn new(shared: Arc<Shared>, row: BackendRow, rows: watch::Receiver<Option<BackendRow>>) -> Option<Self> {
         let worker = shared.worker.get()?.key;
         let agent = shared.config.agents.get(&row.agent)?.clone();
         let workspace = shared.config.workspaces.get(&row.workspace)?.clone();
@@ -231,7 +231,7 @@ impl Tended {
     }
 
     /// What the row says now, as others may have changed it.
-    fn heed(&mut self, seen: Option<Watched>) -> Option<Next> {
+    fn heed(&mut self, seen: Option<BackendRow>) -> Option<Next> {
         let Some(seen) = seen.filter(|seen| seen.state == self.row.state && seen.generation == self.row.generation)
         else {
             return Some(Next::Look);

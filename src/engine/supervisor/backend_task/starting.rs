@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Next, Tended};
+use super::{BackendTask, Next};
 use crate::backend::BackendEvent;
 use crate::driver::WarmStart;
 use crate::metrics::METRICS;
@@ -14,7 +14,7 @@ use crate::process::StartError;
 /// A host is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-impl Tended {
+impl BackendTask {
     /// Starts a process, under a host that is stored before anything of it runs.
     pub(super) async fn begin(&mut self) -> Next {
         let Some(warm) = self.driver.warm() else { return Next::Leave };

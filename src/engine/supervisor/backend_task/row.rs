@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{CONFIRM, Tended, WRITE_AGAIN};
-use crate::backend::{BackendEvent, BackendState, Circumstances, Effect, Transition, recent, transition};
+use super::{BackendTask, CONFIRM, WRITE_AGAIN};
+use crate::backend::{BackendEvent, BackendState, Effect, Transition, TransitionContext, recent, transition};
 use crate::failure::ErrorClass;
 use crate::metrics::METRICS;
 use crate::store::backend::Move;
@@ -14,7 +14,7 @@ use crate::store::{Store, StoreError};
 /// So often is a write that failed tried again when the engine closes.
 const LAST_TRIES: u32 = 20;
 
-impl Tended {
+impl BackendTask {
     /// Moves it as an event says. False when somebody else watches over it.
     pub(super) async fn apply(&mut self, event: BackendEvent, reason: String, class: Option<ErrorClass>) -> bool {
         let (state, generation) = (self.row.state, self.row.generation);
@@ -26,7 +26,7 @@ impl Tended {
             return true;
         }
         let now = self.shared.store.clock().now();
-        let about = Circumstances {
+        let about = TransitionContext {
             now,
             generation: self.row.generation,
             restarts: &self.row.restarts,
