@@ -11,7 +11,7 @@ use super::Shared;
 use crate::lease::{Lease, RunKey, SessionKey, WorkerKey};
 use crate::metrics::METRICS;
 use crate::store::Notice;
-use crate::store::run::{Only, Orphan};
+use crate::store::run::{Orphan, SessionScope};
 
 /// What the outside can say to a run that this process executes.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ pub(super) struct Executing {
     adopted: Mutex<Vec<(Orphan, Signals)>>,
     count: watch::Sender<usize>,
     /// What runs are executed here, once any are.
-    scope: OnceLock<Option<Only>>,
+    scope: OnceLock<Option<SessionScope>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
     /// Woken when runs of a session that was closed are still to be cancelled.
@@ -64,7 +64,7 @@ impl Executing {
     }
 
     /// Runs are executed here from now on: any, or those of one session.
-    pub fn begin(&self, only: Option<Only>) {
+    pub fn begin(&self, only: Option<SessionScope>) {
         // Whoever starts a second loop gets what the first one may have.
         let _ = self.scope.set(only);
         self.renewed();

@@ -54,7 +54,7 @@ use crate::process::Shims;
 use crate::process::reap;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::store::run::{Located, Only};
+use crate::store::run::{RunRow, SessionScope};
 
 pub use crate::store::audit::Depth;
 pub use crate::store::event::EventPage;
@@ -260,7 +260,7 @@ impl Engine {
         Ok(())
     }
 
-    fn spawn_loops(&self, capacity: u32, only: Option<Only>) {
+    fn spawn_loops(&self, capacity: u32, only: Option<SessionScope>) {
         let shared = &self.shared;
         shared.spawn_loop("closing", Shared::is_closed, closing::run(shared.clone()));
         shared.spawn_loop("sweep", Shared::is_draining, sweep::run(shared.clone()));
@@ -277,7 +277,7 @@ impl Engine {
         let located = self.locate(run).await?;
         // With room for nobody else's runs: others do not count on it.
         self.shared.worker(0).await?;
-        let only = Only { session: located.session, until: located.key };
+        let only = SessionScope { session: located.session, until: located.key };
         self.shared.executing.begin(Some(only));
         self.spawn_loops(1, Some(only));
         Ok(())
@@ -366,7 +366,7 @@ impl Engine {
         Ok(self.shared.store.stats(self.now() - window).await?)
     }
 
-    async fn locate(&self, id: RunId) -> Result<Located, EngineError> {
+    async fn locate(&self, id: RunId) -> Result<RunRow, EngineError> {
         self.shared.store.find_run(id).await?.ok_or_else(|| not_found("run", id))
     }
 

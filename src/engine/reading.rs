@@ -15,7 +15,7 @@ use crate::process::reap;
 use crate::run::Run;
 use crate::slot::Slot;
 use crate::store::event::{EventPage, Range};
-use crate::store::run::Located;
+use crate::store::run::RunRow;
 use crate::store::short_id::IdKind;
 use crate::waiting::WaitsFor;
 use crate::worker::Worker;
@@ -80,13 +80,13 @@ impl Engine {
     }
 
     /// A run together with what it waits for.
-    pub(super) async fn with_reason(&self, located: Located) -> Result<Run, EngineError> {
+    pub(super) async fn with_reason(&self, located: RunRow) -> Result<Run, EngineError> {
         let run = located.run.clone();
         Ok(self.with_reasons(vec![located]).await?.pop().map_or(run, |(_, run)| run))
     }
 
     /// Runs together with what they wait for: the one place that says so.
-    async fn with_reasons(&self, mut runs: Vec<Located>) -> Result<Vec<(RunKey, Run)>, EngineError> {
+    async fn with_reasons(&self, mut runs: Vec<RunRow>) -> Result<Vec<(RunKey, Run)>, EngineError> {
         let unsettled: Vec<_> = runs.iter().filter(|l| !l.run.status.is_settled()).map(|l| l.key).collect();
         if !unsettled.is_empty() {
             let agents = self.shared.config.agents.values();

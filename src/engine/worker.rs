@@ -18,7 +18,7 @@ use crate::metrics::METRICS;
 use crate::process::reap;
 use crate::run::{Cause, Outcome};
 use crate::store::StoreError;
-use crate::store::run::{ClaimRequest, Claimed, Only};
+use crate::store::run::{ClaimRequest, Claimed, SessionScope};
 use crate::store::worker::Registration;
 
 /// The worker looks for ready runs this often by itself.
@@ -71,7 +71,7 @@ fn hostname() -> String {
 }
 
 /// Claims and drives runs until the engine drains, and renews leases until the last of them is settled.
-pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Only>) {
+pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<SessionScope>) {
     let Some(identity) = shared.worker.get() else { return };
     let worker = identity.key;
     let mut runs = JoinSet::new();
@@ -157,7 +157,7 @@ async fn claim(
     shared: &Shared,
     worker: WorkerKey,
     room: usize,
-    only: Option<Only>,
+    only: Option<SessionScope>,
 ) -> Result<(Vec<(Claimed, Signals)>, ClaimResult), StoreError> {
     let _claiming = shared.claiming.lock().await;
     let request = ClaimRequest {

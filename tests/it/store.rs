@@ -19,7 +19,8 @@ use mainstay::store::event::{Append, Frames, Range};
 use mainstay::store::fact::Fact;
 use mainstay::store::permission::{NewPermission, PermissionFilter};
 use mainstay::store::run::{
-    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Only, Orphan, Purpose, RUNS_AT_ONCE, Refusal, Settle, Settled,
+    ClaimRequest, Claimed, Enqueue, Enqueued, Lost, Orphan, Purpose, RUNS_AT_ONCE, Refusal, SessionScope, Settle,
+    Settled,
 };
 use mainstay::store::session::{Closed, NamedValues, NewSession};
 use mainstay::store::worker::Registration;
@@ -272,8 +273,8 @@ async fn an_old_lease_changes_nothing() {
     assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
     assert!(!scene.store.put_back(old.lease).await.unwrap());
     // Nor does it let anybody end what is in the place by now.
-    assert!(scene.store.whereabouts(old.lease).await.unwrap().is_none());
-    assert!(scene.store.whereabouts(orphans[0].lease).await.unwrap().is_some());
+    assert!(scene.store.turn_location(old.lease).await.unwrap().is_none());
+    assert!(scene.store.turn_location(orphans[0].lease).await.unwrap().is_some());
     assert!(scene.store.put_back(orphans[0].lease).await.unwrap());
     let again = scene.claim(1).await.remove(0);
     assert_eq!(again.run, old.run);
@@ -1200,7 +1201,7 @@ async fn who_waits_for_one_run_claims_nothing_behind_it() {
         limit: 8,
         agents: BTreeMap::from([("demo".parse().unwrap(), 100)]),
         workspaces: vec!["default".parse().unwrap()],
-        only: Some(Only { session: awaited.session, until: awaited.key }),
+        only: Some(SessionScope { session: awaited.session, until: awaited.key }),
         lease: LEASE,
     };
     let claimed = scene.store.claim(request.clone()).await.unwrap();

@@ -31,7 +31,7 @@ use mainstay::run::{Cause, ExitReport, Outcome, RunOptions};
 use mainstay::store::event::Appended;
 use mainstay::store::fact::Fact;
 use mainstay::store::permission::{Answered, GiveAnswer, NewPermission};
-use mainstay::store::run::{ClaimRequest, Enqueue, Lost, Only, Refusal, Settle};
+use mainstay::store::run::{ClaimRequest, Enqueue, Lost, Refusal, SessionScope, Settle};
 use mainstay::store::session::{Closed, NewSession};
 use mainstay::store::worker::Registration;
 use mainstay::store::{Store, StoreError, event};
@@ -292,7 +292,7 @@ impl System {
             Some(session) => {
                 // Whoever waits for a run of the session; when none is left, nothing in it can be claimed anyway.
                 let awaited = self.store().find_current_run(session).await.unwrap();
-                Some(Only { session, until: awaited.map_or(0, |awaited| awaited.key) })
+                Some(SessionScope { session, until: awaited.map_or(0, |awaited| awaited.key) })
             }
             None => None,
         };

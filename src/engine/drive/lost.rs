@@ -11,7 +11,7 @@ use crate::lease::BackendKey;
 use crate::metrics::METRICS;
 use crate::process::{TurnPlace, reap};
 use crate::run::{Attempt, ExitReport};
-use crate::store::run::Whereabouts;
+use crate::store::run::TurnLocation;
 use crate::text::AgentSessionId;
 
 /// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
@@ -27,7 +27,7 @@ impl Drive<'_> {
         let began = Instant::now();
         loop {
             // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
-            let found = self.retry_write(|| self.shared.store.whereabouts(self.leased.lease)).await?;
+            let found = self.retry_write(|| self.shared.store.turn_location(self.leased.lease)).await?;
             let Some(found) = found else { return Err(Abandoned::LeaseLost) };
             let on = found.backend;
             let is_restarted = self.on.as_ref().zip(on).is_some_and(|(ours, (_, now))| ours.generation != now);
@@ -63,7 +63,7 @@ impl Drive<'_> {
     }
 
     /// None when no process was started for it.
-    fn place_of(&self, found: Whereabouts) -> Option<TurnPlace> {
+    fn place_of(&self, found: TurnLocation) -> Option<TurnPlace> {
         Some(TurnPlace {
             attempt: Attempt { run: self.leased.run, number: found.host_attempt? },
             session: found.session,

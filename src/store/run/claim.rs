@@ -27,14 +27,14 @@ pub struct ClaimRequest {
     /// The workspaces that this process knows.
     pub workspaces: Vec<WorkspaceName>,
     /// Not just any run.
-    pub only: Option<Only>,
+    pub only: Option<SessionScope>,
     /// How long the leases last unless they are renewed.
     pub lease: Duration,
 }
 
 /// The runs of one session, as long as one of them is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Only {
+pub struct SessionScope {
     /// The session.
     pub session: SessionKey,
     /// The run that somebody waits for.

@@ -10,7 +10,7 @@ use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError, assignment, message, permission, session};
 use crate::workspace::WhenFull;
 
-use super::{Located, load_one, request_cancel};
+use super::{RunRow, load_one, request_cancel};
 
 /// Why a message is sent. A message that is not known is new, whatever the purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct Enqueue {
 #[derive(Debug, Clone)]
 pub struct Enqueued {
     /// Its run.
-    pub run: Located,
+    pub run: RunRow,
     /// False when its run was there before: nothing was started.
     pub created: bool,
 }

@@ -1,5 +1,5 @@
 //! The table `runs`: reading, and by verb the statements that move a run: `enqueue.rs`, `claim.rs`, `settle.rs`,
-//! `resume.rs`, `lease.rs`, `held.rs`; and `whereabouts.rs`, `waiting.rs`.
+//! `resume.rs`, `lease.rs`, `held.rs`; and `turn_location.rs`, `waiting.rs`.
 
 mod claim;
 mod closing;
@@ -8,8 +8,8 @@ mod held;
 mod lease;
 mod resume;
 mod settle;
+mod turn_location;
 mod waiting;
-mod whereabouts;
 
 use std::collections::HashSet;
 
@@ -22,14 +22,14 @@ use crate::lease::{RunKey, SessionKey};
 use crate::run::{Run, Status};
 use crate::usage::Usage;
 
-pub use claim::{ClaimRequest, Claimed, Only, Orphan};
+pub use claim::{ClaimRequest, Claimed, Orphan, SessionScope};
 pub(super) use closing::cancel_queue;
 pub use enqueue::{Enqueue, Enqueued, Purpose, Refusal};
 pub use held::Lost;
 pub(super) use lease::expire_leases;
 pub use settle::{CancelRequest, RUNS_AT_ONCE, Settle, Settled};
 pub(super) use settle::{request_cancel, settle_all};
-pub use whereabouts::Whereabouts;
+pub use turn_location::TurnLocation;
 
 struct Row {
     key: RunKey,
@@ -72,7 +72,7 @@ struct Row {
     settled_at: Option<i64>,
 }
 
-impl TryFrom<Row> for Located {
+impl TryFrom<Row> for RunRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
@@ -122,13 +122,13 @@ impl TryFrom<Row> for Located {
             cancel_requested_at: row.cancel_requested_at.map(Timestamp::from_millis),
             settled_at: row.settled_at.map(Timestamp::from_millis),
         };
-        Ok(Located { key: row.key, session: row.session_key, run })
+        Ok(RunRow { key: row.key, session: row.session_key, run })
     }
 }
 
 /// Where a run is: its row, its session's row, and what it has said.
 #[derive(Debug, Clone)]
-pub struct Located {
+pub struct RunRow {
     /// Its row.
     pub key: RunKey,
     /// Its session's row.
@@ -149,7 +149,7 @@ pub struct RunFilter {
 }
 
 /// Runs by their keys, newest first. The one place that knows the columns of [`Run`].
-async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result<Vec<Located>, StoreError> {
+async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result<Vec<RunRow>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT r.key, r.session_key, r.id, s.id AS session_id, m.id AS message_id, r.response_id, r.workspace, r.agent,
@@ -166,10 +166,10 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
     )
     .fetch_all(executor)
     .await?;
-    rows.into_iter().map(Located::try_from).collect()
+    rows.into_iter().map(RunRow::try_from).collect()
 }
 
-async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> Result<Option<Located>, StoreError> {
+async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> Result<Option<RunRow>, StoreError> {
     Ok(load(executor, &format!("[{key}]")).await?.pop())
 }
 
@@ -192,7 +192,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn find_run(&self, id: RunId) -> Result<Option<Located>, StoreError> {
+    pub async fn find_run(&self, id: RunId) -> Result<Option<RunRow>, StoreError> {
         let id = id.to_string();
         let key = sqlx::query_scalar!("SELECT key FROM runs WHERE id = ?1", id).fetch_optional(&self.readers).await?;
         match key {
@@ -205,7 +205,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn find_current_run(&self, session: SessionKey) -> Result<Option<Located>, StoreError> {
+    pub async fn find_current_run(&self, session: SessionKey) -> Result<Option<RunRow>, StoreError> {
         let key = sqlx::query_scalar!(
             r#"SELECT coalesce(
                    (SELECT key FROM runs WHERE session_key = ?1 AND status = 'running'),
@@ -225,7 +225,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn find_run_at(&self, session: SessionKey, seq: Seq) -> Result<Option<Located>, StoreError> {
+    pub async fn find_run_at(&self, session: SessionKey, seq: Seq) -> Result<Option<RunRow>, StoreError> {
         let key = sqlx::query_scalar!("SELECT run_key FROM events WHERE session_key = ?1 AND seq = ?2", session, seq);
         match key.fetch_optional(&self.readers).await? {
             Some(key) => load_one(&self.readers, key).await,
@@ -237,11 +237,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn find_run_of_message(
-        &self,
-        session: SessionKey,
-        id: &MessageId,
-    ) -> Result<Option<Located>, StoreError> {
+    pub async fn find_run_of_message(&self, session: SessionKey, id: &MessageId) -> Result<Option<RunRow>, StoreError> {
         // Its answer has the run's id before it is stored.
         if let Some(run) = id.run_of_response()
             && let Some(located) = self.find_run(run).await?.filter(|located| located.session == session)
@@ -265,7 +261,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn list_runs(&self, filter: &RunFilter, limit: i64) -> Result<Vec<Located>, StoreError> {
+    pub async fn list_runs(&self, filter: &RunFilter, limit: i64) -> Result<Vec<RunRow>, StoreError> {
         let status = filter.status.map(Status::as_str);
         let keys = match &filter.session {
             Some(session) => {

@@ -19,7 +19,7 @@ use crate::store::tx::{Committed, Notice, Tx};
 use crate::store::{Store, StoreError, message};
 use crate::usage::Usage;
 
-use super::{Located, load_one, resume};
+use super::{RunRow, load_one, resume};
 
 /// Each costs a quarter of a millisecond: other writes wait for 50 ms.
 pub const RUNS_AT_ONCE: i64 = 200;
@@ -62,7 +62,7 @@ pub struct Settled {
 #[derive(Debug, Clone)]
 pub struct CancelRequest {
     /// The run after it.
-    pub run: Located,
+    pub run: RunRow,
     /// Whether the run was settled before.
     pub was_settled: bool,
 }

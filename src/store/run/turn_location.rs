@@ -7,7 +7,7 @@ use crate::text::AgentSessionId;
 
 /// Where the turn of a run is, as far as it is stored.
 #[derive(Debug, Clone)]
-pub struct Whereabouts {
+pub struct TurnLocation {
     /// Its workspace.
     pub workspace: WorkspaceName,
     /// The slot it runs in; none when it shares the workspace's resident agent.
@@ -31,7 +31,7 @@ impl Store {
     ///
     /// # Errors
     /// Any failure of the database.
-    pub async fn whereabouts(&self, lease: Lease) -> Result<Option<Whereabouts>, StoreError> {
+    pub async fn turn_location(&self, lease: Lease) -> Result<Option<TurnLocation>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, r.dir, r.host_attempt, b.key AS "backend_key?",
                    b.generation AS "generation?", b.endpoint AS "endpoint?"
@@ -42,7 +42,7 @@ impl Store {
             lease.token
         );
         let Some(row) = row.fetch_optional(&self.readers).await? else { return Ok(None) };
-        Ok(Some(Whereabouts {
+        Ok(Some(TurnLocation {
             workspace: row.workspace.parse()?,
             slot: row.slot,
             session: row.session.parse()?,
