@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mainstay::agent_event::LineParser;
 use mainstay::config::Config;
 use mainstay::driver::{acp, claude, codex, opencode};
-use mainstay::engine::{Engine, Send, turn::Turn};
+use mainstay::engine::{Engine, SendMessage, turn::Turn};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 use mainstay::process::decode;
@@ -149,7 +149,7 @@ async fn driven(driver: &str) -> Vec<Duration> {
     let engine = Engine::open(&dir.path().join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
     let message = UserMessage::text(MessageId::generate(), "go on").unwrap();
-    let run = engine.send(Send::new("s".parse().unwrap(), message)).await.unwrap().run;
+    let run = engine.send(SendMessage::new("s".parse().unwrap(), message)).await.unwrap().run;
     let mut follower = engine.follow_run(run.id, 0).await.unwrap();
     let mut ages = Vec::new();
     while let Some(events) = follower.next_events().await.unwrap() {

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use mainstay::config::Config;
-//! use mainstay::engine::{Engine, Send};
+//! use mainstay::engine::{Engine, SendMessage};
 //! use mainstay::id::{MessageId, SessionId};
 //! use mainstay::message::UserMessage;
 //!
@@ -16,7 +16,7 @@
 //! engine.start().await?;
 //!
 //! let message = UserMessage::text(MessageId::generate(), "What can you do?")?;
-//! let sent = engine.send(Send::new("hello".parse::<SessionId>()?, message)).await?;
+//! let sent = engine.send(SendMessage::new("hello".parse::<SessionId>()?, message)).await?;
 //!
 //! // Replays from the beginning, then follows live, to the end of the run.
 //! let mut follower = engine.follow_run(sent.run.id, 0).await?;

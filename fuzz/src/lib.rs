@@ -13,7 +13,7 @@ use mainstay::config::{Config, limits};
 use mainstay::driver::acp::bridge::{Frames, Heard};
 use mainstay::driver::{acp, claude, codex, openclaw, openclaw_gateway, opencode};
 use mainstay::engine::turn::Turn;
-use mainstay::engine::{Send, fold::Fold};
+use mainstay::engine::{SendMessage, fold::Fold};
 use mainstay::http::{ChatRequest, Error, read_chat, read_cursor, read_new_run};
 use mainstay::options::SessionOptions;
 use mainstay::process::shim::frame::{Decoder, Frame, encode};
@@ -223,7 +223,7 @@ pub fn chat(data: &[u8]) {
     }
 }
 
-fn is_sendable_or_refused(read: Result<Send, Error>) {
+fn is_sendable_or_refused(read: Result<SendMessage, Error>) {
     match read {
         Ok(send) => {
             assert!(!send.message.prompt().trim().is_empty());

@@ -13,7 +13,7 @@ use super::signals::StopSignals;
 use super::stream::StreamOutput;
 use super::waiting::Waiting;
 use super::{AttachFormat, RunArgs};
-use crate::engine::{Engine, Send};
+use crate::engine::{Engine, SendMessage};
 use crate::failure::ErrorClass;
 use crate::id::SessionId;
 use crate::message::UserMessage;
@@ -29,7 +29,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
         None => SessionId::generate(),
     };
     let mut signals = StopSignals::new()?;
-    let mut send = Send::new(session.clone(), message);
+    let mut send = SendMessage::new(session.clone(), message);
     send.agent = args.agent.clone();
     send.workspace = args.workspace.clone();
     // A later run that names the session lets it keep its slot.

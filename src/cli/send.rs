@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::exit::Exit;
 use super::ids;
 use super::{SendArgs, table};
-use crate::engine::{Engine, Send};
+use crate::engine::{Engine, SendMessage};
 use crate::message::UserMessage;
 use crate::run::{RunOptions, Status};
 
@@ -19,7 +19,7 @@ pub(super) async fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let session = ids::session_or_new(engine, &args.session).await?;
-    let mut send = Send::new(session, message);
+    let mut send = SendMessage::new(session, message);
     send.options = RunOptions { when_busy: args.when_busy, priority: args.priority, timeout: None };
     let run = engine.send(send).await.context("failed to send")?.run;
     if json {

@@ -69,7 +69,7 @@ pub use error::EngineError;
 pub use feed::{Followed, Follower};
 pub use permissions::Paused;
 pub use read_only::READS_AT_MOST;
-pub use sending::{Send, Sent};
+pub use sending::{SendMessage, Sent};
 pub use sessions::CreateSession;
 pub use sweep::SweepReport;
 
@@ -146,7 +146,7 @@ impl Engine {
     pub async fn open_with_backends(
         path: &Path,
         config: Config,
-        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + Send,
     ) -> Result<Self, EngineError> {
         Self::open_with(path, config, Arc::new(SystemClock), driver).await
     }
@@ -163,7 +163,7 @@ impl Engine {
         path: &Path,
         config: Config,
         clock: Arc<dyn Clock>,
-        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + std::marker::Send,
+        driver: impl Fn(&Agent, &Shims) -> Option<Arc<dyn Driver>> + Send,
     ) -> Result<Self, EngineError> {
         let memory = Memory::new(config.engine.memory_limit);
         let feed = Arc::new(Feed::within(&memory));

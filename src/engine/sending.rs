@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 
 /// What is to be sent.
 #[derive(Debug, Clone)]
-pub struct Send {
+pub struct SendMessage {
     /// The session; created when it does not exist.
     pub session: SessionId,
     /// What the person said.
@@ -35,7 +35,7 @@ pub struct Send {
     pub goes_next: bool,
 }
 
-impl Send {
+impl SendMessage {
     /// A message for a session, with the usual options.
     pub fn new(session: SessionId, message: UserMessage) -> Self {
         let (purpose, options) = (Purpose::Send, RunOptions::default());
@@ -62,7 +62,7 @@ impl Engine {
     /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::InvalidMessage`] for files that the
     /// agent does not take, [`EngineError::Refused`], [`EngineError::InvalidValue`]
     /// for options out of range, [`EngineError::ShuttingDown`], [`EngineError::Failed`], [`EngineError::Store`].
-    pub async fn send(&self, send: Send) -> Result<Sent, EngineError> {
+    pub async fn send(&self, send: SendMessage) -> Result<Sent, EngineError> {
         if self.shared.draining.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }

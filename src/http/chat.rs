@@ -22,7 +22,7 @@ use super::extract::{Cursor, Id, Params, with_path};
 use super::places::{Crowded, StreamPlace};
 use super::runs::{Wait, cancel_current, nothing_to_cancel};
 use super::sse;
-use crate::engine::{EngineError, GivenAnswer, Purpose, ResumeFrom, Send};
+use crate::engine::{EngineError, GivenAnswer, Purpose, ResumeFrom, SendMessage};
 use crate::id::{InvalidId, MessageId, SessionId};
 use crate::message::UserMessage;
 use crate::permission::Answer;
@@ -32,7 +32,7 @@ use crate::run::RunOptions;
 #[derive(Debug)]
 pub enum ChatRequest {
     /// A message is sent. Of the answers that come along, those count whose questions are open.
-    Send(Box<Send>, Vec<GivenAnswer>),
+    Send(Box<SendMessage>, Vec<GivenAnswer>),
     /// What the agent asked is answered.
     Answers(SessionId, Vec<GivenAnswer>),
 }
@@ -76,7 +76,7 @@ impl ChatBody {
             }
         };
         let options = RunOptions { when_busy: fields.when_busy.unwrap_or_default(), ..RunOptions::default() };
-        let send = Send { purpose, workspace, agent, options, ..Send::new(session, message) };
+        let send = SendMessage { purpose, workspace, agent, options, ..SendMessage::new(session, message) };
         Ok(ChatRequest::Send(send.into(), known_answers(&approvals)))
     }
 }

@@ -15,7 +15,7 @@ use super::extract::{Body, Cursor, Id, Params, WantsStream, parse};
 use super::page::{Items, Page};
 use super::places::StreamPlace;
 use super::sse;
-use crate::engine::{EngineError, RunFilter, Send, Sent};
+use crate::engine::{EngineError, RunFilter, SendMessage, Sent};
 use crate::event::Seq;
 use crate::id::{MessageId, RunId, SessionId};
 use crate::message::UserMessage;
@@ -52,13 +52,13 @@ impl NewMessage {
 }
 
 impl NewRun {
-    fn into_send(self, session: SessionId) -> Result<Send, Error> {
+    fn into_send(self, session: SessionId) -> Result<SendMessage, Error> {
         let options = RunOptions {
             when_busy: self.when_busy,
             timeout: self.timeout_ms.map(Duration::from_millis),
             priority: self.priority,
         };
-        Ok(Send { options, ..Send::new(session, self.message.check()?) })
+        Ok(SendMessage { options, ..SendMessage::new(session, self.message.check()?) })
     }
 }
 
@@ -66,7 +66,7 @@ impl NewRun {
 ///
 /// # Errors
 /// 400 for what is no JSON, 422 for what is no message.
-pub fn read_new_run(session: SessionId, body: &[u8]) -> Result<Send, Error> {
+pub fn read_new_run(session: SessionId, body: &[u8]) -> Result<SendMessage, Error> {
     parse::<NewRun>(body)?.into_send(session)
 }
 

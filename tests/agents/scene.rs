@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mainstay::config::Config;
-use mainstay::engine::{Engine, PermissionFilter, Send};
+use mainstay::engine::{Engine, PermissionFilter, SendMessage};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::permission::Permission;
@@ -152,7 +152,7 @@ impl Scene {
     /// Sends a message.
     pub async fn send(&self, session: &str, text: &str) -> RunId {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        self.engine.send(Send::new(session.parse().unwrap(), message)).await.unwrap().run.id
+        self.engine.send(SendMessage::new(session.parse().unwrap(), message)).await.unwrap().run.id
     }
 
     /// Waits until a run is settled.

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mainstay::config::Config;
-use mainstay::engine::{Depth, Engine, Send};
+use mainstay::engine::{Depth, Engine, SendMessage};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::permission::Answer;
@@ -42,7 +42,7 @@ async fn filled(dir: &Path) -> (Engine, RunId) {
     engine.start().await.unwrap();
     let send = async |session: &str, text: &str| {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        engine.send(Send::new(session.parse().unwrap(), message)).await.unwrap().run.id
+        engine.send(SendMessage::new(session.parse().unwrap(), message)).await.unwrap().run.id
     };
     let tool = send("hello", "/tool").await;
     let last = send("hello", "hi").await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay::audit::{Audit, MOST_FINDINGS, Verdict};
 use mainstay::config::Config;
-use mainstay::engine::{Depth, Engine, Send};
+use mainstay::engine::{Depth, Engine, SendMessage};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 use mainstay::store::reading::Reading;
@@ -20,7 +20,7 @@ async fn filled(dir: &Path) -> Engine {
     engine.start().await.unwrap();
     let send = async |session: &str, text: &str| {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        engine.send(Send::new(session.parse().unwrap(), message)).await.unwrap().run.id
+        engine.send(SendMessage::new(session.parse().unwrap(), message)).await.unwrap().run.id
     };
     for (session, text) in [("a", "/tool"), ("a", "/fail no luck"), ("b", "hi")] {
         let run = send(session, text).await;

@@ -1,6 +1,6 @@
 //! Cancel: in every state, also against agents that do not want to stop.
 
-use mainstay::engine::{MessageCursor, Send};
+use mainstay::engine::{MessageCursor, SendMessage};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 use mainstay::run::{Status, WhenBusy};
@@ -148,7 +148,7 @@ async fn interrupt_cancels_the_running_one_and_goes_next() {
     let first = scene.send("agent", "s", "hang").await;
     let second = scene.send("agent", "s", "later").await;
     scene.said(first.id, "working").await;
-    let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "now").unwrap());
+    let mut send = SendMessage::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "now").unwrap());
     send.options.when_busy = WhenBusy::Interrupt;
     let third = scene.engine.send(send).await.unwrap().run;
     let (first, second, third) =

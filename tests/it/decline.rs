@@ -1,6 +1,6 @@
 //! A message that is sent while an agent asks: open questions are declined once nothing else is waited for.
 
-use mainstay::engine::{PermissionFilter, Send};
+use mainstay::engine::{PermissionFilter, SendMessage};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::permission::{Permission, PermissionState};
@@ -31,10 +31,10 @@ impl Scene {
     /// Sends as a chat does.
     async fn chat(&self, text: &str) -> Run {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        let send = Send {
+        let send = SendMessage {
             declined_by: Some("test".into()),
             workspace: Some("asking".parse().unwrap()),
-            ..Send::new("s".parse().unwrap(), message)
+            ..SendMessage::new("s".parse().unwrap(), message)
         };
         self.engine.send(send).await.unwrap().run
     }

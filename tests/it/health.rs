@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mainstay::clock::{Clock, SystemClock, Timestamp};
 use mainstay::config::Config;
-use mainstay::engine::{Engine, EngineError, Send};
+use mainstay::engine::{Engine, EngineError, SendMessage};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 
@@ -33,8 +33,8 @@ async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
 }
 
-fn message() -> Send {
-    Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "hi").unwrap())
+fn message() -> SendMessage {
+    SendMessage::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), "hi").unwrap())
 }
 
 async fn has_failed(engine: &Engine, clock: &BrokenClock) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mainstay::clock::{Clock, SystemClock};
 use mainstay::config::Config;
-use mainstay::engine::{Engine, Follower, MessageCursor, Send, Sent};
+use mainstay::engine::{Engine, Follower, MessageCursor, SendMessage, Sent};
 use mainstay::id::{MessageId, RunId, SessionId};
 use mainstay::message::UserMessage;
 use mainstay::run::Run;
@@ -82,7 +82,7 @@ impl Scene {
 
     pub async fn try_send(&self, agent: &str, session: &str, text: &str) -> Sent {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        let mut send = Send::new(session.parse().unwrap(), message);
+        let mut send = SendMessage::new(session.parse().unwrap(), message);
         send.workspace = Some(agent.parse().unwrap());
         self.engine.send(send).await.unwrap()
     }
@@ -321,7 +321,7 @@ impl Camp {
 
     pub async fn send(&self, agent: &str, session: &str, text: &str) -> Run {
         let message = UserMessage::text(MessageId::generate(), text).unwrap();
-        let mut send = Send::new(session.parse().unwrap(), message);
+        let mut send = SendMessage::new(session.parse().unwrap(), message);
         send.workspace = Some(agent.parse().unwrap());
         self.watcher.send(send).await.unwrap().run
     }

@@ -15,7 +15,7 @@ use mainstay::config::Config;
 use mainstay::driver::backend::BackendProcess;
 use mainstay::driver::per_turn::{Dialect, PerTurn};
 use mainstay::driver::{Driver, ProbeError, Warm, WarmStart, openclaw};
-use mainstay::engine::{Depth, Engine, EngineError, Send};
+use mainstay::engine::{Depth, Engine, EngineError, SendMessage};
 use mainstay::id::{BackendId, MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::process::Shims;
@@ -188,7 +188,7 @@ async fn open(dir: &Path, more: &str, care: HealthPolicy) -> Engine {
 
 async fn send(engine: &Engine, workspace: &str, session: &str, text: &str) -> RunId {
     let message = UserMessage::text(MessageId::generate(), text).unwrap();
-    let mut send = Send::new(session.parse().unwrap(), message);
+    let mut send = SendMessage::new(session.parse().unwrap(), message);
     send.workspace = Some(workspace.parse().unwrap());
     engine.send(send).await.unwrap().run.id
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mainstay::backend::Backend;
 use mainstay::config::Config;
-use mainstay::engine::{Engine, Send};
+use mainstay::engine::{Engine, SendMessage};
 use mainstay::id::{MessageId, RunId};
 use mainstay::message::UserMessage;
 use mainstay::run::{Run, Status};
@@ -28,7 +28,7 @@ pub async fn send(dir: &Path, command: &[&str], more: &str, message: &str) -> (E
     config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&dir.join("m.db"), config).await.unwrap();
     engine.start().await.unwrap();
-    let mut send = Send::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), message).unwrap());
+    let mut send = SendMessage::new("s".parse().unwrap(), UserMessage::text(MessageId::generate(), message).unwrap());
     send.workspace = Some("w".parse().unwrap());
     let run = engine.send(send).await.unwrap().run.id;
     (engine, run)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mainstay::config::Config;
-use mainstay::engine::{Engine, MessageCursor, Send};
+use mainstay::engine::{Engine, MessageCursor, SendMessage};
 use mainstay::id::MessageId;
 use mainstay::message::{Attachment, UserMessage};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
         Attachment { media_type: "image/png".to_owned(), filename: None, url: "data:image/png;base64,AAAA".to_owned() };
     let message = UserMessage::with_files(MessageId::generate(), "look", &[file]).unwrap();
     let session: mainstay::id::SessionId = "s".parse().unwrap();
-    let run = engine.send(Send::new(session.clone(), message)).await.unwrap().run;
+    let run = engine.send(SendMessage::new(session.clone(), message)).await.unwrap().run;
 
     let mut peer = gateway.accept("b").await;
     let asked = peer.accept_run().await;
