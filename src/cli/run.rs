@@ -21,7 +21,7 @@ use crate::run::{Run, Status};
 use crate::telemetry;
 
 /// How often it is looked whether somebody executes the run: the daemon that would may have gone.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RUN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, json: bool) -> anyhow::Result<Exit> {
     let session = match &args.session {
@@ -41,7 +41,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     let mut asking = Asking::new(json).await;
     let mut waiting = Waiting::new(json);
     let mut follower = engine.follow_run(run.id, 0).await?;
-    let mut look = tokio::time::interval(LOOK_AGAIN);
+    let mut look = tokio::time::interval(RUN_POLL_INTERVAL);
     let mut executing = false;
     let mut interrupted = false;
     loop {

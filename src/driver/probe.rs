@@ -1,6 +1,6 @@
 //! What is there of an agent on this machine, asked before any turn: its program and what that calls its version.
 //!
-//! Always: it takes no longer than `PATIENCE` for an agent, and reads `MAX_VERSION_BYTES` of it. Nothing that was started for
+//! Always: it takes no longer than `PROBE_TIMEOUT` for an agent, and reads `MAX_VERSION_BYTES` of it. Nothing that was started for
 //! it is left, in whatever process group, also when the answer is not waited for any more.
 
 use std::io;
@@ -22,7 +22,7 @@ use crate::process::{reap, temp_dir};
 use crate::run::Attempt;
 
 /// A program may take so long to say its version, or a gateway to answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More is no version.
 const MAX_VERSION_BYTES: u64 = 4096;
 /// More of it is not shown.
@@ -37,7 +37,7 @@ pub(super) async fn look(spec: &ProcessSpec, dir: &Path, says_version: bool, unt
     let Some(path) = find_program(spec, dir)? else {
         return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
     };
-    let patience = PATIENCE.min(until.saturating_duration_since(Instant::now()));
+    let patience = PROBE_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
     let version = match says_version && !patience.is_zero() {
         true => version_of(&path, spec, patience).await,
         false => None,

@@ -18,13 +18,13 @@ use crate::process::reap::{self, Liveness};
 use crate::store::run::Lost;
 
 /// Between two looks, at most: so soon is a lost run noticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const MAX_DETECTION_INTERVAL: Duration = Duration::from_secs(1);
 /// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
 const SILENT_LEASES: u32 = 10;
 
 /// How often to look. A lease is lost after three looks at the earliest.
 pub(super) fn interval(config: &EngineConfig) -> Duration {
-    LOOK_AGAIN.min(config.lease / 3)
+    MAX_DETECTION_INTERVAL.min(config.lease / 3)
 }
 
 /// What one look found.

@@ -37,7 +37,7 @@ const RING: usize = 64;
 /// Events in one read of the store: one page takes well under a millisecond.
 const PAGE: i64 = 1000;
 /// A follower looks into the store by itself this often, in case a signal was lost.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const FEED_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
 enum Signal {
@@ -350,7 +350,7 @@ impl Follower {
                     }
                     Ok(Err(broadcast::error::RecvError::Closed)) => {
                         // Only while the process goes down; until then the store is asked at the usual pace.
-                        tokio::time::sleep(LOOK_AGAIN).await;
+                        tokio::time::sleep(FEED_POLL_INTERVAL).await;
                         self.state = State::CatchingUp;
                     }
                 },
@@ -400,7 +400,7 @@ impl Follower {
             },
             _ => State::Live,
         };
-        self.look_at = Instant::now() + LOOK_AGAIN;
+        self.look_at = Instant::now() + FEED_POLL_INTERVAL;
         Ok(None)
     }
 

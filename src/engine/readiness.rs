@@ -1,7 +1,7 @@
 //! Whether a message would be taken now, and its run be executed: asked by balancers, as often as they like.
 //!
 //! Always: however many ask however often, at most one write a second comes of it, and each is answered within
-//! [`PATIENCE`]. What costs nothing is looked at each time.
+//! [`WRITER_PROBE_TIMEOUT`]. What costs nothing is looked at each time.
 //!
 //! Proof: `tests/faults/readiness.rs`.
 
@@ -16,7 +16,7 @@ use crate::store::StoreError;
 /// An outcome is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
 /// A writer that takes longer than this is not ready.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WRITER_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The newest try to write.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ impl Engine {
         shared.health.check_alive()?;
         shared.store.check_place()?;
         let mut probe = shared.readiness.probe(shared);
-        match tokio::time::timeout(PATIENCE, probe.outcome.wait_for(Option::is_some)).await {
+        match tokio::time::timeout(WRITER_PROBE_TIMEOUT, probe.outcome.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => {
                 if let Some(Err(error)) = &*outcome {
                     return Err(error.again().into());

@@ -28,7 +28,7 @@ pub(super) use adopt::adopt;
 use backend_task::BackendTask;
 
 /// What other processes ask of a backend is seen so soon.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const BACKEND_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What turns, the supervisor and whoever counts know of each other.
 #[derive(Default)]
@@ -137,7 +137,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.closed.cancelled() => {}
             _ = changes.changed() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(BACKEND_POLL_INTERVAL) => {}
             Some(ended) = tasks.set.join_next_with_id() => tasks.ended(ended),
         }
     }

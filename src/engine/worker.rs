@@ -22,7 +22,7 @@ use crate::store::run::{ClaimRequest, Claimed, SessionScope};
 use crate::store::worker::Registration;
 
 /// The worker looks for ready runs this often by itself.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const CLAIM_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How this process is known in the table of workers.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Session
         }
         tokio::select! {
             () = shared.executing.ready.notified() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(CLAIM_POLL_INTERVAL) => {}
             () = shared.draining.cancelled(), if !shared.draining.is_cancelled() => {}
             () = shared.closed.cancelled() => break,
             _ = renewal.tick() => renew(&shared, identity).await,

@@ -31,7 +31,7 @@ const TIMES_A_BODY: usize = 2;
 /// A page takes its rows, then its text: up to 4 MiB of each, and of messages as much again for what is queued.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
 /// How long a request waits for room.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether an answer may be a large page.
 fn is_page(request: &Request) -> bool {
@@ -65,7 +65,7 @@ pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, mut req
         return next.run(request).await;
     }
     let readers = app.engine.memory().readers();
-    let Ok(permit) = tokio::time::timeout(PATIENCE, readers.acquire(bytes)).await else {
+    let Ok(permit) = tokio::time::timeout(MEMORY_TIMEOUT, readers.acquire(bytes)).await else {
         METRICS.requests_without_memory.inc();
         let message = "what is in flight takes all the memory that it may: try again soon, or raise memory_limit";
         return Error::unavailable("memory_limit", message).into_response();

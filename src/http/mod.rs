@@ -241,7 +241,7 @@ mod tests {
             format!("after {} s of silence", keep_alive.as_secs()),
             format!("takes nothing of its answer for {} s", stall.as_secs()),
             format!("Up to {} further connections", reserved_connections(usize::MAX)),
-            format!("503 `memory_limit` after {} s", memory::PATIENCE.as_secs()),
+            format!("503 `memory_limit` after {} s", memory::MEMORY_TIMEOUT.as_secs()),
             format!("a head has more than {} KiB", serve::BUFFER_BYTES / 1024),
             format!("`max_body_bytes`, {} MiB", config.server.max_body_bytes / (1024 * 1024)),
             format!("up to {} MiB", chat::body::MAX_BODY_BYTES / (1024 * 1024)),

@@ -42,7 +42,7 @@ use crate::worker::{ProcessIdentity, Shim};
 const RECORDS_WAITING: usize = 8;
 
 /// A shim that was told to end its agent and is not through with it so much later than it should be is ended itself.
-const PATIENCE: Duration = Duration::from_secs(5);
+const SHIM_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// So much waits to be read by a shim before more is taken from the engine.
 const UNSAID_BYTES: usize = 64 * 1024;
@@ -184,13 +184,13 @@ impl Commands {
                 () = self.records.closed() => return SendEnd::Left,
                 () = self.control.killed(), if !killed => {
                     (asked, killed) = (true, true);
-                    force_at = Some(Instant::now() + CONFIRM + PATIENCE);
+                    force_at = Some(Instant::now() + CONFIRM + SHIM_STOP_TIMEOUT);
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
                     unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms: 0, interrupt: None }).to_frame());
                 }
                 () = self.control.asked(), if !asked => {
                     asked = true;
-                    force_at = Some(Instant::now() + self.kill_grace + CLOSING + CONFIRM + PATIENCE);
+                    force_at = Some(Instant::now() + self.kill_grace + CLOSING + CONFIRM + SHIM_STOP_TIMEOUT);
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
                     // None would be SIGKILL at once.
                     let grace_ms = u64::try_from(self.kill_grace.as_millis()).unwrap_or(u64::MAX).max(1);

@@ -17,7 +17,7 @@ use super::{IsAlive, StoreError, worker};
 /// Whoever brings the file to a new schema waits this long for others to close it: as long as for a lock of SQLite.
 const ALONE_PATIENCE: Duration = super::connect::BUSY_TIMEOUT;
 /// Between two looks whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const OTHERS_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Upgrade {
     /// What a migration is going to do to a database that has a schema already, if anything.
@@ -47,7 +47,7 @@ impl Upgrade {
                     if workers.is_empty() { "every process that has it open".into() } else { workers.join(", ") };
                 return Err(StoreError::InUse { path: path.to_owned(), upgrade: self, workers });
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(OTHERS_POLL_INTERVAL).await;
         }
     }
 }

@@ -20,7 +20,7 @@ use mainstay::workspace::ClientAccess;
 use crate::scene::{Model, PATIENCE, within};
 
 /// Between two looks at what tells nobody that it changed.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub struct Live {
     pub backend: Arc<dyn Driver>,
@@ -132,7 +132,7 @@ impl Live {
 pub async fn until(condition: impl Fn() -> bool) {
     within(async {
         while !condition() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -153,7 +153,7 @@ async fn serve(backend: &dyn Driver, dir: &Path, is_shared: bool) -> (Reply, Str
     server.control.begin();
     within(async {
         while warm.probe(&endpoint).await.is_err() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
     .await;

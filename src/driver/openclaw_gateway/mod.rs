@@ -63,7 +63,7 @@ struct GatewayTurn {
 /// What is missing, for people.
 pub(super) async fn look(spec: &GatewaySpec) -> Result<Found, String> {
     let connected = Connection::open(&spec.url, spec.token.as_deref());
-    match timeout(probe::PATIENCE, connected).await {
+    match timeout(probe::PROBE_TIMEOUT, connected).await {
         Ok(Ok(connection)) => {
             Ok(Found { at: spec.url.clone(), version: connection.version.as_deref().map(probe::shown) })
         }

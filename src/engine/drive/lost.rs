@@ -19,7 +19,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// An engine that is to end now does not wait for longer.
 const ENDS_AT_ONCE: Duration = Duration::from_secs(1);
 /// A live agent that cannot be reached may be about to die, which others find out.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const END_TURN_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Drive<'_> {
     /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
@@ -58,7 +58,7 @@ impl Drive<'_> {
                 }
                 return Ok(());
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(END_TURN_RETRY_INTERVAL).await;
         }
     }
 

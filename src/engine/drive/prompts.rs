@@ -22,7 +22,7 @@ use crate::store::fact::Fact;
 use crate::store::permission::NewPermission;
 
 /// Whoever waits for an answer looks for it this often by itself.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const ANSWER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What was asked in a turn.
 #[derive(Default)]
@@ -125,7 +125,7 @@ impl PermissionPrompts {
             None => {
                 (asked.tool_call, chunks) = turn.ask(&question.request, id.to_string());
                 question.request.tool_call.clone_from(&asked.tool_call);
-                self.look_at = Some(Instant::now() + LOOK_AGAIN);
+                self.look_at = Some(Instant::now() + ANSWER_POLL_INTERVAL);
                 tracing::info!(permission.id = %id, tool = %asked.tool, "the agent asks for a permission");
             }
         }
@@ -168,7 +168,7 @@ impl PermissionPrompts {
             let (state, by) = (permission.state.as_str(), permission.answered_by.as_deref());
             tracing::info!(permission.id = %question.id, state, by, "permission decided");
         }
-        self.look_at = self.is_waiting().then(|| Instant::now() + LOOK_AGAIN);
+        self.look_at = self.is_waiting().then(|| Instant::now() + ANSWER_POLL_INTERVAL);
         chunks
     }
 }

@@ -24,7 +24,7 @@ use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;
 
 /// What other processes do to backends is seen so soon.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const BACKEND_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The end of a process is known to its watcher within this.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
@@ -142,7 +142,7 @@ impl Drive<'_> {
     ) -> Option<String> {
         loop {
             // Either way it is time to look.
-            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+            let _ = timeout(BACKEND_POLL_INTERVAL, changes.changed()).await;
             let awaited = self.shared.store.awaited_backend(awaited?).await.ok()??;
             let news = status_of(&awaited, agent, told.is_some() || self.began.elapsed() < AT_ONCE);
             if let Some(news) = news.filter(|news| told != Some(news)) {
@@ -173,7 +173,7 @@ impl Drive<'_> {
             if answers || Instant::now() >= known_by {
                 return Ok(false);
             }
-            let _ = timeout(LOOK_AGAIN, changes.changed()).await;
+            let _ = timeout(BACKEND_POLL_INTERVAL, changes.changed()).await;
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Bridge;
 use super::content;
 use super::lost::{self, own_error};
-use super::turn::{PATIENCE, Turn, sentence, tell};
+use super::turn::{CANCEL_TIMEOUT, Turn, sentence, tell};
 use crate::agent_event::SessionOrigin;
 use crate::driver::acp::wire::{self, Own};
 use crate::driver::relay::RelayedTurn;
@@ -176,7 +176,7 @@ impl Bridge {
                 // The agent is told also when the relay does not read.
                 let _ = lines.try_send(wire::line(&Own::Cancelling));
                 self.cancel(id);
-                timeout(PATIENCE, answer).await.ok()
+                timeout(CANCEL_TIMEOUT, answer).await.ok()
             }
         };
         let kept = self.state().sessions.get_mut(id).and_then(|session| session.turn.as_mut()?.kept_error.take());
@@ -190,7 +190,7 @@ impl Bridge {
         }
         match (answered, kept) {
             (None, _) => {
-                self.give_up(format!("the agent did not end a cancelled turn within {PATIENCE:?}"));
+                self.give_up(format!("the agent did not end a cancelled turn within {CANCEL_TIMEOUT:?}"));
                 Err(Own::Left)
             }
             (Some(_), _) if cancelled.is_cancelled() => {

@@ -24,7 +24,7 @@ use crate::process::{last_words, reap};
 use crate::worker::ProcessIdentity;
 
 /// Time for each way to ask.
-const PATIENCE: Duration = Duration::from_secs(1);
+const AGENT_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the agent wrote is read to its end within so long after it ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The last lines of stderr usually say what went wrong.
@@ -97,7 +97,7 @@ impl Process {
             if let (Some(signal), Some(identity)) = (signal, &self.identity) {
                 reap::send(identity, signal);
             }
-            if timeout(PATIENCE, self.ended()).await.is_ok() {
+            if timeout(AGENT_STOP_TIMEOUT, self.ended()).await.is_ok() {
                 return;
             }
         }

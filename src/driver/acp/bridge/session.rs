@@ -357,7 +357,7 @@ impl Bridge {
         if closes {
             let asked = self.ask("session/close", CloseSessionRequest::new(id.to_owned()));
             // It is gone for us, whatever the agent makes of it.
-            let _ = tokio::time::timeout(super::turn::PATIENCE, asked).await;
+            let _ = tokio::time::timeout(super::turn::CANCEL_TIMEOUT, asked).await;
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::process::reap;
 use crate::run::Attempt;
 
 /// An agent has so long for what it does at once, such as to end a cancelled turn.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A turn that was cancelled is out of its session within so long, with all that it left running.
 const ENTERS_WITHIN: Duration = Duration::from_secs(15);
 /// Lines that wait for a relay.
