@@ -120,7 +120,7 @@ pub enum Cause {
     /// The worker died or lost its lease after the agent had spoken.
     WorkerLost,
     /// The process that held the agent died, and the agent was ended.
-    HostLost,
+    ShimLost,
     /// The process was shut down before the turn was over.
     Shutdown,
 }
@@ -144,7 +144,7 @@ impl Cause {
         Self::TurnTimeout,
         Self::IdleTimeout,
         Self::WorkerLost,
-        Self::HostLost,
+        Self::ShimLost,
         Self::Shutdown,
     ];
 
@@ -167,7 +167,7 @@ impl Cause {
             Self::TurnTimeout => "turn_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::WorkerLost => "worker_lost",
-            Self::HostLost => "host_lost",
+            Self::ShimLost => "shim_lost",
             Self::Shutdown => "shutdown",
         }
     }
@@ -178,7 +178,7 @@ impl Cause {
             Self::Finished => Status::Completed,
             Self::Cancelled => Status::Cancelled,
             Self::TurnTimeout | Self::IdleTimeout => Status::TimedOut,
-            Self::WorkerLost | Self::HostLost | Self::Shutdown => Status::Interrupted,
+            Self::WorkerLost | Self::ShimLost | Self::Shutdown => Status::Interrupted,
             Self::AgentError
             | Self::ExitCode
             | Self::Signal

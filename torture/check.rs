@@ -321,7 +321,7 @@ fn cause_of(run: &Run) -> Option<Cause> {
 /// relay was, waits no more.
 fn question(run: &Run, agents: &[Record], journal: &Journal) {
     let asked = agents.last().and_then(|agent| agent.asked);
-    let Some(asked) = asked.filter(|_| !matches!(cause_of(run), Some(Cause::Signal | Cause::HostLost))) else { return };
+    let Some(asked) = asked.filter(|_| !matches!(cause_of(run), Some(Cause::Signal | Cause::ShimLost))) else { return };
     let waited = run.settled_at.map(|at| at.since(Timestamp::from_millis(asked)));
     if waited.is_none_or(|waited| waited > ANSWER_TIMEOUT) {
         let detail = format!("{} ({:?}) ended {waited:?} after its agent asked", run.id, run.cause);
@@ -337,7 +337,7 @@ fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
         _ if run.cancel_requested_at.is_some() => false,
         // Its workers were killed so often before they could start anything that it is not tried again.
         Some(Cause::WorkerLost) => run.attempts >= 3,
-        Some(Cause::HostLost) => evidence.without_shim.contains(&run.id.to_string()),
+        Some(Cause::ShimLost) => evidence.without_shim.contains(&run.id.to_string()),
         Some(Cause::AgentError) if is_of_gateway(run.agent.as_str()) && is_of_lost_agent(run) => {
             let (began, ended) = (run.claimed_at, run.settled_at);
             evidence.gateway_down.iter().any(|(from, to)| ended.as_ref() >= Some(from) && began.as_ref() <= Some(to))

@@ -104,7 +104,7 @@ pub fn asked_for(cause: Cause) -> Outcome {
         Cause::IdleTimeout => "The agent made no progress for longer than it may.",
         Cause::Shutdown => "The process that executed the run was shut down before the turn was over.",
         Cause::WorkerLost => "The worker was lost before the turn was over.",
-        Cause::HostLost => "The process that held the agent was lost, and the agent was ended.",
+        Cause::ShimLost => "The process that held the agent was lost, and the agent was ended.",
         Cause::OutputLimit => "The agent wrote more than a run may.",
         Cause::Unconfigured => "The agent or the workspace is not configured any more.",
         Cause::NotAllowed => "The config does not allow an option of the session.",

@@ -104,6 +104,10 @@ async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, 
     let detail = format!("its schema is version {found}, this build has {known}");
     let finding = vec![Finding::new(reading.path().display(), detail)];
     let check = |severity, advice, findings| Check::new("schema", severity, advice, findings);
+    if let Some(said) = reading.other_build().await {
+        let finding = Finding::new(reading.path().display(), said.to_string());
+        return Ok(check(Verdict::Error, "use the build that made it, or begin anew", vec![finding]));
+    }
     Ok(match found.cmp(&known) {
         std::cmp::Ordering::Less => {
             let advice = "`mainstay backup` it, then start the daemon, which migrates it; its rows were not checked";
@@ -113,13 +117,9 @@ async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, 
             check(Verdict::Error, "use a newer build of mainstay; its rows were not checked", finding)
         }
         std::cmp::Ordering::Equal => {
-            if let Some(said) = reading.other_build().await {
-                let finding = Finding::new(reading.path().display(), said);
-                return Ok(check(Verdict::Error, "use the build that made it, or begin anew", vec![finding]));
-            }
             let altered = reading.altered_schema().await?.into_iter();
             let findings = altered.map(|what| Finding::new(what, "is missing, or not as mainstay makes it"));
-            check(Verdict::Error, "somebody else altered the schema: restore a backup", findings.collect())
+            check(Verdict::Error, "another program altered the schema: restore a backup", findings.collect())
         }
     })
 }

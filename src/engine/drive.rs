@@ -268,7 +268,7 @@ impl<'a> Drive<'a> {
                 METRICS.hosts_lost.inc();
                 self.end_lost_turn(driver, &mut exit).await?;
                 let cause = exit.stopped.or(asked).filter(|cause| *cause != Cause::Finished);
-                self.settle(asked_for(cause.unwrap_or(Cause::HostLost)), exit).await?
+                self.settle(asked_for(cause.unwrap_or(Cause::ShimLost)), exit).await?
             }
             Ok(End::NotStarted(Some(error))) if error.is_shortage && matches!(asked, None | Some(Cause::Shutdown)) => {
                 // The next start makes the directory anew.

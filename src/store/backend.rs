@@ -71,10 +71,10 @@ struct Row {
     reason: Option<String>,
     generation: i64,
     worker: Option<WorkerKey>,
-    process_host: Option<String>,
+    pid_scope: Option<String>,
     pid: Option<i64>,
     pid_started_at: Option<i64>,
-    host_secret: Option<String>,
+    shim_secret: Option<String>,
     endpoint: Option<String>,
     is_busy: bool,
     close_when_idle: bool,
@@ -88,13 +88,13 @@ impl TryFrom<Row> for BackendRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let process = row.process_host.zip(row.pid).zip(row.pid_started_at);
+        let process = row.pid_scope.zip(row.pid).zip(row.pid_started_at);
         let process = process.map(|((host, pid), started_at_ticks)| ProcessIdentity {
             host,
             pid: i32::try_from(pid).unwrap_or_default(),
             started_at_ticks,
         });
-        let host = process.zip(row.host_secret);
+        let host = process.zip(row.shim_secret);
         Ok(Self {
             key: row.key,
             id: row.id.parse()?,

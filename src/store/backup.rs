@@ -24,11 +24,6 @@ use crate::run::Attempt;
 /// Rows of the tables that only grow.
 type Counts = (i64, i64, i64, i64);
 
-/// The schema since which a run says in which process its agent lives.
-const AGENTS_OUTLIVE_THE_ENGINE: i64 = 2;
-/// The schema since which agents are kept warm.
-const BACKENDS: i64 = 3;
-
 impl Reading {
     /// Writes a copy to `to`, readable by its owner only. Answers with its size in bytes. A caller that goes away leaves
     /// nothing behind; of a process that is killed the sweep removes it (`backup_note.rs`).
@@ -49,11 +44,14 @@ impl Reading {
         if super::files(self.path()).into_iter().chain([beside(self.path(), "-journal")]).any(|file| file == to) {
             return Err(wrong(&to, "the database would take it for a part of itself"));
         }
+        if let Some(source) = self.other_build().await {
+            return Err(StoreError::Schema { path: self.path().to_owned(), source });
+        }
         let part = Part::create(self.path(), &to)?;
         let (version, before) = (self.schema_version().await?, counts(&mut self.conn).await?);
         let name = part.path.to_str().ok_or_else(|| wrong(&to, "its path is no UTF-8"))?;
         sqlx::query("VACUUM INTO ?1").bind(name).execute(&mut self.conn).await?;
-        if let Some(finding) = forget_processes(&part.path, version).await?.findings.first() {
+        if let Some(finding) = forget_processes(&part.path).await?.findings.first() {
             return Err(wrong(&to, &format!("the copy is damaged: {}", finding.detail)));
         }
 
@@ -91,30 +89,23 @@ async fn counts(conn: &mut SqliteConnection) -> Result<Counts, StoreError> {
 /// Takes out of a copy what the processes are that work on the original. Its running runs look as if their worker had gone
 /// without a trace, and whoever opens it settles them. Answers with what is wrong with the copy then: on a connection that may
 /// write, because SQLite looks at the constraints of rows on no other.
-async fn forget_processes(copy: &Path, version: i64) -> Result<Check, StoreError> {
+async fn forget_processes(copy: &Path) -> Result<Check, StoreError> {
     let options = options(copy).journal_mode(SqliteJournalMode::Memory).synchronous(SqliteSynchronous::Full);
     let mut conn = options.connect().await?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
-    if version >= BACKENDS {
-        let forget = "UPDATE backends SET state = 'stopped', stopped_at = used_at, reason = 'left with the original'
-                          WHERE state <> 'stopped';
-                      UPDATE backends SET worker_key = NULL, process_host = NULL, pid = NULL, pid_started_at = NULL,
-                          host_secret = NULL, endpoint = NULL, not_before = NULL";
-        sqlx::raw_sql(forget).execute(&mut *tx).await?;
-    }
     let (first, count) = (Attempt::new_generation(), Attempt::COUNT_MASK);
     let forget = format!(
-        "UPDATE runs SET lease_token = {first} | (lease_token & {count}) WHERE status IN ('queued', 'running');
-         UPDATE runs SET lease_expires_at = 0, pid = NULL, pid_started_at = NULL WHERE status = 'running';
+        "UPDATE backends SET state = 'stopped', stopped_at = used_at, reason = 'left with the original'
+             WHERE state <> 'stopped';
+         UPDATE backends SET worker_key = NULL, pid_scope = NULL, pid = NULL, pid_started_at = NULL, shim_secret = NULL,
+             endpoint = NULL, not_before = NULL;
+         UPDATE runs SET lease_token = {first} | (lease_token & {count}) WHERE status IN ('queued', 'running');
+         UPDATE runs SET lease_expires_at = 0, pid_scope = NULL, pid = NULL, pid_started_at = NULL, shim_attempt = NULL,
+             shim_secret = NULL WHERE status = 'running';
          DELETE FROM workers WHERE NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = workers.key);
-         UPDATE workers SET host = '', pid = 0, pid_started_at = 0, capacity = 0"
+         UPDATE workers SET pid_scope = '', pid = 0, pid_started_at = 0, capacity = 0"
     );
     sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *tx).await?;
-    if version >= AGENTS_OUTLIVE_THE_ENGINE {
-        let forget =
-            "UPDATE runs SET process_host = NULL, host_attempt = NULL, host_secret = NULL WHERE status = 'running'";
-        sqlx::raw_sql(forget).execute(&mut *tx).await?;
-    }
     tx.commit().await?;
     let check = audit::file(&mut conn, audit::Depth::Full).await;
     conn.close().await?;

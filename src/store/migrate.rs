@@ -4,6 +4,8 @@
 //! serialised by SQLite's write lock and a failed migration leaves the file as it was. Used by `xtask` too, which has to
 //! work while query data is stale: no checked queries in here.
 
+use std::cmp::Ordering;
+
 use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
 use refinery_core::{Migration, Runner, error::Kind};
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
@@ -139,19 +141,17 @@ pub async fn check_applied(conn: &mut SqliteConnection, runner: &Runner) -> Resu
     let question = "SELECT version, checksum FROM refinery_schema_history ORDER BY version";
     let applied: Vec<(i64, String)> = sqlx::query_as(question).fetch_all(conn).await?;
     let (found, known) = (applied.last().map_or(0, |(version, _)| *version), newest(runner));
-    if found > known {
-        return Err(MigrateError::TooNew { found, known });
-    }
     for migration in runner.get_migrations() {
         let (version, checksum) = (i64::from(migration.version()), migration.checksum().to_string());
         if applied.iter().any(|(found, other)| *found == version && *other != checksum) {
             return Err(MigrateError::Divergent(migration.to_string()));
         }
     }
-    if found < known {
-        return Err(MigrateError::TooOld { found, known });
+    match found.cmp(&known) {
+        Ordering::Less => Err(MigrateError::TooOld { found, known }),
+        Ordering::Greater => Err(MigrateError::TooNew { found, known }),
+        Ordering::Equal => Ok(()),
     }
-    Ok(())
 }
 
 /// A way from one schema to another.

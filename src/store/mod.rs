@@ -126,7 +126,7 @@ impl Store {
                 Durability::Full => SqliteSynchronous::Full,
                 Durability::Process => SqliteSynchronous::Normal,
             });
-            open_for_writing(&path, options, is_alive).await?
+            open_for_writing(&path, options, &migrations(), is_alive).await?
         };
         let read = options.read_only(true);
         let failed = |error| StoreError::at_open(&path, error);
@@ -317,6 +317,7 @@ pub fn files(path: &Path) -> [PathBuf; 4] {
 async fn open_for_writing(
     path: &Path,
     options: SqliteConnectOptions,
+    migrations: &refinery::Runner,
     is_alive: IsAlive,
 ) -> Result<OpenFile, StoreError> {
     if inspect::look(path)? == Found::File {
@@ -337,11 +338,10 @@ async fn open_for_writing(
     let presence = Presence::beside(path)?;
     let mut conn = options.journal_mode(SqliteJournalMode::Wal).connect().await.map_err(failed)?;
     check_sqlite(&mut conn).await?;
-    let migrations = migrations();
-    if let Some(upgrade) = Upgrade::pending(&mut conn, &migrations).await.map_err(failed)? {
+    if let Some(upgrade) = Upgrade::pending(&mut conn, migrations).await.map_err(failed)? {
         upgrade.wait_alone(path, &presence, &mut conn, is_alive).await?;
     }
-    migrate::migrate(&mut conn, &migrations).await.map_err(|source| match source {
+    migrate::migrate(&mut conn, migrations).await.map_err(|source| match source {
         migrate::MigrateError::Sql(error) => failed(error),
         source => StoreError::Schema { path: path.to_owned(), source },
     })?;

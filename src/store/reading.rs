@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::read_only::ReadOnly;
 use super::worker::{self, Registered};
-use super::{StoreError, migrate, migrations};
+use super::{StoreError, migrate, migrate::MigrateError, migrations};
 use crate::clock::Timestamp;
 use crate::id::{AgentName, RunId, WorkspaceName};
 use crate::lease::WorkerKey;
@@ -108,9 +108,9 @@ impl Reading {
     }
 
     /// Whether an earlier build made the file, with other migrations under the same versions; and then, in words.
-    pub async fn other_build(&mut self) -> Option<String> {
+    pub async fn other_build(&mut self) -> Option<MigrateError> {
         match migrate::check_applied(&mut self.conn, &migrations()).await {
-            Err(error @ migrate::MigrateError::Divergent(_)) => Some(error.to_string()),
+            Err(error @ MigrateError::Divergent(_)) => Some(error),
             _ => None,
         }
     }

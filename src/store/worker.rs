@@ -145,7 +145,7 @@ impl Store {
 /// checked against the newest one can read.
 pub(super) async fn of_any_schema(conn: &mut SqliteConnection, is_alive: IsAlive) -> Result<Vec<String>, StoreError> {
     let rows: Vec<(String, i32, i64, String, String)> =
-        sqlx::query_as("SELECT host, pid, pid_started_at, version, hostname FROM workers ORDER BY key")
+        sqlx::query_as("SELECT pid_scope, pid, pid_started_at, version, hostname FROM workers ORDER BY key")
             .fetch_all(conn)
             .await?;
     let named = rows.into_iter().filter_map(|(host, pid, started_at_ticks, version, hostname)| {
@@ -158,14 +158,14 @@ pub(super) async fn of_any_schema(conn: &mut SqliteConnection, is_alive: IsAlive
 /// All registered workers.
 pub(super) async fn registered<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> Result<Vec<Registered>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT key AS "key!", id, host, pid, pid_started_at, capacity, heartbeat_at, lease_ms FROM workers ORDER BY key"#
+        r#"SELECT key AS "key!", id, pid_scope, pid, pid_started_at, capacity, heartbeat_at, lease_ms FROM workers ORDER BY key"#
     );
     let rows = rows.fetch_all(executor).await?;
     let registered = rows.into_iter().map(|row| Registered {
         key: row.key,
         id: row.id,
         process: ProcessIdentity {
-            host: row.host,
+            host: row.pid_scope,
             pid: i32::try_from(row.pid).unwrap_or_default(),
             started_at_ticks: row.pid_started_at,
         },
@@ -205,7 +205,7 @@ async fn insert(tx: &mut Tx<'_>, key: Option<WorkerKey>, registration: &Registra
     let (id, process, now) = (registration.id.to_string(), &registration.process, tx.now.as_millis());
     let (version, lease_ms) = (env!("CARGO_PKG_VERSION"), millis(registration.lease));
     let inserted = sqlx::query!(
-        "INSERT INTO workers (key, id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at,
+        "INSERT INTO workers (key, id, pid_scope, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at,
              lease_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)",
         key,

@@ -103,8 +103,8 @@ fn what_is_wrong_is_named() {
     assert!(mainstay(dir, &["send", "s", "hi", "-q"]).status.success());
     change(
         dir,
-        "INSERT INTO workers (key, id, host, hostname, pid, pid_started_at, capacity, version, started_at, heartbeat_at)
-             VALUES (99, 'w', 'another machine', 'x', 1, 1, 1, 'x', 1, 1);
+        "INSERT INTO workers (key, id, pid_scope, hostname, pid, pid_started_at, capacity, version, lease_ms, started_at, heartbeat_at)
+             VALUES (99, 'w', 'another machine', 'x', 1, 1, 1, 'x', 30000, 1, 1);
          UPDATE runs SET status = 'running', ready = 0, claimed_at = 1, lease_worker = 99, lease_expires_at = 1,
              lease_token = 1, first_seq = 1, last_seq = 1, slot_key = (SELECT slot_key FROM assignments a
                  WHERE a.session_key = runs.session_key AND a.state = 'active') WHERE status = 'queued'",
@@ -148,8 +148,8 @@ fn doctor_and_the_commands_agree() {
     for (damage, check, said, commands) in [
         ("UPDATE slots SET number = 0 WHERE number = 1", "constraints", "CHECK (number >= 1)", &["send", "s", "hi"] as &[&str]),
         ("UPDATE runs SET id = substr(id, 2) || 'x'", "rows", "a UUID is needed", &["runs"]),
-        ("UPDATE workers SET id = '', host = 'x'; INSERT INTO workers (id, host, hostname, pid, pid_started_at, capacity, version,
-             started_at, heartbeat_at) VALUES ('not an id', 'x', 'x', 1, 1, 0, 'x', 1, 1)", "rows", "not an id", &["workers"]),
+        ("UPDATE workers SET id = '', pid_scope = 'x'; INSERT INTO workers (id, pid_scope, hostname, pid, pid_started_at, capacity,
+             version, lease_ms, started_at, heartbeat_at) VALUES ('not an id', 'x', 'x', 1, 1, 0, 'x', 1, 1, 1)", "rows", "not an id", &["workers"]),
         ("UPDATE sessions SET agent = 'no name'", "rows", "no name", &["sessions"]),
     ] {
         std::fs::copy(&sound, &db).unwrap();

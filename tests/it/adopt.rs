@@ -335,7 +335,7 @@ async fn when_the_host_dies_the_agent_is_ended_and_the_run_interrupted() {
             kill(host);
         }
         let run = settled(&camp.watcher, run).await;
-        assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("host_lost")));
+        assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("shim_lost")));
         assert!(story(&camp.watcher, run.id).await.ends_with("finish=error"));
         leaves_nothing(&camp, run.id).await;
         assert!(daemon.stop().success());
@@ -506,12 +506,12 @@ async fn a_run_of_another_boot_is_settled_with_all_that_its_agent_said() {
     kill(host);
     kill(agent);
     let db = rusqlite::Connection::open(&camp.db).unwrap();
-    db.execute("UPDATE runs SET process_host = 'former'", []).unwrap();
-    db.execute("UPDATE workers SET host = 'former'", []).unwrap();
+    db.execute("UPDATE runs SET pid_scope = 'former'", []).unwrap();
+    db.execute("UPDATE workers SET pid_scope = 'former'", []).unwrap();
     drop(db);
     let daemon = camp.daemon();
     let run = settled(&camp.watcher, run).await;
-    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("host_lost")));
+    assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("shim_lost")));
     while reader.read().await {}
     let record = std::fs::read_to_string(camp.dir.path().join("record")).unwrap();
     assert!(reader.text.starts_with(&record[..before + 50]), "what was said while nobody was there is missing");

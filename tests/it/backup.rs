@@ -73,8 +73,8 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
     let copy = copies.path().join("copy.db");
     back_up(&camp.db, &copy).await.unwrap();
     let db = Connection::open(&copy).unwrap();
-    let processes = "SELECT count(*) FROM runs WHERE coalesce(pid, pid_started_at, process_host, host_attempt, host_secret) IS NOT NULL
-                         AND status = 'running' OR (SELECT count(*) FROM workers WHERE pid <> 0 OR host <> '')";
+    let processes = "SELECT count(*) FROM runs WHERE coalesce(pid, pid_started_at, pid_scope, shim_attempt, shim_secret) IS NOT NULL
+                         AND status = 'running' OR (SELECT count(*) FROM workers WHERE pid <> 0 OR pid_scope <> '')";
     assert_eq!(db.query_row(processes, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
     drop(db);
 

@@ -654,58 +654,8 @@ async fn a_newer_database_is_refused() {
     assert!(error.contains("version 99") && error.contains("newer build"), "{error}");
 }
 
-/// A database of the first schema, with a worker that did not say goodbye.
-async fn of_first_schema(path: &Path) -> rusqlite::Connection {
-    use sqlx::Connection;
-    let create = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
-    let mut conn = sqlx::SqliteConnection::connect_with(&create).await.unwrap();
-    let all = mainstay::store::migrations();
-    let first = refinery::Runner::new(&all.get_migrations()[..1]);
-    mainstay::store::migrate::migrate(&mut conn, &first).await.unwrap();
-    conn.close().await.unwrap();
-    let conn = rusqlite::Connection::open(path).unwrap();
-    conn.execute_batch("INSERT INTO workers VALUES (1, 'w', 'here', 'oldhost', 4711, 1, 8, '0.0.9', 0, 0)").unwrap();
-    conn
-}
-
 fn agents_dir(path: &Path) -> std::fs::File {
     std::fs::File::open(path.with_file_name("m.db-agents")).unwrap()
-}
-
-#[tokio::test]
-async fn a_database_is_brought_to_a_new_schema_only_by_who_has_it_alone() {
-    let version =
-        |conn: &rusqlite::Connection| conn.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).unwrap();
-    let clock = || Arc::new(ManualClock::new(Timestamp::from_millis(0)));
-    // Each is in the way alone: a lock without a worker, and a worker of a build that took no lock.
-    let locked = async {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("m.db");
-        let conn = of_first_schema(&path).await;
-        conn.execute_batch("DELETE FROM workers").unwrap();
-        std::fs::create_dir(dir.path().join("m.db-agents")).unwrap();
-        let other = agents_dir(&path);
-        other.lock_shared().unwrap();
-        let error = opening(&path).await;
-        assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
-        assert_eq!(version(&conn), 1);
-        drop(other);
-        open(&path, clock(), Arc::default()).await.unwrap().close().await;
-        assert!(version(&conn) > 1);
-    };
-    let at_work = async {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("m.db");
-        let conn = of_first_schema(&path).await;
-        let error = opening(&path).await.to_string();
-        assert!(error.contains("pid 4711 on oldhost (version 0.0.9)") && error.contains("stop"), "{error}");
-        assert_eq!(version(&conn), 1);
-        // Dead, as far as it can be told.
-        let opened = Store::open(&path, Durability::Full, clock(), Box::new(drop), |_| false).await.unwrap();
-        assert!(version(&conn) > 1);
-        opened.close().await;
-    };
-    tokio::join!(locked, at_work);
 }
 
 #[tokio::test]
@@ -862,10 +812,40 @@ async fn the_schema_refuses_illegal_states() {
             "id NOT GLOB",
         ),
         ("parts that are no array", "UPDATE messages SET parts = '{}'", "json_type(parts)"),
+        (
+            "a cause of another status",
+            "UPDATE runs SET cause = 'exit_code' WHERE status = 'completed'",
+            "status = CASE",
+        ),
+        ("a word that is no cause", "UPDATE runs SET cause = 'bored' WHERE status = 'completed'", "status = CASE"),
+        ("a cause before the end", "UPDATE runs SET cause = 'shutdown' WHERE status = 'running'", "cause IS NULL"),
+        ("a pid of no machine", "UPDATE runs SET pid = 1, pid_started_at = 1 WHERE status = 'running'", "pid_scope"),
+        ("a title without a word", "UPDATE sessions SET title = ' '", "trim(title)"),
+        ("an agent's id that is an option", "UPDATE sessions SET agent_session = '--yolo'", "agent_session"),
     ];
     for (what, sql, guard) in illegal {
         let refused = conn.execute_batch(sql).expect_err(what).to_string();
         assert!(refused.contains(guard), "{what} was refused for another reason: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn key_of_deleted_row_is_never_given_again() {
+    let scene = Scene::new(1).await;
+    scene.send("a", "1").await;
+    let conn = rusqlite::Connection::open(&scene.path).unwrap();
+    let newest = |table: &str| {
+        let sql = format!("SELECT max(key) FROM {table}");
+        conn.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let tables = ["sessions", "messages", "runs"];
+    let before = tables.map(newest);
+    conn.execute_batch("DELETE FROM runs; DELETE FROM messages; DELETE FROM assignments; DELETE FROM sessions")
+        .unwrap();
+    scene.send("a", "1").await;
+    let after = tables.map(newest);
+    for ((table, before), after) in tables.iter().zip(before).zip(after) {
+        assert!(after > before, "{table}: {after} after {before}");
     }
 }
 

@@ -412,12 +412,12 @@ async fn nobody_waits_for_a_turn_in_a_live_agent_that_died_with_the_machine() {
     until(|| marked().is_empty()).await;
     // It comes up as another one.
     for table in ["runs", "backends"] {
-        db.execute(&format!("UPDATE {table} SET process_host = 'former'"), []).unwrap();
+        db.execute(&format!("UPDATE {table} SET pid_scope = 'former'"), []).unwrap();
     }
-    db.execute("UPDATE workers SET host = 'former'", []).unwrap();
+    db.execute("UPDATE workers SET pid_scope = 'former'", []).unwrap();
     drop(db);
     let engine = open(dir.path(), "", QUICK).await;
-    assert_eq!(settled(&engine, run).await.cause.as_deref(), Some("host_lost"));
+    assert_eq!(settled(&engine, run).await.cause.as_deref(), Some("shim_lost"));
     assert!(!dir.path().join("ending").exists(), "it is known to be dead");
     close(engine).await;
 }

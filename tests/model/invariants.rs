@@ -130,8 +130,9 @@ impl Observer {
                 },
             ),
             runs: self.list(
-                "SELECT key, session_key, message_key, workspace, agent, slot_key, status, priority, not_before, ready,
-                     cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said,
+                // Keys of messages have gaps: an upsert that updates has used one, too.
+                "SELECT key, session_key, (SELECT count(*) FROM messages m WHERE m.key <= runs.message_key), workspace, agent,
+                     slot_key, status, priority, not_before, ready, cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said,
                      source_offset, front
                  FROM runs ORDER BY key",
                 |row| {

@@ -279,7 +279,7 @@ fn a_run_is_interrupted_only_when_its_host_was_killed_or_it_never_got_one() {
         ending(&scene.run, &evidence, &journal);
         journal.violations() == 0
     };
-    assert!(verdict(Cause::HostLost, 1, true) && !verdict(Cause::HostLost, 1, false));
+    assert!(verdict(Cause::ShimLost, 1, true) && !verdict(Cause::ShimLost, 1, false));
     assert!(verdict(Cause::WorkerLost, 3, false) && !verdict(Cause::WorkerLost, 1, true));
 }
 

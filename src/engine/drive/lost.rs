@@ -65,7 +65,7 @@ impl Drive<'_> {
     /// None when no process was started for it.
     fn place_of(&self, found: TurnLocation) -> Option<TurnPlace> {
         Some(TurnPlace {
-            attempt: Attempt { run: self.leased.run, number: found.host_attempt? },
+            attempt: Attempt { run: self.leased.run, number: found.shim_attempt? },
             session: found.session,
             slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
             workspace: found.workspace,

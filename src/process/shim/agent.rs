@@ -333,7 +333,7 @@ impl Agent {
         if has_engine {
             *since = now;
         } else if now.duration_since(*since) >= *patience {
-            self.stop_for(Cause::HostLost, spool);
+            self.stop_for(Cause::ShimLost, spool);
         }
     }
 

@@ -346,7 +346,7 @@ impl Shim {
             agent.keep_company(self.engine.is_some(), &mut self.spool);
             // The database is gone: nobody will ever ask for this agent.
             if self.spool.is_removed() {
-                agent.stop_for(Cause::HostLost, &mut self.spool);
+                agent.stop_for(Cause::ShimLost, &mut self.spool);
             }
         }
     }

@@ -65,8 +65,8 @@ impl Store {
                          used_at = iif(state = 'starting' AND ?5 = 'running', ?12, used_at),
                          started_at = iif(generation = ?6, started_at, ?12),
                          stopped_at = iif(?5 = 'stopped', ?12, NULL),
-                         process_host = iif(?13, NULL, process_host), pid = iif(?13, NULL, pid),
-                         pid_started_at = iif(?13, NULL, pid_started_at), host_secret = iif(?13, NULL, host_secret),
+                         pid_scope = iif(?13, NULL, pid_scope), pid = iif(?13, NULL, pid),
+                         pid_started_at = iif(?13, NULL, pid_started_at), shim_secret = iif(?13, NULL, shim_secret),
                          endpoint = iif(?13, NULL, endpoint)
                      WHERE key = ?1 AND worker_key IS ?2 AND state = ?3 AND generation = ?4
                        AND (?14 IS NULL OR used_at <= ?14)
@@ -114,16 +114,16 @@ impl Store {
                 let (process, secret) = host.map(|host| (host.process, host.secret)).unzip();
                 let pid = process.as_ref().map(|process| process.pid);
                 let started_at = process.as_ref().map(|process| process.started_at_ticks);
-                let process_host = process.map(|process| process.host);
+                let pid_scope = process.map(|process| process.host);
                 let recorded = sqlx::query!(
-                    "UPDATE backends SET pid = ?4, pid_started_at = ?5, process_host = ?6, host_secret = ?7, endpoint = ?8
+                    "UPDATE backends SET pid = ?4, pid_started_at = ?5, pid_scope = ?6, shim_secret = ?7, endpoint = ?8
                      WHERE key = ?1 AND worker_key = ?2 AND generation = ?3 AND state = 'starting'",
                     key,
                     worker,
                     generation,
                     pid,
                     started_at,
-                    process_host,
+                    pid_scope,
                     secret,
                     endpoint
                 );
@@ -153,7 +153,7 @@ impl Store {
         let rows = sqlx::query_as!(
             Row,
             r#"SELECT b.key, b.id, b.agent, b.workspace, s.id AS "session?", b.state, b.reason, b.generation, b.worker_key AS worker,
-                   b.process_host, b.pid, b.pid_started_at, b.host_secret, b.endpoint,
+                   b.pid_scope, b.pid, b.pid_started_at, b.shim_secret, b.endpoint,
                    EXISTS (SELECT 1 FROM runs r WHERE r.backend_key = b.key AND r.status = 'running') AS "is_busy!: bool",
                    b.close_when_idle AS "close_when_idle: bool", b.restarts, b.healthy_at IS NOT NULL AS "was_well!: bool",
                    b.not_before, b.used_at

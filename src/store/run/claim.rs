@@ -289,7 +289,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             agent: row.agent.parse()?,
             slot: row.slot,
             message_parts: row.message_parts,
-            // One that an earlier version stored may not be one.
+            // One that another program stored may not be one.
             agent_session: row.agent_session.and_then(|id| id.parse().ok()),
             options: row.options,
             oneshot: row.oneshot,
@@ -347,7 +347,7 @@ async fn take_over(
     let rows = sqlx::query!(
         r#"SELECT r.key, r.id, r.session_key, s.id AS session_id, r.lease_token, r.attempts, r.shortages, r.workspace, r.agent,
                coalesce(r.timeout_ms, 1000 * (s.options ->> '$.timeout_seconds')) AS "timeout_ms?: i64", r.pid,
-               r.pid_started_at, r.process_host, r.host_attempt, r.host_secret, r.source_offset, r.said,
+               r.pid_started_at, r.pid_scope, r.shim_attempt, r.shim_secret, r.source_offset, r.said,
                r.failures, r.cancel_requested_at, w.key AS worker_key, w.id AS worker
            FROM runs r INDEXED BY runs_leased
            JOIN workers w ON w.key = r.lease_worker JOIN sessions s ON s.key = r.session_key
@@ -376,13 +376,13 @@ async fn take_over(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let process = row.pid.zip(row.pid_started_at).zip(row.process_host);
+            let process = row.pid.zip(row.pid_started_at).zip(row.pid_scope);
             let process = process.map(|((pid, started_at_ticks), host)| ProcessIdentity {
                 host,
                 pid: i32::try_from(pid).unwrap_or_default(),
                 started_at_ticks,
             });
-            let host = process.zip(row.host_attempt.zip(row.host_secret));
+            let host = process.zip(row.shim_attempt.zip(row.shim_secret));
             Ok(Orphan {
                 lease: Lease { run: row.key, token: row.lease_token + 1 },
                 run: row.id.parse()?,

@@ -20,7 +20,7 @@ impl Store {
             let (host, dir) = (host.clone(), dir.clone());
             Box::pin(async move {
                 let done = sqlx::query!(
-                    "UPDATE runs SET pid = ?3, pid_started_at = ?4, process_host = ?5, host_attempt = ?6, host_secret = ?7, dir = ?8
+                    "UPDATE runs SET pid = ?3, pid_started_at = ?4, pid_scope = ?5, shim_attempt = ?6, shim_secret = ?7, dir = ?8
                      WHERE key = ?1 AND lease_token = ?2 AND status = 'running'",
                     lease.run,
                     lease.token,
@@ -179,8 +179,8 @@ impl Store {
 async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         "UPDATE runs SET status = 'queued', ready = 1, lease_worker = NULL, lease_expires_at = NULL,
-             slot_key = NULL, pid = NULL, pid_started_at = NULL, process_host = NULL, host_attempt = NULL,
-             host_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL, failures = 0
+             slot_key = NULL, pid = NULL, pid_started_at = NULL, pid_scope = NULL, shim_attempt = NULL,
+             shim_secret = NULL, source_offset = 0, backend_key = NULL, error_class = NULL, retry_at = NULL, failures = 0
          WHERE key = ?1 AND lease_token = ?2 AND status = 'running' AND said = 0
            AND cancel_requested_at IS NULL",
         lease.run,

@@ -19,7 +19,7 @@ pub struct TurnLocation {
     /// Where it works; none when no process was started for it.
     pub dir: Option<String>,
     /// The number of the try that its process was started for, if one was.
-    pub host_attempt: Option<i64>,
+    pub shim_attempt: Option<i64>,
     /// The live agent that it is on, if it is on one, and which start of it lives now.
     pub backend: Option<(BackendKey, i64)>,
     /// Where that is reached; none when nothing of it lives.
@@ -33,7 +33,7 @@ impl Store {
     /// Any failure of the database.
     pub async fn turn_location(&self, lease: Lease) -> Result<Option<TurnLocation>, StoreError> {
         let row = sqlx::query!(
-            r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, r.dir, r.host_attempt, b.key AS "backend_key?",
+            r#"SELECT r.workspace, p.id AS "slot?", s.id AS session, s.agent_session, r.dir, r.shim_attempt, b.key AS "backend_key?",
                    b.generation AS "generation?", b.endpoint AS "endpoint?"
                FROM runs r JOIN sessions s ON s.key = r.session_key LEFT JOIN slots p ON p.key = r.slot_key
                LEFT JOIN backends b ON b.key = r.backend_key
@@ -48,7 +48,7 @@ impl Store {
             session: row.session.parse()?,
             agent_session: row.agent_session.and_then(|id| id.parse().ok()),
             dir: row.dir,
-            host_attempt: row.host_attempt,
+            shim_attempt: row.shim_attempt,
             backend: row.backend_key.zip(row.generation),
             endpoint: row.endpoint,
         }))
@@ -64,8 +64,8 @@ impl Store {
         Ok(first.fetch_one(&self.readers).await?)
     }
 
-    /// Whether an earlier try of a run gave up the session that its agent was in, or its id is one that cannot be used: an
-    /// earlier version stored it.
+    /// Whether an earlier try of a run gave up the session that its agent was in, or its id cannot be used, which
+    /// only another program stores.
     ///
     /// # Errors
     /// Any failure of the database.
