@@ -4,7 +4,7 @@
 //! Always: each backend of this worker has one task, and no other one; every task is waited for when the engine closes. A
 //! turn that waits for a backend (`drive/warm.rs`) holds no lock.
 //!
-//! Proof: `tests/it/warm.rs`.
+//! Proof: `tests/it/warm/`.
 
 mod adopt;
 mod backend_task;

@@ -6,7 +6,7 @@
 //! first. When it is not gone on with, what its agent left running is ended and confirmed gone, and only then it is settled:
 //! a new attempt never starts while the old agent may live.
 //!
-//! Proof: `tests/it/sweep.rs`, `tests/it/adopt.rs`.
+//! Proof: `tests/it/sweep.rs`, `tests/it/adopt/`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@
 //! left. Nothing here ends an agent that goes on under another lease.
 //!
 //! Deliberately absent: what a line means (the drivers), and why a turn is stopped (the engine).
-//! Proof: `tests/it/backend.rs`.
+//! Proof: `tests/it/process/`.
 
 mod ending;
 

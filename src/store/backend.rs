@@ -4,7 +4,7 @@
 //! takes one that runs and an end that is asked for finds none busy, in one transaction each, so that one of the two comes
 //! first. A state changes only from the state and the generation that its watcher saw.
 //!
-//! Proof: `tests/it/warm.rs`.
+//! Proof: `tests/it/warm/`.
 
 mod admission;
 mod list;

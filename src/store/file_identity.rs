@@ -6,7 +6,7 @@
 //!
 //! Always: nothing is acknowledged that would be written to a file which is no longer at its path, where nobody finds it.
 //!
-//! Proof: `tests/it/store.rs`, `tests/faults/place.rs`.
+//! Proof: `tests/it/store/file.rs`, `tests/faults/place.rs`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;

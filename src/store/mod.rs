@@ -5,7 +5,7 @@
 //! anything but SQLite. What was acknowledged was committed. Each statement is answered by the index that was made for
 //! it and prepared once: a limit is written `?1 + 0`, because SQLite plans anew for each value of a bare `LIMIT ?1`.
 //!
-//! Proof: `tests/it/store.rs`, `tests/plans.rs`.
+//! Proof: `tests/it/store/`, `tests/plans.rs`.
 
 pub mod agent_session;
 pub mod assignment;

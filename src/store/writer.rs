@@ -5,7 +5,7 @@
 //! a batch, and a caller that goes away cannot abort a write. When a batch fails, its commands are tried one by one, so
 //! that one bad command does not fail its neighbours.
 //!
-//! Proof: `tests/it/store.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
+//! Proof: `tests/it/store/writer.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;

@@ -13,7 +13,7 @@ fn torture(dir: &std::path::Path, more: &[&str]) -> Command {
 }
 
 #[test]
-fn nothing_is_lost_and_nothing_is_left_behind_under_random_kills() {
+fn nothing_is_lost_or_left_behind_under_random_kills() {
     let dir = tempfile::tempdir().unwrap();
     let output = torture(dir.path(), &["--kills", "25"]).output().unwrap();
     let (report, progress) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

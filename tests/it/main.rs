@@ -5,7 +5,6 @@
 mod acp;
 mod adopt;
 mod audit;
-mod backend;
 mod backup;
 mod cancel;
 mod claude_lines;
@@ -22,6 +21,7 @@ mod migrations;
 mod opencode;
 mod per_turn;
 mod permission;
+mod process;
 mod run;
 mod scene;
 mod sessions;

@@ -1,98 +1,13 @@
 //! What must be true of the file after every operation, whatever it was. Read through a connection of its own that may
 //! not write, so that nothing here leans on the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rusqlite::{Connection, OpenFlags, Row};
 
 use crate::ops::{AGENTS, SLOT_BOUND_AGENT, WORKSPACES};
+use crate::picture::{Message, Picture, Place, Run, Session};
 use crate::reference::{MessageName, Model, index, key};
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Session {
-    key: i64,
-    workspace: String,
-    last_seq: i64,
-    waiting_since: Option<i64>,
-    closing: bool,
-    ttl: i64,
-    slot_bound: bool,
-    reclaims: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Run {
-    key: i64,
-    session: i64,
-    message: i64,
-    workspace: String,
-    agent: String,
-    slot: Option<i64>,
-    status: String,
-    priority: i64,
-    front: i64,
-    not_before: Option<i64>,
-    ready: bool,
-    cancel_requested_at: Option<i64>,
-    settled_at: Option<i64>,
-    worker: Option<i64>,
-    token: i64,
-    lease_expires_at: Option<i64>,
-    first_seq: Option<i64>,
-    last_seq: Option<i64>,
-    said: bool,
-    source_offset: i64,
-}
-
-impl Run {
-    pub fn is_unsettled(&self) -> bool {
-        self.settled_at.is_none()
-    }
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Place {
-    session: i64,
-    slot: Option<i64>,
-    state: String,
-    ttl: i64,
-    last_active_at: i64,
-    ended_at: Option<i64>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    session: i64,
-    id: String,
-    run: Option<i64>,
-    position: Option<i64>,
-    hidden: bool,
-    text: String,
-}
-
-/// Run, request, state, when it expires, when it was decided.
-type Permission = (i64, String, String, Option<i64>, Option<i64>);
-
-/// Everything in the file, in the order of its keys.
-#[derive(Debug, Default)]
-pub struct Picture {
-    pub sessions: Vec<Session>,
-    pub runs: Vec<Run>,
-    pub places: Vec<Place>,
-    pub messages: Vec<Message>,
-    pub permissions: Vec<Permission>,
-    /// Key, workspace, enabled.
-    pub slots: Vec<(i64, String, bool)>,
-    pub workers: BTreeSet<i64>,
-    /// Session, seq, run, type; by session and seq.
-    pub events: Vec<(i64, i64, i64, String)>,
-    /// Lines of the agents' scripts by run, as they were stored: `agent:line`.
-    pub lines: BTreeMap<i64, Vec<String>>,
-    /// Settled runs whole, and their span.
-    pub settled: BTreeMap<i64, SettledRow>,
-}
-
-type SettledRow = (Vec<rusqlite::types::Value>, Option<(i64, i64)>);
 
 /// Remembers what may not change any more.
 pub struct Observer {

@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: threads and an async runtime (a shim has less than a megabyte of its own), and any knowledge of what
 //! agents say.
-//! Proof: `tests/it/backend.rs`, `tests/it/adopt.rs`.
+//! Proof: `tests/it/process/`, `tests/it/adopt/`.
 
 mod agent;
 pub(crate) mod dir;

@@ -42,7 +42,7 @@ impl Scraped {
 }
 
 #[tokio::test]
-async fn every_metric_is_written_down_and_every_one_written_down_is_there() {
+async fn every_metric_is_documented_and_exported() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
     let scraped = Scraped::of(&scene, &daemon).await;
@@ -92,7 +92,7 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
 }
 
 #[tokio::test]
-async fn an_agent_that_had_to_be_killed_is_counted_and_logged_with_its_run() {
+async fn killed_agent_is_counted_and_logged_with_its_run() {
     let scene = Scene::with_agent("trap '' TERM; touch deaf; while :; do sleep 0.05; done", "");
     let daemon = scene.daemon();
     let run = scene.send("s", "hi");

@@ -44,7 +44,7 @@ impl Manager {
 }
 
 #[test]
-fn systemd_is_told_when_the_daemon_is_ready_and_when_and_how_long_it_stops() {
+fn systemd_is_told_of_readiness_and_of_the_stop() {
     let scene = Scene::new("[engine]\nshutdown_grace = \"20m\"\n[agents.demo]\nkill_grace = \"7s\"");
     let manager = Manager::new(&scene);
     let daemon = scene.start(&[MAINSTAY], &[("NOTIFY_SOCKET", &manager.path)]);

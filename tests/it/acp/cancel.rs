@@ -18,7 +18,7 @@ async fn what_the_agent_asks_is_taken_back_when_its_turn_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_turn_is_cancelled_also_while_nobody_reads_what_it_says() {
+async fn turn_with_unread_output_is_cancelled() {
     let scene = Scene::new("").await;
     let mut relay = scene.relay("flood", json!({})).await;
     relay.until("flooding").await;
@@ -42,7 +42,7 @@ async fn a_turn_whose_relay_is_killed_is_cancelled() {
 }
 
 #[tokio::test]
-async fn whoever_asks_for_the_end_of_a_turn_whose_relay_is_killed_hears_of_it_when_the_agent_has_ended_it() {
+async fn end_turn_waits_for_agent_after_relay_is_killed() {
     let scene = Scene::new("").await;
     assert_eq!(scene.end_turn().await, Ok(()), "there is none");
     let mut relay = scene.relay("wait", json!({})).await;
@@ -53,7 +53,7 @@ async fn whoever_asks_for_the_end_of_a_turn_whose_relay_is_killed_hears_of_it_wh
 }
 
 #[tokio::test]
-async fn a_turn_that_is_not_ended_is_not_said_to_be_over_as_long_as_its_agent_may_live() {
+async fn end_turn_does_not_answer_while_the_agent_may_live() {
     let mut scene = Scene::new("").await;
     let mut relay = scene.relay("hang", json!({})).await;
     relay.until("hanging").await;

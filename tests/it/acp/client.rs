@@ -40,7 +40,7 @@ async fn what_is_not_known_or_not_offered_is_not_there() {
 }
 
 #[tokio::test]
-async fn files_are_read_and_written_in_the_directory_of_the_session_only() {
+async fn files_are_read_and_written_in_the_session_directory_only() {
     let access = json!({"read_files": true, "write_files": true, "terminals": false});
     let scene = Scene::with("", access).await;
     let (work, outside) = (scene.work(), scene.dir.path().join("outside"));
@@ -70,7 +70,7 @@ async fn files_are_read_and_written_in_the_directory_of_the_session_only() {
 }
 
 #[tokio::test]
-async fn a_terminal_runs_in_the_directory_of_the_session_and_ends_with_the_turn() {
+async fn terminal_runs_in_the_session_directory_and_ends_with_turn() {
     let access = json!({"read_files": false, "write_files": false, "terminals": true});
     let scene = Scene::with("", access).await;
     let turn = scene.turn("terminal pwd; echo oops >&2; exit 3", None).await;

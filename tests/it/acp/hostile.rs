@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::acp::scene::Scene;
 
 #[tokio::test]
-async fn long_lines_and_lines_of_no_protocol_end_no_turn_and_are_counted_in_it() {
+async fn long_and_foreign_lines_are_counted_and_end_no_turn() {
     let scene = Scene::new("").await;
     let turn = scene.turn("big 600000", None).await;
     assert_eq!((turn.text().len(), turn.outcome().0.len()), (600_000, 0));
@@ -28,7 +28,7 @@ async fn long_lines_and_lines_of_no_protocol_end_no_turn_and_are_counted_in_it()
 }
 
 #[tokio::test]
-async fn of_two_turns_a_bad_line_is_counted_in_the_one_that_it_names_or_in_none() {
+async fn bad_line_is_counted_in_the_turn_it_names_or_in_none() {
     let scene = Scene::new("").await;
     let at = |name: &str| scene.dir.path().join(name).display().to_string();
     let prompts = [("ours", "a", "b"), ("others", "b", "a")];
@@ -133,7 +133,7 @@ async fn an_answer_counts_also_when_the_agent_ends_right_behind_it() {
 }
 
 #[tokio::test]
-async fn a_crash_in_the_midst_of_a_turn_is_told_with_the_agents_last_words() {
+async fn crash_during_a_turn_is_told_with_the_agents_last_words() {
     let mut scene = Scene::new("load").await;
     let turn = scene.turn("crash", None).await;
     assert_eq!(turn.text(), "crashing");
@@ -150,7 +150,7 @@ async fn a_crash_in_the_midst_of_a_turn_is_told_with_the_agents_last_words() {
 }
 
 #[tokio::test]
-async fn a_turn_says_that_its_agent_is_gone_and_nothing_when_it_was_gone_before() {
+async fn turn_tells_of_a_crash_only_when_it_saw_it() {
     let mut scene = Scene::new("").await;
     let mut relay = scene.relay("wait", json!({})).await;
     relay.until("waiting").await;

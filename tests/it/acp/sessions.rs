@@ -25,7 +25,7 @@ async fn a_live_session_is_used_again_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn after_the_bridge_was_killed_a_session_is_resumed_or_loaded_without_its_past() {
+async fn session_is_resumed_or_loaded_after_the_bridge_was_killed() {
     for (can, origin) in [("load resume", "resumed"), ("load", "loaded"), ("load resume resume-fails", "loaded")] {
         let mut scene = Scene::new(can).await;
         let (id, _) = scene.turn("say one", None).await.session();
@@ -49,7 +49,7 @@ async fn a_session_that_is_lost_gets_a_new_one_in_its_place() {
 }
 
 #[tokio::test]
-async fn a_session_that_begins_anew_is_closed_and_so_is_one_for_a_single_turn() {
+async fn replaced_and_single_turn_sessions_are_closed() {
     let scene = Scene::new("close").await;
     let (old, _) = scene.turn("say one", None).await.session();
     let (new, origin) = scene.turn("say two", None).await.session();
@@ -228,7 +228,7 @@ async fn a_session_is_not_taken_up_in_a_refused_mode() {
 }
 
 #[tokio::test]
-async fn files_are_given_to_agents_that_take_them_and_refused_for_others() {
+async fn files_go_to_agents_that_take_them_others_refuse() {
     let files = json!({"attachments": [
         {"media_type": "image/png", "filename": "a.png", "url": "data:image/png;base64,aGk="},
         {"media_type": "text/plain", "filename": "b.txt", "url": "https://example.org/b.txt"},
@@ -246,7 +246,7 @@ async fn files_are_given_to_agents_that_take_them_and_refused_for_others() {
 }
 
 #[tokio::test]
-async fn an_agent_that_nobody_logged_in_says_so() {
+async fn agent_without_a_login_says_so() {
     let scene = Scene::new("auth").await;
     let turn = scene.turn("say one", None).await;
     assert_eq!(turn.own("error")["class"], "authentication");

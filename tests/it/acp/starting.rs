@@ -44,7 +44,7 @@ async fn turn_on(dir: &Path, command: &[&str], more: &str) -> (Run, Backend) {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_missed_before_anything_is_started() {
+async fn missing_program_is_told_before_anything_is_started() {
     for (program, class, words) in [
         ("no-such-agent", json!("agent_missing"), "the program no-such-agent was not found: install it"),
         ("./gone/agent", json!("agent_missing"), "the program ./gone/agent was not found"),
@@ -68,7 +68,7 @@ pub fn stub(dir: &Path, can: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_would_come_out_the_same_again_is_told_at_once_and_not_tried_again() {
+async fn permanent_start_failure_is_not_retried() {
     for (command, can, class, words) in [
         (
             &AGENT[..],
@@ -119,7 +119,7 @@ async fn one_that_ends_is_told_with_how_it_ended_and_its_own_words() {
 }
 
 #[tokio::test]
-async fn whoever_waits_sees_that_the_agent_is_started_and_why_it_is_started_again() {
+async fn follower_sees_agent_start_and_why_it_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let wait = "while [ ! -e seen ]; do sleep 0.02; done; echo 'Error: no luck' >&2; exit 3";
     let script = format!("[ -e seen ] || {{ {wait}; }}; exec {}", AGENT.join(" "));

@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use crate::gateway::scene::{DEADLINE, FakeGateway, TOKEN, Turn, backend, in_time, prompt};
 
 #[tokio::test]
-async fn a_gateway_that_nobody_started_is_said_with_what_to_do() {
+async fn missing_gateway_is_told_with_what_to_do() {
     let gateway = FakeGateway::start().await;
     let url = gateway.url();
     drop(gateway);
@@ -97,7 +97,7 @@ async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
 }
 
 #[tokio::test]
-async fn what_listens_is_found_only_when_it_is_a_gateway_that_takes_us_in() {
+async fn only_a_gateway_that_accepts_us_is_found() {
     let gateway = FakeGateway::start().await;
     let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
     let driver = DriverConfig::OpenclawGateway(spec);
@@ -145,7 +145,7 @@ async fn a_gateway_that_is_starting_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_run_is_followed_over_a_broken_connection_and_nothing_is_said_twice() {
+async fn run_is_followed_over_a_broken_connection_once() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -173,7 +173,7 @@ async fn a_run_is_followed_over_a_broken_connection_and_nothing_is_said_twice() 
 }
 
 #[tokio::test]
-async fn a_run_that_ended_while_nobody_listened_is_told_from_its_history() {
+async fn run_that_ended_while_unwatched_is_told_from_its_history() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -194,7 +194,7 @@ async fn a_run_that_ended_while_nobody_listened_is_told_from_its_history() {
 }
 
 #[tokio::test]
-async fn what_was_asked_of_a_gateway_that_broke_off_before_it_answered_is_asked_with_the_same_key() {
+async fn unanswered_request_is_repeated_with_the_same_key() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -252,7 +252,7 @@ async fn garbage_is_counted_and_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_run_that_never_ends_is_cancelled_and_a_gateway_that_does_not_confirm_is_left() {
+async fn unconfirmed_cancel_leaves_the_gateway() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::with_grace(gateway.url(), prompt(), Duration::from_millis(200)).await;
     let mut peer = gateway.accept("b").await;
@@ -266,7 +266,7 @@ async fn a_run_that_never_ends_is_cancelled_and_a_gateway_that_does_not_confirm_
 }
 
 #[tokio::test]
-async fn a_run_that_was_cancelled_before_the_gateway_took_it_on_is_cancelled_as_soon_as_it_does() {
+async fn run_cancelled_before_acceptance_is_cancelled_on_acceptance() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -284,7 +284,7 @@ async fn a_run_that_was_cancelled_before_the_gateway_took_it_on_is_cancelled_as_
 }
 
 #[tokio::test]
-async fn a_run_is_cancelled_also_while_nobody_reads_what_it_says() {
+async fn run_with_unread_output_is_cancelled() {
     let gateway = FakeGateway::start().await;
     let prompt = prompt();
     let run = json!(format!("{}-1", prompt.place.attempt.run));

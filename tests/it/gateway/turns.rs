@@ -66,7 +66,7 @@ async fn the_gateways_own_session_is_told_from_a_new_one() {
 }
 
 #[tokio::test]
-async fn the_token_is_where_nobody_else_can_read_it() {
+async fn gateway_token_is_not_readable_by_other_users() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -106,7 +106,7 @@ async fn a_file_goes_along_and_needs_no_text() {
 }
 
 #[tokio::test]
-async fn a_cancel_is_asked_of_the_gateway_and_both_its_ends_are_awaited() {
+async fn cancel_is_sent_to_the_gateway_and_both_ends_awaited() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;
@@ -130,7 +130,7 @@ async fn a_cancel_is_asked_of_the_gateway_and_both_its_ends_are_awaited() {
 }
 
 #[tokio::test]
-async fn a_turn_that_was_cancelled_before_the_gateway_took_us_in_asks_nothing() {
+async fn turn_cancelled_before_the_handshake_sends_nothing() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let peer = gateway.stranger().await;
@@ -141,7 +141,7 @@ async fn a_turn_that_was_cancelled_before_the_gateway_took_us_in_asks_nothing() 
 }
 
 #[tokio::test]
-async fn a_turn_goes_on_without_its_engine_and_the_next_one_hears_all_of_it() {
+async fn turn_outlives_its_engine_and_the_next_hears_all_of_it() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.accept("b").await;

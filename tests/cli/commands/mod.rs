@@ -1,0 +1,155 @@
+//! What scripts and people rely on of the command line: exit codes, what goes to stdout and what to stderr, and JSON that
+//! parses. Real processes on a database of their own.
+
+mod agents;
+mod daemon;
+mod lists;
+mod run;
+mod usage;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// The longest that anything may take on a loaded machine before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<F: Future>(future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("it took longer than anything may take"),
+    }
+}
+
+/// A working directory, which is also where the database comes to be.
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// What it printed, when it succeeded without a word on stderr.
+    #[track_caller]
+    fn printed(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
+        self.stdout
+    }
+
+    /// What it said on stderr, when it ended with this code and nothing on stdout.
+    #[track_caller]
+    fn refused(self, code: i32) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{}", self.stderr);
+        assert!(!self.stderr.is_empty(), "it failed without a word");
+        self.stderr
+    }
+
+    /// One JSON value a line, when it succeeded.
+    #[track_caller]
+    fn json(self) -> Vec<Value> {
+        json_lines(&self.printed())
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
+            command.env_remove(name);
+        }
+        command.args(args).current_dir(self.dir.path()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    async fn mainstay(&self, args: &[&str]) -> Ended {
+        ended(self.command(args).spawn().unwrap()).await
+    }
+
+    async fn mainstay_reading(&self, stdin: &str, args: &[&str]) -> Ended {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).await.unwrap();
+        ended(child).await
+    }
+
+    /// A command that goes on, and the lines that it prints.
+    fn begin(&self, args: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let mut child = self.command(args).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        (child, BufReader::new(stdout).lines())
+    }
+
+    /// A daemon that serves, and its address.
+    async fn serve(&self, args: &[&str]) -> (Child, String) {
+        let (mut child, mut lines) = self.begin(&[&["serve", "--listen", "127.0.0.1:0"], args].concat());
+        let Some(line) = within(lines.next_line()).await.unwrap() else {
+            panic!("no daemon: {}", ended(child).await.stderr)
+        };
+        let address = line.strip_prefix("listening on http://127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
+        let address = format!("127.0.0.1:{address}");
+        child.stdout = Some(lines.into_inner().into_inner());
+        (child, address)
+    }
+
+    /// One column of one row of the database.
+    fn ask(&self, sql: &str) -> String {
+        let db = rusqlite::Connection::open(self.dir.path().join("mainstay.db")).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{error}: {sql}"))
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+}
+
+async fn ended(child: Child) -> Ended {
+    let output = within(child.wait_with_output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Reads until a line contains this.
+async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str) {
+    loop {
+        match within(lines.next_line()).await.unwrap() {
+            Some(line) if line.contains(what) => return,
+            Some(_) => {}
+            None => panic!("it ended without {what}"),
+        }
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored, as `nohup` does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 != 0
+}
+
+/// The first cell of each row of a table.
+fn first_cells(table: &str) -> Vec<String> {
+    table.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
