@@ -17,7 +17,7 @@ use mainstay::process::{Prompt, TurnPlace};
 use mainstay::run::{Attempt, Status};
 use serde_json::{Value, json};
 
-use crate::scene::{PATIENCE, Scene, first, installed, left_of, slow_words, within};
+use crate::scene::{Scene, TIMEOUT, first, installed, left_of, slow_words, within};
 
 /// The environment in which it talks to nobody but the model server. It gives up early, so that a test sees how.
 pub fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
@@ -270,15 +270,15 @@ impl Direct {
                 agent_session: None,
                 endpoint: None,
             },
-            start_by: Instant::now() + PATIENCE,
-            limit: PATIENCE,
+            start_by: Instant::now() + TIMEOUT,
+            limit: TIMEOUT,
             message: message.to_owned(),
             attachments: Vec::new(),
             options: SessionOptions::default(),
             rules: Default::default(),
             oneshot: false,
         };
-        Self { backend: claude::backend(&spec, PATIENCE, &shims), prompt }
+        Self { backend: claude::backend(&spec, TIMEOUT, &shims), prompt }
     }
 
     /// All that it says, when it may do what it asks for, or not.

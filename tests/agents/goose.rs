@@ -9,7 +9,9 @@ use mainstay::failure::ErrorClass;
 use mainstay::permission::{Answer, ToolKind};
 use mainstay::run::{Cause, Status};
 
-use crate::live::{Live, errors_of, session_of, text_of, until};
+use testkit::until;
+
+use crate::live::{Live, errors_of, session_of, text_of};
 use crate::scene::{Scene, installed, left_of, slow_words, within};
 
 /// The environment in which it talks to nobody but the model server, and asks before it uses a tool.

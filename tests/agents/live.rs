@@ -17,7 +17,7 @@ use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, Cause};
 use mainstay::workspace::ClientAccess;
 
-use crate::scene::{Model, PATIENCE, within};
+use crate::scene::{Model, TIMEOUT, within};
 
 /// Between two looks at what tells nobody that it changed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -42,14 +42,14 @@ impl Live {
         let agent = Agent {
             name: "it".parse().unwrap(),
             driver: driver(dir.path(), &model),
-            turn_timeout: PATIENCE,
-            idle_timeout: PATIENCE,
+            turn_timeout: TIMEOUT,
+            idle_timeout: TIMEOUT,
             kill_grace: Duration::from_secs(20),
             max_concurrent: 8,
             on_interrupt: OnInterrupt::Stop,
             permissions: Permissions::default(),
             allowed: Default::default(),
-            keep_warm: PATIENCE,
+            keep_warm: TIMEOUT,
             restart_pause: None,
             max_restarts: None,
         };
@@ -98,8 +98,8 @@ impl Live {
             options: SessionOptions::default(),
             rules: Default::default(),
             oneshot: false,
-            start_by: Instant::now() + PATIENCE,
-            limit: PATIENCE,
+            start_by: Instant::now() + TIMEOUT,
+            limit: TIMEOUT,
         };
         let reply = self.backend.prompt(prompt).await.unwrap();
         reply.control.begin();
@@ -129,15 +129,6 @@ impl Live {
     }
 }
 
-pub async fn until(condition: impl Fn() -> bool) {
-    within(async {
-        while !condition() {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    })
-    .await;
-}
-
 async fn serve(backend: &dyn Driver, dir: &Path, is_shared: bool) -> (Reply, String) {
     let start = WarmStart {
         attempt: Attempt { run: RunId::generate(), number: 1 },
@@ -145,7 +136,7 @@ async fn serve(backend: &dyn Driver, dir: &Path, is_shared: bool) -> (Reply, Str
         dir: dir.join("work"),
         session: (!is_shared).then(|| "s".parse().unwrap()),
         client: ClientAccess::default(),
-        alone: PATIENCE,
+        alone: TIMEOUT,
     };
     let warm = backend.warm().unwrap();
     assert_eq!(warm.is_shared(), is_shared);

@@ -14,7 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use crate::live::{Live, errors_of, session_of, text_of, until};
+use testkit::until;
+
+use crate::live::{Live, errors_of, session_of, text_of};
 use crate::scene::{Scene, installed, slow_words, within};
 
 /// A server takes 600 MB: one at a time is enough.

@@ -6,7 +6,9 @@ use mainstay::permission::ToolKind;
 use mainstay::run::Cause;
 use tokio::sync::MutexGuard;
 
-use crate::live::{Live, errors_of, session_of, text_of, until};
+use testkit::until;
+
+use crate::live::{Live, errors_of, session_of, text_of};
 use crate::opencode::{ONE, configure, environment};
 use crate::scene::{installed, slow_words, within};
 

@@ -1,10 +1,8 @@
 //! What the tests stand on: a model server, a daemon that can be killed, an agent with a home of its own, and an engine on
 //! the same file that only watches.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use mainstay::config::Config;
 use mainstay::engine::{Engine, PermissionFilter, SendMessage};
@@ -13,21 +11,15 @@ use mainstay::message::UserMessage;
 use mainstay::permission::Permission;
 use mainstay::run::Run;
 use serde_json::Value;
-
-/// The longest that anything may take on a loaded machine before the test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
-
-pub async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
-}
+use testkit::{Daemon, first_line};
+pub use testkit::{TIMEOUT, within};
 
 /// The program of an agent, if it is here; otherwise it is said that the test is skipped.
 pub fn installed(agent: &str) -> Option<PathBuf> {
     let found = std::env::var_os("MAINSTAY_TEST_AGENTS").map(|dir| Path::new(&dir).join(agent));
     let found = found.filter(|program| program.exists());
     if found.is_none() {
-        // Not through `eprintln!`, which the test harness keeps to itself.
-        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {agent} is not installed ***");
+        testkit::skipped(&format!("{agent} is not installed"));
     }
     found
 }
@@ -74,12 +66,6 @@ impl Drop for Model {
     }
 }
 
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    line
-}
-
 fn end(child: &mut Child) {
     // Gone already when the test has ended it.
     let _ = child.kill();
@@ -89,7 +75,7 @@ fn end(child: &mut Child) {
 pub struct Scene {
     pub model: Model,
     pub engine: Engine,
-    daemon: Option<Child>,
+    daemon: Option<Daemon>,
     db: PathBuf,
     config: PathBuf,
     pub dir: tempfile::TempDir,
@@ -121,32 +107,19 @@ impl Scene {
 
     /// Starts the daemon.
     pub fn start(&mut self) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--db"])
-            .arg(&self.db)
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let line = first_line(&mut child);
-        assert!(line.starts_with("listening on http://127.0.0.1:"), "it said {line:?}");
-        self.daemon = Some(child);
+        let mut command = testkit::command(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--db"]).arg(&self.db).arg("--config").arg(&self.config);
+        self.daemon = Some(Daemon::start(&mut command, &self.db, &self.dir.path().join("log")));
     }
 
     /// Ends the daemon as a crash does.
     pub fn kill(&mut self) {
-        end(&mut self.daemon.take().unwrap());
+        self.daemon.take().unwrap().kill();
     }
 
     /// Asks the daemon to stop, and waits until it has.
     pub fn stop(&mut self) {
-        let mut daemon = self.daemon.take().unwrap();
-        assert!(Command::new("kill").arg(daemon.id().to_string()).status().unwrap().success());
-        assert!(daemon.wait().unwrap().success());
+        self.daemon.take().unwrap().stop();
     }
 
     /// Sends a message.
@@ -203,7 +176,7 @@ impl Scene {
     /// One value of a row in the database.
     pub fn value(&self, query: &str) -> String {
         let other = rusqlite::Connection::open(&self.db).unwrap();
-        other.busy_timeout(PATIENCE).unwrap();
+        other.busy_timeout(TIMEOUT).unwrap();
         let value = other.query_row(query, [], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
         match value {
             rusqlite::types::Value::Text(text) => text,
@@ -216,12 +189,6 @@ impl Scene {
     /// What the daemon has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        self.daemon.iter_mut().for_each(end);
     }
 }
 
@@ -243,10 +210,5 @@ pub fn slow_words(count: usize) -> String {
 
 /// Of the processes that a run started, how many are left.
 pub fn left_of(run: RunId) -> usize {
-    let marker = format!("MAINSTAY_RUN={run}");
-    let is_marked = |pid: &Path| {
-        let environment = std::fs::read(pid.join("environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
-    };
-    std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_marked(&entry.path())).count()
+    testkit::marked(&run.to_string()).len()
 }

@@ -300,11 +300,8 @@ fn readme_kills_a_daemon_and_loses_nothing() {
     let script = format!("trap 'kill -9 $daemon' EXIT\n{serve}\n{kill_it}");
     let bin = Path::new(env!("CARGO_BIN_EXE_mainstay")).parent().unwrap().display().to_string();
     let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
-    let mut bash = Command::new("timeout");
+    let mut bash = testkit::command("timeout");
     bash.args(["60", "bash", "-c", &script]).current_dir(dir.path()).env("PATH", path);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
-        bash.env_remove(name);
-    }
     let output = bash.stdin(Stdio::null()).output().unwrap();
     let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let answer: String = (1..=100).map(|number| format!("{number} ")).collect();

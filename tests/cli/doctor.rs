@@ -7,10 +7,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 fn mainstay(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
-        command.env_remove(name);
-    }
+    let mut command = testkit::command(env!("CARGO_BIN_EXE_mainstay"));
     command.args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap()
 }
 

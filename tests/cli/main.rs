@@ -5,6 +5,4 @@ mod commands;
 mod docs;
 mod doctor;
 mod service;
-#[path = "../token/mod.rs"]
-mod token;
 mod torture;

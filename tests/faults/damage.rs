@@ -6,16 +6,16 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::replay::Draw;
-use crate::scene::{Scene, check_file, within};
+use crate::scene::{Count, Scene, check_file, within};
 
 /// A database with a WAL that was not written back, as a daemon leaves it that is killed.
 async fn killed() -> Scene {
     let scene = Scene::with_agent("cat >/dev/null", "");
     let daemon = scene.daemon();
     for number in 0..12 {
-        daemon.send("s", &format!("m{number}")).await.run();
+        daemon.count("s", &format!("m{number}")).await.run();
     }
-    within(daemon.settled(&daemon.send("t", "m").await.run())).await;
+    within(daemon.settled(&daemon.count("t", "m").await.run())).await;
     daemon.kill();
     assert!(scene.wal_bytes() > 100_000, "the WAL is part of the matter");
     scene

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::place::until_ready;
-use crate::scene::{Daemon, Scene, check_file, counted, stored_messages, until, within};
+use crate::scene::{Answer, Count, Daemon, Scene, check_file, counted, stored_messages, until, within};
 use crate::shim::{EIO, ENOSPC, EROFS, Fault, OPEN, REMOVE, SYNC, TRUNCATE, WRITE};
 
 /// The fault outlasts the leases: this long they live, and a third of it after they are renewed.
@@ -29,7 +29,7 @@ impl Load {
         let mut load = Self { scene, daemon, heard: vec![], runs: vec![], refused: vec![], log_bytes: 0 };
         let (speaking, mut spoke) = tokio::sync::mpsc::channel(1);
         for session in ["a", "b", "c"] {
-            let run = load.daemon.send(session, &format!("{session}-1")).await.run();
+            let run = load.daemon.count(session, &format!("{session}-1")).await.run();
             load.runs.push(run.clone());
             let (daemon, mut speaking) = (load.daemon.clone(), Some(speaking.clone()));
             load.heard.push(tokio::spawn(async move {
@@ -42,7 +42,7 @@ impl Load {
             }));
         }
         drop(speaking);
-        load.runs.push(load.daemon.send("a", "a-2").await.run());
+        load.runs.push(load.daemon.count("a", "a-2").await.run());
         // Nothing is ever sent: the channel ends when all of them have spoken.
         assert_eq!(within(spoke.recv()).await, None::<()>);
         load
@@ -52,16 +52,16 @@ impl Load {
     async fn suffer(&mut self, code: &str) {
         for (number, session) in [(1, "a"), (2, "new"), (3, "new")] {
             let message = format!("refused-{number}");
-            let sent = self.daemon.send(session, &message).await;
-            assert_eq!(sent.refusal(), (503, code), "{sent:?}");
+            let sent = self.daemon.count(session, &message).await;
+            assert_eq!(sent.refused(), (503, code), "{sent:?}");
             self.refused.push((session.to_owned(), message));
         }
-        let (status, body) = self.daemon.get("/readyz").await;
+        let Answer { status, body, .. } = self.daemon.get("/readyz").await;
         assert_eq!((status, body["error"]["code"].as_str()), (503, Some(code)));
-        assert_eq!(self.daemon.get("/healthz").await.0, 200);
-        assert_eq!(self.daemon.get("/v1/sessions/a/messages").await.0, 200);
+        assert_eq!(self.daemon.get("/healthz").await.status, 200);
+        assert_eq!(self.daemon.get("/v1/sessions/a/messages").await.status, 200);
         let (scene, from) = (&self.scene, self.log_bytes);
-        until("leases could not be renewed", || scene.logged_since(from, "failed to renew leases") >= RENEWALS).await;
+        until(|| scene.logged_since(from, "failed to renew leases") >= RENEWALS).await;
         let stored = stored_messages(&self.scene.open());
         let refused =
             self.refused.iter().filter(|(session, id)| stored.get(session).is_some_and(|all| all.contains(id)));
@@ -71,7 +71,7 @@ impl Load {
     /// After it has gone: everything that was accepted is done, word for word, and what was refused can be sent again.
     async fn recover(mut self) -> (Scene, Arc<Daemon>) {
         for (session, message) in &self.refused {
-            self.runs.push(self.daemon.send(session, message).await.run());
+            self.runs.push(self.daemon.count(session, message).await.run());
         }
         for heard in self.heard {
             assert_eq!(within(heard).await.unwrap(), counted(), "a reader who was there all the time");
@@ -147,7 +147,7 @@ async fn a_write_that_fails_now_and_then_is_seen_by_nobody_but_who_asked() {
             kept_bytes: let_through * 400,
             ..Fault::all(WRITE | SYNC, EIO)
         });
-        until("it failed once", || scene.shim.hits() > 0 || load.heard.iter().all(|reader| reader.is_finished())).await;
+        until(|| scene.shim.hits() > 0 || load.heard.iter().all(|reader| reader.is_finished())).await;
     }
     scene.shim.heal();
     let (_scene, daemon) = load.recover().await;
@@ -169,7 +169,7 @@ async fn survives_a_crash(fault: Fault) {
     scene.shim.heal();
     let daemon = scene.daemon();
     check_file(&scene.open()).unwrap();
-    let (first, again) = (daemon.send("new", "refused-2").await, daemon.send("new", "refused-2").await);
+    let (first, again) = (daemon.count("new", "refused-2").await, daemon.count("new", "refused-2").await);
     assert!(matches!((first.status, again.status), (200 | 202, 200)), "{first:?} {again:?}");
     assert_eq!(first.body["id"], again.body["id"]);
     assert_eq!(within(daemon.settled(first.body["id"].as_str().unwrap())).await["status"], "completed");

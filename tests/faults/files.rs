@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 
 use crate::mount::namespace;
-use crate::scene::{Scene, skipped, stored_messages, within};
+use crate::scene::{Count, Scene, skipped, stored_messages, within};
 use crate::user::{as_user, commands_that_read, listing, mainstay, said};
 
 /// Commands that would write to a database.
@@ -252,7 +252,7 @@ async fn a_process_that_is_hidden_is_not_called_dead() {
     }
     let scene = Scene::new("");
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m").await.run())).await;
     for path in [scene.home.parent().unwrap(), &scene.home] {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }

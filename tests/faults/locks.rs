@@ -4,20 +4,20 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 
-use crate::scene::{Scene, check_file, counted, until, within};
+use crate::scene::{Count, Scene, check_file, counted, until, within};
 
 #[tokio::test]
 async fn a_writer_that_keeps_the_lock_for_long_only_keeps_others_waiting() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
-    let run = daemon.send("s", "before").await.run();
+    let run = daemon.count("s", "before").await.run();
     let other = scene.open();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let refused = within(daemon.send("s", "during")).await;
-    assert_eq!(refused.refusal(), (503, "database_busy"), "longer than the busy timeout");
-    assert_eq!(daemon.get("/v1/sessions/s/messages").await.0, 200);
+    let refused = within(daemon.count("s", "during")).await;
+    assert_eq!(refused.refused(), (503, "database_busy"), "longer than the busy timeout");
+    assert_eq!(daemon.get("/v1/sessions/s/messages").await.status, 200);
     other.execute_batch("ROLLBACK").unwrap();
-    let again = daemon.send("s", "during").await.run();
+    let again = daemon.count("s", "during").await.run();
     for run in [run, again] {
         assert_eq!(within(daemon.follow(&run, |_, _| ())).await, counted());
     }
@@ -32,10 +32,10 @@ async fn a_daemon_that_starts_while_another_process_holds_the_lock_waits_for_it(
     let other = scene.open();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let starting = scene.serve().spawn().unwrap();
-    until("it says what it waits for", || scene.logged().contains("locked by another process; waiting")).await;
+    until(|| scene.logged().contains("locked by another process; waiting")).await;
     other.execute_batch("ROLLBACK").unwrap();
     let daemon = scene.ready(starting).unwrap_or_else(|_| panic!("it gave up: {}", scene.logged()));
-    assert_eq!(within(daemon.settled(&daemon.send("s", "m").await.run())).await["status"], "completed");
+    assert_eq!(within(daemon.settled(&daemon.count("s", "m").await.run())).await["status"], "completed");
     daemon.stop();
 }
 
@@ -49,7 +49,7 @@ async fn the_wal_is_brought_back_when_a_reader_that_held_it_has_gone() {
     let daemon = scene.daemon();
     let reader = scene.open();
     reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
-    let run = daemon.send("s", "m").await.run();
+    let run = daemon.count("s", "m").await.run();
     assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
     let grown = scene.wal_bytes();
     assert!(grown > 10_000_000, "nothing was held back: {grown}");
@@ -57,13 +57,13 @@ async fn the_wal_is_brought_back_when_a_reader_that_held_it_has_gone() {
         // A moment of rest: the writer tries to cut the WAL off, and must not wait for the reader with the lock in its hand.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let begun = Instant::now();
-        daemon.send("s", &format!("m{number}")).await.run();
+        daemon.count("s", &format!("m{number}")).await.run();
         assert!(begun.elapsed() < Duration::from_secs(4), "it waited for the reader");
         daemon.request(Method::POST, "/api/chat/s/stop").send().await.unwrap();
     }
     reader.execute_batch("COMMIT").unwrap();
-    until("the WAL is short again", || scene.wal_bytes() < 1_000_000).await;
-    assert_eq!(daemon.get("/readyz").await.0, 200);
+    until(|| scene.wal_bytes() < 1_000_000).await;
+    assert_eq!(daemon.get("/readyz").await.status, 200);
     check_file(&reader).unwrap();
     daemon.stop();
 }

@@ -17,6 +17,4 @@ mod scene;
 mod shim;
 mod shortage;
 mod stderr;
-#[path = "../token/mod.rs"]
-mod token;
 mod user;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::scene::{Daemon, Scene, check_file, counted, skipped, until, within};
+use crate::scene::{Count, Daemon, Scene, check_file, counted, skipped, until, within};
 use crate::stderr::does_its_work;
 
 /// How a process gets mounts of its own here, if it may.
@@ -28,7 +28,7 @@ async fn a_real_disk_that_fills_up_and_gets_room_again_loses_nothing() {
     let command = scene.serve_in(namespace, "mount -t tmpfs -o size=6m none \"$0\"").spawn().unwrap();
     let daemon = scene.ready(command).unwrap_or_else(|_| panic!("it did not start: {}", scene.logged()));
     let home = seen_by(&daemon, &scene);
-    let running = daemon.send("speaking", "first").await.run();
+    let running = daemon.count("speaking", "first").await.run();
 
     let filler = home.join("filler");
     let error = std::fs::write(&filler, vec![7; 8_000_000]).unwrap_err();
@@ -37,18 +37,18 @@ async fn a_real_disk_that_fills_up_and_gets_room_again_loses_nothing() {
     let long = "x".repeat(100_000);
     let (mut accepted, mut number) = (vec![], 0);
     let refused = loop {
-        let sent = within(daemon.send_text("waiting", &format!("m{number}"), &long)).await;
+        let sent = within(daemon.post_message("waiting", &format!("m{number}"), &long)).await;
         if sent.status != 202 {
             break sent;
         }
         accepted.push(sent.run());
         number += 1;
     };
-    assert_eq!(refused.refusal(), (503, "disk_full"));
-    assert_eq!(daemon.get("/v1/sessions/speaking/messages").await.0, 200);
+    assert_eq!(refused.refused(), (503, "disk_full"));
+    assert_eq!(daemon.get("/v1/sessions/speaking/messages").await.status, 200);
     std::fs::remove_file(&filler).unwrap();
 
-    let last = daemon.send("waiting", &format!("m{number}")).await.run();
+    let last = daemon.count("waiting", &format!("m{number}")).await.run();
     for run in &accepted {
         daemon.request(reqwest::Method::POST, &format!("/v1/runs/{run}/cancel")).send().await.unwrap();
     }
@@ -60,7 +60,7 @@ async fn a_real_disk_that_fills_up_and_gets_room_again_loses_nothing() {
     }
     // SQLite would look for the file in our own mounts: a copy is checked, taken while nothing moves.
     daemon.signal("STOP");
-    until("it stands still", || daemon.is_stopped()).await;
+    until(|| daemon.is_stopped()).await;
     for name in ["m.db", "m.db-wal"] {
         std::fs::copy(home.join(name), scene.home.join(name)).unwrap();
     }
@@ -82,7 +82,7 @@ async fn a_disk_that_may_only_be_read_is_a_clear_error_at_start() {
     assert!(logged.contains("cannot be opened for writing") && logged.contains("must be writable"), "{logged}");
     assert_eq!(std::fs::read(&scene.db).unwrap(), before);
     let daemon = scene.daemon();
-    assert_eq!(within(daemon.settled(&daemon.send("s", "m").await.run())).await["status"], "completed");
+    assert_eq!(within(daemon.settled(&daemon.count("s", "m").await.run())).await["status"], "completed");
     daemon.stop();
 }
 
@@ -124,7 +124,7 @@ async fn an_empty_tmpdir_is_said_and_stops_nothing() {
     let scene = Scene::with_agent(USES_TMPDIR, "");
     for tmpdir in ["", "/no/such/directory", "relative"] {
         let daemon = scene.ready(scene.serve().env("TMPDIR", tmpdir).spawn().unwrap()).unwrap();
-        let run = daemon.send("s", &format!("m{}", tmpdir.len())).await.run();
+        let run = daemon.count("s", &format!("m{}", tmpdir.len())).await.run();
         assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
         daemon.stop();
         let said = format!("TMPDIR is {tmpdir}");

@@ -2,25 +2,25 @@
 
 use std::fs;
 
-use crate::scene::{Daemon, Scene, check_file, counted, stored_messages, until, within};
+use crate::scene::{Answer, Count, Daemon, Scene, check_file, counted, stored_messages, until, within};
 
 /// A turn that has begun to speak.
 async fn speaking(scene: &Scene, daemon: &Daemon, session: &str, message: &str) -> String {
-    let run = daemon.send(session, message).await.run();
+    let run = daemon.count(session, message).await.run();
     let conn = scene.open();
     let spoke =
         "SELECT count(*) > 0 FROM events e JOIN runs r ON r.key = e.run_key WHERE r.id = ?1 AND e.event LIKE '%delta%'";
-    until("the agent speaks", || conn.query_row(spoke, [&run], |row| row.get(0)).unwrap()).await;
+    until(|| conn.query_row(spoke, [&run], |row| row.get(0)).unwrap()).await;
     run
 }
 
 /// Nothing is taken any more, and it is said why; what was there is still shown.
 async fn refuses(daemon: &Daemon, message: &str) {
-    assert_eq!(daemon.send("s", message).await.refusal(), (503, "database_gone"));
-    let (status, ready) = daemon.get("/readyz").await;
+    assert_eq!(daemon.count("s", message).await.refused(), (503, "database_gone"));
+    let Answer { status, body: ready, .. } = daemon.get("/readyz").await;
     assert_eq!((status, ready["error"]["code"].as_str()), (503, Some("database_gone")), "{ready}");
-    assert_eq!(daemon.get("/healthz").await.0, 200);
-    let (status, messages) = daemon.get("/v1/sessions/s/messages").await;
+    assert_eq!(daemon.get("/healthz").await.status, 200);
+    let Answer { status, body: messages, .. } = daemon.get("/v1/sessions/s/messages").await;
     assert_eq!((status, messages["items"][0]["id"].as_str()), (200, Some("m1")), "{messages}");
 }
 
@@ -35,13 +35,13 @@ async fn a_database_that_is_moved_away_and_back_loses_nothing() {
         refuses(&daemon, message).await;
     }
     let from = scene.logged().len();
-    until("the run waits", || scene.logged_since(from, "deleted or replaced") > 0).await;
+    until(|| scene.logged_since(from, "deleted or replaced") > 0).await;
     fs::rename(&away, &scene.db).unwrap();
     until_ready(&daemon).await;
     assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
     assert_eq!(daemon.follow(&run, |_, _| ()).await, counted());
     assert_eq!(stored_messages(&scene.open())["s"], ["m1"], "what was refused left no trace");
-    assert_eq!(within(daemon.settled(&daemon.send("s", "m2").await.run())).await["status"], "completed");
+    assert_eq!(within(daemon.settled(&daemon.count("s", "m2").await.run())).await["status"], "completed");
     check_file(&scene.open()).unwrap();
     daemon.stop();
 }
@@ -51,7 +51,7 @@ async fn a_database_that_is_deleted_or_replaced_is_read_on_and_not_written() {
     for replaced in [false, true] {
         let scene = Scene::new("");
         let daemon = scene.daemon();
-        let run = daemon.send("s", "m1").await.run();
+        let run = daemon.count("s", "m1").await.run();
         assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
         let copy = scene.home.join("copy.db");
         if replaced {
@@ -86,7 +86,7 @@ async fn agents_do_not_keep_the_lock_of_an_engine_that_died() {
 /// Waits for what was found out before to be no longer fresh.
 pub async fn until_ready(daemon: &Daemon) {
     within(async {
-        while daemon.get("/readyz").await.0 != 200 {
+        while daemon.get("/readyz").await.status != 200 {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     })
@@ -102,10 +102,10 @@ async fn vanished_database_is_an_error_in_the_log_at_once() {
     let from = scene.logged().len();
     fs::rename(&scene.db, &away).unwrap();
     let gone = "the database file is gone";
-    until("the error", || scene.logged_since(from, gone) == 1).await;
+    until(|| scene.logged_since(from, gone) == 1).await;
     let log = scene.logged();
     assert!(log.lines().any(|line| line.contains(gone) && line.contains("\"ERROR\"")), "{log}");
     fs::rename(&away, &scene.db).unwrap();
-    until("word that it is back", || scene.logged_since(from, "the database file is back") == 1).await;
+    until(|| scene.logged_since(from, "the database file is back") == 1).await;
     assert_eq!(scene.logged_since(from, gone), 1, "it is said once");
 }

@@ -14,7 +14,7 @@ use mainstay::config::Durability;
 use mainstay::store::Store;
 
 use crate::replay::{Disk, Draw, Kind, Loss, Record, note};
-use crate::scene::{Daemon, Scene, check_file, until, within};
+use crate::scene::{Count, Daemon, Scene, check_file, until, within};
 use crate::shim::{EIO, Fault, SYNC};
 
 /// So many points of a record are tried, about, unless all are.
@@ -46,7 +46,7 @@ async fn converse(daemon: &Daemon, notes: &Notebook, session: &str, messages: st
     for number in messages {
         let message = format!("{session}-{number}");
         let run = loop {
-            let sent = daemon.send(session, &message).await;
+            let sent = daemon.count(session, &message).await;
             match sent.status {
                 200 | 202 => break sent.body["id"].as_str().unwrap().to_owned(),
                 // A sync that failed.
@@ -212,7 +212,7 @@ async fn what_was_acknowledged_survives_a_loss_of_power_when_syncs_failed_before
         // The database is synced when the WAL is written back, far less often than the WAL.
         let (files, let_through) = if number % 6 == 2 { (files[1], 0) } else { (files[0], number * 2 % 7) };
         scene.shim.fail(Fault { let_through, times: 1, files, ..Fault::all(SYNC, EIO) });
-        until("a sync has failed", || scene.shim.hits() > 0).await;
+        until(|| scene.shim.hits() > 0).await;
     })
     .await;
     let failed = files.map(|file| record.count(file, |kind| *kind == Kind::SyncFailed));

@@ -6,10 +6,10 @@ use mainstay::config::Config;
 use mainstay::engine::Engine;
 
 use crate::place::until_ready;
-use crate::scene::{Daemon, Scene, within};
+use crate::scene::{Answer, Count, Daemon, Scene, within};
 
 async fn code(daemon: &Daemon) -> (u16, String) {
-    let (status, body) = daemon.get("/readyz").await;
+    let Answer { status, body, .. } = daemon.get("/readyz").await;
     (status, body["error"]["code"].as_str().unwrap_or("none").to_owned())
 }
 
@@ -58,7 +58,7 @@ fn without_claims(scene: &Scene, raise: &str) -> rusqlite::Connection {
 async fn until_stalled(daemon: &Daemon, why: &str) {
     within(async {
         loop {
-            let (status, body) = daemon.get("/readyz").await;
+            let Answer { status, body, .. } = daemon.get("/readyz").await;
             if status == 503 && body["error"]["message"].as_str().unwrap().contains(why) {
                 return assert_eq!(body["error"]["code"], "stalled");
             }
@@ -73,7 +73,7 @@ async fn a_daemon_whose_claims_fail_is_not_ready() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
     let other = without_claims(&scene, "RAISE(ABORT, 'no claim today')");
-    let run = daemon.send("s", "m").await.run();
+    let run = daemon.count("s", "m").await.run();
     until_stalled(&daemon, "no claim today").await;
     other.execute_batch("DROP TRIGGER refuse").unwrap();
     assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
@@ -86,7 +86,7 @@ async fn a_queue_that_stands_still_shows_in_readyz_and_doctor() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
     let other = without_claims(&scene, "RAISE(IGNORE)");
-    let run = daemon.send("s", "m").await.run();
+    let run = daemon.count("s", "m").await.run();
     until_stalled(&daemon, "have not been claimed for").await;
     let doctor = async || {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mainstay"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::mount::namespace;
-use crate::scene::{Scene, skipped, within};
+use crate::scene::{Count, Scene, skipped, within};
 use crate::user::{as_user, commands_that_read, listing, mainstay, said};
 
 /// A scene whose config lies beside its database, with a session that has an answer.
@@ -18,7 +18,7 @@ async fn answered() -> Scene {
     );
     fs::copy(&scene.config, scene.home.join("mainstay.toml")).unwrap();
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m").await.run())).await;
     daemon.stop();
     scene
 }
@@ -57,7 +57,7 @@ fn give_to(scene: &Scene, uid: u32, gid: u32) {
         for path in paths.collect::<Vec<PathBuf>>() {
             chown(&path, Some(uid), Some(gid)).unwrap();
             // The token is not the group's: a daemon refuses one that is.
-            let is_token = path == crate::token::token_file(&scene.db);
+            let is_token = path == testkit::token_file(&scene.db);
             let mode = if path.is_dir() { 0o750 } else { 0o640 };
             fs::set_permissions(&path, Permissions::from_mode(if is_token { 0o600 } else { mode })).unwrap();
         }
@@ -79,10 +79,10 @@ async fn commands_that_read_leave_nothing_behind() {
     assert_eq!(said(&by_us(&scene)(&["backup", &copy("a"), "--db", scene.db.to_str().unwrap()])).0, Some(0));
     assert_eq!(but_agents(), before);
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m2").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
     // The daemon writes by itself, its heartbeats too: it stands still meanwhile.
     daemon.signal("STOP");
-    crate::scene::until("it stands still", || daemon.is_stopped()).await;
+    crate::scene::until(|| daemon.is_stopped()).await;
     all_read(&scene, by_us(&scene));
     daemon.signal("CONT");
     daemon.kill();
@@ -103,7 +103,7 @@ async fn commands_that_read_work_on_a_read_only_mount() {
     let scene = answered().await;
     all_read(&scene, on_read_only_mount(&scene, namespace));
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m2").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
     daemon.kill();
     let (code, text) =
         said(&on_read_only_mount(&scene, namespace)(&["runs", "--json", "--db", scene.db.to_str().unwrap()]));
@@ -122,7 +122,7 @@ async fn a_user_in_the_group_reads_beside_a_daemon() {
     give_to(&scene, SERVICE, READERS);
     all_read(&scene, |args| reader(&scene.home, args));
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m2").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
     let runs = |args: &[&str]| said(&reader(&scene.home, args));
     let (code, text) = runs(&["runs", "--json", "--db", scene.db.to_str().unwrap()]);
     assert_eq!((code, text.lines().count()), (Some(0), 2), "{text}");
@@ -163,7 +163,7 @@ async fn root_that_reads_before_the_service_starts_is_not_noticed() {
 async fn a_wal_without_its_index_is_refused_with_the_reason() {
     let scene = answered().await;
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m2").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
     daemon.kill();
     fs::remove_file(scene.home.join("m.db-shm")).unwrap();
     let before = listing(&scene.home);
@@ -225,7 +225,7 @@ async fn no_call_of_a_command_that_reads_changes_a_file() {
     };
     look("while nothing runs");
     let daemon = scene.daemon();
-    within(daemon.settled(&daemon.send("s", "m2").await.run())).await;
+    within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
     look("beside a daemon");
     daemon.kill();
     look("after a crash");

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
 use crate::place::until_ready;
-use crate::scene::{Daemon, Scene, counted, until, within};
+use crate::scene::{Answer, Count, Daemon, Scene, counted, until, within};
 use crate::shim::{EAGAIN, EMFILE, ENOMEM, Fault, SPAWN};
 
 /// More than run at once.
@@ -33,7 +33,7 @@ fn runs_by_status(scene: &Scene, status: &str) -> usize {
 async fn until_stalled(daemon: &Daemon, why: &str) {
     within(async {
         loop {
-            let (status, body) = daemon.get("/readyz").await;
+            let Answer { status, body, .. } = daemon.get("/readyz").await;
             if status == 503 && body["error"]["message"].as_str().is_some_and(|message| message.contains(why)) {
                 return assert_eq!(body["error"]["code"], "stalled");
             }
@@ -76,7 +76,7 @@ async fn readers_on_every_connection_leave_runs_a_reserve() {
     for number in 1..MESSAGES {
         send_by_command(&scene, &format!("s{number}"));
     }
-    until("all runs are settled", || runs_by_status(&scene, "queued") + runs_by_status(&scene, "running") == 0).await;
+    until(|| runs_by_status(&scene, "queued") + runs_by_status(&scene, "running") == 0).await;
     assert_eq!(runs_by_status(&scene, "completed"), MESSAGES, "{}", scene.logged());
     assert!(scene.logged().contains("fewer connections than max_connections"), "{}", scene.logged());
     drop(readers);
@@ -87,7 +87,7 @@ async fn readers_on_every_connection_leave_runs_a_reserve() {
 async fn agents_keep_the_soft_limit_of_descriptors() {
     let scene = Scene::with_agent("ulimit -Sn > limits; ulimit -Hn >> limits; exit 0", "");
     let daemon = scene.ready(scene.serve_limited("200:300").spawn().unwrap()).unwrap();
-    let run = daemon.send("s", "m").await.run();
+    let run = daemon.count("s", "m").await.run();
     within(daemon.settled(&run)).await;
     let limits = std::fs::read_to_string(scene.config.with_file_name("limits")).unwrap();
     assert_eq!(limits.split_whitespace().collect::<Vec<_>>(), ["200", "300"]);
@@ -101,13 +101,13 @@ async fn agents_keep_the_soft_limit_of_descriptors() {
 async fn starts_wait_for_file_descriptors() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
-    let first = daemon.send("s", "first").await.run();
+    let first = daemon.count("s", "first").await.run();
     within(daemon.settled(&first)).await;
     // What is open stays open, and nothing else can be opened; the connection of the client is one of them.
     limit_descriptors(&daemon, "3:4096");
     let mut runs = Vec::new();
     for number in 0..MESSAGES {
-        runs.push(daemon.send(&format!("s{number}"), "m").await.run());
+        runs.push(daemon.count(&format!("s{number}"), "m").await.run());
     }
     until_stalled(&daemon, "Too many open files").await;
     assert_eq!(runs_by_status(&scene, "completed"), 1);
@@ -127,7 +127,7 @@ async fn wait_out(program: &'static str, error: i32, words: &str) {
     scene.shim.fail(Fault { files: program, ..Fault::all(SPAWN, error) });
     let mut runs = Vec::new();
     for number in 0..3 {
-        runs.push(daemon.send(&format!("s{number}"), "m").await.run());
+        runs.push(daemon.count(&format!("s{number}"), "m").await.run());
     }
     until_stalled(&daemon, words).await;
     assert_eq!(runs_by_status(&scene, "failed"), 0, "{}", scene.logged());
@@ -160,16 +160,16 @@ async fn starved_runs_leave_their_worker_to_others() {
     scene.shim.fail(Fault { files: "sh", ..Fault::all(SPAWN, ENOMEM) });
     let mut starved = Vec::new();
     for number in 0..3 {
-        starved.push(daemon.send(&format!("s{number}"), "m").await.run());
+        starved.push(daemon.count(&format!("s{number}"), "m").await.run());
     }
     // While none of them can start, an agent that can has the only worker.
     let body = serde_json::json!({"id": "other", "workspace": "other"});
     let created = daemon.request(reqwest::Method::POST, "/v1/sessions").json(&body).send().await.unwrap();
     assert!(created.status().is_success());
-    let other = daemon.send("other", "m").await.run();
+    let other = daemon.count("other", "m").await.run();
     let other = within(daemon.settled(&other)).await;
     assert_eq!(other["status"], "completed", "{other}");
-    until("a starved run rests", || {
+    until(|| {
         let resting =
             "SELECT count(*) FROM v_runs WHERE status = 'queued' AND short_of LIKE '%Cannot allocate memory%'";
         scene.open().query_row(resting, [], |row| row.get::<_, i64>(0)).unwrap() > 0

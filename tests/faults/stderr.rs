@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rustix::io::{ioctl_fionbio, ioctl_fionread};
 use std::io::pipe;
 
-use crate::scene::{Daemon, Scene, until, within};
+use crate::scene::{Count, Daemon, Scene, until, within};
 
 /// More than a pipe holds.
 const PIPE_BYTES: u64 = 64 * 1024;
@@ -25,13 +25,13 @@ pub async fn does_its_work(daemon: &Daemon) {
     let mut runs = Vec::new();
     for number in 0..SESSIONS * MESSAGES {
         let session = format!("s{}", number % SESSIONS);
-        runs.push(within(daemon.send(&session, &format!("m{number}"))).await.run());
+        runs.push(within(daemon.count(&session, &format!("m{number}"))).await.run());
     }
     for run in runs {
         let settled = within(daemon.settled(&run)).await;
         assert_eq!(settled["status"], "completed", "{settled}");
     }
-    assert_eq!(within(daemon.get("/readyz")).await.0, 200);
+    assert_eq!(within(daemon.get("/readyz")).await.status, 200);
 }
 
 async fn dropped(daemon: &Daemon) -> f64 {
@@ -70,15 +70,16 @@ async fn a_log_whose_reader_has_gone_stops_nothing() {
 async fn a_log_that_is_not_read_stops_nothing() {
     let scene = scene();
     let (reader, writer) = pipe().unwrap();
-    let daemon = start(&scene, writer);
+    let mut daemon = start(&scene, writer);
     let (mut round, full) = (0, || ioctl_fionread(&reader).unwrap() > PIPE_BYTES - 4096);
     while !full() {
         round += 1;
         assert!(round < 100, "the log is too short for this test");
-        within(daemon.settled(&daemon.send("first", &format!("first{round}")).await.run())).await;
+        within(daemon.settled(&daemon.count("first", &format!("first{round}")).await.run())).await;
     }
     does_its_work(&daemon).await;
-    within(daemon.ended_by("TERM")).await;
+    daemon.signal("TERM");
+    assert!(daemon.ended().await.success());
     drop(reader);
 }
 
@@ -109,7 +110,7 @@ async fn a_daemon_needs_no_reader_of_its_address() {
         let mut command = closing(redirections, &scene.serve_at(&address));
         command.stdout(stdout.map_or_else(Stdio::null, Stdio::from));
         let daemon = scene.reached_at(command.spawn().unwrap(), &address);
-        until("it listens", || std::net::TcpStream::connect(&address).is_ok()).await;
+        until(|| std::net::TcpStream::connect(&address).is_ok()).await;
         does_its_work_again(&daemon, redirections).await;
         daemon.stop();
     }
@@ -118,7 +119,7 @@ async fn a_daemon_needs_no_reader_of_its_address() {
 
 async fn does_its_work_again(daemon: &Daemon, session: &str) {
     let session = if session.starts_with('>') { "closed" } else { "full" };
-    let run = within(daemon.send(session, session)).await.run();
+    let run = within(daemon.count(session, session)).await.run();
     assert_eq!(within(daemon.settled(&run)).await["status"], "completed");
 }
 

@@ -29,10 +29,7 @@ pub fn commands_that_read() -> Vec<Vec<&'static str>> {
 
 /// The program, to be run in a directory without any variable of ours.
 pub fn mainstay(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
-        command.env_remove(name);
-    }
+    let mut command = testkit::command(env!("CARGO_BIN_EXE_mainstay"));
     command.current_dir(dir).stdin(Stdio::null());
     command
 }

@@ -18,5 +18,3 @@ mod scene;
 mod sessions;
 mod sockets;
 mod streams;
-#[path = "../token/mod.rs"]
-mod token;

@@ -2,76 +2,28 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use mainstay::config::Config;
 use mainstay::engine::{Engine, token_file};
 use mainstay::http::{Access, Timeouts, serve_with};
-use reqwest::{Client, Method, RequestBuilder, Response};
-use serde_json::{Value, json};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+use testkit::Api;
+pub use testkit::{Answer, read, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-use crate::token::token;
-
-/// The longest that anything may take on a loaded machine before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-pub async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
-}
 
 pub struct Scene {
     pub address: SocketAddr,
     pub stop: CancellationToken,
     pub server: JoinHandle<std::io::Result<()>>,
     pub engine: Engine,
-    client: Client,
-    /// What requests show: the token that was made, where the config names none.
-    token: Option<String>,
+    api: Api,
     _dir: tempfile::TempDir,
-}
-
-/// An answer that was read.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
-}
-
-impl Answer {
-    /// The code of a refusal, which has the one shape that refusals have.
-    pub fn code(&self) -> &str {
-        let error = &self.body["error"];
-        assert!(!error["message"].as_str().unwrap().is_empty());
-        assert_eq!(self.body.as_object().unwrap().len(), 1);
-        assert!(self.headers["content-type"].to_str().unwrap().starts_with("application/json"));
-        error["code"].as_str().unwrap()
-    }
-
-    /// Status and code of a refusal.
-    pub fn refused(&self) -> (u16, &str) {
-        (self.status, self.code())
-    }
-
-    pub fn text(&self, key: &str) -> &str {
-        self.body[key].as_str().unwrap_or_else(|| panic!("no {key} in {}", self.body))
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    /// One field of each item of a list.
-    pub fn each(&self, key: &str) -> Vec<String> {
-        let items = self.body["items"].as_array().unwrap_or_else(|| panic!("no list: {}", self.body));
-        items.iter().map(|item| item[key].as_str().map_or_else(|| item[key].to_string(), str::to_owned)).collect()
-    }
 }
 
 impl Scene {
@@ -100,53 +52,25 @@ impl Scene {
         let db = dir.path().join("m.db");
         let engine = Engine::open(&db, config).await.unwrap();
         let access = Access::configured(&server, engine.path(), &token_file(&db).unwrap()).unwrap();
-        let token = token(&db);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let token = testkit::token(&db);
         let stop = CancellationToken::new();
         let serving = {
             let (engine, stop) = (engine.clone(), stop.clone());
             tokio::spawn(async move { serve_with(engine, &server, access, listener, stop, timeouts).await })
         };
-        Self { address, stop, server: serving, engine, client: Client::new(), token, _dir: dir }
+        Self { address, stop, server: serving, engine, api: Api::new(format!("http://{address}"), token), _dir: dir }
     }
 
     pub fn ask(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.ask_without_token(method, path);
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
-    }
-
-    pub fn ask_without_token(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("http://{}{path}", self.address)).timeout(PATIENCE)
+        self.api.request(method, path)
     }
 
     /// The headers that every request of its own making needs, each with the end of its line.
     pub fn head(&self) -> String {
-        let token = self.token.as_ref().map(|token| format!("authorization: Bearer {token}\r\n"));
+        let token = self.api.token().map(|token| format!("authorization: Bearer {token}\r\n"));
         format!("host: localhost\r\n{}", token.unwrap_or_default())
-    }
-
-    pub async fn get(&self, path: &str) -> Answer {
-        read(self.ask(Method::GET, path)).await
-    }
-
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        read(self.ask(Method::POST, path).json(&body)).await
-    }
-
-    /// With neither body nor content type.
-    pub async fn post_nothing(&self, path: &str) -> Answer {
-        read(self.ask(Method::POST, path)).await
-    }
-
-    /// The id of a new run in this session.
-    pub async fn send(&self, session: &str, text: &str) -> String {
-        let answer = self.post(&format!("/v1/sessions/{session}/runs"), json!({"message": {"text": text}})).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        answer.text("id").to_owned()
     }
 
     pub async fn cancel(&self, run: &str) {
@@ -173,15 +97,16 @@ impl Scene {
     }
 }
 
-pub fn status_of(answer: &str) -> u16 {
-    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"))
+impl std::ops::Deref for Scene {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
 }
 
-pub async fn read(request: RequestBuilder) -> Answer {
-    let response = request.send().await.unwrap();
-    let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let text = response.text().await.unwrap();
-    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+pub fn status_of(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"))
 }
 
 /// A stream that is being read.

@@ -99,7 +99,7 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
         assert_eq!(within(camp.watcher.wait_settled(run)).await.unwrap().status, Status::Completed);
     }
     until(|| marked(run.id).is_empty()).await;
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test]

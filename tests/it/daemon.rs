@@ -38,7 +38,7 @@ async fn three_daemons_on_one_file_execute_each_run_once() {
     let slots = counts(lines.iter().map(|line| line[3]));
     assert_eq!(slots.len(), 5, "fifty sessions take turns in five slots: {slots:?}");
     for daemon in daemons {
-        assert!(daemon.stop().success());
+        daemon.stop();
     }
 }
 
@@ -46,7 +46,7 @@ async fn three_daemons_on_one_file_execute_each_run_once() {
 async fn a_daemon_that_is_asked_to_stop_lets_turns_finish() {
     let script = format!("{}; while [ ! -e go ]; do sleep 0.01; done; {}", says("first"), says("last"));
     let camp = Camp::new(&[("gated", &script)], "").await;
-    let daemon = camp.daemon();
+    let mut daemon = camp.daemon();
     let run = camp.send("gated", "s", "hi").await;
     camp.grown(run.id, 4).await;
     daemon.signal("TERM");

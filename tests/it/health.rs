@@ -11,7 +11,7 @@ use mainstay::engine::{Engine, EngineError, SendMessage};
 use mainstay::id::MessageId;
 use mainstay::message::UserMessage;
 
-use crate::scene::PATIENCE;
+use crate::scene::within;
 
 /// A clock with a bug, which shows when it is told to.
 #[derive(Debug, Default)]
@@ -27,10 +27,6 @@ impl Clock for BrokenClock {
 async fn engine(dir: &Path) -> (Engine, Arc<BrokenClock>) {
     let clock = Arc::new(BrokenClock::default());
     (Engine::open_with_clock(&dir.join("m.db"), Config::builtin(dir), clock.clone()).await.unwrap(), clock)
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
 }
 
 fn message() -> SendMessage {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::run::{Run, Status};
 
-use crate::scene::{Camp, Daemon, PATIENCE};
+use crate::scene::{Camp, Daemon, TIMEOUT};
 
 const MIB: usize = 1024 * 1024;
 /// Beside 256 MiB a daemon takes what it is itself, and what SQLite and the allocator keep.
@@ -37,7 +37,7 @@ fn config(more: &str) -> String {
 fn health(address: &str) -> Duration {
     let began = Instant::now();
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     write!(stream, "GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -53,7 +53,7 @@ fn said(camp: &Camp, run: &Run) -> i64 {
 }
 
 async fn completed(camp: &Camp, run: &Run, daemon: &Daemon) {
-    let settled = tokio::time::timeout(20 * PATIENCE, camp.watcher.wait_settled(run.id)).await.unwrap().unwrap();
+    let settled = tokio::time::timeout(20 * TIMEOUT, camp.watcher.wait_settled(run.id)).await.unwrap().unwrap();
     let peak = peak_bytes(daemon.pid());
     assert_eq!(settled.status, Status::Completed, "{settled:?} (peak {peak})");
     assert!(peak < MOST_BYTES, "{peak} bytes after {}", settled.agent.as_str());

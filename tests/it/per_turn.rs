@@ -278,7 +278,7 @@ async fn an_id_that_another_program_stored_poisons_no_turn() {
     let db = scene.dir.path().join("m.db");
     tokio::task::spawn_blocking(move || {
         let other = rusqlite::Connection::open(db).unwrap();
-        other.busy_timeout(crate::scene::PATIENCE).unwrap();
+        other.busy_timeout(crate::scene::TIMEOUT).unwrap();
         let set = "UPDATE sessions SET agent_session = ?1";
         assert!(other.execute(set, ["a\0b"]).is_err() && other.execute(set, ["--x"]).is_err());
         other.execute_batch("PRAGMA ignore_check_constraints = ON").unwrap();

@@ -278,7 +278,7 @@ async fn a_question_survives_its_engine_and_is_answered_by_another_process() {
     let told = answers(camp.dir.path());
     assert_eq!(told.matches(r#""behavior":"allow""#).count(), 1, "{told}");
     assert_eq!(story(&camp.watcher, run.id).await.matches("tool-approval-request").count(), 1);
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,7 +293,7 @@ async fn what_is_answered_while_no_engine_lives_is_told_by_the_next() {
     assert_eq!(settled(&camp.watcher, run).await.status, Status::Completed);
     assert!(answers(camp.dir.path()).contains(r#""behavior":"deny""#));
     assert!(story(&camp.watcher, run).await.contains("tool-approval-request tool-output-denied"));
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test]

@@ -1,9 +1,7 @@
 //! What the tests stand on: an engine with scripts for agents, and daemons as real processes.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +12,7 @@ use mainstay::id::{MessageId, RunId, SessionId};
 use mainstay::message::UserMessage;
 use mainstay::run::Run;
 use serde_json::Value;
-
-/// The longest that anything may take on a loaded machine before the test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use testkit::{Daemon, TIMEOUT, until, within};
 
 /// An engine on a database of its own, whose agents are shell scripts.
 pub struct Scene {
@@ -92,7 +88,7 @@ impl Scene {
         let db = self.dir.path().join("m.db");
         let give_back = move || {
             let other = rusqlite::Connection::open(db).unwrap();
-            other.busy_timeout(PATIENCE).unwrap();
+            other.busy_timeout(TIMEOUT).unwrap();
             other.execute("UPDATE runs SET lease_expires_at = 0 WHERE lease_expires_at IS NOT NULL", []).unwrap();
         };
         // Not in the way of the engine, which may be in the midst of a write.
@@ -138,20 +134,6 @@ impl Scene {
     }
 }
 
-pub async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
-}
-
-/// Waits for what only shows from outside: a file, a process, a line in a log.
-pub async fn until(condition: impl Fn() -> bool) {
-    within(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
 pub async fn settled(engine: &Engine, run: RunId) -> Run {
     within(engine.wait_settled(run)).await.unwrap()
 }
@@ -185,93 +167,7 @@ pub const NOTHING: [i32; 0] = [];
 
 /// The processes that carry the marker of a run.
 pub fn marked(run: RunId) -> Vec<i32> {
-    let marker = format!("MAINSTAY_RUN={run}");
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        if environ.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()) && !is_zombie(pid) {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-fn is_zombie(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with(['Z', 'X']))
-}
-
-/// A daemon as a process of its own.
-pub struct Daemon {
-    child: Child,
-    address: String,
-}
-
-impl Daemon {
-    pub fn start(db: &Path, config: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--db"])
-            .arg(db)
-            .arg("--config")
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(db.with_extension("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim_end().strip_prefix("listening on http://");
-        let address = address.unwrap_or_else(|| panic!("it said {line:?}")).to_owned();
-        Self { child, address }
-    }
-
-    pub fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// Whether all of its threads stand still.
-    fn is_stopped(&self) -> bool {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        tasks.flatten().all(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-        })
-    }
-
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Asks it to stop, and waits.
-    pub fn stop(self) -> std::process::ExitStatus {
-        self.signal("TERM");
-        self.wait()
-    }
-
-    pub fn wait(mut self) -> std::process::ExitStatus {
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Gone already when the test has ended it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    testkit::marked(&run.to_string())
 }
 
 /// A directory with a config, for daemons, and an engine on the same file that only watches.
@@ -316,7 +212,10 @@ impl Camp {
     }
 
     pub fn daemon(&self) -> Daemon {
-        Daemon::start(&self.db, &self.config)
+        let mut command = testkit::command(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--db"]).arg(&self.db);
+        command.arg("--config").arg(&self.config);
+        Daemon::start(&mut command, &self.db, &self.db.with_extension("log"))
     }
 
     pub async fn send(&self, agent: &str, session: &str, text: &str) -> Run {

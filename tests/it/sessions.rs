@@ -44,7 +44,7 @@ async fn write(scene: &Scene, sql: &'static str, values: [&str; 2]) {
     let (db, values) = (scene.dir.path().join("m.db"), values.map(str::to_owned));
     let write = move || {
         let other = rusqlite::Connection::open(db).unwrap();
-        other.busy_timeout(crate::scene::PATIENCE).unwrap();
+        other.busy_timeout(crate::scene::TIMEOUT).unwrap();
         other.execute(sql, values).unwrap();
     };
     tokio::task::spawn_blocking(write).await.unwrap();

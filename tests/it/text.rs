@@ -124,7 +124,7 @@ async fn killed_daemons_cost_no_byte_and_double_none() {
         text.extend(events.iter().filter_map(|event| delta(&event.event)));
     }
     assert_eq!(text, std::fs::read_to_string(camp.dir.path().join("record")).unwrap());
-    assert!(daemon.stop().success());
+    daemon.stop();
     until(|| crate::scene::marked(run.id).is_empty()).await;
 }
 

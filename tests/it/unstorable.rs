@@ -2,7 +2,7 @@
 
 use mainstay::run::{Run, Status};
 
-use crate::scene::{Camp, NOTHING, PATIENCE, Scene, marked, says, settled, until, within};
+use crate::scene::{Camp, NOTHING, Scene, TIMEOUT, marked, says, settled, until, within};
 
 /// Says `fine`, then what the database refuses, and stays.
 fn script() -> String {
@@ -12,7 +12,7 @@ fn script() -> String {
 /// Refuses a row in the way of this statement.
 fn refuse(db: &std::path::Path, when: &str, statement: &str) -> rusqlite::Connection {
     let other = rusqlite::Connection::open(db).unwrap();
-    other.busy_timeout(crate::scene::PATIENCE).unwrap();
+    other.busy_timeout(crate::scene::TIMEOUT).unwrap();
     other.execute_batch(&format!("CREATE TRIGGER refuse BEFORE INSERT ON {when} BEGIN {statement}; END")).unwrap();
     other
 }
@@ -144,7 +144,7 @@ async fn lost_lease_ends_the_wait_for_an_agent_that_is_refused() {
     let (scene, run, other) = deaf("[engine]\nlease = \"1s\"\n").await;
     other.execute("UPDATE runs SET lease_token = lease_token + 1", []).unwrap();
     // Comes back when nothing is executed here any more.
-    within(scene.engine.drain(PATIENCE * 2)).await;
+    within(scene.engine.drain(TIMEOUT * 2)).await;
     assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running, "another worker has it");
     for pid in marked(run.id) {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -167,7 +167,7 @@ async fn only_adoptions_that_fail_are_counted() {
     let shim = rustix::process::Pid::from_raw(number("pid").try_into().unwrap()).unwrap();
     rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
 
-    let daemon = camp.daemon();
+    let mut daemon = camp.daemon();
     until(|| number("failures") == 1).await;
     daemon.signal("USR2");
     assert!(daemon.wait().success());
@@ -184,7 +184,7 @@ async fn only_adoptions_that_fail_are_counted() {
     rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
     camp.watcher.cancel_run(run.id).await.unwrap();
     assert_eq!(settled(&camp.watcher, run.id).await.status, Status::Cancelled);
-    assert!(first.stop().success());
+    first.stop();
 }
 
 /// A process that is killed while it goes on with a run stands for one that runs out of memory.
@@ -222,7 +222,7 @@ async fn run_that_takes_its_workers_down_is_settled() {
     is_unstorable(&run, "12 processes in a row");
     assert_eq!(marked(run.id), NOTHING);
     assert!(camp.log().contains("a run takes its workers down"));
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +234,7 @@ async fn adoption_that_catches_up_counts_as_none() {
     daemon.kill();
     let db = rusqlite::Connection::open(&camp.db).unwrap();
     for _ in 0..6 {
-        db.busy_timeout(crate::scene::PATIENCE).unwrap();
+        db.busy_timeout(crate::scene::TIMEOUT).unwrap();
         db.execute("UPDATE runs SET failures = 4", []).unwrap();
         let daemon = camp.daemon();
         until(|| db.query_row("SELECT failures FROM runs", [], |row| row.get::<_, i64>(0)).unwrap() == 0).await;
@@ -244,7 +244,7 @@ async fn adoption_that_catches_up_counts_as_none() {
     let daemon = camp.daemon();
     camp.watcher.cancel_run(run.id).await.unwrap();
     assert_eq!(settled(&camp.watcher, run.id).await.status, Status::Cancelled);
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 /// What the limits of the config are measured by.

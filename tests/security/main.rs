@@ -9,8 +9,6 @@ mod roles;
 mod scene;
 mod secrets;
 mod token;
-#[path = "../token/mod.rs"]
-mod token_file;
 #[path = "../faults/user.rs"]
 #[allow(dead_code, reason = "it is made for the tests of faults")]
 mod user;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::scene::{Daemon, MAINSTAY, Scene, skipped, until};
+use crate::scene::{Attack, Daemon, MAINSTAY, Scene, block_until, skipped};
 
 /// A scene whose demo agent asks a question, which the attacker is to answer.
 async fn asking(scene: &Scene) -> (Daemon, String) {
@@ -21,7 +21,7 @@ fn assert_refused(scene: &Scene, times: usize) {
     let seen = scene.seen();
     assert_eq!(seen.matches("run_may_not_decide").count(), times, "{seen}");
     assert_eq!(seen.matches("HTTP/1.1 403 ").count(), times, "{seen}");
-    until("the line in the log", || scene.log().matches("decision of an agent refused").count() == times);
+    block_until(|| scene.log().matches("decision of an agent refused").count() == times);
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn descriptor_in_flight_does_not_answer() {
     closed.kill().unwrap();
     closed.wait().unwrap();
     assert!(scene.seen().contains("run_may_not_decide"), "{}", scene.seen());
-    until("the line in the log", || scene.log().contains("its sender may be an agent"));
+    block_until(|| scene.log().contains("its sender may be an agent"));
     assert_open(&scene, &daemon, &id).await;
 }
 

@@ -2,32 +2,19 @@
 //! of every process; nor are they in the environment of any.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+
+use testkit::{Daemon, block_until};
 
 use crate::user::{mainstay, said};
-
-/// A daemon that is killed when it is dropped.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn serve(dir: &Path) -> Daemon {
     let mut command = mainstay(dir);
     command.args(["serve", "--listen", "127.0.0.1:0", "-q"]).stdout(Stdio::piped());
-    let mut daemon = Daemon(command.spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(daemon.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("listening on"), "{line}");
-    daemon
+    Daemon::ready(command.spawn().unwrap(), &dir.join("mainstay.db")).unwrap()
 }
 
 /// Sends a message without an argument that shows it.
@@ -57,14 +44,6 @@ fn shown(secret: &str) -> Vec<String> {
     files.filter_map(|file| shows(&file)).collect()
 }
 
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// A text that is nowhere else on this machine.
 fn secret(what: &str) -> String {
     format!("{what}-{}-{}", std::process::id(), fastrand::u64(..))
@@ -92,7 +71,7 @@ fn message_and_files_are_in_no_argument_or_environment() {
         send(dir, driver, more, &message);
     }
     for driver in drivers {
-        until(driver, || dir.join(format!("ready-{driver}")).exists());
+        block_until(|| dir.join(format!("ready-{driver}")).exists());
     }
     // What is looked for would be found.
     assert!(!shown("MAINSTAY_SESSION=codex").is_empty());

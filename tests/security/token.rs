@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use reqwest::Method;
 
-use crate::scene::{Daemon, Scene, files_in, read, until};
+use crate::scene::{Attack, Daemon, Scene, block_until, files_in, read};
 
 async fn status(daemon: &Daemon, token: &str) -> u16 {
     read(daemon.request_without_token(Method::GET, "/v1/sessions").bearer_auth(token)).await.status
@@ -19,7 +19,7 @@ async fn token_is_made_at_first_start_and_kept() {
     // 256 bits in base64.
     assert_eq!(token.len(), 43);
     assert_eq!(fs::metadata(scene.token_file()).unwrap().permissions().mode() & 0o7777, 0o600);
-    until("word of it", || scene.log().contains("mainstay.db-token"));
+    block_until(|| scene.log().contains("mainstay.db-token"));
     assert!(!scene.log().contains(&token));
     assert_eq!(status(&daemon, &token).await, 200);
     drop(daemon);
@@ -43,7 +43,7 @@ fn quiet_daemon_says_where_the_token_is() {
             serve.env("MAINSTAY_LOG", variable);
         }
         let _daemon = scene.ready(serve.spawn().unwrap());
-        until("word of it", || scene.log().contains("mainstay.db-token"));
+        block_until(|| scene.log().contains("mainstay.db-token"));
         let log = scene.log();
         assert_eq!(log.lines().count(), 1, "nothing else is said: {log}");
         assert!(log.contains("`mainstay token show` prints it"), "{log}");
@@ -118,7 +118,7 @@ async fn rotated_token_takes_the_place_of_the_old_one() {
     // What cannot be used takes nothing away.
     write(&scene.token_file(), "", 0o600);
     assert_eq!(status(&daemon, &new).await, 200);
-    until("word of it", || scene.log().contains("token file unusable"));
+    block_until(|| scene.log().contains("token file unusable"));
     scene.printed(&["token", "rotate"]);
     assert_eq!((status(&daemon, &new).await, status(&daemon, &scene.token()).await), (401, 200));
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{Scene, ended, until, within};
+use testkit::within;
+
+use super::{Scene, ended};
 
 /// How many processes sleep for this long.
 fn asleep(duration: &str) -> usize {

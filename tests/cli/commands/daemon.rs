@@ -6,7 +6,9 @@ use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use super::{Scene, ended, ignores_hangup, json_lines, signal, until};
+use crate::service::scene::ignores_hangup;
+
+use super::{Scene, ended, json_lines, signal, until};
 
 #[tokio::test]
 async fn a_daemon_serves_and_the_commands_work_with_it() {

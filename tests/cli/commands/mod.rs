@@ -8,22 +8,12 @@ mod run;
 mod usage;
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::Value;
+use testkit::within;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-
-/// The longest that anything may take on a loaded machine before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(output) => output,
-        Err(_) => panic!("it took longer than anything may take"),
-    }
-}
 
 /// A working directory, which is also where the database comes to be.
 struct Scene {
@@ -71,10 +61,7 @@ impl Scene {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MAINSTAY_")) {
-            command.env_remove(name);
-        }
+        let mut command = Command::from(testkit::command(env!("CARGO_BIN_EXE_mainstay")));
         command.args(args).current_dir(self.dir.path()).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -140,13 +127,6 @@ async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str)
             None => panic!("it ended without {what}"),
         }
     }
-}
-
-/// Whether this process was started with SIGHUP ignored, as `nohup` does.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 != 0
 }
 
 /// The first cell of each row of a table.

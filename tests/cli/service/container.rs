@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::service::scene::{Daemon, MAINSTAY, Scene, ignores_hangup, signal, skipped, until};
+use crate::service::scene::{Daemon, MAINSTAY, Scene, block_until, ignores_hangup, signal, skipped};
 
 /// Killed with what started it, should a test fail.
 const CONTAINER: [&str; 6] = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
@@ -33,7 +33,7 @@ impl Container {
         let script = "tail -f /dev/null & exec \"$0\" \"$@\"";
         let program = [&CONTAINER[..], &["--mount-proc", "sh", "-c", script, MAINSTAY]].concat();
         let outside = scene.start(&program, &[]);
-        let init = only(children(outside.pid()));
+        let init = only(children(outside.pid().try_into().unwrap()));
         let (mut orphan, mut daemon) = (0, 0);
         for child in children(init) {
             let is_tail = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap() == "tail\n";
@@ -69,11 +69,11 @@ fn only(pids: Vec<i32>) -> i32 {
 fn pid_1_reaps_orphans_and_a_request_to_stop_leaves_nothing() {
     let Some(mut container) = Container::start("[engine]\nshutdown_grace = \"0s\"") else { return };
     signal(container.orphan, Signal::KILL);
-    until("the orphan to be reaped", || children(container.init) == [container.daemon]);
+    block_until(|| children(container.init) == [container.daemon]);
 
     container.scene.send("s", "/hang");
     // A turn that has said nothing would go back to the queue.
-    until("its words", || container.scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 1);
+    block_until(|| container.scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 1);
     let namespace = namespace_of(container.init).unwrap();
     assert_eq!(container.inhabitants(&namespace).len(), 4, "PID 1, the daemon, a host and its agent");
     signal(container.init, Signal::TERM);
@@ -88,15 +88,15 @@ fn every_signal_for_the_daemon_reaches_it_once() {
     let group = |pid| rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap();
     assert_ne!(group(container.daemon), group(container.init), "Ctrl-C at a terminal is for a whole group");
     container.scene.send("s", "/hang");
-    until("the turn to begin", || container.scene.log().contains("run started"));
+    block_until(|| container.scene.log().contains("run started"));
     // Without a terminal that was closed SIGHUP only makes it say that it goes on; under `nohup` it hears nothing of it.
     if !ignores_hangup() {
         signal(container.init, Signal::HUP);
-        until("word of SIGHUP", || container.scene.log().contains("SIGHUP ignored"));
+        block_until(|| container.scene.log().contains("SIGHUP ignored"));
     }
     // The first asks it to stop in its own time, the second, any of them, to end its turns.
     signal(container.init, Signal::TERM);
-    until("the first signal", || container.scene.log().contains("stopping"));
+    block_until(|| container.scene.log().contains("stopping"));
     assert!(container.outside.child.try_wait().unwrap().is_none());
     signal(container.init, Signal::INT);
     assert_eq!(container.outside.wait().code(), Some(0), "{}", container.scene.log());

@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::service::scene::{Scene, until};
+use crate::service::scene::{Scene, block_until};
 
 #[test]
 fn refused_pages_are_logged_with_the_line_that_allows_them() {
     let scene = Scene::new("[server]\nallowed_origins = [\"https://a.example\"]\n");
     let daemon = scene.daemon();
-    let address = daemon.address.strip_prefix("http://").unwrap();
+    let address = daemon.address();
     let ask = |host: &str, origin: &str| {
         let mut stream = TcpStream::connect(address).unwrap();
         let head =
@@ -27,6 +27,6 @@ fn refused_pages_are_logged_with_the_line_that_allows_them() {
     let line = |text: &str| scene.log().lines().filter(|line| line.replace('\\', "").contains(text)).count();
     let (origins, hosts) =
         (r#"allowed_origins = ["https://a.example", "http://localhost:5173"]"#, r#"allowed_hosts = ["proxy.example"]"#);
-    until("the lines in the log", || line(origins) > 0 && line(hosts) > 0);
+    block_until(|| line(origins) > 0 && line(hosts) > 0);
     assert_eq!((line(origins), line(hosts), line("null")), (1, 1, 0), "{}", scene.log());
 }

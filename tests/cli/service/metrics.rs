@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::service::scene::{Daemon, PATIENCE, Scene, until};
+use crate::service::scene::{Daemon, Scene, TIMEOUT, block_until};
 
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
@@ -14,8 +14,8 @@ struct Scraped {
 }
 
 impl Scraped {
-    async fn of(scene: &Scene, daemon: &Daemon) -> Self {
-        let request = reqwest::Client::new().get(format!("{}/metrics", daemon.address)).bearer_auth(scene.token());
+    async fn of(daemon: &Daemon) -> Self {
+        let request = daemon.request(reqwest::Method::GET, "/metrics");
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         let kind = response.headers()["content-type"].to_str().unwrap();
@@ -45,7 +45,7 @@ impl Scraped {
 async fn every_metric_is_documented_and_exported() {
     let scene = Scene::new("");
     let daemon = scene.daemon();
-    let scraped = Scraped::of(&scene, &daemon).await;
+    let scraped = Scraped::of(&daemon).await;
     let rows = OPERATIONS.lines().filter_map(|line| line.strip_prefix("| `mainstay_")?.split_once("` | "));
     let written: BTreeMap<_, _> =
         rows.map(|(name, rest)| (format!("mainstay_{name}"), rest.split_once(" |").unwrap().0.to_owned())).collect();
@@ -55,7 +55,7 @@ async fn every_metric_is_documented_and_exported() {
         let is_there = |sample: &String| sample.split('{').next().unwrap().trim_end_matches("_count") == name;
         assert!(kind == "gauge" || scraped.samples.keys().any(is_there), "{name} has no value before it is raised");
     }
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test]
@@ -65,15 +65,15 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     scene.mainstay(&["run", "--session", "a", "hi"]);
     scene.send("b", "/hang");
     // What was killed before it said anything may be put back to the queue instead of adopted.
-    until("the words of the second turn", || scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 2);
-    let mut before = Scraped::of(&scene, &daemon).await;
+    block_until(|| scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 2);
+    let mut before = Scraped::of(&daemon).await;
     // A run is in execution until what its agent left is tidied up, a moment after its end was committed.
-    for _ in 0..PATIENCE.as_millis() / 10 {
+    for _ in 0..TIMEOUT.as_millis() / 10 {
         if before.value("runs_executing") == 1.0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
-        before = Scraped::of(&scene, &daemon).await;
+        before = Scraped::of(&daemon).await;
     }
     assert_eq!((before.value("runs_executing"), before.value("runs_capacity")), (1.0, 8.0));
     assert_eq!(before.value("runs_settled_total{status=\"completed\"}"), 1.0);
@@ -83,12 +83,12 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     daemon.kill();
 
     let daemon = scene.daemon();
-    until("the sweep", || scene.log().contains("sweep done"));
-    let after = Scraped::of(&scene, &daemon).await;
+    block_until(|| scene.log().contains("sweep done"));
+    let after = Scraped::of(&daemon).await;
     assert_eq!((after.value("lost_runs_adopted_total"), after.value("workers_removed_total")), (1.0, 1.0));
     assert!(after.value("runs_executing") == 1.0 && after.value("sweeps_total") >= 1.0);
     scene.mainstay(&["cancel", "b", "--wait"]);
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test]
@@ -96,12 +96,12 @@ async fn killed_agent_is_counted_and_logged_with_its_run() {
     let scene = Scene::with_agent("trap '' TERM; touch deaf; while :; do sleep 0.05; done", "");
     let daemon = scene.daemon();
     let run = scene.send("s", "hi");
-    until("the agent", || scene.path("deaf").exists());
+    block_until(|| scene.path("deaf").exists());
     scene.mainstay(&["cancel", &run, "--wait"]);
-    let scraped = Scraped::of(&scene, &daemon).await;
+    let scraped = Scraped::of(&daemon).await;
     assert_eq!(scraped.value("agents_killed_total"), 1.0);
     let log = scene.log();
     let line = log.lines().find(|line| line.contains("the agent did not end when asked")).unwrap();
     assert!(line.contains(&format!("run.id={run}")) && line.contains("session.id=s"), "{line}");
-    assert!(daemon.stop().success());
+    daemon.stop();
 }

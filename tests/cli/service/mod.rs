@@ -4,5 +4,5 @@ mod container;
 mod log;
 mod metrics;
 mod readme;
-mod scene;
+pub mod scene;
 mod systemd;

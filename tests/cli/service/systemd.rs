@@ -8,7 +8,7 @@ use std::time::Duration;
 use mainstay::config::Config;
 use mainstay::engine::Engine;
 
-use crate::service::scene::{MAINSTAY, PATIENCE, Scene, skipped, until};
+use crate::service::scene::{MAINSTAY, Scene, TIMEOUT, block_until, skipped};
 
 const UNIT: &str = include_str!("../../../dist/mainstay.service");
 
@@ -22,7 +22,7 @@ impl Manager {
     fn new(scene: &Scene) -> Self {
         let path = scene.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, path: path.to_str().unwrap().to_owned() }
     }
 
@@ -49,8 +49,8 @@ fn systemd_is_told_of_readiness_and_of_the_stop() {
     let manager = Manager::new(&scene);
     let daemon = scene.start(&[MAINSTAY], &[("NOTIFY_SOCKET", &manager.path)]);
     let ready = manager.told();
-    assert_eq!(ready, format!("READY=1\nSTATUS=serving on {}, 8 runs at once\n", daemon.address));
-    assert!(daemon.stop().success());
+    assert_eq!(ready, format!("READY=1\nSTATUS=serving on {}, 8 runs at once\n", daemon.url));
+    daemon.stop();
     let stopping = manager.told();
     let limit = (20 * 60 + 7 + 30) * 1_000_000;
     assert!(stopping.starts_with("STOPPING=1\nSTATUS=waiting"), "{stopping}");
@@ -72,13 +72,13 @@ fn the_watchdog_hears_of_an_engine_whose_database_is_locked() {
     let other = rusqlite::Connection::open(scene.path("mainstay.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     // With a limit so short the engine, which waits for the lock for five seconds, seems to hang at first.
-    until("the warning", || scene.log().contains("the engine does not answer"));
+    block_until(|| scene.log().contains("the engine does not answer"));
     manager.socket.set_nonblocking(true).unwrap();
     while manager.socket.recv(&mut [0; 64]).is_ok() {}
     manager.socket.set_nonblocking(false).unwrap();
     assert_eq!(manager.told(), "WATCHDOG=1\n", "while the lock is still held");
     other.execute_batch("ROLLBACK").unwrap();
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[tokio::test]
@@ -97,11 +97,11 @@ async fn an_engine_without_its_loop_has_no_pulse() {
     }
     engine.start().await.unwrap();
     for _ in 0..3 {
-        tokio::time::timeout(PATIENCE, engine.pulse()).await.unwrap();
+        tokio::time::timeout(TIMEOUT, engine.pulse()).await.unwrap();
     }
     // A daemon that lets its turns finish lives.
     engine.drain(Duration::ZERO).await;
-    tokio::time::timeout(PATIENCE, engine.pulse()).await.unwrap();
+    tokio::time::timeout(TIMEOUT, engine.pulse()).await.unwrap();
     engine.close().await;
 }
 
@@ -119,14 +119,14 @@ fn agents_do_not_speak_for_the_daemon() {
     ];
     let daemon = scene.start(&[MAINSTAY], &own);
     scene.send("s", "hi");
-    until("the agent", || scene.path("seen").exists());
+    block_until(|| scene.path("seen").exists());
     let seen = std::fs::read_to_string(scene.path("seen")).unwrap();
     assert!(seen.contains("KEY_OF_THE_AGENT=k"));
     let kept = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINSTAY_TOKEN", "MAINSTAY_DB", "MAINSTAY_CONFIG"];
     for variable in kept {
         assert!(!seen.contains(variable), "{variable}");
     }
-    assert!(daemon.stop().success());
+    daemon.stop();
 }
 
 #[test]

@@ -14,15 +14,10 @@ use mainstay::process::Shims;
 use mainstay::process::TurnPlace;
 use mainstay::run::{Attempt, ExitReport, Outcome};
 use serde_json::{Value, json};
+use testkit::TIMEOUT;
+pub use testkit::within;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-
-/// The longest that anything may take on a loaded machine before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-pub async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it took longer than anything may take")
-}
 
 /// The agent that does what its prompts say: `testkit/src/fake/acp/script.rs`.
 pub const AGENT: [&str; 3] = [env!("CARGO_BIN_EXE_mainstay-torture"), "agent", "--scripted"];
@@ -146,7 +141,7 @@ impl Scene {
     fn backend(&self) -> Acp {
         let process = ProcessSpec { command: Vec::new(), env: Default::default(), max_line_bytes: 1024 };
         let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
-        Acp::new(&process, false, PATIENCE, &shims)
+        Acp::new(&process, false, TIMEOUT, &shims)
     }
 
     /// Asks for the end of the turn, as an engine does whose relay was killed.

@@ -8,7 +8,7 @@ use mainstay::id::MessageId;
 use mainstay::message::{Attachment, UserMessage};
 use serde_json::{Value, json};
 
-use crate::gateway::scene::{FakeGateway, TOKEN, in_time};
+use crate::gateway::scene::{FakeGateway, TOKEN, within};
 
 #[tokio::test]
 async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
@@ -41,7 +41,7 @@ async fn a_message_with_a_file_becomes_a_run_of_the_gateways_agent() {
     peer.event(&asked["idempotencyKey"], 3, "lifecycle", json!({"phase": "end"})).await;
     peer.answer("agent", json!({"runId": asked["idempotencyKey"], "status": "ok"})).await;
 
-    let run = in_time(engine.wait_settled(run.id)).await.unwrap();
+    let run = within(engine.wait_settled(run.id)).await.unwrap();
     assert_eq!((run.status.as_str(), run.error), ("completed", None));
     let page = engine.list_messages(&session, MessageCursor::START, 10, true).await.unwrap();
     let parts: Value = serde_json::from_str(page.messages[1].parts.get()).unwrap();

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::gateway::scene::{DEADLINE, FakeGateway, TOKEN, Turn, backend, in_time, prompt};
+use crate::gateway::scene::{FakeGateway, TIMEOUT, TOKEN, Turn, backend, prompt, within};
 
 #[tokio::test]
 async fn missing_gateway_is_told_with_what_to_do() {
@@ -57,7 +57,7 @@ async fn a_policy_violation_before_the_consent_is_one_too() {
     let mut turn = Turn::at(gateway.url()).await;
     let mut peer = gateway.stranger().await;
     let close = CloseFrame { code: CloseCode::Policy, reason: "unauthorized".into() };
-    in_time(peer.connection.socket.close(Some(close))).await.unwrap();
+    within(peer.connection.socket.close(Some(close))).await.unwrap();
     turn.ends().await;
     assert_eq!(turn.error().class, Some(ErrorClass::Authentication));
 }
@@ -66,10 +66,10 @@ async fn a_policy_violation_before_the_consent_is_one_too() {
 async fn what_is_no_gateway_is_a_failure_of_the_protocol() {
     let gateway = FakeGateway::start().await;
     let mut turn = Turn::at(gateway.url()).await;
-    let (mut socket, _) = in_time(gateway.listener.accept()).await.unwrap();
+    let (mut socket, _) = within(gateway.listener.accept()).await.unwrap();
     let mut request = [0; 1024];
-    assert!(in_time(socket.read(&mut request)).await.unwrap() > 0);
-    in_time(socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")).await.unwrap();
+    assert!(within(socket.read(&mut request)).await.unwrap() > 0);
+    within(socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")).await.unwrap();
     turn.ends().await;
     let error = turn.error();
     assert_eq!(error.class, Some(ErrorClass::Protocol));
@@ -84,10 +84,10 @@ async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
         if is_greeted {
             drop(gateway.stranger().await);
         } else {
-            let (mut socket, _) = in_time(gateway.listener.accept()).await.unwrap();
+            let (mut socket, _) = within(gateway.listener.accept()).await.unwrap();
             // What was not read would make the end a reset.
             let mut request = [0; 4096];
-            assert!(in_time(socket.read(&mut request)).await.unwrap() > 0);
+            assert!(within(socket.read(&mut request)).await.unwrap() > 0);
         }
         turn.ends().await;
         let error = turn.error();
@@ -101,7 +101,7 @@ async fn only_a_gateway_that_accepts_us_is_found() {
     let gateway = FakeGateway::start().await;
     let spec = GatewaySpec { url: gateway.url(), token: Some(TOKEN.to_owned()), agent: "a".to_owned() };
     let driver = DriverConfig::OpenclawGateway(spec);
-    let look = || in_time(open::look(&driver, Path::new("/"), Instant::now() + DEADLINE));
+    let look = || within(open::look(&driver, Path::new("/"), Instant::now() + TIMEOUT));
     let (found, _) = tokio::join!(look(), gateway.accept("b"));
     assert_eq!(found, Ok(Found { at: gateway.url(), version: Some("1".to_owned()) }));
 
@@ -117,10 +117,10 @@ async fn only_a_gateway_that_accepts_us_is_found() {
     assert!(refused.contains("token mismatch") && refused.contains("correct `token`"), "{refused}");
 
     let (stranger, ()) = tokio::join!(look(), async {
-        let (mut socket, _) = in_time(gateway.listener.accept()).await.unwrap();
+        let (mut socket, _) = within(gateway.listener.accept()).await.unwrap();
         let mut request = [0; 1024];
-        assert!(in_time(socket.read(&mut request)).await.unwrap() > 0);
-        in_time(socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")).await.unwrap();
+        assert!(within(socket.read(&mut request)).await.unwrap() > 0);
+        within(socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")).await.unwrap();
     });
     assert!(stranger.unwrap_err().contains("HTTP status 404"));
 
@@ -234,7 +234,7 @@ async fn garbage_is_counted_and_ends_nothing() {
     {
         peer.send_text(garbage.to_owned()).await;
     }
-    in_time(futures_util::SinkExt::send(&mut peer.connection.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
+    within(futures_util::SinkExt::send(&mut peer.connection.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
     peer.send(json!({"type": "event", "event": "agent", "payload": {"runId": turn.run, "stream": 7}})).await;
     // Half a character is no reason to take another run's words for ours.
     peer.send_text(
@@ -299,14 +299,14 @@ async fn run_with_unread_output_is_cancelled() {
     let flood = "x".repeat(2 * 1024 * 1024);
     peer.says(&run, 1, &flood, &flood).await;
     let mut stdout = relay.stdout.take().unwrap();
-    let mut said = vec![in_time(stdout.read_u8()).await.unwrap()];
+    let mut said = vec![within(stdout.read_u8()).await.unwrap()];
     let pid = Pid::from_raw(relay.id().unwrap().try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     peer.asked("chat.abort").await;
     peer.event(&run, 2, "lifecycle", json!({"phase": "end", "status": "cancelled", "aborted": true})).await;
     peer.answer("agent", json!({"runId": run, "status": "timeout", "stopReason": "rpc"})).await;
-    in_time(stdout.read_to_end(&mut said)).await.unwrap();
-    assert_eq!(in_time(relay.wait()).await.unwrap().code(), Some(0));
+    within(stdout.read_to_end(&mut said)).await.unwrap();
+    assert_eq!(within(relay.wait()).await.unwrap().code(), Some(0));
     let last = said.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap();
     assert_eq!(serde_json::from_slice::<Value>(last).unwrap()["payload"]["stopReason"], "rpc");
 }
@@ -323,7 +323,7 @@ async fn a_run_whose_host_was_killed_is_cancelled() {
     rustix::process::kill_process(Pid::from_raw(host).unwrap(), Signal::KILL).unwrap();
     peer.asked("chat.abort").await;
     drop(peer);
-    assert!(matches!(in_time(turn.reply.end).await.unwrap(), End::ShimLost(_)));
+    assert!(matches!(within(turn.reply.end).await.unwrap(), End::ShimLost(_)));
 }
 
 #[tokio::test]
@@ -344,7 +344,7 @@ async fn a_run_whose_relay_was_killed_is_ended_when_an_engine_asks() {
         peer.answer("abort", json!({"ok": true, "aborted": true, "runIds": [run]})).await;
         assert_eq!(peer.asked("agent.wait").await["runId"], json!(run));
         peer.answer("wait", json!({"runId": run, "status": status})).await;
-        assert_eq!(in_time(ended).await.unwrap().is_ok(), is_over, "{status}");
+        assert_eq!(within(ended).await.unwrap().is_ok(), is_over, "{status}");
     }
     let none = ended();
     let mut peer = gateway.accept("b").await;
@@ -353,13 +353,13 @@ async fn a_run_whose_relay_was_killed_is_ended_when_an_engine_asks() {
         peer.asked("chat.abort").await;
         peer.answer("abort", json!({"ok": true, "aborted": false, "runIds": []})).await;
     }
-    assert_eq!(in_time(none).await.unwrap(), Ok(()));
+    assert_eq!(within(none).await.unwrap(), Ok(()));
     let broken = ended();
     drop(gateway.accept("b").await);
-    assert!(in_time(broken).await.unwrap().is_err());
+    assert!(within(broken).await.unwrap().is_err());
     let gone = gateway.url();
     drop(gateway);
-    assert_eq!(in_time(backend(gone, Duration::ZERO).end_turn(&place)).await, Ok(()), "it took the run with it");
+    assert_eq!(within(backend(gone, Duration::ZERO).end_turn(&place)).await, Ok(()), "it took the run with it");
 }
 
 #[tokio::test]

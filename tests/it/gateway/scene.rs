@@ -1,6 +1,5 @@
 //! A gateway that does what a test says, and a turn that is taken to it.
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -18,14 +17,10 @@ use mainstay::process::{Adoption, End, Prompt, Reply, TurnPlace};
 use mainstay::run::{Attempt, ExitReport};
 use serde_json::{Value, json};
 use testkit::fake::gateway::{Connection, RunOf, accepted, agent_event, answer, challenge, hello};
+pub use testkit::{TIMEOUT, within};
 use tokio::net::TcpListener;
 
-pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "a-token-{slot}";
-
-pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect("the deadline passed")
-}
 
 /// The stand-in.
 pub struct FakeGateway {
@@ -43,8 +38,8 @@ impl FakeGateway {
 
     /// The next one who connects, before it introduced itself.
     pub async fn stranger(&self) -> Peer {
-        let (socket, _) = in_time(self.listener.accept()).await.unwrap();
-        Peer { connection: in_time(Connection::accept(socket)).await.unwrap() }
+        let (socket, _) = within(self.listener.accept()).await.unwrap();
+        Peer { connection: within(Connection::accept(socket)).await.unwrap() }
     }
 
     /// The next one who connects, taken in by the gateway's process `boot`.
@@ -70,12 +65,12 @@ impl Peer {
     }
 
     pub async fn send_text(&mut self, text: String) {
-        in_time(self.connection.send_text(text)).await.unwrap();
+        within(self.connection.send_text(text)).await.unwrap();
     }
 
     /// The parameters of the next request, which is for this method and has an id that begins with the last word of it.
     pub async fn asked(&mut self, method: &str) -> Value {
-        let request = in_time(self.connection.next()).await.unwrap().expect("the relay went away");
+        let request = within(self.connection.next()).await.unwrap().expect("the relay went away");
         assert_eq!((&request["type"], &request["method"]), (&json!("req"), &json!(method)), "{request}");
         request["params"].clone()
     }
@@ -108,7 +103,7 @@ impl Peer {
 
     /// That the connection is closed from the other side.
     pub async fn hears_the_end(mut self) {
-        while let Some(Ok(_)) = in_time(self.connection.socket.next()).await {}
+        while let Some(Ok(_)) = within(self.connection.socket.next()).await {}
     }
 }
 
@@ -131,7 +126,7 @@ pub fn prompt() -> Prompt {
             agent_session: None,
             endpoint: None,
         },
-        start_by: Instant::now() + DEADLINE,
+        start_by: Instant::now() + TIMEOUT,
         limit: Duration::from_secs(1800),
         message: "hi {message}".to_owned(),
         attachments: Vec::new(),
@@ -158,7 +153,7 @@ impl Turn {
     }
 
     pub async fn of(url: String, prompt: Prompt) -> Self {
-        Self::with_grace(url, prompt, DEADLINE).await
+        Self::with_grace(url, prompt, TIMEOUT).await
     }
 
     pub async fn with_grace(url: String, prompt: Prompt, grace: Duration) -> Self {
@@ -172,18 +167,18 @@ impl Turn {
     /// The same turn in the hands of another engine, from its beginning.
     pub async fn goes_on(mut self, url: String) -> Self {
         self.reply.control.leave();
-        while in_time(self.reply.records.recv()).await.is_some() {}
-        in_time(self.reply.end).await.unwrap();
+        while within(self.reply.records.recv()).await.is_some() {}
+        within(self.reply.end).await.unwrap();
         let attempt = Attempt { number: self.attempt.number + 1, ..self.attempt };
         let adoption = Adoption { attempt, host: self.reply.host.unwrap(), offset: 0 };
-        let reply = backend(url, DEADLINE).adopt(adoption).await.unwrap();
+        let reply = backend(url, TIMEOUT).adopt(adoption).await.unwrap();
         Self { run: self.run, attempt, reply, events: Vec::new() }
     }
 
     /// Reads until the agent has said this text.
     pub async fn hears(&mut self, text: &str) {
         while self.text() != text {
-            let record = in_time(self.reply.records.recv()).await;
+            let record = within(self.reply.records.recv()).await;
             self.events.extend(record.unwrap_or_else(|| panic!("it ended after {:?}", self.events)).events);
         }
     }
@@ -212,10 +207,10 @@ impl Turn {
 
     /// Reads to the end.
     pub async fn ends(&mut self) -> ExitReport {
-        while let Some(record) = in_time(self.reply.records.recv()).await {
+        while let Some(record) = within(self.reply.records.recv()).await {
             self.events.extend(record.events);
         }
-        match in_time(&mut self.reply.end).await.unwrap() {
+        match within(&mut self.reply.end).await.unwrap() {
             End::Exited(report) => report,
             other => panic!("{other:?}"),
         }

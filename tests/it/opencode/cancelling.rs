@@ -11,11 +11,13 @@ use mainstay::run::Attempt;
 use serde_json::json;
 use testkit::fake::opencode::{SESSION, Server};
 
-use super::{Relay, backend, begins, delta, ends, error_of, in_time, options, text_of, turn};
+use testkit::within;
+
+use super::{Relay, backend, begins, delta, ends, error_of, options, text_of, turn};
 
 #[tokio::test]
 async fn turn_of_a_killed_relay_is_ended_before_the_next_prompt() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([]));
@@ -34,7 +36,7 @@ async fn turn_of_a_killed_relay_is_ended_before_the_next_prompt() {
 
 #[tokio::test]
 async fn turn_of_a_killed_relay_is_ended_on_request() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let place = |agent_session: Option<&str>| TurnPlace {
             attempt: Attempt { run: RunId::generate(), number: 1 },
@@ -67,7 +69,7 @@ async fn turn_of_a_killed_relay_is_ended_on_request() {
 
 #[tokio::test]
 async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -95,7 +97,7 @@ async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
 
 #[tokio::test]
 async fn turn_with_unread_output_is_aborted() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -119,7 +121,7 @@ async fn turn_with_unread_output_is_aborted() {
 
 #[tokio::test]
 async fn a_relay_whose_host_is_gone_aborts_the_turn() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -143,7 +145,7 @@ async fn a_relay_whose_host_is_gone_aborts_the_turn() {
 
 #[tokio::test]
 async fn a_turn_that_is_cancelled_while_it_is_prompted_is_aborted() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let go = fake.holds("POST /session/ses_new/prompt_async");
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;

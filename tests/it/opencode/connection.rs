@@ -7,11 +7,13 @@ use serde_json::json;
 use testkit::fake::opencode::{SESSION, Server};
 use tokio::net::TcpListener;
 
-use super::{Relay, backend, begins, delta, ends, error_of, in_time, message, options, text_of, text_part, turn};
+use testkit::within;
+
+use super::{Relay, backend, begins, delta, ends, error_of, message, options, text_of, text_part, turn};
 
 #[tokio::test]
 async fn refused_connection_is_a_crash() {
-    in_time(async {
+    within(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://opencode:secret@{}", listener.local_addr().unwrap());
         drop(listener);
@@ -25,7 +27,7 @@ async fn refused_connection_is_a_crash() {
 
 #[tokio::test]
 async fn a_server_that_dies_in_mid_turn_has_crashed() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -43,7 +45,7 @@ async fn a_server_that_dies_in_mid_turn_has_crashed() {
 
 #[tokio::test]
 async fn broken_connection_neither_loses_nor_doubles_words() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -74,7 +76,7 @@ async fn broken_connection_neither_loses_nor_doubles_words() {
 
 #[tokio::test]
 async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -92,7 +94,7 @@ async fn a_turn_that_ended_while_the_connection_was_broken_is_over() {
 
 #[tokio::test]
 async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
-    in_time(async {
+    within(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let relay = Relay::start(turn(&endpoint, None, options())).await;
@@ -106,7 +108,7 @@ async fn a_server_that_accepts_and_never_answers_holds_up_no_cancel() {
 
 #[tokio::test]
 async fn a_server_is_well_only_when_it_says_so_in_time() {
-    in_time(async {
+    within(async {
         let backend = backend();
         let fake = Server::start().await.unwrap();
         for (answer, is_well) in

@@ -6,11 +6,13 @@ use testkit::fake::opencode::Server;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use super::{Relay, begins, delta, ends, error_of, in_time, options, text_of, turn};
+use testkit::within;
+
+use super::{Relay, begins, delta, ends, error_of, options, text_of, turn};
 
 #[tokio::test]
 async fn half_a_character_costs_no_other_words() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -29,7 +31,7 @@ async fn half_a_character_costs_no_other_words() {
 
 #[tokio::test]
 async fn garbage_and_endless_events_are_passed_over_and_counted() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();
@@ -57,7 +59,7 @@ async fn garbage_and_endless_events_are_passed_over_and_counted() {
 
 #[tokio::test]
 async fn an_endless_header_is_an_error() {
-    in_time(async {
+    within(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let relay = Relay::start(turn(&endpoint, None, options())).await;

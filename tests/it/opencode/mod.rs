@@ -24,8 +24,6 @@ use testkit::fake::opencode::{Follower, SESSION};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-
 /// A relay that was told a turn.
 struct Relay {
     child: Child,
@@ -115,10 +113,6 @@ impl Relay {
         let unread = said.lines().filter(|line| parser(line).is_none()).map(str::to_owned).collect();
         (records.into_iter().flat_map(|record| record.events).collect(), unread)
     }
-}
-
-async fn in_time(test: impl Future<Output = ()>) {
-    tokio::time::timeout(DEADLINE, test).await.expect("it takes too long");
 }
 
 fn message(id: &str, role: &str, completed: bool) -> Value {

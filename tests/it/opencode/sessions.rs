@@ -7,11 +7,13 @@ use serde_json::json;
 use testkit::fake::opencode::{SESSION, Server};
 use tokio::io::AsyncWriteExt;
 
-use super::{Relay, begins, ends, error_of, in_time, options, session_of, text_of, turn};
+use testkit::within;
+
+use super::{Relay, begins, ends, error_of, options, session_of, text_of, turn};
 
 #[tokio::test]
 async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let options = SessionOptions {
             mode: Some("build".to_owned()),
@@ -49,7 +51,7 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
 
 #[tokio::test]
 async fn options_that_the_server_does_not_offer_are_not_pushed() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let unknown = SessionOptions { mode: Some("helper".to_owned()), model: Some("p/c".to_owned()), ..options() };
         fake.answers("POST /session/ses_new/prompt_async", 400, json!({"data": {"message": "no"}}));
@@ -67,7 +69,7 @@ async fn options_that_the_server_does_not_offer_are_not_pushed() {
 
 #[tokio::test]
 async fn a_session_that_the_server_knows_is_gone_on_with() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         fake.answers("GET /session/ses_new", 200, json!({"id": SESSION}));
         fake.answers("GET /session/ses_new/message", 200, json!([{"info": {"id": "msg_0"}, "parts": []}]));
@@ -84,7 +86,7 @@ async fn a_session_that_the_server_knows_is_gone_on_with() {
 #[tokio::test]
 async fn a_session_that_the_server_does_not_know_is_replaced() {
     for known in ["ses_gone", "../../etc", "ses_?x=/"] {
-        in_time(async {
+        within(async {
             let mut fake = Server::start().await.unwrap();
             let relay = Relay::start(turn(&fake.endpoint, Some(known), options())).await;
             let follower = fake.followed().await.unwrap();
@@ -99,7 +101,7 @@ async fn a_session_that_the_server_does_not_know_is_replaced() {
 
 #[tokio::test]
 async fn a_session_for_one_turn_is_removed() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let relay = Relay::start(RelayedTurn { oneshot: true, ..turn(&fake.endpoint, None, options()) }).await;
         let follower = fake.followed().await.unwrap();
@@ -113,7 +115,7 @@ async fn a_session_for_one_turn_is_removed() {
 
 #[tokio::test]
 async fn permissions_are_answered_and_questions_refused() {
-    in_time(async {
+    within(async {
         let mut fake = Server::start().await.unwrap();
         let mut relay = Relay::start(turn(&fake.endpoint, None, options())).await;
         let follower = fake.followed().await.unwrap();

@@ -6,7 +6,9 @@ use mainstay::agent_event::AgentEvent;
 use mainstay::driver::demo::Demo;
 use mainstay::run::{Cause, ExitReport};
 
-use super::{Turn, in_time, prompt, until};
+use testkit::{until, within};
+
+use super::{Turn, prompt};
 
 #[tokio::test]
 async fn the_demo_thinks_uses_a_tool_and_answers() {
@@ -62,7 +64,7 @@ async fn the_demo_stops_when_it_is_told_to() {
     let long = "word ".repeat(1000);
     for message in ["/hang", "/slow 100000", long.as_str()] {
         let mut cancelled = Turn::start(&Demo, prompt(message)).await;
-        in_time(cancelled.reply.records.recv()).await.unwrap();
+        within(cancelled.reply.records.recv()).await.unwrap();
         if message == long {
             until(|| cancelled.reply.records.len() == cancelled.reply.records.max_capacity()).await;
         }

@@ -6,7 +6,9 @@ use mainstay::process::reap::{self, Liveness};
 use mainstay::run::Cause;
 use mainstay::worker::ProcessIdentity;
 
-use super::{NEVER, Turn, at, attempt, per_turn, prompt, spec, until};
+use testkit::until;
+
+use super::{NEVER, Turn, at, attempt, per_turn, prompt, spec};
 
 #[tokio::test]
 async fn a_cancelled_agent_may_end_in_its_own_way() {

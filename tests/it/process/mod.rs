@@ -9,7 +9,6 @@ mod output;
 mod shim;
 mod starting;
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -24,8 +23,7 @@ use mainstay::process::reap::{self, Liveness};
 use mainstay::process::{Adoption, End, Prompt, Record, Reply, Shims, TurnPlace};
 use mainstay::run::{Attempt, ExitReport};
 use mainstay::worker::ProcessIdentity;
-
-const DEADLINE: Duration = Duration::from_secs(30);
+use testkit::{until, within};
 
 /// Longer than any test may take: nothing waits for it to pass.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -90,19 +88,6 @@ fn temp_dir(attempt: Attempt) -> PathBuf {
     std::env::temp_dir().join(format!("mainstay-{}-{}", attempt.run, attempt.number))
 }
 
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect("the deadline passed")
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    in_time(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
 /// A turn of an agent, and what it said so far.
 struct Turn {
     attempt: Attempt,
@@ -145,7 +130,7 @@ impl Turn {
     /// Reads until the agent has said this many lines.
     async fn hear(&mut self, lines: usize) -> Vec<String> {
         while self.texts().len() < lines {
-            let record = in_time(self.reply.records.recv()).await.expect("it ended before it said so much");
+            let record = within(self.reply.records.recv()).await.expect("it ended before it said so much");
             self.records.push(record);
         }
         self.texts()
@@ -159,7 +144,7 @@ impl Turn {
 
     /// Reads everything, waits for the end, and checks what holds at every end.
     async fn end(&mut self) -> ExitReport {
-        while let Some(record) = in_time(self.reply.records.recv()).await {
+        while let Some(record) = within(self.reply.records.recv()).await {
             self.records.push(record);
         }
         self.end_unread().await
@@ -173,7 +158,7 @@ impl Turn {
     }
 
     async fn how_it_ended(&mut self) -> End {
-        let end = in_time(&mut self.reply.end).await.unwrap();
+        let end = within(&mut self.reply.end).await.unwrap();
         assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
         assert!(!temp_dir(self.attempt).exists());
         if let Some(host) = &self.reply.host {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use mainstay::run::Cause;
 
-use super::{Turn, in_time, shims, until};
+use testkit::{until, within};
+
+use super::{Turn, shims};
 
 #[tokio::test]
 async fn a_huge_line_is_counted_and_skipped_in_little_memory() {
@@ -56,7 +58,7 @@ async fn stderr_is_always_read_and_kept_at_both_ends() {
 #[tokio::test]
 async fn output_before_the_end_is_read_by_the_slowest_reader() {
     let mut turn = Turn::script("seq 200000").await;
-    let first = in_time(turn.reply.records.recv()).await.unwrap();
+    let first = within(turn.reply.records.recv()).await.unwrap();
     turn.records.push(first);
     until(|| turn.reply.records.len() == turn.reply.records.max_capacity()).await;
     assert_eq!(turn.end().await.code, Some(0));

@@ -8,7 +8,9 @@ use mainstay::process::{Adoption, End, Prompt};
 use mainstay::run::{Attempt, Cause};
 use mainstay::worker::Shim;
 
-use super::{NEVER, Turn, adopt, at, attempt, in_time, per_turn, prompt, shims, spec, until};
+use testkit::{until, within};
+
+use super::{NEVER, Turn, adopt, at, attempt, per_turn, prompt, shims, spec};
 
 #[tokio::test]
 async fn adopted_agent_is_read_on_where_it_was_left() {
@@ -19,7 +21,7 @@ async fn adopted_agent_is_read_on_where_it_was_left() {
     left.hear(2).await;
     let offset = left.records.last().unwrap().offset;
     left.reply.records.close();
-    assert_eq!(in_time(&mut left.reply.end).await.unwrap(), End::Left);
+    assert_eq!(within(&mut left.reply.end).await.unwrap(), End::Left);
 
     let mut next = adopt(&backend, &left, offset).await;
     std::fs::write(dir.path().join("go"), "").unwrap();
@@ -41,13 +43,13 @@ async fn only_the_newest_lease_is_served() {
     old.hear(1).await;
     let mut new = adopt(&backend, &old, 0).await;
     new.hear(1).await;
-    assert_eq!(in_time(&mut old.reply.end).await.unwrap(), End::Left, "the older one is let go");
+    assert_eq!(within(&mut old.reply.end).await.unwrap(), End::Left, "the older one is let go");
     let host = old.reply.host.clone().unwrap();
     for (number, secret) in [(old.attempt.number, host.secret.clone()), (9, "guessed".to_owned())] {
         let host = Shim { secret, ..host.clone() };
         let attempt = Attempt { number, ..old.attempt };
         let refused = backend.adopt(Adoption { attempt, host, offset: 0 }).await.unwrap();
-        assert_eq!(in_time(refused.end).await.unwrap(), End::Left, "{number}");
+        assert_eq!(within(refused.end).await.unwrap(), End::Left, "{number}");
     }
     new.reply.control.stop(Cause::Cancelled);
     let report = new.end().await;
@@ -66,7 +68,7 @@ async fn cause_of_a_stop_is_known_to_the_next_engine() {
     let spool = shims().dir_of(left.attempt).join("spool");
     until(|| std::fs::read(&spool).is_ok_and(|spool| spool.windows(12).any(|w| w == b"idle_timeout"))).await;
     left.reply.control.leave();
-    assert_eq!(in_time(&mut left.reply.end).await.unwrap(), End::Left);
+    assert_eq!(within(&mut left.reply.end).await.unwrap(), End::Left);
     let mut next = adopt(&backend, &left, 6).await;
     next.reply.control.stop(Cause::Cancelled);
     std::fs::write(dir.path().join("go"), "").unwrap();
@@ -88,7 +90,7 @@ async fn lost_shim_ends_its_agent_and_keeps_what_it_said() {
         let host = turn.reply.host.clone().unwrap().process;
         if adopted {
             turn.reply.control.leave();
-            assert_eq!(in_time(&mut turn.reply.end).await.unwrap(), End::Left);
+            assert_eq!(within(&mut turn.reply.end).await.unwrap(), End::Left);
         }
         rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::KILL)
             .unwrap();
@@ -163,9 +165,9 @@ async fn what_a_dead_engine_left_is_found_and_ended_by_another() {
     until(|| reap::survivors(lost.into(), None).len() >= 2).await;
     assert_eq!(reap::survivors(next.into(), None), [], "the next try does not own them");
     assert_eq!(reap::survivors(reap::Mark::before(lost), None), [], "nor did one before");
-    let ended = in_time(reap::end(reap::Mark::before(next), None, Duration::from_millis(50))).await;
+    let ended = within(reap::end(reap::Mark::before(next), None, Duration::from_millis(50))).await;
     assert!(ended.ended >= 2 && ended.is_certain, "{ended:?}");
     assert_eq!(reap::is_alive(&identity), Liveness::Dead, "a zombie is gone");
     left.wait().unwrap();
-    assert_eq!(in_time(reap::end(lost.into(), None, NEVER)).await.ended, 0);
+    assert_eq!(within(reap::end(lost.into(), None, NEVER)).await.ended, 0);
 }

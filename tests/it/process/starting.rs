@@ -11,7 +11,9 @@ use mainstay::process::temp_dir::remove_temp_dir;
 use mainstay::process::{End, Prompt, Reply};
 use mainstay::run::{Cause, ExitReport};
 
-use super::{NEVER, Turn, adopt, at, in_time, lines, per_turn, prompt, shims, spec, temp_dir, until};
+use testkit::{until, within};
+
+use super::{NEVER, Turn, adopt, at, lines, per_turn, prompt, shims, spec, temp_dir};
 
 #[tokio::test]
 async fn a_process_is_read_to_its_end() {
@@ -47,7 +49,7 @@ async fn agent_starts_after_its_shim_is_known_and_was_told_to_begin() {
     let prompt = at(dir.path().to_owned(), self::prompt(""));
     let Reply { host, records, end, .. } = backend.prompt(prompt).await.unwrap();
     drop(records);
-    assert_eq!(in_time(end).await.unwrap(), End::Left);
+    assert_eq!(within(end).await.unwrap(), End::Left);
     until(|| reap::is_alive(&host.as_ref().unwrap().process) == Liveness::Dead).await;
     assert!(!dir.path().join("started").exists(), "nobody said that it may begin");
 }
@@ -105,12 +107,12 @@ async fn open_stdin_takes_lines_also_from_the_next_engine() {
     assert!(turn.reply.control.write("second").await);
     assert_eq!(turn.hear(2).await, ["got first", "got second"]);
     turn.reply.control.leave();
-    assert_eq!(in_time(&mut turn.reply.end).await.unwrap(), End::Left);
+    assert_eq!(within(&mut turn.reply.end).await.unwrap(), End::Left);
     let offset = turn.records.last().unwrap().offset;
     let mut adopted = adopt(&backend, &turn, offset).await;
     assert!(adopted.reply.control.write("third").await && adopted.reply.control.close_input().await);
     assert_eq!(adopted.hear(2).await, ["got third", "closed"]);
-    let End::Exited(exit) = in_time(&mut adopted.reply.end).await.unwrap() else { panic!("it did not end") };
+    let End::Exited(exit) = within(&mut adopted.reply.end).await.unwrap() else { panic!("it did not end") };
     assert_eq!((exit.code, exit.stopped), (Some(0), None));
 }
 
@@ -120,7 +122,7 @@ async fn turn_is_stopped_in_its_protocol_before_a_signal_is_sent() {
     assert_eq!(turn.hear(1).await, ["got first"]);
     turn.reply.control.stop(Cause::TurnTimeout);
     assert_eq!(turn.hear(3).await, ["got first", "got stop", "closed"]);
-    let End::Exited(exit) = in_time(&mut turn.reply.end).await.unwrap() else { panic!("it did not end") };
+    let End::Exited(exit) = within(&mut turn.reply.end).await.unwrap() else { panic!("it did not end") };
     assert_eq!((exit.code, exit.signal, exit.stopped), (Some(0), None, Some(Cause::TurnTimeout)));
 }
 
