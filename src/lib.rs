@@ -45,6 +45,7 @@ pub mod allowed;
 pub mod assignment;
 pub mod audit;
 pub mod backend;
+mod busy;
 pub mod catalogue;
 pub mod chunk;
 pub mod clock;

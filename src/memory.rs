@@ -11,16 +11,19 @@
 //! is silent holds none up. A turn takes of its message first and of the output
 //! second; a part of the output is given back by a commit, which waits for neither.
 
+mod piece;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
+
+pub use self::piece::{Allowed, PIECE_BYTES};
 
 /// What a run keeps of its message without asking: an ordinary answer never waits for a large one.
 const FREE_BYTES: usize = 1024 * 1024;
@@ -65,8 +68,8 @@ impl Memory {
     /// The account of a turn.
     pub fn open_account(&self) -> Account {
         let key = self.messages.open();
-        let (memory, waits) = (self.clone(), Mutex::default());
-        Account(Arc::new(Turn { key, memory, waits }))
+        let (memory, waits, hurries) = (self.clone(), Mutex::default(), AtomicBool::new(false));
+        Account(Arc::new(Turn { key, memory, waits, hurries }))
     }
 
     /// How much is taken, and how many wait for more, by part.
@@ -221,13 +224,14 @@ impl Messages {
         self.turns().kept.values().map(|kept| kept.counted()).fold(0, usize::saturating_add)
     }
 
-    /// Lets a turn read on when there is room, or when it is the largest of those that are not parked, which always gets on.
-    fn try_read(&self, key: u64, bytes: usize) -> bool {
+    /// Lets a turn read on when there is room, or when it is the largest of those that are not parked, which always gets on;
+    /// and one that hurries.
+    fn try_read(&self, key: u64, bytes: usize, hurries: bool) -> bool {
         let mut turns = self.turns();
         let Some(own) = turns.kept.get(&key).copied() else { return true };
         let last_read = Some(Instant::now());
         let grown = Kept { read: own.read.saturating_add(bytes), last_read, waits: false, ..own };
-        if grown.counted() > 0 && !self.may_grow(&turns.kept, key, own, grown) {
+        if !hurries && grown.counted() > 0 && !self.may_grow(&turns.kept, key, own, grown) {
             turns.kept.insert(key, Kept { waits: true, ..own });
             return false;
         }
@@ -265,6 +269,8 @@ struct Turn {
     key: u64,
     memory: Memory,
     waits: Mutex<Waits>,
+    /// It is to end, and waits for no other turn.
+    hurries: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -292,14 +298,15 @@ impl Account {
     /// Takes room for bytes that are to be read, once there is.
     pub async fn read(&self, bytes: usize) -> Unsettled {
         let messages = &self.0.memory.messages;
-        if !messages.try_read(self.0.key, bytes) {
+        let try_read = || messages.try_read(self.0.key, bytes, self.hurries());
+        if !try_read() {
             let _wait = self.wait();
             messages.turns().waiting += 1;
             let _counted = Waiting { messages, key: self.0.key };
             loop {
                 let mut changed = std::pin::pin!(messages.changed.notified());
                 changed.as_mut().enable();
-                if messages.try_read(self.0.key, bytes) {
+                if try_read() {
                     break;
                 }
                 // That another turn is parked tells itself by nothing.
@@ -334,6 +341,18 @@ impl Account {
     /// The same, if it is free now and no other caller waits.
     pub fn try_output(&self, bytes: usize) -> Option<Permit> {
         self.0.memory.output.try_acquire(bytes)
+    }
+
+    /// The turn is to end: it reads on without waiting for others, which frees what it keeps. For a turn of which little is
+    /// left to be read.
+    pub fn hurry(&self) {
+        self.0.hurries.store(true, Ordering::Relaxed);
+        self.0.memory.messages.changed.notify_waiters();
+    }
+
+    /// Whether it does.
+    pub fn hurries(&self) -> bool {
+        self.0.hurries.load(Ordering::Relaxed)
     }
 
     /// Until when the turn was last kept waiting: what its agent does not say meanwhile is no silence of its own.

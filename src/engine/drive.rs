@@ -35,6 +35,7 @@ use super::executing::Signals;
 use super::leased_run::LeasedRun;
 use super::turn::{Turn, TurnState};
 use crate::agent::{Agent, DriverConfig};
+use crate::busy::off_executor;
 use crate::chunk::Chunk;
 use crate::config::limits;
 use crate::driver::Driver;
@@ -143,6 +144,8 @@ struct Drive<'a> {
     prompts: PermissionPrompts,
     conversation: Conversation,
     offset: u64,
+    /// About how many bytes were heard that are not stored.
+    unstored: usize,
     began: Instant,
     /// What the turn takes of the memory, once it has begun.
     memory: Option<Account>,
@@ -164,7 +167,7 @@ impl<'a> Drive<'a> {
     fn new(shared: &'a Shared, worker: WorkerKey, leased: LeasedRun, signals: Signals) -> Self {
         let (turn, prompts) = (Turn::default(), PermissionPrompts::default());
         let began = Instant::now();
-        let (conversation, offset) = (Conversation::default(), 0);
+        let (conversation, offset, unstored) = (Conversation::default(), 0, 0);
         let (memory, on, late_error, trouble) = (None, None, None, None);
         let (is_behind, is_counted, advertised) = (false, false, None);
         Self {
@@ -176,6 +179,7 @@ impl<'a> Drive<'a> {
             prompts,
             conversation,
             offset,
+            unstored,
             began,
             memory,
             on,
@@ -309,7 +313,7 @@ impl<'a> Drive<'a> {
         let mut progress_at = began;
         let mut closing = Closing::No;
         let mut snapshot_at = None;
-        let mut asked: Option<Cause> = None;
+        let (mut asked, mut hurry_at): (Option<Cause>, Option<Instant>) = (None, None);
         let mut records = Vec::with_capacity(RECORDS_AT_ONCE);
         loop {
             let is_asking = self.prompts.is_waiting();
@@ -324,6 +328,7 @@ impl<'a> Drive<'a> {
                 () = self.shared.leaving.cancelled(), if reply.host.is_some() => return Err(Abandoned::HandedOver),
                 () = self.shared.killing.cancelled(), if !reply.control.is_killed() => {
                     reply.control.kill(Cause::Shutdown);
+                    reply.memory.hurry();
                     Some(Cause::Shutdown).filter(|_| asked.is_none())
                 }
                 () = self.signals.cancel.cancelled(), if asked.is_none() => Some(Cause::Cancelled),
@@ -360,6 +365,11 @@ impl<'a> Drive<'a> {
                     progress_at = Instant::now();
                     continue;
                 }
+                Some(()) = OptionFuture::from(hurry_at.map(sleep_until)) => {
+                    reply.memory.hurry();
+                    hurry_at = None;
+                    continue;
+                }
                 count = reply.records.recv_many(&mut records, RECORDS_AT_ONCE) => {
                     if count == 0 {
                         return Ok(asked);
@@ -378,6 +388,8 @@ impl<'a> Drive<'a> {
                 tracing::info!(cause = cause.as_str(), "asking the agent to stop");
                 asked = Some(cause);
                 reply.control.stop(cause);
+                // By then the agent is killed, and little is left to be read.
+                hurry_at = Some(Instant::now() + agent.kill_grace);
                 continue;
             }
             if asked == Some(Cause::OutputLimit) {
@@ -389,7 +401,9 @@ impl<'a> Drive<'a> {
             let was_at_work = self.turn.is_tool_running();
             // Given back when what was heard is stored.
             let _held: Vec<_> = records.iter_mut().map(|record| std::mem::take(&mut record.held)).collect();
-            let (events, facts) = self.hear(agent, driver, &mut records, asked);
+            self.unstored = usize::try_from(records.last().map_or(0, |last| last.offset).saturating_sub(self.offset))
+                .unwrap_or(usize::MAX);
+            let (events, facts) = off_executor(self.unstored, || self.hear(agent, driver, &mut records, asked));
             reply.memory.set_message(self.turn.bytes());
             // What worked in the agent's background is done: no chunk says so.
             let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());
@@ -399,6 +413,7 @@ impl<'a> Drive<'a> {
             if asked.is_none() && self.turn.fold().bytes() > MAX_MESSAGE_BYTES {
                 asked = Some(Cause::OutputLimit);
                 reply.control.kill(Cause::OutputLimit);
+                reply.memory.hurry();
             }
             // Whoever opens the conversation while somebody is asked sees the question.
             let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));

@@ -166,8 +166,10 @@ impl Feed {
             // who is far behind. Otherwise the rows are read once for all readers of this process.
             let is_near = published != 0 && last_seq - published <= PAGE;
             let range = Range { session, run: None, after: published, limit: last_seq - published };
-            let page = if is_near { store.event_page(range).await? } else { EventPage::default() };
-            let (commits, look) = (regroup(session, page.events), page.more || !is_near);
+            let page = if is_near { store.event_page_without_large(range).await? } else { EventPage::default() };
+            // Nor is a large event read here, which would keep the others waiting.
+            let look = page.more || !is_near || page.large.is_some();
+            let commits = if page.large.is_some() { Vec::new() } else { regroup(session, page.events) };
             if let Some(channel) = self.channels().get_mut(&session) {
                 channel.published = channel.published.max(last_seq);
                 let commits = commits.into_iter().map(|committed| self.signal(channel, committed));

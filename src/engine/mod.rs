@@ -56,6 +56,7 @@ use crate::stats::Stats;
 use crate::store::Store;
 use crate::store::run::{RunRow, SessionScope};
 
+pub use crate::store::LargeText;
 pub use crate::store::audit::Depth;
 pub use crate::store::event::EventPage;
 pub use crate::store::message::{MessageCursor, MessagePage, MessageRange, PageFrom};

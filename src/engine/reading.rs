@@ -162,6 +162,22 @@ impl Engine {
         }
     }
 
+    /// The same without the text of an event that is a page of its own: it is read in pieces.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
+    pub async fn run_event_page_without_large(
+        &self,
+        id: RunId,
+        after: Seq,
+        limit: i64,
+    ) -> Result<EventPage, EngineError> {
+        match self.range_of_run(id, after, limit).await? {
+            Some(range) => Ok(self.shared.store.event_page_without_large(range).await?),
+            None => Ok(EventPage::default()),
+        }
+    }
+
     async fn range_of_run(&self, id: RunId, after: Seq, limit: i64) -> Result<Option<Range>, EngineError> {
         let located = self.locate(id).await?;
         self.check_cursor(located.session, after).await?;
@@ -184,14 +200,20 @@ impl Engine {
         Ok(self.shared.store.events(Range { session, run: None, after, limit }).await?)
     }
 
-    /// The same as a page, which ends earlier when the events are large.
+    /// The same as a page, which ends earlier when the events are large, without the text of an event that is a page of its
+    /// own: it is read in pieces.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
-    pub async fn session_event_page(&self, id: &SessionId, after: Seq, limit: i64) -> Result<EventPage, EngineError> {
+    pub async fn session_event_page_without_large(
+        &self,
+        id: &SessionId,
+        after: Seq,
+        limit: i64,
+    ) -> Result<EventPage, EngineError> {
         let session = self.session_key(id).await?;
         self.check_cursor(session, after).await?;
-        Ok(self.shared.store.event_page(Range { session, run: None, after, limit }).await?)
+        Ok(self.shared.store.event_page_without_large(Range { session, run: None, after, limit }).await?)
     }
 
     /// Follows a run from a cursor to its end: replay, then live.

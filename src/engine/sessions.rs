@@ -283,6 +283,19 @@ impl Engine {
         let key = self.session_key(id).await?;
         Ok(self.shared.store.message_page(key, range).await?)
     }
+
+    /// The same without the parts of a message that is a page of its own: they are read in pieces.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn message_page_without_large(
+        &self,
+        id: &SessionId,
+        range: MessageRange,
+    ) -> Result<MessagePage, EngineError> {
+        let key = self.session_key(id).await?;
+        Ok(self.shared.store.message_page_without_large(key, range).await?)
+    }
 }
 
 fn given_title(title: &str) -> Result<String, EngineError> {

@@ -8,6 +8,7 @@
 use super::Shared;
 use super::leased_run::LeasedRun;
 use super::replay::{replay, settle_cost};
+use crate::busy::off_executor;
 use crate::chunk::Chunk;
 use crate::lease::LeaseLost;
 use crate::metrics::METRICS;
@@ -109,11 +110,15 @@ async fn close_and_settle(
         return Ok(shared.store.settle(settle).await?.map(|_| ()));
     }
     let account = shared.memory.open_account();
-    let mut turn = replay(&shared.store, leased.lease.run).await?;
-    account.set_message(turn.bytes());
-    let _memory = account.output(settle_cost(turn.bytes())).await;
-    let events = turn.close(outcome);
-    let parts = (extent == Extent::Whole).then(|| turn.into_parts_json());
+    // Sweeps and the renewal of leases wait for this one: it waits for no other turn.
+    account.hurry();
+    let mut turn = replay(&shared.store, leased.lease.run, &account).await?;
+    let bytes = turn.bytes();
+    let _memory = account.output(settle_cost(bytes)).await;
+    let (events, parts) = off_executor(bytes, || {
+        let events = turn.close(outcome);
+        (events, (extent == Extent::Whole).then(|| turn.into_parts_json()))
+    });
     let settle = leased.settle(&shared.config, events, outcome.clone(), parts);
     Ok(shared.store.settle(settle).await?.map(|_| ()))
 }

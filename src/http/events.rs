@@ -21,7 +21,7 @@ pub(super) async fn of_run(
     if let Some(place) = stream.place(&app)? {
         return Ok(sse::respond(&app, place, app.engine.follow_run(id, after).await?));
     }
-    answer(app.engine.run_event_page(id, after, page.limit()?).await?)
+    answer(&app, app.engine.run_event_page_without_large(id, after, page.limit()?).await?)
 }
 
 /// The log of a session that is not there yet is empty: a page may follow it before its first message is sent.
@@ -45,12 +45,12 @@ pub(super) async fn of_session(
             follower => Ok(sse::respond(&app, place, follower?)),
         };
     }
-    match app.engine.session_event_page(&id, after, page.limit()?).await {
+    match app.engine.session_event_page_without_large(&id, after, page.limit()?).await {
         Err(EngineError::NotFound { .. }) => {
             begins_at(after)?;
-            answer(EventPage::default())
+            answer(&app, EventPage::default())
         }
-        page => answer(page?),
+        page => answer(&app, page?),
     }
 }
 
@@ -59,7 +59,7 @@ fn begins_at(after: Seq) -> Result<(), EngineError> {
     if after == 0 { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq: 0 }) }
 }
 
-fn answer(page: EventPage) -> Result<Response, Error> {
+fn answer(app: &App, page: EventPage) -> Result<Response, Error> {
     let next_cursor = page.events.last().filter(|_| page.more).map(|last| last.seq.to_string());
-    Items { items: page.events, next_cursor }.respond(page.turn)
+    Items { items: page.events, next_cursor }.respond(app, page.large)
 }

@@ -16,7 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::App;
-use super::answer::Holding;
+use super::answer::{Holding, InMemory};
 use super::error::Error;
 use super::extract::{BodyLimit, wants_stream};
 use super::roles::{Needs, Urgency};
@@ -72,7 +72,7 @@ pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, mut req
     };
     let is_page = is_page(&request);
     let response = next.run(request).await;
-    let sent = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+    let sent = response.extensions().get::<InMemory>().map_or(0, |InMemory(bytes)| *bytes);
     if !is_page || sent <= FREE_BYTES {
         return response;
     }

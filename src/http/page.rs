@@ -3,8 +3,10 @@
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
+use super::App;
 use super::answer::JsonPieces;
 use super::error::Error;
+use crate::engine::LargeText;
 
 pub(super) const DEFAULT_LIMIT: i64 = 50;
 /// Most items of a page. Also what a list of messages begins with, so that a usual conversation comes at once.
@@ -93,14 +95,14 @@ impl<T> Items<T> {
         Self { items: rows, next_cursor }
     }
 
-    /// The answer in pieces, for lists that may be large. It holds something to its end.
-    pub(super) fn respond(self, holds: impl Send + Sync + Unpin + 'static) -> Result<Response, Error>
+    /// The answer in pieces, for lists that may be large; `large` stands in the only item of one.
+    pub(super) fn respond(self, app: &App, large: Option<LargeText>) -> Result<Response, Error>
     where
         T: Serialize,
     {
         let mut json = JsonPieces::default();
-        json.text("{\"items\":").list(self.items)?.text(",\"next_cursor\":").value(&self.next_cursor)?.text("}");
-        Ok(json.respond(holds))
+        json.text("{\"items\":").list(self.items, large)?.text(",\"next_cursor\":").value(&self.next_cursor)?.text("}");
+        Ok(json.respond(app.engine.memory().readers()))
     }
 
     pub(super) fn map<U>(self, to: impl FnMut(T) -> U) -> Items<U> {

@@ -35,7 +35,7 @@ pub(super) async fn list(
     };
     let page = app.engine.permission_page(&filter, page.limit()?).await?;
     let next_cursor = page.permissions.last().filter(|_| page.more).map(|(cursor, _)| cursor.to_string());
-    Items { items: page.permissions, next_cursor }.map(|(_, permission)| permission).respond(page.turn)
+    Items { items: page.permissions, next_cursor }.map(|(_, permission)| permission).respond(&app, None)
 }
 
 pub(super) async fn show(State(app): State<App>, Id(id): Id<PermissionId>) -> Result<Json<Permission>, Error> {

@@ -195,7 +195,7 @@ pub(super) async fn messages(
     Params(page): Params<Page>,
     Params(params): Params<MessageParams>,
 ) -> Result<Response, Error> {
-    let page = match app.engine.message_page(&id, params.range(&page)?).await {
+    let page = match app.engine.message_page_without_large(&id, params.range(&page)?).await {
         Err(EngineError::NotFound { .. }) => MessagePage::default(),
         page => page?,
     };
@@ -210,10 +210,10 @@ pub(super) async fn messages(
     };
     let mut json = JsonPieces::default();
     // What waits behind the conversation, the next first.
-    json.text("{\"items\":").list(items)?.text(",\"queued\":").list(page.queued)?;
+    json.text("{\"items\":").list(items, page.large)?.text(",\"queued\":").list(page.queued, None)?;
     // Where the next page begins, in the order of these, and where the page before ends.
     json.text(",\"next_cursor\":").value(&next_cursor)?.text(",\"prev_cursor\":").value(&prev_cursor)?.text("}");
-    Ok(json.respond(page.turn))
+    Ok(json.respond(app.engine.memory().readers()))
 }
 
 fn flag(name: &str, value: Option<&str>) -> Result<bool, Error> {

@@ -76,3 +76,21 @@ async fn who_waits_is_woken_and_known_to_have_waited() {
     assert_eq!(memory.parts()[0].2, 0);
     assert!(other.waited_until().is_some_and(|at| at <= Instant::now()));
 }
+
+#[tokio::test]
+async fn who_is_to_end_waits_for_no_other_turn() {
+    let memory = Memory::new(256 * MIB);
+    let (large, other) = (memory.open_account(), memory.open_account());
+    let _held = read(&large, 90 * MIB).unwrap();
+    let waiting = tokio::spawn({
+        let other = other.clone();
+        async move { other.read(30 * MIB).await }
+    });
+    while memory.parts()[0].2 == 0 {
+        tokio::task::yield_now().await;
+    }
+    other.hurry();
+    let _more = waiting.await.unwrap();
+    assert!(memory.parts()[0].2 == 0 && read(&other, 30 * MIB).is_some());
+    assert!(read(&memory.open_account(), 30 * MIB).is_none(), "others wait on");
+}

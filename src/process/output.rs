@@ -16,6 +16,7 @@ use super::frames::take_objects;
 use super::lines::{Line, Splitter};
 use super::text::TextDecoder;
 use crate::agent_event::{AgentEvent, LineParser};
+use crate::busy::off_executor;
 use crate::memory::{Account, Held, Permit, Unsettled};
 
 /// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
@@ -277,6 +278,10 @@ impl Meaning {
             Line::Whole(bytes) => bytes,
             Line::TooLong(beginning) => return self.count_malformed(&String::from_utf8_lossy(beginning)),
         };
+        off_executor(bytes.len(), || self.add_whole(first, bytes, events));
+    }
+
+    fn add_whole(&mut self, first: bool, bytes: &[u8], events: &mut Vec<AgentEvent>) {
         let text = String::from_utf8_lossy(bytes);
         let text = if first { text.strip_prefix('\u{feff}').unwrap_or(&text) } else { &text };
         if text.chars().all(|c| c.is_whitespace() || c == '\u{feff}') {

@@ -68,6 +68,9 @@ pub enum StoreError {
     /// It was read without a lock, and a process began to write to it: what was read may be torn.
     #[error("{0} was written to while it was read: try again")]
     Changed(PathBuf),
+    /// A row was rewritten or removed while it was read in pieces.
+    #[error("it was rewritten while it was read: try again")]
+    Rewritten,
     /// It was opened to be read only.
     #[error("{0} was opened to be read only")]
     ReadOnly(PathBuf),

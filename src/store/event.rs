@@ -2,10 +2,14 @@
 //!
 //! Always: memory is bounded by the events that are handed in and a few copies of one statement's share of them.
 
+mod chunks;
+
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
+
 use super::fact::{self, Fact};
-use super::large::{PAGE_BYTES, Turn};
+use super::large::{LargeText, PAGE_BYTES};
 use super::message::Response;
 use super::tx::{Committed, Notice, Tx};
 use super::{Store, StoreError, text};
@@ -209,7 +213,7 @@ pub struct Range {
 }
 
 /// What comes next in a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Frames {
     /// Events, already as the text of an SSE stream.
     Events {
@@ -218,29 +222,24 @@ pub enum Frames {
         /// The newest event in it.
         last_seq: Seq,
     },
-    /// An event that is larger than what was asked for: see [`Store::event_piece`].
+    /// An event that is larger than what was asked for.
     Large {
         /// Its place.
         seq: Seq,
-        /// Its length.
-        bytes: i64,
+        /// Its text.
+        text: LargeText,
     },
 }
 
-/// Chunks that are read at once to know a turn again.
-const CHUNKS: i64 = 10_000;
-/// As many bytes of them, or one.
-const CHUNK_BYTES: i64 = 1024 * 1024;
-
 /// A page of events.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct EventPage {
     /// The events, oldest first.
     pub events: Vec<Event>,
     /// Whether there are more of the range.
     pub more: bool,
-    /// Held while a large event is.
-    pub turn: Turn,
+    /// The text of the only event, in whose place a null stands, when it is large and was not to be read whole.
+    pub large: Option<LargeText>,
 }
 
 /// Where a page ends.
@@ -276,8 +275,42 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn event_page(&self, range: Range) -> Result<EventPage, StoreError> {
-        let Some(end) = self.end_of_page(range, PAGE_BYTES).await? else { return Ok(EventPage::default()) };
-        let turn = self.large.page(end.bytes).await;
+        match self.end_of_page(range, PAGE_BYTES).await? {
+            Some(end) => self.load_page(range, end).await,
+            None => Ok(EventPage::default()),
+        }
+    }
+
+    /// The same without the text of an event that is a page of its own.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn event_page_without_large(&self, range: Range) -> Result<EventPage, StoreError> {
+        match self.end_of_page(range, PAGE_BYTES).await? {
+            Some(end) if end.bytes > PAGE_BYTES => self.head_of_large(range, end).await,
+            Some(end) => self.load_page(range, end).await,
+            None => Ok(EventPage::default()),
+        }
+    }
+
+    async fn head_of_large(&self, range: Range, end: PageEnd) -> Result<EventPage, StoreError> {
+        // SQLite reads it whole to find it.
+        let _turn = self.large.turn().await;
+        let head = sqlx::query!(
+            "SELECT e.at, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
+             WHERE e.session_key = ?1 AND e.seq = ?2",
+            range.session,
+            end.seq
+        );
+        let head = head.fetch_one(&self.readers).await?;
+        let at = Timestamp::from_millis(head.at);
+        let event = Event { seq: end.seq, at, run_id: head.run_id.parse()?, event: RawValue::NULL.to_owned() };
+        let text = LargeText::of_event(self, range.session, end.seq, end.bytes);
+        Ok(EventPage { events: vec![event], more: end.more, large: Some(text) })
+    }
+
+    async fn load_page(&self, range: Range, end: PageEnd) -> Result<EventPage, StoreError> {
+        let _turn = self.large.turn_for(end.bytes).await;
         let rows = sqlx::query!(
             r#"SELECT e.seq, e.at, e.event, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
                WHERE e.session_key = ?1 AND e.seq > ?2 AND e.seq <= ?4 AND (?3 IS NULL OR e.run_key = ?3) ORDER BY e.seq"#,
@@ -296,7 +329,7 @@ impl Store {
                 event: text::raw(row.event)?,
             })
         });
-        Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more: end.more, turn })
+        Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more: end.more, large: None })
     }
 
     /// Where a page of the range ends that has at most so many bytes, or one event; `None` when there is nothing.
@@ -332,7 +365,8 @@ impl Store {
         let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
         let Some(end) = self.end_of_page(range, max_bytes).await? else { return Ok(None) };
         if end.bytes > max_bytes {
-            return Ok(Some(Frames::Large { seq: end.seq, bytes: end.bytes }));
+            let text = LargeText::of_event(self, range.session, end.seq, end.bytes);
+            return Ok(Some(Frames::Large { seq: end.seq, text }));
         }
         let row = sqlx::query!(
             r#"SELECT group_concat('id: ' || seq || char(10) || 'data: ' || event || char(10) || char(10), '' ORDER BY seq)
@@ -348,35 +382,12 @@ impl Store {
         Ok(row.text.zip(row.last_seq).map(|(text, last_seq)| Frames::Events { text, last_seq }))
     }
 
-    /// So many bytes of an event, from this one on.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn event_piece(
-        &self,
-        session: SessionKey,
-        seq: Seq,
-        from: i64,
-        bytes: i64,
-    ) -> Result<Vec<u8>, StoreError> {
-        let _turn = self.large.piece().await;
-        let piece = sqlx::query_scalar!(
-            r#"SELECT substr(CAST(event AS BLOB), ?3 + 1, ?4) AS "piece!: Vec<u8>" FROM events
-               WHERE session_key = ?1 AND seq = ?2"#,
-            session,
-            seq,
-            from,
-            bytes
-        );
-        Ok(piece.fetch_one(&self.readers).await?)
-    }
-
     /// A chunk of a tool as JSON, without what may be large in it.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn event_outline(&self, session: SessionKey, seq: Seq) -> Result<String, StoreError> {
-        let _turn = self.large.piece().await;
+        let _turn = self.large.turn().await;
         let outline = sqlx::query_scalar!(
             r#"SELECT json_replace(event, '$.input', NULL, '$.output', NULL, '$.errorText', '') AS "outline!: String"
                FROM events WHERE session_key = ?1 AND seq = ?2"#,
@@ -384,28 +395,6 @@ impl Store {
             seq
         );
         Ok(outline.fetch_one(&self.readers).await?)
-    }
-
-    /// The next committed chunks of a run behind a place, as JSON, in order, with the place of the last one: to know its
-    /// turn again after its worker died. `None` behind the last one.
-    ///
-    /// # Errors
-    /// Any failure of the database.
-    pub async fn run_chunks(&self, run: RunKey, after: Seq) -> Result<Option<(Vec<String>, Seq)>, StoreError> {
-        let span = sqlx::query!("SELECT session_key, first_seq FROM runs WHERE key = ?1", run);
-        let Some(span) = span.fetch_optional(&self.readers).await? else { return Ok(None) };
-        let Some(first_seq) = span.first_seq else { return Ok(None) };
-        let after = after.max(first_seq - 1);
-        let range = Range { session: span.session_key, run: Some(run), after, limit: CHUNKS };
-        let Some(PageEnd { seq: last_seq, .. }) = self.end_of_page(range, CHUNK_BYTES).await? else { return Ok(None) };
-        let chunks = sqlx::query_scalar!(
-            "SELECT event FROM events WHERE session_key = ?1 AND seq > ?2 AND seq <= ?3 AND run_key = ?4 ORDER BY seq",
-            range.session,
-            after,
-            last_seq,
-            run
-        );
-        Ok(Some((chunks.fetch_all(&self.readers).await?, last_seq)))
     }
 
     /// The newest event of each of these sessions.

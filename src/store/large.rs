@@ -1,42 +1,225 @@
-//! Rows that are larger than a page: they are read one at a time, so that readers of large rows take turns instead of
-//! each holding copies of one.
+//! Rows that are larger than a page: they are read one at a time, and their text is given out in pieces, so that who reads
+//! slowly keeps a piece of it and no turn.
+//!
+//! Always: SQLite reads a row whole for any part of it, so that a part is read as a window of some MiB from which many
+//! pieces are cut, for all who read there. There are a few windows, and none when nobody reads.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{Store, StoreError};
+use crate::event::Seq;
+use crate::lease::SessionKey;
 
 /// A page ends in front of the row with which it would have more bytes: files of some MB are usual, 500 of them no page.
 /// A single row may be larger.
 pub(super) const PAGE_BYTES: i64 = 4 * 1024 * 1024;
+/// A row of 60 MiB is read whole fifteen times then, about a second in all.
+const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// As many readers may be at different places before one takes the window of another.
+const WINDOWS: usize = 4;
 
-/// The turns of readers of large rows.
+/// What is being read of large rows. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Large {
-    pieces: Arc<Semaphore>,
-    pages: Arc<Semaphore>,
+pub(super) struct Large(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    turn: Semaphore,
+    open: Mutex<Open>,
 }
 
-/// The turn of a page that holds a large row, until it is dropped; none for any other page.
-#[derive(Debug, Clone, Default)]
-pub struct Turn(#[expect(dead_code, reason = "it is held")] Option<Arc<OwnedSemaphorePermit>>);
+#[derive(Debug, Default)]
+struct Open {
+    /// The one that was used last at the end.
+    windows: VecDeque<Window>,
+    readers: usize,
+}
+
+#[derive(Debug)]
+struct Window {
+    of: Row,
+    from: usize,
+    text: Bytes,
+}
+
+/// A column of a row that does not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Row {
+    Event { session: SessionKey, seq: Seq },
+    Parts { message: i64, updated_at: i64 },
+}
 
 impl Large {
     pub(super) fn new() -> Self {
-        Self { pieces: Arc::new(Semaphore::new(1)), pages: Arc::new(Semaphore::new(1)) }
+        Self(Arc::new(Inner { turn: Semaphore::new(1), open: Mutex::default() }))
     }
 
-    /// For a page of so many bytes.
-    pub(super) async fn page(&self, bytes: i64) -> Turn {
-        Turn(if bytes > PAGE_BYTES { turn(&self.pages).await } else { None })
+    /// The turn of one who reads a large row, until it is dropped. It must not wait for a client meanwhile.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It fails only when the semaphore is closed, which it never is.
+        self.0.turn.acquire().await.ok()
     }
 
-    /// For a piece of a large row, which SQLite reads whole for each piece.
-    pub(super) async fn piece(&self) -> Turn {
-        Turn(turn(&self.pieces).await)
+    /// The same for a page of so many bytes; none when it holds no large row.
+    pub(super) async fn turn_for(&self, bytes: i64) -> Option<SemaphorePermit<'_>> {
+        if bytes > PAGE_BYTES { self.turn().await } else { None }
     }
 }
 
-/// It fails only when the semaphore is closed, which it never is.
-async fn turn(of: &Arc<Semaphore>) -> Option<Arc<OwnedSemaphorePermit>> {
-    of.clone().acquire_owned().await.ok().map(Arc::new)
+impl Inner {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// A part of a row, if it is in a window; less of it at the end of one.
+    fn find(&mut self, row: Row, part: &Range<usize>) -> Option<Bytes> {
+        let index = self.windows.iter().position(|window| window.of == row && window.holds(part.start))?;
+        let window = self.windows.remove(index)?;
+        let from = part.start - window.from;
+        let piece = Bytes::copy_from_slice(&window.text[from..window.text.len().min(from + part.len())]);
+        self.windows.push_back(window);
+        Some(piece)
+    }
+
+    fn add(&mut self, window: Window) {
+        if self.windows.len() == WINDOWS {
+            self.windows.pop_front();
+        }
+        self.windows.push_back(window);
+    }
+}
+
+impl Window {
+    fn holds(&self, at: usize) -> bool {
+        (self.from..self.from + self.text.len()).contains(&at)
+    }
+}
+
+/// The text of a large row, which is read in pieces.
+#[derive(Debug)]
+pub struct LargeText {
+    store: Store,
+    row: Row,
+    bytes: usize,
+}
+
+impl LargeText {
+    pub(super) fn of_event(store: &Store, session: SessionKey, seq: Seq, bytes: i64) -> Self {
+        Self::new(store, Row::Event { session, seq }, bytes)
+    }
+
+    /// Of a message that was last written then.
+    pub(super) fn of_message(store: &Store, message: i64, updated_at: i64, bytes: i64) -> Self {
+        Self::new(store, Row::Parts { message, updated_at }, bytes)
+    }
+
+    fn new(store: &Store, row: Row, bytes: i64) -> Self {
+        store.large.0.open().readers += 1;
+        Self { store: store.clone(), row, bytes: usize::try_from(bytes).unwrap_or_default() }
+    }
+
+    /// How long it is.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there is nothing of it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// At most so many bytes of it, from this one on: some, unless it is at its end. Cancel safe.
+    ///
+    /// # Errors
+    /// [`StoreError::Rewritten`] when the row is not as it was, and any failure of the database.
+    pub async fn piece(&self, from: usize, bytes: usize) -> Result<Bytes, StoreError> {
+        let part = from..self.bytes.min(from.saturating_add(bytes));
+        if part.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let large = &self.store.large;
+        if let Some(piece) = large.0.open().find(self.row, &part) {
+            return Ok(piece);
+        }
+        let _turn = large.turn_for(i64::try_from(self.bytes).unwrap_or(i64::MAX)).await;
+        // Another reader may have had the turn for the same window.
+        if let Some(piece) = large.0.open().find(self.row, &part) {
+            return Ok(piece);
+        }
+        let from = part.start - part.start % WINDOW_BYTES;
+        let text = self.read(from, WINDOW_BYTES).await?;
+        let mut open = large.0.open();
+        open.add(Window { of: self.row, from, text });
+        open.find(self.row, &part).ok_or(StoreError::Rewritten)
+    }
+
+    async fn read(&self, from: usize, bytes: usize) -> Result<Bytes, StoreError> {
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let (from, bytes, length) = (number(from), number(bytes), number(self.bytes));
+        let text = match self.row {
+            Row::Event { session, seq } => {
+                let text = sqlx::query_scalar!(
+                    r#"SELECT substr(CAST(event AS BLOB), ?3 + 1, ?4) AS "text!: Vec<u8>" FROM events
+                       WHERE session_key = ?1 AND seq = ?2 AND octet_length(event) = ?5"#,
+                    session,
+                    seq,
+                    from,
+                    bytes,
+                    length
+                );
+                text.fetch_optional(&self.store.readers).await?
+            }
+            Row::Parts { message, updated_at } => {
+                let text = sqlx::query_scalar!(
+                    r#"SELECT substr(CAST(parts AS BLOB), ?3 + 1, ?4) AS "text!: Vec<u8>" FROM messages
+                       WHERE key = ?1 AND updated_at = ?2 AND octet_length(parts) = ?5"#,
+                    message,
+                    updated_at,
+                    from,
+                    bytes,
+                    length
+                );
+                text.fetch_optional(&self.store.readers).await?
+            }
+        };
+        text.map(Bytes::from).ok_or(StoreError::Rewritten)
+    }
+}
+
+impl Drop for LargeText {
+    fn drop(&mut self) {
+        let mut open = self.store.large.0.open();
+        open.readers -= 1;
+        if open.readers == 0 {
+            open.windows.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_that_was_used_longest_ago_gives_way() {
+        let row = |message| Row::Parts { message, updated_at: 1 };
+        let mut open = Open::default();
+        for message in 0..4 {
+            open.add(Window { of: row(message), from: 10, text: Bytes::from_static(b"0123456789") });
+        }
+        assert_eq!(open.find(row(0), &(10..14)).as_deref(), Some(&b"0123"[..]));
+        assert_eq!(open.find(row(0), &(18..99)).as_deref(), Some(&b"89"[..]), "as much as there is");
+        assert!(open.find(row(0), &(20..21)).is_none() && open.find(row(0), &(9..12)).is_none());
+        assert!(open.find(Row::Parts { message: 0, updated_at: 2 }, &(10..14)).is_none(), "written since");
+        open.add(Window { of: row(4), from: 0, text: Bytes::from_static(b"01") });
+        assert!(open.find(row(1), &(10..11)).is_none());
+        assert!([0, 2, 3].into_iter().all(|message| open.find(row(message), &(10..11)).is_some()));
+    }
 }

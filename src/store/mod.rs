@@ -58,6 +58,7 @@ use inspect::Found;
 use read_only::ReadOnly;
 
 pub use error::StoreError;
+pub use large::LargeText;
 pub use migrate::Upgrade;
 pub use tx::{Committed, Notice, Tx};
 pub use writer::OnCommit;

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::StoreError;
+use crate::busy::off_executor;
 
 /// A text that is shown whole.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
@@ -19,5 +20,6 @@ pub(super) fn shown_if_any(text: Option<&String>) -> Option<Cow<'_, str>> {
 
 /// Stored JSON, passed on as it is.
 pub(super) fn raw(json: String) -> Result<Box<RawValue>, StoreError> {
-    RawValue::from_string(json).map_err(|error| StoreError::Invalid(format!("text that is not JSON ({error})")))
+    let raw = off_executor(json.len(), || RawValue::from_string(json));
+    raw.map_err(|error| StoreError::Invalid(format!("text that is not JSON ({error})")))
 }

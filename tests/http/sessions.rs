@@ -1,5 +1,6 @@
 //! `/v1/sessions`
 
+use mainstay::http::Timeouts;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -239,4 +240,25 @@ async fn pages_of_large_messages_end_by_their_bytes() {
     let waiting = scene.get("/v1/sessions/t/messages").await;
     let ids: Vec<_> = waiting.body["queued"].as_array().unwrap().iter().map(|message| &message["id"]).collect();
     assert_eq!(ids, ["q0", "q1", "q2", "q3"]);
+}
+
+#[tokio::test]
+async fn a_large_message_is_sent_in_pieces_to_each_reader() {
+    let scene = Scene::with("[server]\nmax_body_bytes = 16777216", Timeouts::default()).await;
+    let url = format!("data:text/plain;base64,{}", "QUFB".repeat(2_500_000));
+    let file = json!({"type": "file", "mediaType": "text/plain", "url": url});
+    scene.sent_and_cancelled(json!({"message": {"id": "large", "parts": [file]}})).await;
+    // They take the head of the answer and nothing else.
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        idle.push(scene.ask(Method::GET, "/v1/sessions/s/messages").send().await.unwrap());
+    }
+    let page = scene.get("/v1/sessions/s/messages").await;
+    assert_eq!(page.each("id"), ["large"]);
+    assert!(page.body["items"][0]["parts"] == json!([file]), "it is not what was sent");
+    let length = |answer: &reqwest::Response| answer.content_length().unwrap() as usize;
+    for answer in idle {
+        let length = length(&answer);
+        assert_eq!(answer.bytes().await.unwrap().len(), length);
+    }
 }

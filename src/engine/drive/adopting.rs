@@ -7,6 +7,7 @@ use super::abandoned::Abandoned;
 use super::starting::NotBegun;
 use super::{Conversation, Drive, Followed, PermissionPrompts};
 use crate::engine::replay::replay;
+use crate::engine::turn::Turn;
 use crate::process::Adoption;
 use crate::run::Outcome;
 use crate::store::run::Orphan;
@@ -33,7 +34,7 @@ impl Drive<'_> {
             return Err(Abandoned::LeaseLost);
         }
         self.is_counted = true;
-        self.turn = self.retry_write(|| replay(&self.shared.store, self.leased.lease.run)).await?;
+        self.turn = self.replayed().await?;
         self.prompts = PermissionPrompts::again(
             self.retry_write(|| self.shared.store.permissions_of_run(self.leased.lease.run)).await?,
         );
@@ -55,5 +56,29 @@ impl Drive<'_> {
             },
             None => Err(Abandoned::HandedOver),
         }
+    }
+
+    /// The turn as it is stored. It takes memory, for which it may wait; a cancel ends the wait.
+    pub(super) async fn replayed(&mut self) -> Result<Turn, Abandoned> {
+        if let Some(before) = self.memory.take() {
+            before.set_message(0);
+        }
+        let account = self.shared.memory.open_account();
+        let turn = {
+            let mut replaying =
+                std::pin::pin!(self.retry_write(|| replay(&self.shared.store, self.leased.lease.run, &account)));
+            loop {
+                tokio::select! {
+                    biased;
+                    turn = &mut replaying => break turn?,
+                    () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
+                    () = self.shared.leaving.cancelled() => return Err(Abandoned::HandedOver),
+                    () = self.signals.cancel.cancelled(), if !account.hurries() => account.hurry(),
+                    () = self.shared.ending.cancelled(), if !account.hurries() => account.hurry(),
+                }
+            }
+        };
+        self.memory = Some(account);
+        Ok(turn)
     }
 }

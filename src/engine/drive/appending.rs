@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::abandoned::Abandoned;
 use super::{Drive, SMALL_MESSAGE_BYTES};
+use crate::busy::off_executor;
 use crate::chunk::Chunk;
 use crate::engine::progress::progress;
 use crate::engine::replay::settle_cost;
@@ -28,15 +29,21 @@ impl Drive<'_> {
             _ => None,
         };
         let snapshot = snapshot && (bytes <= SMALL_MESSAGE_BYTES || memory.is_some());
+        let said = chunks.iter().any(Chunk::is_said);
+        let work = self.unstored.max(if snapshot { bytes } else { 0 });
+        let (events, parts) = off_executor(work, || {
+            // One by one, so that a large one is not there twice.
+            let events: Vec<_> = chunks.into_iter().map(|chunk| chunk.to_json()).collect();
+            (events, (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()))
+        });
         let append = Append {
             lease: self.leased.lease,
             session: self.leased.session,
             run_id: self.leased.run,
-            said: chunks.iter().any(Chunk::is_said),
-            // One by one, so that a large one is not there twice.
-            events: Arc::new(chunks.into_iter().map(|chunk| chunk.to_json()).collect()),
+            said,
+            events: Arc::new(events),
             source_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
-            parts: (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()),
+            parts,
             facts,
         };
         match self.retry_write(|| self.shared.store.append(append.clone())).await {

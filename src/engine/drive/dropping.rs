@@ -9,6 +9,7 @@ impl Drive<'_> {
     /// Asks the agent to stop and drops what it says until it has no more to say.
     pub(super) async fn drop_rest(&self, reply: &mut Reply, cause: Cause) -> Result<(), Abandoned> {
         reply.control.stop(cause);
+        reply.memory.hurry();
         loop {
             let left = tokio::select! {
                 biased;

@@ -2,9 +2,10 @@
 
 use super::{Abandoned, Drive};
 use crate::agent::Agent;
+use crate::busy::off_executor;
 use crate::driver::Driver;
 use crate::engine::progress::progress;
-use crate::engine::replay::{replay, settle_cost};
+use crate::engine::replay::settle_cost;
 use crate::engine::{shortage, unstorable};
 use crate::failure::ErrorClass;
 use crate::lease::LeaseLost;
@@ -71,7 +72,7 @@ impl Drive<'_> {
                 if outcome.cause == Cause::Cancelled || !requests.contains(&self.leased.lease.run) {
                     return Err(Abandoned::LeaseLost);
                 }
-                self.turn = self.retry_write(|| replay(&self.shared.store, self.leased.lease.run)).await?;
+                self.turn = self.replayed().await?;
                 self.try_settle(Outcome::cancelled(), exit).await??;
                 Ok(Some(Outcome::cancelled()))
             }
@@ -86,13 +87,19 @@ impl Drive<'_> {
         exit: ExitReport,
     ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Abandoned> {
         let bytes = self.turn.bytes();
+        // Those in front of it wait for nothing but their commits.
         let _memory = match &self.memory {
-            Some(memory) if bytes > 0 => Some(memory.output(settle_cost(bytes)).await),
+            Some(memory) if bytes > 0 => Some(tokio::select! {
+                permit = memory.output(settle_cost(bytes)) => permit,
+                () = self.signals.lost.cancelled() => return Err(Abandoned::LeaseLost),
+            }),
             _ => None,
         };
-        let progress = progress(self.turn.fold());
-        let events = self.turn.close(&outcome);
-        let parts = Some(std::mem::take(&mut self.turn).into_parts_json());
+        let (progress, events, parts) = off_executor(bytes, || {
+            let progress = progress(self.turn.fold());
+            let events = self.turn.close(&outcome);
+            (progress, events, Some(std::mem::take(&mut self.turn).into_parts_json()))
+        });
         let mut settle = self.leased.settle(&self.shared.config, events, outcome, parts);
         settle.source_offset = i64::try_from(self.offset).unwrap_or(i64::MAX);
         settle.progress = progress;

@@ -2,7 +2,7 @@
 //!
 //! Always: a page is bounded in messages and in bytes, and what does not go into it is not read.
 
-use super::super::large::{PAGE_BYTES, Turn};
+use super::super::large::{LargeText, PAGE_BYTES};
 use super::super::{Store, StoreError, text};
 use crate::lease::SessionKey;
 use crate::message::{Message, Role};
@@ -18,8 +18,8 @@ pub struct MessagePage {
     pub prev: Option<MessageCursor>,
     /// Begins the page of newer ones; none when these are the newest.
     pub next: Option<MessageCursor>,
-    /// Held while a large message is.
-    pub turn: Turn,
+    /// The parts of the only message, in whose place a null stands, when they are large and were not to be read whole.
+    pub large: Option<LargeText>,
 }
 
 /// A place in a conversation: at a message.
@@ -70,6 +70,9 @@ impl PageFrom {
 struct Size {
     key: i64,
     position: i64,
+    /// When it was last written.
+    updated_at: i64,
+    parts_bytes: i64,
     bytes: i64,
 }
 
@@ -100,6 +103,27 @@ impl Store {
     /// # Errors
     /// Any failure of the database.
     pub async fn message_page(&self, session: SessionKey, range: MessageRange) -> Result<MessagePage, StoreError> {
+        self.page_of_messages(session, range, true).await
+    }
+
+    /// The same without the parts of a message that is a page of its own.
+    ///
+    /// # Errors
+    /// Any failure of the database.
+    pub async fn message_page_without_large(
+        &self,
+        session: SessionKey,
+        range: MessageRange,
+    ) -> Result<MessagePage, StoreError> {
+        self.page_of_messages(session, range, false).await
+    }
+
+    async fn page_of_messages(
+        &self,
+        session: SessionKey,
+        range: MessageRange,
+        whole: bool,
+    ) -> Result<MessagePage, StoreError> {
         // Read first: a turn that begins in between is in the page as well, and taken out of the queue below.
         let mut queued = self.queued_messages(session).await?;
         let (mut found, mut more) = self.message_sizes(session, range).await?;
@@ -110,7 +134,6 @@ impl Store {
         let fitting = sums.take_while(|sum| *sum <= PAGE_BYTES).count().max(1);
         more |= fitting < found.len();
         found.truncate(fitting);
-        let turn = self.large.page(found.iter().map(|size| size.bytes).sum()).await;
         let (near, far) = (found.first().map(Size::cursor), found.last().map(Size::cursor));
         let (prev, next) = match range.from {
             PageFrom::After(_) => {
@@ -123,9 +146,25 @@ impl Store {
         if matches!(range.from, PageFrom::Before(_)) {
             found.reverse();
         }
-        let messages = self.load_messages(&found).await?;
+        let large = found.first().filter(|first| !whole && first.parts_bytes > PAGE_BYTES);
+        let (messages, large) = match large {
+            Some(size) => {
+                let text = LargeText::of_message(self, size.key, size.updated_at, size.parts_bytes);
+                (vec![self.head_of_message(size.key).await?], Some(text))
+            }
+            None => (self.load_messages(&found).await?, None),
+        };
         queued.retain(|waiting| messages.iter().all(|message| message.id != waiting.id));
-        Ok(MessagePage { messages, queued, prev, next, turn })
+        Ok(MessagePage { messages, queued, prev, next, large })
+    }
+
+    async fn head_of_message(&self, key: i64) -> Result<Message, StoreError> {
+        let row = sqlx::query_as!(
+            Row,
+            r#"SELECT id, role, metadata, 'null' AS "parts!: String" FROM messages WHERE key = ?1"#,
+            key
+        );
+        row.fetch_one(&self.readers).await?.try_into()
     }
 
     /// The messages of a range by their size, from its cursor on, and whether there are more. The sizes are in the heads of
@@ -138,8 +177,8 @@ impl Store {
             PageFrom::After(_) => {
                 sqlx::query_as!(
                     Size,
-                    r#"SELECT m.key AS "key!", m.position AS "position!: i64",
-                           octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+                    r#"SELECT m.key AS "key!", m.position AS "position!: i64", m.updated_at,
+                           octet_length(m.parts) AS "parts_bytes!: i64", octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
                        FROM messages m LEFT JOIN runs r ON r.key = m.run_key
                        WHERE m.session_key = ?1 AND m.superseded_at IS NULL
                          AND (m.position, m.key) > (?2, ?3)
@@ -157,8 +196,8 @@ impl Store {
             PageFrom::Before(_) => {
                 sqlx::query_as!(
                     Size,
-                    r#"SELECT m.key AS "key!", m.position AS "position!: i64",
-                           octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+                    r#"SELECT m.key AS "key!", m.position AS "position!: i64", m.updated_at,
+                           octet_length(m.parts) AS "parts_bytes!: i64", octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
                        FROM messages m LEFT JOIN runs r ON r.key = m.run_key
                        WHERE m.session_key = ?1 AND m.superseded_at IS NULL
                          AND (m.position, m.key) < (?2, ?3)
@@ -204,8 +243,8 @@ impl Store {
                place (position) AS (
                    SELECT coalesce((SELECT iif(?2, last_seq, first_seq - 1) FROM begun LIMIT 1), last_seq + 1)
                    FROM sessions WHERE key = ?1)
-               SELECT DISTINCT m.key AS "key!", p.position AS "position!: i64",
-                   octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
+               SELECT DISTINCT m.key AS "key!", p.position AS "position!: i64", m.updated_at,
+                   octet_length(m.parts) AS "parts_bytes!: i64", octet_length(m.parts) + coalesce(octet_length(m.metadata), 0) AS "bytes!: i64"
                FROM place p CROSS JOIN runs r INDEXED BY runs_unwritten ON r.session_key = ?1
                JOIN messages m ON m.key = r.message_key
                WHERE r.settled_at IS NOT NULL AND r.first_seq IS NULL
@@ -240,6 +279,7 @@ impl Store {
     }
 
     async fn load_messages(&self, found: &[Size]) -> Result<Vec<Message>, StoreError> {
+        let _turn = self.large.turn_for(found.iter().map(|size| size.bytes).sum()).await;
         let keys: Vec<i64> = found.iter().map(|size| size.key).collect();
         let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let rows = sqlx::query_as!(

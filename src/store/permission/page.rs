@@ -1,6 +1,6 @@
 //! Lists of permissions.
 
-use super::super::large::{PAGE_BYTES, Turn};
+use super::super::large::PAGE_BYTES;
 use super::super::{Store, StoreError};
 use super::{PermissionFilter, load};
 use crate::id::SessionId;
@@ -13,8 +13,6 @@ pub struct PermissionPage {
     pub permissions: Vec<(i64, Permission)>,
     /// Whether there are more.
     pub more: bool,
-    /// Held while a large one is.
-    pub turn: Turn,
 }
 
 impl Store {
@@ -52,10 +50,10 @@ impl Store {
         )
         .fetch_one(&self.readers)
         .await?;
-        let turn = self.large.page(page.bytes).await;
+        let _turn = self.large.turn_for(page.bytes).await;
         let rows = load(&self.readers, &page.keys).await?;
         let permissions = rows.into_iter().map(|located| (located.key, located.permission)).collect();
-        Ok(PermissionPage { permissions, more: page.more, turn })
+        Ok(PermissionPage { permissions, more: page.more })
     }
 
     /// The rows of the newest permissions, as JSON.

@@ -2,6 +2,7 @@
 
 use mainstay::id::PermissionId;
 use mainstay::permission::{PermissionRequest, ToolKind};
+use mainstay::store::LargeText;
 use mainstay::store::event::{Frames, Range};
 use mainstay::store::fact::Fact;
 use mainstay::store::permission::{NewPermission, PermissionFilter};
@@ -33,14 +34,16 @@ async fn pages_of_large_events_end_by_their_bytes() {
     // A stream gives a large event out in pieces.
     let frames = async |after| scene.store.frames(range(after, 1000), 1_000_000).await.unwrap();
     assert!(matches!(frames(0).await, Some(Frames::Events { last_seq: 1, .. })));
-    let Some(Frames::Large { seq: 2, bytes }) = frames(1).await else { panic!("it is large") };
-    let mut whole = Vec::new();
-    while whole.len() < bytes as usize {
-        whole.extend(scene.store.event_piece(claimed.session, 2, whole.len() as i64, 2_000_000).await.unwrap());
-    }
+    let Some(Frames::Large { seq: 2, text }) = frames(1).await else { panic!("it is large") };
     let event = scene.store.events(range(1, 1)).await.unwrap().remove(0);
-    assert!(whole == event.event.get().as_bytes());
-    assert_eq!(frames(6).await, None);
+    assert!(read_in_pieces(&text, 1_500_000).await == event.event.get().as_bytes());
+    assert!(frames(6).await.is_none());
+    // So does a page, whose events are as they are but for that text; other pages have theirs whole.
+    let page = scene.store.event_page_without_large(range(1, 500)).await.unwrap();
+    assert_eq!((seqs(&page.events), page.more, page.events[0].event.get()), (vec![2], true, "null"));
+    assert!(read_in_pieces(&page.large.unwrap(), 70_000).await == event.event.get().as_bytes());
+    let small = scene.store.event_page_without_large(range(0, 1)).await.unwrap();
+    assert!(small.large.is_none() && small.events[0].event.get().starts_with(r#"{"type":"start""#));
 }
 
 #[tokio::test]
@@ -76,4 +79,13 @@ async fn pages_of_large_permissions_end_by_their_bytes() {
     assert_eq!(pages, ["r5 r4 r3 r2", "r1", "r0"]);
     let page = scene.store.permission_page(&PermissionFilter::default(), 2).await.unwrap();
     assert_eq!((page.permissions.len(), page.more), (2, true));
+}
+
+/// A large text, read in pieces of about this size.
+async fn read_in_pieces(text: &LargeText, bytes: usize) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while whole.len() < text.len() {
+        whole.extend(text.piece(whole.len(), bytes).await.unwrap());
+    }
+    whole
 }
