@@ -20,9 +20,9 @@ async fn daemon_killed_repeatedly_is_nothing_but_a_pause() {
         daemon = camp.daemon();
     }
     reader.grow(100).await;
-    let next = camp.send("agent", "s", "next").await.id;
     ends_well(&camp, run).await;
     reader.end(&camp).await;
+    let next = camp.send("agent", "s", "next").await.id;
     assert_eq!(settled(&camp.watcher, next).await.status, Status::Failed, "the next one starts, and says nothing");
     daemon.stop();
 }
