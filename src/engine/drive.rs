@@ -149,6 +149,8 @@ struct Drive<'a> {
     began: Instant,
     /// What the turn takes of the memory, once it has begun.
     memory: Option<Account>,
+    /// When its agent was asked to begin; none once it has.
+    prompted_at: Option<std::time::Instant>,
     /// The live agent that the turn is on, if it is on one.
     on: Option<Taken>,
     /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
@@ -169,7 +171,7 @@ impl<'a> Drive<'a> {
         let began = Instant::now();
         let (conversation, offset, unstored) = (Conversation::default(), 0, 0);
         let (memory, on, late_error, trouble) = (None, None, None, None);
-        let (is_behind, is_counted, advertised) = (false, false, None);
+        let (is_behind, is_counted, advertised, prompted_at) = (false, false, None, None);
         Self {
             shared,
             worker,
@@ -182,6 +184,7 @@ impl<'a> Drive<'a> {
             unstored,
             began,
             memory,
+            prompted_at,
             on,
             late_error,
             trouble,
@@ -236,6 +239,7 @@ impl<'a> Drive<'a> {
         let is_ours = reply.host.is_none();
         let done = match end {
             Ok(End::Exited(mut exit)) => {
+                self.note_start();
                 if exit.code != Some(0) {
                     self.end_lost_turn(driver, &mut exit).await?;
                 }
@@ -398,6 +402,7 @@ impl<'a> Drive<'a> {
             if records.is_empty() {
                 continue;
             }
+            self.note_start();
             let was_at_work = self.turn.is_tool_running();
             // Given back when what was heard is stored.
             let _held: Vec<_> = records.iter_mut().map(|record| std::mem::take(&mut record.held)).collect();

@@ -56,8 +56,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`]; [`EngineError::Failed`]; [`EngineError::Store`] when nothing can be written;
     /// [`EngineError::Stalled`] when the writer gives no answer, the newest claim failed, ready runs are not claimed although
-    /// there is room, a loop hangs, or the leases of this process were not renewed for longer than half of their length, or agents wait to be started for want
-    /// of resources.
+    /// there is room, a loop hangs, or the leases of this process were not renewed for longer than half of their length, or no agent can be
+    /// started in any workspace for want of resources.
     pub async fn check_ready(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         if shared.draining.is_cancelled() {
@@ -81,7 +81,7 @@ impl Engine {
         }
         shared.health.check_claims()?;
         shared.health.check_rounds()?;
-        if let Some(reason) = shared.shortages.reason() {
+        if let Some(reason) = shared.shortages.reason_everywhere() {
             return Err(EngineError::Stalled(format!("agents cannot be started: {reason}")));
         }
         let silent = shared.executing.silent_for().unwrap_or_default();

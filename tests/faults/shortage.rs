@@ -153,19 +153,28 @@ async fn hosts_wait_for_descriptors_of_the_machine() {
     wait_out("sh", EMFILE, "Too many open files").await;
 }
 
-#[tokio::test]
-async fn starved_runs_leave_their_worker_to_others() {
-    let scene = Scene::new("[engine]\nworkers = 1\n[workspaces.other]\nagent = \"demo\"");
+/// Runs of a workspace that cannot start leave the only worker to those of another one, and end when they are cancelled.
+async fn is_left_to_others(agent: &str) -> (Scene, Daemon, Vec<String>) {
+    let scene = Scene::new(
+        "[engine]\nworkers = 1\n[workspaces.other]\nagent = \"demo\"\n\
+         [agents.warm]\ndriver = \"acp\"\nmax_concurrent = 100\ncommand = [\"sh\"]\n\
+         [workspaces.warm]\nagent = \"warm\"\nslots = 8",
+    );
     let daemon = scene.daemon();
+    let create = async |session: &str, workspace: &str| {
+        let body = serde_json::json!({"id": session, "workspace": workspace});
+        let created = daemon.request(reqwest::Method::POST, "/v1/sessions").json(&body).send().await.unwrap();
+        assert!(created.status().is_success());
+    };
     scene.shim.fail(Fault { files: "sh", ..Fault::all(SPAWN, ENOMEM) });
     let mut starved = Vec::new();
     for number in 0..3 {
-        starved.push(daemon.count(&format!("s{number}"), "m").await.run());
+        let session = format!("s{number}");
+        create(&session, agent).await;
+        starved.push(daemon.count(&session, "m").await.run());
     }
     // While none of them can start, an agent that can has the only worker.
-    let body = serde_json::json!({"id": "other", "workspace": "other"});
-    let created = daemon.request(reqwest::Method::POST, "/v1/sessions").json(&body).send().await.unwrap();
-    assert!(created.status().is_success());
+    create("other", "other").await;
     let other = daemon.count("other", "m").await.run();
     let other = within(daemon.settled(&other)).await;
     assert_eq!(other["status"], "completed", "{other}");
@@ -175,6 +184,8 @@ async fn starved_runs_leave_their_worker_to_others() {
         scene.open().query_row(resting, [], |row| row.get::<_, i64>(0)).unwrap() > 0
     })
     .await;
+    // Others can be started.
+    until_ready(&daemon).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     let listed = command.args(["runs", "--json", "--db"]).arg(&scene.db).arg("--config").arg(&scene.config);
     let listed = String::from_utf8(listed.output().unwrap().stdout).unwrap();
@@ -182,7 +193,19 @@ async fn starved_runs_leave_their_worker_to_others() {
     let cancelled = daemon.request(reqwest::Method::POST, &format!("/v1/runs/{}/cancel", starved[0])).send();
     assert!(cancelled.await.unwrap().status().is_success());
     assert_eq!(within(daemon.settled(&starved[0])).await["status"], "cancelled");
+    (scene, daemon, starved)
+}
+
+#[tokio::test]
+async fn starved_runs_leave_their_worker_to_others() {
+    let (scene, daemon, starved) = is_left_to_others("default").await;
     scene.shim.heal();
     complete_at_the_first_attempt(&scene, &daemon, &starved[1..]).await;
+    daemon.stop();
+}
+
+#[tokio::test]
+async fn starved_turns_of_warm_agents_leave_theirs_too() {
+    let (_scene, daemon, _) = is_left_to_others("warm").await;
     daemon.stop();
 }

@@ -50,7 +50,7 @@ impl Drive<'_> {
                 Followed::Done(outcome) => Ok(outcome),
                 // Nothing of it ran: it begins anew when there is enough again.
                 Followed::Short(error) => {
-                    self.shared.shortages.rests(&error, orphan.shortages);
+                    self.shared.shortages.rests(&orphan.workspace, &error, orphan.shortages);
                     self.leave_not_begun(NotBegun::Short(error.message), orphan.shortages).await
                 }
             },

@@ -73,17 +73,13 @@ impl Drive<'_> {
         self.conversation = Conversation::new(claimed.agent_session.clone(), was_given_up);
         let mut tries = 0;
         loop {
+            self.prompted_at = Some(std::time::Instant::now());
             let error = match driver.prompt(self.prompt(claimed, agent, &judged)).await {
                 Ok(reply) => {
                     let reply = self.record(reply, &judged.dir).await?;
                     reply.control.begin();
                     match self.follow(agent, driver.as_ref(), reply).await? {
-                        Followed::Done(outcome) => {
-                            if tries > 0 || claimed.shortages > 0 {
-                                self.shared.shortages.over();
-                            }
-                            return Ok(outcome);
-                        }
+                        Followed::Done(outcome) => return Ok(outcome),
                         Followed::Short(error) => error,
                     }
                 }
@@ -94,7 +90,7 @@ impl Drive<'_> {
             let not_begun = if tries < shortage::TRIES && claimed.shortages == 0 {
                 self.wait_out(&error, tries).await?
             } else {
-                self.shared.shortages.rests(&error, claimed.shortages);
+                self.shared.shortages.rests(&claimed.workspace, &error, claimed.shortages);
                 Some(NotBegun::Short(error.message))
             };
             if let Some(not_begun) = not_begun {
@@ -145,9 +141,18 @@ impl Drive<'_> {
         Err(left)
     }
 
+    /// Takes note, once, that the agent was started: it speaks, or has ended.
+    pub(super) fn note_start(&mut self) {
+        let Some(begun) = self.prompted_at.take() else { return };
+        match self.on {
+            None => self.shared.shortages.started(&self.leased.workspace, begun),
+            Some(_) => self.shared.shortages.served(&self.leased.workspace, begun),
+        }
+    }
+
     /// Waits until the next try to start the agent. How the run leaves this worker when there is none.
     async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<NotBegun>, Abandoned> {
-        let pause = self.shared.shortages.failed(error, tries);
+        let pause = self.shared.shortages.failed(&self.leased.workspace, error, tries);
         let status = format!("Waiting for resources: {}", error.message);
         let told = self.turn.hear(AgentEvent::Status(status));
         self.append(told, Vec::new(), false).await?;

@@ -28,7 +28,7 @@ const BACKEND_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The end of a process is known to its watcher within this.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
-/// So long a turn keeps its worker's place while the system is short of something that its backend may wait for.
+/// So long a turn keeps its worker's place while its workspace is short of something that its backend may wait for.
 const SHORT_FOR: Duration = Duration::from_secs(2);
 /// One that is there so soon was not waited for.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -106,9 +106,7 @@ impl Drive<'_> {
                     wanted.awaited = None;
                 }
             }
-            if let Some(reason) = self.shared.shortages.reason()
-                && self.began.elapsed() >= rests_after
-            {
+            if let Some(reason) = self.short_of(rests_after) {
                 return Ok(Err(NotBegun::Short(reason)));
             }
             let awaited = wanted.awaited;
@@ -118,11 +116,11 @@ impl Drive<'_> {
                 () = self.signals.cancel.cancelled() => return Ok(Err(NotBegun::Settled(Outcome::cancelled()))),
                 () = self.shared.ending.cancelled() => return Ok(Err(NotBegun::PutBack)),
                 () = self.shared.leaving.cancelled() => return Ok(Err(NotBegun::PutBack)),
-                () = sleep_until(give_up) => match self.shared.shortages.reason() {
+                () = sleep_until(give_up) => match self.short_of(Duration::ZERO) {
                     Some(reason) => return Ok(Err(NotBegun::Short(reason))),
                     None => return Ok(Err(NotBegun::Settled(asked_for(Cause::TurnTimeout)))),
                 },
-                news = self.changed(&mut changes, awaited, agent, told.as_deref()) => news,
+                news = self.changed(&mut changes, awaited, agent, rests_after, told.as_deref()) => news,
             } {
                 let status = self.turn.hear(AgentEvent::Status(news.clone()));
                 self.append(status, Vec::new(), false).await?;
@@ -131,19 +129,29 @@ impl Drive<'_> {
         }
     }
 
+    /// What its workspace is short of, once the turn has waited for so long.
+    fn short_of(&self, rests_after: Duration) -> Option<String> {
+        let has_waited = self.began.elapsed() >= rests_after;
+        has_waited.then(|| self.shared.shortages.reason(&self.leased.workspace)).flatten()
+    }
+
     /// Comes back when it makes sense to look again, or with what readers have not been told. A backend that goes on starting
-    /// is looked at without writing.
+    /// is looked at without writing, until the turn is to rest.
     async fn changed(
         &self,
         changes: &mut tokio::sync::watch::Receiver<u64>,
         awaited: Option<BackendId>,
         agent: &Agent,
+        rests_after: Duration,
         told: Option<&str>,
     ) -> Option<String> {
         loop {
             // Either way it is time to look.
             let _ = timeout(BACKEND_POLL_INTERVAL, changes.changed()).await;
             let awaited = self.shared.store.awaited_backend(awaited?).await.ok()??;
+            if self.short_of(rests_after).is_some() {
+                return None;
+            }
             let news = status_of(&awaited, agent, told.is_some() || self.began.elapsed() < AT_ONCE);
             if let Some(news) = news.filter(|news| told != Some(news)) {
                 return Some(news);

@@ -68,6 +68,8 @@ pub(super) struct BackendTask {
     hung_since: Option<Instant>,
     probe_at: Instant,
     ready_by: Instant,
+    /// When its newest start was begun.
+    begun: std::time::Instant,
     /// Whether the process that it is now was started by another worker.
     is_adopted: bool,
     /// Whether it was asked to end because the engine closes.
@@ -88,6 +90,7 @@ impl BackendTask {
         Some(Self {
             is_adopted: row.host.is_some(),
             ready_by: now + care.ready_within,
+            begun: std::time::Instant::now(),
             shared,
             worker,
             agent,
@@ -248,8 +251,8 @@ impl BackendTask {
         let is_ready = self.row.state == BackendState::Running;
         let failure = match probed {
             Ok(Ok(())) => {
-                if self.short_starts > 0 {
-                    self.shared.shortages.over();
+                if !is_ready {
+                    self.shared.shortages.started(&self.row.workspace, self.begun);
                 }
                 (self.failures, self.hung_since, self.probe_at) = (0, None, Instant::now() + self.care.probe_every);
                 return Some(Next::event(BackendEvent::Healthy, "it answers"));

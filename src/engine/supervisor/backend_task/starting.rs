@@ -18,6 +18,7 @@ impl BackendTask {
     /// Starts a process, under a host that is stored before anything of it runs.
     pub(super) async fn begin(&mut self) -> Next {
         let Some(warm) = self.driver.warm() else { return Next::Leave };
+        self.begun = std::time::Instant::now();
         let start = WarmStart {
             attempt: self.attempt(),
             workspace: self.row.workspace.clone(),
@@ -65,7 +66,7 @@ impl BackendTask {
     /// Waits until the next try to start it, for which this process, or its host, was short of something.
     pub(super) async fn wait_out(&mut self, error: &StartError) -> Next {
         self.short_starts = self.short_starts.saturating_add(1);
-        let pause = self.shared.shortages.failed(error, self.short_starts);
+        let pause = self.shared.shortages.failed(&self.row.workspace, error, self.short_starts);
         let (due, closed) = (Instant::now() + pause, self.shared.closed.clone());
         loop {
             tokio::select! {
