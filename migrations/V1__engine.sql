@@ -469,7 +469,7 @@ END;
 
 -- Not public: the runs that a worker may claim now, which are the heads of queues whose place is free.
 CREATE VIEW claimable_runs AS
-    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, a.slot_key,
+    SELECT r.key, r.session_key, r.priority, r.workspace, r.agent, r.not_before, r.short_of, a.slot_key,
         (SELECT count(*) FROM runs b WHERE b.status = 'running' AND b.agent = r.agent) AS agent_running
     FROM runs r
     JOIN assignments a ON a.session_key = r.session_key AND a.state IN ('active', 'idle')

@@ -186,7 +186,8 @@ impl Reading {
         let rows = sqlx::query!(
             r#"SELECT r.id AS "id!", c.agent AS "agent!", c.workspace AS "workspace!", c.agent_running AS "agent_running!: i64"
                FROM claimable_runs c JOIN runs r ON r.key = c.key
-               WHERE c.not_before IS NULL OR c.not_before <= ?1 ORDER BY c.priority DESC, c.key LIMIT ?2 + 0"#,
+               WHERE c.not_before IS NULL OR c.not_before <= ?1
+                   OR (c.short_of IS NOT NULL AND c.not_before > ?1 + 30000) ORDER BY c.priority DESC, c.key LIMIT ?2 + 0"#,
             now,
             CLAIMABLE_AT_ONCE
         );

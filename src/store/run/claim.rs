@@ -154,7 +154,7 @@ impl Store {
         let session = request.only.map(|only| only.session);
         let found = sqlx::query_scalar!(
             r#"SELECT EXISTS (SELECT 1 FROM claimable_runs c
-                WHERE (c.not_before IS NULL OR c.not_before <= ?1)
+                WHERE (c.not_before IS NULL OR c.not_before <= ?1 OR (c.short_of IS NOT NULL AND c.not_before > ?1 + 30000))
                   AND c.agent_running < coalesce((SELECT value FROM json_each(?2) WHERE key = c.agent), 0)
                   AND c.workspace IN (SELECT value FROM json_each(?3))
                   AND (?4 IS NULL OR c.session_key = ?4)) AS "found!: bool""#,
@@ -226,7 +226,8 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
     let (now, expires_at) = (tx.now.as_millis(), (tx.now + request.lease).as_millis());
     let (session, until) = request.only.map(|only| (only.session, only.until)).unzip();
     // A session has at most one ready run, so that neither history nor a long queue of one session is looked at.
-    // Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
+    // A run rests for half a minute at most (`engine::shortage`): one that would for longer was put back before the clock stepped
+    // back. Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
     // `key IN` and not `UPDATE … FROM`: that one may be answered by a scan of all runs.
     let rows = sqlx::query!(
         r#"UPDATE runs SET status = 'running', ready = 0, short_of = NULL, claimed_at = ?1, attempts = attempts + 1,
@@ -239,7 +240,8 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
                WITH candidates AS (
                    SELECT c.*, coalesce((SELECT value FROM json_each(?4) WHERE key = c.agent), 0) - c.agent_running AS places
                    FROM claimable_runs c
-                   WHERE (c.not_before IS NULL OR c.not_before <= ?1)
+                   WHERE (c.not_before IS NULL OR c.not_before <= ?1
+                          OR (c.short_of IS NOT NULL AND c.not_before > ?1 + 30000))
                      AND c.agent_running < coalesce((SELECT value FROM json_each(?4) WHERE key = c.agent), 0)
                      AND c.workspace IN (SELECT value FROM json_each(?5))
                      AND (?6 IS NULL OR (c.session_key = ?6

@@ -280,7 +280,7 @@ pub(super) async fn cancel_queued(tx: &mut Tx<'_>, run: RunKey) -> Result<Option
         write_span(tx, run).await?;
     }
     let session = sqlx::query_scalar!(
-        r#"UPDATE runs SET status = ?2, cause = ?3, cancel_requested_at = ?4, settled_at = ?4, ready = 0
+        r#"UPDATE runs SET status = ?2, cause = ?3, cancel_requested_at = ?4, settled_at = ?4, ready = 0, short_of = NULL
            WHERE key = ?1 AND status = 'queued' RETURNING session_key AS "session_key!""#,
         run,
         status,

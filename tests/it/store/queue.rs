@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mainstay::clock::Clock;
 use mainstay::run::{Outcome, Status};
 use mainstay::store::Notice;
 use mainstay::store::run::{Enqueue, RUNS_AT_ONCE, Refusal};
@@ -124,6 +125,11 @@ async fn run_that_is_short_of_something_rests_in_the_queue() {
     assert!(scene.store.is_first_try(run.key).await.unwrap(), "its agent was not tried before");
     assert_eq!(scene.query("SELECT coalesce(short_of, 'none') FROM v_runs"), "none");
     assert!(scene.store.put_back_short(again.lease, rest, "No space left".into()).await.unwrap());
+    scene.clock.set(scene.clock.now() - Duration::from_secs(3600));
+    let again = scene.claim(1).await.remove(0);
+    assert_eq!(again.shortages, 2, "the clock stepped back");
+    assert!(scene.store.put_back_short(again.lease, rest, "No space left".into()).await.unwrap());
     let cancelled = scene.store.cancel_run(run.run.id).await.unwrap().unwrap();
     assert_eq!(cancelled.run.run.status, Status::Cancelled);
+    assert_eq!(scene.query("SELECT coalesce(short_of, 'none') FROM v_runs"), "none");
 }
