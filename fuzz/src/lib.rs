@@ -217,7 +217,7 @@ pub fn new_run(data: &[u8]) {
 /// The body of a request of `useChat`.
 pub fn chat(data: &[u8]) {
     match read_chat(data) {
-        Ok(ChatRequest::Send(send, _)) => is_sendable_or_refused(Ok(*send)),
+        Ok(ChatRequest::Send { send, .. }) => is_sendable_or_refused(Ok(*send)),
         Ok(ChatRequest::Answers(_, answers)) => assert!(!answers.is_empty()),
         Err(error) => is_sendable_or_refused(Err(error)),
     }

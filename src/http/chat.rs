@@ -3,7 +3,7 @@
 //! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
 //! the last message counts: a user's is sent, and its id makes a second try the same send. Answers to what agents asked are
 //! read from any message of the assistant. The stream of a run ends where a person has to answer, and goes on in the answer.
-//! An answer is stored before there has to be a place for that stream.
+//! An answer is stored before there has to be a place for that stream, and so is a message with an id that comes along.
 
 pub(super) mod body;
 
@@ -31,8 +31,15 @@ use crate::run::RunOptions;
 /// What a chat asks for.
 #[derive(Debug)]
 pub enum ChatRequest {
-    /// A message is sent. Of the answers that come along, those count whose questions are open.
-    Send(Box<SendMessage>, Vec<GivenAnswer>),
+    /// A message is sent.
+    Send {
+        /// The message.
+        send: Box<SendMessage>,
+        /// Whether the client gave it an id, so that it can send it again.
+        is_named: bool,
+        /// What comes along. Those count whose questions are open.
+        answers: Vec<GivenAnswer>,
+    },
     /// What the agent asked is answered.
     Answers(SessionId, Vec<GivenAnswer>),
 }
@@ -77,7 +84,7 @@ impl ChatBody {
         };
         let options = RunOptions { when_busy: fields.when_busy.unwrap_or_default(), ..RunOptions::default() };
         let send = SendMessage { purpose, workspace, agent, options, ..SendMessage::new(session, message) };
-        Ok(ChatRequest::Send(send.into(), known_answers(&approvals)))
+        Ok(ChatRequest::Send { send: send.into(), is_named: named, answers: known_answers(&approvals) })
     }
 }
 
@@ -97,11 +104,11 @@ pub(super) async fn send(
     chat: ChatBody,
 ) -> Result<Response, Error> {
     let (place, run, after) = match chat.into_request()? {
-        ChatRequest::Send(mut send, answers) => {
+        ChatRequest::Send { mut send, is_named, answers } => {
             let is_asking = app.engine.is_asking(&send.session).await?;
             let answers = if is_asking { app.engine.open_answers(&send.session, answers).await? } else { Vec::new() };
-            let place = match crowded {
-                // What is answered is stored before the stream is refused, and so is the message that is to follow it.
+            let mut place = match crowded {
+                // What is answered is stored before the stream is refused.
                 _ if !answers.is_empty() => None,
                 // What is refused is not sent.
                 Some(Extension(crowded)) => return Err(crowded.refuse()),
@@ -119,6 +126,10 @@ pub(super) async fn send(
                     Err(_) if answers.is_empty() => {}
                     Err(refused) => return Err(refused),
                 }
+            }
+            // So is the message that is to follow it, unless it would be another one when it is sent again.
+            if !is_named && place.is_none() {
+                place = Some(StreamPlace::take(&app)?);
             }
             let sent = app.engine.send(*send).await?;
             // A cursor only means something when the client had the beginning before.

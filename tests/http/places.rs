@@ -63,6 +63,7 @@ async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
     let scene = Scene::with("[server]\nmax_connections = 1", Timeouts::default()).await;
     scene.execute().await;
     let (one, two, three) = (scene.asks("one").await, scene.asks("two").await, scene.asks("three").await);
+    let four = scene.asks("four").await;
     let stream = scene.stream("/v1/sessions/other/events").await;
     let answer = |question: &str| {
         let approval = json!({"id": question, "approved": true});
@@ -78,6 +79,11 @@ async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
     assert_eq!((refused.refused(), refused.header("retry-after")), ((503, "too_many_streams"), "2"));
     let refused = chat("two", json!([answer(&two), said])).await;
     assert_eq!(refused.refused(), (503, "too_many_streams"));
+    // One without an id would be another message when it is sent again.
+    let unnamed = json!({"role": "user", "parts": [{"type": "text", "text": "and then?"}]});
+    let refused = chat("four", json!([answer(&four), unnamed])).await;
+    assert_eq!(refused.refused(), (503, "too_many_streams"));
+    assert_eq!(scene.state(&four).await, "allowed");
     // A message that decides nothing, and one that is not read to know, have to come again.
     for messages in [json!([said]), json!([{"id": "x", "role": "system", "parts": "x".repeat(70_000)}, answer(&three)])]
     {
@@ -98,6 +104,7 @@ async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
     });
     assert!(again.await.body.as_str().unwrap().ends_with("[DONE]\n\n"));
     assert_eq!(scene.get("/v1/sessions/two/runs").await.each("id").len(), 2);
+    assert_eq!(scene.get("/v1/sessions/four/runs").await.each("id").len(), 1);
 }
 
 #[tokio::test]
