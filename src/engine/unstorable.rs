@@ -65,7 +65,9 @@ pub(super) async fn settle_from_log(
     let mut settled = settle_as(shared, leased, outcome.clone(), Extent::Whole).await;
     for extent in [Extent::WithoutMessage, Extent::BareEnd] {
         let Err(error) = &settled else { break };
-        if !error.is_permanent() {
+        // What is too large for SQLite's memory was tried long enough.
+        let is_too_large = outcome.cause == Cause::Unstorable && matches!(error, StoreError::OutOfMemory);
+        if !error.is_permanent() && !is_too_large {
             break;
         }
         tracing::error!(run.id = %leased.run, %error, "the database refuses the end of a run; settling it with less");

@@ -165,7 +165,8 @@ pub enum StoreError {
     /// SQLite refuses what was to be stored, and always will: it is too large, or the schema does not allow it.
     #[error("the database refuses it: {0}")]
     Refused(String),
-    /// What was to be stored contradicts what is stored: a key is taken, or names no row. A bug, whatever was said.
+    /// What was to be stored contradicts what is stored: a key is taken or names no row, or a trigger refuses it. A bug, whatever
+    /// was said.
     #[error("it contradicts what is stored: {0}")]
     Contradiction(String),
     /// SQLite got no memory for it; nothing was stored.
@@ -192,6 +193,12 @@ impl StoreError {
     /// Whether the same operation would always fail, because of what was to be stored.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Contradiction(_))
+    }
+
+    /// Whether it may come of one of several writes in a transaction: the others are tried without that.
+    pub(super) fn may_be_of_one_write(&self) -> bool {
+        // A large one may get no memory where others do.
+        !self.is_transient() || matches!(self, Self::OutOfMemory)
     }
 
     /// The same for somebody else whom it concerns.
@@ -257,10 +264,9 @@ const SQLITE_NOTADB: i32 = 26;
 /// The index of the WAL could not grow; it lies in a file beside the database, and only a full disk refuses that.
 const SQLITE_IOERR_SHMSIZE: i32 = SQLITE_IOERR | (19 << 8);
 const SQLITE_IOERR_NOMEM: i32 = SQLITE_IOERR | (12 << 8);
-// The constraints that what is stored can violate by itself. All others compare it with other rows.
+// The constraints that a value can violate by itself. All others compare it with other rows, or see that one is missing; and the
+// triggers guard what the engine itself does.
 const SQLITE_CONSTRAINT_CHECK: i32 = SQLITE_CONSTRAINT | (1 << 8);
-const SQLITE_CONSTRAINT_NOTNULL: i32 = SQLITE_CONSTRAINT | (5 << 8);
-const SQLITE_CONSTRAINT_TRIGGER: i32 = SQLITE_CONSTRAINT | (7 << 8);
 const SQLITE_CONSTRAINT_DATATYPE: i32 = SQLITE_CONSTRAINT | (12 << 8);
 
 fn extended_code(error: &sqlx::Error) -> Option<i32> {
@@ -286,14 +292,9 @@ fn by_code(code: i32, error: &dyn std::fmt::Display) -> Option<StoreError> {
         // A further file, or a further connection, could not be opened: for want of descriptors, most likely.
         (_, SQLITE_IOERR | SQLITE_CANTOPEN) => StoreError::DiskFailed(error.to_string()),
         (_, SQLITE_BUSY | SQLITE_LOCKED | SQLITE_PROTOCOL) => StoreError::Busy,
-        (
-            SQLITE_CONSTRAINT_CHECK
-            | SQLITE_CONSTRAINT_NOTNULL
-            | SQLITE_CONSTRAINT_TRIGGER
-            | SQLITE_CONSTRAINT_DATATYPE,
-            _,
-        )
-        | (_, SQLITE_TOOBIG) => StoreError::Refused(error.to_string()),
+        (SQLITE_CONSTRAINT_CHECK | SQLITE_CONSTRAINT_DATATYPE, _) | (_, SQLITE_TOOBIG) => {
+            StoreError::Refused(error.to_string())
+        }
         (_, SQLITE_CONSTRAINT) => StoreError::Contradiction(error.to_string()),
         _ => return None,
     })
@@ -343,9 +344,9 @@ mod tests {
             (extended(6, &all(1..=2)), "busy"),                    // LOCKED_SHAREDCACHE, LOCKED_VTAB
             (extended(15, &[]), "busy"),                           // PROTOCOL: the locks of the WAL
             (extended(18, &[]), "refused"),                        // TOOBIG
-            (vec![275, 1299, 1811, 3091], "refused"),              // CONSTRAINT_CHECK, _NOTNULL, _TRIGGER, _DATATYPE
-            // CONSTRAINT, _COMMITHOOK, _FOREIGNKEY, _FUNCTION, _PRIMARYKEY, _UNIQUE, _VTAB, _ROWID, _PINNED
-            (vec![19, 531, 787, 1043, 1555, 2067, 2323, 2579, 2835], "contradiction"),
+            (vec![275, 3091], "refused"),                          // CONSTRAINT_CHECK, _DATATYPE
+            // CONSTRAINT, _COMMITHOOK, _FOREIGNKEY, _FUNCTION, _NOTNULL, _PRIMARYKEY, _TRIGGER, _UNIQUE, _VTAB, _ROWID, _PINNED
+            (vec![19, 531, 787, 1043, 1299, 1555, 1811, 2067, 2323, 2579, 2835], "contradiction"),
             (extended(1, &all(1..=3)), "other"), // ERROR_MISSING_COLLSEQ, ERROR_RETRY, ERROR_SNAPSHOT
             (vec![2, 3, 12, 16, 17, 20, 21, 22, 23, 24, 25, 26], "other"), // INTERNAL, PERM, NOTFOUND … NOTADB
             (extended(4, &[2]), "other"),        // ABORT_ROLLBACK
@@ -365,7 +366,7 @@ mod tests {
             let error = by_code(code, &"detail").unwrap();
             assert!(error.is_transient() && !error.is_permanent() && error.again().is_transient(), "{code}");
         }
-        for code in [18, 275, 1555, 2067, 787] {
+        for code in [18, 275, 1299, 1555, 1811, 2067, 787] {
             let error = by_code(code, &"detail").unwrap();
             assert!(error.is_permanent() && !error.is_transient() && error.again().is_permanent(), "{code}");
         }

@@ -2,10 +2,11 @@
 //!
 //! It takes everything that waits, runs it in one `BEGIN IMMEDIATE` (all appends and settles as one statement of each
 //! kind), commits once, tells the process what was committed, and then answers each caller. So durability costs one sync
-//! a batch, and a caller that goes away cannot abort a write. When a batch fails, its commands are tried one by one, so
-//! that one bad command does not fail its neighbours.
+//! a batch, and a caller that goes away cannot abort a write. When a batch fails for a reason that may lie
+//! in one of its commands, these are tried one by one, so that one bad command does not fail its neighbours.
 //!
-//! Proof: `tests/it/store/writer.rs`, `a_cancelled_caller_does_not_cancel_the_write` and `one_bad_write_does_not_fail_its_neighbours`.
+//! Proof: `tests/it/store/writer.rs`, `a_cancelled_caller_does_not_cancel_the_write`, `one_bad_write_does_not_fail_its_neighbours` and
+//! `write_without_memory_does_not_fail_its_neighbours`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -235,7 +236,7 @@ impl Writer {
                 (self.on_commit)(notices);
                 batch.answer();
             }
-            Err(error) if batch.len() > 1 && !error.is_transient() => {
+            Err(error) if batch.len() > 1 && error.may_be_of_one_write() => {
                 METRICS.batches_split.inc();
                 tracing::warn!(%error, commands = batch.len(), "a batch of writes failed; trying them one by one");
                 for command in batch.into_commands() {

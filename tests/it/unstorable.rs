@@ -18,6 +18,8 @@ fn refuse(db: &std::path::Path, when: &str, statement: &str) -> rusqlite::Connec
 }
 
 const POISON: &str = "events WHEN NEW.event LIKE '%poison%'";
+/// Too large for a value.
+const TOO_BIG: &str = "SELECT length(zeroblob(1000000001))";
 
 fn is_unstorable(run: &Run, words: &str) {
     assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("unstorable")), "{run:?}");
@@ -43,44 +45,53 @@ async fn is_settled_without(statement: &str, words: &str) {
 
 #[tokio::test]
 async fn run_ends_when_a_row_is_too_large() {
-    is_settled_without("SELECT length(zeroblob(1000000001))", "too big").await;
+    is_settled_without(TOO_BIG, "too big").await;
 }
 
 #[tokio::test]
 async fn run_ends_when_the_schema_refuses_a_row() {
-    is_settled_without("SELECT RAISE(ABORT, 'not this one')", "not this one").await;
+    is_settled_without("UPDATE runs SET priority = 1001", "CHECK constraint failed").await;
 }
 
 #[tokio::test]
 async fn run_whose_message_is_refused_ends_with_its_events() {
     let scene = Scene::new(&[("agent", &says("hello"))], "").await;
     let refused = "messages WHEN NEW.role = 'assistant'";
-    let _other = refuse(&scene.dir.path().join("m.db"), refused, "SELECT RAISE(ABORT, 'no message')");
+    let _other = refuse(&scene.dir.path().join("m.db"), refused, TOO_BIG);
     let run = scene.turn("agent", "s", "hi").await;
-    is_unstorable(&run, "no message");
+    is_unstorable(&run, "too big");
     assert!(scene.story(run.id).await.ends_with("finish=error"));
 }
 
-#[tokio::test]
-async fn contradiction_is_an_internal_error() {
+async fn is_an_internal_error(statement: &str, words: &str) {
     let scene = Scene::new(&[("agent", &script())], "").await;
-    let twice = "INSERT INTO workers SELECT * FROM workers LIMIT 1";
-    let _other = refuse(&scene.dir.path().join("m.db"), POISON, twice);
+    let _other = refuse(&scene.dir.path().join("m.db"), POISON, statement);
     let run = scene.send("agent", "s", "hi").await;
     scene.said(run.id, "fine").await;
     std::fs::write(scene.dir.path().join("go"), "").unwrap();
     let run = scene.settled(run.id).await;
     assert_eq!((run.status, run.cause.as_deref()), (Status::Failed, Some("internal")), "{run:?}");
-    assert!(run.error.as_ref().is_some_and(|error| error.contains("UNIQUE constraint failed")), "{run:?}");
+    assert!(run.error.as_ref().is_some_and(|error| error.contains(words)), "{run:?}");
     assert!(scene.story(run.id).await.ends_with("finish=error"));
     assert_eq!(marked(run.id), NOTHING);
+}
+
+#[tokio::test]
+async fn contradiction_is_an_internal_error() {
+    let twice = "INSERT INTO workers SELECT * FROM workers LIMIT 1";
+    is_an_internal_error(twice, "UNIQUE constraint failed").await;
+}
+
+#[tokio::test]
+async fn row_that_a_trigger_refuses_is_an_internal_error() {
+    is_an_internal_error("SELECT RAISE(ABORT, 'seq would have a gap')", "seq would have a gap").await;
 }
 
 #[tokio::test]
 async fn run_whose_end_is_refused_is_settled_with_a_bare_end() {
     let scene = Scene::new(&[("agent", &script())], "").await;
     let words = "events WHEN NEW.event LIKE '%poison%' OR NEW.event LIKE '%max_line_bytes%'";
-    let other = refuse(&scene.dir.path().join("m.db"), words, "SELECT RAISE(ABORT, 'not this one')");
+    let other = refuse(&scene.dir.path().join("m.db"), words, TOO_BIG);
     let run = scene.send("agent", "s", "hi").await;
     scene.said(run.id, "fine").await;
     std::fs::write(scene.dir.path().join("go"), "").unwrap();
@@ -98,11 +109,10 @@ async fn end_with_facts_that_are_refused_is_settled_without() {
     let script = format!("{}; echo poison >&2; exit 3", says("hello"));
     let scene = Scene::new(&[("agent", &script)], "").await;
     let other = rusqlite::Connection::open(scene.dir.path().join("m.db")).unwrap();
-    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF stderr ON runs WHEN NEW.stderr LIKE '%poison%' \
-        BEGIN SELECT RAISE(ABORT, 'no stderr'); END";
-    other.execute_batch(refuse).unwrap();
+    let when = "BEFORE UPDATE OF stderr ON runs WHEN NEW.stderr LIKE '%poison%'";
+    other.execute_batch(&format!("CREATE TRIGGER refuse {when} BEGIN {TOO_BIG}; END")).unwrap();
     let run = scene.turn("agent", "s", "hi").await;
-    is_unstorable(&run, "no stderr");
+    is_unstorable(&run, "too big");
     assert!(scene.story(run.id).await.contains("text-delta=hello text-end"));
 }
 
@@ -123,7 +133,7 @@ async fn deaf(more: &str) -> (Scene, Run, rusqlite::Connection) {
     )
     .await;
     scene.engine.start().await.unwrap();
-    let other = refuse(&scene.dir.path().join("m.db"), POISON, "SELECT RAISE(ABORT, 'not this one')");
+    let other = refuse(&scene.dir.path().join("m.db"), POISON, TOO_BIG);
     let run = scene.send("deaf", "s", "hi").await;
     scene.said(run.id, "fine").await;
     std::fs::write(scene.dir.path().join("go"), "").unwrap();
@@ -135,7 +145,7 @@ async fn deaf(more: &str) -> (Scene, Run, rusqlite::Connection) {
 async fn kill_reaches_an_agent_that_said_what_is_refused() {
     let (scene, run, _other) = deaf("").await;
     scene.engine.kill_now();
-    is_unstorable(&scene.settled(run.id).await, "not this one");
+    is_unstorable(&scene.settled(run.id).await, "too big");
     assert_eq!(marked(run.id), NOTHING);
 }
 

@@ -12,6 +12,8 @@ use crate::store::StoreError;
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
 /// How long writes are tried again once the process is to end: its runs are then left to the next sweep.
 const LAST_TRIES: Duration = Duration::from_secs(10);
+/// So long a write is tried again that SQLite has no memory for. If there is enough for others by then, it counts as too large.
+const MEMORY_TRIES: Duration = Duration::from_secs(60);
 
 impl Drive<'_> {
     /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
@@ -19,11 +21,19 @@ impl Drive<'_> {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let (mut last_try, mut tries) = (None, 0_u64);
+        let (mut last_try, mut short_since, mut tries) = (None, None, 0_u64);
         loop {
             match write().await {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_transient() => {
+                    let is_short = matches!(error, StoreError::OutOfMemory);
+                    short_since = short_since.filter(|_| is_short).or_else(|| is_short.then(Instant::now));
+                    if short_since.is_some_and(|since| since.elapsed() >= MEMORY_TRIES)
+                        && self.shared.store.check_writable().await.is_ok()
+                    {
+                        let refused = StoreError::Refused("there is no memory for a write of this size".to_owned());
+                        return Err(Abandoned::Store(refused));
+                    }
                     METRICS.writes_retried.inc();
                     tries += 1;
                     // A disk may stay full for days: each line comes after twice the time of the one before.

@@ -39,6 +39,15 @@ async fn one_bad_write_does_not_fail_its_neighbours() {
 }
 
 #[tokio::test]
+async fn write_without_memory_does_not_fail_its_neighbours() {
+    let scene = Scene::new(1).await;
+    let large = scene.store.write(|_| Box::pin(async { Err::<(), _>(StoreError::OutOfMemory) }));
+    let (large, good) = tokio::join!(large, scene.store.enqueue(scene.enqueue_request("t", "m")));
+    assert!(matches!(large, Err(StoreError::OutOfMemory)));
+    assert!(good.unwrap().unwrap().created);
+}
+
+#[tokio::test]
 async fn a_commit_is_told_in_order_with_its_rows() {
     let scene = Scene::new(1).await;
     scene.send("s", "m1").await;
