@@ -1,13 +1,13 @@
-//! Whether a process that speaks to us works for a run: it descends from the shim of an agent, or it or one of what it
-//! descends from carries a run's marker. A shim is the sub-reaper of all that its agent starts, so that a new session, a
-//! double fork and an empty environment change nothing.
+//! Determines whether a connected process works for a run: it descends from the shim of an agent, or it or an ancestor
+//! carries a run's marker. A shim is the sub-reaper of everything that its agent starts, so a new session, a double
+//! fork and an empty environment change nothing.
 //!
-//! Always: bounded, by `MAX_TIME` and by what `/proc` lists. An answer that cannot be had is [`Peer::Unclear`], never a guess.
+//! Always: bounded, by `MAX_TIME` and by what `/proc` lists. An unknown answer is [`Peer::Unclear`], never a guess.
 //!
-//! A connection whose process cannot be found is taken only while no process of a run could have hidden it.
+//! A connection whose process cannot be found is [`Peer::Outside`] only if no process of a run could have hidden it.
 //!
-//! Not found is what left the tree: moved under another parent by `ptrace`, started by a service manager, or reached through
-//! a proxy. `docs/security.md` says so.
+//! Not found is a process that left the tree: moved under another parent by `ptrace`, started by a service manager, or
+//! reached through a proxy. `docs/security.md` documents that.
 //! Proof: `tests/security/own_answer.rs`.
 
 use std::collections::HashSet;
@@ -28,12 +28,12 @@ use crate::run::Attempt;
 
 /// A scan of some thousand processes takes a tenth of a second.
 const MAX_TIME: Duration = Duration::from_secs(5);
-/// How often a walk to the ancestors begins anew that a process left in the midst of.
+/// How often a walk to the ancestors is restarted because a process exited during it.
 const MAX_WALKS: usize = 8;
-/// Deeper trees are cut: no shell nests that far.
+/// Deeper trees are cut off: no shell nests that far.
 const MAX_DEPTH: usize = 1000;
 
-/// Who is at the other end of a connection.
+/// The process at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// Another machine.
@@ -42,7 +42,7 @@ pub enum Peer {
     Outside,
     /// A process that works for a run.
     Run(RunProcess),
-    /// A process of this machine; which one cannot be told, and it may work for a run.
+    /// A process of this machine that cannot be identified and may work for a run.
     Unclear,
 }
 
@@ -51,14 +51,14 @@ pub enum Peer {
 pub struct RunProcess {
     /// The process.
     pub pid: i32,
-    /// The run, or the warm agent, where that can be read.
+    /// The run, or the backend, if that can be read.
     pub run: Option<RunId>,
 }
 
-/// Which run this very process works for, as far as its ancestors can be seen. Blocking work.
+/// The run that this process itself works for, as far as its ancestors can be seen. Blocking work.
 ///
 /// # Errors
-/// Why `/proc` did not answer: for want of descriptors or memory, say.
+/// `/proc` cannot be read, for want of file descriptors or memory for example.
 pub fn of_self() -> io::Result<Option<RunProcess>> {
     let pid = rustix::process::getpid().as_raw_pid();
     Ok(match walk(pid)? {
@@ -67,29 +67,31 @@ pub fn of_self() -> io::Result<Option<RunProcess>> {
     })
 }
 
-/// Who is at the other end of a connection from `remote` to `local`, both addresses as this end sees them. Blocking work.
+/// Determines the process at the other end of a connection from `remote` to `local`, both as this end sees them.
+/// Blocking work.
 pub fn of_connection(local: SocketAddr, remote: SocketAddr) -> Peer {
     peer(local, remote, Instant::now() + MAX_TIME).unwrap_or(Peer::Unclear)
 }
 
-/// An error is a question that `/proc` did not answer: in time, or for want of descriptors or memory.
+/// An error means that `/proc` gave no answer: not in time, or for want of descriptors or memory.
 fn peer(local: SocketAddr, remote: SocketAddr, give_up: Instant) -> io::Result<Peer> {
     if !is_here(remote)? {
         return Ok(Peer::Remote);
     }
-    // Before the socket is looked up: a process of a run that ends while this lasts counts all the same.
+    // Collected before the socket is looked up, so that a process of a run that ends meanwhile still counts.
     let suspects = suspects(give_up)?;
-    // A client that hung up may have been any process, also of a run that has ended since.
+    // A client that disconnected may have been any process, also of a run that has ended since.
     let Some(socket) = socket_of(local, remote) else { return Ok(Peer::Unclear) };
     if let Some(peer) = holder(socket.inode, give_up)? {
         return Ok(peer);
     }
-    // Nothing that can be looked into holds it. A process of a run can hide it: in a message of a socket of its own, say.
+    // No process that can be inspected holds the socket. A process of a run can hide it, for example in a message in
+    // transit between its own sockets.
     let could_be = |pid: &i32| owner(*pid).is_none_or(|uid| uid == 0 || uid == socket.uid);
     Ok(if suspects.iter().any(could_be) { Peer::Unclear } else { Peer::Outside })
 }
 
-/// Whether an address is one of this machine's.
+/// Whether an address belongs to this machine.
 fn is_here(remote: SocketAddr) -> io::Result<bool> {
     let mut address = remote;
     address.set_ip(remote.ip().to_canonical());
@@ -97,7 +99,7 @@ fn is_here(remote: SocketAddr) -> io::Result<bool> {
     if address.ip().is_loopback() {
         return Ok(true);
     }
-    // Only an address of our own can be bound.
+    // Only a local address can be bound.
     match UdpSocket::bind(address) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(false),
@@ -105,22 +107,22 @@ fn is_here(remote: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// The other end's socket, as the kernel's table has it; none once its process has closed it.
+/// The socket at the other end, from the kernel's table; none once its process has closed it.
 fn socket_of(local: SocketAddr, remote: SocketAddr) -> Option<TcpNetEntry> {
     let plain = |address: SocketAddr| -> (IpAddr, u16) { (address.ip().to_canonical(), address.port()) };
     let is_it = |entry: &TcpNetEntry| {
         plain(entry.local_address) == plain(remote) && plain(entry.remote_address) == plain(local) && entry.inode != 0
     };
     let find = || [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten().find(is_it);
-    // The kernel may leave a socket out while others come and go.
+    // The kernel may skip an entry while others are added and removed.
     find().or_else(find)
 }
 
-/// Who holds a socket, of those whose descriptors may be looked at.
+/// The process that holds a socket, among those whose descriptors can be read.
 fn holder(inode: u64, give_up: Instant) -> io::Result<Option<Peer>> {
     let link = format!("socket:[{inode}]");
     let own = rustix::process::getpid().as_raw_pid();
-    // A thread may have descriptors of its own; that is rare, and many times the work.
+    // A thread may have descriptors of its own; that is rare, and costs many times the work.
     for of_threads in [false, true] {
         let mut found = None;
         for process in procfs::process::all_processes().map_err(io::Error::other)? {
@@ -129,7 +131,7 @@ fn holder(inode: u64, give_up: Instant) -> io::Result<Option<Peer>> {
             if !holds(pid, &link, of_threads, give_up)? {
                 continue;
             }
-            // A program that embeds the engine and speaks to it.
+            // A program that embeds the engine and connects to it.
             if pid == own {
                 found = found.or(Some(Peer::Outside));
                 continue;
@@ -147,7 +149,7 @@ fn holder(inode: u64, give_up: Instant) -> io::Result<Option<Peer>> {
     Ok(None)
 }
 
-/// Whether a process has a descriptor of what a link names.
+/// Whether a process has a descriptor of the file that `link` names.
 fn holds(pid: i32, link: &str, of_threads: bool, give_up: Instant) -> io::Result<bool> {
     if !of_threads {
         return is_among(&format!("/proc/{pid}/fd"), link, give_up);
@@ -162,7 +164,7 @@ fn holds(pid: i32, link: &str, of_threads: bool, give_up: Instant) -> io::Result
     Ok(false)
 }
 
-/// Whether a directory of descriptors has one of what a link names.
+/// Whether a directory of descriptors has one of the file that `link` names.
 fn is_among(descriptors: &str, link: &str, give_up: Instant) -> io::Result<bool> {
     in_time(give_up)?;
     let Some(descriptors) = unless_short(std::fs::read_dir(descriptors))? else { return Ok(false) };
@@ -176,7 +178,7 @@ fn is_among(descriptors: &str, link: &str, give_up: Instant) -> io::Result<bool>
     Ok(false)
 }
 
-/// What was read of a process; none when it has ended or may not be looked into.
+/// What was read of a process; none if it has ended or may not be inspected.
 fn unless_short<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Err(error) if is_shortage(&error) => Err(error),
@@ -195,8 +197,8 @@ enum Walk {
     Hidden,
 }
 
-/// Goes from a process to its ancestors, up to one that works for a run. An error when one of them left in the midst of it,
-/// again and again.
+/// Walks from a process up its ancestors, to the first one that works for a run. An error if ancestors keep exiting
+/// during the walk.
 fn walk(pid: i32) -> io::Result<Walk> {
     let mut unseen = None;
     'anew: for _ in 0..MAX_WALKS {
@@ -204,14 +206,14 @@ fn walk(pid: i32) -> io::Result<Walk> {
         for _ in 0..MAX_DEPTH {
             let found = Process::new(at).and_then(|process| process.stat().map(|stat| (process, stat)));
             let Some((process, stat)) = reap::unless_short(found)? else {
-                // A parent that has ended is another one at the next look; the same again is hidden.
+                // If the parent has ended, the next walk sees another one; the same pid again means that it is hidden.
                 let is_same = unseen.replace((at, child_started)) == Some((at, child_started));
                 if is_same && at != pid {
                     return Ok(Walk::Hidden);
                 }
                 continue 'anew;
             };
-            // Younger than its child: the parent has ended, and another process has its pid.
+            // Younger than its child: the parent has ended, and another process reused its pid.
             if stat.starttime > child_started {
                 continue 'anew;
             }
@@ -227,7 +229,7 @@ fn walk(pid: i32) -> io::Result<Walk> {
     Err(io::Error::other("the ancestors of a process cannot be told"))
 }
 
-/// Whether a process is a shim or carries a marker, and of which run.
+/// The marker of a process, or the run that a shim belongs to.
 fn marked(process: &Process, stat: &Stat) -> io::Result<Option<Option<RunId>>> {
     if stat.comm == PROCESS_NAME {
         let words = reap::unless_short(process.cmdline())?;
@@ -243,8 +245,8 @@ fn marked(process: &Process, stat: &Stat) -> io::Result<Option<Option<RunId>>> {
     Ok(reap::marker_in(&environ).map(|run| run.parse().ok()))
 }
 
-/// All processes that work for a run of our own user, who starts the shims of our agents. Agents of others have nothing to
-/// decide here that they could hide.
+/// All processes of this user that work for a run; it also starts the shims of this engine's agents. Agents of other
+/// users have no question here that they could answer.
 fn suspects(give_up: Instant) -> io::Result<HashSet<i32>> {
     let own = rustix::process::geteuid().as_raw();
     let (mut stats, mut closed, mut pids) = (Vec::new(), Vec::new(), HashSet::new());
@@ -265,16 +267,16 @@ fn suspects(give_up: Instant) -> io::Result<HashSet<i32>> {
         stats.push(stat);
     }
     reap::add_descendants(&mut pids, &stats.iter().collect::<Vec<_>>());
-    // One whose parent may not be known can descend from any of them.
+    // A process whose parent cannot be read may descend from any of them.
     if !pids.is_empty() {
         pids.extend(closed);
     }
     Ok(pids)
 }
 
-/// The user of a process, also of one whose descriptors cannot be read.
+/// The user of a process, even if its descriptors cannot be read.
 fn owner(pid: i32) -> Option<u32> {
-    // The directory of a process that must not be looked into belongs to root; its `status` tells the user all the same.
+    // The `/proc` directory of a process that may not be inspected belongs to root, but its `status` still shows the user.
     let status = Process::new(pid).and_then(|process| process.status());
     status.map(|status| status.euid).ok().or_else(|| Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid()))
 }
@@ -297,7 +299,7 @@ mod tests {
         assert_eq!(of_connection(server.local_addr().unwrap(), remote), Peer::Outside);
         drop(client);
         assert_eq!(of_connection(server.local_addr().unwrap(), remote), Peer::Unclear, "it hung up");
-        // Of the documentation's own network, which no machine is in.
+        // An address of the documentation network, which no machine has.
         assert_eq!(of_connection(server.local_addr().unwrap(), "192.0.2.1:99".parse().unwrap()), Peer::Remote);
     }
 

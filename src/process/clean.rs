@@ -1,14 +1,14 @@
-//! What an agent says about itself, made legal where it comes in: titles, names of tools, statuses, errors. Its words, and
-//! what tools are given and give, stay as they are.
+//! Sanitizes what an agent says about itself: titles, tool names, statuses, errors. Its message and the input and
+//! output of tools stay unchanged.
 
 use crate::agent_event::AgentEvent;
 use crate::permission::PermissionRequest;
 use crate::text::{MAX_TITLE_CHARS, MAX_TOOL_CHARS, heard_line, heard_text};
 
-/// The name of a tool that has none that can be seen.
+/// The name of a tool whose own name has no visible character.
 const NAMELESS: &str = "tool";
 
-/// The event with legal texts; none when nothing is left of it.
+/// The event with sanitized texts; none if nothing is left of it.
 pub(super) fn clean(event: AgentEvent) -> Option<AgentEvent> {
     Some(match event {
         AgentEvent::Title(title) => AgentEvent::Title(heard_line(&title, MAX_TITLE_CHARS)?),
@@ -48,7 +48,7 @@ fn tool(name: &str) -> String {
     heard_line(name, MAX_TOOL_CHARS).unwrap_or_else(|| NAMELESS.to_owned())
 }
 
-/// The ids of its answers are what the agent is told: they stay.
+/// The ids of the options are sent back to the agent, so they stay unchanged.
 fn question(mut request: PermissionRequest) -> PermissionRequest {
     request.tool = tool(&request.tool);
     request.title = text(request.title);

@@ -1,6 +1,6 @@
-//! How an engine steers an agent that answers: begin, write to its stdin, stop, kill, leave.
+//! How an engine controls a running agent: begin, write to its stdin, stop, kill, leave.
 //!
-//! Always: asking again changes nothing; the first reason to stop is kept.
+//! Always: a repeated request changes nothing; the first cause of a stop is kept.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::run::Cause;
 
-/// Lines that wait to be written to an agent; answers to its requests are few.
+/// Lines that may wait to be written to an agent; answers to its requests are few.
 const INPUTS_WAITING: usize = 16;
 
-/// A line is taken at once, unless the process that holds the agent is stopped.
+/// How long a line may wait to be taken. It is taken at once unless the shim is paused (SIGSTOP).
 const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is written to an agent's stdin.
@@ -26,7 +26,7 @@ pub(crate) enum Input {
     Close,
 }
 
-/// The engine's side and the backend's side share it.
+/// Handle shared by the engine and the shim client.
 #[derive(Debug, Clone)]
 pub struct Control {
     input: mpsc::Sender<Input>,
@@ -56,13 +56,13 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Writes a line to its stdin, if that is open. Whether it was passed on: it is not when the agent is gone, or when what
-    /// holds it takes nothing for a while.
+    /// Writes a line to its stdin, if that is open. Returns whether it was passed on: not if the agent is gone, or if
+    /// its shim takes nothing for a second.
     pub async fn write(&self, line: &str) -> bool {
         self.pass_on(Input::Line(format!("{line}\n").into())).await
     }
 
-    /// Closes its stdin: nothing more is written. As [`Control::write`].
+    /// Closes its stdin; nothing can be written afterwards. Returns the same as [`Control::write`].
     pub async fn close_input(&self) -> bool {
         self.pass_on(Input::Close).await
     }
@@ -71,19 +71,20 @@ impl Control {
         self.input.send_timeout(input, TAKEN_WITHIN).await.is_ok()
     }
 
-    /// What is to be written, for the one who writes it.
+    /// The receiver of the input; only the first call gets it.
     pub(crate) fn inputs(&self) -> Option<mpsc::Receiver<Input>> {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Lets it begin: whoever comes after us will find it.
+    /// Lets the agent start: its shim is stored, so that another worker can find it.
     pub fn begin(&self) {
         self.begin.cancel();
     }
 
-    /// Asks it to stop: in its own protocol, then SIGTERM, then after the agent's grace SIGKILL. Goes on by itself.
+    /// Requests a stop and returns at once: first in the agent's own protocol, then SIGTERM, then SIGKILL after the
+    /// agent's grace.
     pub fn stop(&self, cause: Cause) {
-        // A second reason is no reason.
+        // Only the first cause is kept.
         let _ = self.cause.set(cause);
         self.ask.cancel();
     }
@@ -95,22 +96,23 @@ impl Control {
         self.kill.cancel();
     }
 
-    /// Leaves it to whoever comes next. An agent that ends with its engine is killed.
+    /// Detaches from the agent and leaves it running for the next worker. An agent without a shim is killed.
     pub fn leave(&self) {
         self.leave.cancel();
     }
 
-    /// Why it was first asked to stop, if it was.
+    /// The cause of the first stop request, if any.
     pub fn cause(&self) -> Option<Cause> {
         self.cause.get().copied()
     }
 
-    /// Whether it is to end at once.
+    /// Whether it is to be killed without grace.
     pub fn is_killed(&self) -> bool {
         self.kill.is_cancelled()
     }
 
-    /// Waits until all is read that it had said when it was adopted. For ever with one whose shim is gone: its end follows.
+    /// Waits until everything that the agent wrote before its adoption is read. May wait forever if its shim is gone:
+    /// the end of the agent follows then.
     pub async fn caught_up(&self) {
         self.caught_up.cancelled().await;
     }

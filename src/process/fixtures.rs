@@ -1,4 +1,4 @@
-//! What the tests of this floor share.
+//! Fixtures for the tests of `process` and the drivers.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,6 @@ use crate::options::SessionOptions;
 use crate::policy::OptionRules;
 use crate::run::Attempt;
 
-/// A prompt with nothing special about it.
 pub fn prompt(message: &str) -> Prompt {
     Prompt {
         place: TurnPlace {

@@ -1,15 +1,15 @@
-//! JSON objects in a line that holds more than one of them: escape sequences of a terminal, a banner or a warning around it,
-//! several objects without a break between them.
+//! Finds JSON objects in a line that holds more than one object: escape sequences of a terminal, a banner or a warning
+//! around it, several objects without a line break between them.
 //!
-//! Always: total, and in time that grows with the line only.
+//! Always: total, and linear in the length of the line.
 
 use memchr::memchr;
 use serde::de::IgnoredAny;
 
-/// A text that only seems to hold objects is read at most so often.
+/// How often a text that only seems to hold objects is parsed at most, in multiples of its length.
 const MAX_READINGS: usize = 4;
 
-/// Takes each JSON object out of a line. Answers with what stands around them, without what is meant for a terminal only.
+/// Takes each JSON object out of a line. Returns the text around them, without escape sequences.
 pub(crate) fn take_objects<'a>(line: &'a str, mut take: impl FnMut(&'a str)) -> String {
     let mut noise = String::new();
     let (mut from, mut at) = (0, 0);
@@ -35,7 +35,7 @@ pub(crate) fn take_objects<'a>(line: &'a str, mut take: impl FnMut(&'a str)) -> 
     without_escapes(&noise).trim().to_owned()
 }
 
-/// The text without the sequences that colour it, move the cursor or set a title, and without marks that are not shown.
+/// The text without escape sequences (colours, cursor movement, titles) and byte order marks.
 fn without_escapes(text: &str) -> String {
     let mut plain = String::new();
     let mut chars = text.chars();
@@ -50,12 +50,12 @@ fn without_escapes(text: &str) -> String {
     plain
 }
 
-/// Passes over what belongs to an escape character.
+/// Skips the sequence behind an escape character.
 fn skip_escape(chars: &mut std::str::Chars<'_>) {
     match chars.next() {
-        // Parameters, then a letter that says what for.
+        // Parameters, then the final letter.
         Some('[') => _ = chars.find(|c| ('@'..='~').contains(c)),
-        // A text of its own, up to BEL or ESC \.
+        // A control string, up to BEL or ESC \.
         Some(']' | 'P' | 'X' | '^' | '_') => {
             while let Some(c) = chars.next() {
                 match c {
@@ -68,7 +68,7 @@ fn skip_escape(chars: &mut std::str::Chars<'_>) {
                 }
             }
         }
-        // Which characters are in use.
+        // Selects a character set.
         Some(' '..='/') => _ = chars.next(),
         _ => {}
     }

@@ -1,18 +1,18 @@
-//! The one sentence for people in what a failed process wrote to stderr.
+//! Finds the one readable sentence in what a failed process wrote to stderr.
 //!
-//! Deliberately absent: any say in whether it failed.
+//! Deliberately absent: the decision whether it failed.
 
 use serde_json::Value;
 
-/// A last line that is longer is rather a dump than a sentence.
+/// A longer last line is a dump rather than a sentence.
 const MAX_LAST_LINE_CHARS: usize = 300;
-/// What is left of a line may be too short to say anything.
+/// A shorter rest of a line says nothing.
 const MIN_SENTENCE_CHARS: usize = 6;
-/// An error is read in a chat and in a table: a few lines say what went wrong, a dump does not.
+/// An error is shown in a chat and in a table: a few lines say what went wrong, a dump does not.
 const TAIL_LINES: usize = 5;
 const TAIL_CHARS: usize = 1000;
 
-/// The cause in the text: an error body, else the first line that speaks of an error, else a short last line.
+/// The cause in the text: an error body, else the first line that mentions an error, else a short last line.
 pub fn cause(stderr: &str) -> Option<String> {
     let text = without_colours(stderr);
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -23,7 +23,7 @@ pub fn cause(stderr: &str) -> Option<String> {
         .or_else(|| lines().next_back().filter(is_short).map(str::to_owned))
 }
 
-/// The last lines of the text, as a program that says nothing else of its failure ends it.
+/// The last lines of the text, for a program whose error is nowhere else.
 pub fn tail(stderr: &str) -> Option<String> {
     let text = without_colours(stderr);
     let mut lines: Vec<_> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(TAIL_LINES).collect();
@@ -34,7 +34,7 @@ pub fn tail(stderr: &str) -> Option<String> {
     (!tail.is_empty()).then_some(tail)
 }
 
-/// The text without the escape sequences that colour it (CSI: ESC, `[`, digits and semicolons, a letter).
+/// The text without colour sequences (CSI: ESC, `[`, digits and semicolons, a letter).
 fn without_colours(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
@@ -68,7 +68,7 @@ fn speaks_of_error(line: &str) -> bool {
     words.any(|word| ["error", "failed", "fatal"].iter().any(|known| word.eq_ignore_ascii_case(known)))
 }
 
-/// The line without the name of the program in brackets and without `Error:` in front.
+/// The line without a leading program name in brackets and without a leading `Error:`.
 fn sentence(line: &str) -> Option<&str> {
     let line = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(line, |(_, rest)| rest.trim_start());
     let has_label = line.get(..6).is_some_and(|label| label.eq_ignore_ascii_case("error:"));

@@ -1,7 +1,7 @@
-//! How the process of a turn is started: command, environment and directory; and what to tell people when it is not.
+//! How the process of a turn is started: command, environment and directory; and the error text if that fails.
 //!
-//! Always: no shell; each argument of the config is one argument of the process. The process leads a group of its own,
-//! and it carries the marker by which all that it starts is found.
+//! Always: no shell; each argument of the config is one argument of the process. The process leads a group of its own
+//! and carries the marker by which everything that it starts is found.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -22,9 +22,9 @@ use crate::agent::ProcessSpec;
 use crate::failure::{ErrorClass, is_shortage};
 use crate::run::Attempt;
 
-/// No business of an agent, nor of its shim: the first opens the HTTP interface of the engine, the next three lead to files
-/// with tokens in or beside them, those behind speak for it to the service manager that supervises it. The last three are for
-/// its own allocator.
+/// Environment variables removed for agents and shims: the first one opens the HTTP interface of the engine; the next
+/// three lead to files with tokens in or beside them; those behind speak for the engine to its service manager; the
+/// last three are for its own allocator.
 pub(crate) const KEPT_FROM_AGENTS: [&str; 10] = [
     "MAINSTAY_TOKEN",
     "MAINSTAY_DB",
@@ -38,45 +38,44 @@ pub(crate) const KEPT_FROM_AGENTS: [&str; 10] = [
     "MAINSTAY_STARTED_ANEW",
 ];
 
-/// Where the system looks for a program when nobody says where.
+/// Where the system searches for a program if PATH is not set.
 const PATH_WITHOUT_ONE: &str = "/bin:/usr/bin";
 
-/// All that a shim needs to know to start an agent. Texts are kept byte by byte, as the system takes them.
+/// Everything that a shim needs to start an agent. Texts are kept byte for byte, as the system takes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
-    /// The run and the try at it.
+    /// The run and its attempt.
     pub(crate) attempt: Attempt,
     program: OsString,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     dir: PathBuf,
-    /// The directory was judged: a link that has come into its path since is not followed.
+    /// The directory was checked; a link that came into its path afterwards is not followed.
     #[serde(default)]
     dir_has_no_links: bool,
-    /// What is written to stdin; without it there is no stdin.
+    /// What is written to stdin; none means /dev/null.
     pub(crate) stdin: Option<String>,
-    /// Whether stdin stays open behind it: more may come.
+    /// Whether stdin stays open afterwards for more input.
     #[serde(default)]
     pub(crate) stdin_stays_open: bool,
-    /// Whether the message is in an argument.
+    /// Length of the message, for the error text when the arguments are too long.
     message_bytes: usize,
     /// Time between SIGTERM and SIGKILL.
     pub(crate) kill_grace_ms: u64,
-    /// The longest that it may take.
+    /// Maximum duration of the turn.
     pub(crate) limit_ms: u64,
-    /// Of a live agent that is kept warm: it is ended when no engine was there for so long, and nothing is kept of what it
-    /// says.
+    /// For a backend: it is ended after this time without an engine, and its output is discarded.
     #[serde(default)]
     pub(crate) alone_ms: Option<u64>,
-    /// The soft limit of file descriptors that it gets; what its shim has when none.
+    /// The agent's soft limit of file descriptors; none means the shim's own.
     #[serde(default)]
     max_descriptors: Option<u64>,
-    /// From then on nothing is started: the run may be somebody else's. On the clock that all processes of a machine
-    /// share and nobody sets (`CLOCK_MONOTONIC`).
+    /// Nothing is started after this time: the run may belong to another worker by then. By `CLOCK_MONOTONIC`, which
+    /// all processes of a machine share and which cannot be set.
     start_by_ms: u64,
 }
 
-/// Milliseconds of the clock that all processes of this machine share and nobody sets.
+/// Milliseconds of `CLOCK_MONOTONIC`, which all processes of this machine share and which cannot be set.
 fn monotonic_ms() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
@@ -87,21 +86,21 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What an agent reads on its stdin. An open one that nobody writes to makes several agents wait for ever.
+/// What an agent reads on its stdin. Several agents wait forever on an open stdin to which nothing is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stdin {
-    /// Nothing: it has none.
+    /// Nothing: its stdin is /dev/null.
     Closed,
     /// The message.
     Message,
-    /// The message, unless the command asks for it.
+    /// The message, unless the command contains it.
     MessageUnlessAsked,
-    /// This, and what is written to it later; its protocol uses it.
+    /// This text, and later input; for drivers whose protocol uses stdin.
     Open(String),
 }
 
 impl Launch {
-    /// What is to be started for a prompt: the command of the config and `more` arguments, which are taken as they are.
+    /// The launch for a prompt: the command of the config and the arguments `more`, in which no placeholder is filled.
     pub(crate) fn for_turn(
         spec: &ProcessSpec,
         more: Vec<OsString>,
@@ -126,7 +125,7 @@ impl Launch {
             }
             environment.push((name.into(), fill(value, name, prompt)?));
         }
-        // Behind the config, because they have to be true: some agents believe PWD more than their directory.
+        // After the config's own, because these have to be true: some agents believe PWD more than their directory.
         environment.push(("PWD".into(), prompt.place.dir.clone().into()));
         environment.push(("MAINSTAY_SESSION".into(), prompt.place.session.as_str().into()));
         environment.push(("MAINSTAY_SLOT".into(), prompt.place.slot.clone().into()));
@@ -158,12 +157,12 @@ impl Launch {
         })
     }
 
-    /// The same for a live agent that is kept warm: it may take any time, but is not left alone for longer than `alone`.
+    /// The same for a backend: its duration is unlimited, but it ends after `alone` without an engine.
     pub(crate) fn kept_warm(self, alone: Duration) -> Self {
         Self { limit_ms: u64::MAX, alone_ms: Some(millis(alone)), ..self }
     }
 
-    /// The command, ready to be spawned, with this directory for its temporary files unless the config names another.
+    /// The command, ready to be spawned. `temp_dir` becomes its TMPDIR unless the config sets another.
     pub(crate) fn command(&self, temp_dir: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
@@ -180,7 +179,7 @@ impl Launch {
         command
     }
 
-    /// Has the command begin in the very directory that was judged, which is held open until it has.
+    /// Makes the command start in the very directory that was checked. The result keeps it open until then.
     pub(crate) fn enter(&self, command: &mut Command) -> Result<Option<OwnedFd>, StartError> {
         if !self.dir_has_no_links {
             return Ok(None);
@@ -203,20 +202,20 @@ impl Launch {
         }
     }
 
-    /// Whether the time to start it is over.
+    /// Whether the deadline to start it has passed.
     pub(crate) fn is_too_late(&self) -> bool {
         monotonic_ms() >= self.start_by_ms
     }
 
-    /// What a failed spawn means and what can be done.
+    /// Turns a failed spawn into an error text with advice.
     pub(crate) fn explain(&self, error: &io::Error) -> StartError {
         let is_missing = error.kind() == io::ErrorKind::NotFound && self.dir.is_dir();
         let class = is_missing.then_some(ErrorClass::AgentMissing);
         StartError { message: self.words_for(error), class, is_shortage: is_shortage(error) }
     }
 
-    /// Looks for the program where the system would, for one that another process starts, which could not say as well what
-    /// is wrong.
+    /// Searches for the program as the system would. For a program that another process starts, which could not
+    /// describe the error as well.
     pub(crate) fn look_for_program(&self) -> Result<(), StartError> {
         if self.dir.is_dir() && which::which_in(&self.program, Some(self.path()), &self.dir).is_ok() {
             return Ok(());
@@ -229,7 +228,7 @@ impl Launch {
         Err(self.explain(&kind.into()))
     }
 
-    /// Where the system looks for a program that is given without a slash.
+    /// The PATH on which the system searches for a program without a slash.
     fn path(&self) -> OsString {
         let of_config = self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
         of_config.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_WITHOUT_ONE.into())
@@ -267,7 +266,7 @@ impl Launch {
     }
 }
 
-/// Opens a directory of whose path no part is a link.
+/// Opens a directory without following a link anywhere in its path.
 pub(crate) fn open_without_links(dir: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
@@ -286,7 +285,7 @@ fn fill(template: &str, place: &str, prompt: &Prompt) -> Result<OsString, StartE
     Err(StartError::from(format!("a NUL character cannot be handed over in `{place}`: {advice}")))
 }
 
-/// Whether a program given as a path is there; one without a slash is looked for on PATH.
+/// Whether a program given as a path exists; false for one without a slash, which is searched on PATH.
 fn has_file(program: &OsStr, dir: &Path) -> io::Result<bool> {
     if program.as_bytes().contains(&b'/') { dir.join(program).try_exists() } else { Ok(false) }
 }

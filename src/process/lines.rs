@@ -1,20 +1,20 @@
-//! Lines out of bytes, with the position behind each. LF, CRLF and a lone CR end a line, and so does the end of the
-//! output.
+//! Splits bytes into lines, with the position behind each. LF, CRLF and a lone CR end a line, and so does the end of
+//! the output.
 //!
-//! Always: memory is bounded by the longest line allowed; a longer one is passed over without being kept, and the
-//! position still counts it. How the bytes were cut into reads changes no line; only when a CRLF was cut, its LF may count
-//! to what follows. Whoever goes on at such a position finds an empty line.
+//! Always: memory is bounded by the longest line allowed; a longer line is skipped without being kept, and the position
+//! still counts it. How reads cut the bytes changes no line. Only when a CRLF was cut, its LF may count to what
+//! follows; a reader that continues at such a position finds an empty line.
 
 use memchr::memchr2;
 
-/// So much of a line that is too long is kept to show it: 200 characters of up to four bytes.
+/// How much of a line that is too long is kept as a sample: 200 characters of up to four bytes.
 const BEGINNING_BYTES: usize = 800;
 
-/// Memory that the splitter keeps from line to line; what a rare long line took beyond it is given back.
+/// Buffer that the splitter keeps between lines; capacity beyond it, taken for a rare long line, is freed.
 const KEPT_CAPACITY: usize = 64 * 1024;
 
-/// What is passed on of a line that cannot be read, or of its beginning: as much as is shown, and cut off, so that it is
-/// counted where the turn is read and never taken for more than it is.
+/// Stands for a line that cannot be read: its beginning, cut off with `…`, so that the engine counts it as malformed
+/// and never takes it for a valid line.
 pub(crate) fn unreadable(line: &str) -> String {
     format!("{}…", &line[..line.floor_char_boundary(BEGINNING_BYTES)])
 }
@@ -24,22 +24,22 @@ pub(crate) fn unreadable(line: &str) -> String {
 pub(crate) enum Line<'a> {
     /// All of it.
     Whole(&'a [u8]),
-    /// The beginning of a line that is longer than lines may be.
+    /// The beginning of a line that exceeds the limit.
     TooLong(&'a [u8]),
 }
 
-/// Splits what is read, piece by piece.
+/// Splits an output that is read piece by piece.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     max_line_bytes: usize,
-    /// What came of the current line in former pieces, or its beginning once it is too long.
+    /// The current line's bytes from earlier pieces, or only its beginning once it is too long.
     held: Vec<u8>,
-    /// Bytes of the current line in former pieces.
+    /// How many bytes of the current line were in earlier pieces.
     held_bytes: u64,
     too_long: bool,
-    /// The line in `held` was given out.
+    /// The line in `held` was returned.
     given: bool,
-    /// The last line ended in a CR; an LF right behind it belongs to it.
+    /// The last line ended in a CR; an LF right behind it belongs to that line end.
     after_cr: bool,
     offset: u64,
 }
@@ -58,17 +58,17 @@ impl Splitter {
         }
     }
 
-    /// The position behind the last line that was given out.
+    /// The position behind the last line that was returned.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The position at which the line begins that comes next out of what was read.
+    /// The position at which the next line begins, given the bytes read next.
     pub(crate) fn next_begin(&self, read: &[u8]) -> u64 {
         self.offset + u64::from(self.after_cr && read.starts_with(b"\n"))
     }
 
-    /// Takes the next line off the front of what was read; `None` when the rest of it is only the beginning of a line.
+    /// Takes the next line off the front of what was read; `None` if the rest is only the beginning of a line.
     pub(crate) fn next_line<'s, 'r: 's>(&'s mut self, read: &mut &'r [u8]) -> Option<Line<'s>> {
         self.let_go();
         if self.after_cr && !read.is_empty() {
@@ -96,7 +96,7 @@ impl Splitter {
         Some(self.give())
     }
 
-    /// What came of the line that has no end so far; nothing when it is too long.
+    /// The bytes of the unfinished line; empty if it is too long.
     pub(crate) fn unfinished(&self) -> &[u8] {
         if self.given || self.too_long { &[] } else { &self.held }
     }
@@ -129,7 +129,7 @@ impl Splitter {
         if self.too_long { Line::TooLong(&self.held) } else { Line::Whole(&self.held) }
     }
 
-    /// Forgets a line that was given out.
+    /// Clears a line that was returned.
     fn let_go(&mut self) {
         if self.given {
             self.given = false;

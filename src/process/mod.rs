@@ -1,5 +1,5 @@
-//! How the process of any agent is started, kept, read and ended: a [`Prompt`] gives a [`Reply`], what the agent says, as
-//! [`Record`]s with the position in its output, and at the end how it ended.
+//! How any agent process is started, kept, read and ended: a [`Prompt`] gives a [`Reply`], which yields the agent's
+//! output as [`Record`]s with their position in it, and at the end how the agent ended.
 //!
 //! Deliberately absent: what a line means (`driver`), and the store.
 
@@ -44,22 +44,23 @@ pub use self::control::Control;
 pub use self::output::decode;
 pub use self::shim::dir::Shims;
 
-/// A piece of an agent's output: what was read between the last record's offset and this one's. After [`Driver::adopt`]
-/// what was read before is read again; a record ends at [`Adoption::offset`], and what comes behind it is news.
+/// A piece of an agent's output: what was read between the previous record's offset and this one's. After
+/// [`Driver::adopt`] the output is read again from its beginning; one record ends exactly at [`Adoption::offset`], and
+/// everything after it is new.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Position in the agent's output just behind this piece; grows from record to record.
     pub offset: u64,
-    /// What it means; empty for a line that only counts as read.
+    /// Its events; empty for lines that only advance the position.
     pub events: Vec<AgentEvent>,
-    /// The memory that it takes, given back when this is dropped.
+    /// The memory that it takes, released on drop.
     pub held: Held,
 }
 
-/// Which turn it is, and where.
+/// Identifies a turn and where it is executed.
 #[derive(Debug, Clone)]
 pub struct TurnPlace {
-    /// The run and the try at it; also the marker in the environment of everything that it starts.
+    /// The run and its attempt; also the marker in the environment of every process that the agent starts.
     pub attempt: Attempt,
     /// The conversation.
     pub session: SessionId,
@@ -67,55 +68,55 @@ pub struct TurnPlace {
     pub slot: String,
     /// The workspace.
     pub workspace: WorkspaceName,
-    /// Where to work; absolute.
+    /// The working directory; absolute.
     pub dir: PathBuf,
-    /// The agent's own id of this conversation, when it told us one.
+    /// The agent's own id of this conversation, if it reported one.
     pub agent_session: Option<String>,
-    /// Where the live agent is reached that the turn is on; none for a driver that needs none.
+    /// Where the backend of the turn is reached; none for a driver without backends.
     pub endpoint: Option<String>,
 }
 
-/// What a backend is asked in one turn.
+/// What an agent is asked in one turn.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// The turn.
+    /// The turn and where it is executed.
     pub place: TurnPlace,
-    /// What the person said.
+    /// The user's message.
     pub message: String,
     /// The files of the message.
     pub attachments: Vec<Attachment>,
-    /// The options of the session. Its `cwd` is [`TurnPlace::dir`] then, without links in it.
+    /// The options of the session. If `cwd` is set, it equals [`TurnPlace::dir`], with links resolved.
     pub options: SessionOptions,
-    /// What they may be, as far as that is known only when the agent says what it offers.
+    /// Limits on the options that can be checked only when the agent says what it offers.
     pub rules: OptionRules,
     /// Whether the agent may forget the conversation after the turn.
     pub oneshot: bool,
-    /// From then on nothing is started: the run may be somebody else's.
+    /// Nothing is started after this instant: the run may belong to another worker by then.
     pub start_by: Instant,
-    /// The longest that the turn may take; it is ended somewhat later also when no engine is there to do it.
+    /// Maximum duration of the turn. The shim enforces it somewhat later if no engine does.
     pub limit: Duration,
 }
 
-/// What it takes to go on with an agent that another worker started.
+/// What is needed to continue with an agent that another worker started.
 #[derive(Debug, Clone)]
 pub struct Adoption {
-    /// The run and the try at it that the lease allows now.
+    /// The run and the attempt that the current lease allows.
     pub attempt: Attempt,
-    /// The process that holds the agent.
+    /// The shim of the agent.
     pub host: Shim,
     /// Position in the agent's output up to which records became events.
     pub offset: u64,
 }
 
-/// The agent could not be started: nothing of it ran.
+/// The agent could not be started, and nothing of it ran.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("failed to start agent: {message}")]
 pub struct StartError {
-    /// What is wrong and what can be done, for people.
+    /// What is wrong and what to do about it.
     pub message: String,
-    /// What kind of failure it is, if it is one of those that programs act on.
+    /// The kind of failure, if programs act on it.
     pub class: Option<ErrorClass>,
-    /// The system was short of something ([`is_shortage`]): the same start may succeed in a moment.
+    /// The system was short of a resource ([`is_shortage`]): the same start may succeed in a moment.
     pub is_shortage: bool,
 }
 
@@ -135,27 +136,27 @@ impl<T: Into<String>> From<T> for StartError {
 /// An agent that answers a prompt.
 #[derive(Debug)]
 pub struct Reply {
-    /// The process that holds the agent, if one does. It starts nothing before [`Control::begin`].
+    /// The shim of the agent, if it has one. It starts nothing before [`Control::begin`].
     pub host: Option<Shim>,
-    /// What it says. The channel is bounded: an agent waits for us, not the other way round. Closed when all is read.
+    /// The agent's output. The channel is bounded, so that the agent waits for the engine. Closed when everything is read.
     pub records: mpsc::Receiver<Record>,
-    /// How to begin, to stop and to leave. An agent whose records nobody takes any more is left.
+    /// How to begin, stop or leave the agent. Dropping the receiver of the records leaves it too.
     pub control: Control,
-    /// What the turn takes of the memory.
+    /// The memory that the turn takes.
     pub memory: Account,
-    /// Settled when the agent and everything that it started are gone, or when it was left.
+    /// Completes when the agent and everything that it started are gone, or when the agent was left.
     pub end: JoinHandle<End>,
 }
 
-/// What became of an agent.
+/// How an agent ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// Nothing of it ran: because of this, or because nobody wanted it any more.
+    /// Nothing of it ran, because of this error or because it was no longer wanted.
     NotStarted(Option<StartError>),
-    /// It ended, and nothing is left of it.
+    /// It ended, and no process of it is left.
     Exited(ExitReport),
-    /// The process that held it was lost, and it was ended. What is known of it.
+    /// Its shim was lost, and the agent was ended. What is known of its end.
     ShimLost(ExitReport),
-    /// It goes on without us.
+    /// It keeps running without this engine.
     Left,
 }

@@ -1,9 +1,9 @@
 //! What an agent writes to stdout: pieces in, records out.
 //!
-//! Always: what is read is paid for before it is kept or understood ([`crate::memory`]). What stands around the objects in a
-//! line costs none of them (`frames`); a line that means nothing is counted and reading goes on. What became events before is
-//! read again, so that the parser and the turn know what was known: its records end at the position up to which it is known,
-//! and not beyond.
+//! Always: output is charged to the memory account before it is kept or parsed ([`crate::memory`]). Noise around the
+//! objects in a line loses none of them (`frames`); a line without meaning is counted and skipped. After an adoption,
+//! output that already became events is parsed again to rebuild the state of the parser and of the turn. Its records
+//! end exactly at the known position, never beyond it.
 
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ use crate::agent_event::{AgentEvent, LineParser};
 use crate::busy::off_executor;
 use crate::memory::{Account, Held, Permit, Unsettled};
 
-/// Lines that came in one piece go out as one record, so that a fast agent does not cost a wake-up per token; cut here, so
-/// that the position is stored often enough.
+/// Lines that arrived in one piece become one record, so that a fast agent does not cost a wake-up per token. This
+/// limit makes the position stored often enough.
 const LINES_PER_RECORD: usize = 64;
 
-/// What a line takes from its bytes to its row, as a multiple of them: the value that is parsed, the JSON that is stored,
+/// Memory that a line takes on its way to a row, as a multiple of its bytes: the parsed value, the stored JSON,
 /// SQLite's copies of that. Measured: `tests/limits`.
 const COST_OF_BYTE: usize = 3;
-/// What an event takes beside its texts.
+/// Bytes that an event takes beside its texts.
 const COST_OF_LINE: usize = 512;
 
-/// So much of the first line that means nothing is kept.
+/// How much of the first malformed line is kept as a sample.
 const SAMPLE_CHARS: usize = 200;
 
 /// Lines that were no event.
@@ -39,26 +39,26 @@ pub(crate) struct Malformed {
     pub(crate) sample: Option<String>,
 }
 
-/// What an agent's stdout is.
+/// What an agent's stdout contains.
 pub(crate) enum OutputFormat {
-    /// Lines of a protocol, with what reads them.
+    /// Lines of a protocol, with their parser.
     Lines(LineParser),
-    /// Text for the person.
+    /// Plain text for the user.
     Text,
 }
 
-/// Reads a stdout and sends what it means, as long as anybody wants it.
+/// Parses an agent's stdout and sends records until the receiver is dropped.
 pub(crate) struct Output {
     reader: Reader,
     records: mpsc::Sender<Record>,
-    /// What begins before this position became events already.
+    /// Output before this position already became events.
     known: u64,
-    /// The position that was told last.
+    /// The position of the last record sent.
     told: u64,
     account: Account,
-    /// What was read and is not told yet.
+    /// Memory of what was read and is not yet in a record.
     unsettled: Unsettled,
-    /// What the piece that is being read may take on its way.
+    /// Memory for the current piece on its way to a row.
     permit: Option<Arc<Permit>>,
 }
 
@@ -68,7 +68,7 @@ enum Reader {
 }
 
 impl Output {
-    /// An output from its beginning on, of which what stands before the position `known` became events already.
+    /// An output read from its beginning; everything before the position `known` already became events.
     pub(crate) fn new(
         max_line_bytes: usize,
         format: OutputFormat,
@@ -84,7 +84,7 @@ impl Output {
         Self { reader, records, known, told: 0, account, unsettled, permit: None }
     }
 
-    /// Takes the next piece.
+    /// Parses the next piece.
     pub(crate) async fn push(&mut self, piece: &[u8]) {
         if self.pay_for(piece).await.is_none() {
             return;
@@ -97,7 +97,7 @@ impl Output {
         drop(self.unsettled.split_off(self.kept()));
     }
 
-    /// Waits until there is memory for a piece and the lines that end in it; `None` when the reader of the records is gone.
+    /// Waits for the memory that a piece and the lines ending in it take; `None` when the receiver of the records is gone.
     async fn pay_for(&mut self, piece: &[u8]) -> Option<()> {
         let records = &self.records;
         let read = tokio::select! {
@@ -113,7 +113,7 @@ impl Output {
         if ends > 0 { self.pay_for_lines(ends, piece.len()).await } else { Some(()) }
     }
 
-    /// The same for so many lines, of what is kept and `more` bytes.
+    /// Waits for the memory of `lines` lines, made of the unfinished line and `more` bytes.
     async fn pay_for_lines(&mut self, lines: usize, more: usize) -> Option<()> {
         let cost = self.kept().saturating_add(more).saturating_mul(COST_OF_BYTE) + lines * COST_OF_LINE;
         let permit = tokio::select! {
@@ -125,7 +125,7 @@ impl Output {
         Some(())
     }
 
-    /// Bytes of the line that has no end so far.
+    /// Bytes of the unfinished line.
     fn kept(&self) -> usize {
         match &self.reader {
             Reader::Lines(splitter, _) => splitter.unfinished().len(),
@@ -141,7 +141,7 @@ impl Output {
             let Reader::Lines(splitter, _) = &self.reader else { return };
             if self.told < self.known && splitter.next_begin(rest) >= self.known {
                 lines = 0;
-                // All of them are known, and the next line is not.
+                // All lines so far are known, and the next one is not.
                 self.tell(self.known, std::mem::take(&mut events)).await;
             }
             let Reader::Lines(splitter, meaning) = &mut self.reader else { return };
@@ -160,7 +160,7 @@ impl Output {
         }
     }
 
-    /// Text is told as it comes, whether its line has ended or not.
+    /// Text is sent as it arrives, without waiting for the end of a line.
     async fn push_text(&mut self, piece: &[u8]) {
         let Reader::Text(decoder) = &mut self.reader else { return };
         let unknown_from = self.known.saturating_sub(decoder.read_bytes());
@@ -168,7 +168,7 @@ impl Output {
         if self.told < self.known {
             let mut again = decoder.push(known);
             if known.len() as u64 == unknown_from {
-                // A position is never told in the midst of a character: what is cut here was found to be none.
+                // A stored position never splits a character, so the bytes cut here were already found to be invalid.
                 again += &decoder.finish();
             }
             let offset = decoder.offset();
@@ -181,7 +181,7 @@ impl Output {
         }
     }
 
-    /// The output is at its end: the last line may have none, and its position is told in any case.
+    /// End of the output: parses a last line without a line end, and always sends the last position.
     pub(crate) async fn finish(&mut self) {
         if self.pay_for_lines(1, 0).await.is_none() {
             return;
@@ -208,7 +208,7 @@ impl Output {
         }
     }
 
-    /// The lines that meant nothing.
+    /// The lines that could not be parsed.
     pub(crate) fn malformed(&self) -> Malformed {
         match &self.reader {
             Reader::Lines(_, meaning) => meaning.malformed.clone(),
@@ -217,10 +217,10 @@ impl Output {
     }
 
     async fn tell(&mut self, offset: u64, events: Vec<AgentEvent>) {
-        // A line end that was cut when it was first read is longer now; what was known is still no news.
+        // A CRLF cut by the first read may be whole this time and end later; the known record still ends at `known`.
         let offset = if self.told < self.known { offset.min(self.known) } else { offset };
         let held = Held::new(self.permit.clone(), self.unsettled.split_off(self.kept()));
-        // When nobody takes them any more, there is nothing to tell.
+        // A failed send means that the receiver is gone.
         if self.records.send(Record { offset, events, held }).await.is_ok() {
             self.told = offset;
         }
@@ -231,7 +231,7 @@ fn said(text: String) -> Vec<AgentEvent> {
     if text.is_empty() { Vec::new() } else { vec![AgentEvent::Text(text)] }
 }
 
-/// What an output means that was read in these pieces: a record for each line that says something, and one at the end.
+/// Parses output that was read in these pieces: a record for each line with events, and one at the end.
 pub fn decode<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     max_line_bytes: usize,
@@ -259,10 +259,9 @@ pub fn decode<'a>(
     records
 }
 
-/// Turns lines into events.
 struct Meaning {
     parser: LineParser,
-    /// No line was read so far.
+    /// Whether no line was read yet.
     first: bool,
     malformed: Malformed,
 }
@@ -314,7 +313,7 @@ mod tests {
     use super::*;
     use crate::memory::Memory;
 
-    /// The records of an output that is read in pieces of a size, as somebody takes them who knew it up to a position.
+    /// The records of an output that is read in pieces of `piece` bytes and known up to `known`.
     fn records(output: &[u8], piece: usize, known: u64, format: OutputFormat) -> Vec<Record> {
         let (sender, mut receiver) = mpsc::channel(1000);
         let mut reading = Output::new(100, format, sender, known, Memory::default().open_account());
@@ -330,10 +329,10 @@ mod tests {
         OutputFormat::Lines(Box::new(|line| Some(vec![AgentEvent::Text(format!("{line}\n"))])))
     }
 
-    /// Of an output that is text: characters and escape sequences that may be cut.
+    /// Pieces of a text output: characters and escape sequences that may be cut.
     const PIECES: [&[u8]; 6] = [b"a", "é😀".as_bytes(), b"\xff\xe2\x82", b"\n", b"\x1b[3", b"1m\x1b]0;t\x07"];
 
-    /// Reads an output up to the end of some record, then from its beginning again.
+    /// Reads an output up to the end of some record, then again from its beginning.
     fn read_again(output: &[u8], pieces: (usize, usize), stop: prop::sample::Index, format: fn() -> OutputFormat) {
         let whole = records(output, pieces.0, 0, format());
         if whole.is_empty() {
@@ -354,7 +353,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it was cut when it was read first, and is cut now.
+        /// Wherever the first and the second reading cut the output.
         #[test]
         fn what_is_read_again_is_told_apart_from_news(
             output in "([ab]{0,2}(\n|\r|\r\n)){0,9}[ab]{0,2}",

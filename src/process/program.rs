@@ -1,4 +1,4 @@
-//! The program of an agent and the directory that it works in: where they are, and what to tell people when they are not.
+//! An agent's program and its working directory: where they are, and what to tell the user if they are missing.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use crate::agent::ProcessSpec;
 use crate::catalogue::KnownAgent;
 
-/// What is missing for an agent to be started in a directory, as far as it can be known before there is a message.
+/// What is missing to start an agent in a directory, as far as it can be known before there is a message.
 pub fn what_is_missing(spec: &ProcessSpec, dir: &Path) -> Option<String> {
     find_program(spec, dir).err()
 }
 
-/// Why nothing can work in a directory, if that is so, and what can be done.
+/// Checks that a directory can be worked in.
 ///
 /// # Errors
-/// It is none, is not there, or cannot be seen.
+/// It is not a directory, does not exist, or cannot be accessed; the text ends with `remedy`.
 pub fn check_directory(dir: &Path, found: io::Result<Metadata>, remedy: &str) -> Result<(), String> {
     let dir = dir.display();
     match found {
@@ -32,7 +32,7 @@ pub fn check_directory(dir: &Path, found: io::Result<Metadata>, remedy: &str) ->
     }
 }
 
-/// The directories of a `PATH` that this process may not look into: a program that was not found may be there.
+/// The directories on a `PATH` that this process may not search: a program that was not found may be there.
 pub(crate) fn unseen_on_path(path: &OsStr, dir: &Path) -> String {
     let unseen = std::env::split_paths(path).filter(|entry| {
         let looked = dir.join(entry).join(".").metadata();
@@ -45,7 +45,7 @@ pub(crate) fn unseen_on_path(path: &OsStr, dir: &Path) -> String {
     }
 }
 
-/// The program of an agent; none where only the turn says which it is.
+/// An agent's program; none if only the turn determines which it is.
 pub(crate) fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<PathBuf>, String> {
     let program = spec.command.first().map_or("", String::as_str);
     check_directory(dir, dir.metadata(), "correct `dir` of the workspace")?;
@@ -63,7 +63,7 @@ pub(crate) fn find_program(spec: &ProcessSpec, dir: &Path) -> Result<Option<Path
     })
 }
 
-/// How the program of an agent that is known is installed, as the end of a sentence.
+/// How to install the program of a known agent, as the end of a sentence.
 pub(crate) fn how_to_install(program: &str) -> String {
     KnownAgent::of_program(program).map_or_else(String::new, |known| format!(" with `{}`", known.install))
 }

@@ -1,12 +1,12 @@
-//! What a run left running, found and ended: everything that carries the run's marker in its environment or is in its
-//! process group, and what descends from those. A process group alone is not enough, because agents start their tools in
+//! Finds and ends what a run left running: every process that carries the run's marker in its environment or is in its
+//! process group, and their descendants. A process group alone is not enough, because agents start their tools in
 //! sessions of their own.
 //!
 //! Always: a signal goes through a pidfd to the very process that was found (its start time is compared once the pidfd
-//! holds it), so a pid that was given to another process is never hit. Our own process is never found.
+//! holds it), so a reused pid is never signalled. This process itself is never found.
 //!
-//! Linux 5.3 or newer only: `/proc` and pidfds. Not found is what left the group, cleared its environment and lost its
-//! parent before anybody looked; a cgroup would find that too.
+//! Linux 5.3 or newer only: `/proc` and pidfds. Not found is a process that left the group, cleared its environment and
+//! lost its parent before the first scan; a cgroup would find that too.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -25,14 +25,14 @@ use crate::id::RunId;
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
-/// The variable that holds the run's id in everything that the run starts.
+/// The variable that holds the run's id in every process that the run starts.
 pub const MARKER: &str = "MAINSTAY_RUN";
 
-/// The variable that holds the number of the try at the run. A process without it counts as one of the earliest.
+/// The variable that holds the number of the attempt. A process without it counts as one of the earliest attempt.
 pub const ATTEMPT_MARKER: &str = "MAINSTAY_ATTEMPT";
 
-/// Which processes are meant: those of a run, from some tries at it. A worker that lost its lease must not end what the
-/// next one started, and nobody what belongs to the same run in a copy of the file.
+/// Selects processes: those of a run, from a range of attempts. A worker that lost its lease must not end what the next
+/// one started, and no worker may end what belongs to the same run in a copy of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     run: RunId,
@@ -41,30 +41,30 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Everything that tries before this one started.
+    /// Everything that attempts before this one started.
     pub fn before(attempt: Attempt) -> Self {
         Self { run: attempt.run, first: attempt.origin(), last: attempt.number - 1 }
     }
 
-    /// Everything that tries up to this one started.
+    /// Everything that attempts up to this one started.
     pub fn up_to(attempt: Attempt) -> Self {
         Self { run: attempt.run, first: attempt.origin(), last: attempt.number }
     }
 
-    /// Whether an environment carries it.
+    /// Whether an environment carries a marker in this range.
     fn is_in(self, environ: &[u8]) -> bool {
         let found = attempt_in(environ);
         found.is_some_and(|found| found.run == self.run && (self.first..=self.last).contains(&found.number))
     }
 }
 
-/// The try at a run that an environment carries the marker of.
+/// The attempt whose marker an environment carries.
 fn attempt_in(environ: &[u8]) -> Option<Attempt> {
     let number = variable(environ, ATTEMPT_MARKER).and_then(|number| number.parse().ok());
     Some(Attempt { run: marker_in(environ)?.parse().ok()?, number: number.unwrap_or_default() })
 }
 
-/// What an environment has for the marker of a run.
+/// The run's marker in an environment.
 pub(super) fn marker_in(environ: &[u8]) -> Option<String> {
     variable(environ, MARKER)
 }
@@ -80,14 +80,15 @@ impl From<Attempt> for Mark {
     }
 }
 
-/// After SIGKILL a process goes at once, unless it sleeps in the kernel, and then for any length of time.
+/// How long to wait after SIGKILL. A process ends at once, unless it sleeps in the kernel, and then after any length of
+/// time.
 const CONFIRM: Duration = Duration::from_secs(5);
 
-/// A fork that escaped one pass of SIGKILL is looked for again so soon.
+/// SIGKILL is repeated at this interval, for a fork that escaped the previous pass.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
-/// A program is put in place of another within a millisecond or so, but a loaded machine may let it wait in the midst of
-/// that; one that seems to take longer still just hides its environment.
+/// How long an `execve` may take. It takes about a millisecond, but a loaded machine may suspend it halfway; a process
+/// without a visible environment for longer hides it.
 const EXEC_LASTS: Duration = Duration::from_secs(2);
 
 /// The kernel allows 6 MiB for arguments and environment together.
@@ -100,18 +101,18 @@ pub enum Liveness {
     Alive,
     /// It is gone, or only its exit status is left.
     Dead,
-    /// It belongs to another host, or `/proc` does not tell.
+    /// It belongs to another boot or pid namespace, or `/proc` gives no answer.
     Unknown,
 }
 
-/// What came of ending a run's processes.
+/// The result of ending a run's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     /// Processes that were found and are gone.
     pub ended: usize,
-    /// Processes that are there in spite of SIGKILL.
+    /// Processes that survive SIGKILL.
     pub remaining: usize,
-    /// Nothing is left, as far as this host can tell.
+    /// Nothing is left, as far as this pid namespace shows.
     pub is_certain: bool,
 }
 
@@ -129,7 +130,7 @@ pub fn identity_of(pid: i32) -> Option<ProcessIdentity> {
     look_up(pid).ok().flatten()
 }
 
-/// The identity of the process that has this pid now; `None` when no process has it.
+/// The identity of the process that has this pid now; `None` if no process has it.
 ///
 /// # Errors
 /// `/proc` cannot be read for want of file descriptors or memory.
@@ -138,10 +139,10 @@ pub(super) fn look_up(pid: i32) -> io::Result<Option<ProcessIdentity>> {
     stat.map(|stat| Ok(identity(host()?, &stat))).transpose()
 }
 
-/// What was read in `/proc`; `None` when the process is gone or hidden.
+/// What was read in `/proc`; `None` if the process is gone or hidden.
 ///
 /// # Errors
-/// This process is short of something, which says nothing about the other one.
+/// This process is short of a resource, which says nothing about the other one.
 pub(super) fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
@@ -150,12 +151,12 @@ pub(super) fn unless_short<T>(read: ProcResult<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Whether the pid of a process means something here.
+/// Whether the pid of a process means something here: same boot, same pid namespace.
 pub fn is_here(process: &ProcessIdentity) -> bool {
     host().ok() == Some(process.host.as_str())
 }
 
-/// Whether a process lives, as far as this host can tell.
+/// Whether a process lives, as far as this pid namespace shows.
 pub fn is_alive(process: &ProcessIdentity) -> Liveness {
     if !is_here(process) {
         return Liveness::Unknown;
@@ -169,18 +170,18 @@ pub fn is_alive(process: &ProcessIdentity) -> Liveness {
     }
 }
 
-/// Whether no process has this pid, not even one that is hidden from us.
+/// Whether no process has this pid, not even one hidden from this process.
 fn is_pid_free(pid: i32) -> bool {
     let tested = Pid::from_raw(pid).map(rustix::process::test_kill_process);
     tested.is_none_or(|tested| tested == Err(rustix::io::Errno::SRCH))
 }
 
-/// What of a run still lives. `group` is the process that led it. Reads all of `/proc`: blocking work.
+/// The processes of a run that still live. `group` is the process that led it. Reads all of `/proc`: blocking work.
 pub fn survivors(mark: Mark, group: Option<&ProcessIdentity>) -> Vec<ProcessIdentity> {
     scan(mark, group).unwrap_or_default().found
 }
 
-/// Every process that carries the marker of a run, of whatever database. Reads all of `/proc`: blocking work.
+/// Every process that carries the marker of a run, from any database. Reads all of `/proc`: blocking work.
 pub fn marked_processes() -> Vec<(Attempt, ProcessIdentity)> {
     let (Ok(host), Ok(processes)) = (host(), procfs::process::all_processes()) else { return Vec::new() };
     let marked = processes.flatten().filter_map(|process| {
@@ -192,7 +193,7 @@ pub fn marked_processes() -> Vec<(Attempt, ProcessIdentity)> {
     marked.collect()
 }
 
-/// How long ago a process was started, as far as this machine was up since.
+/// How long ago a process was started.
 pub fn age(process: &ProcessIdentity) -> Duration {
     let up = clock_gettime(ClockId::Boottime);
     let up = Duration::new(u64::try_from(up.tv_sec).unwrap_or(0), u32::try_from(up.tv_nsec).unwrap_or(0));
@@ -201,7 +202,7 @@ pub fn age(process: &ProcessIdentity) -> Duration {
     up.saturating_sub(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
 }
 
-/// What descends from this process.
+/// The living descendants of this process.
 pub(super) fn descendants() -> Vec<ProcessIdentity> {
     let (Ok(host), Ok(processes)) = (host(), procfs::process::all_processes()) else { return Vec::new() };
     let stats: Vec<_> = processes.flatten().filter_map(|process| process.stat().ok()).collect();
@@ -212,7 +213,7 @@ pub(super) fn descendants() -> Vec<ProcessIdentity> {
     living.map(|stat| identity(host, stat)).collect()
 }
 
-/// Takes the exit status of children that have ended, except of one: those of others, which were handed to us.
+/// Reaps children that have ended, except one. The others are descendants that were reparented to this process.
 pub(super) fn take_away_zombies(except: i32) {
     for process in procfs::process::all_processes().into_iter().flatten().flatten() {
         let Ok(stat) = process.stat() else { continue };
@@ -221,7 +222,7 @@ pub(super) fn take_away_zombies(except: i32) {
             && is_gone(&stat)
             && let Some(pid) = Pid::from_raw(stat.pid)
         {
-            // It can only be that somebody else was quicker.
+            // Fails only if another caller has already reaped it.
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
@@ -231,7 +232,7 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_pid()
 }
 
-/// Adds what descends from those that are there.
+/// Adds the descendants of the given pids.
 pub(super) fn add_descendants(pids: &mut HashSet<i32>, stats: &[&Stat]) {
     loop {
         let known = pids.len();
@@ -246,8 +247,8 @@ pub(super) fn add_descendants(pids: &mut HashSet<i32>, stats: &[&Stat]) {
     }
 }
 
-/// Ends all that a run left: SIGTERM, after `grace` SIGKILL, until nothing is found any more. `group` is the process that
-/// led the run. Bounded: what survives SIGKILL for long is counted as remaining.
+/// Ends everything that a run left: SIGTERM, after `grace` SIGKILL, until a scan finds nothing. `group` is the process
+/// that led the run. Bounded: a process that survives SIGKILL for long is counted as remaining.
 pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) -> Ended {
     let begun = Instant::now();
     let give_up = grace.saturating_add(CONFIRM);
@@ -257,7 +258,7 @@ pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) ->
         let signal = if begun.elapsed() < grace { Signal::TERM } else { Signal::KILL };
         let group = group.clone();
         let pass = move || pass(mark, group.as_ref(), living, signal);
-        // The task fails only when the runtime goes down; the sweep of the next one looks again.
+        // The task fails only when the runtime shuts down; the sweep of the next engine scans again.
         let scan = match tokio::task::spawn_blocking(pass).await {
             Ok(Ok(scan)) => scan,
             Ok(Err(error)) => {
@@ -279,14 +280,15 @@ pub async fn end(mark: Mark, group: Option<ProcessIdentity>, grace: Duration) ->
     }
 }
 
-/// Kills what carries a mark, without waiting for its end: for those who cannot wait. Reads all of `/proc`: blocking work.
+/// Kills every process with a mark and does not wait for its end, for callers that cannot wait. Reads all of `/proc`:
+/// blocking work.
 pub fn kill(mark: Mark) {
     if let Err(error) = pass(mark, None, Vec::new(), Signal::KILL) {
         tracing::warn!(run.id = %mark.run, %error, "failed to look for the processes of a run: /proc cannot be read");
     }
 }
 
-/// Looks once and signals all that it finds, also those that were found before and can be told only by their identity now.
+/// Scans once and signals every process found, and also those of earlier scans that only their identity tells now.
 fn pass(mark: Mark, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>, signal: Signal) -> io::Result<Scan> {
     let mut scan = scan(mark, group)?;
     for process in known {
@@ -300,7 +302,7 @@ fn pass(mark: Mark, group: Option<&ProcessIdentity>, known: Vec<ProcessIdentity>
     Ok(scan)
 }
 
-/// Waits until none of the processes lives; at least for a moment, and at most for `limit`.
+/// Waits until all the processes are dead; at least for a moment, and at most for `limit`.
 async fn until_gone(processes: &[ProcessIdentity], limit: Duration) {
     let begun = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -313,11 +315,11 @@ async fn until_gone(processes: &[ProcessIdentity], limit: Duration) {
     }
 }
 
-/// What one look at `/proc` found.
+/// The result of one scan of `/proc`.
 #[derive(Debug, Default)]
 struct Scan {
     found: Vec<ProcessIdentity>,
-    /// A process was just about to become another program, with no environment to look at.
+    /// A process was in the middle of an `execve`, without an environment to read.
     unclear: bool,
 }
 
@@ -330,10 +332,10 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
     let mut leaders_pid_is_reused = false;
     let mut candidates = Vec::new();
     for process in processes {
-        // Processes come and go while we look.
+        // Processes come and go during the scan.
         let Some(process) = unless_short(process)? else { continue };
         let Some(stat) = unless_short(process.stat())? else { continue };
-        // Nothing is older than what it descends from.
+        // No process is older than its ancestors.
         let too_old = leader.is_some_and(|leader| started_at(&stat) < leader.started_at_ticks);
         if too_old || stat.pid == own_pid() {
             continue;
@@ -353,11 +355,11 @@ fn scan(mark: Mark, leader: Option<&ProcessIdentity>) -> io::Result<Scan> {
         };
         candidates.push((stat, marked));
     }
-    // A group keeps its id from being given out as a pid: if it was, the group is gone and this is another.
+    // A living group keeps its id from being reused as a pid: if the pid was reused, the group is gone.
     let group = leader.filter(|_| !leaders_pid_is_reused).map(|leader| leader.pid);
     let mut pids: HashSet<i32> = candidates
         .iter()
-        // The leader itself may not have come to lead its group.
+        // The leader may not have become the leader of its group yet.
         .filter(|(stat, marked)| *marked || Some(stat.pgrp) == group || Some(stat.pid) == group)
         .map(|(stat, _)| stat.pid)
         .collect();
@@ -373,7 +375,7 @@ enum Marked {
     Unclear,
 }
 
-/// Whether a process carries the marker. One whose environment we may not read is not ours to end.
+/// Whether a process carries the marker. A process whose environment may not be read is not ours to end.
 fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> io::Result<Marked> {
     for _ in 0..2 {
         environ.clear();
@@ -384,7 +386,7 @@ fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> io::Result<Ma
             Ok(_) if environ.is_empty() => {}
             Ok(_) => return Ok(if mark.is_in(environ) { Marked::Yes } else { Marked::No }),
         }
-        // Empty by choice, or not there yet because another program is just put in place: then its end is unset.
+        // Empty by choice, or not set up yet by an `execve` in progress: then its end is unset.
         match unless_short(process.stat())? {
             Some(stat) if is_gone(&stat) || is_kernels(&stat) => return Ok(Marked::No),
             Some(stat) if stat.env_end.is_some_and(|end| end != 0) && stat.env_end == stat.env_start => {
@@ -397,17 +399,17 @@ fn marked(process: &Process, mark: Mark, environ: &mut Vec<u8>) -> io::Result<Ma
     Ok(Marked::Unclear)
 }
 
-/// Sends a signal to this very process, if it lives.
+/// Sends a signal to exactly this process, if it lives.
 pub(crate) fn send(process: &ProcessIdentity, signal: Signal) {
     let Some(pid) = Pid::from_raw(process.pid) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     if is_alive(process) == Liveness::Alive {
-        // It is gone by now, or not ours to end; whatever is left is looked for again.
+        // Fails if it is gone or belongs to another user; the next scan finds what is left.
         let _ = pidfd_send_signal(&pidfd, signal);
     }
 }
 
-/// Only the exit status is left of it. The first thread of a process may be gone before the others.
+/// Whether only its exit status is left. The first thread of a process may be gone before the others.
 fn is_gone(stat: &Stat) -> bool {
     matches!(stat.state, 'Z' | 'X' | 'x') && stat.num_threads <= 1
 }
@@ -424,7 +426,7 @@ fn started_at(stat: &Stat) -> i64 {
     i64::try_from(stat.starttime).unwrap_or(i64::MAX)
 }
 
-/// Boot id and pid namespace: where our pids mean something.
+/// Boot id and pid namespace: the scope in which a pid means something.
 fn host() -> io::Result<&'static str> {
     static HOST: OnceLock<String> = OnceLock::new();
     if let Some(host) = HOST.get() {

@@ -1,8 +1,8 @@
-//! A process under a shim: a shim is started for it, the shim starts the agent, and what that says is read from the shim,
-//! or from its spool when the shim is gone. Who comes after a dead engine goes on in the same way.
+//! A process under a shim: the engine starts a shim, the shim starts the agent, and the agent's output is read from the
+//! shim, or from its spool if the shim is gone. An engine that adopts the agent of a dead one reads in the same way.
 //!
-//! Always: an agent is started only after whoever started its shim said so; a turn is over only when nothing of it is
-//! left. Nothing here ends an agent that goes on under another lease.
+//! Always: a shim starts its agent only after the engine that started the shim says so; a turn is over only when no
+//! process of it is left. Nothing here ends an agent that runs under another lease.
 //!
 //! Deliberately absent: what a line means (the drivers), and why a turn is stopped (the engine).
 //! Proof: `tests/it/process/`.
@@ -38,56 +38,56 @@ use crate::failure::is_shortage;
 use crate::run::{Attempt, Cause, ExitReport};
 use crate::worker::{ProcessIdentity, Shim};
 
-/// Records that wait for the engine; a record may be as large as the longest line, so they are few.
+/// Records that may wait for the engine; a record may be as large as the longest line, so they are few.
 const RECORDS_WAITING: usize = 8;
 
-/// A shim that was told to end its agent and is not through with it so much later than it should be is ended itself.
+/// A shim that exceeds the time to stop its agent by this much is ended itself.
 const SHIM_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// So much waits to be read by a shim before more is taken from the engine.
+/// No more input is taken from the engine while this much waits to be read by the shim.
 const UNSAID_BYTES: usize = 64 * 1024;
 
-/// A spool that cannot be read is tried again for this long: other turns give their file descriptors back within seconds.
+/// How long to retry if a spool cannot be read: other turns free their file descriptors within seconds.
 const SPOOL_READ_TIMEOUT: Duration = Duration::from_secs(10);
 const SPOOL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How a process is understood.
+/// How a process is read and stopped.
 pub(crate) struct Protocol {
-    /// What its output is, and how it is read.
+    /// The format of its output, with the parser.
     pub format: OutputFormat,
-    /// The line that stops a turn in its own protocol, before it is sent SIGTERM.
+    /// The line that stops a turn in the agent's own protocol, written before SIGTERM is sent.
     pub interrupt: Option<String>,
 }
 
 impl Protocol {
-    /// Nothing is read.
+    /// Ignores all output.
     pub(crate) fn nothing() -> Self {
         Self { format: OutputFormat::Lines(Box::new(|_| Some(Vec::new()))), interrupt: None }
     }
 }
 
-/// Where listening to a process begins.
+/// Where reading an agent's output begins.
 #[derive(Debug, Clone, Copy, Default)]
 struct ReadFrom {
-    /// Position in its output up to which records became events.
+    /// Position in the output up to which records became events.
     offset: u64,
-    /// Bytes of the spool that were there before.
+    /// Size of the spool when reading began.
     backlog: u64,
 }
 
-/// How processes are held: under which shims, and how patiently.
+/// Settings shared by all processes under shims.
 #[derive(Debug, Clone)]
 pub(crate) struct ShimConfig {
-    /// Where the shims live.
+    /// Starts and finds the shims.
     pub shims: Shims,
-    /// Time between SIGTERM and SIGKILL of one that is asked to stop.
+    /// Time between SIGTERM and SIGKILL when a process is stopped.
     pub kill_grace: Duration,
     /// A longer line of output is counted and skipped.
     pub max_line_bytes: usize,
 }
 
 impl ShimConfig {
-    /// Starts a shim for a process, and makes ready to start that; what it says is read as `protocol` says.
+    /// Starts a shim and prepares the launch; the shim starts the process at [`Control::begin`].
     pub(crate) async fn start(&self, launch: Launch, protocol: Protocol) -> Result<Reply, StartError> {
         let attempt = launch.attempt;
         let launch = FromEngine::Start(Box::new(launch)).to_frame();
@@ -102,11 +102,11 @@ impl ShimConfig {
         Ok(self.talk(attempt, host, Some(link), Some(launch), ReadFrom::default(), protocol))
     }
 
-    /// Goes on with a process that another worker started.
+    /// Continues with a process that another worker started.
     pub(crate) async fn go_on(&self, adoption: Adoption, protocol: Protocol) -> Reply {
         let attempt = adoption.host.started_for(adoption.attempt.run);
         let link = self.shims.connect(attempt, &adoption.host.process).await;
-        // What it says from now on may be as much again.
+        // Its future output may be as long as what is spooled now.
         let backlog = tokio::fs::metadata(self.shims.spool_of(attempt)).await.map_or(0, |spool| spool.len());
         let from = ReadFrom { offset: adoption.offset, backlog };
         self.talk(adoption.attempt, adoption.host, link, None, from, protocol)
@@ -146,33 +146,33 @@ impl ShimConfig {
     }
 }
 
-/// What is said to a shim.
+/// Sends an engine's commands to a shim.
 struct Commands {
     control: Control,
     hello: Hello,
-    /// What says what to start, as long as it was not said.
+    /// The launch, until it is sent.
     launch: Option<Vec<u8>>,
-    /// Closed when nobody takes the records any more.
+    /// Closed when the receiver of the records is dropped.
     records: mpsc::Sender<Record>,
     kill_grace: Duration,
-    /// What stops a turn in the agent's own protocol.
+    /// The line that stops a turn in the agent's own protocol.
     interrupt: Option<String>,
 }
 
-/// Why no more is said to a shim.
+/// Why sending to a shim ended.
 enum SendEnd {
-    /// Nobody wants to know more.
+    /// The engine left the agent.
     Left,
     /// The shim did not end its agent in time.
     Unresponsive,
 }
 
 impl Commands {
-    /// Passes on what the engine wants, until the shim is to be left or does not obey. A shim that does not read holds up
-    /// only what is said to it.
+    /// Sends what the engine requests, until the agent is left or the shim does not respond in time. A shim that does
+    /// not read delays only what is sent to it.
     async fn pass_on(mut self, mut link: OwnedWriteHalf) -> SendEnd {
-        // Said in any case, and never too much for a new connection: a shim that knew somebody once does not wait for others.
-        // That it is gone shows where it is listened to.
+        // Always sent, and small enough for a new connection's buffer: a shim that already served an engine does not
+        // wait for another one. A failed write needs no handling: the reading side notices a shim that is gone.
         let _ = link.write_all(&FromEngine::Hello(self.hello).to_frame()).await;
         let mut unsaid = BytesMut::new();
         let (mut asked, mut killed, mut force_at) = (false, false, None);
@@ -192,7 +192,7 @@ impl Commands {
                     asked = true;
                     force_at = Some(Instant::now() + self.kill_grace + CLOSING + CONFIRM + SHIM_STOP_TIMEOUT);
                     let cause = self.control.cause().unwrap_or(Cause::Internal);
-                    // None would be SIGKILL at once.
+                    // 0 would mean SIGKILL at once.
                     let grace_ms = u64::try_from(self.kill_grace.as_millis()).unwrap_or(u64::MAX).max(1);
                     unsaid.extend_from_slice(&FromEngine::Stop(Stop { cause, grace_ms, interrupt: self.interrupt.take() }).to_frame());
                 }
@@ -218,7 +218,7 @@ impl Commands {
     }
 }
 
-/// A conversation with one shim.
+/// The connection to one shim.
 struct ShimClient {
     attempt: Attempt,
     process: ProcessIdentity,
@@ -240,7 +240,7 @@ impl ShimClient {
             match over {
                 Some(SendEnd::Left) => return End::Left,
                 Some(SendEnd::Unresponsive) => {
-                    // It may have ended long ago, and it is us who do not listen: nobody takes the records.
+                    // The shim may have ended long ago while its output waits, because the engine takes no records.
                     if reap::is_alive(&self.process) == reap::Liveness::Alive {
                         tracing::warn!(run.id = %self.attempt.run, "the shim of an agent does not obey; it is ended");
                         end_all(self.attempt, self.process.clone(), None, Duration::ZERO).await;
@@ -248,13 +248,13 @@ impl ShimClient {
                     if !is_dead(&self.process).await {
                         return End::Left;
                     }
-                    // A piece that was heard in part is heard to its end.
+                    // Finishes a piece that was received only in part.
                     hearing.await;
                 }
                 None => {}
             }
         } else {
-            // Nobody is there to read what is written.
+            // No agent is connected to read the input.
             drop(commands.control.inputs());
         }
         let spool = self.shims.spool_of(self.attempt);
@@ -284,10 +284,10 @@ impl ShimClient {
                 })
             }
             Some(HowItEnded::NotStarted(error)) => End::NotStarted(error),
-            // It serves somebody else now.
+            // The shim serves another engine now.
             None if !is_dead(&self.process).await => End::Left,
             None => {
-                // Asked first: a relay has to cancel its turn where that goes on without it.
+                // SIGTERM first: a relay has to cancel its turn, which continues in the backend otherwise.
                 let (process, began) = (self.process.clone(), self.incoming.began.clone());
                 let remaining = end_all(self.attempt, process, began, CLOSING).await;
                 self.incoming.output.finish().await;
@@ -313,12 +313,12 @@ impl ShimClient {
     }
 }
 
-/// What a shim has said so far.
+/// What the shim has reported so far.
 struct Incoming {
     decoder: Decoder,
-    /// Position in the spool behind what was heard.
+    /// Position in the spool behind what was received.
     position: u64,
-    /// Bytes that were in the spool when it began to listen.
+    /// Size of the spool when reading began.
     backlog: u64,
     control: Control,
     output: Output,
@@ -348,7 +348,7 @@ impl Incoming {
         }
     }
 
-    /// Listens until the shim has said the end, or says nothing more.
+    /// Reads until the shim reports the end or closes the connection.
     async fn hear(&mut self, mut link: OwnedReadHalf) {
         loop {
             match self.take().await {
@@ -366,8 +366,8 @@ impl Incoming {
         }
     }
 
-    /// Reads the spool once it can be read: what was said must not be lost because file descriptors ran out, however long
-    /// that lasts. `None` when it is left to the next worker: this one leaves it, or has to come to an end.
+    /// Reads the spool as soon as that succeeds: its output must not be lost because file descriptors ran out, however
+    /// long that lasts. `None` if it is left to the next worker, because this one leaves or has to stop.
     async fn retry_spool(&mut self, path: &Path, control: &Control) -> Option<io::Result<()>> {
         let give_up = Instant::now() + SPOOL_READ_TIMEOUT;
         loop {
@@ -388,7 +388,7 @@ impl Incoming {
         }
     }
 
-    /// Reads what is in the spool beyond what was heard. A frame that is not whole was never told to anybody.
+    /// Reads the spool from the last received position. An incomplete frame was never sent to an engine, so it is skipped.
     async fn read_spool(&mut self, path: &Path) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
         let path = path.to_owned();

@@ -1,10 +1,10 @@
-//! What an agent writes to stderr: always read, so that it never blocks on it, and kept as a head and a tail.
+//! What an agent writes to stderr: always read, so that the agent never blocks on it, and kept as a head and a tail.
 //!
 //! Always: memory is bounded; text is decoded once at the end, so a character cut by a read stays whole.
 
 use std::collections::VecDeque;
 
-/// The first lines usually say what was tried.
+/// The first lines usually say what was attempted.
 const HEAD_BYTES: usize = 4 * 1024;
 
 /// The last lines usually say what went wrong.
@@ -19,7 +19,7 @@ pub(super) struct Excerpt {
 }
 
 impl Excerpt {
-    /// Adds what was read.
+    /// Appends what was read.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let room = HEAD_BYTES - self.head.len();
         let (head, rest) = bytes.split_at(bytes.len().min(room));
@@ -30,7 +30,7 @@ impl Excerpt {
         self.left_out += excess;
     }
 
-    /// The text; none when nothing was written.
+    /// The text; none if nothing was written.
     pub(super) fn into_text(self) -> Option<String> {
         let Self { head, tail, left_out } = self;
         let tail = Vec::from(tail);
@@ -38,7 +38,7 @@ impl Excerpt {
             let whole = [head, tail].concat();
             return (!whole.is_empty()).then(|| String::from_utf8_lossy(&whole).into_owned());
         }
-        // A character that lies across a cut is left out as a whole.
+        // A character that a cut splits is left out as a whole.
         let head_end = whole_characters(&head);
         let tail_start = tail.iter().take(3).take_while(|byte| *byte & 0b1100_0000 == 0b1000_0000).count();
         let left_out = left_out + (head.len() - head_end) + tail_start;
@@ -50,7 +50,7 @@ impl Excerpt {
     }
 }
 
-/// Length of a text without the beginning of a character at its end.
+/// Length of the text without an incomplete character at its end.
 fn whole_characters(bytes: &[u8]) -> usize {
     let last_start = bytes.iter().rev().take(4).position(|byte| byte & 0b1100_0000 != 0b1000_0000);
     let Some(from_end) = last_start else { return bytes.len() };

@@ -1,12 +1,12 @@
-//! The temporary directory of a turn: agents leave megabytes there, so each try at a run gets one of its own that goes
-//! with it, and only it.
+//! The temporary directory of a turn: agents leave megabytes there, so each attempt gets a directory of its own,
+//! removed when the attempt ends.
 //!
-//! It is made in `TMPDIR`, or `/tmp` where that is not set. Where it cannot be made there (a read-only or full file system, a
-//! directory that is missing) it is made in the agent's own directory beside the database, which an engine cannot do without:
-//! a turn does not depend on a directory that nothing else needs. That is not the first choice, because agents leave much
-//! there, and make sockets whose paths may have 108 bytes.
+//! It is created in `TMPDIR`, or in `/tmp` if that is not set. If that fails (a read-only or full file system, a
+//! missing directory), it is created in the agent's own directory beside the database, which an engine needs anyway: a
+//! turn does not depend on a directory that nothing else needs. That is the second choice, because agents leave much
+//! there and create sockets, whose paths are limited to 108 bytes.
 //!
-//! Always: it is new, and only we may look into it; a symlink in its place is removed, never followed.
+//! Always: it is new and accessible only to its owner; a symlink in its place is removed, never followed.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -19,11 +19,11 @@ use super::StartError;
 use crate::failure::is_shortage;
 use crate::run::Attempt;
 
-/// Where temporary directories are made unless `TMPDIR` says otherwise.
+/// Where temporary directories are created if `TMPDIR` is not set.
 const DEFAULT_ROOT: &str = "/tmp";
-/// The directory in the agent's own one that is used instead.
+/// The fallback directory inside the agent's own directory.
 const FALLBACK: &str = "tmp";
-/// So much can be written into a directory that is of use: a page.
+/// A directory is usable only if a page can be written into it.
 const PROBE: [u8; 4096] = [0; 4096];
 
 /// A directory that is removed when this is dropped.
@@ -33,7 +33,8 @@ pub(super) struct TempDir {
 }
 
 impl TempDir {
-    /// Makes the directory of an attempt whose agent has its own directory at `home`; whatever is in its place is removed.
+    /// Creates the directory of an attempt whose agent has its own directory at `home`, and removes whatever is in its
+    /// place.
     pub(super) fn create(attempt: Attempt, home: &Path) -> Result<Self, StartError> {
         Self::create_in(&root(), attempt, home)
     }
@@ -52,7 +53,6 @@ impl TempDir {
         Err(StartError { is_shortage: is_short, ..failures.join("; ").into() })
     }
 
-    /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -67,30 +67,30 @@ impl Drop for TempDir {
 }
 
 fn make(path: &Path) -> io::Result<()> {
-    // The engine and the shim that makes it work in different directories.
+    // The engine and the shim, which creates the directory, have different working directories.
     if !path.is_absolute() {
         return Err(io::Error::other("the path is not absolute"));
     }
     remove(path)?;
-    // `mkdir` fails when another process was quicker, whatever it put there.
+    // `mkdir` fails if another process has put anything there meanwhile.
     DirBuilder::new().mode(0o700).create(path)?;
     // A full file system may have room for a directory, but for nothing in it.
     let probe = path.join("probe");
     let written = std::fs::write(&probe, PROBE).and_then(|()| std::fs::remove_file(&probe));
     if written.is_err() {
-        // What it failed for is the error that counts.
+        // The error of the write is the one to report.
         let _ = remove(path);
     }
     written
 }
 
-/// Where temporary directories are made: `TMPDIR`, or `/tmp` where that is not set or empty.
+/// Where temporary directories are created: `TMPDIR`, or `/tmp` if that is not set or empty.
 pub fn root() -> PathBuf {
     let set = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
     set.map_or_else(|| DEFAULT_ROOT.into(), PathBuf::from)
 }
 
-/// Why agents do not get their temporary directories where `TMPDIR` says, or `None` when they do. Only looks.
+/// Why agents do not get their temporary directories in `TMPDIR`, or `None` if they do. Changes nothing.
 pub fn problem() -> Option<String> {
     if std::env::var_os("TMPDIR").is_some_and(|dir| dir.is_empty()) {
         return Some(format!("TMPDIR is set but empty: {DEFAULT_ROOT} is used"));
@@ -113,8 +113,8 @@ fn problem_of(root: &Path) -> Option<String> {
     is_full.then(|| format!("the file system of {shown} is full"))
 }
 
-/// Removes the temporary directory of an attempt that is over, if there is one; one in the agent's own directory goes with
-/// that. What cannot be removed is logged. May be blocking work.
+/// Removes the temporary directory of an attempt that is over, if it exists. One in the agent's own directory is
+/// removed with that directory. Logs a failure. May be blocking work.
 pub fn remove_temp_dir(attempt: Attempt) {
     if let Err(error) = remove(&root().join(name_of(attempt))) {
         tracing::warn!(run.id = %attempt.run, %error, "failed to remove the temporary directory of a run");

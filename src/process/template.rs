@@ -1,15 +1,15 @@
 //! Placeholders in a command and its environment: `{message}` `{session}` `{run}` `{slot}` `{workspace}`
 //! `{agent_session}` `{dir}`.
 //!
-//! Always: a text is filled in one pass, so that what stands in a message is never taken for a placeholder; what a
-//! placeholder stands for stays within its argument, because nothing splits or quotes it afterwards.
+//! Always: a template is filled in one pass, so a `{…}` inside a message is never taken for a placeholder; a value
+//! stays within its argument, because nothing splits or quotes it afterwards.
 
 use std::ffi::OsString;
 
 use super::TurnPlace;
 use crate::config::placeholder;
 
-/// Fills the placeholders of one argument or value. An unknown `{…}` stays as it is: JSON and shell text have braces too.
+/// Fills the placeholders of one argument or value. An unknown `{…}` stays: JSON and shell text have braces too.
 pub(crate) fn fill(template: &str, place: &TurnPlace, message: &str) -> OsString {
     let mut filled = OsString::with_capacity(template.len());
     let mut rest = template;
@@ -25,12 +25,12 @@ pub(crate) fn fill(template: &str, place: &TurnPlace, message: &str) -> OsString
     filled
 }
 
-/// Whether a template asks for the message.
+/// Whether a template uses `{message}`.
 pub(crate) fn asks_for_message(template: &str) -> bool {
     template.contains("{message}")
 }
 
-/// What a placeholder stands for, in a turn and its message.
+/// How to compute a placeholder's value from a turn and its message; none if unknown.
 fn meaning(name: &str) -> Option<fn(&TurnPlace, &str) -> OsString> {
     Some(match name {
         "message" => |_, message| message.into(),

@@ -1,10 +1,9 @@
-//! Text out of bytes as they come: characters that are cut are put together, what is not UTF-8 becomes U+FFFD, and what a
-//! terminal would obey (escape sequences, control characters) is left out.
+//! Decodes text from bytes as they arrive: characters that a read cut are joined, invalid UTF-8 becomes U+FFFD, and
+//! what a terminal would obey (escape sequences, control characters) is left out.
 //!
-//! Always: what was given out depends only on the bytes that were read, not on how they were cut into reads. A second
-//! reading from the beginning gets the same text up to the same [`TextDecoder::offset`].
+//! Always: the text depends only on the bytes, not on how reads cut them. A second reading from the beginning gets the
+//! same text up to the same [`TextDecoder::offset`].
 
-/// Decodes an output, piece by piece.
 #[derive(Debug, Default)]
 pub(super) struct TextDecoder {
     /// The beginning of a character whose rest was not read yet: three bytes at most.
@@ -14,17 +13,17 @@ pub(super) struct TextDecoder {
 }
 
 impl TextDecoder {
-    /// Bytes that were read.
+    /// How many bytes were read.
     pub(super) fn read_bytes(&self) -> u64 {
         self.read_bytes
     }
 
-    /// The position behind the last character that was read whole.
+    /// The position behind the last complete character.
     pub(super) fn offset(&self) -> u64 {
         self.read_bytes - self.cut.len() as u64
     }
 
-    /// Takes the next piece, and gives what is new of the text.
+    /// Decodes the next piece and returns the new text.
     pub(super) fn push(&mut self, piece: &[u8]) -> String {
         self.read_bytes += piece.len() as u64;
         let joined;
@@ -55,7 +54,7 @@ impl TextDecoder {
         }
     }
 
-    /// What was cut stays so: the output, or what is known to be whole of it, is at its end.
+    /// Ends the output, or its known part: an incomplete character becomes U+FFFD.
     pub(super) fn finish(&mut self) -> String {
         let mut text = String::new();
         if !std::mem::take(&mut self.cut).is_empty() {
@@ -65,8 +64,8 @@ impl TextDecoder {
     }
 }
 
-/// Leaves out escape sequences (ECMA-48) and control characters. A sequence that is not ended in its line is none: it never
-/// costs more than the rest of that line.
+/// Drops escape sequences (ECMA-48) and control characters. A line end ends any sequence, so an unfinished one costs at
+/// most the rest of its line.
 #[derive(Debug, Default)]
 enum EscapeFilter {
     #[default]
@@ -92,7 +91,7 @@ impl EscapeFilter {
                 (_, '\u{18}' | '\u{1a}') => Self::Text,
                 (Self::Escape, '[') => Self::Control,
                 (Self::Escape, ']' | 'P' | 'X' | '^' | '_') => Self::String,
-                // Intermediates, as of `ESC ( B`.
+                // Intermediate bytes, as in `ESC ( B`.
                 (Self::Escape, ' '..='/') => Self::Escape,
                 (Self::Control, ' '..='?') => Self::Control,
                 (Self::Escape | Self::Control, ' '..='~') => Self::Text,

@@ -1,10 +1,10 @@
-//! The agent of a shim: its pipes, its end, and the end of all that it started.
+//! The agent of a shim: its pipes, its end, and the end of every process that it started.
 //!
-//! Always: it is over only when nothing of it is left. The shim is the sub-reaper of everything that descends from the
-//! agent, whatever that does to its session, group or environment; so "nothing is left" is what the kernel says (no child
-//! is there to wait for), and nobody's guess. The agent's own exit status is not taken before its group was signalled, so
-//! that its pid, which is also the id of its group, belongs to nobody else meanwhile. Output that was written before the
-//! end is read; the end never waits for more output.
+//! Always: the agent is over only when no process of it is left. The shim is the sub-reaper of everything that descends
+//! from the agent, whatever session, group or environment a descendant chooses, so the kernel says when nothing is left
+//! (no child to wait for). The agent's exit status is not reaped before its group was signalled, so that its pid, which
+//! is also its group id, cannot be reused meanwhile. Output written before the end is read; the end never waits for
+//! more output.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,30 +27,30 @@ use crate::process::stderr::Excerpt;
 use crate::run::Cause;
 use crate::worker::ProcessIdentity;
 
-/// A read takes all that a pipe holds by default.
+/// One read takes a whole pipe of the default size.
 const READ_BYTES: usize = 64 * 1024;
 
-/// The most that an agent may write to stdout in one turn: it is kept on disk until the turn is over. Much more than a
-/// message may hold, because agents also write what becomes no message.
+/// Maximum stdout of one turn: it is kept on disk until the turn is over. Much more than a message may hold, because
+/// agents also write output that is no part of a message.
 const MAX_STDOUT_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// So much of stderr goes into the spool as it comes, in case that the shim cannot tell the rest at the end.
+/// How much of stderr is also spooled as it arrives, in case the shim dies before it can report the rest at the end.
 const SPOOLED_STDERR_BYTES: usize = 16 * 1024;
 
-/// What an agent left running when it ended gets no more time than this between SIGTERM and SIGKILL, however patient the
-/// agent's own grace is: its turn is over, and somebody waits for the answer.
+/// Maximum time between SIGTERM and SIGKILL for what an agent left running when it ended, even if the agent's own grace
+/// is longer: the turn is over, and the user waits for the answer.
 pub(crate) const CLOSING: Duration = Duration::from_secs(2);
 
-/// After SIGKILL a process goes at once, unless it sleeps in the kernel, and then for any length of time.
+/// How long to wait after SIGKILL. A process ends at once, unless it sleeps in the kernel, and then after any length of
+/// time.
 pub(crate) const CONFIRM: Duration = Duration::from_secs(5);
 
-/// A fork that escaped one pass of SIGKILL is looked for again so soon.
+/// SIGKILL is repeated at this interval, for a fork that escaped the previous pass.
 const KILL_AGAIN: Duration = Duration::from_millis(50);
 
-/// The engine ends a turn that takes too long. Only when there is none, the shim does, so much later.
+/// The engine enforces the turn's limit. If there is none, the shim does, this much later.
 const LIMIT_MARGIN: Duration = Duration::from_secs(5);
 
-/// An agent that was started.
 #[derive(Debug)]
 pub(super) struct Agent {
     leader: Pid,
@@ -66,38 +66,38 @@ pub(super) struct Agent {
     grace: Duration,
     limit_at: Option<Instant>,
     stop_wanted: bool,
-    /// How long it may be without an engine, and since when it is. Of an agent that has this nothing is kept that it says.
+    /// For a backend: how long it may be without an engine, and since when it is. When set, output is discarded.
     alone: Option<(Duration, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// It runs, and nobody asked for anything else.
+    /// It runs, and no stop was requested.
     Running,
     /// It was asked to end its turn in its own protocol.
     Interrupted { term_at: Instant, kill_at: Instant },
-    /// It was asked to end.
+    /// It was sent SIGTERM.
     Asked { kill_at: Instant },
-    /// It has ended, and what it left running was asked to.
+    /// It has ended, and the processes that it left were sent SIGTERM.
     Closing { kill_at: Instant },
-    /// What is left is killed.
+    /// Its processes are being killed.
     Killing { give_up_at: Instant, again_at: Instant },
-    /// Nothing is left, or what remains cannot be ended.
+    /// No process is left, or the remaining ones cannot be ended.
     Gone { remaining: usize },
 }
 
 impl Agent {
-    /// Starts it. Says why not for people.
+    /// Starts the agent. The error is a text for the user.
     pub(super) fn start(launch: Launch, temp_dir: &Path, spool: &mut Spool) -> Result<Self, StartError> {
         let mut command = launch.command(temp_dir);
-        // Held open until the agent is in it.
+        // Keeps the directory open until the agent has started in it.
         let _dir = launch.enter(&mut command)?;
         launch.set_limits();
         let mut child = command.spawn().map_err(|error| launch.explain(&error))?;
         let Watched { leader, identity, exited } = match watch(&child) {
             Ok(watched) => watched,
             Err(error) => {
-                // What was started ends with the shim: no engine was told of it yet.
+                // The child must end with the shim: no engine knows of it yet.
                 let _ = child.kill();
                 return Err(StartError::at(
                     "it cannot be watched, for which /proc and pidfds (Linux 5.3) are needed",
@@ -137,12 +137,12 @@ impl Agent {
         })
     }
 
-    /// Whether nothing of it is left to wait for.
+    /// Whether there is nothing left to wait for.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self.stage, Stage::Gone { .. })
     }
 
-    /// What to look at; its stdout only when there is room for it.
+    /// The descriptors to poll; stdout only if there is room for it.
     pub(super) fn poll_fds(&self, room: bool) -> impl Iterator<Item = PollFd<'_>> {
         let is_running = self.status.is_none().then(|| PollFd::new(&self.exited, PollFlags::IN));
         let stdin = self.stdin.as_ref().and_then(Stdin::poll_fd);
@@ -151,19 +151,19 @@ impl Agent {
         [is_running, stdin, stdout, stderr].into_iter().flatten()
     }
 
-    /// When to look without being woken.
+    /// When to wake up without a descriptor becoming ready.
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
         match self.stage {
             Stage::Running => self.limit_at,
             Stage::Interrupted { term_at, .. } => Some(term_at),
             Stage::Asked { kill_at } => Some(kill_at),
-            // Nothing tells that a grandchild is gone.
+            // No descriptor signals the end of a grandchild.
             Stage::Closing { .. } | Stage::Killing { .. } => Some(now + Duration::from_millis(5)),
             Stage::Gone { .. } => None,
         }
     }
 
-    /// Asks it to end, or ends it at once when there is no grace. The first reason is kept.
+    /// Asks the agent to end, or kills it at once if there is no grace. The first cause is kept.
     pub(super) fn stop(&mut self, stop: &Stop, spool: &mut Spool) {
         if !self.stop_wanted {
             self.stop_wanted = true;
@@ -190,20 +190,20 @@ impl Agent {
         }
     }
 
-    /// Asks it to end of our own accord.
+    /// Asks the agent to end on the shim's own initiative.
     pub(super) fn stop_for(&mut self, cause: Cause, spool: &mut Spool) {
         let grace_ms = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
         self.stop(&Stop { cause, grace_ms, interrupt: None }, spool);
     }
 
-    /// Takes the exit status of what it left to us and has ended.
+    /// Reaps descendants that were reparented to the shim and have ended.
     pub(super) fn take_away_zombies(&self) {
         if self.status.is_none() {
             reap::take_away_zombies(self.leader.as_raw_pid());
         }
     }
 
-    /// Goes as far as it goes without waiting. `room`: more of its output may be taken.
+    /// Does everything that can be done without waiting. `room`: whether stdout may be read.
     pub(super) fn step(&mut self, room: bool, spool: &mut Spool) {
         let now = Instant::now();
         self.write_stdin();
@@ -240,9 +240,9 @@ impl Agent {
         }
     }
 
-    /// It has ended by itself: what it left running has a moment to do the same.
+    /// The agent has ended by itself: the processes that it left get a moment to do the same.
     fn close(&mut self, now: Instant) {
-        // Also those of its group that it has just forked.
+        // Signals the group too, for a process that was forked just now.
         let _ = kill_process_group(self.leader, Signal::TERM);
         if self.nothing_is_left() {
             self.stage = Stage::Gone { remaining: 0 };
@@ -252,7 +252,7 @@ impl Agent {
         }
     }
 
-    /// How it ended, after everything that it wrote until then.
+    /// How it ended. First reads everything that it wrote until then.
     pub(super) fn end(mut self, spool: &mut Spool) -> Ended {
         self.read_rest(spool);
         let remaining = match self.stage {
@@ -280,10 +280,10 @@ impl Agent {
         self.stage = Stage::Killing { give_up_at: now + CONFIRM, again_at: now + KILL_AGAIN };
     }
 
-    /// Signals all of it: first the group at once, so that nothing in it can start something else in between.
+    /// Signals every process of it: first the group in one call, so that no member can fork in between.
     fn signal(&self, signal: Signal) {
         if self.status.is_none() {
-            // It fails when all of the group is gone.
+            // Fails if the whole group is gone.
             let _ = kill_process_group(self.leader, signal);
         }
         for process in reap::descendants() {
@@ -300,7 +300,7 @@ impl Agent {
             .is_ok_and(|ready| ready > 0)
     }
 
-    /// Takes away what has ended; whether no child is left, and so nothing that descends from the agent.
+    /// Reaps what has ended. Returns whether no child is left, and so no descendant of the agent.
     fn nothing_is_left(&mut self) -> bool {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -312,21 +312,21 @@ impl Agent {
         }
     }
 
-    /// Writes more to its stdin, if that is open.
+    /// Queues bytes for its stdin, if that is open.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         if let Some(stdin) = &mut self.stdin {
             stdin.add(bytes);
         }
     }
 
-    /// Closes its stdin behind what is to be written.
+    /// Closes its stdin after what is queued.
     pub(super) fn close_input(&mut self) {
         if let Some(stdin) = &mut self.stdin {
             stdin.close();
         }
     }
 
-    /// An agent that is to end when it was without an engine for too long is asked to.
+    /// Asks a backend to end if it was without an engine for too long.
     pub(super) fn keep_company(&mut self, has_engine: bool, spool: &mut Spool) {
         let now = Instant::now();
         let Some((patience, since)) = &mut self.alone else { return };
@@ -370,7 +370,7 @@ impl Agent {
         }
     }
 
-    /// What a live agent says that is kept warm is for people, as its stderr is: it may go on for months.
+    /// A backend's stdout is only for diagnosis, as its stderr is, and not spooled: it may run for months.
     fn keep_stdout(&mut self, bytes: &[u8], spool: &mut Spool) {
         if self.alone.is_some() {
             self.excerpt.push(bytes);
@@ -388,8 +388,8 @@ impl Agent {
         self.excerpt.push(bytes);
     }
 
-    /// What is in the pipes now that everything of the agent is gone. Something else may hold them open and write on:
-    /// exactly what is there is read.
+    /// Reads what is in the pipes now that every process of the agent is gone. Another process may hold them open and
+    /// keep writing, so exactly the bytes that are there now are read.
     fn read_rest(&mut self, spool: &mut Spool) {
         let mut piece = [0; READ_BYTES];
         if let Some(mut pipe) = self.stdout.take() {
@@ -409,7 +409,7 @@ impl Agent {
     }
 }
 
-/// What it takes to watch over a process.
+/// What is needed to watch a process.
 struct Watched {
     leader: Pid,
     identity: ProcessIdentity,
@@ -422,7 +422,7 @@ fn watch(child: &Child) -> io::Result<Watched> {
     Ok(Watched { leader, identity, exited: pidfd_open(leader, PidfdFlags::empty())? })
 }
 
-/// Reads what there is: 0 at the end, none when there is nothing now. A pipe that cannot be read has ended.
+/// Reads what is available: 0 at the end, none if there is nothing now. A pipe that cannot be read counts as ended.
 fn read(pipe: &mut impl Read, buffer: &mut [u8]) -> Option<usize> {
     loop {
         match pipe.read(buffer) {

@@ -1,8 +1,8 @@
-//! Where agents live: a directory beside the database with one for each attempt, which holds the spool of its shim and
-//! the socket to reach it.
+//! The directory of agents beside the database, with one directory for each attempt, which holds the spool of its shim
+//! and the socket to reach it.
 //!
-//! Always: readable by its owner only. A path may be longer than a socket address may be (108 bytes), so sockets are named
-//! by an open directory.
+//! Always: readable by its owner only. A path may be longer than a socket address (108 bytes), so sockets are addressed
+//! through an open directory.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -23,15 +23,15 @@ use crate::process::{StartError, launch, reap};
 use crate::run::Attempt;
 use crate::worker::ProcessIdentity;
 
-/// A shim that cannot be reached for want of file descriptors is tried again for this long; its agent goes on meanwhile.
+/// How long to retry if a shim cannot be reached for want of file descriptors; its agent keeps running meanwhile.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// What a shim says of its own troubles.
+/// The shim's stderr: its own errors.
 const LOG: &str = "log";
-/// It has a line to say, and then ends.
+/// A shim writes one line before it ends.
 const LOG_BYTES: u64 = 4096;
 
-/// The shims of agents, as an engine starts and finds them.
+/// How an engine starts and finds the shims of its agents.
 #[derive(Debug, Clone)]
 pub struct Shims {
     program: PathBuf,
@@ -40,22 +40,22 @@ pub struct Shims {
 }
 
 impl Shims {
-    /// Shims are started from `program`, which is `mainstay`, and live in `dir`.
+    /// Shims are started from `program`, which is `mainstay`, and have their directories in `dir`.
     pub fn new(program: PathBuf, dir: PathBuf) -> Self {
         Self { program, dir, memory: Memory::default() }
     }
 
-    /// What their agents say takes of this memory.
+    /// Charges the output of their agents to this memory.
     pub fn with_memory(self, memory: Memory) -> Self {
         Self { memory, ..self }
     }
 
-    /// What their agents say takes of this memory.
+    /// The memory that the output of their agents is charged to.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// The program that shims, and relays of turns, are started from.
+    /// The program that shims and relays are started from.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
@@ -65,12 +65,12 @@ impl Shims {
         self.dir.join(attempt.to_string())
     }
 
-    /// The file that holds what the agent of an attempt said.
+    /// The file that holds the output of an attempt's agent.
     pub(crate) fn spool_of(&self, attempt: Attempt) -> PathBuf {
         self.dir_of(attempt).join(super::SPOOL)
     }
 
-    /// What the shim of an attempt said of its own troubles, as far as it is short.
+    /// The errors that an attempt's shim logged, up to 4 KiB.
     pub(crate) async fn log_of(&self, attempt: Attempt) -> Option<String> {
         let path = self.dir_of(attempt).join(LOG);
         let read = tokio::task::spawn_blocking(move || {
@@ -78,17 +78,17 @@ impl Shims {
             File::open(path)?.take(LOG_BYTES).read_to_end(&mut text)?;
             io::Result::Ok(String::from_utf8_lossy(&text).trim().to_owned())
         });
-        // Who cannot be asked has nothing to say.
+        // An unreadable log is treated as empty.
         read.await.ok()?.ok().filter(|text| !text.is_empty())
     }
 
-    /// Why no shim can be started there, if that can be seen. Only looks. Blocking work.
+    /// Why no shim can be started, if the directory shows it. Changes nothing. Blocking work.
     pub fn problem(&self) -> Option<String> {
         let denied = rustix::fs::access(&self.dir, Access::WRITE_OK | Access::EXEC_OK).err()?;
         Some(format!("{} cannot be written ({})", self.dir.display(), io::Error::from(denied)))
     }
 
-    /// Starts a shim, which waits to be told what to start.
+    /// Starts a shim, which waits for the launch.
     pub(crate) async fn start(&self, attempt: Attempt) -> Result<(ProcessIdentity, UnixStream), StartError> {
         let home = self.dir_of(attempt);
         let prepared = tokio::task::spawn_blocking(move || prepare(&home)).await;
@@ -102,14 +102,15 @@ impl Shims {
         }
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
         let started = async {
-            // Before the shim is there: should we be killed in between, it finds us gone, and does not wait for us.
+            // Connected before the shim is spawned: if this engine is killed in between, the shim finds the connection
+            // closed and does not wait for a launch.
             let link = UnixStream::connect(socket_in(&handle)).await;
             let link = link.map_err(|error| StartError::at("the socket of its shim could not be reached", &error))?;
             let child = command.spawn().map_err(|error| {
                 let program = self.program.display();
                 StartError::at(&format!("its shim, {program}, could not be started"), &error)
             })?;
-            // Its exit status is taken whenever it comes: dropping the child does not end it.
+            // The runtime reaps the child whenever it exits: dropping it does not end it.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             let process = pid.map_or(Ok(None), reap::look_up);
             let process = process.map_err(|error| StartError::at("its shim could not be found in /proc", &error))?;
@@ -122,7 +123,7 @@ impl Shims {
         started
     }
 
-    /// Connects to a shim; `None` when it is gone, or when another process is in its place. A shortage is waited out for some
+    /// Connects to a shim; `None` if it is gone, or if another process is in its place. A shortage is retried for some
     /// seconds.
     pub(crate) async fn connect(&self, attempt: Attempt, process: &ProcessIdentity) -> Option<UnixStream> {
         let give_up = Instant::now() + CONNECT_TIMEOUT;
@@ -135,7 +136,7 @@ impl Shims {
         (peer == process.pid && reap::is_alive(process) == reap::Liveness::Alive).then_some(link)
     }
 
-    /// Removes what an attempt left in its directory. What cannot be removed is logged. Whether nothing is left of it.
+    /// Removes the directory of an attempt, and logs a failure. Returns whether it is gone.
     pub async fn forget(&self, attempt: Attempt) -> bool {
         let home = self.dir_of(attempt);
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(home)).await;
@@ -144,15 +145,15 @@ impl Shims {
                 tracing::warn!(run.id = %attempt.run, %error, "failed to remove the directory of an agent");
                 false
             }
-            // The task fails only when the runtime goes down; a sweep removes what is left.
+            // The task fails only when the runtime shuts down; a sweep removes what is left.
             removed => removed.is_ok(),
         }
     }
 
-    /// The attempts that have a directory, at most so many of them. Blocking work.
+    /// The attempts that have a directory, at most `limit` of them. Blocking work.
     ///
     /// # Errors
-    /// The directory of agents is there and cannot be read.
+    /// The directory of agents exists and cannot be read.
     pub fn attempts(&self, limit: usize) -> io::Result<Vec<Attempt>> {
         let entries = match std::fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -161,30 +162,30 @@ impl Shims {
         Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(limit).collect())
     }
 
-    /// Whether the shim of an attempt is gone for sure, wherever its pid means something: it holds the lock of its spool
-    /// as long as it lives, also in another container on the same file system.
+    /// Whether the shim of an attempt is certainly gone, even if its pid means nothing here: it holds the lock of its
+    /// spool as long as it lives, also in another container on the same file system.
     pub async fn is_gone(&self, attempt: Attempt) -> bool {
         let spool = self.spool_of(attempt);
         let is_gone = move || File::open(spool).is_ok_and(|spool| spool.try_lock_shared().is_ok());
-        // It fails only when the runtime goes down.
+        // Fails only when the runtime shuts down.
         tokio::task::spawn_blocking(is_gone).await.unwrap_or(false)
     }
 
-    /// The process that holds the agent of an attempt, if one does.
+    /// The shim that holds the agent of an attempt, if there is one.
     ///
     /// # Errors
-    /// It cannot be looked for, because this process is short of something.
+    /// It cannot be looked up, because this process is short of a resource.
     pub async fn find(&self, attempt: Attempt) -> io::Result<Option<ProcessIdentity>> {
         let Some((_, peer)) = self.knock(attempt).await? else { return Ok(None) };
         let Some(process) = reap::look_up(peer)? else { return Ok(None) };
-        // Until a shim has taken over its socket, the engine that made it is on the other side.
+        // Until the shim has called listen(2) itself, the peer of its socket is the engine that made it.
         Ok(super::is_shim(&process)?.then_some(process))
     }
 
-    /// Connects to the process that listens for an attempt, and tells its pid; `None` when no process does.
+    /// Connects to the process that listens for an attempt, and returns its pid; `None` if there is no such process.
     ///
     /// # Errors
-    /// This process is short of something.
+    /// This process is short of a resource.
     async fn knock(&self, attempt: Attempt) -> io::Result<Option<(UnixStream, i32)>> {
         let home = self.dir_of(attempt);
         let knocked = async {

@@ -1,35 +1,35 @@
-//! Frames: how a shim and an engine speak to each other, and how the spool is written. A frame is a head of twelve bytes
-//! (length of the payload, kind, check sum) and the payload.
+//! Frames: the format of the connection between a shim and an engine, and of the spool. A frame is a head of twelve
+//! bytes (length of the payload, kind, check sum) and the payload.
 //!
-//! Always: memory is bounded by the longest frame allowed, whatever the bytes; a frame whose check sum is wrong is never
-//! given out, and nothing behind it is. How the bytes were cut into reads changes nothing.
+//! Always: memory is bounded by the longest frame allowed, whatever the bytes; a frame whose check sum is wrong is
+//! never returned, and nothing behind it is. How reads cut the bytes changes nothing.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Length (4 bytes, little endian), kind (1 byte), nothing (3 bytes), CRC-32 of all that and the payload (4 bytes).
+/// Length (4 bytes, little endian), kind (1 byte), padding (3 bytes), CRC-32 of all that and the payload (4 bytes).
 pub const HEAD_BYTES: usize = 12;
 
-/// One thing that is said.
+/// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is; each side passes over kinds that it does not know.
+    /// The kind of message; each side skips kinds that it does not know.
     pub kind: u8,
-    /// What it says.
+    /// Its content; JSON or raw bytes, depending on the kind.
     pub payload: Bytes,
 }
 
-/// Bytes that are no frame.
+/// Bytes that are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
-    /// The head asks for more than a frame may hold.
+    /// The head announces more than a frame may hold.
     #[error("a frame of {0} bytes is longer than allowed")]
     TooLong(usize),
-    /// The bytes are not those that were written.
+    /// The bytes differ from those that were written.
     #[error("the check sum of a frame is wrong")]
     CheckSum,
 }
 
-/// Appends a frame. A payload of more than `u32::MAX` bytes is nobody's: the kinds that may grow are cut before.
+/// Appends a frame. A payload never exceeds `u32::MAX` bytes: the kinds that may grow are cut before.
 pub fn encode(kind: u8, payload: &[u8], into: &mut Vec<u8>) {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let mut head = [0; HEAD_BYTES - 4];
@@ -48,7 +48,7 @@ fn check_sum(head: &[u8], payload: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// Takes frames out of what is read, piece by piece.
+/// Decodes frames from what is read, piece by piece.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: BytesMut,
@@ -62,22 +62,22 @@ impl Decoder {
         Self { buffer: BytesMut::new(), max_payload_bytes, taken: 0 }
     }
 
-    /// Takes what was read.
+    /// Appends bytes that were read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Where to read into.
+    /// The buffer, to read into it directly.
     pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// Bytes of the frames that were given out.
+    /// Bytes of the frames that were returned.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// The next frame; `None` while there is only the beginning of one.
+    /// The next frame; `None` while it is incomplete.
     ///
     /// # Errors
     /// [`Corrupt`], and from then on always.
@@ -144,7 +144,7 @@ mod tests {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             let (found, error) = frames(&[&changed]);
-            // A length that grew asks for bytes that never come.
+            // A length that grew waits for bytes that never come.
             assert!(found.len() < 2 || error.is_some(), "{bit}");
             assert!(found.iter().all(|frame| [(b'a', b"hello".to_vec()), (b'b', vec![])].contains(frame)), "{bit}");
         }

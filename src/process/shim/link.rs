@@ -1,4 +1,4 @@
-//! A connection between a shim and an engine, seen from the shim: what comes in, frame by frame, and the spool going out.
+//! A connection between a shim and an engine, seen from the shim: frames coming in, and the spool going out.
 //!
 //! Always: nothing blocks; memory is bounded by one frame in and one piece of the spool out.
 
@@ -13,7 +13,7 @@ use super::wire::{FromEngine, FromShim, MAX_FROM_ENGINE_BYTES};
 /// Bytes of one read and of one write.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The other side is gone, or does not keep to the protocol.
+/// The other side is gone, or violates the protocol.
 #[derive(Debug)]
 pub(super) struct Broken;
 
@@ -23,7 +23,6 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// One engine's connection.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: UnixStream,
@@ -31,9 +30,9 @@ pub(super) struct Link {
     /// Bytes to send before more of the spool.
     outbox: Vec<u8>,
     written: usize,
-    /// Position in the spool behind what went into the outbox.
+    /// Position in the spool behind what was copied into the outbox.
     position: u64,
-    /// An engine that does not say who it is goes.
+    /// Deadline for the engine's hello.
     pub(super) hello_by: Instant,
 }
 
@@ -48,7 +47,7 @@ impl Link {
         &self.stream
     }
 
-    /// The next thing that the engine said; `None` when there is nothing yet.
+    /// The engine's next message; `None` if there is none yet.
     pub(super) fn hear(&mut self) -> Result<Option<FromEngine>, Broken> {
         let mut piece = [0; PIECE_BYTES];
         loop {
@@ -67,12 +66,12 @@ impl Link {
         }
     }
 
-    /// Says something that is not in the spool.
+    /// Queues a message that is not in the spool.
     pub(super) fn say(&mut self, said: &FromShim) {
         self.outbox.extend_from_slice(&said.to_frame());
     }
 
-    /// Sends as much of the spool as goes.
+    /// Sends as much of the spool as the socket takes.
     pub(super) fn send(&mut self, spool: &Spool) -> Result<(), Broken> {
         loop {
             if self.written == self.outbox.len() {
@@ -95,12 +94,12 @@ impl Link {
         }
     }
 
-    /// Whether something waits until the engine reads on.
+    /// Whether bytes wait until the engine reads again.
     pub(super) fn is_waiting(&self) -> bool {
         self.written < self.outbox.len()
     }
 
-    /// Position in the spool up to which the engine was sent.
+    /// Position in the spool up to which it was sent to the engine.
     pub(super) fn position(&self) -> u64 {
         self.position
     }

@@ -1,14 +1,15 @@
 //! The agent shim: a small process of this same program that owns one agent, so that the agent outlives the engine.
 //!
-//! It leads a session of its own, holds the agent's pipes, writes what the agent says to a spool, and serves one engine at
-//! a time over a Unix socket: the whole spool from its beginning, then live. It needs no engine to end the agent, at its
-//! limit or when it was asked to, nor to find out how that ended. It is gone as soon as the spool says how the agent ended.
+//! It leads a session of its own, holds the agent's pipes, writes the agent's output to a spool, and serves one engine
+//! at a time over a Unix socket: the whole spool from its beginning, then live. It needs no engine to end the agent at
+//! its limit or on an earlier request, nor to learn how the agent ended. It exits as soon as the spool contains the
+//! end.
 //!
-//! Always: nothing blocks but the one `poll`; memory is bounded; nothing is started for an engine that went away, nor once
-//! another engine came. A newer lease takes the place of an older one, never the other way round.
+//! Always: nothing blocks but the one `poll`; memory is bounded; nothing is started for an engine that disconnected,
+//! nor once another engine has connected. A newer lease replaces an older one, never the other way round.
 //!
-//! Deliberately absent: threads and an async runtime (a shim has less than a megabyte of its own), and any knowledge of what
-//! agents say.
+//! Deliberately absent: threads and an async runtime (a shim has less than a megabyte of its own), and any knowledge of
+//! what agents say.
 //! Proof: `tests/it/process/`, `tests/it/adopt/`.
 
 mod agent;
@@ -46,29 +47,29 @@ use crate::worker::ProcessIdentity;
 pub const COMMAND: &str = "host";
 /// The name of a shim among the processes of a machine.
 pub const PROCESS_NAME: &str = "agent-host";
-/// The file in the agent's directory that holds what it said.
+/// The file in the agent's directory that holds its output and its end.
 pub const SPOOL: &str = "spool";
 /// The socket in the agent's directory.
 pub const SOCKET: &str = "socket";
 
-/// An engine that started a shim says at once what to start.
+/// How long to wait for the launch; the engine that starts a shim sends it at once.
 const START_BY: Duration = Duration::from_secs(60);
-/// An engine says at once who it is.
+/// How long a connection may take to send its hello; an engine sends it at once.
 const HELLO_BY: Duration = Duration::from_secs(5);
-/// Connections that wait to be taken.
+/// Connections that may wait to be accepted.
 const LISTEN_BACKLOG: i32 = 16;
-/// Engines that may be at the door at once.
+/// Connections without a hello that are kept at the same time.
 const MAX_AT_THE_DOOR: usize = 8;
-/// So far the agent may be ahead of the engine that listens; then it waits in its own `write`, as with a pipe.
+/// Maximum unread output. Beyond it the agent blocks in write(2), as with a pipe.
 const MAX_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
-/// What nothing tells of is looked at this often.
+/// Poll interval for conditions that no file descriptor signals.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
-/// Between two tries to make the spool on a full disk.
+/// Between two attempts to create the spool when resources are short, such as on a full disk.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// An end that cannot be written (a full disk) is kept so long in memory.
+/// How long an end that cannot be written (a full disk) is kept in memory.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// The directory of the agent, when this program was started as a shim.
+/// The directory of the agent, if this program was started as a shim.
 pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<PathBuf> {
     let is_shim = arguments.nth(1).is_some_and(|word| word == COMMAND);
     let dir = arguments.next().filter(|_| is_shim)?;
@@ -78,7 +79,7 @@ pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<PathBu
 /// Whether a process is a shim, by its name.
 ///
 /// # Errors
-/// This process is short of something.
+/// This process is short of a resource.
 pub(super) fn is_shim(process: &ProcessIdentity) -> io::Result<bool> {
     match std::fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
         Err(error) if is_shortage(&error) => Err(error),
@@ -86,19 +87,19 @@ pub(super) fn is_shim(process: &ProcessIdentity) -> io::Result<bool> {
     }
 }
 
-/// Is a shim, to the end of its agent. The socket that engines connect to is handed over as stdin.
+/// Runs as a shim until its agent has ended. The socket that engines connect to is passed as stdin.
 ///
 /// # Errors
-/// When nothing was started because something that a shim needs is missing.
+/// Something that a shim needs is missing; nothing was started.
 pub fn run(dir: &Path) -> io::Result<()> {
-    // It fails for the leader of a group, who has all that it needs already.
+    // Fails for a group leader, which already has everything that it needs.
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let name = std::ffi::CString::new(PROCESS_NAME).unwrap_or_default();
     rustix::thread::set_name(&name)?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     listener.set_nonblocking(true)?;
-    // It listens already; from now on those who connect are told that it is us who do.
+    // The socket listens already; this call makes the shim the peer that clients see (SO_PEERCRED).
     rustix::net::listen(&listener, LISTEN_BACKLOG)?;
     let start_by = Instant::now() + START_BY;
     let spool = loop {
@@ -107,7 +108,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
             created => break created?,
         }
     };
-    // Whatever it is started in may be unmounted or removed.
+    // The directory that it was started in may be unmounted or removed.
     std::env::set_current_dir("/")?;
     Shim {
         dir: dir.to_owned(),
@@ -128,24 +129,24 @@ struct Shim {
     dir: PathBuf,
     listener: UnixListener,
     spool: Spool,
-    /// Connections that have not said who they are.
+    /// Connections without a hello so far.
     door: Vec<Link>,
     engine: Option<Link>,
-    /// The secret and the newest token.
+    /// The shared secret and the newest fencing token.
     known: Option<(String, i64)>,
-    /// How much of the spool any engine was sent.
+    /// How much of the spool was sent to any engine.
     sent: u64,
-    /// When to look around.
+    /// When to check next what no descriptor signals.
     look_at: Instant,
     work: Work,
 }
 
 enum Work {
-    /// Nothing is started so far.
+    /// Waits for the launch.
     Awaited { start_by: Instant },
-    /// The agent lives.
+    /// The agent runs.
     Agent { agent: Box<Agent>, temp_dir: TempDir },
-    /// Nothing is left to do but to write down the end.
+    /// Only the end has to be written.
     Over { leave_at: Instant },
 }
 
@@ -164,7 +165,7 @@ impl Shim {
         }
     }
 
-    /// Whether more of the agent's output may be taken.
+    /// Whether more of the agent's output may be read.
     fn has_room(&self) -> bool {
         self.spool.try_at().is_none() && self.spool.length().saturating_sub(self.sent) < MAX_AHEAD_BYTES
     }
@@ -186,7 +187,7 @@ impl Shim {
         }
     }
 
-    /// Waits until there is something to look at. What it is shows when everything is looked at, which costs little.
+    /// Waits for an event. Which one is found by checking everything, which is cheap.
     fn wait(&self) -> io::Result<()> {
         let now = Instant::now();
         let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
@@ -207,7 +208,7 @@ impl Shim {
             Work::Over { leave_at } => wake_at.push(*leave_at),
         }
         let patience = wake_at.into_iter().min().map(|at| at.saturating_duration_since(now));
-        // A moment more than asked for, so that it is not looked at a moment too early, again and again.
+        // Rounds up, so that the shim does not wake just before the deadline again and again.
         let patience = patience.and_then(|time| Timespec::try_from(time + Duration::from_micros(100)).ok());
         match poll(&mut fds, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -232,9 +233,10 @@ impl Shim {
             match link.hear() {
                 Ok(None) => self.door.push(link),
                 Ok(Some(FromEngine::Hello(hello))) => self.greet(link, hello),
-                // The engine that started us is the first to come. When it goes without a word, nobody will.
+                // The engine that started this shim is the first connection. If it disconnects without a hello, no
+                // other engine will send a launch.
                 Err(_) if self.known.is_none() => self.start_nothing(None),
-                // Whoever does not say who it is, or is gone, is not served.
+                // A connection without a valid hello is dropped.
                 Ok(Some(_)) | Err(_) => {}
             }
         }
@@ -261,13 +263,13 @@ impl Shim {
                 Err(_) => self.engine = None,
             }
         }
-        // Nobody else may say what to start.
+        // No other engine may send the launch.
         if self.engine.is_none() && self.known.is_some() && matches!(self.work, Work::Awaited { .. }) {
             self.start_nothing(None);
         }
     }
 
-    /// Serves this engine from now on, if it may be served.
+    /// Serves this engine from now on, if its secret and token allow that.
     fn greet(&mut self, mut link: Link, hello: Hello) {
         let is_first = self.known.is_none();
         let may_be_served = match &self.known {
@@ -289,7 +291,8 @@ impl Shim {
         if !matches!(self.work, Work::Awaited { .. }) {
             return;
         }
-        // Looked at last of all: who is stopped anywhere before this line and wakes up too late starts nothing.
+        // Checked last of all: an engine or shim that was paused anywhere before this line and resumes too late starts
+        // nothing.
         if launch.is_too_late() {
             return self.start_nothing(None);
         }
@@ -344,7 +347,7 @@ impl Shim {
         if let Work::Agent { agent, .. } = &mut self.work {
             agent.take_away_zombies();
             agent.keep_company(self.engine.is_some(), &mut self.spool);
-            // The database is gone: nobody will ever ask for this agent.
+            // The database is gone: no engine will ever ask for this agent.
             if self.spool.is_removed() {
                 agent.stop_for(Cause::ShimLost, &mut self.spool);
             }

@@ -1,8 +1,8 @@
-//! The spool: everything that a shim has to say of its agent, in a file, so that it is there when nobody listens.
+//! The spool: everything that a shim reports about its agent, in a file, so that it is kept while no engine is connected.
 //!
-//! Always: frames are written one behind the other and never changed. What cannot be written (a full disk) waits in
-//! memory, nothing more is taken from the agent meanwhile, and writing is tried again where it failed; a torn frame is
-//! written over. Nobody is told of what is not in the file. The file is locked as long as the shim lives.
+//! Always: frames are appended and never changed. If a write fails (a full disk), its bytes wait in memory, nothing
+//! more is read from the agent, and the write is retried at the same position, so that a torn frame is overwritten.
+//! Only what is in the file is sent to an engine. The file is locked as long as the shim lives.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::wire::FromShim;
 
-/// Between two tries to write.
+/// Between two attempts to write.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
-/// The file of one agent.
 #[derive(Debug)]
 pub(super) struct Spool {
     file: File,
@@ -25,14 +24,14 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    /// Makes the file and locks it.
+    /// Creates the file and locks it.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         file.try_lock()?;
         Ok(Self { file, length: 0, waiting: Vec::new(), try_at: None })
     }
 
-    /// Adds what is said behind all else.
+    /// Appends a message.
     pub(super) fn add(&mut self, said: &FromShim) {
         self.waiting.extend_from_slice(&said.to_frame());
         if self.try_at.is_none() {
@@ -40,12 +39,12 @@ impl Spool {
         }
     }
 
-    /// When writing has to be tried again; none when all is written.
+    /// When to retry the write; none if everything is written.
     pub(super) fn try_at(&self) -> Option<Instant> {
         self.try_at
     }
 
-    /// Tries again when it is time.
+    /// Retries the write if it is due.
     pub(super) fn try_again(&mut self, now: Instant) {
         if self.try_at.is_some_and(|at| now >= at) {
             self.write();
@@ -63,7 +62,7 @@ impl Spool {
         }
     }
 
-    /// Whether the file was removed, so that nobody will ever read it.
+    /// Whether the file was removed, so that no engine will ever read it.
     pub(super) fn is_removed(&self) -> bool {
         rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
     }
@@ -73,7 +72,7 @@ impl Spool {
         self.length
     }
 
-    /// Reads what was written from a position on, at most as much as the buffer takes.
+    /// Reads from a position on, at most as much as the buffer takes.
     pub(super) fn read_at(&self, position: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.length.saturating_sub(position)).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);

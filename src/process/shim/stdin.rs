@@ -1,6 +1,6 @@
-//! The stdin of an agent: what is to be written waits here until the agent reads it.
+//! The stdin of an agent: input waits here until the agent reads it.
 //!
-//! Always: what waits is bounded; an agent that does not want to read need not.
+//! Always: what waits is bounded; the shim does not block on an agent that does not read.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,10 +8,9 @@ use std::process::ChildStdin;
 
 use rustix::event::{PollFd, PollFlags};
 
-/// The most that may wait to be read: a message with its files, and answers, which are small.
+/// Maximum input that waits: a message with its files, and answers, which are small.
 const MAX_WAITING_BYTES: usize = 256 * 1024 * 1024;
 
-/// A pipe that takes no more than the agent has read.
 #[derive(Debug)]
 pub(super) struct Stdin {
     pipe: ChildStdin,
@@ -21,12 +20,12 @@ pub(super) struct Stdin {
 }
 
 impl Stdin {
-    /// `first` is written; then it is closed, unless it stays open for more.
+    /// Writes `first`, then closes the pipe unless `stays_open`.
     pub(super) fn new(pipe: ChildStdin, first: String, stays_open: bool) -> Self {
         Self { pipe, waiting: first.into_bytes(), written: 0, stays_open }
     }
 
-    /// Adds more, while it is open. It is closed on an agent that lets too much wait.
+    /// Queues more input, while it is open. If too much waits, it closes after what was queued before.
     pub(super) fn add(&mut self, bytes: &[u8]) {
         if !self.stays_open {
             return;
@@ -39,12 +38,13 @@ impl Stdin {
         }
     }
 
-    /// Closes it behind what waits.
+    /// Closes it after what is queued.
     pub(super) fn close(&mut self) {
         self.stays_open = false;
     }
 
-    /// Writes as much as is taken. Whether it is over: all is written and nothing more will come, or nobody reads it.
+    /// Writes as much as the pipe takes. Returns whether it is over: everything is written and no more will come, or
+    /// the agent has closed it.
     pub(super) fn write(&mut self) -> bool {
         while self.written < self.waiting.len() {
             match self.pipe.write(&self.waiting[self.written..]) {
@@ -57,12 +57,11 @@ impl Stdin {
         !self.stays_open
     }
 
-    /// What to look at, when something waits.
+    /// The descriptor to poll, if input waits.
     pub(super) fn poll_fd(&self) -> Option<PollFd<'_>> {
         (self.written < self.waiting.len()).then(|| PollFd::new(&self.pipe, PollFlags::OUT))
     }
 
-    /// The pipe.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }

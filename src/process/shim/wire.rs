@@ -1,7 +1,7 @@
-//! What an engine and a shim say to each other; what a shim says is at the same time what its spool holds.
+//! The messages between an engine and a shim. The spool holds the shim's messages in the same form.
 //!
-//! Always: both sides say their version first and go on with the lower one, pass over kinds and fields that they do not
-//! know, and so an older shim serves a newer engine.
+//! Always: both sides send their version first and use the lower one, and skip kinds and fields that they do not know,
+//! so an older shim serves a newer engine.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -15,78 +15,78 @@ use crate::run::Cause;
 /// The newest version of this protocol that this build speaks.
 pub const VERSION: u32 = 2;
 
-/// The longest that a shim may say: a piece of output, or an end with its stderr.
+/// Maximum size of a shim's message: a piece of output, or an end with its stderr.
 pub const MAX_FROM_SHIM_BYTES: usize = 1024 * 1024;
 
-/// The longest that an engine may say: a launch with its message. Messages are bounded by what HTTP takes, far below.
+/// Maximum size of an engine's message: a launch with its prompt. The HTTP limit for messages is far below.
 pub const MAX_FROM_ENGINE_BYTES: usize = 256 * 1024 * 1024;
 
-/// What an engine says to a shim.
+/// A message from an engine to a shim.
 #[derive(Debug, Clone)]
 pub enum FromEngine {
-    /// Who it is; the first thing on a connection.
+    /// Identifies the engine; the first message on a connection.
     Hello(Hello),
-    /// Start the agent. Only the engine that started the shim says it, once.
+    /// Start the agent. Sent once, only by the engine that started the shim.
     Start(Box<Launch>),
-    /// Write this to its stdin, which it keeps open.
+    /// Write this to the agent's stdin, which stays open.
     Input(Bytes),
-    /// Close its stdin.
+    /// Close the agent's stdin.
     CloseInput,
-    /// End the agent and all that it started.
+    /// End the agent and everything that it started.
     Stop(Stop),
 }
 
-/// Who an engine is.
+/// Identifies an engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Hello {
     /// The newest version that it speaks.
     pub version: u32,
-    /// What only those know who may read the database. The first engine tells it, every other one has to know it.
+    /// A secret known only to readers of the database. The first engine sets it, every other one has to match it.
     pub secret: String,
-    /// The fencing token of its lease: an engine with a lower one is not served any more.
+    /// The fencing token of its lease: an engine with a lower token than the newest one is not served.
     pub token: i64,
 }
 
-/// How an agent is to end.
+/// How to end an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stop {
-    /// Why; kept in the spool for whoever has to say how the run ended.
+    /// The reason; kept in the spool for the engine that settles the run.
     pub cause: Cause,
-    /// Time until SIGKILL; none for SIGKILL at once.
+    /// Time until SIGKILL; 0 means SIGKILL at once.
     pub grace_ms: u64,
-    /// What stops it in its own protocol: it is written to its stdin, and half of the time goes by before SIGTERM. A shim
-    /// that does not know of this sends SIGTERM at once.
+    /// The line that stops the turn in the agent's own protocol: it is written to stdin, and SIGTERM follows after half
+    /// of the time. A shim that does not know this field sends SIGTERM at once.
     #[serde(default)]
     pub interrupt: Option<String>,
 }
 
-/// What a shim says to an engine.
+/// A message from a shim to an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromShim {
-    /// It serves this engine from now on.
+    /// The shim serves this engine from now on.
     Welcome(Welcome),
     /// The agent runs.
     Began(Began),
-    /// A piece of what it wrote to stdout.
+    /// A piece of the agent's stdout.
     Stdout(Bytes),
-    /// A piece of what it wrote to stderr; only the beginning of it is told piece by piece.
+    /// A piece of the agent's stderr; only its beginning is sent piece by piece.
     Stderr(Bytes),
-    /// It was asked to end.
+    /// The agent was asked to end.
     Stopping(Stopping),
     /// Nothing of the agent ran, and nothing will.
     NotStarted(NotStarted),
-    /// The agent is gone, and all that it started.
+    /// The agent and everything that it started are gone.
     Ended(Ended),
 }
 
-/// A shim's first word.
+/// The shim's first message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The version that both go on with.
+    /// The version that both sides use.
     pub version: u32,
 }
 
-/// Which process the agent is.
+/// Identifies the agent's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Began {
     /// Its pid.
@@ -98,19 +98,19 @@ pub struct Began {
 /// Why an agent was asked to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopping {
-    /// The first reason.
+    /// The first cause.
     pub cause: Cause,
 }
 
 /// Why an agent was not started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotStarted {
-    /// For people; none when nobody wants it any more.
+    /// A text for the user; none if the start was no longer wanted.
     pub error: Option<String>,
-    /// What kind of failure it is, if it is a known one.
+    /// The kind of failure, if it is a known one.
     #[serde(default)]
     pub class: Option<ErrorClass>,
-    /// The system was short of something: the same start may succeed in a moment.
+    /// The system was short of a resource: the same start may succeed in a moment.
     #[serde(default)]
     pub is_shortage: bool,
 }
@@ -120,16 +120,16 @@ pub struct NotStarted {
 pub struct Ended {
     /// Exit code.
     pub code: Option<i32>,
-    /// Signal that ended it.
+    /// The signal that ended it.
     pub signal: Option<i32>,
     /// Head and tail of its stderr.
     pub stderr: Option<String>,
-    /// Processes that could not be ended.
+    /// How many processes could not be ended.
     pub remaining: usize,
 }
 
 impl FromEngine {
-    /// The frame that says it.
+    /// Encodes it as a frame.
     pub fn to_frame(&self) -> Vec<u8> {
         match self {
             Self::Hello(hello) => json(b'h', hello),
@@ -140,7 +140,7 @@ impl FromEngine {
         }
     }
 
-    /// What a frame says; `None` when it is not known here.
+    /// Decodes a frame; `None` if its kind is unknown.
     pub fn of(frame: &Frame) -> Option<Self> {
         match frame.kind {
             b'h' => read(frame).map(Self::Hello),
@@ -154,7 +154,7 @@ impl FromEngine {
 }
 
 impl FromShim {
-    /// The frame that says it.
+    /// Encodes it as a frame.
     pub fn to_frame(&self) -> Vec<u8> {
         match self {
             Self::Welcome(welcome) => json(b'w', welcome),
@@ -167,7 +167,7 @@ impl FromShim {
         }
     }
 
-    /// What a frame says; `None` when it is not known here.
+    /// Decodes a frame; `None` if its kind is unknown.
     pub fn of(frame: &Frame) -> Option<Self> {
         match frame.kind {
             b'w' => read(frame).map(Self::Welcome),
@@ -190,7 +190,7 @@ fn raw(kind: u8, bytes: &[u8]) -> Vec<u8> {
 
 fn json(kind: u8, value: &impl Serialize) -> Vec<u8> {
     let mut frame = Vec::new();
-    // It fails only for maps whose keys are no text, and there are none.
+    // Fails only for maps with keys that are not strings, and there are none.
     encode(kind, &serde_json::to_vec(value).unwrap_or_default(), &mut frame);
     frame
 }
