@@ -1,4 +1,4 @@
-//! An agent: a kind of chat agent, how to start it, and what it may take.
+//! An agent: a kind of chat agent, how to start it, and its limits.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,39 +17,39 @@ pub struct Agent {
     pub driver: DriverConfig,
     /// Limit for a whole turn, from its claim.
     pub turn_timeout: Duration,
-    /// Limit for no progress (no text, reasoning or tool event); stands still while a tool runs.
+    /// Limit for the time without progress (text, reasoning or tool event); not counted while a tool runs.
     pub idle_timeout: Duration,
     /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// Running turns of this agent over all processes on the file.
+    /// Maximum number of running turns of this agent, over all processes on the file.
     pub max_concurrent: u32,
-    /// What follows a turn that was interrupted.
+    /// What happens after an interrupted turn.
     pub on_interrupt: OnInterrupt,
-    /// What is done when it asks whether it may use a tool.
+    /// How its requests to use a tool are handled.
     pub permissions: Permissions,
     /// What the options of its sessions may be.
     pub allowed: Allowed,
-    /// How long a live agent is kept warm while nobody uses it.
+    /// How long an idle backend is kept warm.
     pub keep_warm: Duration,
-    /// The pause before a live agent that crashed is started again, unless its driver says.
+    /// The pause before a crashed backend is restarted; the driver's default when none.
     pub restart_pause: Option<Duration>,
-    /// Restarts within five minutes after which it is given up for as long, unless its driver says.
+    /// Restarts within five minutes after which a backend is given up for five minutes; the driver's default when none.
     pub max_restarts: Option<u32>,
 }
 
-/// What is done when an agent asks whether it may use a tool.
+/// How an agent's requests to use a tool are handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permissions {
-    /// For kinds of tools that are not named.
+    /// The policy for kinds of tools that are not named.
     pub otherwise: Policy,
-    /// For kinds of tools.
+    /// The policies by kind of tool.
     pub by_kind: BTreeMap<ToolKind, Policy>,
-    /// Whoever is asked has so long to answer; then it may not.
+    /// A request unanswered for this long is denied.
     pub timeout: Duration,
 }
 
 impl Permissions {
-    /// What is done with a request for a kind of tool.
+    /// The policy for a kind of tool.
     pub fn policy_for(&self, kind: ToolKind) -> Policy {
         self.by_kind.get(&kind).copied().unwrap_or(self.otherwise)
     }
@@ -57,22 +57,22 @@ impl Permissions {
 
 impl Default for Permissions {
     fn default() -> Self {
-        // As long as a person may be away over a weekend.
+        // Three days: a person may be away over a weekend.
         Self { otherwise: Policy::Ask, by_kind: BTreeMap::new(), timeout: Duration::from_secs(3 * 24 * 3600) }
     }
 }
 
-/// What follows a turn that was interrupted: its worker was shut down, or the process that held the agent was lost.
+/// What happens after an interrupted turn: its worker was shut down, or the shim of its agent was lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum OnInterrupt {
     /// Nothing.
     #[default]
     Stop,
-    /// Another run in the same session, as long as nothing newer was asked of it.
+    /// Another run in the same session, unless a newer message was sent to it.
     Resume {
-        /// So often after one message.
+        /// Maximum number of such runs after one message.
         at_most: u32,
-        /// What the agent is told then; it remembers the conversation itself.
+        /// The prompt of that run; the agent remembers the conversation itself.
         message: String,
     },
 }
@@ -87,27 +87,27 @@ impl OnInterrupt {
     }
 }
 
-/// What an agent is told when it is to resume, unless the config says otherwise.
+/// The default prompt of a resumed run.
 pub const RESUME_MESSAGE: &str = "Your last turn was interrupted. Go on where you stopped.";
 
 /// How an agent is reached. A variant holds what only it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverConfig {
-    /// Built in; answers without any key or network.
+    /// Built in; needs neither a key nor a network.
     Demo,
-    /// A process a turn that writes OpenClaw agent events as JSON lines.
+    /// One process per turn that writes OpenClaw agent events as JSON lines.
     Openclaw(ProcessSpec),
-    /// A process a turn whose standard output is the answer, and whose exit code is its success.
+    /// One process per turn; its standard output is the answer, its exit code says whether it succeeded.
     Text(ProcessSpec),
-    /// Claude Code: a process a turn, its stream of JSON lines in both directions.
+    /// Claude Code: one process per turn, JSON lines in both directions.
     Claude(ProcessSpec),
-    /// Codex: `codex exec --json`, a process a turn.
+    /// Codex: `codex exec --json`, one process per turn.
     Codex(ProcessSpec),
     /// An agent that speaks ACP on its stdin and stdout, kept warm.
     Acp {
         /// How it is started.
         process: ProcessSpec,
-        /// One for all sessions of a workspace, instead of one for each.
+        /// Whether one process serves all sessions of a workspace; otherwise each session has its own.
         shared: bool,
     },
     /// `opencode serve`: a server for all sessions of a workspace, kept warm.
@@ -117,7 +117,7 @@ pub enum DriverConfig {
 }
 
 impl DriverConfig {
-    /// Which options of a session its agents can be told.
+    /// The session options that its agents accept.
     pub fn takes_options(&self) -> Takes {
         let (always, advertised): (&[&str], _) = match self {
             Self::Demo | Self::Openclaw(_) | Self::Text(_) | Self::OpenclawGateway(_) => (&[], false),
@@ -152,19 +152,19 @@ impl DriverConfig {
         })
     }
 
-    /// The files that its agents take in a message: their media types, of which `*` stands for any.
+    /// The media types of files that its agents accept in a message; `*` matches any.
     pub fn takes(&self) -> &'static [&'static str] {
         match self {
             Self::Demo => &["text/*"],
             Self::Claude(_) | Self::Opencode(_) => &["image/*", "application/pdf", "text/*"],
-            // An agent that says less of itself refuses the rest when it is given it.
+            // An agent that supports fewer types refuses the others itself.
             Self::Acp { .. } => &["image/*", "audio/*", "application/*", "text/*"],
             Self::OpenclawGateway(_) => &["image/*"],
             Self::Openclaw(_) | Self::Text(_) | Self::Codex(_) => &[],
         }
     }
 
-    /// Whether its agents take a file of a media type in a message.
+    /// Whether its agents accept a file of this media type in a message.
     pub fn accepts(&self, media_type: &str) -> bool {
         self.takes().iter().any(|taken| match taken.strip_suffix('*') {
             Some(kind) => media_type.starts_with(kind),
@@ -172,7 +172,7 @@ impl DriverConfig {
         })
     }
 
-    /// Whether they take one of which the message only says where it is.
+    /// Whether its agents accept a file that the message only links to.
     pub fn takes_links(&self) -> bool {
         !self.takes().is_empty() && !matches!(self, Self::OpenclawGateway(_))
     }
@@ -192,7 +192,7 @@ impl DriverConfig {
     }
 }
 
-/// What Claude Code can be told, whatever it offers; further options are named as on its command line.
+/// The options that Claude Code always accepts; those beyond the common ones are named as on its command line.
 pub const CLAUDE_OPTIONS: [&str; 8] = [
     "mode",
     "model",
@@ -204,7 +204,7 @@ pub const CLAUDE_OPTIONS: [&str; 8] = [
     "extra.max-budget-usd",
 ];
 
-/// What Codex can be told; further options are named as in its config.
+/// The options that Codex accepts; those beyond the common ones are named as in its config.
 pub const CODEX_OPTIONS: [&str; 5] = [
     "model",
     "permission_profile",
@@ -218,7 +218,7 @@ pub const CODEX_OPTIONS: [&str; 5] = [
 pub struct GatewaySpec {
     /// Its address: `ws://127.0.0.1:18789`.
     pub url: String,
-    /// What it asks for, if it does.
+    /// Its token, if it requires one.
     pub token: Option<String>,
     /// The gateway's agent that takes a turn, with placeholders: `{slot}` unless the config says otherwise.
     pub agent: String,
@@ -230,12 +230,12 @@ impl std::fmt::Debug for GatewaySpec {
     }
 }
 
-/// A process that is started.
+/// How a process is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessSpec {
     /// The program and its arguments, with placeholders. Without `{message}` the message goes to stdin.
     pub command: Vec<String>,
-    /// Environment beside our own, with placeholders in the values.
+    /// Environment variables added to our own, with placeholders in the values.
     pub env: BTreeMap<String, String>,
     /// A longer line of output is counted and skipped.
     pub max_line_bytes: usize,

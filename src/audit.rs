@@ -1,41 +1,41 @@
-//! An audit: what was looked at, and what is wrong with it.
+//! An audit: what was checked, and what is wrong with it.
 //!
-//! Always: a list of findings is bounded; `more` says that it was cut.
+//! Always: a list of findings is bounded; `more` says that it was truncated.
 
 use serde::Serialize;
 
-/// Most findings that one check names.
+/// Maximum number of findings listed by one check.
 pub const MOST_FINDINGS: usize = 20;
 
-/// What some checks found.
+/// The results of a series of checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Audit {
     /// The checks, in the order in which they were made.
     pub checks: Vec<Check>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at, in a word.
+    /// What was checked, in a word.
     pub name: &'static str,
-    /// What came of it.
+    /// Its result.
     pub verdict: Verdict,
     /// What is wrong; at most [`MOST_FINDINGS`].
     pub findings: Vec<Finding>,
-    /// There is more of it than is named.
+    /// Whether there are more findings than are listed.
     pub more: bool,
-    /// What to do about it; none when all is well.
+    /// What to do about it; none when the verdict is `ok`.
     pub advice: Option<&'static str>,
 }
 
-/// What came of a check.
+/// The verdict of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// All is well.
     Ok,
-    /// Nothing is broken, but somebody should look.
+    /// Nothing is broken, but an operator should have a look.
     Warning,
     /// Something is wrong.
     Error,
@@ -51,14 +51,14 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Something that is wrong with this.
+    /// A finding about `subject`.
     pub fn new(subject: impl ToString, detail: impl Into<String>) -> Self {
         Self { subject: subject.to_string(), detail: detail.into() }
     }
 }
 
 impl Check {
-    /// A check with what it found; of `severity` and with `advice` if that is anything.
+    /// A check with its findings; if there are any, its verdict is `severity` and it carries `advice`.
     pub fn new(name: &'static str, severity: Verdict, advice: &'static str, mut findings: Vec<Finding>) -> Self {
         let more = findings.len() > MOST_FINDINGS;
         findings.truncate(MOST_FINDINGS);
@@ -69,12 +69,12 @@ impl Check {
 }
 
 impl Audit {
-    /// The worst that any check came to.
+    /// The worst verdict of all checks.
     pub fn verdict(&self) -> Verdict {
         self.checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok)
     }
 
-    /// All that is wrong, each with the name of its check.
+    /// All findings, each with the name of its check.
     pub fn findings(&self) -> impl Iterator<Item = (&'static str, &Finding)> {
         self.checks.iter().flat_map(|check| check.findings.iter().map(|finding| (check.name, finding)))
     }

@@ -1,9 +1,9 @@
-//! A warm backend: a live agent (a child process that speaks ACP, an HTTP server) that is kept for a session, or shared by
-//! the sessions of a workspace, and its life as a total function.
+//! A backend: a warm agent process (a child process that speaks ACP, an HTTP server) that serves one session, or all sessions of
+//! a workspace. Its life cycle is a total function.
 //!
-//! Always: every event in every state is a move, a documented nothing, or a refusal. An event names the start that it is
-//! about (the generation); what an older one left behind changes nothing. An end that was asked for is no crash. A process
-//! is begun only by a move to `starting`, which comes only from states where none is left.
+//! Always: every event in every state is a move, a documented no-op, or a refusal. An event names the start that it is about
+//! (the generation); an event of an older generation changes nothing. A requested end is not a crash. A process is started only
+//! by a move to `starting`, which is possible only from states in which no process is left.
 //!
 //! ```text
 //! stopped ─start→ starting ─healthy→ running ─stop, idle→ stopping ─exited→ stopped
@@ -21,17 +21,17 @@ use crate::clock::Timestamp;
 use crate::failure::ErrorClass;
 use crate::id::{AgentName, BackendId, SessionId, WorkspaceName};
 
-/// Where a backend is in its life.
+/// The state of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
-    /// Nothing of it runs.
+    /// It has no process.
     Stopped,
-    /// Its process is there and does not answer so far.
+    /// Its process runs and has not answered yet.
     Starting,
     /// It answers.
     Running,
-    /// It ended without being asked to, or hung; what is left of it is being ended.
+    /// It exited unexpectedly, or hung; its remaining processes are being ended.
     Crashed,
     /// It will be started again after a pause.
     Restarting,
@@ -73,23 +73,23 @@ pub struct UnknownState(String);
 /// What happens to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BackendEvent {
-    /// A turn wants it.
+    /// A turn needs it.
     Start,
-    /// Its process was begun, and which one that is was stored before.
+    /// Its process was started; its shim was stored before that.
     Started,
-    /// It could not be started: nothing of it runs, and the same would happen again.
+    /// It could not be started: no process is left, and an immediate retry would fail the same way.
     NotStarted,
     /// It answered a probe.
     Healthy,
-    /// It did not.
+    /// It failed a probe.
     Unhealthy,
-    /// It has not answered for too long.
+    /// It has not answered for longer than the [`HealthPolicy`] allows.
     Hung,
-    /// Nothing is left of its process.
+    /// None of its processes is left.
     Exited,
-    /// Somebody wants it to end: a person, a session that was closed, a place that is needed, a shutdown.
+    /// It is to end: a person asked, its session was closed, another backend needs the room, or the engine shuts down.
     Stop,
-    /// Nobody has used it for as long as it is kept warm.
+    /// It has been idle for as long as it is kept warm.
     IdleTimeout,
     /// The pause before its next start is over.
     RetryDue,
@@ -111,32 +111,33 @@ impl BackendEvent {
     ];
 }
 
-/// How a kind of live agent is looked after.
+/// How a kind of backend is probed and restarted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthPolicy {
-    /// One that does not answer so long after its start hangs.
+    /// A backend that has not answered this long after its start counts as hung.
     pub ready_within: Duration,
-    /// Between two probes until it answers.
+    /// Probe interval until the first answer.
     pub probe_until_ready: Duration,
-    /// Between two probes of one that is well.
+    /// Probe interval while it is healthy.
     pub probe_every: Duration,
-    /// Between two probes of one that failed the last.
+    /// Probe interval after a failed probe.
     pub probe_again: Duration,
-    /// A probe that takes longer has failed.
+    /// Timeout of one probe.
     pub probe_within: Duration,
-    /// So many failed probes in a row make it hang.
+    /// Consecutive failed probes after which it counts as hung.
     pub failures: u32,
-    /// One that hangs is not restarted while a turn is on it, for so long.
+    /// For this long, a hung backend with a turn on it is not restarted.
     pub spare_busy_for: Duration,
-    /// The pause before the first restart; each further one takes twice as long.
+    /// The pause before the first restart; it doubles with each further one.
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
     /// Restarts within [`HealthPolicy::window`] after which it is given up.
     pub most_restarts: usize,
-    /// See there; and so long is it not started again once it was given up.
+    /// The window of [`HealthPolicy::most_restarts`]; also how long a backend that was given up is not started again.
     pub window: Duration,
-    /// Starts after which one that has never answered is given up, for [`HealthPolicy::longest_pause`]: somebody waits for it.
+    /// Starts after which a backend that has never answered is given up, for [`HealthPolicy::longest_pause`]: a turn waits for
+    /// it.
     pub most_first_starts: i64,
 }
 
@@ -160,49 +161,49 @@ impl Default for HealthPolicy {
 }
 
 impl HealthPolicy {
-    /// The same, but with another first pause, of which the longest is thirty, and with other restarts until it is given up.
+    /// The same policy with another first pause (the longest becomes thirty times that) and another limit of restarts.
     pub fn with_restarts(self, first_pause: Option<Duration>, most: Option<u32>) -> Self {
         let longest_pause = first_pause.map_or(self.longest_pause, |pause| pause.saturating_mul(30));
         let most_restarts = most.and_then(|most| most.try_into().ok()).unwrap_or(self.most_restarts);
         Self { first_pause: first_pause.unwrap_or(self.first_pause), longest_pause, most_restarts, ..self }
     }
 
-    /// The pause before a restart, when there were so many in the window before it.
+    /// The pause before a restart, after `restarts` of them in the window.
     pub fn pause(&self, restarts: usize) -> Duration {
         let doubled = u32::try_from(restarts).ok().and_then(|exponent| 2_u32.checked_pow(exponent));
         doubled.and_then(|factor| self.first_pause.checked_mul(factor)).unwrap_or(Duration::MAX).min(self.longest_pause)
     }
 }
 
-/// What a move depends on beside state and event.
+/// What a transition depends on besides state and event.
 #[derive(Debug, Clone, Copy)]
 pub struct TransitionContext<'a> {
     /// The time.
     pub now: Timestamp,
-    /// The newest start that is known.
+    /// The newest known generation.
     pub generation: i64,
     /// When it was restarted, oldest first.
     pub restarts: &'a [Timestamp],
     /// Whether it has answered since it was made.
     pub was_well: bool,
-    /// It is not to be started before this.
+    /// Earliest time of the next start.
     pub not_before: Option<Timestamp>,
     /// Whether a turn is on it: what the engine knows, not what the agent says.
     pub is_busy: bool,
-    /// Since when it has not answered.
+    /// For how long it has not answered.
     pub hung_for: Duration,
     /// Whether it is to be closed as soon as no turn is on it.
     pub close_when_idle: bool,
 }
 
-/// What is to be done about a move.
+/// What the supervisor has to do after a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing.
     None,
     /// Start a process, under the next generation.
     Begin,
-    /// End its process, and make sure that nothing is left.
+    /// End its process and confirm that none of its descendants is left.
     End,
     /// Wait until then, and start it again.
     Pause(Timestamp),
@@ -210,31 +211,31 @@ pub enum Effect {
     GiveUp(Timestamp),
 }
 
-/// What comes of an event.
+/// The result of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// It goes on in this state; perhaps the one that it was in.
+    /// It is in this state from now on; this may be the state that it was in.
     Move(BackendState, Effect),
-    /// The event has nothing to say here.
+    /// The event changes nothing.
     Nothing(Why),
-    /// What it asks for is not possible now.
+    /// The request is refused for now.
     Refused(Refusal),
 }
 
 /// Why an event changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// It is about an earlier start.
+    /// It is about an older generation.
     Stale,
-    /// What it asks for is so, or under way.
+    /// The request is fulfilled already, or under way.
     Already,
-    /// It came too late: what it tells does not matter in this state.
+    /// It came too late to matter in this state.
     Late,
-    /// It does not answer so far, and has still time.
+    /// It has not answered yet and still has time.
     NotYet,
 }
 
-/// Why what an event asks for is not possible.
+/// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// It was given up, and is not started before then.
@@ -243,7 +244,7 @@ pub enum Refusal {
     Busy,
 }
 
-/// What becomes of a backend in `state` by an event of the start `generation`.
+/// The transition of a backend in `state` on an event of the start `generation`.
 pub fn transition(
     state: BackendState,
     generation: i64,
@@ -266,14 +267,14 @@ pub fn transition(
         (S::Starting | S::Running, E::Healthy) => Transition::Move(S::Running, Effect::None),
 
         (S::Starting, E::Unhealthy) => Transition::Nothing(Why::NotYet),
-        // Counted by whoever asks; enough of them are `Hung`.
+        // The caller counts failed probes and reports `Hung` after enough of them.
         (S::Running, E::Unhealthy) => Transition::Move(S::Running, Effect::None),
         (S::Running, E::Hung) if about.is_busy && about.hung_for < care.spare_busy_for => {
             Transition::Refused(Refusal::Busy)
         }
         (S::Starting | S::Running, E::Hung) => Transition::Move(S::Crashed, Effect::End),
 
-        // One that cannot be started is not tried again by itself: the same would happen. A turn that wants it may.
+        // A backend that cannot be started is not retried automatically: it would fail again. A turn that needs it may start it.
         (S::Starting, E::NotStarted) => Transition::Move(S::Stopped, Effect::GiveUp(about.now + care.first_pause)),
         (S::Starting | S::Running | S::Crashed, E::Exited) => after_a_crash(care, about),
         (S::Stopping, E::Exited | E::NotStarted) => Transition::Move(S::Stopped, Effect::None),
@@ -284,7 +285,7 @@ pub fn transition(
         (S::Stopped | S::Stopping, E::Stop | E::IdleTimeout) => Transition::Nothing(Why::Already),
 
         (S::Starting | S::Running | S::Restarting, E::Start) => Transition::Nothing(Why::Already),
-        // Whoever wants it waits until it is gone, or restarted.
+        // The turn that needs it waits until it is gone or restarted.
         (S::Crashed | S::Stopping, E::Start) => Transition::Nothing(Why::Late),
         (S::Crashed, E::Hung) => Transition::Nothing(Why::Already),
         (S::Stopped | S::Running | S::Crashed | S::Restarting | S::Stopping, E::Started) => {
@@ -316,7 +317,7 @@ fn after_a_crash(care: &HealthPolicy, about: &TransitionContext<'_>) -> Transiti
     Transition::Move(BackendState::Restarting, Effect::Pause(about.now + care.pause(recent)))
 }
 
-/// The restarts that count.
+/// The restarts within the window of the policy.
 pub fn recent<'a>(
     care: &'a HealthPolicy,
     restarts: &'a [Timestamp],
@@ -336,23 +337,23 @@ pub struct Backend {
     pub workspace: WorkspaceName,
     /// The session that it is kept for; none when the sessions of the workspace share it.
     pub session_id: Option<SessionId>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: BackendState,
     /// Why it is in that state, for people.
     pub reason: Option<String>,
     /// What kind of failure it was given up for.
     pub error_class: Option<ErrorClass>,
-    /// The process that watches over it.
+    /// The worker that supervises it.
     pub worker: Option<String>,
     /// How often it was started.
     pub generation: i64,
-    /// The process that holds it, on the machine of its worker.
+    /// Pid of its shim, on the machine of its worker.
     pub pid: Option<i64>,
     /// Turns that are on it now.
     pub running: i64,
     /// It ends as soon as no turn is on it.
     pub close_when_idle: bool,
-    /// When it was made.
+    /// When its row was created.
     pub created_at: Timestamp,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
@@ -362,6 +363,6 @@ pub struct Backend {
     pub used_at: Timestamp,
     /// It is not started again before this.
     pub not_before: Option<Timestamp>,
-    /// When it ended for good; another one takes its place.
+    /// When it ended for good; a new backend takes its place.
     pub stopped_at: Option<Timestamp>,
 }

@@ -1,4 +1,4 @@
-//! What went wrong with an agent, as a class that programs can act on, and what people can do about it.
+//! What went wrong with an agent: a class that programs can act on, and advice for people.
 //!
 //! Always: a class comes from a typed signal (a code, a kind, a status), never from the words of a message. An error
 //! without one has no class.
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 
-/// Kinds of failure that have each their own remedy.
+/// Kinds of failure, each with its own remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
     /// The provider does not know the agent, or refuses its key.
     Authentication,
-    /// The provider takes no more requests until a time that it may have said.
+    /// The provider accepts no more requests until a time that it may have given.
     RateLimit,
-    /// The provider cannot keep up.
+    /// The provider is overloaded.
     Overloaded,
-    /// The conversation is longer than the model takes.
+    /// The conversation exceeds the model's context.
     ContextTooLong,
-    /// The agent's program is not there.
+    /// The agent's program is not installed.
     AgentMissing,
-    /// The agent said what its protocol does not allow.
+    /// The agent violated its protocol.
     Protocol,
-    /// The agent ended without being asked to.
+    /// The agent exited unexpectedly.
     Crashed,
 }
 
@@ -85,8 +85,8 @@ impl std::str::FromStr for ErrorClass {
 #[error("{0:?} is not a class of errors")]
 pub struct UnknownClass(String);
 
-/// Whether a system call failed for want of something that others give back: file descriptors (`EMFILE`, `ENFILE`), processes
-/// (`EAGAIN` of a fork), memory (`ENOMEM`), disk space. The same call may succeed in a moment.
+/// Whether a system call failed for lack of a resource that other users give back: file descriptors (`EMFILE`, `ENFILE`),
+/// processes (`EAGAIN` of a fork), memory (`ENOMEM`), disk space. The same call may succeed in a moment.
 pub fn is_shortage(error: &io::Error) -> bool {
     const SHORTAGES: [Errno; 6] = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::NOSPC, Errno::DQUOT];
     error.raw_os_error().is_some_and(|code| SHORTAGES.iter().any(|errno| errno.raw_os_error() == code))
@@ -97,9 +97,9 @@ pub fn is_shortage(error: &io::Error) -> bool {
 pub struct AgentError {
     /// For people, in the agent's words.
     pub message: String,
-    /// What kind it is, if the agent says so in a way that can be trusted.
+    /// Its class, if the agent reports it by a typed signal.
     pub class: Option<ErrorClass>,
-    /// When it makes sense to try again, if anybody said so.
+    /// When a retry makes sense, if known.
     pub retry_at: Option<Timestamp>,
 }
 

@@ -1,7 +1,7 @@
 //! A lease: a worker's dated, numbered right to move one run.
 //!
-//! Always: every write to a running run names the newest token of its lease, in the same statement. Whoever was granted
-//! an older one (a worker that was paused, cut off or declared dead) changes nothing and learns so at once.
+//! Always: every write to a running run names the newest token of its lease, in the same statement. A worker with an older token
+//! (it was paused, cut off or declared dead) changes nothing and is told so at once.
 
 use std::time::Duration;
 
@@ -25,20 +25,20 @@ pub struct Lease {
     pub token: i64,
 }
 
-/// A lease as others see it. It is lost when it stays as it is for too long: each renewal makes it another one.
+/// A lease as other workers see it. Each renewal changes it; a lease that stays unchanged for its whole length is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeldLease {
     /// The run and the token.
     pub lease: Lease,
-    /// When it was to end when it was renewed last, by the wall clock of its holder; later with every renewal. Never
-    /// compared with any clock. [`HeldLease::GIVEN_BACK`] once the holder has given it back.
+    /// Its end as of the last renewal, by the wall clock of its holder; every renewal makes it later. It is never compared with
+    /// a clock. [`HeldLease::GIVEN_BACK`] once the holder has given the lease back.
     pub expires_at: Timestamp,
     /// How long the holder's leases last.
     pub length: Duration,
 }
 
 impl HeldLease {
-    /// The end of a lease that its holder gave back: anybody may take the run over.
+    /// The end of a lease that its holder gave back: any worker may take the run over.
     pub const GIVEN_BACK: Timestamp = Timestamp::from_millis(0);
 }
 

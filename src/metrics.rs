@@ -1,8 +1,8 @@
-//! What an operator watches: a counter for everything that had to be put right, and how long commits take. Each name is
-//! written here, once, and each counter is raised beside the line that logs the same.
+//! The metrics for operators: a counter for everything that had to be repaired or retried, and commit times. Each name is
+//! written once, here; each counter is incremented beside the log line of the same event.
 //!
-//! Always: counted over the whole process, from its start; every series is there from the first scrape on. To count costs
-//! an atomic addition. What can be asked for when it is wanted is not kept here: see [`Gauges`].
+//! Always: counters cover the whole process from its start; every series exists from the first scrape on. Counting costs one
+//! atomic addition. Values that can be read at scrape time are not kept here: see [`Gauges`].
 
 use std::sync::LazyLock;
 
@@ -22,7 +22,7 @@ const PREFIX: &str = "mainstay";
 /// The counters of this process.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// What is rendered is what is registered, so a counter cannot be forgotten.
+/// Rendering covers everything that is registered, so no counter can be forgotten.
 pub(crate) struct Metrics {
     registry: Registry,
     settled: Family<[(&'static str, &'static str); 1], Counter>,
@@ -103,7 +103,7 @@ impl Metrics {
             "Time of a run in this process, from its claim to its end",
             run_seconds.clone(),
         );
-        // From 0.1 ms, without a sync, to 6.5 s, after the longest wait for another process.
+        // From 0.1 ms (no sync) to 6.5 s (after the longest wait for another process).
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 4.0, 9));
         registry.register("commit_seconds", "Time of a transaction that wrote, in seconds", commit_seconds.clone());
 
@@ -219,7 +219,7 @@ impl Metrics {
     }
 }
 
-/// What is so at this moment, asked for when somebody wants to know.
+/// Current values, read at scrape time.
 #[derive(Debug, Clone)]
 pub(crate) struct Gauges {
     /// Warm backends that live, by state, over all processes.
@@ -232,13 +232,13 @@ pub(crate) struct Gauges {
     pub database_bytes: u64,
     pub wal_bytes: u64,
     pub memory_limit: usize,
-    /// Memory in use and how many wait for some, by part.
+    /// Memory in use and the number of waiters, by part.
     pub memory: [(&'static str, usize, usize); 3],
-    /// Of all processes on the file; none when it cannot be read.
+    /// Values of all processes on the file; none when it cannot be read.
     pub file: Option<FileGauges>,
 }
 
-/// What is so in the file at this moment.
+/// Current values of the database file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FileGauges {
     pub runs_running: u64,
@@ -246,7 +246,7 @@ pub(crate) struct FileGauges {
     pub sessions_placed: u64,
 }
 
-/// All of it in the text format of OpenMetrics, which Prometheus reads.
+/// All metrics in the OpenMetrics text format, which Prometheus reads.
 pub(crate) fn render(gauges: &Gauges) -> String {
     let mut now = Registry::with_prefix(PREFIX);
     let bytes = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -281,7 +281,7 @@ pub(crate) fn render(gauges: &Gauges) -> String {
     now.register("memory_waiting", "Who waits for memory", waiting);
 
     let mut text = String::new();
-    // A string takes whatever is written to it.
+    // Writing to a string cannot fail.
     let _ = encode_registry(&mut text, &METRICS.registry)
         .and_then(|()| encode_registry(&mut text, &now))
         .and_then(|()| encode_eof(&mut text));

@@ -60,7 +60,7 @@ impl ToolKind {
     }
 }
 
-/// What choosing an option means.
+/// What selecting an option means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the words are ACP's")]
@@ -81,18 +81,18 @@ impl OptionKind {
 /// One of the answers that an agent offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermissionOption {
-    /// Its id, the agent's own.
+    /// The agent's own id of the option.
     pub id: String,
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// What it means.
+    /// Whether it allows or rejects, and for how long.
     pub kind: OptionKind,
 }
 
 /// What an agent asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PermissionRequest {
-    /// By which the agent knows its request; unique in the turn.
+    /// The agent's own id of the request; unique within the turn.
     pub request: String,
     /// The tool call that waits; empty when the agent names none.
     pub tool_call: String,
@@ -100,11 +100,11 @@ pub struct PermissionRequest {
     pub tool: String,
     /// What the tool does.
     pub kind: ToolKind,
-    /// In a sentence, for people.
+    /// One sentence for people.
     pub title: String,
-    /// What the tool would be given.
+    /// The tool's input.
     pub input: Value,
-    /// The answers that it takes, at least one.
+    /// The answers that the agent accepts; at least one.
     pub options: Vec<PermissionOption>,
 }
 
@@ -128,13 +128,13 @@ impl PermissionRequest {
         }
     }
 
-    /// How it is denied, which is always possible.
+    /// The decision that denies the request; denying is always possible.
     fn denial(&self) -> Decision {
         self.option_for(false).cloned().map_or(Decision::Cancelled, Decision::Selected)
     }
 }
 
-/// What somebody answers.
+/// An answer to a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// One of the options, by its id.
@@ -169,23 +169,23 @@ impl Decision {
         }
     }
 
-    /// Where a request is that was decided so.
+    /// The state of a request with this decision.
     pub fn state(&self) -> PermissionState {
         if self.allows() { PermissionState::Allowed } else { PermissionState::Denied }
     }
 }
 
-/// Where a request is in its life.
+/// The state of a permission request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PermissionState {
-    /// Somebody has to answer.
+    /// Waits for an answer.
     Pending,
     /// The tool may be used.
     Allowed,
-    /// It may not.
+    /// The tool may not be used.
     Denied,
-    /// Nobody answered in time: it may not.
+    /// No answer before `expires_at`; counts as denied.
     Expired,
     /// The turn ended first.
     Cancelled,
@@ -231,13 +231,13 @@ pub struct Permission {
     /// What was asked.
     #[serde(flatten)]
     pub request: PermissionRequest,
-    /// Where it is in its life.
+    /// Its state.
     pub state: PermissionState,
     /// The option that was chosen.
     pub option: Option<String>,
     /// Who answered: the name of a token, `cli:` and the user at a command line, or `policy`.
     pub answered_by: Option<String>,
-    /// Why, as far as whoever answered said so.
+    /// The reason that came with the answer, if any.
     pub reason: Option<String>,
     /// When it was asked.
     pub requested_at: Timestamp,
@@ -248,7 +248,7 @@ pub struct Permission {
 }
 
 impl Permission {
-    /// What the agent is told, once it was decided. That nobody answered in time denies it.
+    /// The decision that the agent is told; `None` while the request is pending. An expired request is denied.
     pub fn decision(&self) -> Option<Decision> {
         match self.state {
             PermissionState::Pending => None,
@@ -261,7 +261,7 @@ impl Permission {
         }
     }
 
-    /// Whether it was decided as this answer would decide it.
+    /// Whether the stored decision is the one that this answer would make.
     pub fn agrees_with(&self, answer: &Answer) -> bool {
         match answer {
             Answer::Option(id) => self.option.as_ref() == Some(id),
@@ -271,15 +271,15 @@ impl Permission {
     }
 }
 
-/// What is done with a request of an agent for a kind of tool.
+/// How an agent's requests for one kind of tool are handled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// Somebody is asked.
+    /// Ask a person.
     #[default]
     Ask,
-    /// It may.
+    /// Allow without asking.
     Allow,
-    /// It may not.
+    /// Deny without asking.
     Deny,
 }

@@ -14,7 +14,7 @@ use crate::id::{AgentName, MessageId, RunId, SessionId, WorkspaceName};
 use crate::usage::Usage;
 use crate::waiting::WaitsFor;
 
-/// Where a run is in its life.
+/// The status of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -26,9 +26,9 @@ pub enum Status {
     Completed,
     /// The agent failed, or could not be started.
     Failed,
-    /// Somebody asked for it to stop.
+    /// A cancel was requested.
     Cancelled,
-    /// It took longer than it may, or made no progress for too long.
+    /// The turn limit or the idle limit was exceeded.
     TimedOut,
     /// The process that executed it died or was shut down after the agent had spoken.
     Interrupted,
@@ -59,7 +59,7 @@ impl Status {
         }
     }
 
-    /// Whether nothing can change any more.
+    /// Whether the status is final.
     pub fn is_settled(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
@@ -87,19 +87,19 @@ pub struct UnknownStatus(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The agent ended normally: exit code 0, nothing reported against it.
+    /// The agent exited with code 0 and reported no error.
     Finished,
     /// The agent reported an error.
     AgentError,
     /// The agent's process ended with a code other than 0.
     ExitCode,
-    /// The agent's process was ended by a signal that we did not send.
+    /// The agent's process was ended by a signal that Mainstay did not send.
     Signal,
     /// The agent ended normally but gave no output of any kind.
     NoOutput,
-    /// The agent's process ended well, but its protocol did not say that the turn is over.
+    /// The agent's process exited with code 0 before its protocol reported the end of the turn.
     Incomplete,
-    /// The agent wrote more than a run may.
+    /// The agent's output exceeded the limit of a run.
     OutputLimit,
     /// The agent could not be started.
     SpawnFailed,
@@ -107,19 +107,19 @@ pub enum Cause {
     Unconfigured,
     /// The operator's config does not allow an option of the session.
     NotAllowed,
-    /// What the agent said cannot be stored, or its run takes every process down that goes on with it.
+    /// The agent's output cannot be stored, or every process that adopts the run dies of it.
     Unstorable,
     /// Something inside Mainstay failed: a bug.
     Internal,
-    /// Somebody asked for it to stop.
+    /// A cancel was requested.
     Cancelled,
-    /// The whole turn took longer than it may.
+    /// The turn exceeded its limit.
     TurnTimeout,
-    /// The agent made no progress for longer than it may.
+    /// The agent made no progress for longer than the idle limit.
     IdleTimeout,
     /// The worker died or lost its lease after the agent had spoken.
     WorkerLost,
-    /// The process that held the agent died, and the agent was ended.
+    /// The agent's shim died, and the agent was ended.
     ShimLost,
     /// The process was shut down before the turn was over.
     Shutdown,
@@ -201,9 +201,9 @@ pub struct Outcome {
     pub cause: Cause,
     /// The cause in a sentence for people; none when the run was completed.
     pub error: Option<String>,
-    /// What kind of failure it is. What an agent said of its own error is stored already, and counts then.
+    /// The class of the failure. A class that the agent reported is stored already and takes precedence.
     pub class: Option<ErrorClass>,
-    /// When it makes sense to try again, if anybody said so.
+    /// When a retry makes sense, if known.
     pub retry_at: Option<Timestamp>,
 }
 
@@ -218,17 +218,17 @@ impl Outcome {
         Self::of(Cause::Cancelled, None)
     }
 
-    /// Any other end, with a sentence for people.
+    /// Any other end, with a sentence for people that explains it.
     pub fn because(cause: Cause, error: impl Into<String>) -> Self {
         Self::of(cause, Some(error.into()))
     }
 
-    /// An end that nothing more is known of than its cause, and perhaps a sentence for people.
+    /// An end of which only the cause is known, and perhaps a sentence for people.
     pub fn of(cause: Cause, error: Option<String>) -> Self {
         Self { cause, error, class: None, retry_at: None }
     }
 
-    /// The same, of a kind of failure.
+    /// Adds the class of the failure.
     pub fn with_class(self, class: ErrorClass) -> Self {
         Self { class: Some(class), ..self }
     }
@@ -239,27 +239,27 @@ impl Outcome {
     }
 }
 
-/// One try at a run: what is started under one lease.
+/// One attempt at a run: everything that is started under one lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     /// The run.
     pub run: RunId,
-    /// The fencing token of the lease: a later try has a higher one. The lower half counts the leases; the upper half is
-    /// the generation: it tells the runs of a restored copy of the file from the very same runs of the original, so that
-    /// neither takes the other's processes for its own.
+    /// The fencing token of the lease: a later attempt has a higher one. The lower half counts the leases; the upper half is the
+    /// generation: it tells the runs of a restored copy of the file from the very same runs of the original, so that neither
+    /// mistakes the other's processes for its own.
     pub number: i64,
 }
 
 impl Attempt {
-    /// The part of a number that counts.
+    /// The half of the number that counts leases.
     pub const COUNT_MASK: i64 = 0xFFFF_FFFF;
 
-    /// The number from which a copy of the file counts: one that no other copy has.
+    /// The number from which a restored copy of the file counts; no other copy has the same.
     pub fn new_generation() -> i64 {
         (fastrand::i64(1..1 << 30) << 32) & !Self::COUNT_MASK
     }
 
-    /// The number before that of the first try in this file.
+    /// The number before that of the first attempt in this file.
     pub fn origin(self) -> i64 {
         self.number & !Self::COUNT_MASK
     }
@@ -287,18 +287,18 @@ pub struct NoAttempt;
 /// What is known of the agent's process after it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExitReport {
-    /// Exit code, when it ended by itself.
+    /// Exit code, if it exited.
     pub code: Option<i32>,
-    /// Signal, when one ended it.
+    /// Signal, if one killed it.
     pub signal: Option<i32>,
-    /// Why it was first asked to end, if it was before it ended by itself; [`Cause::Finished`] when it had said that its
-    /// turn is over and stayed.
+    /// Why it was first told to end, if it had not exited by then; [`Cause::Finished`] if it had reported the end of its turn
+    /// but did not exit.
     pub stopped: Option<Cause>,
-    /// Processes that it started and that could not be ended: nothing new may begin in its place.
+    /// Descendants that could not be ended. While there are any, no new agent may start in its place.
     pub remaining: usize,
     /// Head and tail of what it wrote to stderr; bounded.
     pub stderr: Option<String>,
-    /// Lines of output that were no event: too long, or not in the agent's protocol.
+    /// Lines of output that were not events: too long, or not in the agent's protocol.
     pub malformed_lines: i64,
     /// The beginning of the first of them; bounded.
     pub malformed_sample: Option<String>,
@@ -321,24 +321,24 @@ pub struct Run {
     pub agent: AgentName,
     /// The slot that it ran in; none before it began and while it shares the workspace's resident agent.
     pub slot: Option<String>,
-    /// Where it is in its life.
+    /// Its status.
     pub status: Status,
-    /// What it waits for, while it does not go on.
+    /// What it waits for, if anything.
     pub waits_for: Option<WaitsFor>,
-    /// What the system was short of when its agent was to be started, while it waits for that.
+    /// The system resource that ran out when its agent was to be started, while the run waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub short_of: Option<String>,
-    /// Why it ended, one word.
+    /// Why it ended: the word of a [`Cause`].
     pub cause: Option<String>,
     /// Why it ended, for people.
     pub error: Option<String>,
-    /// What kind of failure it is, when it failed and that is known.
+    /// The class of the failure, if it failed and the class is known.
     pub error_class: Option<ErrorClass>,
     /// What a person can do about it.
     pub advice: Option<&'static str>,
-    /// When it makes sense to try again, if anybody said so.
+    /// When a retry makes sense, if known.
     pub retry_at: Option<Timestamp>,
-    /// The tail of what its agent said, on one line.
+    /// The tail of the agent's text, on one line.
     pub progress: Option<String>,
     /// What it used, as far as its agent says so.
     pub usage: Usage,
@@ -346,7 +346,7 @@ pub struct Run {
     pub priority: i64,
     /// How often it was claimed.
     pub attempts: i64,
-    /// Its own limit for the whole turn.
+    /// Its own limit for the whole turn; the agent's when none.
     pub timeout_ms: Option<i64>,
     /// Exit code of the agent's process.
     pub exit_code: Option<i64>,
@@ -356,9 +356,9 @@ pub struct Run {
     pub first_seq: Option<Seq>,
     /// Its newest event in the session's log.
     pub last_seq: Option<Seq>,
-    /// The interrupted run that it goes on from.
+    /// The interrupted run that it resumes.
     pub resumes: Option<RunId>,
-    /// Lines of the agent's output that were no event.
+    /// Lines of the agent's output that were not events.
     pub malformed_lines: i64,
     /// When it was enqueued.
     pub queued_at: Timestamp,
@@ -366,7 +366,7 @@ pub struct Run {
     pub not_before: Option<Timestamp>,
     /// When a worker claimed it last.
     pub claimed_at: Option<Timestamp>,
-    /// When somebody asked for it to stop.
+    /// When a cancel was requested.
     pub cancel_requested_at: Option<Timestamp>,
     /// When it ended.
     pub settled_at: Option<Timestamp>,
@@ -381,7 +381,7 @@ pub enum WhenBusy {
     Enqueue,
     /// Refuse the message.
     Reject,
-    /// Cancel the running one, then go on with this.
+    /// Cancel the running run and execute this message next.
     Interrupt,
 }
 

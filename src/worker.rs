@@ -1,4 +1,4 @@
-//! A worker: a process that may execute runs, and what proves that it lives or died.
+//! A worker: a process that may execute runs, and what proves that it is alive or dead.
 
 use serde::Serialize;
 
@@ -6,12 +6,12 @@ use crate::clock::Timestamp;
 use crate::id::{RunId, WorkerId};
 use crate::run::Attempt;
 
-/// What tells one process from every other, past reboots and reused pids.
+/// Identifies one process, across reboots and reused pids.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
-    /// Boot id and pid namespace: where the pid means something.
+    /// Boot id and pid namespace: the scope in which the pid is unique.
     pub host: String,
-    /// The pid there.
+    /// The pid in that scope.
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub started_at_ticks: i64,
@@ -38,19 +38,19 @@ pub struct Worker {
     pub heartbeat_at: Timestamp,
 }
 
-/// The process that holds an agent, and what it takes to go on with it.
+/// The shim of an agent, and what an engine needs to adopt it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shim {
     /// Which process it is.
     pub process: ProcessIdentity,
     /// The number of the attempt that it was started for.
     pub attempt: i64,
-    /// What it asks of whoever wants to go on with it.
+    /// The secret that an engine has to show to adopt it.
     pub secret: String,
 }
 
 impl Shim {
-    /// The try at a run that it was started for.
+    /// The attempt that it was started for.
     pub fn started_for(&self, run: RunId) -> Attempt {
         Attempt { run, number: self.attempt }
     }

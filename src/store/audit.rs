@@ -1,11 +1,11 @@
-//! The audit: what has to be true of every file, asked of a file. The schema refuses most of what is looked for here, so
-//! a finding means damage, a write from outside, or a bug.
+//! The audit: checks the invariants of every database on one file. The schema refuses most violations, so a finding means
+//! damage, a write by another program, or a bug.
 //!
-//! Always: nothing is written; each check is one statement, with a snapshot of its own, so that it may be asked while
-//! engines write; a check lists the first few offenders only. It reads everything there is, so it may take a while.
-//! Deliberately absent: what is true at one moment only, such as whether the worker of a run lives.
+//! Always: nothing is written; each check is one statement with its own snapshot, so that it can run while engines write; a
+//! check lists only the first few violations. It reads the whole file, so it may take a while. Deliberately absent: facts about
+//! the moment, such as whether the worker of a run is alive.
 //!
-//! Proof: `tests/it/audit.rs`, where each check finds what was broken for it.
+//! Proof: `tests/it/audit.rs`, where each check finds a violation that was made for it.
 
 mod constraints;
 
@@ -18,11 +18,11 @@ use super::reading::Reading;
 use crate::audit::{Audit, Check, Finding, MOST_FINDINGS, Verdict};
 use crate::run::Cause;
 
-/// How closely the file itself is looked at.
+/// How thoroughly the file itself is checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Depth {
-    /// Pages and rows, but not whether each index holds what its table does, each row keeps the constraints of its table, and
-    /// each can be read by the commands: several times as fast.
+    /// Pages and rows only; several times as fast. Skips three checks: that each index matches its table, that each row
+    /// satisfies the constraints of its table, and that the commands can read each row.
     Quick,
     /// Everything.
     #[default]
@@ -33,7 +33,7 @@ const ADVICE: &str =
     "restore a backup, and report the finding: it is damage, a bug, or somebody else wrote to the file";
 
 impl Reading {
-    /// Checks the file and its rows. A check that cannot be made, because the file is damaged, is a finding itself.
+    /// Checks the file and its rows. A check that fails to run, because the file is damaged, is a finding itself.
     pub async fn audit(&mut self, depth: Depth) -> Audit {
         let mut checks = vec![file(&mut self.conn, depth).await];
         if depth == Depth::Full {
@@ -47,8 +47,8 @@ impl Reading {
 }
 
 impl Reading {
-    /// Rows that break a CHECK of their table. SQLite looks for them on a connection that may write only, as those are by which
-    /// commands open the file to write; so they are asked for here, as the migrations of this build say them.
+    /// Rows that violate a CHECK of their table. SQLite's own check finds them only on a writable connection, and the audit's is
+    /// read-only; so the CHECKs are evaluated here, as the migrations of this build define them.
     async fn constraints(&mut self) -> Check {
         let mut found = Vec::new();
         let tables = match self.fresh_schema().await {
@@ -73,8 +73,8 @@ impl Reading {
     }
 }
 
-/// What SQLite itself says of the file: pages, rows, indexes, and on a connection that may write the constraints of rows. As statements of their own and not as
-/// table-valued functions, which find nothing where they fail.
+/// SQLite's own checks of the file: pages, rows, indexes, and, on a writable connection, the constraints of rows. The pragmas
+/// run as statements and not as table-valued functions, which report nothing when they fail.
 pub(super) async fn file(conn: &mut SqliteConnection, depth: Depth) -> Check {
     let question = match depth {
         Depth::Quick => "PRAGMA quick_check(21)",
@@ -84,7 +84,7 @@ pub(super) async fn file(conn: &mut SqliteConnection, depth: Depth) -> Check {
 }
 
 async fn said_of_the_file(conn: &mut SqliteConnection, question: &'static str) -> Result<Vec<Finding>, sqlx::Error> {
-    // Constraints that ask JSON functions are not looked at otherwise.
+    // Without it, SQLite does not check constraints that use JSON functions.
     sqlx::raw_sql("PRAGMA trusted_schema = ON").execute(&mut *conn).await?;
     let said: Result<Vec<String>, _> = sqlx::query_scalar(question).fetch_all(&mut *conn).await;
     sqlx::raw_sql("PRAGMA trusted_schema = OFF").execute(&mut *conn).await?;
@@ -94,7 +94,7 @@ async fn said_of_the_file(conn: &mut SqliteConnection, question: &'static str) -
 }
 
 async fn ask(conn: &mut SqliteConnection, name: &'static str, question: &'static str) -> Check {
-    // One more than is named, to see that there is more.
+    // One more than is listed, to know whether there are more.
     let limit = i64::try_from(MOST_FINDINGS).unwrap_or(i64::MAX).saturating_add(1);
     let causes: BTreeMap<_, _> = Cause::ALL.iter().map(|cause| (cause.as_str(), cause.status().as_str())).collect();
     let asked = sqlx::query_as(question).bind(limit).bind(serde_json::json!(causes).to_string());
@@ -104,14 +104,13 @@ async fn ask(conn: &mut SqliteConnection, name: &'static str, question: &'static
 }
 
 fn check(name: &'static str, found: Result<Vec<Finding>, sqlx::Error>) -> Check {
-    // Damage shows first as statements that fail.
+    // Damage first shows as failing statements.
     let failed = |error| vec![Finding::new("the file", format!("cannot be asked: {}", StoreError::from(error)))];
     Check::new(name, Verdict::Error, ADVICE, found.unwrap_or_else(failed))
 }
 
-/// Each answers with subjects and details, at most ?1 of them; ?2 has the status that each cause leads to. Unchecked by the
-/// compiler, unlike every other query: those have to be answered by an index (`tests/plans.rs`), and these are there to
-/// read everything.
+/// Each returns subjects and details, at most ?1 rows; ?2 maps each cause to its status. Unlike all other queries these are not
+/// checked at compile time: those must use an index (`tests/plans.rs`), and these are meant to read everything.
 const CHECKS: [(&str, &str); 20] = [
     (
         "references",
@@ -119,7 +118,7 @@ const CHECKS: [(&str, &str); 20] = [
          FROM pragma_foreign_key_check LIMIT ?1 + 0",
     ),
     (
-        // With a unique `seq` of 1 or more, as many as the newest says means 1, 2, 3 … without a gap.
+        // `seq` is unique and at least 1, so a count equal to the newest `seq` means 1, 2, 3 … without a gap.
         "log_has_no_gap",
         "SELECT id, 'its newest event is said to be ' || last_seq || '; it has '
              || (SELECT count(*) FROM events WHERE session_key = s.key) || ' events up to '
@@ -165,7 +164,7 @@ const CHECKS: [(&str, &str); 20] = [
          WHERE first IS NOT 'start' OR (last IS 'finish') <> (settled_at IS NOT NULL) OR again LIMIT ?1 + 0",
     ),
     (
-        // A run that was cancelled in the queue gets its span behind the one that is under way.
+        // A run that was cancelled in the queue gets its span after the one that is being written.
         "settled_runs_say_why",
         "SELECT id, 'it is ' || status || iif(cause IS NULL, ' without a cause', ' without an end that readers see')
          FROM runs r
@@ -212,7 +211,7 @@ const CHECKS: [(&str, &str); 20] = [
              WHERE status = 'running' AND slot_key IS NULL GROUP BY workspace HAVING count(*) > 1 LIMIT ?1 + 0",
     ),
     (
-        // A queue without a ready run stands still for ever.
+        // A queue without a ready run would stall for ever.
         "head_of_the_queue_is_ready",
         "SELECT id, iif(ready, 'it is ready, but not next', 'it is next, but not ready')
          FROM (SELECT id, ready, key = (SELECT key FROM runs q WHERE q.session_key = r.session_key AND q.status = 'queued'
@@ -271,7 +270,7 @@ const CHECKS: [(&str, &str); 20] = [
          WHERE settled_at IS NOT NULL AND coalesce(?2 ->> cause, status) <> status LIMIT ?1 + 0",
     ),
     (
-        // Somebody who is asked has to see it, and nobody is asked for a run that is over.
+        // A pending question must be visible in the log, and a run that is over must not have one.
         "questions_are_of_running_runs",
         "SELECT p.id, CASE WHEN r.status <> 'running' THEN 'it is pending, but ' || r.id || ' is ' || r.status
                            ELSE 'it is pending, but ' || r.id || ' does not say that it asks' END

@@ -1,8 +1,8 @@
-//! The table `backends`: live agents that are kept warm, of all engine processes on the file.
+//! The table `backends`: the warm agent processes of all engines on the file.
 //!
-//! Always: at most one of a key lives, which an index holds; admission is counted in the transaction that makes one; a turn
-//! takes one that runs and an end that is asked for finds none busy, in one transaction each, so that one of the two comes
-//! first. A state changes only from the state and the generation that its watcher saw.
+//! Always: at most one backend per key is live (an index enforces it). Admission is counted in the transaction that creates a
+//! backend. A turn takes a running backend, and a stop request takes one without turns, in one transaction each, so that one of
+//! the two comes first. A state changes only from the state and the generation that the supervisor saw.
 //!
 //! Proof: `tests/it/warm/`.
 
@@ -22,7 +22,7 @@ pub use admission::{Awaited, Place, Taken, Wanted};
 pub use list::StopRequest;
 pub use watch::Move;
 
-/// A backend, as whoever watches over it sees it.
+/// A backend, as its supervisor sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendRow {
     /// Its row.
@@ -31,27 +31,27 @@ pub struct BackendRow {
     pub id: BackendId,
     /// Its agent.
     pub agent: AgentName,
-    /// Where it works.
+    /// The workspace that it works in.
     pub workspace: WorkspaceName,
     /// The session that it is kept for.
     pub session: Option<SessionId>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: BackendState,
-    /// Why it is there.
+    /// Why it is in that state.
     pub reason: Option<String>,
-    /// How often it was started.
+    /// Its generation: how often it was started.
     pub generation: i64,
-    /// Who watches over it.
+    /// The worker that supervises it.
     pub worker: Option<WorkerKey>,
-    /// The process that holds it, if one was begun.
+    /// Its shim, if one was started.
     pub host: Option<Shim>,
-    /// Where turns reach it.
+    /// The endpoint at which turns reach it.
     pub endpoint: Option<String>,
     /// Whether a turn is on it.
     pub is_busy: bool,
-    /// Whether it ends as soon as none is.
+    /// Whether it ends as soon as no turn is on it.
     pub close_when_idle: bool,
-    /// When it was restarted lately.
+    /// When it was restarted recently.
     pub restarts: Vec<Timestamp>,
     /// Whether it has ever answered.
     pub was_well: bool,

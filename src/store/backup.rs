@@ -1,8 +1,8 @@
 //! Backup: a compact copy of the database, made while others write to it.
 //!
-//! Always: nothing is overwritten, and under the name that was asked for there is a whole and checked copy or nothing. A copy
-//! knows no processes: whoever opens it, on this machine too and while the agents of the original go on, neither finds nor
-//! ends any of them. For that its unsettled runs count their leases anew from a [`Generation`](crate::run::Attempt) of its own.
+//! Always: nothing is overwritten, and the target name holds either a complete, checked copy or nothing. A copy knows no
+//! processes: an engine that opens it, even on this machine and while the agents of the original are running, neither finds nor
+//! ends any of them. To that end its unsettled runs count their leases from a new [`Generation`](crate::run::Attempt).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,12 +21,12 @@ use super::{StoreError, audit};
 use crate::audit::Check;
 use crate::run::Attempt;
 
-/// Rows of the tables that only grow.
+/// Row counts of the tables that only grow.
 type Counts = (i64, i64, i64, i64);
 
 impl Reading {
-    /// Writes a copy to `to`, readable by its owner only. Answers with its size in bytes. A caller that goes away leaves
-    /// nothing behind; of a process that is killed the sweep removes it (`backup_note.rs`).
+    /// Writes a copy to `to`, readable by its owner only. Returns its size in bytes. A cancelled call leaves nothing behind;
+    /// what a killed process leaves is removed by the sweep (`backup_note.rs`).
     ///
     /// # Errors
     /// [`StoreError::Exists`], [`StoreError::NotCopied`], [`StoreError::DiskFull`], or any failure of the database. Nothing is
@@ -36,7 +36,7 @@ impl Reading {
         if fs::symlink_metadata(&to).is_ok() {
             return Err(StoreError::Exists(to));
         }
-        // SQLite would take what lies there for a part of the copy, or the copy for a part of what lies there.
+        // SQLite would take a file that exists there for a part of the copy, or the copy for a part of it.
         let companions = super::files(&to).into_iter().skip(1).chain([beside(&to, "-journal")]);
         if let Some(left) = companions.into_iter().find(|companion| fs::symlink_metadata(companion).is_ok()) {
             return Err(wrong(&to, &format!("{} is there, which would be taken for a part of it", left.display())));
@@ -86,9 +86,9 @@ async fn counts(conn: &mut SqliteConnection) -> Result<Counts, StoreError> {
     Ok(sqlx::query_as(question).fetch_one(conn).await?)
 }
 
-/// Takes out of a copy what the processes are that work on the original. Its running runs look as if their worker had gone
-/// without a trace, and whoever opens it settles them. Answers with what is wrong with the copy then: on a connection that may
-/// write, because SQLite looks at the constraints of rows on no other.
+/// Removes the processes of the original from a copy. Its running runs then look as if their worker had vanished, and the next
+/// engine that opens the copy settles them. Returns the check of the copy: made here, because SQLite checks the constraints of
+/// rows only on a writable connection.
 async fn forget_processes(copy: &Path) -> Result<Check, StoreError> {
     let options = options(copy).journal_mode(SqliteJournalMode::Memory).synchronous(SqliteSynchronous::Full);
     let mut conn = options.connect().await?;
@@ -112,10 +112,10 @@ async fn forget_processes(copy: &Path) -> Result<Check, StoreError> {
     Ok(check)
 }
 
-/// A copy in the making, beside the place where it is to be; removed unless it is kept.
+/// An unfinished copy, beside its target; removed when dropped, unless it was kept.
 struct Part {
     path: PathBuf,
-    /// The last to go.
+    /// Dropped last.
     _note: Option<Note>,
 }
 
@@ -129,7 +129,7 @@ impl Part {
         Ok(Self { path, _note: note })
     }
 
-    /// Gives it the name that was asked for, once all of it is on the disk; and that, too. Blocking work.
+    /// Syncs it to disk, renames it to the target and syncs the name, too. Blocking work.
     fn keep_as(self, to: &Path) -> Result<u64, StoreError> {
         let failed = |error: io::Error| not_copied(to, &error);
         let file = File::open(&self.path).map_err(failed)?;
@@ -137,7 +137,7 @@ impl Part {
         let bytes = file.metadata().map_err(failed)?.len();
         match renameat_with(CWD, &self.path, CWD, to, RenameFlags::NOREPLACE) {
             Err(rustix::io::Errno::EXIST) => return Err(StoreError::Exists(to.to_owned())),
-            // Not every file system can promise to replace nothing; there it was looked before.
+            // Not every file system supports a rename that replaces nothing; there the earlier check has to do.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(&self.path, to).map_err(failed)?,
             renamed => renamed.map_err(|error| failed(error.into()))?,
         }
@@ -149,7 +149,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // It is not there any more once it was kept.
+        // Fails if the copy was kept: then the file has another name.
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_file(beside(&self.path, "-journal"));
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with the database file, told apart by kind.
+//! Failures of the database file, by kind.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub enum StoreError {
     /// The file is another program's, or no database at all.
     #[error("{0} is not a mainstay database: choose another path with --db")]
     NotOurs(PathBuf),
-    /// There is something else than a file at the path.
+    /// Something other than a regular file is at the path.
     #[error("{path} is {kind}, and not a mainstay database: choose another path with --db")]
     NotAFile {
         /// The path.
@@ -27,7 +27,7 @@ pub enum StoreError {
     /// The directory of the database is not there.
     #[error("the directory {0} is not there: create it, or choose another path with --db")]
     NoDirectory(PathBuf),
-    /// Each name of a file gets a lock and a WAL of its own, so that engines would overwrite each other's commits.
+    /// The file has several hard links. Each name has its own lock and WAL, so engines would overwrite each other's commits.
     #[error(
         "{path} has {names} names (hard links), each of which would get a lock and a WAL of its own: remove the others, \
          which `find DIRECTORY -xdev -samefile {path}` lists, or use a copy that has one name"
@@ -38,23 +38,23 @@ pub enum StoreError {
         /// How many hard links it has.
         names: u64,
     },
-    /// What lies beside the database is not what this or another process of its users put there.
+    /// A file beside the database was not put there by a user who may write to it.
     #[error(
         "{path} {detail}, so that another user could read or change what is stored: move it away, or choose another path with --db"
     )]
     Foreign {
         /// What lies there.
         path: PathBuf,
-        /// Whose or what it is.
+        /// Its owner, or what it is.
         detail: String,
     },
-    /// The companions of a file that is mounted by itself are in another directory than for other processes.
+    /// The file is a mount point: other processes see its companions in another directory.
     #[error(
         "{0} is a mount point, so that its lock and its WAL would not be those that other processes see: mount the \
          directory that holds it instead of the file"
     )]
     MountPoint(PathBuf),
-    /// The WAL holds commits, and cannot be read without its index. To make one is a write.
+    /// The WAL holds commits and cannot be read without its index; creating the index would be a write.
     #[error(
         "{path} cannot be read: {what}. Start the daemon, or run `mainstay sweep` as a user who may write there, which \
          brings the file in order"
@@ -62,16 +62,16 @@ pub enum StoreError {
     NeedsRecovery {
         /// The database.
         path: PathBuf,
-        /// What stands in the way.
+        /// Why the index is missing or cannot be used.
         what: String,
     },
-    /// It was read without a lock, and a process began to write to it: what was read may be torn.
+    /// The file was read without a lock while a process began to write to it: what was read may be torn.
     #[error("{0} was written to while it was read: try again")]
     Changed(PathBuf),
     /// A row was rewritten or removed while it was read in pieces.
     #[error("it was rewritten while it was read: try again")]
     Rewritten,
-    /// It was opened to be read only.
+    /// A write to a store that was opened read-only.
     #[error("{0} was opened to be read only")]
     ReadOnly(PathBuf),
     /// The file is damaged.
@@ -90,22 +90,22 @@ pub enum StoreError {
         /// What does not fit.
         source: MigrateError,
     },
-    /// The schema has to be brought to that of this build, which takes the file alone.
+    /// The schema has to be upgraded to that of this build, which needs exclusive use of the file.
     #[error("{path} is open elsewhere and has to be brought {upgrade} first: stop {workers}, then try again")]
     InUse {
         /// The file.
         path: PathBuf,
         /// From which schema to which.
         upgrade: Upgrade,
-        /// Who has it open, as far as it is known.
+        /// The processes that have it open, as far as known.
         workers: String,
     },
-    /// The file that is open is no longer at its path, and so is not written any more; nothing was stored.
+    /// The open file is no longer at its path, so it is not written any more; nothing was stored.
     #[error(
         "{0} was deleted or replaced while it was open: put the same file back, or stop this process and start it again"
     )]
     Gone(PathBuf),
-    /// Whether the file that is open is still at its path cannot be seen, so that it is not written; nothing was stored.
+    /// It cannot be determined whether the open file is still at its path, so it is not written; nothing was stored.
     #[error("{path} cannot be looked at ({detail}): let this process look into its directory again")]
     Hidden {
         /// The file.
@@ -121,7 +121,7 @@ pub enum StoreError {
         /// What the system said.
         detail: String,
     },
-    /// The file is not there, or cannot be opened.
+    /// The file does not exist or cannot be opened.
     #[error("{path} cannot be read ({detail})")]
     NotReadable {
         /// The file.
@@ -129,13 +129,13 @@ pub enum StoreError {
         /// What the system said.
         detail: String,
     },
-    /// A copy is never written over something else.
+    /// The target of a copy exists; a copy never overwrites anything.
     #[error("{0} is there already: choose another path")]
     Exists(PathBuf),
-    /// A copy could not be written, or is not what it should be; nothing is left of it.
+    /// A copy could not be written or failed its check; it was removed.
     #[error("{path} cannot be written ({detail})")]
     NotCopied {
-        /// Where the copy was to be.
+        /// The target of the copy.
         path: PathBuf,
         /// What went wrong.
         detail: String,
@@ -146,8 +146,8 @@ pub enum StoreError {
     /// No space left; nothing was stored.
     #[error("the disk is full")]
     DiskFull,
-    /// The disk failed to read, write or sync; nothing was stored. Should this process end before the next commit, what was
-    /// refused may show up after all, whole: its bytes may be in the WAL although they could not be synced.
+    /// The disk failed to read, write or sync; nothing was stored. If this process ends before the next commit, the failed
+    /// transaction may appear after all, as a whole: its bytes may be in the WAL although they could not be synced.
     #[error("the disk failed ({0})")]
     DiskFailed(String),
     /// Another process held the write lock for longer than the busy timeout; nothing was stored.
@@ -159,17 +159,17 @@ pub enum StoreError {
     /// A stored value is not what the schema promises.
     #[error("the database holds {0}")]
     Invalid(String),
-    /// What somebody else was told in the same case.
+    /// A copy of an error without its kind, for another caller that is affected by it.
     #[error("{0}")]
     Same(String),
-    /// SQLite refuses what was to be stored, and always will: it is too large, or the schema does not allow it.
+    /// SQLite refuses the value, permanently: it is too large, or the schema does not allow it.
     #[error("the database refuses it: {0}")]
     Refused(String),
-    /// What was to be stored contradicts what is stored: a key is taken or names no row, or a trigger refuses it. A bug, whatever
-    /// was said.
+    /// The write contradicts stored rows: a key is taken or names no row, or a trigger refuses it. Always a bug, whatever the
+    /// input was.
     #[error("it contradicts what is stored: {0}")]
     Contradiction(String),
-    /// SQLite got no memory for it; nothing was stored.
+    /// SQLite ran out of memory; nothing was stored.
     #[error("the database has not enough memory")]
     OutOfMemory,
     /// Any other failure of the database.
@@ -178,7 +178,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same operation may succeed later, once what is around the database has been put right.
+    /// Whether the same operation may succeed later, once the environment of the database is repaired.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -190,18 +190,18 @@ impl StoreError {
         Self::Foreign { path: path.to_owned(), detail: detail.into() }
     }
 
-    /// Whether the same operation would always fail, because of what was to be stored.
+    /// Whether the same operation would always fail, because of the value to be stored.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Contradiction(_))
     }
 
-    /// Whether it may come of one of several writes in a transaction: the others are tried without that.
+    /// Whether one of several writes in the transaction may have caused it: then they are retried one by one.
     pub(super) fn may_be_of_one_write(&self) -> bool {
-        // A large one may get no memory where others do.
+        // A large write may run out of memory where others do not.
         !self.is_transient() || matches!(self, Self::OutOfMemory)
     }
 
-    /// The same for somebody else whom it concerns.
+    /// A copy of this error for another caller that is affected by it.
     pub(crate) fn again(&self) -> Self {
         match self {
             Self::DiskFull => Self::DiskFull,
@@ -217,7 +217,7 @@ impl StoreError {
         }
     }
 
-    /// The same, for an error met while the file at `path` was being opened for reading.
+    /// As `at_open`, for a file at `path` that was being opened read-only.
     pub(super) fn at_open_to_read(path: &Path, error: sqlx::Error) -> Self {
         match Self::at_open(path, error) {
             Self::NotWritable { path: file, detail } => {
@@ -228,14 +228,14 @@ impl StoreError {
         }
     }
 
-    /// The same, for an error met while the file at `path` was being opened.
+    /// The error for a failure to open the file at `path`.
     pub(super) fn at_open(path: &Path, error: sqlx::Error) -> Self {
         let path = path.to_owned();
         let detail = error.to_string();
         match primary_code(&error) {
             Some(SQLITE_NOTADB) => Self::NotOurs(path),
-            // What is asked then cannot be wrong in itself, so that the plain error too (of a format that there never was)
-            // comes from the file.
+            // The statements executed at open are correct, so even the generic error (of a format that never existed) comes from
+            // the file.
             Some(SQLITE_CORRUPT | SQLITE_ERROR) => Self::Damaged { path, detail },
             Some(SQLITE_READONLY | SQLITE_CANTOPEN | SQLITE_PERM) => {
                 let denied = denied(&path, Access::READ_OK | Access::WRITE_OK);
@@ -261,11 +261,11 @@ const SQLITE_PROTOCOL: i32 = 15;
 const SQLITE_TOOBIG: i32 = 18;
 const SQLITE_CONSTRAINT: i32 = 19;
 const SQLITE_NOTADB: i32 = 26;
-/// The index of the WAL could not grow; it lies in a file beside the database, and only a full disk refuses that.
+/// The index of the WAL, a file beside the database, could not grow; only a full disk causes that.
 const SQLITE_IOERR_SHMSIZE: i32 = SQLITE_IOERR | (19 << 8);
 const SQLITE_IOERR_NOMEM: i32 = SQLITE_IOERR | (12 << 8);
-// The constraints that a value can violate by itself. All others compare it with other rows, or see that one is missing; and the
-// triggers guard what the engine itself does.
+// The constraints that a value can violate by itself. All others concern other rows, or a missing one; and the triggers guard
+// against errors of the engine itself.
 const SQLITE_CONSTRAINT_CHECK: i32 = SQLITE_CONSTRAINT | (1 << 8);
 const SQLITE_CONSTRAINT_DATATYPE: i32 = SQLITE_CONSTRAINT | (12 << 8);
 
@@ -284,12 +284,12 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// What an extended result code of SQLite means once the file is open; none for what has no kind of its own.
+/// The error for an extended result code of SQLite once the file is open; none if the code has no kind of its own.
 fn by_code(code: i32, error: &dyn std::fmt::Display) -> Option<StoreError> {
     Some(match (code, code & 0xff) {
         (SQLITE_IOERR_SHMSIZE, _) | (_, SQLITE_FULL) => StoreError::DiskFull,
         (SQLITE_IOERR_NOMEM, _) | (_, SQLITE_NOMEM) => StoreError::OutOfMemory,
-        // A further file, or a further connection, could not be opened: for want of descriptors, most likely.
+        // Another file, or another connection, could not be opened: most likely out of file descriptors.
         (_, SQLITE_IOERR | SQLITE_CANTOPEN) => StoreError::DiskFailed(error.to_string()),
         (_, SQLITE_BUSY | SQLITE_LOCKED | SQLITE_PROTOCOL) => StoreError::Busy,
         (SQLITE_CONSTRAINT_CHECK | SQLITE_CONSTRAINT_DATATYPE, _) | (_, SQLITE_TOOBIG) => {

@@ -1,5 +1,5 @@
-//! What an agent says beside its message: which session of its own it is in, what the turn used, what it offers. Stored in
-//! the transaction that stores the events made of the same output, so that each is stored once.
+//! Facts: what an agent reports besides its message, such as its own session, the usage of the turn, or its options. Stored in
+//! the transaction that stores the events made from the same output, so that each fact is stored once.
 
 use super::permission::{self, NewPermission};
 use super::text::shown;
@@ -12,7 +12,7 @@ use crate::lease::{RunKey, SessionKey};
 use crate::text::AgentSessionId;
 use crate::usage::Usage;
 
-/// One thing to store beside the events of a run.
+/// A fact to store with the events of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
     /// The agent's own id of the conversation, and how the turn came by it.
@@ -22,30 +22,30 @@ pub enum Fact {
         /// `new`, `reused`, `resumed` or `loaded`.
         origin: &'static str,
     },
-    /// What the turn used so far.
+    /// The usage of the turn so far.
     Usage(Usage),
-    /// What the agent's session used so far, in earlier turns as well.
+    /// The usage of the agent's session so far, earlier turns included.
     TotalUsage(Usage),
-    /// What kind of error it reported, and when it makes sense to try again. The first is the cause of the others.
+    /// An error that it reported. The first one counts: the others follow from it.
     Failure {
-        /// The kind.
+        /// The class of the error.
         class: ErrorClass,
-        /// When to try again.
+        /// When a retry makes sense.
         retry_at: Option<Timestamp>,
     },
     /// The modes and options that the agent offers, as JSON.
     Advertised(String),
-    /// What the agent calls the conversation, on one line.
+    /// The agent's title of the conversation, on one line.
     Title(String),
-    /// The tail of what it said so far.
+    /// The tail of its text so far.
     Progress(String),
-    /// It asks before it uses a tool.
+    /// A request to use a tool.
     Permission(Box<NewPermission>),
-    /// It went on with what it had asked for, although nobody answered.
+    /// The agent continued without an answer to this request.
     PermissionOver(PermissionId),
 }
 
-/// Stores the facts of a run, whose lease is known to be good in this transaction.
+/// Stores the facts of a run. The transaction has verified the run's lease.
 pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, facts: &[Fact]) -> Result<(), StoreError> {
     for fact in facts {
         match fact {
@@ -69,7 +69,7 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
                 .await?;
             }
             Fact::Advertised(advertised) => {
-                // A key that is not there did not change.
+                // An absent key means unchanged.
                 sqlx::query!(
                     "UPDATE sessions SET advertised = json_patch(coalesce(advertised, '{}'), ?2) WHERE key = ?1",
                     session,
@@ -86,7 +86,7 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
             }
             Fact::Title(title) => {
                 let title = shown(title);
-                // What somebody gave it is not the agent's to change.
+                // A title that a person gave is not overwritten by the agent.
                 sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title_given = 0", session, title)
                     .execute(&mut *tx.conn)
                     .await?;
@@ -96,7 +96,7 @@ pub(super) async fn store(tx: &mut Tx<'_>, run: RunKey, session: SessionKey, fac
     Ok(())
 }
 
-/// What the turns used that were in the agent's session before this one.
+/// The usage of earlier turns in the agent's current session.
 async fn earlier_usage(tx: &mut Tx<'_>, run: RunKey, session: SessionKey) -> Result<Usage, StoreError> {
     let sums = sqlx::query!(
         r#"SELECT sum(input_tokens) AS "input: i64", sum(output_tokens) AS "output: i64",

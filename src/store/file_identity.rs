@@ -1,10 +1,10 @@
-//! The place of the database: the file at its path, what lies beside it, and who has it open.
+//! The identity of the database file: whether it is still the one at its path, its companions, and which processes have it open.
 //!
-//! Two advisory locks, which the kernel lets go when a process dies and which no child inherits: `<db>-lock` is held while
-//! the file is opened, created and migrated; the directory of agents is locked for as long as it is open, shared, or by
-//! one alone who migrates. So no schema changes under an engine that does not know it.
+//! Two advisory locks, which the kernel releases when a process dies and which no child inherits: `<db>-lock` is held while the
+//! file is opened, created and migrated. The directory of agents is locked as long as the file is open: shared, or exclusively
+//! by a process that migrates. So the schema never changes under an engine that does not know it.
 //!
-//! Always: nothing is acknowledged that would be written to a file which is no longer at its path, where nobody finds it.
+//! Always: no write is acknowledged if the file is no longer at its path, where no process would find the write.
 //!
 //! Proof: `tests/it/store/file.rs`, `tests/faults/place.rs`.
 
@@ -24,33 +24,33 @@ use super::companion::{beside, with_owner};
 use super::inspect::{self, Found, check_owner};
 use crate::file_access::kind_of;
 
-/// The rights of the owner and of the group. What a database lets all others do is not passed on to what we put beside it.
+/// The permissions of owner and group. The database's permissions for others are not applied to the files that we create beside
+/// it.
 const OWNER_AND_GROUP: u32 = 0o660;
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotWritable { path: path.to_owned(), detail: with_owner(path, error) }
 }
 
-/// The directory of agents beside a database whose path is resolved.
+/// The directory of agents beside the database at a resolved path.
 pub fn agents_dir(path: &Path) -> PathBuf {
     beside(path, "-agents")
 }
 
-/// The file beside a database that holds the token which is made where none is named.
+/// The file beside a database that holds the generated token, used if none is configured.
 ///
 /// # Errors
-/// [`StoreError`] when the path of the database leads nowhere.
+/// [`StoreError`] when the path of the database cannot be resolved.
 pub fn token_file(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(beside(&inspect::resolve(path)?, "-token"))
 }
 
-/// Gives a companion the owner, the group and the rights that go with the database: root may be the first to need it and must
-/// not lock out the service that owns the database, and a group that may read the database needs its WAL as well. The directory
-/// of agents is of no use to others.
+/// Gives a companion the owner, group and permissions that match the database: root may be the first to create it and must not
+/// lock out the service that owns the database, and a group that may read the database needs its WAL as well. The directory of
+/// agents gives no permissions to others.
 ///
-/// Through a handle of the very file that was looked at, because the owner of the directory may put another one in its place.
-/// The handle is for its path only: closing any other descriptor of the index of the WAL would drop the locks that SQLite holds
-/// on it.
+/// It works on a handle of the file that was checked, because the owner of the directory may replace the file. The handle is an
+/// O_PATH one: closing any other descriptor of the WAL index would drop the locks that SQLite holds on it.
 pub(super) fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = File::from(rustix::fs::open(companion, flags, Mode::empty())?);
@@ -72,16 +72,16 @@ pub(super) fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
     }
     if made.gid() != database.gid() {
         match chown(&by_handle, None, Some(database.gid())) {
-            // Only root gives a file to a group that it is not in.
+            // Only root can give a file to a group that it is not a member of.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
             given => given?,
         }
     }
     let rights = database.mode() & OWNER_AND_GROUP | 0o600;
     let mode = match made.is_dir() {
-        // A reader of a directory has to be able to enter it.
+        // A reader of a directory must also be able to enter it.
         true => rights | (rights & 0o444) >> 2,
-        // What a database lets all others do, SQLite passes on to its own files.
+        // SQLite applies the database's permissions for others to its own files.
         false => rights | made.mode() & 0o007,
     };
     if made.mode() & 0o777 != mode {
@@ -90,7 +90,7 @@ pub(super) fn belong_to(database: &Path, companion: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The same for all companions, for what was created or given another owner or mode while no engine looked.
+/// The same for all companions, in case one was created or changed owner or mode while no engine was running.
 pub(super) fn align_companions(path: &Path) {
     for companion in ["-wal", "-shm", "-lock", "-agents"].map(|suffix| beside(path, suffix)) {
         match belong_to(path, &companion) {
@@ -102,7 +102,7 @@ pub(super) fn align_companions(path: &Path) {
     }
 }
 
-/// The file that was at a path when it was opened. While it is open no other file gets its number.
+/// The file that was at a path when it was opened. While it is open, no other file can get its inode number.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     path: Arc<Path>,
@@ -131,7 +131,7 @@ impl Place {
     }
 }
 
-/// The directory of agents, and the lock on it that says that the file is open here.
+/// The directory of agents, and the lock on it that marks the file as open in this process.
 #[derive(Debug)]
 pub(super) struct Presence {
     pub agents_dir: PathBuf,
@@ -139,7 +139,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Creates the directory, or takes the rights of others from one that is there; without a lock yet.
+    /// Creates the directory, or removes the permissions of others from an existing one. Does not lock it yet.
     pub fn beside(path: &Path) -> Result<Self, StoreError> {
         let agents_dir = agents_dir(path);
         let failed = |error: io::Error| not_writable(&agents_dir, &error);
@@ -162,14 +162,15 @@ impl Presence {
         Ok(Self { agents_dir, handle })
     }
 
-    /// Whether nobody else has the file open. Nobody comes to it then, while the lock of opening is held.
+    /// Locks the directory exclusively; false if another process has the file open. No other process can open it while the
+    /// opening lock is held.
     pub fn try_alone(&self) -> Result<bool, StoreError> {
         self.took(self.handle.try_lock())
     }
 
-    /// It is open here, and may be elsewhere.
+    /// Locks the directory shared: other processes may have the file open, too.
     pub fn share(&self) -> Result<(), StoreError> {
-        // Whoever wants to be alone holds the lock of opening, as we do.
+        // Cannot be blocked by an exclusive lock: its holder would also hold the opening lock, which we hold.
         if self.took(self.handle.try_lock_shared())? { Ok(()) } else { Err(StoreError::Busy) }
     }
 
@@ -182,24 +183,24 @@ impl Presence {
     }
 }
 
-/// The file, open to be written.
+/// The database, open for writing.
 pub(super) struct OpenFile {
     pub conn: SqliteConnection,
     pub place: Place,
-    /// The last to go: the connection is closed before.
+    /// Dropped last, after the connection is closed.
     pub presence: Presence,
 }
 
-/// The opening of a file, by one process at a time.
+/// The opening lock: one process at a time opens a database.
 pub(super) struct Opening {
     pub place: Place,
-    /// There was no database before.
+    /// Whether the database did not exist before.
     pub is_new: bool,
     _lock: File,
 }
 
 impl Opening {
-    /// Waits until no other process is at it, and creates a missing file. Blocking work.
+    /// Waits until no other process is opening the database, and creates a missing file. Blocking work.
     pub fn begin(path: &Path) -> Result<Self, StoreError> {
         let lock = lock_file(path)?;
         let is_new = inspect::look(path)? == Found::Nothing;
@@ -210,11 +211,11 @@ impl Opening {
     }
 }
 
-/// The lock of opening, once no other process holds it.
+/// Takes the opening lock; waits until no other process holds it.
 fn lock_file(path: &Path) -> Result<File, StoreError> {
     let file = beside(path, "-lock");
     let failed = |error: io::Error| match (error.kind(), path.parent()) {
-        // It is the directory that lets nothing be created in it.
+        // The directory does not permit creating a file.
         (io::ErrorKind::PermissionDenied, Some(dir)) if fs::symlink_metadata(&file).is_err() => {
             not_writable(dir, &error)
         }
@@ -226,7 +227,7 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
             if !meta.is_file() {
                 return Err(StoreError::foreign(&file, format!("is {}", kind_of(meta.file_type()))));
             }
-            // Without a wait, should it be a pipe by now.
+            // Non-blocking, in case it has become a pipe.
             let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
             let lock = OpenOptions::new().append(true).custom_flags(flags).open(&file).map_err(failed)?;
             check_owner(path, &file, &lock.metadata().map_err(failed)?)?;
@@ -235,7 +236,7 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
         created => {
             let created = created.map_err(failed)?;
             match belong_to(path, &file) {
-                // A database is still to be made.
+                // The database is yet to be created.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 given => given.map_err(failed)?,
             }
@@ -246,8 +247,8 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
     Ok(lock)
 }
 
-/// Creates a missing database, readable by its owner only; SQLite gives its companions the same mode. An empty file that is
-/// there keeps the mode that its owner gave it.
+/// Creates a missing database, readable by its owner only; SQLite gives its companions the same mode. An existing empty file
+/// keeps its mode.
 fn create(path: &Path) -> Result<(), StoreError> {
     match OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -261,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    /// The owner of the directory swaps a companion while root looks at it.
+    /// The owner of the directory swaps a companion while root checks it.
     #[test]
     fn companion_that_is_another_file_is_left_alone() {
         const SERVICE: u32 = 64_331;

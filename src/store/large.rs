@@ -1,8 +1,8 @@
-//! Rows that are larger than a page: they are read one at a time, and their text is given out in pieces, so that who reads
-//! slowly keeps a piece of it and no turn.
+//! Rows that are larger than a page. They are read one at a time, and their text is handed out in pieces, so that a slow reader
+//! holds one piece of it and does not block the next reader.
 //!
-//! Always: SQLite reads a row whole for any part of it, so that a part is read as a window of some MiB from which many
-//! pieces are cut, for all who read there. There are a few windows, and none when nobody reads.
+//! Always: SQLite reads a whole row for any part of it, so a part is read as a window of some MiB that serves many pieces, for
+//! all readers at that place. There are a few windows, and none without a reader.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,15 +15,15 @@ use super::{Store, StoreError};
 use crate::event::Seq;
 use crate::lease::SessionKey;
 
-/// A page ends in front of the row with which it would have more bytes: files of some MB are usual, 500 of them no page.
-/// A single row may be larger.
+/// Maximum size of a page, in bytes: it ends before the row that would exceed it. Files of some MB are common, and 500 of them
+/// are too much for one page. A single row may be larger.
 pub(super) const PAGE_BYTES: i64 = 4 * 1024 * 1024;
-/// A row of 60 MiB is read whole fifteen times then, about a second in all.
+/// With this size a row of 60 MiB is read whole fifteen times, about a second in all.
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
-/// As many readers may be at different places before one takes the window of another.
+/// Number of readers at different places that can be served before one evicts the window of another.
 const WINDOWS: usize = 4;
 
-/// What is being read of large rows. Clones share it.
+/// The windows of large rows that are being read. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Large(Arc<Inner>);
 
@@ -35,7 +35,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// The one that was used last at the end.
+    /// Least recently used first.
     windows: VecDeque<Window>,
     readers: usize,
 }
@@ -47,7 +47,7 @@ struct Window {
     text: Bytes,
 }
 
-/// A column of a row that does not change.
+/// Identifies the text of a row that does not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Row {
     Event { session: SessionKey, seq: Seq },
@@ -59,13 +59,13 @@ impl Large {
         Self(Arc::new(Inner { turn: Semaphore::new(1), open: Mutex::default() }))
     }
 
-    /// The turn of one who reads a large row, until it is dropped. It must not wait for a client meanwhile.
+    /// The permit to read a large row: one reader at a time, until it is dropped. Its holder must not wait for a client.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         // It fails only when the semaphore is closed, which it never is.
         self.0.turn.acquire().await.ok()
     }
 
-    /// The same for a page of so many bytes; none when it holds no large row.
+    /// The same for a page of `bytes`; none when it holds no large row.
     pub(super) async fn turn_for(&self, bytes: i64) -> Option<SemaphorePermit<'_>> {
         if bytes > PAGE_BYTES { self.turn().await } else { None }
     }
@@ -78,7 +78,7 @@ impl Inner {
 }
 
 impl Open {
-    /// A part of a row, if it is in a window; less of it at the end of one.
+    /// A part of a row, if it is in a window; at the end of a window it may be shorter.
     fn find(&mut self, row: Row, part: &Range<usize>) -> Option<Bytes> {
         let index = self.windows.iter().position(|window| window.of == row && window.holds(part.start))?;
         let window = self.windows.remove(index)?;
@@ -102,7 +102,7 @@ impl Window {
     }
 }
 
-/// The text of a large row, which is read in pieces.
+/// The text of a large row, read in pieces.
 #[derive(Debug)]
 pub struct LargeText {
     store: Store,
@@ -115,7 +115,7 @@ impl LargeText {
         Self::new(store, Row::Event { session, seq }, bytes)
     }
 
-    /// Of a message that was last written then.
+    /// The text of a message, as written at `updated_at`.
     pub(super) fn of_message(store: &Store, message: i64, updated_at: i64, bytes: i64) -> Self {
         Self::new(store, Row::Parts { message, updated_at }, bytes)
     }
@@ -125,20 +125,20 @@ impl LargeText {
         Self { store: store.clone(), row, bytes: usize::try_from(bytes).unwrap_or_default() }
     }
 
-    /// How long it is.
+    /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether there is nothing of it.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// At most so many bytes of it, from this one on: some, unless it is at its end. Cancel safe.
+    /// Up to `bytes` of it from offset `from`; empty only at its end. Cancel safe.
     ///
     /// # Errors
-    /// [`StoreError::Rewritten`] when the row is not as it was, and any failure of the database.
+    /// [`StoreError::Rewritten`] when the row has changed, and any failure of the database.
     pub async fn piece(&self, from: usize, bytes: usize) -> Result<Bytes, StoreError> {
         let part = from..self.bytes.min(from.saturating_add(bytes));
         if part.is_empty() {
@@ -149,7 +149,7 @@ impl LargeText {
             return Ok(piece);
         }
         let _turn = large.turn_for(i64::try_from(self.bytes).unwrap_or(i64::MAX)).await;
-        // Another reader may have had the turn for the same window.
+        // Another reader may have loaded the same window meanwhile.
         if let Some(piece) = large.0.open().find(self.row, &part) {
             return Ok(piece);
         }

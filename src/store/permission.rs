@@ -1,4 +1,4 @@
-//! The table `permissions`: what agents asked before they used a tool, and what came of it. The first answer counts; the
+//! The table `permissions`: what agents asked before they used a tool, and how it was decided. The first answer counts; the
 //! schema refuses a second one.
 
 mod decline;
@@ -15,14 +15,14 @@ use crate::permission::{Answer, Decision, Permission, PermissionRequest, Permiss
 pub(super) use decline::decline;
 pub use page::PermissionPage;
 
-/// What an agent asks, to be stored.
+/// A permission request to be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewPermission {
     /// Its id.
     pub id: PermissionId,
     /// What is asked.
     pub request: PermissionRequest,
-    /// When it expires, if somebody has to answer.
+    /// When it expires, if a person has to answer.
     pub expires_at: Option<Timestamp>,
     /// How the policy decided, if it did.
     pub decision: Option<Decision>,
@@ -41,12 +41,12 @@ pub struct GiveAnswer {
     pub reason: Option<String>,
 }
 
-/// What an answer came to.
+/// The result of an answer.
 #[derive(Debug, Clone)]
 pub enum Answered {
     /// It decided the permission.
     Decided(Permission),
-    /// That was decided before.
+    /// The permission was decided before.
     Before(Permission),
     /// The agent does not offer it; the permission is still pending.
     NotOffered(Permission),
@@ -61,7 +61,7 @@ pub struct PermissionFilter {
     pub session: Option<SessionId>,
     /// Only those of this run.
     pub run: Option<RunId>,
-    /// Only those that were asked before this one (a cursor from the page before).
+    /// Only those that were requested before this one (a cursor from the previous page).
     pub before: Option<i64>,
 }
 
@@ -139,7 +139,7 @@ async fn load<'e>(executor: impl sqlx::SqliteExecutor<'e>, keys: &str) -> Result
     rows.into_iter().map(Located::try_from).collect()
 }
 
-/// Stores what an agent asks. An agent that asks the same again is still waiting for the answer to the first.
+/// Stores a permission request. An agent that repeats a request is still waiting for the answer to the first one.
 pub(super) async fn insert(tx: &mut Tx<'_>, run: RunKey, new: &NewPermission) -> Result<(), StoreError> {
     let (id, request, now) = (new.id.to_string(), &new.request, tx.now.as_millis());
     let (kind, input) = (request.kind.as_str(), request.input.to_string());
@@ -178,10 +178,10 @@ pub(super) async fn insert(tx: &mut Tx<'_>, run: RunKey, new: &NewPermission) ->
     Ok(())
 }
 
-/// Who answered what the config decides.
+/// The `answered_by` of decisions by the config's policy.
 const BY_POLICY: &str = "policy";
 
-/// Closes one that nobody answered: its agent went on.
+/// Closes an unanswered permission: its agent continued without an answer.
 pub(super) async fn close(tx: &mut Tx<'_>, id: PermissionId) -> Result<(), StoreError> {
     let (id, now) = (id.to_string(), tx.now.as_millis());
     sqlx::query!(
@@ -202,7 +202,7 @@ async fn find(tx: &mut Tx<'_>, id: &str) -> Result<Option<Located>, StoreError> 
     }
 }
 
-/// Those of a run whose time is over: denied, because nobody answered.
+/// Expires the pending permissions of a run whose time is over; they count as denied.
 async fn expire(tx: &mut Tx<'_>, run: RunKey) -> Result<u64, StoreError> {
     let now = tx.now.as_millis();
     let expired = sqlx::query!(
@@ -221,7 +221,7 @@ async fn expire(tx: &mut Tx<'_>, run: RunKey) -> Result<u64, StoreError> {
 async fn answer(tx: &mut Tx<'_>, given: &GiveAnswer) -> Result<Option<Answered>, StoreError> {
     let id = given.id.to_string();
     let Some(asked) = find(tx, &id).await? else { return Ok(None) };
-    // Whoever watches over the run may not have looked yet.
+    // The worker that executes the run may not have expired it yet.
     expire(tx, asked.run).await?;
     let Some(asked) = find(tx, &id).await? else { return Ok(None) };
     if asked.permission.state != PermissionState::Pending {
@@ -249,7 +249,7 @@ async fn answer(tx: &mut Tx<'_>, given: &GiveAnswer) -> Result<Option<Answered>,
 }
 
 impl Store {
-    /// Answers what an agent asks; the first answer counts. `None` when there is no such permission.
+    /// Answers a permission; the first answer counts. `None` when there is no such permission.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -261,7 +261,7 @@ impl Store {
         .await
     }
 
-    /// Expires those of a run that nobody answered in time. Answers with their number.
+    /// Expires the permissions of a run that were not answered in time. Returns their number.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -269,7 +269,7 @@ impl Store {
         self.write(move |tx| Box::pin(async move { expire(tx, run).await })).await
     }
 
-    /// What was asked in a run, oldest first.
+    /// The permissions of a run, oldest first.
     ///
     /// # Errors
     /// Any failure of the database.

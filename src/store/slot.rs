@@ -1,4 +1,4 @@
-//! The table `slots`: the pools, made from the config.
+//! The table `slots`: the pools, created from the config.
 
 use super::tx::{Notice, Tx};
 use super::{Store, StoreError, assignment};
@@ -7,7 +7,7 @@ use crate::slot::Slot;
 use crate::workspace::{WhenFull, Workspace};
 
 impl Store {
-    /// Makes the pool of a workspace that has none yet.
+    /// Creates the pool of a workspace that has none yet.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -21,7 +21,7 @@ impl Store {
         self.sync_slots(workspace).await
     }
 
-    /// Makes the pool of a workspace what the config says: missing slots are made, surplus ones are given to nobody any
+    /// Updates the pool of a workspace to the config: missing slots are created, surplus ones are disabled and not assigned any
     /// more. New slots go to the sessions that have waited longest.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Store {
                 )
                 .execute(&mut *tx.conn)
                 .await?;
-                // Sessions that wait get the free slots, longest wait first.
+                // Waiting sessions get the free slots, longest wait first.
                 sqlx::query!(
                     "INSERT INTO assignments (session_key, workspace, slot_key, state, idle_ttl_ms, created_at, last_active_at)
                      SELECT w.key, w.workspace, f.key, 'active', w.idle_ttl_ms, ?2, ?2
@@ -109,8 +109,8 @@ impl Store {
     }
 }
 
-/// Gives sessions that wait to reclaim a slot those that are idle: the pool, or the policy, was another one when they came.
-/// Where no slot would ever come they share the workspace's resident agent.
+/// Gives idle slots to sessions that wait to reclaim one: the pool, or the policy, may have changed since they began to wait. If
+/// no slot can ever become free for them, they share the workspace's resident agent.
 async fn serve_reclaimers(tx: &mut Tx<'_>, workspace: &str) -> Result<(), StoreError> {
     while has_reclaimers(tx, workspace).await? && assignment::reclaim(tx, workspace).await? {}
     if assignment::can_reclaim_later(tx, workspace).await? {

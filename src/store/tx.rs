@@ -1,4 +1,4 @@
-//! A write transaction, and what it tells the process when it was committed.
+//! A write transaction, and the notices that it publishes in the process after its commit.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ pub struct Committed {
     pub session: SessionKey,
     /// The run.
     pub run_id: RunId,
-    /// When.
+    /// When they were committed.
     pub at: Timestamp,
-    /// The place of the first one.
+    /// The `seq` of the first one.
     pub first_seq: Seq,
     /// The chunks, as JSON; at least one.
     pub events: Arc<Vec<String>>,
-    /// Whether these are the run's last.
+    /// Whether these are the last of the run.
     pub ends_run: bool,
 }
 
@@ -41,22 +41,22 @@ impl Committed {
     }
 }
 
-/// What a commit changed that somebody in this process may wait for.
+/// A change by a commit that tasks of this process may wait for.
 #[derive(Debug, Clone)]
 pub enum Notice {
     /// Events, in full.
     EventsCommitted(Arc<Committed>),
-    /// Events that are to be read from the store.
+    /// Events to be read from the store.
     EventsAppended(SessionKey),
     /// A run may have become ready to be claimed.
     Ready,
     /// Runs of a session that was closed may be left to cancel, now that its running run has ended.
     Closing,
-    /// A running run is to be cancelled.
+    /// A cancel was requested of a running run.
     CancelRequested(RunKey),
     /// A warm backend changed.
     Backends,
-    /// What the agent of a run asked is decided.
+    /// A permission of this run was decided.
     PermissionAnswered(RunKey),
 }
 
@@ -64,15 +64,14 @@ pub enum Notice {
 pub struct Tx<'c> {
     /// The connection; inside `BEGIN IMMEDIATE`.
     pub(super) conn: &'c mut SqliteConnection,
-    /// One time for the whole transaction.
+    /// The time of the whole transaction.
     pub now: Timestamp,
-    /// Told after the commit, forgotten when there is none.
+    /// Published after the commit; dropped if it fails.
     pub(super) notices: Vec<Notice>,
 }
 
 impl Tx<'_> {
-    /// Lets the file grow by at most `pages` pages from now on, or without limit; answers with the limit. A way to see
-    /// what a full disk does.
+    /// Limits further growth of the file to `pages` pages, or removes the limit; returns the limit. Simulates a full disk.
     ///
     /// # Errors
     /// Any failure of the database.

@@ -1,8 +1,8 @@
-//! The length of the WAL. SQLite copies it into the database as it goes, but while somebody reads for long it can only grow,
-//! and it never becomes shorter by itself before it is written from its beginning again. So the writer cuts it off when it
-//! has a moment of rest: a long WAL takes its place on the disk and makes the first open after a crash slow.
+//! The length of the WAL. SQLite checkpoints it as it goes, but a long read transaction lets it only grow, and SQLite does not
+//! shorten it before it is written from its beginning again. So the writer truncates it when it is idle: a long WAL takes disk
+//! space and makes the first open after a crash slow.
 //!
-//! Always: this waits for nobody. A reader that is in the way is met again at the next moment of rest.
+//! Always: truncating waits for no reader. If a reader is in the way, it is retried the next time the writer is idle.
 //!
 //! Proof: `tests/faults/locks.rs`, `the_wal_is_brought_back_when_a_reader_that_held_it_has_gone`.
 
@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-/// The writer rests when nothing was written for this long.
+/// The writer counts as idle after this long without a write.
 pub(super) const REST: Duration = Duration::from_secs(1);
-/// A WAL up to this length is what the usual checkpoints leave, and is written again from its beginning: twice their 4 MB.
+/// The usual checkpoints leave a WAL of up to this length, which is overwritten from its beginning: twice their 4 MB.
 const USUAL_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The WAL of the database that the writer writes.
+/// The WAL of the writer's database.
 pub(super) struct Wal {
     path: PathBuf,
-    /// Something was written since it was last seen to be short.
+    /// Whether anything was written since it was last found to be short.
     pub may_be_long: bool,
 }
 
@@ -30,12 +30,12 @@ impl Wal {
         Self { path: path.into(), may_be_long: true }
     }
 
-    /// Cuts it off if it is long and nobody needs it.
+    /// Truncates it if it is long and no reader needs it.
     pub(super) async fn cut(&mut self, conn: &mut SqliteConnection) {
         let length = || std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let before = length();
         if before > USUAL_BYTES {
-            // With a busy timeout it would keep the write lock while it waits for readers.
+            // With a busy timeout the checkpoint would hold the write lock while it waits for readers.
             let cut = "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)";
             if let Err(error) = sqlx::raw_sql(cut).execute(&mut *conn).await {
                 tracing::warn!(%error, "failed to cut the WAL off; trying again");

@@ -1,4 +1,4 @@
-//! The table `workers`: the processes that may execute runs, and what proves that one is dead.
+//! The table `workers`: the processes that may execute runs, and the proof that one is dead.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::id::WorkerId;
 use crate::lease::WorkerKey;
 use crate::worker::{ProcessIdentity, Worker};
 
-/// A process that wants to execute runs.
+/// The registration of a worker.
 #[derive(Debug, Clone)]
 pub struct Registration {
     /// Its id.
     pub id: WorkerId,
-    /// Which process it is.
+    /// Its process.
     pub process: ProcessIdentity,
     /// The machine's name, for people.
     pub hostname: String,
@@ -33,7 +33,7 @@ pub struct Registered {
     pub key: WorkerKey,
     /// Its id.
     pub id: String,
-    /// Which process it is.
+    /// Its process.
     pub process: ProcessIdentity,
     /// Runs it executes at once.
     pub capacity: i64,
@@ -56,7 +56,7 @@ impl Store {
         .await
     }
 
-    /// Removes a worker that goes; leases that it still holds run out at once.
+    /// Removes a worker that exits; the leases that it still holds expire at once.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -71,7 +71,7 @@ impl Store {
         .await
     }
 
-    /// Tells the others that a worker takes no more runs: nobody is to count on it.
+    /// Announces that a worker claims no more runs: other processes must not count on it.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -86,7 +86,7 @@ impl Store {
         .await
     }
 
-    /// Removes workers that hold no lease any more. Answers with their number.
+    /// Removes workers that hold no lease any more. Returns their number.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -141,8 +141,8 @@ impl Store {
     }
 }
 
-/// Workers that live, for people, in a file that may still have the schema of an older build: which only a query that is not
-/// checked against the newest one can read.
+/// Live workers, for people, in a file that may still have the schema of an older build. Only a query that is not checked
+/// against the newest schema can read that.
 pub(super) async fn of_any_schema(conn: &mut SqliteConnection, is_alive: IsAlive) -> Result<Vec<String>, StoreError> {
     let rows: Vec<(String, i32, i64, String, String)> =
         sqlx::query_as("SELECT pid_scope, pid, pid_started_at, version, hostname FROM workers ORDER BY key")
@@ -177,7 +177,7 @@ pub(super) async fn registered<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> R
 }
 
 async fn remove(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<u64, StoreError> {
-    // Whoever sweeps next watches over its backends.
+    // The next sweep assigns its backends to another supervisor.
     let leave = sqlx::query!(
         "UPDATE backends SET worker_key = NULL WHERE worker_key = ?1
            AND NOT EXISTS (SELECT 1 FROM runs WHERE lease_worker = ?1)",

@@ -1,9 +1,9 @@
 //! The writer: one task owns the one write connection of this process.
 //!
-//! It takes everything that waits, runs it in one `BEGIN IMMEDIATE` (all appends and settles as one statement of each
-//! kind), commits once, tells the process what was committed, and then answers each caller. So durability costs one sync
-//! a batch, and a caller that goes away cannot abort a write. When a batch fails for a reason that may lie
-//! in one of its commands, these are tried one by one, so that one bad command does not fail its neighbours.
+//! It takes all waiting writes, executes them in one `BEGIN IMMEDIATE` (all appends and all settles as one statement of each
+//! kind), commits once, publishes what was committed within the process, and then answers each caller. So durability costs one
+//! sync per batch, and a cancelled caller cannot abort a write. If a batch fails for a reason that one of its commands may have
+//! caused, they are retried one by one, so that one bad command does not fail its neighbours.
 //!
 //! Proof: `tests/it/store/writer.rs`, `a_cancelled_caller_does_not_cancel_the_write`, `one_bad_write_does_not_fail_its_neighbours` and
 //! `write_without_memory_does_not_fail_its_neighbours`.
@@ -27,11 +27,12 @@ use crate::clock::{Clock, Timestamp};
 use crate::lease::{LeaseLost, RunKey};
 use crate::metrics::METRICS;
 
-/// Commands that may wait; a caller beyond that waits to hand in.
+/// Capacity of the queue; beyond it, callers wait to submit.
 const QUEUE: usize = 1024;
-/// Most commands in one transaction.
+/// Maximum number of commands in one transaction.
 const BATCH_COMMANDS: usize = 512;
-/// A transaction is closed when it holds this much text of events and messages: larger ones only make everybody wait longer.
+/// A transaction takes no further commands once it holds this much text of events and messages: larger ones only increase
+/// latency for all callers.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Called after each commit, in the order of the commits.
@@ -62,7 +63,7 @@ where
         })
     }
 
-    // The caller may have gone away in the meantime: then nobody wants the answer.
+    // The caller may have been cancelled in the meantime; then the answer is dropped.
     fn committed(self: Box<Self>) {
         let _ = self.reply.send(self.result.ok_or(StoreError::Closed));
     }
@@ -107,7 +108,7 @@ impl Command {
     }
 }
 
-/// The way to the writer.
+/// A handle to the writer.
 #[derive(Clone)]
 pub(super) struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
@@ -121,12 +122,12 @@ impl Handle {
         reply.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// How many wait to be taken.
+    /// Number of commands in the queue.
     pub(super) fn waiting(&self) -> usize {
         self.commands.max_capacity() - self.commands.capacity()
     }
 
-    /// Refuses further writes and waits until those that wait are done.
+    /// Refuses further writes and waits until the queued ones are done.
     pub(super) async fn close(&self) {
         self.closed.cancel();
         if let Some(task) = self.task.lock().await.take()
@@ -138,8 +139,8 @@ impl Handle {
 }
 
 impl super::Store {
-    /// Runs `write` in a transaction and answers after the commit. It may be run again when a neighbour in the same
-    /// transaction failed; only one run of it is committed.
+    /// Executes `write` in a transaction and returns after the commit. It may be executed again if a neighbour in the same
+    /// transaction failed; only one execution is committed.
     ///
     /// # Errors
     /// What `write` returned, or why the commit failed; nothing is stored then.
@@ -152,7 +153,7 @@ impl super::Store {
         self.writer()?.ask(Command::Write(Box::new(Write { run: write, result: None, reply })), answer).await
     }
 
-    /// Appends what an agent said to its run; answers after the commit.
+    /// Appends an agent's events to its run; returns after the commit.
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: the lease is lost.
@@ -161,7 +162,7 @@ impl super::Store {
         self.writer()?.ask(Command::Append(append, reply), answer).await
     }
 
-    /// Settles a run: last events, status and folded message in one transaction; answers after the commit.
+    /// Settles a run: last events, status and folded message in one transaction; returns after the commit.
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: the lease is lost.
@@ -209,7 +210,7 @@ impl Writer {
                     None => break,
                 }
             }
-            // Those who were just answered are about to ask again: a moment for them makes one sync serve many.
+            // The callers just answered are about to submit their next writes: yielding to them lets one sync serve many.
             let mut taken = 0;
             while taken < waiting.len() && waiting.len() < BATCH_COMMANDS {
                 taken = waiting.len();
@@ -270,7 +271,7 @@ fn take_batch(waiting: &mut VecDeque<Command>) -> Vec<Command> {
     batch
 }
 
-/// The commands of one transaction, by kind, and what became of them.
+/// The commands of one transaction, by kind, and their results.
 #[derive(Default)]
 struct Batch {
     appends: Vec<Append>,
@@ -307,15 +308,15 @@ impl Batch {
         self.appends.len() + self.settles.len() + self.jobs.len()
     }
 
-    /// The statements are said by hand: after a failure SQLite may have ended the transaction itself (a full disk does), and
-    /// sqlx's own count of open transactions would then be off for good, so that no other could begin.
+    /// BEGIN, COMMIT and ROLLBACK are explicit statements: after a failure SQLite may have ended the transaction itself (on a
+    /// full disk it does), and sqlx's count of open transactions would then be off for good, so that no further one could begin.
     ///
-    /// A commit whose sync failed is rolled back: no reader has seen its frames, and the next commit writes over them, so
-    /// that its own sync saves all that it acknowledges, whatever the system did with pages it could not write. So the same
-    /// connection goes on. Proof: `tests/faults/power.rs`.
+    /// A commit whose sync failed is rolled back: no reader has seen its frames, and the next commit overwrites them, so that
+    /// its own sync covers everything that it acknowledges, whatever the system did with the pages that it could not write. So
+    /// the same connection stays in use. Proof: `tests/faults/power.rs`.
     async fn attempt(&mut self, file: &mut OpenFile, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
         let began = Instant::now();
-        // A file that was replaced may share its WAL with the new one: nothing is begun in it any more.
+        // A replaced file may share its WAL with the new one: no transaction is begun in it any more.
         file.place.check()?;
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut file.conn).await?;
         match self.run(file, now).await {
@@ -324,7 +325,7 @@ impl Batch {
                 Ok(notices)
             }
             Err(error) => {
-                // There may be nothing left to roll back: what counts is the first error.
+                // There may be nothing left to roll back; the first error is the one to report.
                 let _ = sqlx::raw_sql("ROLLBACK").execute(&mut file.conn).await;
                 Err(error)
             }
@@ -333,7 +334,7 @@ impl Batch {
 
     async fn run(&mut self, file: &mut OpenFile, now: Timestamp) -> Result<Vec<Notice>, StoreError> {
         let mut tx = Tx { conn: &mut file.conn, now, notices: Vec::new() };
-        // Settles come before the jobs, so that a claim in the same batch finds their sessions free.
+        // Settles are executed before the jobs, so that a claim in the same batch finds their sessions free.
         self.appended = super::event::append_all(&mut tx, &self.appends).await?;
         self.settled = super::run::settle_all(&mut tx, &self.settles).await?;
         for job in &mut self.jobs {
@@ -346,7 +347,7 @@ impl Batch {
     }
 
     fn answer(self) {
-        // A caller that has gone away does not want its answer.
+        // The answer to a cancelled caller is dropped.
         for (reply, result) in self.append_replies.into_iter().zip(self.appended) {
             let _ = reply.send(Ok(result));
         }

@@ -1,16 +1,16 @@
-//! The CHECK constraints of a table, asked of its rows.
+//! Evaluates the CHECK constraints of a table on its rows.
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::audit::{Finding, MOST_FINDINGS};
 
-/// The rows of a table that break a CHECK in the statement that makes it, which is one of ours.
+/// The rows of a table that violate a CHECK in its CREATE statement `sql`, which is one of ours.
 pub(super) async fn broken(conn: &mut SqliteConnection, table: &str, sql: &str) -> Result<Vec<Finding>, sqlx::Error> {
     let checks = checks_in(sql);
     if checks.is_empty() {
         return Ok(Vec::new());
     }
-    // One pass over the rows, whatever the number of constraints. One that is NULL holds.
+    // One pass over the rows, whatever the number of constraints. A CHECK that evaluates to NULL holds.
     let cases: String =
         checks.iter().enumerate().map(|(number, check)| format!(" WHEN NOT ({check}) THEN {number}")).collect();
     let row = if sql.contains("WITHOUT ROWID") { "'?'" } else { "rowid" };
@@ -54,7 +54,7 @@ fn checks_in(sql: &str) -> Vec<&str> {
     checks
 }
 
-/// The first place outside of texts, names and comments where something is found.
+/// The first position outside of literals, quoted names and comments where `is_it` matches.
 fn next_outside_quotes(sql: &str, mut is_it: impl FnMut(&str) -> bool) -> Option<usize> {
     let mut at = 0;
     while at < sql.len() {
@@ -72,7 +72,8 @@ fn next_outside_quotes(sql: &str, mut is_it: impl FnMut(&str) -> bool) -> Option
     None
 }
 
-/// Whether a word of SQL begins here. What stands before it is not looked at: no name of ours ends like that.
+/// Whether `text` begins with an SQL keyword. The characters before it are not checked: no name in our schema ends in such a
+/// word.
 fn starts_with_word(text: &str, word: &str) -> bool {
     let begins = text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
     begins && !text[word.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')

@@ -1,4 +1,4 @@
-//! A turn finds its backend: takes the one that runs, waits for the one that will, or makes one if there is room.
+//! Admission: a turn takes a running backend, waits for one that is starting, or creates one if there is room.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::store::{Store, StoreError};
 
 use super::{class_of, state_of};
 
-/// One that just came to run is not closed for another one before whoever waits for it could take it.
+/// A backend that has just started to run is not evicted for this long, so that the turn that waits for it can take it.
 const SPARED_FOR: Duration = Duration::from_millis(500);
 
-/// None is given up for longer: where the time says so, the clock went back.
+/// No backend stays given up for longer; a later time means that the clock went back.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(3600);
 
 /// What a turn needs.
@@ -29,11 +29,11 @@ pub struct Wanted {
     pub workspace: WorkspaceName,
     /// Its session, unless the backend is shared.
     pub session: Option<SessionKey>,
-    /// Who watches over one that has to be made.
+    /// The worker that supervises it, if it has to be created.
     pub worker: WorkerKey,
-    /// The most that may live.
+    /// Maximum number of live backends.
     pub most: u32,
-    /// The one that was waited for so far.
+    /// The backend that the turn has waited for so far.
     pub awaited: Option<BackendId>,
 }
 
@@ -42,43 +42,43 @@ pub struct Wanted {
 pub struct Taken {
     /// Its row.
     pub key: BackendKey,
-    /// Which start of it.
+    /// Its generation.
     pub generation: i64,
-    /// Where it is reached; empty when nothing of it lives any more.
+    /// Its endpoint; empty when its process has ended.
     pub endpoint: String,
 }
 
 /// A backend that a turn waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awaited {
-    /// Where it is in its life.
+    /// Its state.
     pub state: BackendState,
-    /// Why it is there, for people.
+    /// Why it is in that state, for people.
     pub reason: Option<String>,
 }
 
-/// What came of looking for a backend.
+/// The result of looking for a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// The turn is on it.
     Taken(Taken),
-    /// It will run, or end; then it is looked for again.
+    /// The turn waits for this one: once it runs or ends, call again.
     Awaited(BackendId),
-    /// As many live as may: one is being closed, or all are needed.
+    /// The limit of live backends is reached: one is being closed, or all are needed.
     Full {
-        /// Whether this look closed one.
+        /// Whether this call evicted one.
         evicted: bool,
     },
-    /// It was given up, and is not started before a time.
+    /// The backend was given up and is not restarted for a while.
     GivenUp {
         /// Why, for people.
         reason: String,
-        /// What kind of failure that is.
+        /// The class of the failure.
         class: Option<ErrorClass>,
         /// When it may be started again.
         until: Timestamp,
     },
-    /// The run is somebody else's.
+    /// Another worker holds the run.
     LeaseLost,
 }
 
@@ -100,7 +100,7 @@ struct Before {
 }
 
 impl Store {
-    /// Takes the backend of a turn, or makes it.
+    /// Takes the backend of a turn, or creates it.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -112,7 +112,7 @@ impl Store {
         .await
     }
 
-    /// Whether a backend has the turn of another run as well.
+    /// Whether turns of other runs are on a backend, too.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -125,7 +125,7 @@ impl Store {
         Ok(others.fetch_one(&self.readers).await?)
     }
 
-    /// The backend that a run is on, also when it does not live any more.
+    /// The backend that a run is on, even if its process has ended.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -143,7 +143,7 @@ impl Store {
         }))
     }
 
-    /// A backend that a turn waits for; none when it runs or ended, so that there is something to do.
+    /// A backend that a turn waits for; none once it runs or has ended, so that the turn has to act.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -222,8 +222,8 @@ async fn go_on(
     Ok(Place::Taken(Taken { key, generation, endpoint }))
 }
 
-/// None when one more may live. Otherwise the one that was not used for longest is closed, if nobody needs it; one at a time,
-/// so that no more are closed than have to be.
+/// None if there is room for one more. Otherwise the least recently used backend without a turn is closed; one at a time, so
+/// that no more are closed than necessary.
 async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreError> {
     let count = sqlx::query!(
         r#"SELECT count(*) AS "live!: i64", coalesce(sum(state = 'stopping'), 0) AS "stopping!: i64"
@@ -236,7 +236,7 @@ async fn find_room(tx: &mut Tx<'_>, most: u32) -> Result<Option<Place>, StoreErr
     if count.live - count.stopping < i64::from(most) {
         return Ok(Some(Place::Full { evicted: false }));
     }
-    // One that was used in the future was used before the clock went back.
+    // A last use in the future means that the clock went back since.
     let (now, spared) = (tx.now.as_millis(), (tx.now - SPARED_FOR).as_millis());
     let evicted = sqlx::query!(
         "UPDATE backends SET state = iif(state = 'restarting', 'stopped', 'stopping'),

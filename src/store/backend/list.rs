@@ -1,4 +1,4 @@
-//! Backends as people see them, and asking for one to end.
+//! Lists of backends for readers, and stop requests.
 
 use crate::backend::Backend;
 use crate::clock::Timestamp;
@@ -8,19 +8,19 @@ use crate::store::{Store, StoreError};
 
 use super::{class_of, state_of};
 
-/// What a request to end a backend came to.
+/// The result of a stop request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopRequest {
     /// There is no such backend.
     Unknown,
-    /// A turn is on it, and it was not asked to wait for that.
+    /// A turn is on it, and the request was not to wait for that.
     Busy,
     /// It ends as soon as no turn is on it, or has ended.
     Asked,
 }
 
 impl Store {
-    /// The backends that live, then those that ended last, of the `limit` newest.
+    /// All live backends, then those of the `limit` newest that have ended; each newest first.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -86,7 +86,7 @@ impl Store {
             .collect()
     }
 
-    /// Asks for a backend to end: as soon as no turn is on it. With `force` also when one is now.
+    /// Requests that a backend ends as soon as no turn is on it. Without `force`, refuses if one is on it now.
     ///
     /// # Errors
     /// Why nothing was stored.

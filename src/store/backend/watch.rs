@@ -1,4 +1,4 @@
-//! What whoever watches over a backend stores of it: its process, its moves, and who watches on.
+//! What the supervisor of a backend stores: its process, its state changes, and which worker supervises it.
 
 use crate::backend::BackendState;
 use crate::clock::Timestamp;
@@ -11,28 +11,28 @@ use crate::worker::Shim;
 
 use super::{BackendRow, Row, json_of};
 
-/// A change of state, from what was seen.
+/// A state change, conditional on the state that the supervisor saw.
 #[derive(Debug, Clone)]
 pub struct Move {
-    /// Who watches over it, if anybody does.
+    /// The worker that supervises it, if any.
     pub worker: Option<WorkerKey>,
-    /// The state that it was in.
+    /// The state that the supervisor saw.
     pub from: BackendState,
-    /// The start that it was in.
+    /// The generation that the supervisor saw.
     pub generation: i64,
-    /// The state that it is in from now on.
+    /// The new state.
     pub to: BackendState,
-    /// The start that it is in from now on.
+    /// The new generation.
     pub to_generation: i64,
     /// Why, for people.
     pub reason: String,
-    /// What kind of failure it was given up for.
+    /// The class of the failure for which it was given up.
     pub class: Option<ErrorClass>,
-    /// When it was restarted lately.
+    /// When it was restarted recently.
     pub restarts: Vec<Timestamp>,
     /// When it may be started again.
     pub not_before: Option<Timestamp>,
-    /// It has answered.
+    /// Whether it has answered.
     pub is_healthy: bool,
     /// Only when no turn is on it.
     pub unless_busy: bool,
@@ -41,8 +41,8 @@ pub struct Move {
 }
 
 impl Store {
-    /// Moves a backend. False when it is not in the state that was seen any more, or its watcher another, or when a turn is
-    /// on it that must not be.
+    /// Changes the state of a backend. False when its state, generation or supervisor is no longer the one that was seen, or
+    /// when `unless_busy` or `unused_since` rules it out.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -95,8 +95,7 @@ impl Store {
         .await
     }
 
-    /// Stores which process holds a backend, and where turns reach it, before anything of it runs. False when it is not to
-    /// be started any more.
+    /// Stores the shim and the endpoint of a backend before it starts. False when it is not to be started any more.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -133,7 +132,7 @@ impl Store {
         .await
     }
 
-    /// The backends that live, whoever watches over them.
+    /// All live backends, of every supervisor.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -141,7 +140,7 @@ impl Store {
         self.watched(None).await
     }
 
-    /// A backend, if it lives.
+    /// A backend, if it is live.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -164,7 +163,7 @@ impl Store {
         rows.fetch_all(&self.readers).await?.into_iter().map(BackendRow::try_from).collect()
     }
 
-    /// Watches over a backend from now on, unless somebody else does: `before` did, or nobody.
+    /// Makes `worker` the supervisor of a backend if its supervisor is still `before` (none: no worker). False otherwise.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -189,7 +188,7 @@ impl Store {
         .await
     }
 
-    /// Leaves a backend that this worker watches over to whoever sweeps next.
+    /// Gives up the supervision of a backend by this worker; the next sweep assigns another supervisor.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -208,7 +207,7 @@ impl Store {
         .await
     }
 
-    /// Whether a backend still runs under this start.
+    /// Whether a backend is still running in this generation.
     ///
     /// # Errors
     /// Any failure of the database.

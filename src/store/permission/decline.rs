@@ -7,13 +7,13 @@ use crate::permission::Answer;
 use crate::store::StoreError;
 use crate::store::tx::Tx;
 
-/// Who declines where the sender is not known any more, as the permission names it.
+/// The `answered_by` when the sender of the message is not known any more.
 const BY_CHAT: &str = "chat";
-/// Why.
+/// The stored reason.
 const REASON: &str = "declined: a new message was sent";
 
-/// Declines, for `by`, what the running run of a session asks, when it waits for nothing else. Answers whether it did. While a question
-/// is open, the stored message is as new as the newest event of a tool.
+/// Declines, for `by`, the open questions of a session's running run, if the run waits for nothing else. Returns whether it did.
+/// While a question is open, the stored message is as recent as the newest event of a tool.
 pub(in crate::store) async fn decline(tx: &mut Tx<'_>, session: SessionKey, by: &str) -> Result<bool, StoreError> {
     let waiting = sqlx::query_scalar!(
         r#"SELECT r.key AS "key!" FROM runs r JOIN messages m ON m.run_key = r.key
@@ -33,8 +33,8 @@ pub(in crate::store) async fn decline(tx: &mut Tx<'_>, session: SessionKey, by: 
     Ok(!pending.is_empty())
 }
 
-/// Declines a question that a run asks while a message waits that goes next: its sender reads the stream of that message,
-/// where no question of this run is shown.
+/// Declines a question of a run if a queued message of the session goes next: its sender reads the stream of that message, where
+/// this run's question is not shown.
 pub(super) async fn decline_if_passed(tx: &mut Tx<'_>, run: RunKey, id: PermissionId) -> Result<(), StoreError> {
     let is_passed = sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT 1 FROM runs r JOIN runs q ON q.session_key = r.session_key

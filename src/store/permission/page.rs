@@ -9,14 +9,14 @@ use crate::permission::{Permission, PermissionState};
 /// A page of permissions.
 #[derive(Debug)]
 pub struct PermissionPage {
-    /// Newest first, each with the cursor behind it.
+    /// Newest first, each with the cursor that continues after it.
     pub permissions: Vec<(i64, Permission)>,
     /// Whether there are more.
     pub more: bool,
 }
 
 impl Store {
-    /// The newest permissions, each with the cursor behind it.
+    /// The newest permissions, each with the cursor that continues after it.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -77,7 +77,7 @@ impl Store {
             .fetch_one(&self.readers)
             .await?
         } else if filter.state == Some(PermissionState::Pending) {
-            // Few, however long the history is.
+            // There are few of these, however long the history is.
             sqlx::query_scalar!(
                 r#"SELECT json_group_array(key) AS "keys!: String" FROM (SELECT p.key
                    FROM permissions p INDEXED BY permissions_pending JOIN runs r ON r.key = p.run_key

@@ -1,5 +1,5 @@
-//! Claim: one statement makes ready runs running, under a lease of this worker. And what follows from leases: renew,
-//! take over from a dead worker, put back.
+//! Claim: one statement turns ready runs into running ones, under a lease of this worker. Also what else is done with the leases
+//! of many runs at once: renewing them, and taking runs over from a dead worker.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,36 +15,36 @@ use crate::store::{Store, StoreError};
 use crate::text::AgentSessionId;
 use crate::worker::{ProcessIdentity, Shim};
 
-/// What a worker asks for.
+/// The parameters of a claim.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest {
-    /// Who asks.
+    /// The worker that claims.
     pub worker: WorkerKey,
-    /// At most so many runs.
+    /// Maximum number of runs.
     pub limit: i64,
-    /// The agents that this process knows, with the most runs of each over all processes.
+    /// The agents that this process has configured, each with its maximum number of running runs over all processes.
     pub agents: BTreeMap<AgentName, u32>,
-    /// The workspaces that this process knows.
+    /// The workspaces that this process has configured.
     pub workspaces: Vec<WorkspaceName>,
-    /// Not just any run.
+    /// Restricts the claim to the runs of one session.
     pub only: Option<SessionScope>,
     /// How long the leases last unless they are renewed.
     pub lease: Duration,
 }
 
-/// The runs of one session, as long as one of them is not settled.
+/// The runs of one session, until a given run is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionScope {
     /// The session.
     pub session: SessionKey,
-    /// The run that somebody waits for.
+    /// The run that the caller waits for; once it is settled, nothing more is claimed.
     pub until: RunKey,
 }
 
-/// A run that this worker may execute now.
+/// A claimed run, with what the worker needs to execute it.
 #[derive(Debug, Clone)]
 pub struct Claimed {
-    /// The right to write to it.
+    /// Its lease: the right to write to it.
     pub lease: Lease,
     /// Its id.
     pub run: RunId,
@@ -52,7 +52,7 @@ pub struct Claimed {
     pub session: SessionKey,
     /// Its session.
     pub session_id: SessionId,
-    /// The id of the message that it answers with.
+    /// The id of its answer.
     pub response_id: MessageId,
     /// Its workspace.
     pub workspace: WorkspaceName,
@@ -62,40 +62,40 @@ pub struct Claimed {
     pub slot: Option<String>,
     /// The parts of the message that it answers, as JSON.
     pub message_parts: String,
-    /// The agent's own id of the conversation.
+    /// The agent's own id of the conversation, if it has one.
     pub agent_session: Option<AgentSessionId>,
     /// The options of the session, as JSON.
     pub options: String,
-    /// Whether the agent may forget the conversation after the turn.
+    /// Whether the session is one-shot: the agent may forget the conversation after the turn.
     pub oneshot: bool,
     /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
-    /// Whether it goes on from an interrupted run that had said something: then the agent knows the message.
+    /// Whether it resumes an interrupted run that had output: then the agent knows the message already.
     pub resumes: bool,
     /// When it was enqueued.
     pub queued_at: Timestamp,
-    /// How often it was put back because the system was short of something.
+    /// How often it was put back because a system resource ran out.
     pub shortages: i64,
 }
 
 impl Claimed {
-    /// The try at the run that its lease allows.
+    /// The attempt at the run that its lease allows.
     pub fn attempt(&self) -> Attempt {
         Attempt { run: self.run, number: self.lease.token }
     }
 }
 
 impl Orphan {
-    /// The try at the run that its lease allows; all before it are over.
+    /// The attempt at the run that its lease allows; all earlier ones are over.
     pub fn attempt(&self) -> Attempt {
         Attempt { run: self.run, number: self.lease.token }
     }
 }
 
-/// A running run whose worker is dead or silent; now under a lease of whoever recovers it.
+/// A running run whose worker is dead or silent; now under a lease of the worker that recovers it.
 #[derive(Debug, Clone)]
 pub struct Orphan {
-    /// The right to settle it or to put it back.
+    /// Its lease: the right to settle it or to put it back.
     pub lease: Lease,
     /// Its id.
     pub run: RunId,
@@ -103,9 +103,9 @@ pub struct Orphan {
     pub session: SessionKey,
     /// Its session.
     pub session_id: SessionId,
-    /// The worker that lost it.
+    /// The worker that held it before.
     pub worker: String,
-    /// Whether that is proven dead, and did not just fall silent.
+    /// Whether that worker is proven dead, rather than just silent.
     pub worker_dead: bool,
     /// Its workspace.
     pub workspace: WorkspaceName,
@@ -113,26 +113,26 @@ pub struct Orphan {
     pub agent: AgentName,
     /// Its own limit for the whole turn, or that of its session.
     pub timeout_ms: Option<i64>,
-    /// The process that holds the agent, if one was started.
+    /// The agent's shim, if one was started.
     pub host: Option<Shim>,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
-    /// Whether the agent had spoken.
+    /// Whether the agent had any output.
     pub said: bool,
-    /// Whether somebody had asked for it to stop.
+    /// Whether a cancel was requested.
     pub cancel_requested: bool,
-    /// How often it was claimed and its agent could be started.
+    /// How often it was claimed, without the claims that ended in a shortage of resources.
     pub attempts: i64,
-    /// How often it was taken over, by this recovery too.
+    /// How often it was taken over, this time included.
     pub recoveries: i64,
-    /// How often in a row a worker failed to go on with it.
+    /// Consecutive failed adoptions.
     pub failures: i64,
-    /// How often it was put back because the system was short of something.
+    /// How often it was put back because a system resource ran out.
     pub shortages: i64,
 }
 
 impl Store {
-    /// Claims ready runs, best first.
+    /// Claims ready runs: by priority, then oldest first.
     ///
     /// # Errors
     /// Why nothing was claimed.
@@ -144,7 +144,7 @@ impl Store {
         .await
     }
 
-    /// Whether a claim would find anything, asked on a reading connection: looking around takes nobody's write lock.
+    /// Whether a claim would find anything. Runs on a read connection, so that polling takes no write lock.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -166,9 +166,8 @@ impl Store {
         Ok(found.fetch_one(&self.readers).await?)
     }
 
-    /// Renews the leases of these runs of a worker, and its heartbeat, in one statement each. Answers with the leases
-    /// that are still its own. A worker that was forgotten in the meantime (a sweep on another host found it silent) is
-    /// there again afterwards.
+    /// Renews the leases of these runs of a worker, and its heartbeat, in one statement each. Returns the leases that it still
+    /// holds. A worker whose row was removed in the meantime (a sweep on another machine found it silent) is registered again.
     ///
     /// # Errors
     /// Why nothing was renewed.
@@ -188,7 +187,7 @@ impl Store {
         .await
     }
 
-    /// The running runs of a worker that somebody asked to stop.
+    /// The running runs of a worker that have a cancel request.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -200,8 +199,8 @@ impl Store {
         Ok(keys.fetch_all(&self.readers).await?)
     }
 
-    /// Takes over running runs that are lost; except those in `own`, which this process is executing. Asks no clock: what
-    /// is lost, the caller has found out.
+    /// Takes over the running runs that are lost, except those in `own`, which this process is executing. Reads no clock: the
+    /// caller has determined what is lost.
     ///
     /// # Errors
     /// Why nothing was taken over.
@@ -225,10 +224,10 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
     let (agents, workspaces) = (to_json(&request.agents)?, to_json(&request.workspaces)?);
     let (now, expires_at) = (tx.now.as_millis(), (tx.now + request.lease).as_millis());
     let (session, until) = request.only.map(|only| (only.session, only.until)).unzip();
-    // A session has at most one ready run, so that neither history nor a long queue of one session is looked at.
-    // A run rests for half a minute at most (`engine::shortage`): one that would for longer was put back before the clock stepped
-    // back. Two candidates may want the same shared agent, or the last place of an agent: ranks let the better one through.
-    // `key IN` and not `UPDATE … FROM`: that one may be answered by a scan of all runs.
+    // A session has at most one ready run, so the cost depends neither on history nor on the length of a session's queue. A run
+    // that was put back for a shortage waits half a minute at most (`engine::shortage`); a longer wait means that the clock has
+    // stepped back since. Two candidates may compete for one shared agent, or for an agent's last place: the ranks let only the
+    // better one through. `key IN` and not `UPDATE … FROM`, which SQLite may execute as a scan of all runs.
     let rows = sqlx::query!(
         r#"UPDATE runs SET status = 'running', ready = 0, short_of = NULL, claimed_at = ?1, attempts = attempts + 1,
                lease_worker = ?2, lease_token = lease_token + 1, lease_expires_at = ?3,
@@ -291,7 +290,7 @@ async fn claim(tx: &mut Tx<'_>, request: &ClaimRequest) -> Result<Vec<Claimed>, 
             agent: row.agent.parse()?,
             slot: row.slot,
             message_parts: row.message_parts,
-            // One that another program stored may not be one.
+            // Another program may have stored an id that is not valid.
             agent_session: row.agent_session.and_then(|id| id.parse().ok()),
             options: row.options,
             oneshot: row.oneshot,
@@ -319,7 +318,7 @@ async fn renew(
     }
     let wanted = to_json(&leases.iter().map(|l| (l.run, l.token)).collect::<Vec<_>>())?;
     let expires_at = (tx.now + lease).as_millis();
-    // Always another value than before, also by a clock that stands or went back: this is how others see that it was renewed.
+    // The value always grows, even if the clock stands still or went back: other workers detect a renewal by the change.
     let rows = sqlx::query!(
         r#"UPDATE runs SET lease_expires_at = max(?2, lease_expires_at + 1)
            FROM (SELECT value ->> 0 AS run, value ->> 1 AS token FROM json_each(?3)) l

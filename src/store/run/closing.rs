@@ -1,8 +1,8 @@
-//! Closing with a long queue: the runs that are to be cancelled are marked in one small statement, and cancelled in short
-//! transactions, by whichever process comes to it.
+//! Closing a session with a long queue: one small statement marks the runs to be cancelled; short transactions, of any process
+//! on the file, then cancel them.
 //!
 //! Always: no transaction cancels or writes the spans of more than [`RUNS_AT_ONCE`] runs. A marked run is never claimed
-//! (`claimable_runs`), and a run that is enqueued behind the mark is not touched by it.
+//! (`claimable_runs`), and the mark does not affect a run that is enqueued after it.
 
 use sqlx::SqliteConnection;
 
@@ -11,7 +11,7 @@ use crate::lease::SessionKey;
 use crate::store::tx::{Notice, Tx};
 use crate::store::{Store, StoreError, assignment};
 
-/// Sessions that are gone on with in one pass, in turns.
+/// Sessions handled in one pass, round-robin.
 const SESSIONS_AT_ONCE: i64 = 16;
 
 /// Marks the queued runs of a session as cancelled, and cancels the first of them.
@@ -36,7 +36,7 @@ async fn cancel_some(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
     );
     let runs = runs.fetch_all(&mut *tx.conn).await?;
     let mut done = runs.len() < usize::try_from(RUNS_AT_ONCE).unwrap_or(usize::MAX);
-    // Their spans come behind that of a run that has begun and is not marked.
+    // Their spans follow that of a run that has begun and is not marked.
     let waits_for_span = is_running(tx.conn, session).await? || is_other_begun(tx.conn, session).await?;
     for (index, run) in runs.into_iter().enumerate() {
         let cancelled = cancel_queued(tx, run).await?;
@@ -47,7 +47,7 @@ async fn cancel_some(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreEr
             write_span(tx, run).await?;
             continue;
         }
-        // What was cancelled behind a run that was running comes first.
+        // The spans of runs that were cancelled while another run was running come first.
         write_spans(tx, session).await?;
         if has_unwritten(tx.conn, session).await? {
             done = false;
@@ -99,11 +99,11 @@ async fn has_unwritten(conn: &mut SqliteConnection, session: SessionKey) -> Resu
 }
 
 impl Store {
-    /// Goes on with cancelling what is marked, and with writing the spans of runs that were cancelled in the queue. While a
-    /// session has a running run it waits for the end of that. True when there is more to do at once.
+    /// Continues to cancel the marked runs and to write the spans of runs that were cancelled in the queue. A session with a
+    /// running run waits until that run ends. Returns true if there is more to do right away.
     ///
     /// # Errors
-    /// Why nothing more was stored.
+    /// Why the rest was not stored.
     pub async fn go_on_closing(&self) -> Result<bool, StoreError> {
         let sessions = sqlx::query_scalar!(
             r#"SELECT key AS "key!" FROM (
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-/// True when the session is not done, and nothing keeps it from going on.
+/// True if the session is not done and can be continued right away.
 async fn go_on(tx: &mut Tx<'_>, session: SessionKey) -> Result<bool, StoreError> {
     if is_running(tx.conn, session).await? {
         return Ok(false);

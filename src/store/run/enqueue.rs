@@ -12,13 +12,13 @@ use crate::workspace::WhenFull;
 
 use super::{RunRow, load_one, request_cancel};
 
-/// Why a message is sent. A message that is not known is new, whatever the purpose.
+/// Why a message is sent. A message with an unknown id is new, whatever the purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// It is new. The same id again is the same send, and refused when the message differs.
+    /// A new message. Sending the same id again is the same send; it is refused if the message differs.
     #[default]
     Send,
-    /// It is there, and its answer is to be given anew; one that differs from what is there is an edit.
+    /// The message is stored already, and its answer is to be generated again. If it differs from the stored one, it is an edit.
     Regenerate,
     /// It replaces the message of the same id and all that came after.
     Edit,
@@ -31,7 +31,7 @@ pub struct Enqueue {
     pub session: SessionId,
     /// What it is created with.
     pub new: NewSession,
-    /// Refuse when the session exists with another workspace or agent than `new` names.
+    /// Refuse the message if the session exists with another workspace than that of `new`.
     pub workspace_named: bool,
     /// The same for the agent.
     pub agent_named: bool,
@@ -39,50 +39,51 @@ pub struct Enqueue {
     pub message: UserMessage,
     /// Why it is sent.
     pub purpose: Purpose,
-    /// How it is to be run.
+    /// The options of its run.
     pub options: RunOptions,
-    /// Who declines with it what the running run asks, if that run waits for nothing but answers; then it goes next.
+    /// Who declines, with this message, the open questions of the running run, if that run waits for nothing else. The message
+    /// then goes next.
     pub declined_by: Option<String>,
-    /// Whether it goes next in any case.
+    /// Whether the message goes next in any case.
     pub goes_next: bool,
-    /// The most runs that wait in a session.
+    /// Maximum number of queued runs of a session.
     pub max_queued: u32,
     /// What the session gets when no slot is free.
     pub when_full: WhenFull,
     /// The agents that are keyed by slot.
     pub slot_bound: Vec<AgentName>,
-    /// The session gives up its slot when it has nothing left to do.
+    /// Whether the session gives up its slot when it has nothing left to do.
     pub close_when_idle: bool,
 }
 
-/// What became of a message.
+/// The result of an enqueue.
 #[derive(Debug, Clone)]
 pub struct Enqueued {
     /// Its run.
     pub run: RunRow,
-    /// False when its run was there before: nothing was started.
+    /// False when its run existed before: nothing was started.
     pub created: bool,
 }
 
-/// What is to be done with a message.
+/// What to do with a message.
 enum Step {
-    /// Its run is there.
+    /// Nothing: its run exists.
     Known(RunKey),
-    /// It has not been sent before.
+    /// Insert the message and a run.
     Insert,
-    /// It is answered once more, as it is or as it is now.
+    /// Enqueue another run for it, with its stored text or, if `edits`, with a new one.
     Answer { edits: bool },
-    /// It waits in the queue, and its run takes the new text.
+    /// Replace its text: its run is still queued.
     Rewrite { message: i64, run: RunKey },
 }
 
-/// Why a message was not taken. Nothing was stored.
+/// Why a message was refused. Nothing was stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The session has a queued or running run, and the caller did not want to wait.
     #[error("the session is busy with run {0}")]
     Busy(RunId),
-    /// The session has as many queued runs as it may have.
+    /// The session has reached its limit of queued runs.
     #[error("the session has {0} queued runs, and may have no more: wait until some have begun, or cancel some")]
     QueueFull(u32),
     /// The pool has no free slot, and its policy is to refuse.
@@ -98,16 +99,16 @@ pub enum Refusal {
         /// What was asked for.
         asked: String,
     },
-    /// The id is taken by a message that nobody sent.
+    /// The id belongs to a message of the session that was not sent by a person: an answer.
     #[error("message id {0} is taken by another message of the session")]
     IdTaken(MessageId),
-    /// The message was sent before and said something else.
+    /// The id was sent before with other content.
     #[error("message {0} was sent before with other parts: give a new message an id of its own")]
     MessageDiffers(MessageId),
 }
 
 impl Store {
-    /// Enqueues a message; answers after the commit.
+    /// Enqueues a message; returns after the commit.
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: why it was refused.
@@ -135,7 +136,7 @@ impl Enqueue {
             Ok(Step::Known(run)) => return enqueued(tx, run, false).await.map(Ok),
             Ok(step) => step,
         };
-        // Asked before anything is written: a refusal stores nothing.
+        // Checked before anything is written: a refusal stores nothing.
         if let Some(refusal) = self.find_refusal(tx, known.as_ref(), &step).await? {
             return Ok(Err(refusal));
         }
@@ -199,7 +200,7 @@ impl Enqueue {
         Ok(())
     }
 
-    /// What the message is to a session that exists. The same message again has its run already.
+    /// What to do with the message in a session that exists. A message that is sent again has its run already.
     async fn find_step(&self, tx: &mut Tx<'_>, session: SessionKey) -> Result<Result<Step, Refusal>, StoreError> {
         let Some(sent) = message::find_sent(tx.conn, session, &self.message.id).await? else {
             return Ok(Ok(Step::Insert));
@@ -209,7 +210,7 @@ impl Enqueue {
         Ok(match self.purpose {
             Purpose::Send if !is_same => Err(Refusal::MessageDiffers(self.message.id.clone())),
             Purpose::Send => Ok(Step::Known(latest.key)),
-            // Two clicks on "regenerate" are one; after its end a further one is a new wish.
+            // Two clicks on "regenerate" count once; a click after the run has settled is a new request.
             Purpose::Regenerate if is_same && latest.is_settled => Ok(Step::Answer { edits: false }),
             Purpose::Regenerate | Purpose::Edit if is_same => Ok(Step::Known(latest.key)),
             _ if latest.takes_edits => Ok(Step::Rewrite { message: sent.key, run: latest.key }),
@@ -229,7 +230,7 @@ impl Enqueue {
         {
             return Ok(Some(Refusal::Busy(run)));
         }
-        // A message that takes its new text in the queue makes it no longer.
+        // Rewriting a queued message does not lengthen the queue.
         if let Some(known) = known
             && !matches!(step, Step::Rewrite { .. })
             && is_full(tx, known.key, self.max_queued).await?
@@ -266,7 +267,8 @@ async fn busy_with(tx: &mut Tx<'_>, session: SessionKey) -> Result<Option<RunId>
     Ok(id.map(|id| id.parse()).transpose()?)
 }
 
-/// Whether so many runs wait in a session, other than those that are about to be cancelled. No more of its queue is looked at.
+/// Whether at least `most` runs are queued in a session, not counting those marked to be cancelled. Reads no more of the queue
+/// than that.
 async fn is_full(tx: &mut Tx<'_>, session: SessionKey, most: u32) -> Result<bool, StoreError> {
     let last = i64::from(most) - 1;
     let full = sqlx::query_scalar!(
@@ -288,7 +290,7 @@ async fn cancel_running(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), Stor
     }
 }
 
-/// What puts a new run ahead of all that wait in its session.
+/// The `front` value that puts a new run ahead of all queued runs of its session.
 async fn next_front(tx: &mut Tx<'_>, session: SessionKey) -> Result<i64, StoreError> {
     let front = sqlx::query_scalar!(
         r#"SELECT coalesce(max(front), 0) + 1 AS "front!: i64" FROM runs WHERE session_key = ?1 AND status = 'queued'"#,
@@ -297,8 +299,8 @@ async fn next_front(tx: &mut Tx<'_>, session: SessionKey) -> Result<i64, StoreEr
     Ok(front.fetch_one(&mut *tx.conn).await?)
 }
 
-/// Cancels the queued runs whose message is replaced: nobody would see what they answer. Comes after the new run is in the
-/// queue, so that the session keeps its place, or its place in the line for one.
+/// Cancels the queued runs whose message is replaced: their answers would never be shown. Runs after the new run is enqueued, so
+/// that the session keeps its assignment, or its place in the queue for a slot.
 async fn cancel_replaced(
     tx: &mut Tx<'_>,
     session: SessionKey,

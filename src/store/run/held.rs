@@ -1,4 +1,4 @@
-//! Leases as those see them who do not hold them, and what of them may be taken over.
+//! Leases as seen by other workers, and which of them may be taken over.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::store::{Store, StoreError};
 /// What a sweep may take over.
 #[derive(Debug, Clone, Default)]
 pub struct Lost {
-    /// Workers that are proven dead: all their runs.
+    /// Workers that are proven dead: all their runs are lost.
     pub workers: Vec<WorkerKey>,
-    /// Leases that ran out. One that was renewed in the meantime is not lost.
+    /// Leases that ran out. A lease that was renewed in the meantime is not lost.
     pub leases: Vec<HeldLease>,
 }
 
 impl Store {
-    /// The leases of all running runs. Whoever looks again and again sees which of them are not renewed any more.
+    /// The leases of all running runs. A worker that polls them sees which are no longer renewed.
     ///
     /// # Errors
     /// Any failure of the database.

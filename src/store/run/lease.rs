@@ -1,4 +1,4 @@
-//! What the holder of a lease does with a run besides speaking: say who holds the agent, let go, put back.
+//! What the holder of a lease does with a run besides appending events: record the shim, give the lease back, put the run back.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::store::{Store, StoreError};
 use crate::worker::Shim;
 
 impl Store {
-    /// Stores which process holds the agent of a run, and where it works, before anything of the agent runs.
+    /// Stores the shim of a run's agent, and the agent's working directory, before the agent starts.
     ///
     /// # Errors
     /// Outside: why it was not stored. Inside: false when the lease is lost.
@@ -56,7 +56,7 @@ impl Store {
         .await
     }
 
-    /// Counts that a worker begins to go on with a run. False when the lease is lost.
+    /// Counts the start of an adoption. False when the lease is lost.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -74,8 +74,8 @@ impl Store {
         .await
     }
 
-    /// Takes back that an adoption of a run counts as failed. Also when its lease is lost, which is no failure of the run: the
-    /// count is that of the run, and not of the lease.
+    /// Undoes the count of an adoption, so that it is not a failed one. Works without the lease, too: losing the lease is not a
+    /// failure of the run, and the count belongs to the run, not to the lease.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -93,7 +93,7 @@ impl Store {
         .await
     }
 
-    /// Stores that a worker has read all that a run had to say when it was adopted.
+    /// Resets the count of failed adoptions: the worker has read all output that the run had when it was adopted.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -112,16 +112,16 @@ impl Store {
         .await
     }
 
-    /// Puts a run that has said nothing back to the head of its session's queue.
+    /// Puts a run without output back to the head of its session's queue.
     ///
     /// # Errors
-    /// Outside: why nothing was stored. Inside: false when the lease is lost, or when it has spoken or is to be cancelled.
+    /// Outside: why nothing was stored. Inside: false when the lease is lost, or when the run has output or a cancel request.
     pub async fn put_back(&self, lease: Lease) -> Result<bool, StoreError> {
         self.write(move |tx| Box::pin(async move { put_back(tx, lease).await })).await
     }
 
-    /// Puts a run back because the system is short of what its agent's start needs. It is not claimed before `pause` is over; other
-    /// runs are.
+    /// Puts a run back because a system resource ran out that its agent's start needs. The run is not claimed before `pause` is
+    /// over; other runs are.
     ///
     /// # Errors
     /// As [`Store::put_back`].
@@ -146,11 +146,11 @@ impl Store {
         .await
     }
 
-    /// Puts a run back whose agent ended without a word when it was to go on in a session of its own: the next try begins
-    /// a new one. A run does so once, and only while the agent has not said that it is in that session.
+    /// Puts a run back whose agent exited without output when it was to resume its own session: the next attempt begins a new
+    /// one. This happens once per run at most, and only while the agent has not confirmed that it is in that session.
     ///
     /// # Errors
-    /// Outside: why nothing was stored. Inside: false when it cannot be, also for the reasons of [`Store::put_back`].
+    /// Outside: why nothing was stored. Inside: false when it is not possible, also for the reasons of [`Store::put_back`].
     pub async fn put_back_afresh(&self, lease: Lease) -> Result<bool, StoreError> {
         self.write(move |tx| {
             Box::pin(async move {
@@ -191,7 +191,7 @@ async fn put_back(tx: &mut Tx<'_>, lease: Lease) -> Result<bool, StoreError> {
     Ok(done)
 }
 
-/// Gives up the leases that a process still holds when it goes: its runs are taken over at the next sweep.
+/// Gives back all leases that a process still holds when it exits: the next sweep takes its runs over.
 pub async fn expire_leases(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<(), StoreError> {
     sqlx::query!("UPDATE runs SET lease_expires_at = 0 WHERE lease_worker = ?1", worker).execute(conn).await?;
     Ok(())

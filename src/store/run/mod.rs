@@ -76,7 +76,7 @@ impl TryFrom<Row> for RunRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        // Only of a failure: while a run goes on, its agent may still get over what it reported.
+        // Only for a failed run: while a run is running, its agent may still recover from an error that it reported.
         let is_failed = row.status == Status::Failed.as_str();
         let class = row.error_class.filter(|_| is_failed).map(|class| class.parse::<ErrorClass>()).transpose();
         let class = class.map_err(|error| StoreError::Invalid(error.to_string()))?;
@@ -126,7 +126,7 @@ impl TryFrom<Row> for RunRow {
     }
 }
 
-/// Where a run is: its row, its session's row, and what it has said.
+/// A run with its row key and that of its session.
 #[derive(Debug, Clone)]
 pub struct RunRow {
     /// Its row.
@@ -174,7 +174,7 @@ async fn load_one<'e>(executor: impl sqlx::SqliteExecutor<'e>, key: RunKey) -> R
 }
 
 impl Store {
-    /// Those of some runs that are running, and of some backends, under whose ids processes are held as well, that live.
+    /// The ids, among the given ones, of running runs and of backends that are not stopped: both have processes under their ids.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -201,7 +201,7 @@ impl Store {
         }
     }
 
-    /// What a session is at: its running run, else the newest of those whose span is in the log or that wait.
+    /// The current run of a session: the running one, else the newest one that is queued or has its span in the log.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -221,7 +221,7 @@ impl Store {
         }
     }
 
-    /// The run whose span holds an event of a session.
+    /// The run whose span contains an event of a session.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -233,12 +233,12 @@ impl Store {
         }
     }
 
-    /// The run of a message of a session: the newest that answers it, or the one that answers with it.
+    /// The run of a message of a session: the newest run that answers it, or, for an answer, the run that produced it.
     ///
     /// # Errors
     /// Any failure of the database.
     pub async fn find_run_of_message(&self, session: SessionKey, id: &MessageId) -> Result<Option<RunRow>, StoreError> {
-        // Its answer has the run's id before it is stored.
+        // The id of an answer contains the run's id, so this works before the answer is stored.
         if let Some(run) = id.run_of_response()
             && let Some(located) = self.find_run(run).await?.filter(|located| located.session == session)
         {
@@ -305,7 +305,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.agent, row.running)).collect())
     }
 
-    /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were no event.
+    /// What the agent of a run wrote to stderr, head and tail, and a sample of the lines that were not events.
     ///
     /// # Errors
     /// Any failure of the database.

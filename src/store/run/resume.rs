@@ -1,14 +1,13 @@
-//! Resume: a run that was interrupted is followed by another one, in the transaction that settles it.
+//! Resume: the transaction that settles an interrupted run enqueues its successor.
 
 use crate::id::{MessageId, RunId};
 use crate::lease::Lease;
 use crate::store::StoreError;
 use crate::store::tx::{Notice, Tx};
 
-/// Enqueues the successor of a run that its settle interrupts: the same message, answered once more. Comes before the run is
-/// settled, so that its session always has something to do and keeps its slot. Refused together with the settle: when the
-/// lease is lost or a cancel was requested. Not when anything newer was asked of the session, or when the message was answered
-/// `at_most` times again.
+/// Enqueues the successor of a run that is being settled as interrupted: another run for the same message. Runs before the
+/// settle, so that the session always has work and keeps its slot. Refused together with the settle, if the lease is lost or a
+/// cancel was requested. Does nothing if the session has a newer run, or if the message was resumed `at_most` times already.
 pub(super) async fn enqueue_successor(tx: &mut Tx<'_>, lease: Lease, at_most: u32) -> Result<(), StoreError> {
     let id = RunId::generate();
     let response = MessageId::of_response(id);

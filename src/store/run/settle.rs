@@ -1,4 +1,4 @@
-//! Settle: the one place where a run ends, and the requests that lead to it.
+//! Settle: the one place where a run ends, and the cancel requests that lead to it.
 
 use std::sync::Arc;
 
@@ -21,31 +21,31 @@ use crate::usage::Usage;
 
 use super::{RunRow, load_one, resume};
 
-/// Each costs a quarter of a millisecond: other writes wait for 50 ms.
+/// Runs cancelled in one transaction. Each costs a quarter of a millisecond, so other writes wait for 50 ms at most.
 pub const RUNS_AT_ONCE: i64 = 200;
 
-/// How a run ends.
+/// The parameters of a settle.
 #[derive(Debug, Clone)]
 pub struct Settle {
-    /// The right to end it.
+    /// Its lease: the right to settle it.
     pub lease: Lease,
     /// The session that it belongs to.
     pub session: SessionKey,
     /// The run, as readers know it.
     pub run_id: RunId,
-    /// Its last chunks; `finish` is the last. Its outcome is added to them when they are stored.
+    /// Its last chunks, ending with `finish`. The outcome is added to them when they are stored.
     pub events: Vec<Chunk>,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
     /// Why it ends.
     pub outcome: Outcome,
-    /// What is known of the agent's process.
+    /// How the agent's process ended.
     pub exit: ExitReport,
-    /// The whole message, as JSON parts; none when the agent said nothing.
+    /// The whole message, as JSON parts; none without output.
     pub parts: Option<Arc<str>>,
-    /// The tail of what the agent said; none when it said nothing.
+    /// The tail of the agent's text; none without output.
     pub progress: Option<String>,
-    /// When it was interrupted: how many runs may follow one message because of that.
+    /// If the run was interrupted: the maximum number of runs that may resume one message.
     pub resumes: u32,
 }
 
@@ -54,20 +54,20 @@ pub struct Settle {
 pub struct Settled {
     /// Its newest event.
     pub last_seq: Seq,
-    /// What kind of error ended it: of one that its agent reported, the kind that was stored when it was heard.
+    /// The class of the error that ended it. For an error that its agent reported, the class that was stored with the report.
     pub class: Option<ErrorClass>,
 }
 
-/// What a request to cancel came to.
+/// The result of a cancel request.
 #[derive(Debug, Clone)]
 pub struct CancelRequest {
-    /// The run after it.
+    /// The run after the request.
     pub run: RunRow,
-    /// Whether the run was settled before.
+    /// Whether the run was settled already.
     pub was_settled: bool,
 }
 
-/// All settles of a transaction.
+/// Executes all settles of a transaction.
 pub(in crate::store) async fn settle_all(
     tx: &mut Tx<'_>,
     settles: &[Settle],
@@ -80,7 +80,7 @@ pub(in crate::store) async fn settle_all(
     let labelled: Vec<Vec<String>> = settles.iter().zip(&endings).map(label).collect();
     let guarded = settles.iter().zip(&labelled).map(|(s, events)| Guarded {
         lease: s.lease,
-        // A cancel that was stored decides the outcome, also when it came a moment before another end.
+        // A stored cancel request decides the outcome, even if it came only a moment before another end.
         unless_cancelled: s.outcome.cause != Cause::Cancelled,
         events,
     });
@@ -151,7 +151,7 @@ pub(in crate::store) async fn settle_all(
         let committed = Committed::new(settle.session, settle.run_id, tx.now, first_seq, events, true);
         tx.notices.push(Notice::EventsCommitted(committed.into()));
         tx.notices.push(Notice::Ready);
-        // The schema allows no other words.
+        // The schema allows only known words.
         let class = row.error_class.as_deref().and_then(|class| class.parse().ok());
         results.push(Ok(Settled { last_seq: row.last_seq, class }));
         if row.unwritten {
@@ -164,8 +164,7 @@ pub(in crate::store) async fn settle_all(
     Ok(results)
 }
 
-/// How each of these runs ends, with what is stored of it already: what its agent used, and the kind of error that it
-/// reported.
+/// The endings of these runs, including what is stored already: the usage, and the class of the error that the agent reported.
 async fn endings(tx: &mut Tx<'_>, settles: &[Settle]) -> Result<Vec<Ending>, StoreError> {
     let keys = serde_json::Value::from_iter(settles.iter().map(|s| s.lease.run)).to_string();
     let rows = sqlx::query!(
@@ -180,7 +179,7 @@ async fn endings(tx: &mut Tx<'_>, settles: &[Settle]) -> Result<Vec<Ending>, Sto
         let Some(row) = rows.iter().find(|row| row.key == settle.lease.run) else {
             return Ending::new(cause, class, Usage::default());
         };
-        // The schema allows no other words.
+        // The schema allows only known words.
         let reported = row.error_class.as_deref().and_then(|class| class.parse().ok());
         let usage = Usage {
             input_tokens: row.input_tokens,
@@ -197,8 +196,8 @@ async fn endings(tx: &mut Tx<'_>, settles: &[Settle]) -> Result<Vec<Ending>, Sto
     Ok(settles.iter().map(ending).collect())
 }
 
-/// The spans of runs that were cancelled in the queue while another one was running: they come behind it, so that each
-/// run's events stay in one piece. Of very many, the rest follows in transactions of their own (`closing.rs`).
+/// Writes the spans of runs that were cancelled in the queue while another run was running. They follow that run's span, so that
+/// spans do not interleave. If there are very many, the rest follows in separate transactions (`closing.rs`).
 pub(super) async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
     let runs = sqlx::query_scalar!(
         r#"SELECT key AS "key!" FROM runs WHERE session_key = ?1 AND settled_at IS NOT NULL AND first_seq IS NULL
@@ -214,7 +213,7 @@ pub(super) async fn write_spans(tx: &mut Tx<'_>, session: SessionKey) -> Result<
     Ok(())
 }
 
-/// The span of a run that ended in the queue: `start` (unless it was claimed once), then its end.
+/// Writes the span of a run that ended in the queue: `start` (unless it was claimed before), then its end.
 pub(super) async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
     let events: Vec<_> = Chunk::end_of_a_run_cancelled_in_the_queue().iter().map(Chunk::to_json).collect();
     let (events, now) = (format!("[{}]", events.join(",")), tx.now.as_millis());
@@ -242,7 +241,7 @@ pub(super) async fn write_span(tx: &mut Tx<'_>, run: RunKey) -> Result<(), Store
     Ok(())
 }
 
-/// Asks for a run to stop, in whatever state it is. A queued one is cancelled at once.
+/// Requests a cancel of a run in any state. A queued run is cancelled at once.
 pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     let running = sqlx::query!(
@@ -263,12 +262,12 @@ pub(in crate::store) async fn request_cancel(tx: &mut Tx<'_>, run: RunKey) -> Re
     Ok(())
 }
 
-/// Cancels a queued run. Its span is still to be written, unless it had begun. Answers with its session; none when it is not
-/// queued.
+/// Cancels a queued run. The caller still has to write its span, unless the span had begun. Returns its session; none if the run
+/// is not queued.
 pub(super) async fn cancel_queued(tx: &mut Tx<'_>, run: RunKey) -> Result<Option<SessionKey>, StoreError> {
     let now = tx.now.as_millis();
     let (status, cause) = (Status::Cancelled.as_str(), Cause::Cancelled.as_str());
-    // A run that was claimed once and put back has its `start` already: its span grows in the statement that ends it.
+    // A run that was claimed and put back has its `start` already: its span has to be completed together with its end.
     let begun = sqlx::query_scalar!(
         r#"SELECT first_seq IS NOT NULL AS "begun!: bool" FROM runs WHERE key = ?1 AND status = 'queued'"#,
         run
@@ -291,11 +290,11 @@ pub(super) async fn cancel_queued(tx: &mut Tx<'_>, run: RunKey) -> Result<Option
 }
 
 impl Store {
-    /// Asks for all runs of the sessions below a session to stop, as [`Store::cancel_run`] does, in short transactions. Answers
-    /// with those that were not settled.
+    /// Requests a cancel of all runs of the descendants of a session, as [`Store::cancel_run`] does, in short transactions.
+    /// Returns the runs that were not settled yet.
     ///
     /// # Errors
-    /// Why nothing more was stored; to ask again goes on with it.
+    /// Why the rest was not stored; calling it again continues.
     pub async fn cancel_descendants(&self, of: SessionKey) -> Result<Vec<RunId>, StoreError> {
         let (mut cancelled, mut after) = (Vec::new(), 0);
         loop {
@@ -309,7 +308,8 @@ impl Store {
         }
     }
 
-    /// Asks for a run to stop: stored before anything is sent, in whatever state the run is; asking again changes nothing.
+    /// Requests a cancel of a run in any state. The request is stored before anything is sent to the agent; repeating it changes
+    /// nothing.
     ///
     /// # Errors
     /// Why nothing was stored. `None` when there is no such run.
@@ -333,7 +333,7 @@ impl Store {
     }
 }
 
-/// The next of the unsettled runs below a session, which are asked to stop.
+/// Requests a cancel of the next unsettled runs of a session's descendants.
 async fn cancel_below(tx: &mut Tx<'_>, of: SessionKey, after: RunKey) -> Result<Vec<(RunKey, RunId)>, StoreError> {
     let runs = sqlx::query!(
         r#"WITH RECURSIVE below (key) AS (

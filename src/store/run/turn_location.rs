@@ -1,11 +1,11 @@
-//! Where the turn of a run is: what it takes to find it in a live agent.
+//! Where the turn of a run is: what is needed to find it in a backend.
 
 use crate::id::{SessionId, WorkspaceName};
 use crate::lease::{BackendKey, Lease, RunKey};
 use crate::store::{Store, StoreError};
 use crate::text::AgentSessionId;
 
-/// Where the turn of a run is, as far as it is stored.
+/// Where the turn of a run is, according to its rows.
 #[derive(Debug, Clone)]
 pub struct TurnLocation {
     /// Its workspace.
@@ -16,18 +16,18 @@ pub struct TurnLocation {
     pub session: SessionId,
     /// The agent's own id of the conversation.
     pub agent_session: Option<AgentSessionId>,
-    /// Where it works; none when no process was started for it.
+    /// The agent's working directory; none when no process was started for it.
     pub dir: Option<String>,
-    /// The number of the try that its process was started for, if one was.
+    /// The number of the attempt that its process was started for, if one was.
     pub shim_attempt: Option<i64>,
-    /// The live agent that it is on, if it is on one, and which start of it lives now.
+    /// The backend that it is on, if any, and the current generation of that backend.
     pub backend: Option<(BackendKey, i64)>,
-    /// Where that is reached; none when nothing of it lives.
+    /// The endpoint of that backend; none when it has no process.
     pub endpoint: Option<String>,
 }
 
 impl Store {
-    /// Where the turn of a run is; none when the lease is lost, or the run settled: then it is nobody's to end.
+    /// Where the turn of a run is; none when the lease is lost or the run is settled: then this worker must not end it.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -54,7 +54,7 @@ impl Store {
         }))
     }
 
-    /// Whether a run is tried for the first time.
+    /// Whether this is the first attempt at a run, not counting those that ended in a shortage of resources.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -64,8 +64,8 @@ impl Store {
         Ok(first.fetch_one(&self.readers).await?)
     }
 
-    /// Whether an earlier try of a run gave up the session that its agent was in, or its id cannot be used, which
-    /// only another program stores.
+    /// Whether an earlier attempt at a run gave up the agent's own session, or the stored id of that session is invalid, which
+    /// only another program can have stored.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -80,7 +80,7 @@ impl Store {
         Ok(self.stored_agent_session(run).await?.is_some_and(|id| id.parse::<AgentSessionId>().is_err()))
     }
 
-    /// The agent's own session that a run goes on in.
+    /// The agent's own session that a run resumes.
     ///
     /// # Errors
     /// Any failure of the database.

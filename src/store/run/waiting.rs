@@ -1,4 +1,4 @@
-//! What runs wait for, as far as the rows say.
+//! What runs wait for, according to the rows.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use crate::store::{Store, StoreError};
 use crate::waiting::WaitsFor;
 
 impl Store {
-    /// What each of some runs waits for; runs that wait for nothing are left out. `most` are the turns that each agent may
-    /// have at once. Whether the processes in the table of workers are alive the rows do not say.
+    /// What each of these runs waits for; runs that wait for nothing are left out. `most` is the maximum number of concurrent
+    /// turns of each agent. The rows cannot tell whether the registered workers are alive.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -22,7 +22,7 @@ impl Store {
         let runs = serde_json::to_string(runs).map_err(json)?;
         let most = serde_json::to_string(most).map_err(json)?;
         let now = self.clock.now().as_millis();
-        // A queued run that is not ready waits for its turn when its session has a place, or when it is not the next one.
+        // A queued run that is not ready waits for its turn if its session has an assignment, or if it is not the next one.
         let rows = sqlx::query!(
             r#"SELECT r.key AS "key!", CASE
                    WHEN r.status = 'running' THEN 'answer'
