@@ -50,7 +50,7 @@ impl<T: Into<String>> From<T> for ProbeError {
 
 /// A way to reach an agent.
 pub trait Driver: Send + Sync {
-    /// Gets ready for one turn, which begins when [`Control::begin`] says so.
+    /// Gets ready for one turn, which begins when [`Control::begin`](crate::process::Control::begin) says so.
     ///
     /// # Errors
     /// [`StartError`] when the agent could not be started; then nothing of it is left.
@@ -59,7 +59,7 @@ pub trait Driver: Send + Sync {
     /// Goes on with a turn that another worker began; `None` for agents that end with their engine.
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>>;
 
-    /// The line that tells the agent how its request was decided, for [`Control::write`]. To be told twice does no harm.
+    /// The line that tells the agent how its request was decided, for [`Control::write`](crate::process::Control::write). To be told twice does no harm.
     /// `None` for agents that ask nothing.
     fn answer(&self, _request: &PermissionRequest, _decision: &Decision) -> Option<String> {
         None

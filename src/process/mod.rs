@@ -45,7 +45,7 @@ pub use self::output::decode;
 pub use self::shim::dir::Shims;
 
 /// A piece of an agent's output: what was read between the previous record's offset and this one's. After
-/// [`Driver::adopt`] the output is read again from its beginning; one record ends exactly at [`Adoption::offset`], and
+/// `Driver::adopt` the output is read again from its beginning; one record ends exactly at [`Adoption::offset`], and
 /// everything after it is new.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
