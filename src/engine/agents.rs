@@ -1,7 +1,7 @@
-//! Which agents there are: those that can be used, those that are known by name, and what is found of each here.
+//! Which agents there are: those that can be used, those that are known by name, and what is installed of each here.
 //!
-//! Always: nothing has to be configured or installed for an answer. A survey starts programs, so there is one at a time, which
-//! answers everyone who asks meanwhile and for a while after; it goes on when the one who asked first has gone.
+//! Always: an answer needs nothing configured or installed. A survey starts programs, so there is one at a time; it answers
+//! all requests that come meanwhile and for a while after, and continues when the first requester has gone.
 //!
 //! Proof: `tests/http/agents.rs`.
 
@@ -19,12 +19,12 @@ use crate::catalogue::{AgentReport, Found, KNOWN, KnownAgent};
 use crate::config::Config;
 use crate::driver::open;
 
-/// Programs that are asked for their version at once: each may be an interpreter with a large package.
+/// Programs that are asked for their version concurrently: each may be an interpreter with a large package.
 const AT_ONCE: usize = 4;
 /// A survey answers all requests until it is this old, counted from its beginning.
 pub const SURVEY_MAX_AGE: Duration = Duration::from_secs(60);
-/// Programs are started for a survey for this long; those whose turn comes later are looked for only. Well below the limit
-/// of an HTTP handler.
+/// Programs are started for a survey for this long; agents that come later are only searched for. Well below the limit of an
+/// HTTP handler.
 const SURVEY_LIMIT: Duration = Duration::from_secs(20);
 
 /// The newest survey.
@@ -36,12 +36,12 @@ pub(super) struct Surveys {
 #[derive(Debug, Clone)]
 struct Survey {
     begun: Instant,
-    /// `None` as long as it lasts.
+    /// `None` while the survey runs.
     reports: watch::Receiver<Option<Arc<[AgentReport]>>>,
 }
 
 impl Survey {
-    /// Whether it lasts, or ended not long ago. One whose task ended without reports answers nothing.
+    /// Whether it runs, or ended recently. One whose task ended without reports answers nothing.
     fn is_fresh(&self) -> bool {
         let has_ended = self.reports.borrow().is_some();
         if has_ended { self.begun.elapsed() < SURVEY_MAX_AGE } else { self.reports.has_changed().is_ok() }
@@ -61,7 +61,7 @@ impl Surveys {
         shared.tasks.spawn(async move {
             tokio::select! {
                 reports = self::survey(&task.config) => drop(done.send_replace(Some(reports.into()))),
-                // What it has started is ended with it.
+                // Dropping the survey ends what it has started.
                 () = task.closed.cancelled() => {}
             }
         });
@@ -71,7 +71,7 @@ impl Surveys {
 
 impl Engine {
     /// All agents: first those that sessions can name, then those that are known and not configured. Starts the program of
-    /// each for its version, at most once in [`SURVEY_MAX_AGE`]; how many turns run is always of now.
+    /// each for its version, at most once in [`SURVEY_MAX_AGE`]; the numbers of running turns are always current.
     ///
     /// # Errors
     /// [`EngineError::Store`]; [`EngineError::ShuttingDown`].
@@ -87,7 +87,7 @@ impl Engine {
     }
 }
 
-/// A survey of its own, without a database: nothing is known of what runs. What it has started is ended when it is dropped.
+/// A survey without a database: the numbers of running turns are unknown. Dropping it ends what it has started.
 pub async fn survey(config: &Config) -> Vec<AgentReport> {
     let until = Instant::now() + SURVEY_LIMIT;
     let configured = config.agents.values().map(|agent| Candidate::configured(agent, config));
@@ -103,7 +103,7 @@ pub async fn survey(config: &Config) -> Vec<AgentReport> {
     futures_util::stream::iter(looks.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
 }
 
-/// An agent that is looked for.
+/// An agent to search for.
 struct Candidate {
     driver: DriverConfig,
     dir: std::path::PathBuf,
@@ -158,7 +158,7 @@ impl Candidate {
     }
 }
 
-/// Where an agent works first of all: in a workspace that it lives in, or in any.
+/// The default working directory of an agent: that of a workspace that it lives in, or of any.
 pub(super) fn working_dir<'a>(agent: &Agent, config: &'a Config) -> &'a Path {
     let resident = config.workspaces.values().find(|workspace| workspace.agent == agent.name);
     let any = || config.workspaces.values().next();

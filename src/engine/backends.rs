@@ -1,11 +1,11 @@
-//! Warm backends, as operators list and stop them. What starts and watches them is the supervisor.
+//! Warm backends, as operators list and stop them. The supervisor starts and watches them.
 
 use super::{Engine, EngineError, not_found};
 use crate::backend::Backend;
 use crate::id::BackendId;
 use crate::store::backend::StopRequest;
 
-/// Backends that end are history, which `v_backends` shows whole.
+/// Ended backends are history, which `v_backends` shows in full.
 const BACKENDS_LISTED: i64 = 100;
 
 impl Engine {
@@ -17,7 +17,7 @@ impl Engine {
         Ok(self.shared.store.list_backends(BACKENDS_LISTED).await?)
     }
 
-    /// Asks for a warm backend to end. With `force` also one that a turn is on: it ends as soon as none is.
+    /// Requests a backend to end. One with a turn on it is refused, or with `force` ends as soon as no turn is on it.
     ///
     /// # Errors
     /// [`EngineError::BackendBusy`], [`EngineError::NotFound`], [`EngineError::Store`].

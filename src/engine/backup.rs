@@ -7,22 +7,22 @@ use serde::Serialize;
 use super::{EngineError, READS_AT_MOST};
 use crate::store::reading::Reading;
 
-/// What a backup came to.
+/// The result of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Backup {
-    /// Where it is.
+    /// Absolute path of the copy.
     pub path: PathBuf,
-    /// Its size.
+    /// Size of the copy.
     pub bytes: u64,
-    /// How long it took.
+    /// How long the backup took.
     pub duration_ms: u64,
 }
 
-/// Copies the database at `path` to `to`, whether anybody has it open or not: consistent, compact, checked and readable by its
-/// owner only. What opens the copy knows nothing of the processes that work on the original.
+/// Copies the database at `path` to `to`, whether or not a process has it open: consistent, compact, checked and readable by
+/// its owner only. A process that opens the copy knows nothing of those that work on the original.
 ///
 /// # Errors
-/// [`EngineError::Store`]; then nothing is left of the copy.
+/// [`EngineError::Store`]; then nothing of the copy is left.
 pub async fn back_up(path: &Path, to: &Path) -> Result<Backup, EngineError> {
     let began = std::time::Instant::now();
     let mut tries = 0;

@@ -1,11 +1,11 @@
-//! Chats: which run a page goes on with, and the answers that come along with a message.
+//! Chats: which run a page resumes, and the answers that come with a message.
 
 use super::{Engine, EngineError, PermissionFilter, not_found};
 use crate::event::Seq;
 use crate::id::{MessageId, PermissionId, RunId, SessionId};
 use crate::permission::{Answer, PermissionState};
 
-/// What a client has of a chat that it goes on with.
+/// What a client has of a chat that it resumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeFrom {
     /// A run.
@@ -26,8 +26,8 @@ pub struct GivenAnswer {
 }
 
 impl Engine {
-    /// The run whose stream a client of a chat is to get: the one that it names; else the one of its cursor, unless it has
-    /// all of that; else what the session is at. `None` when there is nothing more.
+    /// The run whose stream a chat client is to get: the one that it names; else the one at its cursor, unless it has all of
+    /// that; else the current run of the session. `None` if there is nothing more.
     ///
     /// # Errors
     /// [`EngineError::NotFound`] for a session, run or message that is not there, [`EngineError::CursorAhead`],
@@ -71,8 +71,8 @@ impl Engine {
         Ok(!self.list_permissions(&filter, 1).await?.is_empty())
     }
 
-    /// Those of these answers that a session's agent waits for. What else comes along in a history was decided before or
-    /// belongs elsewhere.
+    /// Those of these answers that a session's agent waits for. Other answers in a history were decided before or belong
+    /// elsewhere.
     ///
     /// # Errors
     /// [`EngineError::Store`].
@@ -93,8 +93,8 @@ impl Engine {
         Ok(answers.into_iter().filter(is_open).collect())
     }
 
-    /// Gives these answers; whether any of them counted. One that cannot be given is left out: it stays in the history that
-    /// comes with every message.
+    /// Gives these answers; returns whether any of them counted. One that cannot be given is skipped: it stays in the history
+    /// that comes with every message.
     ///
     /// # Errors
     /// [`EngineError::Store`].

@@ -1,7 +1,7 @@
-//! Closing a session with a long queue: its runs are cancelled some at a time, so that other writes get in between.
+//! Closing a session with a long queue: its runs are cancelled in batches, so that other writes get in between.
 //!
-//! Always: what is to be done is in the database, so that it is gone on with after a crash, and whichever process closed the
-//! session. Proof: `tests/it/cancel.rs`.
+//! Always: what is to be done is in the database, so that it continues after a crash, whichever process closed the session.
+//! Proof: `tests/it/cancel.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Engine, EngineError, Shared};
 /// Poll interval for what other processes do: they may close a session, or end the running run of one.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Goes on with what is to be cancelled until the engine closes.
+/// Cancels the remaining runs of closed sessions until the engine closes.
 pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         let round = shared.health.begin_round("closing", ROUND_LIMIT);

@@ -1,15 +1,15 @@
-//! How a run ended, from what was asked, what the agent said and how its process ended.
+//! How a run ended, decided by what was requested, what the agent said and how its process ended.
 //!
-//! Always: the first that applies wins, and what was asked for wins over all. Text never decides: stderr only words the
-//! failure of a process that failed.
+//! Always: the first that applies wins, and a request wins over all. Text never decides: stderr only words the failure of a
+//! process that failed.
 
 use super::turn::Turn;
 use crate::failure::ErrorClass;
 use crate::process::{StartError, last_words};
 use crate::run::{Cause, ExitReport, Outcome};
 
-/// The outcome of a run whose agent is gone. `asked` is what the engine asked for first, if it asked for anything; `says_end`
-/// whether the agent's protocol says when a turn is over.
+/// The outcome of a run whose agent is gone. `asked` is what the engine requested first, if anything; `says_end` is whether
+/// the agent's protocol says when a turn is over.
 pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, says_end: bool) -> Outcome {
     if let Some(cause) = asked {
         return asked_for(cause);
@@ -17,7 +17,7 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, says_end: bo
     if let Some(error) = turn.agent_error() {
         return Outcome::because(Cause::AgentError, error);
     }
-    // It said all. How its process ends then is not held against the answer.
+    // The answer is complete. How the process exits after that is not held against it.
     if turn.has_ended() {
         return Outcome::completed();
     }
@@ -39,13 +39,13 @@ pub fn decide(asked: Option<Cause>, turn: &Turn, exit: &ExitReport, says_end: bo
             let sentence = format!("Agent was ended by {}.", show_signal(signal));
             Outcome::because(Cause::Signal, sentence).with_class(ErrorClass::Crashed)
         }
-        // Whoever watched the process lost its end, and only a known good end completes a run.
+        // The watcher of the process lost its exit status, and only a known good end completes a run.
         (None, None) => Outcome::because(Cause::Internal, "It is not known how the agent ended."),
     }
 }
 
-/// The outcome of a run whose agent is a command that speaks no protocol: its exit code says all. One that prints nothing
-/// and ends with 0 has succeeded.
+/// The outcome of a run whose agent is a command without a protocol: its exit code decides. One that prints nothing and exits
+/// with 0 has succeeded.
 pub fn decide_by_exit(asked: Option<Cause>, exit: &ExitReport) -> Outcome {
     if let Some(cause) = asked {
         return asked_for(cause);
@@ -68,13 +68,13 @@ fn show_signal(signal: i32) -> String {
     format!("signal {signal}{name}")
 }
 
-/// The beginning of what it wrote that is not in its protocol.
+/// The beginning of what the agent wrote outside its protocol.
 fn quoted(exit: &ExitReport) -> Option<String> {
     let sample = exit.malformed_sample.as_deref().map(str::trim).filter(|sample| !sample.is_empty())?;
     Some(format!("The agent does not speak its protocol. It said: {sample}"))
 }
 
-/// The outcome of a run whose agent ended well and said nothing that could be understood.
+/// The outcome of a run whose agent exited well and said nothing that could be understood.
 fn no_output(exit: &ExitReport) -> Outcome {
     match exit.malformed_lines {
         0 => Outcome::because(Cause::NoOutput, "No response from agent.").with_class(ErrorClass::Crashed),
@@ -95,7 +95,7 @@ pub fn not_started(error: &StartError) -> Outcome {
     Outcome { class: error.class, ..Outcome::because(Cause::SpawnFailed, sentence) }
 }
 
-/// The outcome of a run that was ended for this.
+/// The outcome of a run that was ended for this cause.
 pub fn asked_for(cause: Cause) -> Outcome {
     let sentence = match cause {
         Cause::Finished => return Outcome::completed(),

@@ -11,13 +11,13 @@ const BASE: u64 = 64;
 /// A turn that starts: a directory, a listener, a log, a link, a pidfd, `/dev/null`, and the pipe by which the child reports a
 /// failed exec. Once it runs it holds the link and the pidfd.
 const PER_RUN: u64 = 8;
-/// A warm agent: its link, its pidfd, a probe, and `/proc`.
+/// A backend: its link, its pidfd, a probe, and `/proc`.
 const PER_BACKEND: u64 = 4;
-/// Where even the reserve does not fit: one in so many is for connections.
+/// If even the reserve does not fit, one in this many is for connections.
 const SMALL_SHARE: u64 = 4;
 
 /// How many connections a process with `limit` descriptors may serve at once: as many as the config says, but none of those
-/// that are kept for runs, warm agents and the database.
+/// that are kept for runs, backends and the database.
 pub fn max_connections(config: &Config, limit: Option<u64>) -> usize {
     let configured = config.server.max_connections;
     let Some(limit) = limit else { return configured };

@@ -1,8 +1,8 @@
 //! The doctor: what is wrong with a database and with all that belongs to it on this machine: processes, directories, the
 //! disk, the programs of the agents.
 //!
-//! Always: it only looks, whether a daemon runs or not, and changes nothing. What it looks at changes meanwhile; so whatever
-//! the file says of a process or directory is asked after that was seen, and whether it is still there after that.
+//! Always: it only reads, whether a daemon runs or not, and changes nothing. What it examines may change meanwhile; so a
+//! process or directory is listed first, then the file is asked about it, and then it is checked again that it is still there.
 //!
 //! Proof: `tests/cli/doctor.rs`.
 
@@ -34,15 +34,15 @@ use crate::store::reading::{Known, Reading};
 use crate::store::worker::Registered;
 use crate::store::{agents_dir, backup_note, files, newest_schema, token_file};
 
-/// A write-ahead log that is cut back after each checkpoint grows so long only while somebody reads on and on.
+/// A write-ahead log that is truncated after each checkpoint grows beyond this only while a reader keeps its transaction open.
 const MAX_WAL_BYTES: u64 = 256 * 1024 * 1024;
-/// Less free space than this is little.
+/// Less free space than this is reported.
 const MIN_FREE_BYTES: u64 = 512 * 1024 * 1024;
-/// And less than this part of the disk, in percent.
+/// Less than this share of the disk is reported too, in percent.
 const MIN_FREE_PERCENT: u64 = 5;
-/// Most directories of agents that are looked at.
+/// Most directories of agents that are examined.
 const HOMES_AT_ONCE: usize = 4096;
-/// A worker that beats more seldom than this many times the length of its leases is silent.
+/// A worker without a heartbeat for this many lengths of its leases is silent.
 const SILENT_LEASES: u32 = 3;
 
 /// Examines the database at `path` and what belongs to it, as `config` describes that.
@@ -72,7 +72,7 @@ async fn examine_open(reading: &mut Reading, config: &Config, depth: Depth) -> R
         if depth == Depth::Full {
             checks.push(rows::check(&path, config).await);
         }
-        // What is wrong with a row is a finding already; here it is one of what it keeps from being checked.
+        // The audit reports unreadable rows; here each check that they prevent becomes a finding.
         let workers = reading.workers().await.unwrap_or_default();
         checks.push(stuck_runs(reading, &workers).await.unwrap_or_else(|error| unasked("runs", &error)));
         checks.push(workers_gone(&workers));
@@ -99,7 +99,7 @@ fn unasked(name: &'static str, error: &EngineError) -> Check {
     Check::new(name, Verdict::Error, "first put right what the checks above name", vec![finding])
 }
 
-/// Whether the schema is the one of this build, with all that keeps the promises.
+/// Whether the schema is that of this build, with everything that keeps its promises.
 async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, EngineError> {
     let detail = format!("its schema is version {found}, this build has {known}");
     let finding = vec![Finding::new(reading.path().display(), detail)];
@@ -124,7 +124,7 @@ async fn schema(reading: &mut Reading, found: i64, known: i64) -> Result<Check, 
     })
 }
 
-/// Running runs that nobody moves.
+/// Running runs that no worker moves.
 async fn stuck_runs(reading: &mut Reading, workers: &[Registered]) -> Result<Check, EngineError> {
     let workers: HashMap<_, _> = workers.iter().map(|worker| (worker.key, worker)).collect();
     let now = SystemClock.now();
@@ -133,7 +133,7 @@ async fn stuck_runs(reading: &mut Reading, workers: &[Registered]) -> Result<Che
         let detail = match worker.map(|worker| (worker, reap::is_alive(&worker.process))) {
             None => "is running, and its worker is not known".to_owned(),
             Some((worker, Liveness::Dead)) => format!("is running, and its worker {} is dead", worker.id),
-            // As long again as it is: the others watch it for its whole length before they take it over.
+            // Plus another length of the lease: other workers observe it that long before they take the run over.
             Some((worker, _)) if held.expires_at + worker.lease < now => {
                 let since = if held.expires_at == Timestamp::from_millis(0) {
                     "was given back".to_owned()
@@ -151,7 +151,7 @@ async fn stuck_runs(reading: &mut Reading, workers: &[Registered]) -> Result<Che
     Ok(Check::new("runs", Verdict::Error, advice, stuck.collect()))
 }
 
-/// Workers that are dead, or have not been heard of for long. One that lives and is silent does not do its work.
+/// Workers that are dead, or have sent no heartbeat for long. A live one without heartbeats does not do its work.
 fn workers_gone(workers: &[Registered]) -> Check {
     let now = SystemClock.now();
     let is_silent = |worker: &Registered| worker.heartbeat_at + worker.lease * SILENT_LEASES < now;
@@ -169,7 +169,7 @@ fn workers_gone(workers: &[Registered]) -> Check {
     Check::new("workers", severity, advice, gone.collect())
 }
 
-/// Processes that runs of this file left: those carry the marker of a run that is not running.
+/// Processes that runs of this file left: they carry the marker of a run that is not running.
 async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError> {
     let processes = spawn_blocking(reap::marked_processes).await.unwrap_or_default();
     let known = known(reading, processes.iter().map(|(attempt, _)| *attempt)).await?;
@@ -186,7 +186,7 @@ async fn leftover_processes(reading: &mut Reading) -> Result<Check, EngineError>
     Ok(Check::new("processes", Verdict::Error, advice, left.collect()))
 }
 
-/// Directories of agents whose run is not running, and copies of backups that were killed.
+/// Directories of agents whose run is not running, and unfinished copies of backups that were killed.
 async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Check, EngineError> {
     let shims = Shims::new(PathBuf::new(), agents_dir(path));
     let looked = shims.clone();
@@ -210,7 +210,7 @@ async fn leftover_directories(reading: &mut Reading, path: &Path) -> Result<Chec
             None => "its run is not in this database".to_owned(),
         };
         let home = shims.dir_of(attempt);
-        // What cannot be looked at was there a moment before.
+        // What cannot be examined was there a moment before.
         home.try_exists().unwrap_or(true).then(|| Finding::new(home.display(), detail))
     });
     let mut left: Vec<_> = left.collect();
@@ -268,9 +268,9 @@ fn temp() -> Check {
     Check::new("temp", Verdict::Warning, advice, findings.into_iter().collect())
 }
 
-/// Whether the rest of the machine may read what was said. A group that may is one that the owner chose.
+/// Whether other users of the machine may read what was said. A group with access was chosen by the owner.
 fn permissions(path: &Path) -> Check {
-    // The token of requests is not even the group's.
+    // Not even the group may read the token of requests.
     let token = token_file(path).ok().map(|file| (file, 0o077));
     let open = files(path).into_iter().chain([agents_dir(path)]).map(|file| (file, 0o007)).chain(token);
     let open = open.filter_map(|(file, others)| {
@@ -281,7 +281,7 @@ fn permissions(path: &Path) -> Check {
         };
         (mode & others != 0).then(|| Finding::new(file.display(), format!("its mode is {mode:o}: others may use it")))
     });
-    // Others may put another file in the place of the database, unless the sticky bit keeps them from it.
+    // Others may replace the database with another file, unless the sticky bit keeps them from it.
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mode = std::fs::metadata(dir).map_or(0, |meta| meta.permissions().mode() & 0o7777);
     let replaceable = (mode & 0o1002 == 0o002)
@@ -290,7 +290,7 @@ fn permissions(path: &Path) -> Check {
     Check::new("permissions", Verdict::Warning, advice, open.chain(replaceable).collect())
 }
 
-/// Whether agents can change something in the directories that they work in. One that is not there is named with its agents.
+/// Whether agents can write in their working directories. A missing directory is reported with its agents.
 fn workspaces(config: &Config) -> Check {
     let unwritable = config.workspaces.values().filter(|workspace| workspace.dir.is_dir()).filter_map(|workspace| {
         let denied = rustix::fs::access(&workspace.dir, Access::WRITE_OK | Access::EXEC_OK).err()?;
@@ -301,8 +301,8 @@ fn workspaces(config: &Config) -> Check {
     Check::new("workspaces", Verdict::Warning, advice, unwritable.collect())
 }
 
-/// Whether the agents that turns may be given to can be started, where they would be. One that is only built in may be
-/// missing as long as no workspace needs it.
+/// Whether the agents that turns may be given to can be started in their directories. A built-in agent may be missing as long
+/// as no workspace needs it.
 fn programs(config: &Config) -> Check {
     let builtin = Config::builtin(Path::new("/"));
     let mut missing = BTreeMap::new();
@@ -325,7 +325,7 @@ fn programs(config: &Config) -> Check {
     Check::new("agents", Verdict::Error, advice, missing.into_values().collect())
 }
 
-/// What agents are told as it stands, although it looks like a placeholder.
+/// Text for agents that looks like a placeholder and is none.
 fn placeholders(config: &Config) -> Check {
     let findings = config.agents.values().flat_map(|agent| {
         let templates: Vec<_> = match &agent.driver {

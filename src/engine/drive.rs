@@ -1,5 +1,5 @@
-//! Drive: one claimed run, from the prompt to its settlement. Reads what the agent says, turns it into events, appends
-//! them, and watches for every reason to stop. The first reason wins.
+//! Drive: one claimed run, from the prompt to its settlement. Reads the agent's output, turns it into events, appends them,
+//! and watches for every reason to stop. The first reason wins.
 //!
 //! Proof: `tests/it/run.rs`, `tests/it/permission.rs`.
 
@@ -49,26 +49,26 @@ use crate::store::backend::Taken;
 use crate::store::fact::Fact;
 use crate::store::run::{Claimed, Orphan};
 
-/// The folded message is stored at most this often while a run goes on, and less often the larger it is, so that what is
-/// written of it stays in proportion to what the agent says.
+/// The folded message is stored at most this often while a run executes, and less often the larger it is, so that the bytes
+/// written for it stay in proportion to the agent's output.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
-/// For each of these the interval is longer by itself once.
+/// The interval grows by one [`SNAPSHOT_INTERVAL`] for each of these.
 const SNAPSHOT_BYTES: usize = 1024 * 1024;
-/// A larger message is only stored while the run goes on when memory for that is free at once.
+/// A message larger than this is stored during the run only if memory for that is free at once.
 const SMALL_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
-/// How long an agent that said its turn is over may take to end its process.
+/// How long an agent that said its turn is over may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 /// Records taken in one append.
 const RECORDS_AT_ONCE: usize = 64;
-/// The most that a run may say, as JSON: its message is held in memory and shown as one.
+/// Most bytes of a run's message, as JSON: it is held in memory and shown as a whole.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
-// It is looked at behind each line.
+// Checked after each line, so that the last line may exceed it.
 const _: () = {
     let most = MAX_MESSAGE_BYTES + *limits::MAX_LINE_BYTES.end();
     assert!(most * limits::JSON_GROWTH < limits::MAX_STORED_BYTES);
 };
 
-/// Drives a run from its prompt to its end.
+/// Drives a claimed run from its prompt to its end.
 pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claimed, signals: Signals) {
     let mut drive = Drive::new(&shared, worker, LeasedRun::from(&claimed), signals);
     let span = drive.span();
@@ -82,7 +82,7 @@ pub(super) async fn drive(shared: Arc<Shared>, worker: WorkerKey, claimed: Claim
     .await;
 }
 
-/// Drives a run whose worker was lost from where that stopped to its end.
+/// Drives a run of a lost worker from where that worker stopped to its end.
 pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan, signals: Signals) -> Driven {
     let mut drive = Drive::new(&shared, worker, LeasedRun::from(&orphan), signals);
     let span = drive.span();
@@ -97,19 +97,19 @@ pub(super) async fn adopt(shared: Arc<Shared>, worker: WorkerKey, orphan: Orphan
     .await
 }
 
-/// How far an agent whose turn is over was asked to end.
+/// How far the shutdown of an agent whose turn is over has got.
 #[derive(Debug, Clone, Copy)]
 enum Closing {
     /// Its turn is not over, or it was stopped.
     No,
-    /// Its stdin is closed then, unless it speaks again.
+    /// Its stdin is closed at this time, unless it speaks again.
     Soon(Instant),
-    /// Its stdin is closed. It is stopped then.
+    /// Its stdin is closed. It is stopped at this time.
     Closed(Instant),
 }
 
 impl Closing {
-    /// What follows from how the turn stands.
+    /// The next step, given the state of the turn.
     fn after(self, turn: TurnState) -> Self {
         match (turn, self) {
             (TurnState::Working, _) => Self::No,
@@ -131,7 +131,7 @@ impl Closing {
 enum Followed {
     /// The run was settled; `None` when it went back to the queue.
     Done(Option<Outcome>),
-    /// Nothing of the agent ran, for want of something that may be there again in a moment.
+    /// No part of the agent ran, for want of resources: a retry may succeed.
     Short(StartError),
 }
 
@@ -144,24 +144,24 @@ struct Drive<'a> {
     prompts: PermissionPrompts,
     conversation: Conversation,
     offset: u64,
-    /// About how many bytes were heard that are not stored.
+    /// About how many bytes were read and are not stored yet.
     unstored: usize,
     began: Instant,
-    /// What the turn takes of the memory, once it has begun.
+    /// The turn's memory account, once it has begun.
     memory: Option<Account>,
-    /// When its agent was asked to begin; none once it has.
+    /// When its agent was asked to begin; `None` once it has.
     prompted_at: Option<std::time::Instant>,
-    /// The live agent that the turn is on, if it is on one.
+    /// The backend that the turn is on, if it is on one.
     on: Option<Taken>,
-    /// An error that it reported after it was to be stopped: one against that, unless it had ended before.
+    /// An error that the agent reported after it was asked to stop: a protest against that, unless it had ended before.
     late_error: Option<AgentError>,
-    /// An error that it reported and may overcome.
+    /// An error that the agent reported and may recover from.
     trouble: Option<AgentError>,
-    /// It was adopted, and not all is read that its agent had said by then.
+    /// The run was adopted, and what its agent had said by then is not yet read to the end.
     is_behind: bool,
-    /// Its adoption counts as failed until all of that is read.
+    /// Its adoption counts as failed until that is read.
     is_counted: bool,
-    /// What it said last of the modes and options that it has.
+    /// The modes and options that the agent advertised last.
     advertised: Option<Value>,
 }
 
@@ -209,11 +209,11 @@ impl<'a> Drive<'a> {
         self.memory = Some(reply.memory.clone());
         let heard = self.listen(agent, driver, &mut reply).await;
         let heard = match heard {
-            // The next worker settles the run from the spool; a plain stop does not leave its agent running.
+            // A plain stop does not leave the agent running; the next worker settles the run from the spool.
             Err(Abandoned::Store(_)) if self.shared.ending.is_cancelled() && !self.shared.leaving.is_cancelled() => {
                 self.drop_rest(&mut reply, Cause::Shutdown).await.and(heard)
             }
-            // What it says has no place any more.
+            // What it still says cannot be stored.
             Err(Abandoned::Refused { .. }) => self.drop_rest(&mut reply, Cause::Unstorable).await.and(heard),
             Err(_) => {
                 reply.control.leave();
@@ -235,7 +235,7 @@ impl<'a> Drive<'a> {
             }
             heard => heard?,
         };
-        // Without a host nobody else knows what the agent was asked.
+        // Without a shim no other process knows what the agent was asked.
         let is_ours = reply.host.is_none();
         let done = match end {
             Ok(End::Exited(mut exit)) => {
@@ -247,8 +247,8 @@ impl<'a> Drive<'a> {
                     METRICS.agents_killed.inc();
                     tracing::warn!(grace = ?agent.kill_grace, "the agent did not end when asked, and was killed");
                 }
-                // Whoever asked first may have been another worker. An agent that had ended before anybody asked was not
-                // ended by a limit or by our own end: we only came to read it late.
+                // Another worker may have asked first. If the agent had ended before any request, no limit and no shutdown of
+                // ours ended it: this process only came to read it late.
                 let decides = |cause: &Cause| is_ours || matches!(cause, Cause::Cancelled | Cause::OutputLimit);
                 let asked = exit.stopped.filter(|cause| *cause != Cause::Finished).or(asked.filter(decides));
                 if asked.is_none() {
@@ -279,7 +279,7 @@ impl<'a> Drive<'a> {
                 self.settle(asked_for(cause.unwrap_or(Cause::ShimLost)), exit).await?
             }
             Ok(End::NotStarted(Some(error))) if error.is_shortage && matches!(asked, None | Some(Cause::Shutdown)) => {
-                // The next start makes the directory anew.
+                // The next start creates the directory again.
                 return Ok(Followed::Short(error));
             }
             Ok(End::NotStarted(Some(error))) => self.settle(not_started(&error), ExitReport::default()).await?,
@@ -304,7 +304,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Listens to the agent until it has no more to say. Answers with what it was asked to stop for, if it was.
+    /// Reads the agent's output to its end. Returns what the agent was asked to stop for, if anything.
     async fn listen(
         &mut self,
         agent: &Agent,
@@ -322,7 +322,7 @@ impl<'a> Drive<'a> {
         loop {
             let is_asking = self.prompts.is_waiting();
             let is_idle = !self.turn.is_tool_running() && !is_asking;
-            // An agent that we did not read from was not silent.
+            // While the engine did not read from it, the agent was not silent.
             progress_at = progress_at.max(reply.memory.waited_until().unwrap_or(progress_at));
             let idle_from = is_idle.then_some(progress_at + agent.idle_timeout);
             let untold = self.prompts.untold.front().map(|line| reply.control.write(line));
@@ -345,7 +345,7 @@ impl<'a> Drive<'a> {
                 Some(()) = OptionFuture::from(closing.at().map(sleep_until)) => {
                     closing = match closing {
                         Closing::Soon(_) => {
-                            // One that reads its stdin waits for more otherwise.
+                            // An agent that reads its stdin would otherwise wait for more.
                             reply.control.close_input().await;
                             Closing::Closed(Instant::now() + EXIT_GRACE)
                         }
@@ -359,7 +359,7 @@ impl<'a> Drive<'a> {
                 Some(told) = OptionFuture::from(untold) => {
                     self.prompts.untold.pop_front();
                     if !told {
-                        // Whoever goes on with it tells it again; otherwise its limits end it.
+                        // A process that adopts the run tells it again; otherwise the agent's limits end it.
                         tracing::warn!("failed to tell the agent how its request was decided");
                     }
                     continue;
@@ -380,7 +380,7 @@ impl<'a> Drive<'a> {
                     }
                     None
                 }
-                // Behind the records: what was read so far is stored by then.
+                // After the records: what was read so far is stored by then.
                 () = reply.control.caught_up(), if self.is_behind => {
                     self.is_behind = false;
                     self.retry_write(|| self.shared.store.end_adoption(self.leased.lease)).await?;
@@ -404,13 +404,13 @@ impl<'a> Drive<'a> {
             }
             self.note_start();
             let was_at_work = self.turn.is_tool_running();
-            // Given back when what was heard is stored.
+            // Released when what was read is stored.
             let _held: Vec<_> = records.iter_mut().map(|record| std::mem::take(&mut record.held)).collect();
             self.unstored = usize::try_from(records.last().map_or(0, |last| last.offset).saturating_sub(self.offset))
                 .unwrap_or(usize::MAX);
             let (events, facts) = off_executor(self.unstored, || self.hear(agent, driver, &mut records, asked));
             reply.memory.set_message(self.turn.bytes());
-            // What worked in the agent's background is done: no chunk says so.
+            // A background task of the agent that has finished is progress too: no chunk says so.
             let said = events.iter().any(Chunk::is_said) || (was_at_work && !self.turn.is_tool_running());
             if asked.is_none() {
                 closing = closing.after(self.turn.state());
@@ -420,9 +420,9 @@ impl<'a> Drive<'a> {
                 reply.control.kill(Cause::OutputLimit);
                 reply.memory.hurry();
             }
-            // Whoever opens the conversation while somebody is asked sees the question.
+            // A reader that opens the conversation while a question is open sees it.
             let asks = facts.iter().any(|fact| matches!(fact, Fact::Permission(_)));
-            // A new message looks there for what else the run waits for.
+            // When a new message arrives, the stored message shows what else the run waits for.
             let asks = asks || (self.prompts.is_waiting() && events.iter().any(Chunk::is_of_tool));
             let bytes = self.turn.fold().bytes();
             let interval = SNAPSHOT_INTERVAL * u32::try_from(1 + bytes / SNAPSHOT_BYTES).unwrap_or(u32::MAX);
@@ -432,7 +432,7 @@ impl<'a> Drive<'a> {
             }
             self.append(events, facts, snapshot).await?;
             if said {
-                // From now on it can be heard again: a write that took long is no silence of the agent.
+                // Measured from here: a slow write is not silence of the agent.
                 progress_at = Instant::now();
             }
         }

@@ -1,4 +1,4 @@
-//! What the engine refuses or fails to do, told apart by kind; surfaces map the kinds, never the texts.
+//! The errors of the engine, told apart by kind; surfaces map the kinds, never the texts.
 
 use crate::event::Seq;
 use crate::id::{BackendId, InvalidId, RunId};
@@ -58,16 +58,16 @@ pub enum EngineError {
         /// The newest event.
         last_seq: Seq,
     },
-    /// The engine is going down.
+    /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
     /// A task that the engine cannot do without ended: a bug.
     #[error("the engine failed and takes no more runs ({0}): restart the process, and report what its log says")]
     Failed(String),
-    /// The engine does not get on, whatever the reason.
+    /// The engine makes no progress, whatever the reason.
     #[error("the engine stalls: {0}")]
     Stalled(String),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// This process could not be identified, which recovery needs.

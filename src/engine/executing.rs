@@ -1,4 +1,4 @@
-//! The runs that this process executes, and what the outside can say to each.
+//! The runs that this process executes, and the signals that reach each of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,21 +13,21 @@ use crate::metrics::METRICS;
 use crate::store::Notice;
 use crate::store::run::{Orphan, SessionScope};
 
-/// What the outside can say to a run that this process executes.
+/// The signals that reach a run which this process executes.
 #[derive(Debug, Clone)]
 pub(super) struct Signals {
-    /// Somebody asked for it to stop.
+    /// A cancel was requested.
     pub cancel: CancellationToken,
-    /// The lease is lost: end the agent, write nothing.
+    /// The lease is lost: leave the agent to the new holder, write nothing.
     pub lost: CancellationToken,
-    /// What its agent asked may be decided.
+    /// A question of its agent may have been answered.
     pub answers: Arc<Notify>,
-    /// Until then nobody else can have taken the run over: measured from before the claim, or the last renewal, was sent.
+    /// Until then no other worker can have taken the run over: measured from before the claim, or the last renewal, was sent.
     good_until: watch::Receiver<Instant>,
 }
 
 impl Signals {
-    /// Until when nobody else can have taken the run over, unless the lease is renewed.
+    /// Until when no other worker can have taken the run over, unless the lease is renewed.
     pub fn good_until(&self) -> Instant {
         *self.good_until.borrow()
     }
@@ -43,18 +43,18 @@ struct Execution {
 #[derive(Default)]
 pub(super) struct Executing {
     runs: Mutex<HashMap<RunKey, Execution>>,
-    /// Runs of lost workers that are to be driven on here.
+    /// Runs of lost workers that this process is to adopt.
     adopted: Mutex<Vec<(Orphan, Signals)>>,
     count: watch::Sender<usize>,
-    /// What runs are executed here, once any are.
+    /// Which runs are executed here; unset before any are.
     scope: OnceLock<Option<SessionScope>>,
     /// Woken when there may be something to claim.
     pub ready: Notify,
-    /// Woken when runs of a session that was closed are still to be cancelled.
+    /// Woken when a closed session still has runs to cancel.
     pub closing: Notify,
-    /// When the leases were last renewed by the loop of the worker, once it has begun.
+    /// When the loop of the worker last renewed the leases; `None` before it has begun.
     renewed_at: Mutex<Option<Instant>>,
-    /// Told each time that the loop of the worker comes round.
+    /// Notified in each round of the worker's loop.
     pub round: Notify,
 }
 
@@ -63,9 +63,9 @@ impl Executing {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs are executed here from now on: any, or those of one session.
+    /// From now on runs are executed here: all, or those of one session.
     pub fn begin(&self, only: Option<SessionScope>) {
-        // Whoever starts a second loop gets what the first one may have.
+        // Set once: a second loop gets the scope of the first.
         let _ = self.scope.set(only);
         self.renewed();
     }
@@ -74,12 +74,12 @@ impl Executing {
         *self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// For how long no leases were renewed here, if runs are executed here at all.
+    /// Time since the leases were last renewed here; `None` if no runs are executed here.
     pub fn silent_for(&self) -> Option<Duration> {
         self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
-    /// Whether runs of lost workers are driven on here: any, or those of one session.
+    /// Whether a lost worker's run of this session is adopted here.
     pub fn adopts(&self, session: SessionKey) -> bool {
         self.scope.get().is_some_and(|scope| scope.is_none_or(|only| only.session == session))
     }
@@ -89,12 +89,12 @@ impl Executing {
         self.scope.get().is_some()
     }
 
-    /// Whether only those of one session are.
+    /// Whether only runs of one session are executed here.
     pub fn is_limited(&self) -> bool {
         self.scope.get().is_some_and(Option::is_some)
     }
 
-    /// Takes a run of a lost worker that is to be driven on here.
+    /// Queues a run of a lost worker for the worker's loop, which drives it on.
     pub fn adopt(&self, orphan: Orphan, until: Instant) {
         let signals = self.add(orphan.lease, until);
         if orphan.cancel_requested {
@@ -118,7 +118,7 @@ impl Executing {
         signals
     }
 
-    /// It is no longer.
+    /// The run is not in execution any more.
     pub fn remove(&self, lease: Lease) {
         let mut runs = self.runs();
         // After a lost lease the same run may have come back to this process under a newer one.
@@ -145,13 +145,13 @@ impl Executing {
         self.count() > 0
     }
 
-    /// Waits until nothing is.
+    /// Waits until no run is in execution.
     pub async fn idle(&self) {
         // The sender lives as long as we do.
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Passes a commit on to whom it concerns.
+    /// Passes a commit on to the runs and loops that it concerns.
     pub fn notice(&self, notice: &Notice) {
         match notice {
             Notice::Ready => self.ready.notify_one(),
@@ -166,14 +166,14 @@ impl Executing {
         }
     }
 
-    /// Tells a run that somebody asked for it to stop.
+    /// Signals a cancel request to a run.
     pub fn cancel(&self, run: RunKey) {
         if let Some(execution) = self.runs().get(&run) {
             execution.signals.cancel.cancel();
         }
     }
 
-    /// Lets the runs look for answers: another process may have stored one.
+    /// Has all runs poll for answers: another process may have stored one.
     pub fn look_for_answers(&self) {
         self.runs().values().for_each(|execution| execution.signals.answers.notify_one());
     }
@@ -182,7 +182,7 @@ impl Executing {
         self.runs().values().map(|execution| execution.lease).collect()
     }
 
-    /// Tells the runs whose leases were asked for what became of them.
+    /// Passes on the result of a renewal: each run of `asked` gets its new term, or is told that its lease is lost.
     pub fn keep_only(&self, asked: &[Lease], renewed: &[Lease], good_until: Instant) {
         let runs = self.runs();
         for lease in asked {
@@ -196,7 +196,7 @@ impl Executing {
     }
 }
 
-/// Tells the runs that somebody asked to stop. When the database cannot be asked, the next renewal asks again.
+/// Signals the stored cancel requests to their runs. If the query fails, the next renewal repeats it.
 pub(super) async fn heed_cancel_requests(shared: &Shared, worker: WorkerKey) {
     match shared.store.cancel_requests(worker).await {
         Ok(requests) => requests.into_iter().for_each(|run| shared.executing.cancel(run)),

@@ -1,8 +1,8 @@
-//! The failure detector: which workers and which leases are lost, by what can be trusted.
+//! The failure detector: which workers and which leases are lost, judged only by what can be trusted.
 //!
-//! Always: the wall clock decides nothing. A worker is lost when it is proven dead. A lease is lost when it was given
-//! back, or when it has not changed for its whole length while we were looking. Time in which we did not look counts for
-//! at most one look: when a whole machine was suspended, or stopped, the holders get their chance to renew first.
+//! Always: the wall clock decides nothing. A worker is lost when it is proven dead. A lease is lost when it was given back, or
+//! when it has not changed for its whole length while this process observed it. A gap between two observations counts for at
+//! most one interval: after the whole machine was suspended or stopped, the holders get their chance to renew first.
 //!
 //! Proof: the tests below, and `tests/it/time.rs`.
 
@@ -17,24 +17,24 @@ use crate::lease::{BackendKey, HeldLease, RunKey, WorkerKey};
 use crate::process::reap::{self, Liveness};
 use crate::store::run::Lost;
 
-/// Between two looks, at most: so soon is a lost run noticed.
+/// Longest time between two observations: a lost run is noticed this soon.
 const MAX_DETECTION_INTERVAL: Duration = Duration::from_secs(1);
-/// A worker that nobody can prove dead (another host) is forgotten after so many silent leases.
+/// A worker that cannot be proven dead (on another machine) is forgotten after this many lease lengths without a heartbeat.
 const SILENT_LEASES: u32 = 10;
 
-/// How often to look. A lease is lost after three looks at the earliest.
+/// The time between two observations. A lease is lost after three of them at the earliest.
 pub(super) fn interval(config: &EngineConfig) -> Duration {
     MAX_DETECTION_INTERVAL.min(config.lease / 3)
 }
 
-/// What one look found.
+/// The result of one observation.
 #[derive(Debug, Default)]
 pub(super) struct Observation {
     /// What may be taken over.
     pub lost: Lost,
-    /// Workers of other hosts that fell silent long ago, where nothing can be proven.
+    /// Workers on other machines that fell silent long ago, where nothing can be proven.
     pub silent: Vec<WorkerKey>,
-    /// Warm backends that nobody watches over.
+    /// Backends without a supervisor.
     pub unwatched: Vec<BackendKey>,
 }
 
@@ -48,14 +48,14 @@ impl Observation {
     }
 }
 
-/// What was seen so far.
+/// What was observed so far.
 #[derive(Debug, Default)]
 pub(super) struct FailureDetector {
     leases: UnchangedFor<RunKey, HeldLease>,
     heartbeats: UnchangedFor<WorkerKey, Timestamp>,
 }
 
-/// Looks once.
+/// Observes once.
 pub(super) async fn look(shared: &Shared) -> Result<Observation, EngineError> {
     let own = shared.worker(0).await?.key;
     let mut failure_detector = shared.failure_detector.lock().await;
@@ -87,7 +87,7 @@ pub(super) async fn look(shared: &Shared) -> Result<Observation, EngineError> {
     Ok(observation)
 }
 
-/// How long each of some things has not changed, as far as anybody looked.
+/// How long each value has not changed, as far as it was observed.
 #[derive(Debug)]
 struct UnchangedFor<K, V> {
     seen: HashMap<K, (V, Duration)>,
@@ -101,10 +101,11 @@ impl<K, V> Default for UnchangedFor<K, V> {
 }
 
 impl<K: Eq + Hash, V: PartialEq> UnchangedFor<K, V> {
-    /// Takes down what was read just now, in a look that was `begun` then; since the look before at most `most` counts.
+    /// Records the values that an observation found which began at `begun`. At most `most` of the time since the one before
+    /// counts.
     fn look(&mut self, begun: Instant, most: Duration, found: impl Iterator<Item = (K, V)>) {
-        // From the end of one look to the beginning of the next: what was found in the first may be as old as its end,
-        // and what is found in the second as young as its beginning.
+        // From the end of one observation to the beginning of the next: a value found in the first may have been read at its
+        // end, and one found in the second at its beginning.
         let passed = self.looked_at.map_or(Duration::ZERO, |at| begun.saturating_duration_since(at)).min(most);
         let mut before = std::mem::take(&mut self.seen);
         self.seen = found
@@ -131,7 +132,7 @@ mod tests {
 
     const STEP: Duration = Duration::from_secs(10);
 
-    /// Looks at one thing at these seconds, and says how long it has been still.
+    /// Observes one value at these seconds, and returns how long it has not changed.
     fn still(looks: &[(u64, i32)]) -> Duration {
         let (start, mut stillness) = (Instant::now(), UnchangedFor::default());
         for (second, value) in looks {

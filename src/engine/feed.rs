@@ -1,8 +1,8 @@
-//! The feed: committed events to live readers. A [`Follower`] subscribes first, then pages rows from the store up to the
-//! newest, then goes on with what is committed; when it lags, or another process wrote, it goes back to the store.
+//! The feed: committed events for live readers. A [`Follower`] subscribes first, then pages rows from the store up to the
+//! newest, then follows the commits; if it lags, or another process wrote, it returns to the store.
 //!
-//! Always: nothing is shown before it is committed; memory is a ring of shared rows for each session, bounded in bytes, and
-//! one piece for each reader, whatever their number and speed. A signal only makes a follower look sooner; it also looks by itself.
+//! Always: nothing is shown before it is committed. Memory is a ring of shared rows for each session, bounded in bytes, and
+//! one piece for each reader, whatever their number and speed. A signal only shortens a follower's wait; it also polls.
 //!
 //! Proof: `tests/it/feed.rs`.
 
@@ -36,7 +36,7 @@ use pieces::Part;
 const RING: usize = 64;
 /// Events in one read of the store: one page takes well under a millisecond.
 const PAGE: i64 = 1000;
-/// A follower looks into the store by itself this often, in case a signal was lost.
+/// Poll interval of a follower, in case a signal was lost.
 const FEED_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
@@ -47,32 +47,32 @@ enum Signal {
 
 struct Channel {
     signals: broadcast::Sender<Signal>,
-    /// The newest event that the readers were given or told of.
+    /// The newest event that the readers were given, or signalled to read.
     published: Seq,
-    /// What its readers may still keep.
+    /// The bytes that its readers may still keep.
     room: Arc<Semaphore>,
 }
 
 /// The live readers of this process, by session.
 pub struct Feed {
-    /// What its readers take.
+    /// The memory that its readers take.
     memory: Pool,
     channels: Mutex<HashMap<SessionKey, Channel>>,
-    /// Woken when somebody here begins to care for what other processes commit.
+    /// Wakes the watcher: this process now needs to know what other processes commit.
     pub(super) wanted: Notify,
-    /// Marked whenever the database has changed, for readers that wait for a session.
+    /// Marked whenever the database has changed, for readers that wait for a session to appear.
     changes: watch::Sender<()>,
 }
 
 impl Default for Feed {
-    /// Whose readers take what they need.
+    /// A feed whose readers take memory without a limit.
     fn default() -> Self {
         Self::within(&Memory::default())
     }
 }
 
 impl Feed {
-    /// Whose readers take a part of this memory.
+    /// A feed whose readers take a part of this memory.
     pub fn within(memory: &Memory) -> Self {
         Self {
             memory: memory.readers().clone(),
@@ -100,7 +100,7 @@ impl Feed {
         receiver
     }
 
-    /// Gives a commit to the readers of its session. Called by the writer, in the order of the commits.
+    /// Passes a commit to the readers of its session. Called by the writer, in commit order.
     pub fn publish(&self, notice: &Notice) {
         let (session, committed) = match notice {
             Notice::EventsCommitted(committed) => (committed.session, Some(committed)),
@@ -135,24 +135,24 @@ impl Feed {
         channels.keys().copied().collect()
     }
 
-    /// The readers that follow anything now.
+    /// The number of live readers.
     pub(super) fn followers(&self) -> usize {
         self.channels().values().map(|channel| channel.signals.receiver_count()).sum()
     }
 
-    /// Whether anybody follows anything, or waits for a session to follow.
+    /// Whether a reader follows a session, or waits for one to appear.
     pub(super) fn is_followed(&self) -> bool {
         self.changes.receiver_count() > 0 || !self.followed_sessions().is_empty()
     }
 
-    /// Tells of changes of the database, by whichever process, while it is kept.
+    /// A receiver that is marked whenever the database changes, by whichever process.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         let changes = self.changes.subscribe();
         self.wanted.notify_one();
         changes
     }
 
-    /// Gives the readers what other processes committed. Called when the database has changed.
+    /// Passes the commits of other processes to the readers. Called when the database has changed.
     pub(super) async fn look(&self, store: &Store) -> Result<(), StoreError> {
         self.changes.send_replace(());
         let sessions = self.followed_sessions();
@@ -162,20 +162,20 @@ impl Feed {
         for (session, last_seq) in store.last_seqs(&sessions).await? {
             let published = self.channels().get(&session).map(|channel| channel.published);
             let Some(published) = published.filter(|published| *published < last_seq) else { continue };
-            // Readers of a session that was just subscribed to are still reading from the store, and so is better off
-            // who is far behind. Otherwise the rows are read once for all readers of this process.
+            // Readers that just subscribed are still reading from the store, and a reader that is far behind is better off
+            // there. Otherwise the rows are read once for all readers of this process.
             let is_near = published != 0 && last_seq - published <= PAGE;
             let range = Range { session, run: None, after: published, limit: last_seq - published };
             let page = if is_near { store.event_page_without_large(range).await? } else { EventPage::default() };
-            // Nor is a large event read here, which would keep the others waiting.
+            // A large event is not read here either: it would keep the other readers waiting.
             let look = page.more || !is_near || page.large.is_some();
             let commits = if page.large.is_some() { Vec::new() } else { regroup(session, page.events) };
             if let Some(channel) = self.channels().get_mut(&session) {
                 channel.published = channel.published.max(last_seq);
                 let commits = commits.into_iter().map(|committed| self.signal(channel, committed));
-                // What does not fit into a page is read by each reader itself.
+                // Each reader reads for itself what does not fit into a page.
                 for signal in commits.chain(look.then_some(Signal::Look)) {
-                    // No reader any more: the channel goes at the next commit.
+                    // No readers are left: the next commit removes the channel.
                     let _ = channel.signals.send(signal);
                 }
             }
@@ -184,7 +184,7 @@ impl Feed {
     }
 }
 
-/// Rows of the store as the commits that they could have been: one a run.
+/// Groups rows of the store into commits as they could have been: one for consecutive events of a run.
 fn regroup(session: SessionKey, events: Vec<Event>) -> Vec<Arc<Committed>> {
     let mut groups: Vec<Committed> = Vec::new();
     for event in events {
@@ -230,12 +230,12 @@ pub struct Follower {
     cursor: Seq,
     signals: broadcast::Receiver<Signal>,
     state: State,
-    /// Of a chat: it ends where somebody has to answer.
+    /// For a chat: the stream ends where a person has to answer.
     pausing: Option<Pausing>,
     /// A large event that is given out in pieces.
     part: Option<Part>,
     memory: Pool,
-    /// When to look into the store by itself. Kept between calls: a caller may drop them more often than that.
+    /// When the next poll of the store is due. Kept between calls, because a caller may drop them more often than that.
     look_at: Instant,
 }
 
@@ -274,8 +274,8 @@ pub struct Followed {
 }
 
 impl Follower {
-    /// A follower of what `feed` is told of the writes of `store`, and of what is stored already. Whoever has an
-    /// [`super::Engine`] asks that for one.
+    /// A follower of the commits that `feed` publishes for `store`, and of what is stored already. [`super::Engine`] has
+    /// methods that return one.
     pub fn new(feed: &Feed, store: Store, session: SessionKey, scope: Scope, after: Seq) -> Self {
         let signals = feed.subscribe(session);
         let (state, look_at) = (State::CatchingUp, Instant::now());
@@ -346,12 +346,12 @@ impl Follower {
                     Err(_) | Ok(Ok(Signal::Look)) => self.state = State::CatchingUp,
                     Ok(Err(broadcast::error::RecvError::Lagged(commits))) => {
                         METRICS.readers_lagged.inc();
-                        // No line at a higher level: how often it comes is up to the reader.
+                        // Logged at debug only: how often it happens is up to the reader.
                         tracing::debug!(commits, scope = ?self.scope, "a reader fell behind, and reads on from the store");
                         self.state = State::CatchingUp;
                     }
                     Ok(Err(broadcast::error::RecvError::Closed)) => {
-                        // Only while the process goes down; until then the store is asked at the usual pace.
+                        // Only while the process shuts down; until then the store is polled at the usual interval.
                         tokio::time::sleep(FEED_POLL_INTERVAL).await;
                         self.state = State::CatchingUp;
                     }
@@ -360,7 +360,7 @@ impl Follower {
         }
     }
 
-    /// Rows that were just committed, unless they are known, another run's, or not the next ones.
+    /// Rows that were just committed, unless they are known, belong to another run, or leave a gap.
     fn take_live(&mut self, committed: Arc<Live>) -> Option<Step> {
         if let Scope::Run { id, .. } = self.scope
             && committed.run_id != id
@@ -383,7 +383,7 @@ impl Follower {
         Some(Step::Live(committed, from))
     }
 
-    /// Moves the cursor behind a page; an empty one means that all is read, or that the run is over.
+    /// Moves the cursor past a page; an empty page means that all is read, or that the run is over.
     async fn advance<T>(&mut self, page: Option<(Seq, T)>) -> Result<Option<T>, StoreError> {
         if let Some((last_seq, content)) = page {
             self.cursor = last_seq;
@@ -393,7 +393,7 @@ impl Follower {
             Scope::Run { id, .. } => self.store.find_run(id).await?,
             Scope::Session => None,
         };
-        // Nothing is awaited from here on: a call that is dropped has either asked or will ask again.
+        // No await from here on: a dropped call has either changed the state, or the next call repeats the query.
         self.state = match run {
             Some(run) if run.run.status.is_settled() => match run.run.last_seq {
                 Some(last_seq) if last_seq > self.cursor => State::CatchingUp,
@@ -406,7 +406,7 @@ impl Follower {
         Ok(None)
     }
 
-    /// What will be written of a run that was cancelled in the queue, without waiting for the run before it.
+    /// The events that will be written for a run that was cancelled in the queue, without waiting for the run before it.
     async fn never_begun(&mut self, id: RunId) -> Result<Vec<Followed>, StoreError> {
         let run = self.store.find_run(id).await?;
         self.state = State::Finished;

@@ -1,10 +1,10 @@
 //! The message that a client of the AI SDK (6.0.326) has after the chunks of a run, part for part and field for field.
 //!
-//! Always: a function of the chunks alone, so that a message can be built again from what is stored; a delta costs its
-//! own length. A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
+//! Always: a function of the chunks alone, so that a message can be rebuilt from what is stored; a delta costs its own length.
+//! A chunk that the client would refuse (a delta to a part that is not open) changes nothing.
 //!
-//! Otherwise than in the client, a part that was withdrawn (`data-retracted`) is an empty text, so that a reader of the
-//! stored message needs no rule of its own.
+//! Unlike in the client, a part that was withdrawn (`data-retracted`) is an empty text, so that a reader of the stored message
+//! needs no rule of its own.
 //!
 //! Deliberately absent: tools that are not dynamic. No turn makes them.
 
@@ -29,7 +29,7 @@ pub struct Fold {
     open: Vec<OpenBlock>,
     /// The part of each tool call.
     tools: HashMap<String, usize>,
-    /// The newest part of each of the agent's ids of calls: agents use one for several calls.
+    /// The newest part for each id of the agent's: agents reuse an id for several calls.
     calls: HashMap<String, usize>,
     /// The parts of the tools that gave no result yet.
     unfinished: BTreeSet<usize>,
@@ -101,7 +101,7 @@ enum BlockState {
     Done,
 }
 
-/// What a part costs beside its texts.
+/// The overhead of a part beside its texts.
 const PART_BYTES: usize = 64;
 
 impl Fold {
@@ -309,7 +309,7 @@ impl Fold {
         }
     }
 
-    /// A plan takes the place of the one that has its id.
+    /// A plan replaces the one with its id.
     fn plan(&mut self, id: &str, data: &Value) {
         let known = self.parts.iter_mut().find_map(|part| match part {
             Part::DataPlan { id: known, data } if known == id => Some(data),
@@ -324,7 +324,7 @@ impl Fold {
         }
     }
 
-    /// A tool at work adds to its output; what it has shown is not looked at again.
+    /// A tool at work adds to its output; what it has shown is not examined again.
     fn grow(&mut self, id: &str, delta: &str) {
         let Some(part) = self.tools.get(id) else { return };
         if let Some(Part::DynamicTool(tool)) = self.parts.get_mut(*part)

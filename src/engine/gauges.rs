@@ -1,4 +1,4 @@
-//! How this engine is now, beside the counters of its process.
+//! The current state of this engine, beside the counters of its process.
 
 use std::sync::atomic::Ordering;
 
@@ -6,14 +6,14 @@ use super::Engine;
 use crate::metrics::{self, FileGauges, Gauges};
 
 impl Engine {
-    /// What an operator watches, in the text format of OpenMetrics: the counters of this process and how this engine is
-    /// now. `docs/operations.md` lists them.
+    /// What an operator watches, in the text format of OpenMetrics: the counters of this process and the current state of this
+    /// engine. `docs/operations.md` lists them.
     pub async fn metrics(&self) -> String {
         let shared = &self.shared;
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let (database_bytes, wal_bytes) = shared.store.sizes();
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        // Whatever is wrong with the file: the rest is worth knowing all the more.
+        // Left out if the file cannot be read: the rest is worth knowing all the more then.
         let file = shared.store.stats(self.now()).await.ok().map(|stats| FileGauges {
             runs_running: number(stats.turns.active),
             runs_queued: number(stats.turns.queued),

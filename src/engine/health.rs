@@ -1,9 +1,9 @@
 //! Whether the engine does its work: its loops run, its claims succeed, and what can be claimed is claimed.
 //!
-//! Always: a task that has to run until the engine closes is started by [`Shared::spawn_loop`]. One that ends before, by a
-//! panic or by returning, fails the whole engine: nothing is accepted any more, it is not ready, and the process that owns it
-//! is told to end. Another process, or the next one, recovers its runs as after a crash. Tasks of one run or one backend are
-//! not among them: the loop that owns them replaces them or settles what they left.
+//! Always: a task that has to run until the engine closes is started by [`Shared::spawn_loop`]. One that ends earlier, by a
+//! panic or by returning, fails the whole engine: it accepts nothing any more, is not ready, and the process that owns it is
+//! told to end. Another process, or the next one, recovers its runs as after a crash. Tasks of one run or one backend are not
+//! among them: the loop that owns them replaces them or settles what they left.
 //!
 //! Proof: the tests below, `tests/faults/readiness.rs`, `tests/it/health.rs`.
 
@@ -17,27 +17,27 @@ use super::{Engine, EngineError, Shared};
 use crate::metrics::METRICS;
 use crate::process::temp_dir;
 
-/// A ready run that no worker claims for so long is stuck. A run that can be claimed, while there is room, is claimed within milliseconds, and within a few seconds when the database
-/// is busy. Longer than this something is wrong.
+/// A ready run that no worker claims for this long is stuck. While there is room, a claimable run is claimed within
+/// milliseconds, and within a few seconds when the database is busy. Longer than this something is wrong.
 pub(super) const STARVED_AFTER: Duration = Duration::from_secs(10);
 
-/// A loop that is at one round for longer than this hangs: a round is some statements, each of which ends within seconds.
+/// A loop that spends longer than this on one round hangs: a round is some statements, each of which ends within seconds.
 pub(super) const ROUND_LIMIT: Duration = Duration::from_secs(60);
-/// The same of the sweep, which may end and read the agents of hundreds of lost runs in one round.
+/// The same for the sweep, which may end and read the agents of hundreds of lost runs in one round.
 pub(super) const SWEEP_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// What a look for runs came to.
+/// The result of a poll for ready runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClaimResult {
     /// There was nothing to claim.
     Idle,
     /// Runs were claimed.
     Claimed,
-    /// There was something to claim, but the claim brought nothing: another process was faster, or something is wrong.
+    /// There was something to claim, but nothing was claimed: another process was faster, or something is wrong.
     Missed,
 }
 
-/// What is known of the work of an engine.
+/// What is known about the work of an engine.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     /// Why the engine cannot go on.
@@ -46,14 +46,14 @@ pub(super) struct Health {
     rounds: Mutex<BTreeMap<&'static str, Deadline>>,
 }
 
-/// Of a round that a loop is at.
+/// The round that a loop is in, and how long it may take.
 #[derive(Debug, Clone, Copy)]
 struct Deadline {
     began: Instant,
     limit: Duration,
 }
 
-/// The loop is at a round until this is dropped.
+/// A loop is in a round until this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Round<'a> {
@@ -71,7 +71,7 @@ impl Drop for Round<'_> {
 struct Claims {
     /// Why the newest claim failed.
     error: Option<String>,
-    /// When the first of the newest misses in a row was.
+    /// When the first of the newest misses in a row happened.
     missed_since: Option<Instant>,
 }
 
@@ -80,7 +80,7 @@ impl Health {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of how a look for runs went.
+    /// Records the result of a poll for ready runs.
     pub fn claimed(&self, result: Result<ClaimResult, String>) {
         let mut claims = self.claims();
         match result {
@@ -97,13 +97,14 @@ impl Health {
         self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A loop begins a round, which is over within this time unless it hangs. Its waits for the next round are none.
+    /// Begins a round of a loop, which ends within this time unless the loop hangs. Waiting for the next round is not part of
+    /// it.
     pub fn begin_round(&self, task: &'static str, limit: Duration) -> Round<'_> {
         self.rounds().insert(task, Deadline { began: Instant::now(), limit });
         Round { health: self, task }
     }
 
-    /// Whether the loops come round. Those of the writer and the worker show in what they write.
+    /// Whether the loops make progress. The writer and the worker show theirs by what they write.
     ///
     /// # Errors
     /// [`EngineError::Stalled`].
@@ -179,7 +180,7 @@ impl Shared {
         });
     }
 
-    /// The writer is a task of the store; what ends with it is one of ours.
+    /// The writer is a task of the store; its end is watched by one of ours.
     pub(super) fn watch_writer(self: &Arc<Self>) {
         let shared = self.clone();
         self.spawn_loop("writer", Self::is_closed, async move {
@@ -190,7 +191,7 @@ impl Shared {
         });
     }
 
-    /// Says in the log what agents will lack.
+    /// Logs what agents will lack.
     pub(super) async fn check_directories(&self) {
         let shims = self.shims.clone();
         let look = tokio::task::spawn_blocking(move || (shims.problem(), temp_dir::problem()));
@@ -214,12 +215,12 @@ impl Shared {
 }
 
 impl Engine {
-    /// Comes back when the engine has shown that it lives: its writer has answered, be it that nothing can be written just
-    /// now, and the loop that claims runs and renews their leases came round. While one of them hangs, or was not
-    /// started, it does not come back.
+    /// Returns when the engine has shown that it lives: its writer has answered, even if only that nothing can be written just
+    /// now, and the loop that claims runs and renews their leases has made a round. While one of them hangs, or was not
+    /// started, it does not return.
     pub async fn pulse(&self) {
         let round = self.shared.executing.round.notified();
-        // Asks for a round now; it comes by itself within a second.
+        // Requests a round now; one comes by itself within a second.
         self.shared.executing.ready.notify_one();
         let asked = self.shared.store.check_writable();
         let ((), answered) = tokio::join!(round, asked);
@@ -228,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// Waits until the engine cannot go on, because of a bug: one of its tasks ended abnormally. Then it accepts nothing any
+    /// Waits until the engine has failed because of a bug: one of its tasks ended abnormally. Then it accepts nothing any
     /// more, and the process should end: the next one recovers its runs.
     pub async fn failed(&self) -> EngineError {
         self.shared.health.failed().await

@@ -1,4 +1,4 @@
-//! The run that somebody moves under a lease: claimed to be driven, adopted, or only to be settled.
+//! A run under a lease of this process: claimed, adopted, or taken over only to be settled.
 
 use std::sync::Arc;
 
@@ -10,27 +10,22 @@ use crate::policy::OptionRules;
 use crate::run::{Attempt, ExitReport, Outcome};
 use crate::store::run::{Claimed, Orphan, Settle};
 
-/// The run that is driven, claimed or adopted.
+/// A run that this process may write to.
 #[derive(Debug, Clone)]
 pub(super) struct LeasedRun {
     /// The right to write to it.
     pub lease: Lease,
-    /// Its id.
     pub run: RunId,
-    /// Its session's row.
     pub session: SessionKey,
-    /// Its session.
     pub session_id: SessionId,
-    /// Its workspace.
     pub workspace: WorkspaceName,
-    /// Its agent.
     pub agent: AgentName,
-    /// Its own limit for the whole turn, or that of its session.
+    /// Limit of the whole turn: its own, or that of its session.
     pub timeout_ms: Option<i64>,
 }
 
 impl LeasedRun {
-    /// The end of the run, as far as nothing else is known of it.
+    /// The settlement of the run, with defaults for everything else that may be known of it.
     pub fn settle(&self, config: &Config, events: Vec<Chunk>, outcome: Outcome, parts: Option<Arc<str>>) -> Settle {
         Settle {
             lease: self.lease,
@@ -46,13 +41,13 @@ impl LeasedRun {
         }
     }
 
-    /// What the options of its session may be.
+    /// The rules for the options of its session.
     pub fn rules(&self, config: &Config) -> OptionRules {
         let (agent, workspace) = (config.agents.get(&self.agent), config.workspaces.get(&self.workspace));
         OptionRules::new((&self.agent, agent), (&self.workspace, workspace))
     }
 
-    /// The try at the run that the lease allows.
+    /// The attempt at the run that the lease allows.
     pub fn attempt(&self) -> Attempt {
         Attempt { run: self.run, number: self.lease.token }
     }

@@ -1,5 +1,5 @@
-//! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed us) talk
-//! to [`Engine`] and the nouns, and to nothing below.
+//! The engine: one method for each thing the product does. Surfaces (HTTP, the command line, programs that embed Mainstay) use
+//! [`Engine`] and the nouns, and nothing below.
 
 pub mod agents;
 mod backends;
@@ -94,38 +94,38 @@ impl std::fmt::Debug for Engine {
 struct Shared {
     config: Config,
     drivers: std::collections::BTreeMap<AgentName, Arc<dyn Driver>>,
-    /// Where the agents of this file live.
+    /// The shims of this database's agents.
     shims: Shims,
     store: Store,
-    /// What is in flight takes of this.
+    /// The budget for what is in flight.
     memory: Memory,
     feed: Arc<Feed>,
     executing: Arc<Executing>,
     supervision: Arc<SupervisorHandle>,
     tasks: TaskTracker,
-    /// Held from a claim until its runs are known as executing, so that a drain sees them.
+    /// Held from a claim until its runs are registered in `executing`, so that a drain sees them.
     claiming: tokio::sync::Mutex<()>,
-    /// Stop claiming; running turns go on.
+    /// Stop claiming; running turns continue.
     draining: CancellationToken,
-    /// Running turns are to end now.
+    /// End the running turns now.
     ending: CancellationToken,
-    /// Their agents get no grace.
+    /// Kill their agents without grace.
     killing: CancellationToken,
-    /// Running turns are left to the next process, and their agents go on.
+    /// Leave running turns to the next process; their agents continue.
     leaving: CancellationToken,
-    /// Everything is over: the watcher stops.
+    /// The engine is closed: its loops stop.
     closed: CancellationToken,
-    /// Which workers and leases are lost, as far as this process has watched.
+    /// Which workers and leases are lost, as far as this process has observed.
     failure_detector: tokio::sync::Mutex<failure_detector::FailureDetector>,
-    /// How this process is known in the table of workers; made when it is first needed.
+    /// The row of this process in the table of workers; created when it is first needed.
     worker: tokio::sync::OnceCell<worker::Identity>,
-    /// Whether it does its work.
+    /// Whether the loops of this engine run and its claims succeed.
     health: health::Health,
-    /// Whether messages are taken, as far as anybody asked.
+    /// Whether messages are accepted, as of the newest probe.
     readiness: readiness::Readiness,
     /// Starts that wait for resources.
     shortages: shortage::Shortages,
-    /// Which agents were found here.
+    /// Which agents are installed here, as of the newest survey.
     surveys: agents::Surveys,
 }
 
@@ -139,8 +139,8 @@ impl Engine {
         Self::open_with_clock(path, config, Arc::new(SystemClock)).await
     }
 
-    /// The same with agents of a program's own: where `driver` answers for an agent of the config, that takes its turns
-    /// instead of its driver.
+    /// Like [`Engine::open`], with agents of the embedding program: where `driver` returns a driver for an agent of the
+    /// config, it takes that agent's turns instead of the configured one.
     ///
     /// # Errors
     /// [`EngineError::Store`] when the file cannot be used.
@@ -152,7 +152,7 @@ impl Engine {
         Self::open_with(path, config, Arc::new(SystemClock), driver).await
     }
 
-    /// The same with another clock.
+    /// Like [`Engine::open`], with another clock.
     ///
     /// # Errors
     /// [`EngineError::Store`] when the file cannot be used.
@@ -183,7 +183,7 @@ impl Engine {
         let is_alive = |process: &_| reap::is_alive(process) == reap::Liveness::Alive;
         let store = Store::open(path, config.engine.durability, clock, on_commit, is_alive).await?;
         for workspace in config.workspaces.values() {
-            // A pool that is there belongs to whoever serves; only its daemon makes it larger or smaller.
+            // An existing pool belongs to the daemon that serves it; only that daemon resizes it.
             store.make_pool(workspace.clone()).await?;
         }
         Ok(Self::assemble(config, store, memory, feed, executing, supervision, driver))
@@ -235,12 +235,12 @@ impl Engine {
         self.shared.store.clock().now()
     }
 
-    /// The configuration that it was opened with.
+    /// The configuration that the engine was opened with.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// The memory that what is in flight may take.
+    /// The memory budget for what is in flight.
     pub fn memory(&self) -> &Memory {
         &self.shared.memory
     }
@@ -269,14 +269,14 @@ impl Engine {
         shared.spawn_loop("worker", Shared::is_closed, worker::run(shared.clone(), capacity, only));
     }
 
-    /// Executes the runs of a run's session in this process, one after the other, until that run is settled, and sweeps:
-    /// for a program that wants an answer and cannot count on a daemon.
+    /// Executes the runs of a run's session in this process, one after the other, until that run is settled, and sweeps: for a
+    /// program that wants an answer and cannot rely on a daemon.
     ///
     /// # Errors
     /// When this process cannot be registered as a worker, or there is no such run.
     pub async fn execute_until(&self, run: RunId) -> Result<(), EngineError> {
         let located = self.locate(run).await?;
-        // With room for nobody else's runs: others do not count on it.
+        // With capacity 0: no other process is to rely on this one to execute its runs.
         self.shared.worker(0).await?;
         let only = SessionScope { session: located.session, until: located.key };
         self.shared.executing.begin(Some(only));
@@ -284,15 +284,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Stops claiming and lets running turns go on for `grace`. Those that are still running then are ended (the ones that
-    /// have said nothing go back to the queue, the others end as interrupted), or left to another process on the file that
-    /// executes runs, or to the next one when the config says so. [`Engine::end_now`] and [`Engine::hand_over`] cut the
-    /// grace short. Readers are served on.
+    /// Stops claiming and gives running turns `grace` to end. What still runs then is left to another process on the file that
+    /// executes runs, or to the next one if the config says so; otherwise it is ended (runs that have said nothing go back to
+    /// the queue, the others end as interrupted). [`Engine::end_now`] and [`Engine::hand_over`] cut the grace short. Readers
+    /// are still served.
     pub async fn drain(&self, grace: Duration) {
         self.shared.draining.cancel();
         drop(self.shared.claiming.lock().await);
         if let Some(worker) = self.shared.worker.get() {
-            // Two that stop at once must not each leave its runs to the other. Who cannot write is not waited for.
+            // Two workers that stop at once must not leave their runs to each other. A write that fails or hangs does not
+            // delay the drain.
             let retired = self.shared.store.retire_worker(worker.key);
             if !matches!(tokio::time::timeout(RETIRE_WITHIN, retired).await, Ok(Ok(()))) {
                 tracing::warn!("failed to tell the others that this worker stops");
@@ -302,7 +303,7 @@ impl Engine {
             () = self.shared.executing.idle() => {}
             () = tokio::time::sleep(grace) => {
                 let leave = self.shared.config.engine.on_shutdown == OnShutdown::Leave;
-                // When nobody can be asked, nobody is there.
+                // If the database cannot be queried, assume that no other process executes runs.
                 if leave || self.is_executed_elsewhere().await.unwrap_or(false) {
                     self.shared.leaving.cancel();
                 }
@@ -314,18 +315,18 @@ impl Engine {
         self.shared.ending.cancel();
         tokio::select! {
             () = self.shared.executing.idle() => {}
-            // Nothing is left that would end them.
+            // After a failure no loop is left that would end them.
             _ = self.failed() => {}
         }
     }
 
-    /// Leaves running turns to the next process on the file: their agents go on, and nothing is lost. Agents that live in
-    /// this process cannot; their turns end as in [`Engine::drain`].
+    /// Leaves running turns to the next process on the file: their agents continue, and nothing is lost. Agents inside this
+    /// process cannot be left; their turns end as in [`Engine::drain`].
     pub fn hand_over(&self) {
         self.shared.leaving.cancel();
     }
 
-    /// Stops everything and closes the file. What is still executed is left to the next sweep: [`Engine::drain`] first.
+    /// Stops everything and closes the file. Runs still in execution are left to the next sweep: call [`Engine::drain`] first.
     pub async fn close(&self) {
         self.shared.draining.cancel();
         self.shared.closed.cancel();
@@ -339,7 +340,7 @@ impl Engine {
         self.shared.store.close().await;
     }
 
-    /// Ends the grace of a drain that is under way: running turns are asked to end.
+    /// Cuts the grace of a drain short: running turns are asked to end.
     pub fn end_now(&self) {
         self.shared.ending.cancel();
     }
@@ -350,7 +351,7 @@ impl Engine {
         self.shared.killing.cancel();
     }
 
-    /// One sweep now.
+    /// Runs one sweep now.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -358,7 +359,7 @@ impl Engine {
         sweep::sweep(&self.shared).await
     }
 
-    /// How the whole is, over all processes on the file, and how it went in the last `window`: up to a year.
+    /// The current state over all processes on the file, and statistics of the last `window`: at most a year.
     ///
     /// # Errors
     /// [`EngineError::InvalidValue`] for a window out of range, [`EngineError::Store`].
@@ -383,7 +384,7 @@ fn not_found(what: &'static str, id: impl std::fmt::Display) -> EngineError {
 /// A write takes milliseconds, unless the database is locked or its disk is full.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Longest idle TTL and turn timeout that can be asked for: a year.
+/// Longest idle TTL, turn timeout and statistics window that is accepted: a year.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
 fn check_duration(what: &str, duration: Duration) -> Result<(), EngineError> {

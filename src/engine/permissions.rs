@@ -1,4 +1,4 @@
-//! Permissions: what agents ask before they use a tool, and answering it.
+//! Permissions: what agents ask for before they use a tool, and how it is answered.
 
 use super::feed::{Follower, Pause};
 use super::{Engine, EngineError, not_found};
@@ -11,16 +11,16 @@ use crate::text::{given_line, given_text};
 
 /// Events in one read of a run.
 const PAGE: i64 = 1000;
-/// Longest name of whoever answers, and longest reason, in characters.
+/// Longest name of the person who answers, and longest reason, in characters.
 const MAX_BY_CHARS: usize = 200;
 const MAX_REASON_CHARS: usize = 4000;
 
-/// Where the stream of a chat goes on when its questions are answered.
+/// Where the stream of a chat continues once its questions are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paused {
     /// The run that asked.
     pub run: RunId,
-    /// The last event that whoever answered had seen.
+    /// The last event that the client which answers has seen.
     pub after: Seq,
 }
 
@@ -53,8 +53,8 @@ impl Engine {
         self.shared.store.find_permission(id).await?.ok_or_else(|| not_found("permission", id))
     }
 
-    /// Answers what an agent asks, for `by` (1–200 characters), with a reason of at most 4000. The first answer counts; to
-    /// say the same again changes nothing.
+    /// Answers a permission request in the name of `by` (1–200 characters), with a `reason` of at most 4000 characters. The
+    /// first answer counts; repeating it changes nothing.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Decided`] when it was decided otherwise, [`EngineError::NotOffered`],
@@ -81,8 +81,8 @@ impl Engine {
         }
     }
 
-    /// Where the stream of the chat ended that asked for these permissions of one session: all of them had been asked, and
-    /// only answers were waited for.
+    /// Where the stream of the chat ended that asked for these permissions of one session: all of them had been asked, and the
+    /// run waited for nothing but answers.
     ///
     /// # Errors
     /// [`EngineError::NotFound`] when one of them is not there or of another session, [`EngineError::InvalidValue`] for
@@ -119,7 +119,7 @@ impl Engine {
         }
     }
 
-    /// Follows a run from a cursor as the AI SDK's chat does: to its end, or to where somebody has to answer.
+    /// Follows a run from a cursor as the AI SDK's chat does: to its end, or to where a person has to answer.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].

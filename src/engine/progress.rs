@@ -1,4 +1,4 @@
-//! What an agent is at, on one line: the tail of what it said, for whoever watches many.
+//! What an agent is doing, on one line: the tail of its text, for an operator who watches many runs.
 
 use super::fold::Fold;
 

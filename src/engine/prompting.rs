@@ -1,7 +1,7 @@
-//! What the options of a session mean for a turn that begins.
+//! How the options of a session apply to a turn that begins.
 //!
-//! Always: what is judged is what the agent is told: a directory with its links followed takes the place of the one that was
-//! asked for.
+//! Always: what is checked is what the agent is told: a directory with its symlinks resolved replaces the one that was
+//! requested.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,12 @@ use crate::workspace::Workspace;
 
 /// The options of a session, as they are stored.
 pub(super) fn options_of(stored: &str) -> SessionOptions {
-    // Checked when they were stored: they can only be unreadable after somebody else wrote them.
+    // Checked when they were stored: unreadable only if another program changed them.
     serde_json::from_str(stored).unwrap_or_default()
 }
 
-/// Judges the options of a turn, and finds out where it works: in the directory of its session, else in that of the workspace.
+/// Checks the options of a turn, and determines where it works: in the directory of its session, else in that of the
+/// workspace.
 ///
 /// # Errors
 /// How the run ends when an option is refused, or the directory of the session is not there.
@@ -26,7 +27,7 @@ pub(super) async fn working_dir(
     rules: &OptionRules,
     workspace: &Workspace,
 ) -> Result<PathBuf, Outcome> {
-    // What the agent has advertised is judged where it is set.
+    // Options that the agent has advertised are checked where they are set.
     rules.check(options, None).map_err(|refused| not_allowed(&refused))?;
     let Some(cwd) = options.cwd.take() else { return Ok(workspace.dir.clone()) };
     let dir = resolve(rules, cwd).await.map_err(|refused| not_allowed(&refused))?;
@@ -37,7 +38,7 @@ pub(super) async fn working_dir(
     }
 }
 
-/// The directory that a `cwd` is, if it is allowed. A file system may take its time.
+/// The resolved directory of a `cwd`, if it is allowed. Runs on a blocking thread: a file system may be slow.
 pub(super) async fn resolve(rules: &OptionRules, cwd: PathBuf) -> Result<PathBuf, InvalidOption> {
     let rules = rules.clone();
     // It fails only when the runtime goes down.

@@ -1,4 +1,4 @@
-//! An engine that only reads, for those who may not write or want to leave nothing behind.
+//! An engine that only reads, for users who may not write or want to leave no trace.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use crate::memory::Memory;
 use crate::store::Store;
 use crate::store::reading::Reading;
 
-/// Poll interval for a writer that comes to a file which is read without locks: two stats each time.
+/// Poll interval for a writer that opens a file which is read without locks: two stats each time.
 const OUTDATED_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often something is read anew when a process wrote to the file meanwhile. The second time that process has the file
+/// How often something is read again when a process wrote to the file meanwhile. The second time that process has the file
 /// open, so that it is read with its WAL; only one that comes and goes each time needs more.
 pub const READS_AT_MOST: usize = 5;
 
@@ -37,15 +37,15 @@ impl Engine {
         self.shared.store.is_outdated()
     }
 
-    /// Comes back when [`Engine::is_outdated`].
+    /// Returns once [`Engine::is_outdated`] is true.
     pub async fn outdated(&self) {
         while !self.is_outdated() {
             tokio::time::sleep(OUTDATED_POLL_INTERVAL).await;
         }
     }
 
-    /// Checks what the file promises, while this engine and others go on writing. Reads all of it, so it may take a while.
-    /// What is wrong is in the answer.
+    /// Checks what the file promises, while this engine and others keep writing. Reads all of it, so it may take a while.
+    /// Problems are part of the answer.
     ///
     /// # Errors
     /// [`EngineError::Store`] when the file cannot be read at all.

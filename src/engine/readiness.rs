@@ -1,7 +1,7 @@
-//! Whether a message would be taken now, and its run be executed: asked by balancers, as often as they like.
+//! Whether a message would be accepted now, and its run be executed: asked by load balancers, as often as they like.
 //!
-//! Always: however many ask however often, at most one write a second comes of it, and each is answered within
-//! [`WRITER_PROBE_TIMEOUT`]. What costs nothing is looked at each time.
+//! Always: however many requests come, they cause at most one write a second, and each is answered within
+//! [`WRITER_PROBE_TIMEOUT`]. Checks that cost nothing are made each time.
 //!
 //! Proof: `tests/faults/readiness.rs`.
 
@@ -13,16 +13,16 @@ use tokio::sync::watch;
 use super::{Engine, EngineError, Shared};
 use crate::store::StoreError;
 
-/// An outcome is good for so long.
+/// How long the outcome of a probe is reused.
 const FRESH: Duration = Duration::from_secs(1);
 /// A writer that takes longer than this is not ready.
 const WRITER_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The newest try to write.
+/// The newest attempt to write.
 #[derive(Debug, Clone)]
 struct Probe {
     begun: Instant,
-    /// `None` as long as it lasts.
+    /// `None` while the probe runs.
     outcome: watch::Receiver<Option<Result<(), StoreError>>>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Readiness {
 }
 
 impl Readiness {
-    /// The probe that answers who asks now: one that lasts or is fresh, or else a new one.
+    /// The probe for a request that comes now: one that runs or is fresh, or else a new one.
     fn probe(&self, shared: &Arc<Shared>) -> Probe {
         let mut newest = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
         let answers = |probe: &&Probe| probe.outcome.borrow().is_none() || probe.begun.elapsed() < FRESH;
@@ -50,14 +50,14 @@ impl Readiness {
 }
 
 impl Engine {
-    /// Whether a message would be taken now, and runs are executed if they are executed here at all. Answers within two
+    /// Whether a message would be accepted now, and runs are executed if they are executed here at all. Answers within two
     /// seconds, and writes at most once a second, however often it is asked.
     ///
     /// # Errors
     /// [`EngineError::ShuttingDown`]; [`EngineError::Failed`]; [`EngineError::Store`] when nothing can be written;
     /// [`EngineError::Stalled`] when the writer gives no answer, the newest claim failed, ready runs are not claimed although
-    /// there is room, a loop hangs, or the leases of this process were not renewed for longer than half of their length, or no agent can be
-    /// started in any workspace for want of resources.
+    /// there is room, a loop hangs, or the leases of this process were not renewed for longer than half of their length, or no
+    /// agent can be started in any workspace for want of resources.
     pub async fn check_ready(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         if shared.draining.is_cancelled() {
@@ -72,7 +72,7 @@ impl Engine {
                     return Err(error.again().into());
                 }
             }
-            // The task of the probe ended without a word: it was stopped.
+            // The task of the probe ended without an outcome: it was stopped.
             Ok(Err(_)) => return Err(EngineError::ShuttingDown),
             Err(_) => {
                 let text = format!("its writer has given no answer for {}", seconds(probe.begun.elapsed()));

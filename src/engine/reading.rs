@@ -1,4 +1,4 @@
-//! Reading: slots, workers, ids by their beginning, runs and the log, in pages or followed live.
+//! Reading: slots, workers, ids by their prefix, runs and the log, in pages or followed live.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::store::short_id::IdKind;
 use crate::waiting::WaitsFor;
 use crate::worker::Worker;
 
-/// Poll interval for a session that is waited for, in case a signal was lost.
+/// Poll interval while waiting for a session to appear, in case a signal was lost.
 const APPEARANCE_POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Shortest time between two looks for it. Under load there are hundreds of commits a second, and there may be many readers
-/// that wait; what they miss meanwhile they get as a replay.
+/// Shortest pause between two polls for it. Under load there are hundreds of commits a second, and many readers may wait; what
+/// they miss meanwhile they get as a replay.
 const APPEARANCE_POLL_PAUSE: Duration = Duration::from_millis(100);
 
 /// The time in an id of ours, to the millisecond: what is made later differs within it.
@@ -53,7 +53,7 @@ impl Engine {
         Ok(self.shared.store.list_workers().await?)
     }
 
-    /// The ids that begin so, at most `limit` of each kind.
+    /// The ids with this prefix, at most `limit` of each kind.
     ///
     /// # Errors
     /// [`EngineError::Store`].
@@ -85,7 +85,7 @@ impl Engine {
         Ok(self.with_reasons(vec![located]).await?.pop().map_or(run, |(_, run)| run))
     }
 
-    /// Runs together with what they wait for: the one place that says so.
+    /// Runs together with what they wait for: the one place that determines it.
     async fn with_reasons(&self, mut runs: Vec<RunRow>) -> Result<Vec<(RunKey, Run)>, EngineError> {
         let unsettled: Vec<_> = runs.iter().filter(|l| !l.run.status.is_settled()).map(|l| l.key).collect();
         if !unsettled.is_empty() {
@@ -128,7 +128,7 @@ impl Engine {
         self.with_reasons(self.shared.store.list_runs(filter, limit).await?).await
     }
 
-    /// What a session is at: its running run, else the next in its queue.
+    /// The current run of a session: the running one, else the next in its queue.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Store`].
@@ -162,7 +162,7 @@ impl Engine {
         }
     }
 
-    /// The same without the text of an event that is a page of its own: it is read in pieces.
+    /// The same without the text of an event that fills a page of its own: that is read in pieces.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
@@ -200,8 +200,8 @@ impl Engine {
         Ok(self.shared.store.events(Range { session, run: None, after, limit }).await?)
     }
 
-    /// The same as a page, which ends earlier when the events are large, without the text of an event that is a page of its
-    /// own: it is read in pieces.
+    /// The same as a page, which ends earlier when the events are large, without the text of an event that fills a page of its
+    /// own: that is read in pieces.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::CursorAhead`], [`EngineError::Store`].
@@ -223,8 +223,8 @@ impl Engine {
     pub async fn follow_run(&self, id: RunId, after: Seq) -> Result<Follower, EngineError> {
         let located = self.locate(id).await?;
         self.check_cursor(located.session, after).await?;
-        // The span of a run that has not begun comes behind what the session holds: nothing before is looked at. Asked in
-        // this order, because it may begin in between.
+        // The span of a run that has not begun comes after what the session holds: nothing before that is read. Queried in
+        // this order, because the run may begin in between.
         let newest = self.last_seq(located.session).await?;
         let begins_behind = self.locate(id).await?.run.first_seq.map_or(newest, |first_seq| first_seq - 1);
         let after = after.max(begins_behind);
@@ -242,14 +242,14 @@ impl Engine {
         Ok(Follower::new(&self.shared.feed, self.shared.store.clone(), session, Scope::Session, after))
     }
 
-    /// Waits until there is a session of this id, whichever process makes it.
+    /// Waits until there is a session with this id, whichever process creates it.
     ///
     /// # Errors
     /// [`EngineError::Store`].
     pub async fn session_appears(&self, id: &SessionId) -> Result<(), EngineError> {
         let mut changes = self.shared.feed.changes();
         loop {
-            // Marked before the look: what is committed behind it ends the wait.
+            // Marked before the query: a commit after it ends the wait.
             changes.mark_unchanged();
             let looked = Instant::now();
             if self.shared.store.find_session_key(id).await?.is_some() {

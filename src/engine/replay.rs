@@ -7,7 +7,7 @@ use crate::lease::RunKey;
 use crate::memory::Account;
 use crate::store::{Store, StoreError};
 
-/// The turn after all that is stored of it. It takes room for that as the agent's reader did, and waits like that.
+/// The turn after all that is stored of it. Takes memory for that as the agent's reader did, and waits for it in the same way.
 pub(super) async fn replay(store: &Store, run: RunKey, account: &Account) -> Result<Turn, StoreError> {
     let (mut turn, mut after) = (Turn::default(), 0);
     while let Some(page) = store.next_chunks(run, after).await? {

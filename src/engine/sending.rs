@@ -10,14 +10,14 @@ use crate::store::run::Enqueue;
 use crate::store::session::NewSession;
 use crate::workspace::Workspace;
 
-/// What is to be sent.
+/// A message to send.
 #[derive(Debug, Clone)]
 pub struct SendMessage {
     /// The session; created when it does not exist.
     pub session: SessionId,
     /// What the person said.
     pub message: UserMessage,
-    /// Why it is sent.
+    /// Why the message is sent.
     pub purpose: Purpose,
     /// For a new session: its workspace, when not `default`.
     pub workspace: Option<WorkspaceName>,
@@ -25,13 +25,13 @@ pub struct SendMessage {
     pub agent: Option<AgentName>,
     /// How it is to be run.
     pub options: RunOptions,
-    /// The session gives up its slot when it has nothing left to do: for one that is used once. A further message takes
-    /// that back.
+    /// The session frees its slot when it has nothing left to do: for a session that is used once. A further message revokes
+    /// that.
     pub close_when_idle: bool,
-    /// Who declines with it what the running run asks, if that run waits for nothing but answers. Then it goes next. Without
-    /// a name nothing is declined.
+    /// In whose name the message declines the open questions of the running run, if that run waits for nothing but answers;
+    /// the message goes next then. `None` declines nothing.
     pub declined_by: Option<String>,
-    /// Whether it goes next, before what waits already.
+    /// Whether the run goes next, before those that already wait.
     pub goes_next: bool,
 }
 
@@ -45,18 +45,18 @@ impl SendMessage {
     }
 }
 
-/// A message that was taken: its run.
+/// A message that was accepted, and its run.
 #[derive(Debug, Clone)]
 pub struct Sent {
     /// The run.
     pub run: Run,
-    /// False when the same message had been sent before: nothing was started.
+    /// False if the same message had been sent before: nothing was started.
     pub created: bool,
 }
 
 impl Engine {
-    /// Enqueues a message: message, run and the session's place in one transaction; answers after the commit. The same
-    /// message id again answers with the run that it has.
+    /// Enqueues a message: message, run and the session's assignment in one transaction; returns after the commit. Sending the
+    /// same message id again returns the run that it has.
     ///
     /// # Errors
     /// [`EngineError::NotFound`] for an unknown agent or workspace, [`EngineError::InvalidMessage`] for files that the
@@ -116,8 +116,8 @@ impl Engine {
         Ok(Sent { run: self.with_reason(enqueued.run).await?, created: enqueued.created })
     }
 
-    /// Refuses files that the agent of the session does not take. Whoever executes a run of an agent that is not
-    /// configured here knows what it takes.
+    /// Refuses files that the agent of the session does not accept. Nothing is checked for an agent that is not configured
+    /// here: the process that executes the run knows what it accepts.
     fn check_files(&self, message: &UserMessage, agent: &AgentName) -> Result<(), InvalidMessage> {
         let Some(Agent { driver, .. }) = self.shared.config.agents.get(agent) else { return Ok(()) };
         for (index, file) in message.files() {
@@ -136,7 +136,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks for a run to stop, in whatever state it is; asking again changes nothing. Answers with the run as it is then,
+    /// Requests a run to stop, in whatever state it is; repeating the request changes nothing. Returns the run as it is then,
     /// and whether it was settled before.
     ///
     /// # Errors
@@ -150,8 +150,8 @@ impl Engine {
         Ok((run, cancelled.was_settled))
     }
 
-    /// Asks for all runs of the sessions below a session to stop: of those that work for it, and of those that work for them.
-    /// Its own are left alone. Answers with those that were not settled.
+    /// Requests all runs of the sessions below a session to stop: of those that work for it, and of those that work for them.
+    /// Its own runs are left alone. Returns those that were not settled.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Store`].
@@ -162,7 +162,7 @@ impl Engine {
         Ok(runs)
     }
 
-    /// Cancels what a session is at: its running run, else the next in its queue. `None` when it is at nothing.
+    /// Cancels the current run of a session: the running one, else the next in its queue. `None` if there is none.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Store`].

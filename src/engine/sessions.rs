@@ -44,11 +44,11 @@ pub struct CreateSession {
 
 /// Longest label, in characters.
 const MAX_LABEL_CHARS: usize = 160;
-/// So much of the history of a session in its agents is told.
+/// Most entries of a session's history in its agents that are listed.
 const AGENT_SESSIONS: i64 = 50;
 
 impl Engine {
-    /// Creates a session. Answers with it, and whether it is new.
+    /// Creates a session. Returns it, and whether it is new.
     ///
     /// # Errors
     /// [`EngineError::SessionDiffers`] when the id exists with other values; [`EngineError::NotFound`] for an unknown agent
@@ -112,7 +112,8 @@ impl Engine {
         }
     }
 
-    /// Frees the slot of a session. With `cancel`, its runs are asked to stop, and the slot is free when the last one has.
+    /// Frees the slot of a session. With `cancel`, its runs are requested to stop, and the slot is freed when the last one
+    /// has.
     ///
     /// # Errors
     /// [`EngineError::NotFound`]; [`EngineError::SessionBusy`] without `cancel`; [`EngineError::Store`].
@@ -135,7 +136,7 @@ impl Engine {
         self.shared.store.find_session(id).await?.ok_or_else(|| not_found("session", id))
     }
 
-    /// The options of a session, what becomes of each, and what its agent offers. No agent is asked.
+    /// The options of a session, the effect of each, and what its agent offers. The agent is not asked.
     ///
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Store`].
@@ -211,11 +212,11 @@ impl Engine {
         self.session_options(id).await
     }
 
-    /// Has the agent of a session forget it: the next turn begins a new session of the agent. The conversation stays, and
-    /// so do its options unless `options`. No agent is asked.
+    /// Makes the agent of a session forget it: the next turn begins a new session of the agent. The conversation stays, and so
+    /// do its options unless `options`. The agent is not asked.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`]; [`EngineError::Refused`] in the midst of a run; [`EngineError::Store`].
+    /// [`EngineError::NotFound`]; [`EngineError::Refused`] while a run executes; [`EngineError::Store`].
     pub async fn reset_session(&self, id: &SessionId, options: bool) -> Result<Session, EngineError> {
         match self.shared.store.reset_session(id.clone(), options).await? {
             None => Err(not_found("session", id)),

@@ -1,8 +1,8 @@
-//! Starts that wait until the system has again what it is short of: file descriptors, processes, memory, disk space.
+//! Starts that wait for resources that the system is short of: file descriptors, processes, memory, disk space.
 //!
-//! Always: nothing that was accepted fails because of a shortage. A run tries again a few times, then goes back to the queue
-//! for a while, so that others, which may need nothing that is short, get its worker. It shows in the row of the run, in a metric
-//! and in the log, and in `/readyz` unless agents can be started in another workspace.
+//! Always: nothing that was accepted fails because of a shortage. A run is retried a few times, then goes back to the queue
+//! for a while, so that others, which may not need what is short, get its worker. The shortage shows in the row of the run, in
+//! a metric and in the log, and in `/readyz` unless agents can be started in another workspace.
 //!
 //! Proof: `tests/faults/shortage.rs`.
 
@@ -14,19 +14,20 @@ use crate::id::WorkspaceName;
 use crate::metrics::METRICS;
 use crate::process::StartError;
 
-/// Between two tries. The pause doubles: a machine that is short of processes is not helped by attempts to start more.
+/// The first pause between two attempts. It doubles: a machine that is short of processes is not helped by attempts to start
+/// more.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// Tries of a run before it goes back to the queue. One that went back before has none but the first.
+/// Attempts of a run before it goes back to the queue. One that went back before has only one.
 pub(super) const TRIES: u32 = 4;
-/// How long it stays there, doubling each time.
+/// How long it rests there, doubled each time.
 const FIRST_REST: Duration = Duration::from_secs(1);
 /// A claim takes a run that would rest for longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// A shortage is over when the next try was due so long ago.
+/// A shortage is over when the next attempt was due this long ago.
 const OVER_AFTER: Duration = Duration::from_secs(6);
 
-/// How long a run stays in the queue that was put back this often before.
+/// How long a run rests in the queue that was put back this often before.
 pub(super) fn rest(shortages: i64) -> Duration {
     doubled(FIRST_REST, u32::try_from(shortages).unwrap_or(u32::MAX), LONGEST_REST)
 }
@@ -43,11 +44,11 @@ enum Newest {
         /// When the first of those that failed in a row did.
         since: Instant,
         failed_at: Instant,
-        /// It counts until then.
+        /// It counts until this time.
         until: Instant,
         reason: String,
     },
-    /// It went well; it was begun then.
+    /// It succeeded.
     Fine { begun: Instant },
 }
 
@@ -60,10 +61,10 @@ impl Shortages {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of a start that failed, for the `tries`th time in a row. Answers with the pause before the next one.
+    /// Records a failed start, the `tries`th in a row. Returns the pause before the next one.
     pub fn failed(&self, workspace: &WorkspaceName, error: &StartError, tries: u32) -> Duration {
         METRICS.starts_retried.inc();
-        // A shortage may last for days: each line comes after twice the time of the one before.
+        // A shortage may last for days: each line comes after twice as many attempts as the one before.
         if tries.is_power_of_two() {
             tracing::warn!(error = error.message, %workspace, tries, "short of resources; the start is tried again");
         }
@@ -72,7 +73,7 @@ impl Shortages {
         pause
     }
 
-    /// Takes note of a start that failed, and whose run goes back to the queue. It did `shortages` times before.
+    /// Records a failed start whose run goes back to the queue. `shortages` is how often that happened before.
     pub fn rests(&self, workspace: &WorkspaceName, error: &StartError, shortages: i64) {
         let rest = rest(shortages);
         METRICS.starts_retried.inc();
@@ -88,7 +89,7 @@ impl Shortages {
         self.lasts(workspace, error, rest);
     }
 
-    /// A start that failed is tried again after this.
+    /// Records a failed start that is retried after `pause`.
     fn lasts(&self, workspace: &WorkspaceName, error: &StartError, pause: Duration) {
         let failed_at = Instant::now();
         let mut newest = self.newest();
@@ -100,8 +101,8 @@ impl Shortages {
         newest.insert(workspace.clone(), Newest::Short { since, failed_at, until, reason });
     }
 
-    /// A start that was begun then went well. One that was begun before another failed does not show that the shortage is
-    /// over.
+    /// Records a start that began at `begun` and succeeded. One that began before another one failed does not show that the
+    /// shortage is over.
     pub fn started(&self, workspace: &WorkspaceName, begun: Instant) {
         let mut newest = self.newest();
         if !matches!(newest.get(workspace), Some(Newest::Short { failed_at, .. }) if begun <= *failed_at) {
@@ -109,7 +110,7 @@ impl Shortages {
         }
     }
 
-    /// A turn that was begun then needed no start: that says nothing of a shortage in its workspace.
+    /// Records a turn that needed no start: that says nothing about a shortage in its workspace.
     pub fn served(&self, workspace: &WorkspaceName, begun: Instant) {
         let mut newest = self.newest();
         if !matches!(newest.get(workspace), Some(Newest::Short { until, .. }) if Instant::now() < *until) {

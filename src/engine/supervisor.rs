@@ -1,8 +1,8 @@
-//! The supervisor: watches over the warm backends of this worker, each in a task of its own. What it knows of them, it reads
-//! from their rows; a wake-up only makes it look sooner.
+//! The supervisor: watches the backends of this worker, each in a task of its own. It knows them by their rows; a wake-up only
+//! makes it poll sooner.
 //!
-//! Always: each backend of this worker has one task, and no other one; every task is waited for when the engine closes. A
-//! turn that waits for a backend (`drive/warm.rs`) holds no lock.
+//! Always: each backend of this worker has one task, and no other backend has one; every task is awaited when the engine
+//! closes. A turn that waits for a backend (`drive/warm.rs`) holds no lock.
 //!
 //! Proof: `tests/it/warm/`.
 
@@ -27,10 +27,10 @@ use crate::store::backend::BackendRow;
 pub(super) use adopt::adopt;
 use backend_task::BackendTask;
 
-/// What other processes ask of a backend is seen so soon.
+/// Poll interval for what other processes request of a backend.
 const BACKEND_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What turns, the supervisor and whoever counts know of each other.
+/// What turns, the supervisor and the metrics share.
 #[derive(Default)]
 pub(super) struct SupervisorHandle {
     /// Counts the changes of backends, and of what they are needed for.
@@ -41,20 +41,20 @@ pub(super) struct SupervisorHandle {
 }
 
 impl SupervisorHandle {
-    /// Tells whoever waits that something is different.
+    /// Wakes the waiting tasks if a commit may concern them.
     pub fn notice(&self, notice: &Notice) {
-        // A run that was settled may have been the last on a backend.
+        // A settled run may have been the last one on a backend.
         if matches!(notice, Notice::Backends | Notice::Ready) {
             self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    /// Changes from now on.
+    /// A receiver that sees the changes from now on.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// How many backends were in each state when they were last looked at.
+    /// How many backends were in each state when the rows were last read.
     pub fn live(&self) -> Vec<(&'static str, u64)> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |state: BackendState| (state.as_str(), live.get(state.as_str()).copied().unwrap_or_default());
@@ -108,7 +108,7 @@ impl Tasks {
     }
 }
 
-/// Watches over backends until the engine closes, then ends them, or leaves them to the next one.
+/// Supervises backends until the engine closes, then ends them, or leaves them to the next supervisor.
 pub(super) async fn run(shared: Arc<Shared>) {
     let Some(worker) = shared.worker.get().map(|identity| identity.key) else { return };
     let mut changes = shared.supervision.changes();

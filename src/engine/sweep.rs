@@ -1,10 +1,11 @@
-//! The sweep: once at start, at every interval, and as soon as the failure detector sees that something is lost, what no running
-//! worker will do. Runs of dead or silent workers are adopted when their agent lives on; otherwise they are settled, or put
-//! back when they have said nothing. Idle places expire; old rows, dead workers and what ended agents left go.
+//! The sweep recovers what no running worker will do: at start, at every interval, and as soon as the failure detector reports
+//! a loss. Runs of dead or silent workers are adopted if their agent lives; otherwise they are settled, or put back into the
+//! queue if they have said nothing. Idle assignments expire; old rows, dead workers and the leftovers of ended agents are
+//! removed.
 //!
 //! Always: each effect is bounded, counted and logged, and two processes may sweep at once. A run is taken over (fenced)
-//! first. When it is not gone on with, what its agent left running is ended and confirmed gone, and only then it is settled:
-//! a new attempt never starts while the old agent may live.
+//! first. If it is not adopted, what its agent left running is ended and confirmed gone, and only then is the run settled: a
+//! new attempt never starts while the old agent may live.
 //!
 //! Proof: `tests/it/sweep.rs`, `tests/it/adopt/`.
 
@@ -28,45 +29,45 @@ use crate::run::{Attempt, Cause, Outcome};
 use crate::store::run::Orphan;
 use crate::store::{StoreError, backup_note};
 
-/// Most runs that one sweep takes over, and most rows that it expires or purges: a sweep is short, and what is left
-/// comes with the next.
+/// Most runs that one sweep takes over, and most rows that it expires or purges: a sweep is short, and the next one takes the
+/// rest.
 const ORPHANS_AT_ONCE: i64 = 256;
 const ROWS_AT_ONCE: i64 = 1000;
-/// Most directories of agents that one sweep looks at.
+/// Most directories of agents that one sweep examines.
 const HOMES_AT_ONCE: usize = 4096;
-/// What a dead worker's agent gets between SIGTERM and SIGKILL: nobody listens to it any more.
+/// Time between SIGTERM and SIGKILL for a dead worker's agent: no engine reads its output any more.
 const ORPHAN_GRACE: Duration = Duration::from_millis(300);
-/// Recoveries under way at once: each reads all of `/proc` and perhaps a whole run.
+/// Concurrent recoveries: each reads all of `/proc`, and perhaps a whole run.
 const RECOVERIES_AT_ONCE: usize = 16;
-/// A run that takes its worker down each time before it says anything is not tried for ever.
+/// Most attempts at a run: one that takes its worker down each time, before it says anything, is not retried for ever.
 const MAX_ATTEMPTS: i64 = 3;
-/// After so many recoveries a run is settled although something of its agent cannot be ended.
+/// After this many recoveries a run is settled even if something of its agent cannot be ended.
 const MAX_RECOVERIES: i64 = 10;
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct SweepReport {
-    /// Runs of lost workers that this process goes on with.
+    /// Runs of lost workers that this process adopted.
     pub runs_adopted: u64,
-    /// Runs of lost workers whose agents run on until a daemon goes on with them.
+    /// Runs of lost workers whose agents run on until a daemon adopts them.
     pub runs_left: u64,
     /// Runs of lost workers that were settled.
     pub runs_settled: u64,
     /// Runs of lost workers that had said nothing and went back to the queue.
     pub runs_put_back: u64,
-    /// Runs of lost workers that the next sweep has to look at again: their agent may still live.
+    /// Runs of lost workers that are left to the next sweep: their agent may still live.
     pub runs_postponed: u64,
-    /// Processes of lost workers' agents, and of runs that are settled, that were ended.
+    /// Processes that were ended: of lost workers' agents, and of runs that are not running.
     pub processes_ended: u64,
-    /// Directories of agents that nobody needs any more.
+    /// Directories of ended agents that were removed.
     pub homes_removed: u64,
     /// Unfinished copies of backups that were killed.
     pub copies_removed: u64,
-    /// Warm backends of lost workers that are watched over from here on, or that have ended.
+    /// Backends of lost workers that this process supervises from now on, or that have ended.
     pub backends_taken_over: u64,
-    /// Idle places that expired.
+    /// Idle assignments that expired.
     pub assignments_expired: u64,
-    /// Rows of ended places that were deleted.
+    /// Ended assignments whose rows were deleted.
     pub assignments_purged: u64,
     /// Dead workers that were removed.
     pub workers_removed: u64,
@@ -95,7 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// What a sweep could not recover waits for the next interval: only what is newly lost is swept at once.
+/// Only what is newly lost is swept at once. What a sweep could not recover waits for the next interval.
 async fn look_and_sweep(shared: &Arc<Shared>, before: &Observation, is_due: bool) -> Result<Observation, EngineError> {
     let seen = failure_detector::look(shared).await?;
     if is_due || seen.has_news_since(before) {
@@ -114,7 +115,7 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Observation) -> Result<SweepRep
     let worker = shared.worker(0).await?.key;
     let mut report = SweepReport::default();
     let (own, lease) = (shared.executing.keys(), shared.config.engine.lease);
-    // First: a turn need not be ended in a live agent that is known to be dead.
+    // First, so that a turn need not be ended in a backend that is known to be dead.
     match supervisor::adopt(shared, &seen.lost.workers).await {
         Ok(count) => report.backends_taken_over = count,
         Err(error) => tracing::warn!(%error, "failed to look after the backends of lost workers"),
@@ -136,11 +137,12 @@ async fn sweep_away(shared: &Arc<Shared>, seen: &Observation) -> Result<SweepRep
         *count += 1;
     }
     if report.runs_adopted > 0 {
-        // A cancel that was stored between the take-over and this line found nobody to tell.
+        // A cancel that was stored between the take-over and this line could not be signalled: the run was not registered here
+        // yet.
         super::executing::heed_cancel_requests(shared, worker).await;
     }
     let tidied = tidy_homes(shared, &mut report).await;
-    // What was ended is ended, whatever failed behind it.
+    // Counted before the error is returned: these processes have ended in any case.
     METRICS.processes_ended.inc_by(report.processes_ended);
     tidied?;
     report.copies_removed = remove_unfinished_copies(shared).await;
@@ -191,7 +193,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
     let adopts = shared.executing.adopts(orphan.session) && !shared.draining.is_cancelled();
     let is_here = orphan.host.as_ref().is_some_and(|host| reap::is_here(&host.process));
     let mut liveness = orphan.host.as_ref().map(|host| reap::is_alive(&host.process));
-    // Elsewhere its pid means nothing, but the lock of its spool does.
+    // On another boot or in another pid namespace the pid means nothing here, but the lock on the spool does.
     if let Some(host) = orphan.host.as_ref().filter(|_| !is_here)
         && shared.shims.is_gone(host.started_for(orphan.run)).await
     {
@@ -203,12 +205,13 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             shared.executing.adopt(orphan.clone(), good_until);
             Recovered { end: RecoveryEnd::Adopted, processes_ended: 0 }
         }
-        // What is not known here may be known to the next one. Its host ends it at its limit.
+        // Left to a process that knows the agent and executes runs. Until one comes, the shim ends the agent at the limit of
+        // its turn.
         Some(reap::Liveness::Alive) if !orphan.cancel_requested => {
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Left, processes_ended: 0 }
         }
-        // All that the agent said is in its spool, and perhaps how it ended; or somebody wants it to end.
+        // The spool holds all that the agent said, and perhaps how it ended; or the run is to be cancelled.
         Some(reap::Liveness::Dead | reap::Liveness::Alive) if can_go_on => {
             let signals = shared.executing.add(orphan.lease, good_until);
             if orphan.cancel_requested {
@@ -224,7 +227,7 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
             };
             Recovered { end, processes_ended: 0 }
         }
-        // It cannot be looked at just now: we are out of file descriptors, most likely.
+        // Its liveness cannot be checked just now: most likely this process is out of file descriptors.
         Some(reap::Liveness::Unknown) if is_here => {
             give_back(shared, &orphan).await;
             Recovered { end: RecoveryEnd::Postponed, processes_ended: 0 }
@@ -237,8 +240,8 @@ async fn recover(shared: &Arc<Shared>, worker: WorkerKey, orphan: Orphan, good_u
     recovered
 }
 
-/// A run that nobody here can go on with: without a host, on another machine, or of an agent that has ended or is to end
-/// and is not configured here as it was.
+/// Ends a run that this process cannot adopt: without a shim, on another machine, of an agent that has ended or is to end and
+/// is not configured here, or whose adoption failed too often.
 async fn end_and_conclude(shared: &Shared, orphan: &Orphan) -> Recovered {
     let attempt = orphan.attempt();
     let process = orphan.host.as_ref().map(|host| host.process.clone());
@@ -262,7 +265,7 @@ async fn end_and_conclude(shared: &Shared, orphan: &Orphan) -> Recovered {
     Recovered { end, processes_ended }
 }
 
-/// Lets the lease of an orphan run out at once, so that the next sweep, here or elsewhere, takes it over.
+/// Makes the lease of an orphan expire at once, so that the next sweep, here or elsewhere, takes the run over.
 async fn give_back(shared: &Shared, orphan: &Orphan) {
     if let Err(error) = shared.store.let_expire(orphan.lease).await {
         let (run, session) = (orphan.run, &orphan.session_id);
@@ -270,7 +273,8 @@ async fn give_back(shared: &Shared, orphan: &Orphan) {
     }
 }
 
-/// Ends the shims of runs that are not running (somebody else settled them) and of backends that are stopped, and removes what ended agents left.
+/// Ends the shims of runs that are not running (another process settled them) and of stopped backends, and removes what ended
+/// agents left.
 async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), EngineError> {
     let shims = shared.shims.clone();
     let attempts = match tokio::task::spawn_blocking(move || shims.attempts(HOMES_AT_ONCE)).await {
@@ -282,7 +286,7 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
         // The task fails only when the runtime goes down.
         Err(_) => Vec::new(),
     };
-    // Asked behind the look at the directory: a run that is claimed in between is running by now.
+    // Queried after the directory was listed: a run that was claimed in between is running by now.
     let running = shared.store.running_among(attempts.iter().map(|attempt| attempt.run).collect()).await?;
     for attempt in attempts.into_iter().filter(|attempt| !running.contains(&attempt.run)) {
         let found = match shared.shims.find(attempt).await {
@@ -297,14 +301,14 @@ async fn tidy_homes(shared: &Shared, report: &mut SweepReport) -> Result<(), Eng
             tracing::warn!(run.id = %attempt.run, processes_ended = ended.ended, "ended the agent of a run that is not running");
             report.processes_ended += u64::try_from(ended.ended).unwrap_or(u64::MAX);
         }
-        // Its host may have been killed before it could remove it.
+        // The shim may have been killed before it could remove the directory.
         let _ = tokio::task::spawn_blocking(move || remove_temp_dir(attempt)).await;
         report.homes_removed += u64::from(shared.shims.forget(attempt).await);
     }
     Ok(())
 }
 
-/// Removes what backups that were killed left, as far as it is to be seen from here.
+/// Removes the unfinished copies of backups that were killed, as far as they are visible from here.
 async fn remove_unfinished_copies(shared: &Shared) -> u64 {
     let agents_dir = shared.store.agents_dir().to_owned();
     let removed = tokio::task::spawn_blocking(move || {
@@ -321,13 +325,13 @@ async fn remove_unfinished_copies(shared: &Shared) -> u64 {
     removed.await.unwrap_or_default()
 }
 
-/// What becomes of a run whose worker is lost. `is_certain`: nothing of its agent is left.
+/// Settles or puts back a run whose worker is lost. `is_certain`: nothing of its agent is left.
 async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<RecoveryEnd, StoreError> {
     let here = orphan.host.as_ref().is_none_or(|host| reap::is_here(&host.process));
     if here && !is_certain && orphan.recoveries < MAX_RECOVERIES {
         return Ok(RecoveryEnd::Postponed);
     }
-    // On another host nothing can be ended and nothing confirmed: the run ends, but is not tried again.
+    // On another machine nothing can be ended and nothing confirmed: the run ends, and is not retried.
     let takes_workers_down = orphan.failures >= MAX_FAILED_ADOPTIONS;
     let may_run_again = !takes_workers_down
         && here
@@ -354,7 +358,7 @@ async fn conclude(shared: &Shared, orphan: &Orphan, is_certain: bool) -> Result<
     if takes_workers_down {
         tracing::error!(run.id = %orphan.run, failures = orphan.failures, "a run takes its workers down; it is settled");
     }
-    // Refused when yet another sweep has taken it over: then that one settles it.
+    // Refused if yet another sweep has taken the run over: then that one settles it.
     let settled = settle_from_log(shared, &leased, outcome).await?;
     Ok(if settled.is_ok() { RecoveryEnd::Settled } else { RecoveryEnd::Postponed })
 }

@@ -1,9 +1,9 @@
-//! What a reader hears of an agent: (turn, agent event) → chunks. Pure: no I/O, no clock.
+//! What readers are told of an agent: (turn, agent event) → chunks. Pure: no I/O, no clock.
 //!
-//! Always: after `start`, which is written when the run is claimed, the chunks of [`Turn::hear`] and then of
-//! [`Turn::close`] are a stream that every v6 client takes: one step, at most one block open, every tool announced
-//! before its output, one end. What is needed to go on is in the chunks, so that [`Turn::replay`] goes on where a dead
-//! process stopped, with ids that were not used; what no chunk says is heard again ([`Turn::hear_again`]).
+//! Always: after `start`, which is written when the run is claimed, the chunks of [`Turn::hear`] and then of [`Turn::close`]
+//! are a stream that every v6 client accepts: one step, at most one block open, every tool announced before its output, one
+//! end. The chunks hold what is needed to continue, so that [`Turn::replay`] continues where a dead process stopped, with ids
+//! that were not used; what no chunk says is heard again ([`Turn::hear_again`]).
 //! Proof: `tests/it/turn_properties.rs`, `tests/it/turn_cases.rs`.
 //!
 //! Deliberately absent: why a run ends (`decide.rs`), and what is stored when.
@@ -36,13 +36,13 @@ pub struct Turn {
     first_error: Option<String>,
     errors: HashSet<String>,
     ended: bool,
-    /// Tasks ran when it said so.
+    /// Background tasks ran when the agent said its end.
     held_open: bool,
     /// How many tasks run in the agent's background.
     tasks: usize,
     blocks: Blocks,
     repetition: Repetition,
-    /// Calls that were announced only by their result: what announces them may come late.
+    /// Calls that were announced only by their result: their own announcement may come late.
     unannounced: HashSet<String>,
     /// The turn as it was heard before, while that is heard again.
     past: Option<Box<Turn>>,
@@ -59,11 +59,11 @@ pub enum TurnState {
     Over,
 }
 
-/// Before the text of an error in a message, for people.
+/// Marks the text of an error in a message, for people.
 const ERROR_MARK: &str = "[error] ";
-/// The ids of text parts begin with this when the agent reported an error in them; no other text is taken for one.
+/// Prefix of the ids of text parts that hold an error of the agent; no other text is taken for one.
 const ERROR_ID: &str = "error";
-/// A turn has one plan: a new one takes the place of the old.
+/// A turn has one plan: a new one replaces the old one.
 const PLAN_ID: &str = "plan";
 const NOTICE_ID: &str = "notice";
 /// Longer text goes out in pieces: SQLite reads a row whole, also to pass over it.
@@ -78,13 +78,14 @@ impl Turn {
         turn
     }
 
-    /// Goes on with the next chunks that are stored of it.
+    /// Applies the next stored chunks.
     pub fn replay_more(&mut self, chunks: impl Iterator<Item = Chunk>) {
         chunks.for_each(|chunk| self.apply(&chunk));
     }
 
-    /// Hears events again whose chunks are among those of [`Turn::replay`]; nothing is told of them. When that is `all`, it is
-    /// known, too, what no chunk says. If it makes another message than the one that is stored, what is stored counts.
+    /// Hears events again whose chunks are among those of [`Turn::replay`]; no chunks are emitted for them. With `all` of them
+    /// heard, what no chunk says is known too. If they make another message than the one that is stored, what is stored
+    /// counts.
     pub fn hear_again(&mut self, events: Vec<AgentEvent>, all: bool) {
         let past = self.past.get_or_insert_default();
         for event in events {
@@ -98,7 +99,7 @@ impl Turn {
         }
     }
 
-    /// What to tell readers of an agent event.
+    /// The chunks for readers of an agent event.
     pub fn hear(&mut self, event: AgentEvent) -> Vec<Chunk> {
         let mut said = Vec::new();
         if self.fold.is_finished() {
@@ -138,7 +139,7 @@ impl Turn {
         said
     }
 
-    /// The end of the stream; nothing when it has ended.
+    /// The end of the stream; nothing if it has ended.
     pub fn close(&mut self, outcome: &Outcome) -> Vec<Chunk> {
         let mut said = Vec::new();
         if self.fold.is_finished() {
@@ -181,12 +182,12 @@ impl Turn {
         !self.fold.is_empty()
     }
 
-    /// Whether the agent gave any output or said its end. What it says to be busy with is no output.
+    /// Whether the agent gave any output or said its end. A status is no output.
     pub fn heard_anything(&self) -> bool {
         self.has_said() || self.ended
     }
 
-    /// Whether a tool or a task in the background works: no progress is expected of the agent then.
+    /// Whether a tool or a background task is at work: no progress is expected of the agent then.
     pub fn is_tool_running(&self) -> bool {
         self.tasks > 0 || self.fold.unfinished_tools().next().is_some()
     }
@@ -260,7 +261,7 @@ impl Turn {
         }
     }
 
-    /// What the model says: what it says again, being asked again, is not said twice.
+    /// What the model says. Words that it repeats when asked again are not emitted twice.
     fn speak(&mut self, block: Block, mut delta: String, said: &mut Vec<Chunk>) {
         if delta.is_empty() {
             return;
@@ -294,7 +295,7 @@ impl Turn {
         self.say(delta_of(block, id, delta), said);
     }
 
-    /// A message that is asked for again goes on in the block that is open.
+    /// A message that is asked for again continues in the open block.
     fn begin_message(&mut self, again: Again, said: &mut Vec<Chunk>) {
         if !self.repetition.begin(again) {
             self.end_repetition(said);
@@ -304,7 +305,7 @@ impl Turn {
         }
     }
 
-    /// If what was taken for a repetition is none, it is said now.
+    /// Emits text that was held back as a suspected repetition, if it was none.
     fn end_repetition(&mut self, said: &mut Vec<Chunk>) {
         let Some(other) = self.repetition.end(&self.fold) else { return };
         self.close_block(said);
@@ -345,7 +346,7 @@ impl Turn {
         }
     }
 
-    /// Each error is said once: agents report one in several ways.
+    /// Each error is emitted once: agents report one in several ways.
     fn report(&mut self, message: String, said: &mut Vec<Chunk>) {
         if !self.errors.contains(&message) {
             self.say_block(ERROR_ID, format!("{ERROR_MARK}{message}"), said);

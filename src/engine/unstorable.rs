@@ -1,7 +1,7 @@
 //! Runs that are settled from what is stored of them: no worker holds their turn, or what it holds cannot be stored.
 //!
-//! Always: a run comes to an end even if the database refuses what that carries: then it is settled with less, at last with
-//! nothing but the end, which says so. The events that were stored before stay.
+//! Always: a run ends even if the database refuses what its end carries: then it is settled with less, at last with nothing
+//! but the end, which says so. The events that were stored before stay.
 //!
 //! Proof: `tests/it/unstorable.rs`.
 
@@ -15,11 +15,11 @@ use crate::metrics::METRICS;
 use crate::run::{Cause, Outcome};
 use crate::store::StoreError;
 
-/// So often in a row may a worker be lost, or fail, while it goes on with a run, before it has read all that the agent had
-/// said. Far more than happens by chance: a thousand kills at random hit five in a row.
+/// How often in a row a worker may be lost, or fail, while it adopts a run, before it has read all that the agent had said.
+/// Far more than happens by chance: a thousand kills at random hit five in a row.
 pub(super) const MAX_FAILED_ADOPTIONS: i64 = 12;
 
-/// What is said of a run of which nothing but the end can be stored.
+/// The error of a run of which nothing but the end can be stored.
 const BARE_END: &str = "The end of this run could not be stored as it was: the database refuses it. What was stored \
     before is kept, and the log of the daemon has the details.";
 
@@ -34,7 +34,7 @@ enum Extent {
     BareEnd,
 }
 
-/// How a run ends because so many bytes of it cannot be stored.
+/// The outcome of a run of which this many bytes cannot be stored.
 pub(super) fn outcome(error: &StoreError, bytes: usize) -> Outcome {
     match error {
         StoreError::Refused(_) => {
@@ -65,7 +65,7 @@ pub(super) async fn settle_from_log(
     let mut settled = settle_as(shared, leased, outcome.clone(), Extent::Whole).await;
     for extent in [Extent::WithoutMessage, Extent::BareEnd] {
         let Err(error) = &settled else { break };
-        // What is too large for SQLite's memory was tried long enough.
+        // A write that is too large for SQLite's memory was retried long enough.
         let is_too_large = outcome.cause == Cause::Unstorable && matches!(error, StoreError::OutOfMemory);
         if !error.is_permanent() && !is_too_large {
             break;
@@ -96,7 +96,7 @@ async fn settle_as(
     }
 }
 
-/// Reads the turn back for each try: a message may be large, and is kept once only.
+/// Reads the turn back for each attempt: a message may be large, and is kept only once.
 async fn close_and_settle(
     shared: &Shared,
     leased: &LeasedRun,

@@ -1,4 +1,5 @@
-//! The watcher: notices what other processes committed to the file, by `PRAGMA data_version`, while anybody here cares.
+//! The watcher: notices what other processes committed to the file, by `PRAGMA data_version`, while this process needs to
+//! know.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,23 +8,23 @@ use super::Shared;
 use super::health::ROUND_LIMIT;
 use crate::metrics::METRICS;
 
-/// Between two looks while somebody follows: about 30 µs each, and what a reader in another process waits on average is
-/// half of it.
+/// Poll interval while a reader follows: a poll takes about 30 µs, and a reader waits for a commit of another process for half
+/// the interval on average.
 const WHILE_FOLLOWED: Duration = Duration::from_millis(5);
-/// Between two looks while runs are executed or awaited here.
+/// Poll interval while runs are executed or awaited here.
 const WHILE_WORKING: Duration = Duration::from_millis(25);
 
-/// Between two looks whether the file is still at its path: a `stat`.
+/// How often to check that the file is still at its path: a `stat`.
 const PRESENCE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether the file was at its path when that was last looked at.
+/// The result of the last check.
 struct Presence {
     checked_at: Instant,
     is_there: bool,
 }
 
 impl Presence {
-    /// Says once that the file is gone, or that it is back: writes fail then, and without them nothing would tell.
+    /// Logs once that the file is gone, or that it is back: without a write that fails, nothing else would report it.
     fn check(&mut self, shared: &Shared) {
         if self.checked_at.elapsed() < PRESENCE_CHECK_INTERVAL {
             return;

@@ -1,5 +1,5 @@
-//! The worker: claims ready runs while it has room, drives each in a task of its own, and renews all their leases
-//! together. A wake-up only makes it look sooner; it also looks by itself.
+//! The worker: claims ready runs while it has room, drives each in a task of its own, and renews all their leases together. A
+//! wake-up only shortens the wait; the worker also polls.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,13 +21,12 @@ use crate::store::StoreError;
 use crate::store::run::{ClaimRequest, Claimed, SessionScope};
 use crate::store::worker::Registration;
 
-/// The worker looks for ready runs this often by itself.
+/// Poll interval for ready runs.
 const CLAIM_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How this process is known in the table of workers.
 #[derive(Debug)]
 pub(super) struct Identity {
-    /// Its row.
     pub key: WorkerKey,
     /// What the row says.
     registration: Registration,
@@ -41,7 +40,7 @@ impl Identity {
 }
 
 impl Shared {
-    /// The row of this process in the table of workers; registers it when it is first needed.
+    /// The row of this process in the table of workers; registered when it is first needed.
     pub(super) async fn worker(&self, capacity: u32) -> Result<&Identity, EngineError> {
         let identity = self
             .worker
@@ -59,7 +58,7 @@ impl Shared {
                 Ok::<_, EngineError>(Identity { key, registration })
             })
             .await?;
-        // Only now: the watcher that wakes up asks whether there is a worker.
+        // Only now: the watcher, once woken, checks whether there is a worker.
         self.feed.wanted.notify_one();
         Ok(identity)
     }
@@ -83,17 +82,17 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Session
         while let Some(ended) = runs.try_join_next_with_id() {
             tidy_up(&shared, &mut driven, ended).await;
         }
-        // Beyond the capacity too: their agents run already.
+        // Even beyond the capacity: their agents run already.
         for (orphan, signals) in shared.executing.take_adopted() {
             let leased = LeasedRun::from(&orphan);
             let adopted = drive::adopt(shared.clone(), worker, orphan, signals);
-            // What it came to is logged there.
+            // `drive::adopt` logs the outcome.
             driven.insert(runs.spawn(adopted.map(drop)).id(), leased);
         }
         let room = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_sub(runs.len());
         let mut looked = false;
         if room == 0 {
-            // Nothing is looked for, so that what the last look came to says nothing any more.
+            // Nothing is claimed while there is no room, so the previous result means nothing any more.
             shared.health.claimed(Ok(ClaimResult::Idle));
         }
         if room > 0 && !shared.draining.is_cancelled() {
@@ -115,7 +114,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Session
             }
         }
         if !looked && room > 0 && !shared.draining.is_cancelled() {
-            // There may be more than one claim takes at once.
+            // There may be more ready runs than one claim takes.
             continue;
         }
         tokio::select! {
@@ -131,7 +130,7 @@ pub(super) async fn run(shared: Arc<Shared>, capacity: u32, only: Option<Session
 
 type Ended = Result<(tokio::task::Id, ()), tokio::task::JoinError>;
 
-/// A task that panicked leaves a run behind that nobody would settle.
+/// A task that panicked leaves an unsettled run behind, which is settled here.
 async fn tidy_up(shared: &Shared, driven: &mut HashMap<tokio::task::Id, LeasedRun>, ended: Ended) {
     let (id, failure) = match ended {
         Ok((id, ())) => (id, None),
@@ -171,7 +170,7 @@ async fn claim(
     if shared.draining.is_cancelled() || !shared.store.has_claimable_run(&request).await? {
         return Ok((Vec::new(), ClaimResult::Idle));
     }
-    // From before it is sent: whoever waits for the lease to run out begins to count later than this.
+    // Measured from before the request: a worker that waits for the lease to run out starts to count later than this.
     let good_until = Instant::now() + request.lease;
     let claimed = shared.store.claim(request).await?;
     let with_signals = |claimed: Claimed| {
@@ -180,10 +179,11 @@ async fn claim(
     };
     let claimed: Vec<_> = claimed.into_iter().map(with_signals).collect();
     if !claimed.is_empty() {
-        // A cancel that was stored between the claim and this line found nobody to tell.
+        // A cancel that was stored between the claim and this line could not be signalled: the run was not registered here
+        // yet.
         heed_cancel_requests(shared, worker).await;
     }
-    // Behind the run that is waited for, the rest of the session is left alone.
+    // Runs behind the awaited one are left alone: that is no miss.
     let result = if !claimed.is_empty() {
         ClaimResult::Claimed
     } else if only.is_none() {

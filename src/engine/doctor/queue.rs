@@ -1,6 +1,6 @@
-//! The queue: ready runs that no worker takes, and runs that wait for something that is not there.
+//! The queue: ready runs that no worker claims, and runs that wait for something that is missing.
 //!
-//! Always: a run is called stuck only when it was watched for as long as a claim may take, while a worker had room.
+//! Always: a run is called stuck only after it was watched for as long as a claim may take, while a worker had room.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub(super) async fn checks(reading: &mut Reading, config: &Config) -> Result<[Ch
     Ok([queue, Check::new("waiting", Verdict::Warning, advice, absent)])
 }
 
-/// Of these runs, those that stay ready for as long as a claim may take while a worker has room.
+/// The runs that stay ready for as long as a claim may take, while a worker has room.
 async fn stuck(reading: &mut Reading, config: &Config, mut runs: Vec<Claimable>) -> Result<Vec<RunId>, EngineError> {
     let begun = Instant::now();
     loop {
@@ -71,13 +71,13 @@ fn has_place(run: &Claimable, config: &Config) -> bool {
     run.agent_running < i64::from(most)
 }
 
-/// Whether a process that lives, as far as it can be known, executes runs.
+/// Whether a process that lives, as far as this can be known, executes runs.
 async fn has_worker(reading: &mut Reading) -> Result<bool, EngineError> {
     let workers = reading.workers().await?;
     Ok(workers.iter().any(|worker| worker.capacity > 0 && reap::is_alive(&worker.process) != Liveness::Dead))
 }
 
-/// Whether one of them is proven to live and executes fewer runs than it may.
+/// Whether a worker that is proven to live executes fewer runs than its capacity.
 async fn has_room(reading: &mut Reading) -> Result<bool, EngineError> {
     let mut running: HashMap<_, i64> = HashMap::new();
     for held in reading.held().await? {

@@ -1,4 +1,4 @@
-//! Whether what is stored can be read as the commands and HTTP read it: by the same methods, all of it.
+//! Whether the stored rows can be read as the commands and HTTP read them: by the same methods, all of them.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(super) async fn check(path: &Path, config: &Config) -> Check {
     Check::new("rows", Verdict::Error, advice, findings)
 }
 
-/// What cannot be read; of each list the first such row, which the error names.
+/// The rows that cannot be read: the first one of each list, which the error names.
 async fn unreadable(engine: &Engine) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut note = |list: &str, read: Result<(), EngineError>| {

@@ -1,4 +1,4 @@
-//! How driving a run ended, in the log and in numbers.
+//! How driving a run ended, for the log and the metrics.
 
 use tokio::time::Instant;
 
@@ -10,20 +10,20 @@ use crate::store::StoreError;
 
 /// Why a run is left without settling it.
 pub(super) enum Abandoned {
-    /// Somebody else has it now.
+    /// Another worker holds the lease now.
     LeaseLost,
-    /// The database fails for good; the lease runs out and somebody else goes on with it.
+    /// The database fails for good; the lease runs out, and another worker recovers the run.
     Store(StoreError),
-    /// The database refuses what was to be stored, and always will; so many bytes of it.
+    /// The database refuses what was to be stored, and always will; `bytes` is the size of that.
     Refused { error: StoreError, bytes: usize },
-    /// This process goes, and the agent goes on.
+    /// This process ends, and the agent continues.
     HandedOver,
     /// The task that speaks to the agent ended abnormally.
     TaskFailed,
 }
 
 impl Abandoned {
-    /// Whether an adoption that ends with this has failed because of the run, as far as it can be known.
+    /// Whether an adoption that ends like this has failed because of the run, as far as this can be known.
     pub fn is_failure(&self) -> bool {
         match self {
             Self::Store(error) => !error.is_transient(),
@@ -39,12 +39,12 @@ impl From<LeaseLost> for Abandoned {
     }
 }
 
-/// What became of a run that was driven.
+/// How driving a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::engine) enum Driven {
     Settled,
     PutBack,
-    /// It is as it was: the next worker goes on with it.
+    /// The run is as it was: the next worker recovers it.
     Left,
 }
 

@@ -1,7 +1,7 @@
-//! Going on with a run whose worker was lost.
+//! Adopting a run whose worker was lost.
 //!
-//! Always: an adoption counts as failed from its beginning, because a process that it takes down counts nothing any more. It
-//! counts no longer once all is read that the agent had said, or when it ends for a reason that is not the run's.
+//! Always: an adoption counts as failed from its beginning, because a process that it takes down cannot count any more. It
+//! stops counting once all is read that the agent had said, or when it ends for a reason that is not the run's.
 
 use super::abandoned::Abandoned;
 use super::starting::NotBegun;
@@ -13,7 +13,7 @@ use crate::run::Outcome;
 use crate::store::run::Orphan;
 
 impl Drive<'_> {
-    /// Goes on with a run that another worker began. Answers with the outcome; `None` when the run went back to the queue.
+    /// Adopts a run that another worker began. Returns the outcome; `None` if the run went back to the queue.
     pub(super) async fn adopted(&mut self, orphan: &Orphan) -> Result<Option<Outcome>, Abandoned> {
         let driven = self.read_on(orphan).await;
         if self.is_counted && driven.as_ref().is_err_and(|left| !left.is_failure()) {
@@ -29,7 +29,7 @@ impl Drive<'_> {
         let found = self.shared.config.agents.get(&orphan.agent).zip(orphan.host.as_ref());
         let found = found.zip(self.shared.drivers.get(&orphan.agent));
         let Some(((agent, host), driver)) = found else { return Err(Abandoned::HandedOver) };
-        // Before anything of it is read, which may be what takes this process down.
+        // Before any of it is read: the reading may be what takes this process down.
         if !self.retry_write(|| self.shared.store.begin_adoption(self.leased.lease)).await? {
             return Err(Abandoned::LeaseLost);
         }
@@ -48,7 +48,7 @@ impl Drive<'_> {
         match driver.adopt(adoption).await {
             Some(reply) => match self.follow(agent, driver.as_ref(), reply).await? {
                 Followed::Done(outcome) => Ok(outcome),
-                // Nothing of it ran: it begins anew when there is enough again.
+                // Nothing of the agent ran: the run starts anew when resources are available.
                 Followed::Short(error) => {
                     self.shared.shortages.rests(&orphan.workspace, &error, orphan.shortages);
                     self.leave_not_begun(NotBegun::Short(error.message), orphan.shortages).await

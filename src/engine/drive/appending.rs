@@ -1,4 +1,4 @@
-//! What was heard becomes rows: events, facts, and now and then the message as far as it has got.
+//! Stores what was heard: events, facts, and now and then the message so far.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl Drive<'_> {
         facts.extend(progress(self.turn.fold()).filter(|_| snapshot).map(Fact::Progress));
         let bytes = self.turn.fold().bytes();
         let memory = match &self.memory {
-            // What was heard holds memory: to wait for more might be for ever.
+            // What was heard already holds memory: waiting for more could last for ever.
             Some(memory) if snapshot && bytes > SMALL_MESSAGE_BYTES => memory.try_output(settle_cost(bytes)),
             _ => None,
         };
@@ -32,7 +32,7 @@ impl Drive<'_> {
         let said = chunks.iter().any(Chunk::is_said);
         let work = self.unstored.max(if snapshot { bytes } else { 0 });
         let (events, parts) = off_executor(work, || {
-            // One by one, so that a large one is not there twice.
+            // One by one, so that a large event is not in memory twice.
             let events: Vec<_> = chunks.into_iter().map(|chunk| chunk.to_json()).collect();
             (events, (snapshot && !self.turn.fold().is_empty()).then(|| self.turn.fold().parts_json().into()))
         });

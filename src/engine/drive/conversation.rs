@@ -1,8 +1,8 @@
-//! Which conversation of its own an agent is in, and whether that is the one it was to go on in.
+//! The agent's own conversation in a turn, and whether it is the one to resume.
 //!
-//! Always: a conversation is given up only when the agent proves that it is gone. An id that an agent announces is stored when
-//! it is the one that was asked for, or once the agent has said something in it: one that fails right after its start must
-//! not take the place of a good one. That memory was lost is told with the first words that were said without it.
+//! Always: a conversation is given up only when the agent proves that it is gone. An id that an agent announces is stored if
+//! it is the requested one, or once the agent has said something in it: a conversation that fails right after its start must
+//! not replace a good one. Lost memory is reported with the first words that were said without it.
 
 use crate::agent_event::{AgentEvent, SessionOrigin};
 use crate::chunk::Notice;
@@ -10,33 +10,33 @@ use crate::failure::AgentError;
 use crate::store::fact::Fact;
 use crate::text::{AgentSessionId, InvalidAgentSessionId};
 
-/// What people are told when an agent does not go on in the conversation that it was in.
+/// What people are told when an agent does not resume its conversation.
 const MEMORY_LOST: &str =
     "The agent could not go on in its earlier conversation: it does not remember what was said before this message.";
 
 /// The conversation of a turn.
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
-    /// The one that it was to go on in.
+    /// The conversation to resume.
     wanted: Option<AgentSessionId>,
-    /// It is in that one, or people know that it is not.
+    /// The agent is in that one, or people know that it is not.
     is_known: bool,
-    /// An earlier try of the run found that the one before is gone.
+    /// An earlier attempt of the run found that the conversation before is gone.
     was_given_up: bool,
     announced: Option<(AgentSessionId, SessionOrigin)>,
-    /// It gave an id that cannot be used, and people know that.
+    /// The agent gave an id that cannot be used, and people know that.
     is_refused: bool,
     has_spoken: bool,
     is_gone: bool,
-    /// Why it could not go on, as far as the agent says so before it says anything else.
+    /// Why it could not resume, if the agent reports that before it says anything else.
     start_error: Option<AgentError>,
 }
 
-/// What is stored, and what people are told, of an event.
+/// What an event adds: a fact to store, and a notice for people.
 pub(super) type News = (Option<Fact>, Option<Notice>);
 
 impl Conversation {
-    /// The conversation of a turn that is to go on in `wanted`.
+    /// The conversation of a turn that is to resume `wanted`.
     pub fn new(wanted: Option<AgentSessionId>, was_given_up: bool) -> Self {
         Self { wanted, was_given_up, ..Self::default() }
     }
@@ -44,7 +44,7 @@ impl Conversation {
     /// Takes the next event of the agent.
     pub fn hear(&mut self, event: &AgentEvent) -> News {
         match event {
-            // One that says nothing of it.
+            // An event without an id says nothing.
             AgentEvent::Session { id, .. } if id.is_empty() => (None, None),
             AgentEvent::Session { id, origin } => match id.parse() {
                 Ok(id) => self.announce(id, *origin),
@@ -71,7 +71,7 @@ impl Conversation {
         if self.has_spoken { self.news() } else { (None, None) }
     }
 
-    /// The turn goes on without it.
+    /// The turn continues without the id.
     fn refuse(&mut self, invalid: &InvalidAgentSessionId) -> Option<Notice> {
         if std::mem::replace(&mut self.is_refused, true) {
             return None;
@@ -82,7 +82,7 @@ impl Conversation {
         )))
     }
 
-    /// Keeps an error for the end of the try, when it may only say that the agent could not go on: another try may do better.
+    /// Keeps an error until the attempt ends, if it may only mean that the agent could not resume: a retry may succeed.
     pub fn keeps(&mut self, error: &AgentError) -> bool {
         let is_starting = self.wanted.is_some() && !self.is_known && self.announced.is_none() && !self.has_spoken;
         let keeps = is_starting && error.class.is_none();
@@ -102,18 +102,18 @@ impl Conversation {
         self.start_error.is_some()
     }
 
-    /// The one that it was to go on in, unless it is in one already.
+    /// The conversation to resume, unless the agent is in one already.
     pub fn not_resumed(&self) -> Option<&str> {
         let is_open = !self.is_known && self.announced.is_none();
         self.wanted.as_ref().map(AgentSessionId::as_str).filter(|_| is_open)
     }
 
-    /// Whether the agent said that it is gone.
+    /// Whether the agent said that the conversation is gone.
     pub fn is_gone(&self) -> bool {
         self.is_gone
     }
 
-    /// One that it announced and that is not stored yet.
+    /// The id that was announced and is not stored yet.
     pub fn announced(&self) -> Option<&str> {
         self.announced.as_ref().map(|(id, _)| id.as_str())
     }
@@ -127,7 +127,7 @@ impl Conversation {
     }
 }
 
-/// Whether an agent says or does something with this.
+/// Whether the agent says or does something with this event.
 pub(super) fn speaks(event: &AgentEvent) -> bool {
     match event {
         AgentEvent::Text(words) | AgentEvent::Reasoning(words) => !words.is_empty(),

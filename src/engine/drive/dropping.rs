@@ -1,4 +1,4 @@
-//! What an agent still says when nothing of it can be stored any more.
+//! Output of an agent of which nothing can be stored any more.
 
 use super::Drive;
 use super::abandoned::Abandoned;
@@ -6,7 +6,7 @@ use crate::process::Reply;
 use crate::run::Cause;
 
 impl Drive<'_> {
-    /// Asks the agent to stop and drops what it says until it has no more to say.
+    /// Asks the agent to stop and drops its output until that ends.
     pub(super) async fn drop_rest(&self, reply: &mut Reply, cause: Cause) -> Result<(), Abandoned> {
         reply.control.stop(cause);
         reply.memory.hurry();

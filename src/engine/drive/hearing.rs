@@ -1,6 +1,6 @@
-//! What is heard of the agent becomes what readers are told, and what is stored beside it.
+//! Turns the agent's output into chunks for readers and facts to store.
 //!
-//! Always: what the agent says against being stopped is not an error of the turn; what it said before that is one.
+//! Always: an error that the agent reports because it is being stopped is not an error of the turn; one before that is.
 
 use super::conversation::speaks;
 use super::{Abandoned, Drive};
@@ -14,7 +14,7 @@ use crate::run::Cause;
 use crate::store::fact::Fact;
 
 impl Drive<'_> {
-    /// Hears what is new of the records. `asked` is what the agent was asked to stop for.
+    /// Hears the new events of the records. `asked` is what the agent was asked to stop for.
     pub(super) fn hear(
         &mut self,
         agent: &Agent,
@@ -27,7 +27,7 @@ impl Drive<'_> {
         for record in records.drain(..) {
             if record.offset <= self.offset {
                 for event in &record.events {
-                    // What it came to is stored.
+                    // Its chunks and facts are stored already.
                     self.conversation.hear(event);
                     self.note(event, asked);
                 }
@@ -45,7 +45,7 @@ impl Drive<'_> {
                 facts.extend(Self::fact_of(&event));
                 match event {
                     AgentEvent::Permission(mut request) => {
-                        // What would lift the agent's limits for the rest of its session is no answer that is offered.
+                        // An option that would lift the agent's limits for the rest of its session is not offered.
                         request.options.retain(|option| !option_rules.refuses_answer(option, self.advertised.as_ref()));
                         let now = self.shared.store.clock().now();
                         let (rules, turn) = (&agent.permissions, &mut self.turn);
@@ -70,7 +70,7 @@ impl Drive<'_> {
         (chunks, facts)
     }
 
-    /// Keeps what may decide the end of the turn, and what the agent is to be told. Whether readers hear nothing of the event.
+    /// Keeps what may decide the end of the turn, and lines for the agent. Returns whether readers hear nothing of the event.
     fn note(&mut self, event: &AgentEvent, asked: Option<Cause>) -> bool {
         match event {
             AgentEvent::Error(error) if asked.is_some() => {
@@ -99,7 +99,7 @@ impl Drive<'_> {
         }
     }
 
-    /// What is stored of an event beside what readers are told.
+    /// The fact to store for an event, beside the chunks for readers.
     fn fact_of(event: &AgentEvent) -> Option<Fact> {
         match event {
             AgentEvent::Title(title) => Some(Fact::Title(title.clone())),
@@ -113,7 +113,7 @@ impl Drive<'_> {
         }
     }
 
-    /// The agent had ended before it could be stopped: what it reported late is an error of the turn.
+    /// Reports a late error: the agent had ended before it could be stopped, so the error is one of the turn.
     pub(super) async fn report(&mut self, error: Option<AgentError>) -> Result<(), Abandoned> {
         let Some(event) = error.map(AgentEvent::Error) else { return Ok(()) };
         let facts = Self::fact_of(&event).into_iter().collect();
@@ -121,7 +121,7 @@ impl Drive<'_> {
         self.append(chunks, facts, false).await
     }
 
-    /// Reports what the agent could not overcome: a turn that has no end of its own failed because of that.
+    /// Reports what the agent could not recover from: a turn that has no end of its own failed because of that.
     pub(super) async fn report_why_it_ended(&mut self) -> Result<(), Abandoned> {
         let start_error = self.conversation.take_start_error();
         self.report(start_error).await?;

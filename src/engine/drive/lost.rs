@@ -1,5 +1,5 @@
-//! A turn whose process was lost may go on in a live agent. It is ended there before the run is settled or put back: the
-//! next turn in its place, of this session or another, must not meet it.
+//! A turn whose process was lost may continue in a backend. It is ended there before the run is settled or put back: the next
+//! turn in the slot, of this session or another, must not meet it.
 
 use std::time::Duration;
 
@@ -14,19 +14,20 @@ use crate::run::{Attempt, ExitReport};
 use crate::store::run::TurnLocation;
 use crate::text::AgentSessionId;
 
-/// A live agent ends a turn within this, or is ended itself. Longer than a bridge gives its agent.
+/// A backend ends a turn within this time, or is ended itself. Longer than a bridge gives its agent.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// An engine that is to end now does not wait for longer.
+/// The limit once the engine is to end now.
 const ENDS_AT_ONCE: Duration = Duration::from_secs(1);
-/// A live agent that cannot be reached may be about to die, which others find out.
+/// A backend that cannot be reached may be about to die, which its supervisor finds out.
 const END_TURN_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Drive<'_> {
-    /// Ends the turn wherever it goes on. What cannot be ended is counted as left.
+    /// Ends the turn wherever it continues. What cannot be ended is counted as remaining.
     pub(super) async fn end_lost_turn(&self, driver: &dyn Driver, exit: &mut ExitReport) -> Result<(), Abandoned> {
         let began = Instant::now();
         loop {
-            // Whoever stood still may have lost the run, and the agent be at the next turn of its session: not ours to end.
+            // If this process was paused, its lease may be gone and the agent on the next turn of its session. Recheck before
+            // cancelling.
             let found = self.retry_write(|| self.shared.store.turn_location(self.leased.lease)).await?;
             let Some(found) = found else { return Err(Abandoned::LeaseLost) };
             let on = found.backend;
@@ -51,7 +52,7 @@ impl Drive<'_> {
             };
             if began.elapsed() >= patience {
                 tracing::warn!(reason, "a live agent may still be at a turn whose process was lost");
-                // Who comes next sees to it that it is well.
+                // In a hurry the backend is left as it is, to its next supervisor.
                 if hurries || !self.end_backend(on.map(|(key, _)| key)).await? {
                     METRICS.turns_not_ended.inc();
                     exit.remaining += 1;
@@ -62,7 +63,7 @@ impl Drive<'_> {
         }
     }
 
-    /// None when no process was started for it.
+    /// `None` if no process was started for it.
     fn place_of(&self, found: TurnLocation) -> Option<TurnPlace> {
         Some(TurnPlace {
             attempt: Attempt { run: self.leased.run, number: found.shim_attempt? },
@@ -70,7 +71,7 @@ impl Drive<'_> {
             slot: found.slot.unwrap_or_else(|| found.workspace.to_string()),
             workspace: found.workspace,
             dir: found.dir?.into(),
-            // One that it announced is stored only once it has said something there.
+            // A session that the agent announced is stored only once it has said something in it.
             agent_session: self
                 .conversation
                 .announced()
@@ -80,7 +81,7 @@ impl Drive<'_> {
         })
     }
 
-    /// Ends a live agent that does not let go of a turn, if that is the only one on it. Whether nothing is left of it.
+    /// Ends a backend that does not end a turn, if no other turn is on it. Returns whether nothing is left of it.
     async fn end_backend(&self, on: Option<BackendKey>) -> Result<bool, Abandoned> {
         let Some(key) = on else { return Ok(false) };
         let Some(row) = self.retry_write(|| self.shared.store.live_backend(key)).await? else { return Ok(true) };

@@ -1,7 +1,6 @@
-//! What the agent of a run asks before it uses a tool: decided by the policy of the config or by the first who answers, and
-//! told to the agent.
+//! Permission requests of a run's agent: decided by the policy of the config or by the first answer, then sent to the agent.
 //!
-//! Always: what is decided is stored before the agent is told, and whoever goes on with the run tells it again.
+//! Always: a decision is stored before the agent is told, and a process that adopts the run tells it again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,14 +20,14 @@ use crate::permission::{Answer, Decision, Permission, PermissionRequest, Permiss
 use crate::store::fact::Fact;
 use crate::store::permission::NewPermission;
 
-/// Whoever waits for an answer looks for it this often by itself.
+/// Poll interval for answers, which another process may have stored.
 const ANSWER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was asked in a turn.
+/// The permission requests of a turn.
 #[derive(Default)]
 pub(super) struct PermissionPrompts {
     questions: Vec<Question>,
-    /// What the agent is to be told next.
+    /// Lines for the agent's stdin that are not written yet, oldest first.
     pub untold: VecDeque<String>,
     look_at: Option<Instant>,
 }
@@ -60,7 +59,7 @@ impl Question {
         }
     }
 
-    /// What the agent is to be told; what it asked for is not needed any more, and may be large.
+    /// Queues the decision for the agent, and drops the tool's input: it is not needed any more, and may be large.
     fn tell(&mut self, decision: &Decision, driver: &dyn Driver, untold: &mut VecDeque<String>) {
         untold.extend(driver.answer(&self.request, decision));
         self.request.input = serde_json::Value::Null;
@@ -68,7 +67,8 @@ impl Question {
 }
 
 impl PermissionPrompts {
-    /// What was asked while somebody else drove the run. What of it is decided is told at once, again or for the first time.
+    /// The questions of an adopted run. The first poll is due at once: decisions are sent to the agent even if an earlier
+    /// process sent them.
     pub fn again(asked: Vec<Permission>) -> Self {
         let questions = asked.into_iter().map(|asked| Question::new(asked.id, asked.request, asked.expires_at));
         let questions: Vec<_> = questions.collect();
@@ -76,12 +76,12 @@ impl PermissionPrompts {
         Self { questions, untold: VecDeque::new(), look_at }
     }
 
-    /// Whether somebody has to answer.
+    /// Whether a question is open.
     pub fn is_waiting(&self) -> bool {
         self.open().next().is_some()
     }
 
-    /// Waits until there may be an answer.
+    /// Waits for a wake-up or for the next poll.
     pub async fn look(&self, answers: &Notify) {
         tokio::select! {
             () = answers.notified() => {}
@@ -89,7 +89,7 @@ impl PermissionPrompts {
         }
     }
 
-    /// The run is settled, and with it what nobody answered.
+    /// The run is settled: its open questions count as cancelled.
     pub fn ended(&self) {
         let open = u64::try_from(self.open().count()).unwrap_or(u64::MAX);
         METRICS.permissions_decided(PermissionState::Cancelled).inc_by(open);
@@ -99,7 +99,7 @@ impl PermissionPrompts {
         self.questions.iter().filter(|question| !question.is_decided)
     }
 
-    /// The agent asks something. One that it asks again is the same question.
+    /// The agent asks for a permission. A repeated request is the same question.
     pub fn hear(
         &mut self,
         request: PermissionRequest,
@@ -133,7 +133,7 @@ impl PermissionPrompts {
         (Some(Fact::Permission(Box::new(NewPermission { id, request: asked, expires_at, decision }))), chunks)
     }
 
-    /// A tool is done: nobody has to answer any more whether it may be used.
+    /// The tool has finished: its open questions are cancelled.
     pub fn finished(&mut self, tool_call: &str) -> Vec<Fact> {
         let over = self.questions.iter_mut().filter(|question| question.request.tool_call == tool_call);
         let over = over.filter(|question| !question.is_decided).map(|question| {
@@ -143,7 +143,7 @@ impl PermissionPrompts {
         over.collect()
     }
 
-    /// The agent asks no more what it asked. Answers with what is stored and what readers are told.
+    /// The agent withdrew a request. Returns what to store, and the chunks for readers.
     pub fn withdrawn(&mut self, request: &str, turn: &mut Turn) -> (Vec<Fact>, Vec<Chunk>) {
         let (mut facts, mut chunks) = (Vec::new(), Vec::new());
         for question in &mut self.questions {
@@ -156,7 +156,7 @@ impl PermissionPrompts {
         (facts, chunks)
     }
 
-    /// Takes what is decided by now. Answers with what readers are told of it.
+    /// Takes the decisions that are stored by now. Returns the chunks for readers.
     fn heed(&mut self, asked: &[Permission], turn: &mut Turn, driver: &dyn Driver) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         for question in self.questions.iter_mut().filter(|question| !question.is_decided) {
@@ -173,7 +173,7 @@ impl PermissionPrompts {
     }
 }
 
-/// How the policy decides. Where it allows and the agent offers no way to do so, somebody has to look at it.
+/// The decision of the policy. `None` if a person has to decide: also where it allows and the agent offers no way to do so.
 fn decide(request: &PermissionRequest, rules: &Permissions) -> Option<Decision> {
     match rules.policy_for(request.kind) {
         Policy::Ask => None,
@@ -183,7 +183,7 @@ fn decide(request: &PermissionRequest, rules: &Permissions) -> Option<Decision> 
 }
 
 impl Drive<'_> {
-    /// Looks for answers, and expires what nobody answered in time.
+    /// Reads the answers from the store, and expires questions that were not answered in time.
     pub(super) async fn heed_answers(&mut self, driver: &dyn Driver) -> Result<(), Abandoned> {
         let (store, run) = (&self.shared.store, self.leased.lease.run);
         let now = store.clock().now();

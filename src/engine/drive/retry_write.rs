@@ -1,4 +1,4 @@
-//! Writes of a run, tried until they are done.
+//! Writes of a run, retried until they succeed.
 
 use std::time::Duration;
 
@@ -8,15 +8,16 @@ use super::{Abandoned, Drive};
 use crate::metrics::METRICS;
 use crate::store::StoreError;
 
-/// Between two tries of a write that failed for a passing reason (a full disk, a lock).
+/// Pause between attempts of a write that failed for a transient reason (a full disk, a lock).
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// How long writes are tried again once the process is to end: its runs are then left to the next sweep.
+/// How long writes are retried once the process is to end; its runs are then left to the next sweep.
 const LAST_TRIES: Duration = Duration::from_secs(10);
-/// So long a write is tried again that SQLite has no memory for. If there is enough for others by then, it counts as too large.
+/// How long a write is retried that SQLite has no memory for. If there is enough for other writes by then, it counts as too
+/// large.
 const MEMORY_TRIES: Duration = Duration::from_secs(60);
 
 impl Drive<'_> {
-    /// Tries a write until it is done or refused for good. The lease is what ends this: once it is lost, so is the write.
+    /// Retries a write until it succeeds or is refused for good. A lost lease ends the retries: the write is lost with it.
     pub(super) async fn retry_write<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, Abandoned>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -36,7 +37,7 @@ impl Drive<'_> {
                     }
                     METRICS.writes_retried.inc();
                     tries += 1;
-                    // A disk may stay full for days: each line comes after twice the time of the one before.
+                    // A disk may stay full for days: each line comes after twice as many attempts as the one before.
                     if tries.is_power_of_two() {
                         tracing::warn!(%error, tries, "failed to write; trying again");
                     }

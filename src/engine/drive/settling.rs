@@ -1,4 +1,4 @@
-//! How a run leaves its driver: settled, or put back to the queue.
+//! How a run leaves its worker: settled, or put back into the queue.
 
 use super::{Abandoned, Drive};
 use crate::agent::Agent;
@@ -16,15 +16,16 @@ impl Drive<'_> {
         self.retry_write(|| self.shared.store.put_back(self.leased.lease)).await
     }
 
-    /// Puts a run back whose agent could not be started for want of something: others may have its place. It did `shortages`
-    /// times before.
+    /// Puts back a run whose agent could not be started for want of resources, so that others get its worker. `shortages` is
+    /// how often that happened before.
     pub(super) async fn put_back_short(&self, short_of: &str, shortages: i64) -> Result<bool, Abandoned> {
         let (store, lease, rest) = (&self.shared.store, self.leased.lease, shortage::rest(shortages));
         self.retry_write(|| store.put_back_short(lease, rest, short_of.to_owned())).await
     }
 
-    /// Puts a turn back that came to nothing, when another try may do better: its live agent died, or it could not go on in
-    /// its conversation. That is given up only when the agent proves that it is gone; anything else is tried once more.
+    /// Puts back a run whose turn came to nothing, if a retry may succeed: its backend died, or it could not resume its
+    /// conversation. The conversation is given up only when the agent proves that it is gone; any other failure is retried
+    /// once.
     pub(super) async fn try_again(
         &mut self,
         agent: &Agent,
@@ -79,15 +80,15 @@ impl Drive<'_> {
         }
     }
 
-    /// Closes the turn, which is then read back from the store if it is needed once more. Answers with the kind of error
-    /// that is stored of it.
+    /// Closes the turn; if it is needed once more, it is read back from the store. Returns the class of the error that is
+    /// stored.
     async fn try_settle(
         &mut self,
         outcome: Outcome,
         exit: ExitReport,
     ) -> Result<Result<Option<ErrorClass>, LeaseLost>, Abandoned> {
         let bytes = self.turn.bytes();
-        // Those in front of it wait for nothing but their commits.
+        // The reservations ahead of this one wait for nothing but their commits.
         let _memory = match &self.memory {
             Some(memory) if bytes > 0 => Some(tokio::select! {
                 permit = memory.output(settle_cost(bytes)) => permit,
@@ -116,7 +117,7 @@ impl Drive<'_> {
         }
     }
 
-    /// Settles the run with what is stored of it, where it was left because the database refuses the rest.
+    /// Settles a run whose output the database refuses, with what is stored of it.
     pub(super) async fn without_what_is_refused(
         &mut self,
         driven: Result<Option<Outcome>, Abandoned>,

@@ -1,8 +1,8 @@
-//! A claimed run, from what it needs to the start of its agent. A start that fails because the system is short of something is
-//! tried again a few times. Then the run goes back to the queue for a while, so that others get its worker. That time counts
-//! against no limit of the turn.
+//! A claimed run, from what it needs to the start of its agent. A start that fails for want of resources is retried a few
+//! times. Then the run goes back to the queue for a while, so that others get its worker. That time counts against no limit of
+//! the turn.
 //!
-//! Always: an agent begins only after the process that holds it was stored.
+//! Always: an agent begins only after its shim was stored.
 
 use std::path::{Path, PathBuf};
 
@@ -22,23 +22,23 @@ use crate::process::{Prompt, Reply, StartError, TurnPlace};
 use crate::run::{Cause, ExitReport, Outcome};
 use crate::store::run::Claimed;
 
-/// The options of a turn, as they were judged before it.
+/// The options of a turn, as they were checked before it began.
 struct Judged {
     options: SessionOptions,
     rules: OptionRules,
     dir: PathBuf,
 }
 
-/// How a run leaves its worker whose turn was not begun.
+/// How a run whose turn did not begin leaves its worker.
 pub(super) enum NotBegun {
     Settled(Outcome),
     PutBack,
-    /// It waits in the queue for what the system is short of.
+    /// It waits in the queue for resources that the system is short of.
     Short(String),
 }
 
 impl Drive<'_> {
-    /// Answers with the outcome; `None` when the run went back to the queue.
+    /// Drives a claimed run. Returns the outcome; `None` if the run went back to the queue.
     pub(super) async fn claimed(&mut self, claimed: &Claimed) -> Result<Option<Outcome>, Abandoned> {
         let Some(agent) = self.shared.config.agents.get(&claimed.agent) else {
             let error = format!("agent {:?} is not configured in this process", claimed.agent.as_str());
@@ -115,8 +115,8 @@ impl Drive<'_> {
                 agent_session: claimed.agent_session.as_ref().map(ToString::to_string),
                 endpoint: self.on.as_ref().map(|taken| taken.endpoint.clone()),
             },
-            // A worker that was stopped since its claim may have lost the run, perhaps to one who has finished it by now.
-            // Afterwards it is too late to find out: an agent that was started has begun to act.
+            // A worker that was paused since its claim may have lost the run, perhaps to one that has finished it by now.
+            // After the start it is too late to find out: the agent has begun to act.
             start_by: self.signals.good_until(),
             limit: self.limit(agent).saturating_sub(self.began.elapsed()),
             message,
@@ -127,7 +127,7 @@ impl Drive<'_> {
         }
     }
 
-    /// Stores which process holds the agent before that is started, so that the next worker finds it.
+    /// Stores the shim before its agent is started, so that the next worker finds it.
     async fn record(&self, reply: Reply, dir: &Path) -> Result<Reply, Abandoned> {
         let Some(host) = reply.host.clone() else { return Ok(reply) };
         let (lease, dir) = (self.leased.lease, dir.to_string_lossy().into_owned());
@@ -141,7 +141,7 @@ impl Drive<'_> {
         Err(left)
     }
 
-    /// Takes note, once, that the agent was started: it speaks, or has ended.
+    /// Notes, once, that the agent was started: it speaks, or has ended.
     pub(super) fn note_start(&mut self) {
         let Some(begun) = self.prompted_at.take() else { return };
         match self.on {
@@ -150,7 +150,7 @@ impl Drive<'_> {
         }
     }
 
-    /// Waits until the next try to start the agent. How the run leaves this worker when there is none.
+    /// Waits until the next attempt to start the agent is due. Returns how the run leaves this worker if there is none.
     async fn wait_out(&mut self, error: &StartError, tries: u32) -> Result<Option<NotBegun>, Abandoned> {
         let pause = self.shared.shortages.failed(&self.leased.workspace, error, tries);
         let status = format!("Waiting for resources: {}", error.message);

@@ -1,7 +1,7 @@
-//! A turn and the live agent that it is on: waited for before the turn begins, and asked after when the turn came to nothing.
+//! A turn and its backend: awaited before the turn begins, and examined when the turn came to nothing.
 //!
-//! Always: whoever waits can be cancelled, has the limit of the turn, and is in nobody's way. A turn is tried again once
-//! when its backend died before the agent said anything.
+//! Always: a turn that waits can be cancelled, has its turn limit, and blocks no other turn. A turn is retried once if its
+//! backend died before the agent said anything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,18 +23,18 @@ use crate::run::{Cause, Outcome};
 use crate::store::backend::{Awaited, Place, Taken, Wanted};
 use crate::store::run::Claimed;
 
-/// What other processes do to backends is seen so soon.
+/// Poll interval for what other processes do to backends.
 const BACKEND_POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The end of a process is known to its watcher within this.
+/// The supervisor knows of the end of a process within this time.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
-/// So long a turn keeps its worker's place while its workspace is short of something that its backend may wait for.
+/// How long a turn keeps its worker busy while its workspace is short of resources that its backend may wait for.
 const SHORT_FOR: Duration = Duration::from_secs(2);
-/// One that is there so soon was not waited for.
+/// A backend that is there this soon was not waited for.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// What readers are told while a turn waits for its backend; nothing that is not worth a word. That it did not start is told
-/// until it has.
+/// The status for readers while a turn waits for its backend; `None` if there is nothing worth showing. A failed start is
+/// shown until the backend has started.
 fn status_of(awaited: &Awaited, agent: &Agent, is_known: bool) -> Option<String> {
     let name = &agent.name;
     match (awaited.state, &awaited.reason) {
@@ -45,7 +45,7 @@ fn status_of(awaited: &Awaited, agent: &Agent, is_known: bool) -> Option<String>
     }
 }
 
-/// Counts a turn that waits, as long as it does.
+/// Counts a turn as waiting until this is dropped.
 struct Waiting<'a>(&'a AtomicU64);
 
 impl<'a> Waiting<'a> {
@@ -62,7 +62,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Drive<'_> {
-    /// Waits until the turn is on a driver, or how the run leaves when it cannot be.
+    /// Waits until the turn has a backend. The inner `Err` is how the run leaves this worker when it cannot get one.
     pub(super) async fn take_backend(
         &mut self,
         warm: &dyn Warm,
@@ -96,7 +96,7 @@ impl Drive<'_> {
                 Place::LeaseLost => return Err(Abandoned::LeaseLost),
                 Place::GivenUp { reason, class, until } => {
                     let outcome = not_started(&StartError { class, ..StartError::from(reason) });
-                    // What does not even start is not mended by waiting.
+                    // A failure other than a crash is not cured by waiting.
                     let retry_at = (class == Some(ErrorClass::Crashed)).then_some(until);
                     return Ok(Err(NotBegun::Settled(Outcome { retry_at, ..outcome })));
                 }
@@ -129,14 +129,14 @@ impl Drive<'_> {
         }
     }
 
-    /// What its workspace is short of, once the turn has waited for so long.
+    /// What the workspace is short of, once the turn has waited this long.
     fn short_of(&self, rests_after: Duration) -> Option<String> {
         let has_waited = self.began.elapsed() >= rests_after;
         has_waited.then(|| self.shared.shortages.reason(&self.leased.workspace)).flatten()
     }
 
-    /// Comes back when it makes sense to look again, or with what readers have not been told. A backend that goes on starting
-    /// is looked at without writing, until the turn is to rest.
+    /// Returns when it is time to try again, or with a status that readers have not been told. While a backend is starting,
+    /// its row is only read, not written, until the run is to rest in the queue.
     async fn changed(
         &self,
         changes: &mut tokio::sync::watch::Receiver<u64>,
@@ -146,7 +146,7 @@ impl Drive<'_> {
         told: Option<&str>,
     ) -> Option<String> {
         loop {
-            // Either way it is time to look.
+            // Change or timeout: either way, read again.
             let _ = timeout(BACKEND_POLL_INTERVAL, changes.changed()).await;
             let awaited = self.shared.store.awaited_backend(awaited?).await.ok()??;
             if self.short_of(rests_after).is_some() {
@@ -159,7 +159,7 @@ impl Drive<'_> {
         }
     }
 
-    /// Whether the turn came to nothing because its backend died, and is to be tried on a fresh one.
+    /// Whether the turn came to nothing because its backend died, and is to be retried on a new one.
     pub(super) async fn has_lost_its_backend(&self, driver: &dyn Driver) -> Result<bool, Abandoned> {
         let (Some(taken), Some(warm)) = (&self.on, driver.warm()) else { return Ok(false) };
         let store = &self.shared.store;
@@ -168,7 +168,7 @@ impl Drive<'_> {
         }
         let mut changes = self.shared.supervision.changes();
         let known_by = Instant::now() + KNOWN_WITHIN;
-        // One that is gone does not answer; then its watcher is about to say so.
+        // A dead backend does not answer; then its supervisor is about to record that.
         let mut answers = None;
         loop {
             if !self.retry_write(|| store.is_backend_running(taken.key, taken.generation)).await? {

@@ -1,7 +1,7 @@
-//! What was just committed, for the readers that follow closely.
+//! What was just committed, for readers that follow closely.
 //!
-//! Always: what readers that lag keep of it is bounded in bytes, for each session and over all; beyond that they read from
-//! the store. The text of a commit is made once and shared by all of its readers.
+//! Always: what lagging readers keep of it is bounded in bytes, for each session and over all; beyond that they read from the
+//! store. The text of a commit is built once and shared by all of its readers.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,7 +16,7 @@ use crate::store::Committed;
 /// What the readers of one session may keep of its commits, as rows and as text: some thousand events.
 pub(super) const SESSION_BYTES: usize = 1024 * 1024;
 
-/// A commit, and what its readers made of it.
+/// A commit, and the text that its readers share.
 #[derive(Debug)]
 pub(super) struct Live {
     committed: Arc<Committed>,
@@ -24,7 +24,7 @@ pub(super) struct Live {
     held: Arc<Held>,
 }
 
-/// Given back when neither the commit nor its text is kept any more.
+/// Released when neither the commit nor its text is kept any more.
 #[derive(Debug)]
 struct Held {
     _of_session: OwnedSemaphorePermit,
@@ -54,14 +54,14 @@ impl Live {
     /// A commit for live readers, unless they keep too much already.
     pub(super) fn new(committed: Arc<Committed>, session: &Arc<Semaphore>, all: &Pool) -> Option<Self> {
         let bytes: usize = committed.events.iter().map(String::len).sum();
-        // Once as rows and once as text.
+        // Counted twice: as rows and as text.
         let bytes = bytes.saturating_mul(2);
         let of_session = session.clone().try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
         let held = Arc::new(Held { _of_session: of_session, _of_all: all.try_acquire(bytes)? });
         Some(Self { committed, frames: OnceLock::new(), held })
     }
 
-    /// The place of the last event.
+    /// The number of the last event.
     pub(super) fn last_seq(&self) -> Seq {
         last_seq(&self.committed)
     }
@@ -78,7 +78,7 @@ impl Live {
         followed.collect()
     }
 
-    /// The same as SSE text.
+    /// The same events as SSE text.
     pub(super) fn frames(&self, from: usize) -> Bytes {
         let frame = |(seq, event): (Seq, &String)| format!("id: {seq}\ndata: {event}\n\n");
         let numbered = || (self.first_seq..).zip(self.events.iter());
@@ -91,7 +91,7 @@ impl Live {
     }
 }
 
-/// The place of the last event of a commit.
+/// The number of the last event of a commit.
 pub(super) fn last_seq(committed: &Committed) -> Seq {
     committed.first_seq + Seq::try_from(committed.events.len()).unwrap_or(Seq::MAX) - 1
 }

@@ -1,10 +1,10 @@
-//! Where the stream of a chat pauses: at a question that somebody has to answer. The AI SDK sends an answer as a message,
-//! and a message only when the stream before it has ended. So that ends as soon as the run waits for nothing but answers,
-//! and goes on in the answer to the message.
+//! Where the stream of a chat pauses: at a question that a person has to answer. The AI SDK sends an answer as a message, and
+//! a message only when the stream before it has ended. So the stream ends as soon as the run waits for nothing but answers,
+//! and continues in the response to the message.
 //!
-//! Always: the same chunks give the same places, so that whoever answers gets what stands behind the one where its
-//! stream ended. Of places that come one behind the other the last one counts, so that questions that are asked together
-//! are shown together. A question that is answered pauses nothing any more.
+//! Always: the same chunks give the same places, so that the client that answers gets what comes after the place where its
+//! stream ended. Of consecutive places the last one counts, so that questions that are asked together are shown together. A
+//! question that is answered pauses nothing any more.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -17,23 +17,23 @@ use super::{Follower, State};
 use crate::chunk::Chunk;
 use crate::store::StoreError;
 
-/// Questions of one turn that come this close behind each other are shown together: a stream that ended at the first would
+/// Questions of one turn that follow each other this closely are shown together: a stream that ended at the first one would
 /// hide the others until that is answered.
 const MORE_WITHIN: Duration = Duration::from_millis(250);
-/// An agent that says something all the time is waited for no longer than this.
+/// Longest wait for further questions, for an agent that keeps writing.
 const ASKED_WITHIN: Duration = Duration::from_secs(1);
-/// Nor is one waited for that says more than this meanwhile.
+/// Most bytes held back during that wait.
 const MOST_HELD_BYTES: usize = 512 * 1024;
 
-/// The tools at work, as far as they decide where a stream pauses.
+/// The unfinished tools, as far as they decide where a stream pauses.
 #[derive(Debug, Clone, Default)]
 pub struct Pause {
-    /// By call; with the question that the tool waits for an answer to.
+    /// By call; with the question that the tool waits on, if any.
     unfinished: HashMap<String, Option<String>>,
 }
 
 impl Pause {
-    /// Takes the next chunk. Answers with the open questions when nothing else is waited for behind it.
+    /// Takes the next chunk. Returns the open questions if the run waits for nothing else after it.
     pub fn take(&mut self, chunk: &Chunk) -> Option<Vec<String>> {
         match chunk {
             Chunk::ToolInputAvailable { tool_call_id, .. }
@@ -55,17 +55,17 @@ impl Pause {
         questions.filter(|questions| !questions.is_empty())
     }
 
-    /// The same for a chunk as JSON. Only those of tools are read.
+    /// The same for a chunk as JSON. Only the chunks of tools are parsed.
     pub fn take_json(&mut self, event: &str) -> Option<Vec<String>> {
         if !event.starts_with(r#"{"type":"tool-"#) {
             return None;
         }
-        // A chunk that this build does not know is nothing that it waits for.
+        // A chunk that this build does not know is nothing to wait for.
         serde_json::from_str(event).ok().and_then(|chunk| self.take(&chunk))
     }
 }
 
-/// A stream that pauses: what was read of it and not given out yet.
+/// A stream that pauses, with what was read of it and not given out yet.
 #[derive(Debug)]
 pub(super) struct Pausing {
     pause: Pause,
@@ -75,12 +75,12 @@ pub(super) struct Pausing {
 #[derive(Debug)]
 struct Held {
     frames: Bytes,
-    /// Where it may end, each with the questions that are open there.
+    /// Byte positions where it may end, each with the questions that are open there.
     places: VecDeque<(usize, Vec<String>)>,
 }
 
 impl Follower {
-    /// The same, but its SSE text ends where somebody has to answer. `pause` has taken the chunks up to the cursor.
+    /// Ends the SSE text where a person has to answer. `pause` has taken the chunks up to the cursor.
     pub fn pausing(mut self, pause: Pause) -> Self {
         self.pausing = Some(Pausing { pause, held: None });
         self
@@ -102,7 +102,7 @@ impl Follower {
         }
         let give_up = Instant::now() + ASKED_WITHIN;
         while let Some(end) = self.open_place().await? {
-            // Agents ask about several tools at once, one behind the other.
+            // Agents ask about several tools in quick succession.
             let more = match timeout(MORE_WITHIN, self.read_piece()).await {
                 Ok(more) => more?,
                 Err(_) => {
@@ -122,7 +122,7 @@ impl Follower {
         Ok(self.pausing.as_mut().and_then(|pausing| pausing.held.take()).map(|held| held.frames))
     }
 
-    /// The last place in what is held where a question is open.
+    /// The last place in the held text where a question is open.
     async fn open_place(&mut self) -> Result<Option<usize>, StoreError> {
         while let Some(held) = self.pausing.as_mut().and_then(|pausing| pausing.held.as_mut()) {
             let Some((end, questions)) = held.places.back() else { break };
@@ -144,7 +144,7 @@ impl Follower {
 }
 
 impl Pausing {
-    /// Holds a piece, behind what is held.
+    /// Appends a piece to the held text.
     fn hold(&mut self, piece: Piece) {
         let (before, mut places) = self.held.take().map_or_else(Default::default, |held| (held.frames, held.places));
         let frames = match piece {
@@ -154,7 +154,7 @@ impl Pausing {
                     at += frame.len();
                     let event = frame.strip_prefix(b"data: ").and_then(|event| std::str::from_utf8(event).ok());
                     if let Some(questions) = event.and_then(|event| self.pause.take_json(event.trim_end())) {
-                        // Behind the empty line that ends an event.
+                        // After the empty line that ends an event.
                         places.push_back((at + 1, questions));
                     }
                 }

@@ -1,7 +1,7 @@
 //! The SSE text of a follower, piece by piece.
 //!
-//! Always: a reader that does not read keeps one piece, whatever it follows. A large event is read in pieces, too; memory
-//! that is short makes the pieces smaller, and no reader waits for it.
+//! Always: a reader that does not read keeps one piece, whatever it follows. A large event is read in pieces too; when memory
+//! is short the pieces are smaller, and no reader waits for it.
 
 use bytes::Bytes;
 
@@ -28,7 +28,7 @@ impl Piece {
     }
 }
 
-/// A chunk of a tool without what is large in it; none for other chunks.
+/// A chunk of a tool without its large values; `None` for other chunks.
 pub(super) type Outline = Option<String>;
 
 /// A large event that is being given out.
@@ -41,7 +41,7 @@ pub(super) struct Part {
 }
 
 impl Follower {
-    /// Whether what was given out ends in the midst of an event.
+    /// Whether what was given out so far ends in the middle of an event.
     pub fn is_within_event(&self) -> bool {
         self.part.is_some()
     }
@@ -98,7 +98,7 @@ impl Follower {
             true => Some(self.store.event_outline(self.session, seq).await?),
             false => None,
         };
-        // Nothing is awaited from here on.
+        // No await from here on.
         self.part = None;
         self.cursor = seq;
         Ok(Some(Piece::Part(allowed.hold(text), Some(outline))))

@@ -1,4 +1,4 @@
-//! A tool call in a message, and what each chunk makes of it.
+//! A tool call in a message, and how each chunk changes it.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -38,8 +38,8 @@ pub struct Tool {
     pub(in crate::engine) sent_bytes: usize,
 }
 
-/// What was asked before a tool was used. The stream does not say how that was answered: it shows in the end of the
-/// tool. A message without the answer is refused where the AI SDK validates it.
+/// What was asked before a tool was used. The stream does not say how that was answered: the end of the tool shows it. The
+/// validation of the AI SDK refuses a message without the answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Approval {
     id: String,
@@ -89,7 +89,7 @@ impl Tool {
         })
     }
 
-    /// It is announced once more: what is not said again stays.
+    /// The call is announced again: what is not repeated stays.
     pub(super) fn announce_again(&mut self, announced: Self) {
         self.answered(true);
         let title = announced.title.clone().or(self.title.take());
@@ -134,7 +134,7 @@ impl Tool {
         }
     }
 
-    /// Text is added to the output that it has shown; whether that is one that takes it.
+    /// Adds text to the output that the tool has shown; returns whether that output can be extended.
     pub(super) fn grow(&mut self, delta: &str) -> bool {
         let (Some(Value::String(shown)), Some(true)) = (&mut self.output, self.preliminary) else { return false };
         shown.push_str(delta);
@@ -167,7 +167,7 @@ impl Tool {
         self.output.as_ref().filter(|_| self.state == ToolState::OutputAvailable)
     }
 
-    /// It goes on, or does not.
+    /// Records the answer: the tool continues, or does not.
     fn answered(&mut self, approved: bool) {
         if let Some(approval) = &mut self.approval {
             approval.approved.get_or_insert(approved);

@@ -1,5 +1,5 @@
-//! Backends whose worker is gone: watched over from here on when they live, written off when they do not. Nothing is started
-//! here: a turn that needs one makes another.
+//! Backends whose worker is gone: supervised from here on if they live, written off if they do not. Nothing is started here: a
+//! turn that needs a backend has a new one made.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::process::reap::{self, Liveness};
 use crate::run::Attempt;
 use crate::store::backend::{BackendRow, Move};
 
-/// What a dead worker's backend gets between SIGTERM and SIGKILL.
+/// Time between SIGTERM and SIGKILL for a dead worker's backend.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// Takes over the backends of lost workers. Answers with their number.
+/// Takes over the backends of lost workers. Returns their number.
 pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -> Result<u64, EngineError> {
     let worker = shared.worker(0).await?.key;
     let is_orphan = |row: &BackendRow| row.worker.is_none_or(|watcher| lost.contains(&watcher));
@@ -26,8 +26,7 @@ pub(in crate::engine) async fn adopt(shared: &Arc<Shared>, lost: &[WorkerKey]) -
         let is_known = shared.drivers.get(&row.agent).is_some_and(|backend| backend.warm().is_some())
             && shared.config.workspaces.contains_key(&row.workspace);
         let tends = is_known && shared.executing.executes() && !shared.draining.is_cancelled();
-        // One that lives, or of which that is not known, is left to somebody who can go on with it. Its host ends it when
-        // nobody comes.
+        // A backend that lives, or may live, is left to a process that can supervise it. If none comes, its shim ends it.
         let is_done = match lives {
             true => tends && shared.store.watch_backend(row.key, row.worker, worker).await?,
             false => write_off(shared, &row).await?,
@@ -46,13 +45,13 @@ async fn lives(shared: &Shared, row: &BackendRow) -> bool {
     match reap::is_alive(&host.process) {
         Liveness::Dead => false,
         Liveness::Alive => true,
-        // Elsewhere its pid means nothing, but the lock of its spool does.
+        // On another boot or in another pid namespace the pid means nothing here, but the lock on the spool does.
         Liveness::Unknown => !shared.shims.is_gone(host.started_for(row.id.into())).await,
     }
 }
 
-/// Ends what is left of one, and stores that it is stopped. It is nobody's until then, so that nobody starts it meanwhile.
-/// False when that cannot be ended now, or somebody else was quicker.
+/// Ends what is left of a backend, and stores that it is stopped. Until then no live worker supervises it, so that none
+/// starts it meanwhile. False if it cannot be ended now, or another process was faster.
 async fn write_off(shared: &Shared, row: &BackendRow) -> Result<bool, EngineError> {
     let attempt = Attempt { run: row.id.into(), number: row.generation };
     let process = row.host.as_ref().map(|host| host.process.clone());

@@ -1,7 +1,8 @@
-//! One backend that is watched over, from its start to its end. What happens becomes an event, and [`crate::backend::transition`] says what
-//! comes of it; the row is moved first, and then that is done.
+//! One supervised backend, from its start to its end. What happens becomes an event, and [`crate::backend::transition`]
+//! decides what follows; the row is moved first, and only then is that carried out.
 //!
-//! Always: it is out of the states that hold a process only when nothing of that is left, or the row says so no longer.
+//! Always: it leaves the states that hold a process only when nothing of that process is left, or when another process has
+//! moved the row.
 
 mod row;
 mod starting;
@@ -27,22 +28,22 @@ use crate::run::{Attempt, Cause, ExitReport};
 use crate::store::backend::BackendRow;
 use crate::workspace::Workspace;
 
-/// A host confirms the end of its process so soon after SIGKILL.
+/// A shim confirms the end of its process within this time after SIGKILL.
 const CONFIRM: Duration = Duration::from_secs(20);
-/// Between two tries to end what does not end.
+/// Pause between attempts to end a process that does not end.
 const END_AGAIN: Duration = Duration::from_secs(30);
-/// Between two tries of a write that failed.
+/// Pause between attempts of a write that failed.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// So much of what it wrote to stderr is part of the reason.
+/// Longest part of its stderr that is shown in the reason, in characters.
 const SHOWN_CHARS: usize = 300;
 
-/// What comes next in a life.
+/// What the task does next.
 enum Next {
-    /// Something happened.
+    /// Applies an event, with its reason and the class of its error.
     Event(BackendEvent, String, Option<ErrorClass>),
-    /// Somebody else moved it, perhaps.
+    /// Reads the row again: another process may have moved it.
     Look,
-    /// It goes on without us.
+    /// Leaves the backend running, for the next supervisor.
     Leave,
 }
 
@@ -61,20 +62,20 @@ pub(super) struct BackendTask {
     driver: Arc<dyn Driver>,
     care: HealthPolicy,
     row: BackendRow,
-    /// The row as the supervisor saw it last; none when it is not this worker's any more.
+    /// The row as the supervisor read it last; `None` if it is not this worker's any more.
     rows: watch::Receiver<Option<BackendRow>>,
     reply: Option<Reply>,
     failures: u32,
     hung_since: Option<Instant>,
     probe_at: Instant,
     ready_by: Instant,
-    /// When its newest start was begun.
+    /// When the newest start began.
     begun: std::time::Instant,
-    /// Whether the process that it is now was started by another worker.
+    /// Whether the current process was started by another worker.
     is_adopted: bool,
-    /// Whether it was asked to end because the engine closes.
+    /// Whether the closing engine has asked it to end.
     is_closing: bool,
-    /// How often its start failed for want of resources.
+    /// Starts in a row that failed for want of resources.
     short_starts: u32,
 }
 
@@ -108,7 +109,7 @@ impl BackendTask {
         })
     }
 
-    /// Watches over it until it is stopped, or somebody else does.
+    /// Supervises the backend until it is stopped, or another worker takes it over.
     pub async fn run(mut self) {
         loop {
             if self.row.state != BackendState::Starting {
@@ -164,7 +165,7 @@ impl BackendTask {
             End::NotStarted(None) => crashed("it was not started in time".to_owned()),
             End::Exited(exit) => self.ended_by_itself(&exit),
             End::ShimLost(_) => crashed("the process that held it was lost, and it was ended".to_owned()),
-            // Somebody else is connected to its host, or it could not be asked just now.
+            // Another engine is connected to its shim, or the shim could not be reached just now.
             End::Left => {
                 sleep(WRITE_AGAIN).await;
                 return Next::Look;
@@ -178,18 +179,18 @@ impl BackendTask {
         self.row.state == BackendState::Starting && self.driver.warm().is_some_and(|warm| warm.is_shortage(exit))
     }
 
-    /// What comes of an end that nobody asked for.
+    /// The event for an end that was not requested.
     fn ended_by_itself(&self, exit: &ExitReport) -> Next {
         let told = self.driver.warm().and_then(|warm| warm.why_it_ended(exit));
         let AgentError { message, class, .. } = told.unwrap_or_else(|| how_it_ended(exit).into());
         let class = class.unwrap_or(ErrorClass::Crashed);
-        // Anything but a crash comes out the same again.
+        // Any failure but a crash would happen again with the next start.
         let would_end_again = self.row.state == BackendState::Starting && class != ErrorClass::Crashed;
         let event = if would_end_again { BackendEvent::NotStarted } else { BackendEvent::Exited };
         Next::Event(event, message, Some(class))
     }
 
-    /// The way to its process; none when it has none.
+    /// The connection to its process; `None` if it has none.
     async fn link(&mut self) -> Option<Reply> {
         if let Some(reply) = self.reply.take() {
             return Some(reply);
@@ -198,7 +199,7 @@ impl BackendTask {
         Some(warm.adopt(Adoption { attempt: self.attempt(), host, offset: 0 }).await)
     }
 
-    /// How it ended, when it did.
+    /// Watches the process through its shim. `Err` is how it ended.
     async fn watch_link(&mut self, reply: &mut Reply) -> Result<Next, End> {
         let (mut is_open, closed) = (true, self.shared.closed.clone());
         loop {
@@ -210,7 +211,7 @@ impl BackendTask {
                 biased;
                 record = reply.records.recv(), if is_open => match record {
                     Some(_) => {}
-                    // All is read: it has ended, or is about to.
+                    // All output is read: the process has ended, or is about to.
                     None => is_open = false,
                 },
                 end = &mut reply.end => return Err(end.unwrap_or(End::Left)),
@@ -233,7 +234,7 @@ impl BackendTask {
         }
     }
 
-    /// What the row says now, as others may have changed it.
+    /// Takes over what other processes changed in the row. Returns what follows, if anything.
     fn heed(&mut self, seen: Option<BackendRow>) -> Option<Next> {
         let Some(seen) = seen.filter(|seen| seen.state == self.row.state && seen.generation == self.row.generation)
         else {
@@ -258,7 +259,7 @@ impl BackendTask {
                 return Some(Next::event(BackendEvent::Healthy, "it answers"));
             }
             Ok(Err(error)) if error.is_shortage => {
-                // It could not be asked: that is no failure of its own.
+                // This process was too short of resources to probe: not a failure of the backend.
                 let failure = error.message;
                 tracing::warn!(backend.id = %self.row.id, %failure, "a backend could not be probed; trying again");
                 self.probe_at = Instant::now() + self.care.probe_again;
@@ -284,7 +285,7 @@ impl BackendTask {
         hangs.then(|| Next::Event(BackendEvent::Hung, format!("it hung: {failure}"), Some(ErrorClass::Crashed)))
     }
 
-    /// Waits until it may be started again.
+    /// Waits until the next start is due.
     async fn pause(&mut self) -> Next {
         let now = self.shared.store.clock().now();
         let left = self.row.not_before.map_or(Duration::ZERO, |at| at.since(now)).min(self.care.longest_pause);
@@ -304,7 +305,7 @@ impl BackendTask {
         }
     }
 
-    /// Ends its process, for sure.
+    /// Ends the process, and makes sure that it is gone.
     async fn end(&mut self) -> Next {
         if let Some(mut reply) = self.link().await {
             match self.shared.killing.is_cancelled() {
@@ -328,7 +329,7 @@ impl BackendTask {
                 }
                 Some(End::Left) | None => {}
             }
-            // Whoever took it over does not want us to end it.
+            // If another worker took the backend over, ending it is not ours to do.
             if !self.look().await {
                 return Next::Leave;
             }
@@ -336,7 +337,7 @@ impl BackendTask {
         self.confirm("it was ended").await
     }
 
-    /// Ends what its host could not, or cannot any more.
+    /// Ends what the shim did not end, or can no longer end.
     async fn confirm(&mut self, reason: &str) -> Next {
         let process = self.row.host.as_ref().map(|host| host.process.clone());
         let ended = reap::end(reap::Mark::up_to(self.attempt()), process, self.agent.kill_grace).await;
@@ -353,13 +354,13 @@ impl BackendTask {
         }
     }
 
-    /// The engine closes.
+    /// The engine closes: the backend is stopped, or left to another supervisor.
     fn close(&mut self) -> Next {
         let is_guest = self.is_adopted && self.shared.executing.is_limited();
         let leaves = self.shared.config.engine.on_shutdown == OnShutdown::Leave
             || self.shared.leaving.is_cancelled()
             || is_guest;
-        // One that is not idle has somebody else's turn on it.
+        // If the first stop was refused, a turn of another process is on the backend.
         if leaves || std::mem::replace(&mut self.is_closing, true) {
             return Next::Leave;
         }
@@ -367,7 +368,7 @@ impl BackendTask {
     }
 }
 
-/// Waits so long for its end.
+/// Waits for the end, at most this long.
 async fn ended(reply: &mut Reply, within: Duration) -> Option<End> {
     let end = async {
         let mut is_open = true;
@@ -392,7 +393,7 @@ fn how_it_ended(exit: &ExitReport) -> String {
     said.map_or(how.clone(), |said: String| format!("{how}: {said}"))
 }
 
-/// Removes what is left of a start in files.
+/// Removes the files that a start left.
 pub(super) async fn wipe(shared: &Shared, attempt: Attempt) {
     shared.shims.forget(attempt).await;
     // It fails only when the runtime goes down.

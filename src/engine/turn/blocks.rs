@@ -1,14 +1,14 @@
 //! Which parts of the message belong to which block of the agent's, so that the agent can withdraw it.
 //!
-//! Always: a block that has a number has parts of its own, whose ids end in that number. So the chunks say all that there is to
-//! know, but for the block that was begun last.
+//! Always: a numbered block has parts of its own, whose ids end in that number. So the chunks say everything except which
+//! block began last.
 
 use std::collections::HashMap;
 
 use super::Turn;
 use crate::chunk::{Chunk, Retracted};
 
-/// Before the number of a block in the id of a part.
+/// Separates the number of a block in the id of a part.
 const MARK: &str = "-block-";
 
 /// The blocks that an agent numbered.
@@ -24,7 +24,7 @@ impl Blocks {
         self.newest.map_or_else(|| id.clone(), |block| format!("{id}{MARK}{block}"))
     }
 
-    /// Takes the next chunk; a part that begins with it stands at this position.
+    /// Takes the next chunk; a part that it begins has this position.
     pub(super) fn take(&mut self, chunk: &Chunk, part: usize) {
         match chunk {
             Chunk::TextStart { id } | Chunk::ReasoningStart { id } => {
@@ -45,14 +45,14 @@ impl Blocks {
         self.newest = None;
     }
 
-    /// The newest block is the one that the same turn had.
+    /// Takes the newest block from the same turn, as it was heard before.
     pub(super) fn goes_on_with(&mut self, past: &Self) {
         self.newest = past.newest;
     }
 }
 
 impl Turn {
-    /// What is said from here on has parts of its own.
+    /// What is said from here on gets parts of its own.
     pub(super) fn begin_block(&mut self, block: u64, said: &mut Vec<Chunk>) {
         if self.blocks.newest != Some(block) {
             self.close_block(said);
@@ -60,7 +60,7 @@ impl Turn {
         }
     }
 
-    /// The words of these blocks do not count any more. A block that said nothing, or is withdrawn already, is passed over.
+    /// The words of these blocks do not count any more. A block that said nothing, or is withdrawn already, is skipped.
     pub(super) fn withdraw(&mut self, blocks: &[u64], said: &mut Vec<Chunk>) {
         let mut parts: Vec<_> =
             blocks.iter().filter_map(|block| self.blocks.parts.get(block)).flatten().copied().collect();

@@ -1,9 +1,8 @@
-//! What a model says again. Its message broke off, the agent says that it asks it again, and most often it begins with the
-//! same words.
+//! What a model says again. Its message broke off, the agent reports that it asks the model again, and most often the new
+//! message begins with the same words.
 //!
-//! Always: nothing is taken for said before unless the agent's protocol says that the message is asked for again.
-//! Positions in the message only are kept: the words are in the fold, so that what is said again is compared with what
-//! readers have.
+//! Always: nothing is taken for a repetition unless the agent's protocol says that the message is asked for again. Only
+//! positions in the message are kept: the words are in the fold, so that a repetition is compared with what readers have.
 
 use super::super::fold::{Block, Fold};
 use crate::agent_event::Again;
@@ -49,7 +48,7 @@ impl Repetition {
         self.parts.push(part);
     }
 
-    /// A message begins that is the newest once more. `false` when there is nothing to repeat: then it is a new one.
+    /// A message begins that repeats the newest one. `false` if there is nothing to repeat: then it is a new one.
     pub(super) fn begin(&mut self, again: Again) -> bool {
         if again == Again::No || self.parts.is_empty() {
             return false;
@@ -79,7 +78,7 @@ impl Repetition {
         Heard::New(delta.len() - rest.len())
     }
 
-    /// The message goes on with something else than words, or is over: whether it was no repetition after all.
+    /// Something other than words follows, or the message is over. Returns the message if it was no repetition after all.
     pub(super) fn end(&mut self, fold: &Fold) -> Option<Other> {
         let is_whole = self.is_whole(fold);
         let said = self.said.take().filter(|_| !is_whole)?;

@@ -1,8 +1,8 @@
-//! What a reader hears of tools, and of what is asked before they are used.
+//! What readers are told of tools, and of permission requests.
 //!
-//! Always: a call is one part, announced before its output. An id of the agent's means the newest call that has it: once
-//! that is finished, another start with the id is another call, with an id of ours. A result that comes behind the first
-//! takes its place, unless that was a failure.
+//! Always: a call is one part, announced before its output. An id of the agent's means the newest call that has it: once that
+//! is finished, another start with the id is another call, with an id of ours. A later result replaces the first one, unless
+//! that was a failure.
 
 use serde_json::{Value, json};
 
@@ -12,12 +12,12 @@ use crate::chunk::{Chunk, ToolMetadata, ToolOrigin};
 use crate::engine::fold::{Tool, bytes_of};
 use crate::permission::PermissionRequest;
 
-/// For a tool that the agent does not name.
+/// The name of a tool that the agent does not name.
 const UNNAMED_TOOL: &str = "tool";
-/// The ids of tool parts begin with this when they are there for a question that names no tool call.
+/// Prefix of the ids of tool parts that are made for a question without a tool call.
 const ASKED_ID: &str = "permission";
 
-/// What a tool is used for.
+/// One use of a tool.
 pub(super) struct Use {
     pub(super) name: String,
     pub(super) title: Option<String>,
@@ -27,18 +27,17 @@ pub(super) struct Use {
 }
 
 impl Turn {
-    /// What to tell readers when somebody has to answer what the agent asks. Answers with the call of the tool that is
-    /// shown to wait.
+    /// The chunks that show a question which a person has to answer. Returns them with the tool call that is shown to wait.
     pub fn ask(&mut self, request: &PermissionRequest, approval_id: String) -> (String, Vec<Chunk>) {
         let mut said = Vec::new();
         if self.fold.is_finished() {
             return (request.tool_call.clone(), said);
         }
-        // A chat client leaves the stream here and comes back with the answer: nothing may be open.
+        // A chat client leaves the stream here and comes back with the answer: no block may be open.
         self.close_block(&mut said);
         let known = self.fold.call(&request.tool_call);
         if let Some(tool) = known {
-            // It is about another call than one that is over.
+            // The question is about a new call with this id, if the known one is finished.
             self.unannounced.remove(&tool.tool_call_id);
         }
         let waiting = known.filter(|tool| !tool.is_finished());
@@ -59,7 +58,7 @@ impl Turn {
         (tool_call_id, said)
     }
 
-    /// What to tell readers when that was answered; nothing when they know, or when the tool asks something else by now.
+    /// The chunks that show the answer; none if readers know it, or if the tool asks something else by now.
     pub fn answered(&mut self, approval_id: &str, allowed: bool) -> Vec<Chunk> {
         let mut said = Vec::new();
         let waiting = self.fold.unfinished_tools().find(|(_, tool)| tool.question() == Some(approval_id));
@@ -70,20 +69,20 @@ impl Turn {
         self.close_block(&mut said);
         let chunk = match (allowed, is_ours) {
             (false, _) => Chunk::ToolOutputDenied { tool_call_id },
-            // Nothing else will be heard of it.
+            // Nothing else will be reported of it.
             (true, true) => tool_done(tool_call_id, json!({"allowed": true})),
-            // Whoever looks on sees that nothing is asked any more: the stream has no other word for that.
+            // Shows readers that the question is closed: the stream has no other chunk for that.
             (true, false) => tool_given(tool_call_id, tool_name, None, tool.input, None),
         };
         self.say(chunk, &mut said);
         said
     }
 
-    /// Announces a tool call and gives its id, which is ours when the agent gave none or uses it again. Of a call that is
-    /// known and has no result only a new input or title is said; it stays one part.
+    /// Announces a tool call and returns its id, which is ours if the agent gave none or reuses one. For a known call without
+    /// a result only a new input or title is emitted; it stays one part.
     pub(super) fn start_tool(&mut self, id: String, usage: Use, said: &mut Vec<Chunk>) -> String {
         let Use { name, title, input, parent } = usage;
-        // A title that only repeats the name says nothing.
+        // A title that only repeats the name adds nothing.
         let title = title.filter(|title| !title.trim().is_empty() && *title != name);
         let known = if id.is_empty() { None } else { self.fold.call(&id) };
         if let Some(tool) = known.filter(|tool| tool.is_finished())
@@ -109,9 +108,9 @@ impl Turn {
         };
         let own = tool.tool_call_id.clone();
         let is_same = tool.input == input;
-        // Titles that change with each line of the output cost the whole input each time.
+        // A title that changes with each line of the output would cost the whole input each time.
         let has_title = title.is_some() && tool.title != title && may_send_whole(tool, bytes_of(&input));
-        // One that waits for an answer is not shown otherwise before it has one.
+        // What is shown of a tool does not change while it waits for an answer.
         if tool.question().is_some() || (is_same && (!has_title || tool.output().is_some())) {
             return own;
         }
@@ -124,7 +123,7 @@ impl Turn {
         own
     }
 
-    /// An agent may have used the very id that we make for a tool without one.
+    /// Makes an id unique: an agent may have used the very id that we make for a tool without one.
     fn unused(&self, mut id: String) -> String {
         while self.fold.tool(&id).is_some() {
             id.push('_');
@@ -140,7 +139,7 @@ impl Turn {
         ids.find(|id| self.fold.tool(id).is_none()).unwrap_or_else(|| id.to_owned())
     }
 
-    /// The newest working tool that the agent gave no id, of this name if the agent says it.
+    /// The newest unfinished tool that the agent gave no id; of this name, if the agent says it.
     pub(super) fn newest_without_id(&self, name: Option<&str>) -> Option<String> {
         let mut newest_first = self.fold.unfinished_tools().rev();
         let (_, tool) = newest_first.find(|(part, tool)| {
@@ -169,17 +168,17 @@ impl Turn {
                 own
             }
         };
-        // A message whose tool gave its result was whole.
+        // A message whose tool gave its result was complete.
         if self.fold.tool_part(&tool_call_id).is_some_and(|part| self.repetition.is_before(part)) {
             self.repetition.forget();
         }
         if self.fold.unfinished_tools().any(|(_, tool)| tool.question().is_some()) {
-            // As in `ask`: when this was the last one at work, all that is left waits for answers.
+            // As in `ask`: if this was the last tool at work, only answers are waited for.
             self.close_block(said);
         }
         let asks = self.fold.tool(&tool_call_id).is_some_and(|tool| tool.question().is_some());
         let chunk = match result {
-            // It was not to be used, whoever decided so.
+            // It failed while its question was open: its use was denied, no matter by whom.
             Err(_) if asks => Chunk::ToolOutputDenied { tool_call_id },
             Ok(output) => tool_done(tool_call_id, output),
             Err(error_text) => tool_failed(tool_call_id, error_text),

@@ -1,4 +1,4 @@
-//! The row of a backend that is watched over: moved as events say, read again, and left to others.
+//! The row of a supervised backend: moved by events, read again, and left to other workers.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::metrics::METRICS;
 use crate::store::backend::Move;
 use crate::store::{Store, StoreError};
 
-/// So often is a write that failed tried again when the engine closes.
+/// Attempts after which a closing engine gives up a write that fails.
 const LAST_TRIES: u32 = 20;
 
 impl BackendTask {
-    /// Moves it as an event says. False when somebody else watches over it.
+    /// Moves the row as the event requires. False if another worker supervises the backend.
     pub(super) async fn apply(&mut self, event: BackendEvent, reason: String, class: Option<ErrorClass>) -> bool {
         let (state, generation) = (self.row.state, self.row.generation);
         if !self.look().await {
             return false;
         }
         if self.row.state != state {
-            // Somebody else was quicker, and what happened shows again.
+            // Another process was faster; what happened will show again.
             return true;
         }
         let now = self.shared.store.clock().now();
@@ -56,7 +56,7 @@ impl BackendTask {
             generation,
             to,
             to_generation: generation + i64::from(effect == Effect::Begin),
-            // Why it was to end is why it has ended.
+            // Why it was asked to end is why it has ended.
             reason: if state == BackendState::Stopping || (state == BackendState::Crashed && has_ended) {
                 self.row.reason.clone().unwrap_or(reason)
             } else {
@@ -97,7 +97,7 @@ impl BackendTask {
         }
     }
 
-    /// Reads its row again. False when it is not this worker's any more.
+    /// Reads the row again. False if it is not this worker's any more.
     pub(super) async fn look(&mut self) -> bool {
         let key = self.row.key;
         let Some(live) = self.retry_write(|store| store.live_backend(key)).await else { return false };
@@ -114,12 +114,12 @@ impl BackendTask {
         }
     }
 
-    /// Lets go of it, and leaves it to whoever sweeps next.
+    /// Releases the backend, for the next sweep to take over.
     pub(super) async fn leave(&mut self) {
         if let Some(reply) = self.reply.take() {
             reply.control.leave();
             drop(reply.records);
-            // It comes back at once.
+            // The task ends at once after that.
             let _ = timeout(CONFIRM, reply.end).await;
         }
         let (key, worker) = (self.row.key, self.worker);
@@ -128,7 +128,7 @@ impl BackendTask {
         }
     }
 
-    /// Asks the store until it answers. None when it fails for good, or the engine closes meanwhile.
+    /// Retries a store operation until it succeeds. `None` if it fails for good, or if the engine closes meanwhile.
     pub(super) async fn retry_write<'s, T, F>(&'s self, mut ask: impl FnMut(&'s Store) -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,

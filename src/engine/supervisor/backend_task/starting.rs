@@ -1,5 +1,5 @@
-//! The start of a backend. One that fails because the system is short of something is tried again under the same generation: it
-//! is no restart, and counts against nothing.
+//! The start of a backend. One that fails for want of resources is retried under the same generation: it is no restart, and
+//! counts against nothing.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::driver::WarmStart;
 use crate::metrics::METRICS;
 use crate::process::StartError;
 
-/// A host is started at once, or not at all.
+/// A shim is started at once, or not at all.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
 impl BackendTask {
-    /// Starts a process, under a host that is stored before anything of it runs.
+    /// Starts a process under a shim, which is stored before anything of the process runs.
     pub(super) async fn begin(&mut self) -> Next {
         let Some(warm) = self.driver.warm() else { return Next::Leave };
         self.begun = std::time::Instant::now();
@@ -54,8 +54,8 @@ impl BackendTask {
         Next::event(BackendEvent::Started, "")
     }
 
-    /// Stores that nothing of it was started, so that it is started anew under the same generation: that is no restart. False
-    /// when another worker watches over it.
+    /// Stores that nothing of it was started, so that it is started again under the same generation: that is no restart. False
+    /// if another worker supervises the backend.
     pub(super) async fn forget_start(&mut self) -> bool {
         let (key, generation) = (self.row.key, self.row.generation);
         let forgotten =
@@ -63,7 +63,7 @@ impl BackendTask {
         forgotten.await == Some(true)
     }
 
-    /// Waits until the next try to start it, for which this process, or its host, was short of something.
+    /// Waits until the next attempt to start it is due, after this process, or the shim, was short of resources.
     pub(super) async fn wait_out(&mut self, error: &StartError) -> Next {
         self.short_starts = self.short_starts.saturating_add(1);
         let pause = self.shared.shortages.failed(&self.row.workspace, error, self.short_starts);
