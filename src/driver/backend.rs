@@ -1,5 +1,4 @@
-//! The process of a live agent that is kept warm, under a shim of its own: how it is started, and gone on with by another
-//! engine.
+//! The process of a backend, under a shim of its own: how it is started, and how another engine adopts it.
 
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
@@ -14,10 +13,10 @@ use crate::process::launch::{Launch, Stdin};
 use crate::process::shim_client::{Protocol, ShimConfig};
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 
-/// A shim is started at once, or not at all.
+/// A shim starts the process at once or not at all.
 const START_WITHIN: Duration = Duration::from_secs(30);
 
-/// A live agent that is a process under a shim, for a program that brings a backend of its own.
+/// A backend that is a process under a shim, for programs with a driver of their own.
 #[derive(Debug, Clone)]
 pub struct BackendProcess {
     spec: ProcessSpec,
@@ -25,31 +24,31 @@ pub struct BackendProcess {
 }
 
 impl BackendProcess {
-    /// One that is started as `spec` says, under one of `shims`. When it is asked to end, it has `kill_grace` between
+    /// A process that is started as `spec` says, under one of `shims`. When it is stopped, it has `kill_grace` between
     /// SIGTERM and SIGKILL.
     pub fn new(spec: ProcessSpec, kill_grace: Duration, shims: Shims) -> Self {
         let shim_config = ShimConfig { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
         Self { spec, shim_config }
     }
 
-    /// Makes ready to start it, with `more` arguments.
+    /// Prepares the start of the process, with `more` arguments.
     ///
     /// # Errors
-    /// [`StartError`] when it could not be started; then nothing of it is left.
+    /// [`StartError`] if it could not be started; then nothing of it is left.
     pub async fn start(&self, begin: &WarmStart, more: Vec<OsString>) -> Result<Reply, StartError> {
         start(&self.shim_config, &self.spec, more, Stdin::Closed, begin).await
     }
 
-    /// Goes on with one that another engine started.
+    /// Continues with a process that another engine started.
     pub async fn adopt(&self, adoption: Adoption) -> Reply {
         adopt(&self.shim_config, adoption).await
     }
 }
 
-/// Makes ready to start `spec` with `more` arguments.
+/// Prepares the start of `spec` with `more` arguments.
 ///
 /// # Errors
-/// [`StartError`] when it could not be started; then nothing of it is left.
+/// [`StartError`] if it could not be started; then nothing of it is left.
 pub(super) async fn start(
     shim_config: &ShimConfig,
     spec: &ProcessSpec,
@@ -62,7 +61,7 @@ pub(super) async fn start(
     shim_config.start(launch, Protocol::nothing()).await
 }
 
-/// Looks for the program of an agent that another process starts in our place.
+/// Searches for the program of an agent that another process (the bridge) will start.
 ///
 /// # Errors
 /// What is wrong with it, or missing.
@@ -75,12 +74,12 @@ pub(super) fn look_for_program(
     Launch::for_turn(spec, Vec::new(), Stdin::Closed, &prompt, shim_config.kill_grace)?.look_for_program()
 }
 
-/// Goes on with one that another engine started.
+/// Continues with a process that another engine started.
 pub(super) async fn adopt(shim_config: &ShimConfig, adoption: Adoption) -> Reply {
     shim_config.go_on(adoption, Protocol::nothing()).await
 }
 
-/// What fills the placeholders of its command: one that is shared has no session, and the workspace's name in its place.
+/// The values for the placeholders of its command. A shared backend has no session and uses the workspace's name instead.
 fn prompt_of(start: &WarmStart) -> Result<Prompt, StartError> {
     let shared = || start.workspace.as_str().parse::<SessionId>().map_err(|error| StartError::from(error.to_string()));
     Ok(Prompt {

@@ -1,7 +1,7 @@
-//! Codex: `codex exec --json`, a process a turn. It reads the message on its stdin, asks nothing, and reports each thing it
-//! did when that is done: there is no text word by word.
+//! Codex: `codex exec --json`, one process per turn. It reads the message on stdin, asks nothing, and reports each item
+//! when it is done: its text does not arrive word by word.
 //!
-//! Its conversations are threads of its own; `exec resume` goes on with one.
+//! Its conversations are threads; `exec resume` continues one.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ use crate::process::Prompt;
 use crate::process::Shims;
 use crate::usage::Usage;
 
-/// The backend of an agent.
+/// The driver of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTurn {
     let dialect = Dialect { arguments, stdin: |_| Stdin::Message, is_session_gone, ..Dialect::of_lines(parser) };
     PerTurn::new(spec.clone(), kill_grace, dialect, shims.clone())
@@ -28,7 +28,7 @@ pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTu
 
 fn arguments(prompt: &Prompt) -> Vec<OsString> {
     let options = &prompt.options;
-    // Where an agent may work is said by the workspace, whether that is a repository or not.
+    // The workspace decides where an agent may work, whether that is a repository or not.
     let mut arguments: Vec<OsString> = ["exec", "--json", "--skip-git-repo-check"].map(OsString::from).into();
     arguments.extend(options.model.as_ref().map(|model| format!("--model={model}").into()));
     let mut set = |key: &str, value: Option<&String>| {
@@ -49,14 +49,14 @@ fn arguments(prompt: &Prompt) -> Vec<OsString> {
     arguments
 }
 
-/// Whether it says that there is no such thread any more.
+/// Whether the words say that the thread no longer exists.
 fn is_session_gone(words: &str, session: &str) -> bool {
     let proofs =
         [format!("no rollout found for thread id {session}"), format!("No saved session found with ID {session}")];
     words.lines().any(|line| proofs.iter().any(|proof| line.contains(proof)))
 }
 
-/// Reads the lines of a turn.
+/// Parses the lines of a turn.
 pub fn parser() -> LineParser {
     let mut lines = Lines::default();
     Box::new(move |line| lines.read(line))
@@ -64,7 +64,7 @@ pub fn parser() -> LineParser {
 
 #[derive(Default)]
 struct Lines {
-    /// What it is at, with the input that was told.
+    /// Items in progress, with the input last reported.
     at_work: HashMap<String, Value>,
 }
 
@@ -79,7 +79,7 @@ impl Lines {
             }
             "item.started" | "item.updated" => self.item(within("item"), false),
             "item.completed" => self.item(within("item"), true),
-            // That it tries again is said as an error, too. Where no failure of the turn follows, the newest is why it ended.
+            // A retry is reported as an error too. If no failure of the turn follows, the newest one is why it ended.
             "error" => {
                 let error = error_of(&line);
                 vec![AgentEvent::Status(error.message.clone()), AgentEvent::Trouble(error)]
@@ -90,7 +90,7 @@ impl Lines {
         })
     }
 
-    /// A thing that it says or does.
+    /// An item: something that the agent says or does.
     fn item(&mut self, item: &Value, is_done: bool) -> Vec<AgentEvent> {
         let words = |key| text(item, key).to_owned();
         match text(item, "type") {
@@ -99,7 +99,7 @@ impl Lines {
             }
             "reasoning" if is_done => vec![AgentEvent::MessageBegan(Again::No), AgentEvent::Reasoning(words("text"))],
             "todo_list" => vec![AgentEvent::Plan(plan(item))],
-            // What it was warned of does not end the turn.
+            // A warning; it does not end the turn.
             "error" => vec![AgentEvent::Notice(Notice::warning(words("message")))],
             "command_execution" => self.tool(item, is_done, "command_execution", &["command"]),
             "file_change" => self.tool(item, is_done, "file_change", &["changes"]),
@@ -108,7 +108,7 @@ impl Lines {
                 let name = format!("{}.{}", text(item, "server"), text(item, "tool"));
                 self.tool(item, is_done, &name, &["arguments"])
             }
-            // A kind that we do not know, but that is worked at: shown as a tool with what is told of it.
+            // An unknown kind with a status: shown as a tool with what is reported of it.
             kind if item.get("status").is_some_and(Value::is_string) => {
                 self.tool(item, is_done, kind, &["tool", "prompt"])
             }
@@ -116,7 +116,7 @@ impl Lines {
         }
     }
 
-    /// Something that it does. Of its members those in `given` are what it was started with, the others what came of it.
+    /// A tool call. The members named in `given` are its input, the others its output.
     fn tool(&mut self, item: &Value, is_done: bool, name: &str, given: &[&str]) -> Vec<AgentEvent> {
         let id = text(item, "id").to_owned();
         let (mut input, mut output) = (Map::new(), Map::new());
@@ -151,7 +151,7 @@ impl Lines {
     }
 }
 
-/// The error of a line. What the provider answered comes as the JSON that it was.
+/// The error of a line. A provider's answer is embedded in it as JSON.
 fn error_of(line: &Value) -> AgentError {
     let said = text(line, "message");
     let body = provider::body(said).map(|(_, body)| body);
@@ -163,7 +163,7 @@ fn error_of(line: &Value) -> AgentError {
     provider::error(line, message.to_owned())
 }
 
-/// The words of something that failed.
+/// The error text of a failed item.
 fn failure(item: &Value) -> String {
     let error = item.get("error").map(|error| text(error, "message")).unwrap_or_default();
     let output = text(item, "aggregated_output").trim_end();
@@ -181,7 +181,7 @@ fn plan(item: &Value) -> Value {
     items(item, "items").iter().map(step).collect()
 }
 
-/// What the whole thread used. What it took from a cache is counted as part of what it read.
+/// The usage of the whole thread. Cached input is counted as part of the input.
 fn usage(usage: &Value) -> Usage {
     let count = |key: &str| json::integer(usage, key);
     let cached = count("cached_input_tokens");

@@ -1,10 +1,10 @@
-//! The demo agent: answers without any key or network, in token-sized deltas with a reasoning part and a tool call. A
+//! The demo agent: answers without a key or a network, in token-sized deltas with a reasoning part and a tool call. A
 //! directive at the beginning of the message makes it slow, silent or failing, for demos and for tests.
 //!
-//! It is a process under a shim, like any other agent (`process/shim_client.rs`). A program that embeds the engine without the `mainstay`
-//! program has it in its own process instead, where it ends with that.
+//! It is a process under a shim, like any other agent (`process/shim_client.rs`). A program that embeds the engine
+//! without the `mainstay` program runs it in its own process instead, where it ends with the engine.
 //!
-//! Always: it stops at once when it is cancelled or killed, also while nobody reads what it says.
+//! Always: it stops at once when it is cancelled or killed, even if its output is not read.
 
 mod process;
 
@@ -27,7 +27,7 @@ use crate::process::control::Input;
 use crate::process::{Adoption, Control, End, Prompt, Record, Reply, StartError};
 use crate::run::ExitReport;
 
-/// Records that may wait for the reader before the agent has to.
+/// Records that may wait for the reader; beyond them the agent waits.
 const RECORDS_WAITING: usize = 64;
 
 /// A `/slow` beyond this would run for more than half an hour, the default limit of a turn.
@@ -36,10 +36,10 @@ const MAX_SLOW_DELTAS: u32 = 100_000;
 /// Time between the deltas of `/slow`.
 const SLOW_PACE: Duration = Duration::from_millis(20);
 
-/// So much of a message is repeated in the answer.
+/// How much of a message the answer repeats.
 const QUOTED_CHARS: usize = 1000;
 
-/// A longer word is cut, as a model's tokens do.
+/// A longer word is split, as models' tokenizers do.
 const TOKEN_CHARS: usize = 16;
 
 const SIGTERM: i32 = 15;
@@ -49,7 +49,7 @@ const DIRECTIVES: &str = "/slow N (N deltas, 20 ms apart), /tool (a tool call wi
     /exit N (ends with exit code N), /hang (says nothing more until it is cancelled), \
     /ask TEXT (asks for a permission to write that to a file, and says what was answered)";
 
-/// The backend of the demo agent: under one of `shims`, where their program is there.
+/// The driver of the demo agent: under one of `shims`, if their program exists.
 pub fn backend(kill_grace: Duration, shims: &Shims) -> Arc<dyn Driver> {
     match shims.program().to_str().filter(|program| which::which(program).is_ok()) {
         Some(program) => Arc::new(PerTurn::new(process::spec(program), kill_grace, process::dialect(), shims.clone())),
@@ -81,7 +81,7 @@ fn answer_line(request: &PermissionRequest, decision: &Decision) -> String {
     json!({ "request": request.request, "option": decision.option() }).to_string()
 }
 
-/// Answers a message from when it may begin.
+/// Answers a message once it is allowed to begin.
 fn speak(message: String, attachments: Vec<Attachment>) -> Reply {
     let (records, receiver) = mpsc::channel(RECORDS_WAITING);
     let control = Control::default();
@@ -110,7 +110,7 @@ enum Directive {
     Exit(i32),
     Hang,
     Ask(String),
-    /// A directive that it does not know, or not with this argument; the answer for it.
+    /// An unknown directive, or one with a wrong argument; the text to answer with.
     Unknown(String),
 }
 
@@ -145,7 +145,7 @@ impl Directive {
     }
 }
 
-/// Answers one message; gives the exit code.
+/// Answers one message; returns the exit code.
 async fn answer(voice: &mut Voice, message: &str, attachments: &[Attachment]) -> Result<i32, Stopped> {
     match Directive::of(message) {
         None => converse(voice, message, attachments).await?,
@@ -201,7 +201,7 @@ async fn converse(voice: &mut Voice, message: &str, files: &[Attachment]) -> Res
 
 async fn count_slowly(voice: &mut Voice, deltas: u32) -> Result<(), Stopped> {
     let mut pace = tokio::time::interval(SLOW_PACE);
-    // Whoever was not read for a while does not hurry afterwards.
+    // After a slow reader it does not catch up by sending faster.
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for delta in 1..=deltas {
         tokio::select! {
@@ -263,17 +263,17 @@ async fn ask(voice: &mut Voice, text: &str) -> Result<(), Stopped> {
     voice.write(&format!("The answer was {answer}. As a demo, it wrote nothing.")).await
 }
 
-/// The agent was stopped; what its end looks like, as if it were a process.
+/// The agent was stopped; the signal to report, as if it were a process.
 #[derive(Debug)]
 struct Stopped {
     signal: i32,
 }
 
-/// Says things to the reader, one record each; the offset is the number of records.
+/// Sends records to the reader, one event each; the offset is the number of records.
 struct Voice {
     records: mpsc::Sender<Record>,
     control: Control,
-    /// What is written to it.
+    /// The lines written to the agent.
     inputs: Option<mpsc::Receiver<Input>>,
     said: u64,
 }
@@ -305,7 +305,7 @@ impl Voice {
         Ok(())
     }
 
-    /// Waits until its request is answered: with one of its options, or with none.
+    /// Waits for the answer to a request: one of its options, or none.
     async fn answer(&mut self, request: &PermissionRequest) -> Result<Option<PermissionOption>, Stopped> {
         loop {
             let mut inputs = self.inputs.take();
@@ -324,7 +324,7 @@ impl Voice {
         }
     }
 
-    /// Waits until somebody wants it to stop: by asking, or by not listening any more.
+    /// Waits until the agent has to stop: on request, or because the reader is gone.
     async fn stopped(&self) -> Stopped {
         tokio::select! {
             biased;
@@ -336,7 +336,7 @@ impl Voice {
     }
 }
 
-/// The beginning of a text.
+/// The text, cut off after a limit.
 fn quote(text: &str) -> String {
     match text.char_indices().nth(QUOTED_CHARS) {
         Some((cut, _)) => format!("{}…", &text[..cut]),
@@ -344,7 +344,7 @@ fn quote(text: &str) -> String {
     }
 }
 
-/// A text in pieces as a model would give them: words with the space behind them, long ones cut.
+/// Splits a text into pieces as a model would send them: words with the space behind them, long ones split.
 fn tokens(text: &str) -> impl Iterator<Item = String> {
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -1,18 +1,19 @@
-//! JSON as agents write it.
+//! JSON as agents write it, with their usual mistakes.
 //!
-//! Always: total. Nothing here fails on any text. What Rust cannot hold or no JSON allows costs that value, not the text.
+//! Always: total; no text makes it fail. A value that Rust cannot hold or that JSON does not allow is lost alone, not
+//! the text.
 
 use serde_json::Value;
 
 use super::json_bounded;
 
-/// Values that are nested deeper become null. `serde_json` reads 128 levels, and what is kept is nested in more.
+/// Values nested deeper become null. `serde_json` parses 128 levels, and a stored value is nested inside others.
 const MAX_DEPTH: usize = 100;
 
-/// Reads a JSON text. JavaScript cuts strings between the halves of a surrogate pair and writes the halves as escapes,
-/// which no Rust string can hold: each becomes U+FFFD. Python writes numbers that are none as `NaN` and `Infinity`: they
-/// become null, as do values that are nested too deeply. The rest of the text is kept. What has too many values for the
-/// memory is kept as its text.
+/// Parses a JSON text. JavaScript cuts strings between the halves of a surrogate pair and writes the halves as escapes,
+/// which no Rust string can hold: each becomes U+FFFD. Python writes `NaN` and `Infinity`: they become null, as do
+/// values nested too deeply. The rest of the text is kept. A value with too many nodes for the memory is kept as its
+/// text.
 pub(super) fn parse(text: &str) -> Option<Value> {
     json_bounded::parse(text).or_else(|| {
         let whole = without_lone_surrogates(text);
@@ -21,17 +22,17 @@ pub(super) fn parse(text: &str) -> Option<Value> {
     })
 }
 
-/// A string of an object; empty when there is none.
+/// A string member of an object; empty if missing.
 pub(super) fn text<'a>(object: &'a Value, key: &str) -> &'a str {
     object.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A number of an object, however it is written: `1`, `1.0`, `1e3`; none when there is none.
+/// A number member of an object, in any notation (`1`, `1.0`, `1e3`); none if missing.
 pub(super) fn number(object: &Value, key: &str) -> Option<f64> {
     object.get(key).and_then(Value::as_f64).filter(|number| number.is_finite())
 }
 
-/// The same as a count or a code: without its fraction, and within what an `i64` holds.
+/// The same as an integer: truncated, and clamped to the range of an `i64`.
 pub(super) fn integer(object: &Value, key: &str) -> Option<i64> {
     let value = object.get(key)?;
     value.as_i64().or_else(|| number(object, key).map(whole))
@@ -42,12 +43,12 @@ fn whole(number: f64) -> i64 {
     number.trunc() as i64
 }
 
-/// The items of an array of an object; none when there is none.
+/// The items of an array member of an object; empty if missing.
 pub(super) fn items<'a>(object: &'a Value, key: &str) -> &'a [Value] {
     object.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The text with every escape of half a surrogate pair replaced; none when there is none.
+/// The text with every escaped half of a surrogate pair replaced; none if there is none.
 fn without_lone_surrogates(text: &str) -> Option<String> {
     let mut mended = String::new();
     let mut rest = text;
@@ -64,7 +65,7 @@ fn without_lone_surrogates(text: &str) -> Option<String> {
                 continue;
             }
             Some(_) => 6,
-            // The backslash and what it escapes, so that an escaped backslash starts no escape.
+            // The backslash and the character that it escapes, so that an escaped backslash starts no escape.
             None => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
         };
         mended.push_str(&rest[..taken]);
@@ -74,7 +75,7 @@ fn without_lone_surrogates(text: &str) -> Option<String> {
     found.then_some(mended)
 }
 
-/// The text with null in place of numbers that are none, and of what is nested too deeply.
+/// The text with null in place of `NaN`, infinities and values nested too deeply.
 fn without_odd_values(text: &str) -> String {
     let mut mended = String::new();
     let (mut from, mut at, mut depth) = (0, 0, 0_usize);
@@ -104,7 +105,7 @@ fn without_odd_values(text: &str) -> String {
             mended.push_str("null");
             (from, at) = (odd, odd);
         } else {
-            // Never within a character: only ASCII was looked for.
+            // Always at a character boundary: only ASCII is searched for.
             at += text[at..].chars().next().map_or(1, char::len_utf8);
         }
     }
@@ -112,7 +113,7 @@ fn without_odd_values(text: &str) -> String {
     mended
 }
 
-/// Behind the string that begins here.
+/// The position behind the string that begins here.
 fn end_of_string(text: &str, at: usize) -> usize {
     let mut bytes = text.bytes().enumerate().skip(at + 1);
     while let Some((at, byte)) = bytes.next() {
@@ -125,7 +126,7 @@ fn end_of_string(text: &str, at: usize) -> usize {
     text.len()
 }
 
-/// Behind the object or array that begins here.
+/// The position behind the object or array that begins here.
 fn end_of_value(text: &str, mut at: usize) -> usize {
     let mut depth = 0_usize;
     while let Some(byte) = text.as_bytes().get(at) {
@@ -144,7 +145,7 @@ fn end_of_value(text: &str, mut at: usize) -> usize {
     text.len()
 }
 
-/// The UTF-16 unit of a `\uXXXX` that the text begins with.
+/// The UTF-16 unit of a leading `\uXXXX`.
 fn escaped_unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     // `from_str_radix` would take a sign.

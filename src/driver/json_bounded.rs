@@ -1,8 +1,8 @@
-//! JSON that would take much more memory as a value than as a text: a value costs 80 bytes whatever it is, so that a line
-//! of `[0,0,0,…]` would cost forty times itself.
+//! Parses JSON that would take much more memory as a value than as text: a value costs 80 bytes whatever it is, so a
+//! line of `[0,0,0,…]` would cost forty times its size.
 //!
-//! Always: what is read has at most [`MAX_NODES`] values, and beyond that a few of each object on the way. What does not fit
-//! stands in its place as its own text, so that nothing of it is lost.
+//! Always: the result has at most [`MAX_NODES`] values, and beyond that a few for each object on the path. What does
+//! not fit is kept as its own text, so nothing is lost.
 
 use memchr::memchr2;
 use serde::Deserialize;
@@ -10,16 +10,17 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// Values that are read of one text, some 8 MB. A real agent's line was never seen to have a tenth of it.
+/// Maximum values parsed from one text, some 8 MB. No real agent's line was ever seen to have a tenth of it.
 const MAX_NODES: usize = 100_000;
-/// An object or array that is too large is looked into when it has so few members: what is large is further down.
+/// An object or array that is too large is descended into only if it has at most this many members: the large part is
+/// further down.
 const MAX_MEMBERS: usize = 256;
-/// And not when it stands deeper than this.
+/// Maximum depth to descend.
 const MAX_LEVELS: usize = 8;
 /// A shorter text cannot have too many values.
 const SMALL_BYTES: usize = 2 * MAX_NODES;
 
-/// Reads a JSON text.
+/// Parses a JSON text.
 pub(super) fn parse(text: &str) -> Option<Value> {
     if text.len() <= SMALL_BYTES {
         return serde_json::from_str(text).ok();
@@ -35,7 +36,7 @@ fn read(text: &str, room: &mut usize, level: usize) -> Option<Value> {
         return serde_json::from_str(text).ok();
     }
     if level == MAX_LEVELS || shape.members > MAX_MEMBERS {
-        // Looked through only here where it was not read on a level above.
+        // On a deeper level the text was already validated by the level above.
         let is_json = level > 0 || serde_json::from_str::<&RawValue>(text).is_ok();
         return is_json.then(|| Value::String(text.to_owned()));
     }
@@ -50,12 +51,12 @@ fn read(text: &str, room: &mut usize, level: usize) -> Option<Value> {
             let values: Vec<&RawValue> = serde_json::from_str(text).ok()?;
             read_all(&values, room, level).map(Value::Array)
         }
-        // A single value, of which there are few where one gets to.
+        // A single value; the levels above bound how many of them are reached.
         _ => serde_json::from_str(text).ok(),
     }
 }
 
-/// The smallest first: what says what a line is costs little, and has room before what is large.
+/// Reads the smallest first: what identifies a line is small, and gets room before what is large.
 fn read_all(texts: &[&RawValue], room: &mut usize, level: usize) -> Option<Vec<Value>> {
     let mut order: Vec<_> = (0..texts.len()).collect();
     order.sort_by_key(|index| texts[*index].get().len());
@@ -66,7 +67,7 @@ fn read_all(texts: &[&RawValue], room: &mut usize, level: usize) -> Option<Vec<V
     Some(values)
 }
 
-/// Keys and values of an object, as they stand.
+/// The keys of an object and the raw texts of its values.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -89,14 +90,14 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// About how many values a text has, and how many of them are its own members.
+/// Roughly how many values a text has, and how many of them are its direct members.
 struct Shape {
     nodes: usize,
     members: usize,
 }
 
 impl Shape {
-    /// One look at each byte: strings are passed over.
+    /// Reads each byte once; strings are skipped.
     fn of(text: &str) -> Self {
         let mut shape = Self { nodes: 1, members: 1 };
         let (bytes, mut at, mut depth) = (text.as_bytes(), 0, 0_usize);
@@ -120,7 +121,7 @@ impl Shape {
     }
 }
 
-/// Behind the string whose first character stands here.
+/// The position behind the string whose first character is here.
 fn behind_string(bytes: &[u8], mut at: usize) -> usize {
     while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += found + 1;

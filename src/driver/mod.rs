@@ -1,6 +1,6 @@
-//! What each agent says, and how it is spoken to. A [`Driver`] is prompted and gives a [`Reply`].
+//! The agents' protocols. A [`Driver`] is given a prompt and returns a [`Reply`].
 //!
-//! Deliberately absent: the store. A driver does not know that what it reads is kept.
+//! Deliberately absent: the store. A driver does not know that its events are stored.
 
 pub mod acp;
 pub mod backend;
@@ -33,12 +33,12 @@ use crate::workspace::ClientAccess;
 
 pub use self::open::open;
 
-/// Why a live agent does not answer a probe.
+/// Why a backend does not answer a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeError {
-    /// For people.
+    /// The reason, for the operator.
     pub message: String,
-    /// It could not be asked, because this process is short of something: that says nothing about the agent.
+    /// The probe could not be sent, because this process is short of a resource: that says nothing about the backend.
     pub is_shortage: bool,
 }
 
@@ -48,95 +48,97 @@ impl<T: Into<String>> From<T> for ProbeError {
     }
 }
 
-/// A way to reach an agent.
+/// The protocol of one kind of agent.
 pub trait Driver: Send + Sync {
-    /// Gets ready for one turn, which begins when [`Control::begin`](crate::process::Control::begin) says so.
+    /// Prepares one turn, which begins at [`Control::begin`](crate::process::Control::begin).
     ///
     /// # Errors
-    /// [`StartError`] when the agent could not be started; then nothing of it is left.
+    /// [`StartError`] if the agent could not be started; then nothing of it is left.
     fn prompt(&self, prompt: Prompt) -> BoxFuture<'_, Result<Reply, StartError>>;
 
-    /// Goes on with a turn that another worker began; `None` for agents that end with their engine.
+    /// Continues a turn that another worker began; `None` for agents that end with their engine.
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Option<Reply>>;
 
-    /// The line that tells the agent how its request was decided, for [`Control::write`](crate::process::Control::write). To be told twice does no harm.
-    /// `None` for agents that ask nothing.
+    /// The line that tells the agent how its request was decided, for
+    /// [`Control::write`](crate::process::Control::write). Sending it twice does no harm. `None` for agents that ask nothing.
     fn answer(&self, _request: &PermissionRequest, _decision: &Decision) -> Option<String> {
         None
     }
 
-    /// Whether what it wrote to stderr proves that this session of its own is gone. Any other failure may pass.
+    /// Whether the agent's stderr proves that this session of its own is gone. Any other failure may be temporary.
     fn is_session_gone(&self, _stderr: &str, _session: &str) -> bool {
         false
     }
 
-    /// Whether its protocol says when a turn is over. For an agent of which that is not true, exit code 0 is the end.
+    /// Whether the protocol reports the end of a turn. For an agent whose protocol does not, exit code 0 is the end.
     fn says_end(&self) -> bool {
         true
     }
 
-    /// Sees to it that a turn whose process is gone does not go on in a live agent: it is ended there if it does. Whoever
-    /// asks waits for some seconds, and asks again.
+    /// Makes sure that a turn whose process is gone has ended in its backend, and ends it there if necessary. The
+    /// caller waits for some seconds, and then asks again.
     ///
     /// # Errors
-    /// Why that is not known: the live agent cannot be reached, or does not end it. It may be dead.
+    /// It is not known whether the turn has ended: the backend cannot be reached, or does not end it. It may be dead.
     fn end_turn<'a>(&'a self, _place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
 
-    /// The live agent that turns of this backend are on; `None` when each turn has a process of its own.
+    /// The protocol of the backend that executes turns of this driver; `None` if each turn has a process of its own.
     fn warm(&self) -> Option<&dyn Warm> {
         None
     }
 }
 
-/// A live agent that several turns are on: how it is started and asked whether it is well. Who decides is the engine.
+/// How a backend, which executes many turns, is started and probed. The engine decides when.
 pub trait Warm: Send + Sync {
-    /// Whether all sessions of a workspace share one; otherwise each session has its own.
+    /// Whether all sessions of a workspace share one backend; otherwise each session has its own.
     fn is_shared(&self) -> bool;
 
-    /// How it is looked after.
+    /// How its health is supervised.
     fn care(&self) -> HealthPolicy {
         HealthPolicy::default()
     }
 
-    /// Gets ready to start it, as [`Driver::prompt`] does for a turn. Its [`Reply`] says nothing and ends when it does.
+    /// Prepares the start of a backend, as [`Driver::prompt`] does for a turn. The [`Reply`] yields no records and ends
+    /// when the backend does; the text is its endpoint.
     ///
     /// # Errors
-    /// [`StartError`] when it could not be started; then nothing of it is left.
+    /// [`StartError`] if it could not be started; then nothing of it is left.
     fn start(&self, start: WarmStart) -> BoxFuture<'_, Result<(Reply, String), StartError>>;
 
-    /// Goes on watching over one that another worker started.
+    /// Continues to supervise a backend that another worker started.
     fn adopt(&self, adoption: Adoption) -> BoxFuture<'_, Reply>;
 
-    /// What one that ended by itself says of that, where it says more than its exit code and its stderr do. Every class but
-    /// `crashed` is of one that would end so again.
+    /// The reason that a backend gave for ending by itself, if it says more than its exit code and stderr do. Every
+    /// class but `crashed` means that the next one would end in the same way.
     fn why_it_ended(&self, _exit: &ExitReport) -> Option<AgentError> {
         None
     }
 
-    /// Whether one ended by itself because the system was short of something: the same start may succeed in a moment.
+    /// Whether a backend ended by itself because the system was short of a resource: the same start may succeed in a
+    /// moment.
     fn is_shortage(&self, _exit: &ExitReport) -> bool {
         false
     }
 
-    /// Whether the one at an endpoint is well. Comes back within a few seconds.
+    /// Whether the backend at an endpoint is healthy. Returns within a few seconds.
     fn probe<'a>(&'a self, endpoint: &'a str) -> BoxFuture<'a, Result<(), ProbeError>>;
 }
 
-/// What is to be started, and where it is to be.
+/// Which backend to start, and where.
 #[derive(Debug, Clone)]
 pub struct WarmStart {
-    /// The backend, its id in place of a run's, and its generation.
+    /// The backend: its id in place of a run's, and its generation.
     pub attempt: Attempt,
     /// The workspace.
     pub workspace: WorkspaceName,
-    /// Where it works; absolute.
+    /// The working directory; absolute.
     pub dir: PathBuf,
-    /// The session that it is for; none when it is shared.
+    /// The session that it serves; none if it is shared.
     pub session: Option<SessionId>,
-    /// Whether a turn may use the files and terminals of the workspace through us.
+    /// Whether the agent may use files and terminals of the workspace through the bridge.
     pub client: ClientAccess,
-    /// It ends by itself when no engine was there for so long.
+    /// It ends by itself after this time without an engine.
     pub alone: Duration,
 }

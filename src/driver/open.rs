@@ -1,4 +1,4 @@
-//! Which driver reaches which agent: the only file that knows them all.
+//! Maps agents to drivers: the only file that knows all drivers.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::agent::{Agent, DriverConfig};
 use crate::catalogue::{Found, KnownAgent};
 use crate::process::Shims;
 
-/// The backend of an agent: the one line that a new driver adds.
+/// The driver of an agent. A new driver adds one line here.
 pub fn open(agent: &Agent, shims: &Shims) -> Arc<dyn Driver> {
     match &agent.driver {
         DriverConfig::Demo => demo::backend(agent.kill_grace, shims),
@@ -34,18 +34,17 @@ pub fn open(agent: &Agent, shims: &Shims) -> Arc<dyn Driver> {
     }
 }
 
-/// Looks for an agent that is to work in a directory; says what is missing when it is not there. Once it is `until`, its
-/// program is looked for and not started.
+/// Probes an agent that is to work in a directory. After `until` its program is searched for but not started.
 ///
 /// # Errors
-/// What is missing, for people.
+/// What is missing, for the operator.
 pub async fn look(driver: &DriverConfig, dir: &Path, until: Instant) -> Result<Found, String> {
     match driver {
         DriverConfig::Demo => {
             Ok(Found { at: "built in".to_owned(), version: Some(env!("CARGO_PKG_VERSION").to_owned()) })
         }
         DriverConfig::OpenclawGateway(spec) => openclaw_gateway::look(spec).await,
-        // A command of the user's own need not know `--version`: it could take that for a message and begin to work.
+        // A custom command need not know `--version`: it could take that for a message and begin to work.
         DriverConfig::Openclaw(spec) | DriverConfig::Text(spec) => {
             let is_known = spec.command.first().is_some_and(|program| KnownAgent::of_program(program).is_some());
             probe::look(spec, dir, is_known, until).await
@@ -57,14 +56,14 @@ pub async fn look(driver: &DriverConfig, dir: &Path, until: Instant) -> Result<F
     }
 }
 
-/// Is a relay, to the end of its turn.
+/// Runs as a relay until its turn is over.
 ///
 /// # Errors
-/// When the turn cannot be taken to the live agent at all.
+/// The turn cannot be taken to the backend at all.
 pub fn relay(driver: &str) -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
-        // Before all else: from here on SIGTERM ends the turn, not us.
+        // First of all: from here on SIGTERM cancels the turn instead of ending this process.
         let term = signal(SignalKind::terminate())?;
         let (input, output) = (Input::of_stdin()?, Output::of_stdout()?);
         match driver {
@@ -74,7 +73,7 @@ pub fn relay(driver: &str) -> io::Result<ExitCode> {
             _ => Err(io::Error::new(io::ErrorKind::Unsupported, format!("no turns are relayed for {driver}"))),
         }
     });
-    // The address of a live agent may still be looked up, in a thread of its own.
+    // A DNS lookup may still be running in a thread.
     runtime.shutdown_background();
     code
 }

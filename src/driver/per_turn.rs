@@ -1,4 +1,4 @@
-//! One process a turn, under a shim: what is started for a prompt, what its lines mean, and what is written to its stdin.
+//! Drivers that start one process per turn, under a shim: its arguments, the parser of its output, and its stdin.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -16,38 +16,38 @@ use crate::process::output::OutputFormat;
 use crate::process::shim_client::{Protocol, ShimConfig};
 use crate::process::{Adoption, Prompt, Reply, StartError};
 
-/// What an agent writes to its stdout.
+/// The format of an agent's stdout.
 #[derive(Debug, Clone, Copy)]
 pub enum Stdout {
-    /// Lines of its protocol, with what reads those of a turn.
+    /// Lines of its protocol, with the constructor of a turn's parser.
     Lines(fn() -> LineParser),
-    /// The answer itself.
+    /// The text of the answer.
     Text,
 }
 
-/// How a kind of agent is spoken to.
+/// The protocol of one kind of agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
-    /// Arguments behind those of the config.
+    /// Arguments appended to those of the config.
     pub arguments: fn(&Prompt) -> Vec<OsString>,
     /// What it reads on its stdin.
     pub stdin: fn(&Prompt) -> Stdin,
     /// What it writes to its stdout.
     pub stdout: Stdout,
-    /// What is written to its stdin to stop a turn, before it is sent SIGTERM.
+    /// The line written to its stdin to stop a turn, before SIGTERM is sent.
     pub interrupt: Option<fn() -> String>,
-    /// As [`Driver::answer`].
+    /// Implements [`Driver::answer`].
     pub answer: fn(&PermissionRequest, &Decision) -> Option<String>,
-    /// As [`Driver::is_session_gone`].
+    /// Implements [`Driver::is_session_gone`].
     pub is_session_gone: fn(&str, &str) -> bool,
-    /// Variables that it is started with, unless the config sets them.
+    /// Environment variables that it gets unless the config sets them.
     pub environment: &'static [(&'static str, &'static str)],
-    /// As [`Driver::says_end`].
+    /// Implements [`Driver::says_end`].
     pub says_end: bool,
 }
 
 impl Dialect {
-    /// An agent that is given its message in an argument, or else on its stdin, and that asks nothing.
+    /// An agent that takes its message in an argument or on its stdin, and that asks nothing.
     pub fn of_lines(parser: fn() -> LineParser) -> Self {
         Self {
             arguments: |_| Vec::new(),
@@ -61,13 +61,13 @@ impl Dialect {
         }
     }
 
-    /// A command whose output is the answer; it is given its message likewise.
+    /// A command whose output is the answer; it takes its message likewise.
     pub fn of_text() -> Self {
         Self { stdout: Stdout::Text, says_end: false, ..Self::of_lines(|| Box::new(|_| None)) }
     }
 }
 
-/// A backend that starts one process per turn.
+/// A driver that starts one process per turn.
 #[derive(Debug, Clone)]
 pub struct PerTurn {
     spec: ProcessSpec,
@@ -76,8 +76,8 @@ pub struct PerTurn {
 }
 
 impl PerTurn {
-    /// A backend that starts `spec` for each turn, under one of `shims`. A cancelled turn has `kill_grace` between SIGTERM
-    /// and SIGKILL.
+    /// A driver that starts `spec` for each turn, under one of `shims`. A cancelled turn has `kill_grace` between
+    /// SIGTERM and SIGKILL.
     pub fn new(spec: ProcessSpec, kill_grace: Duration, dialect: Dialect, shims: Shims) -> Self {
         let shim_config = ShimConfig { shims, kill_grace, max_line_bytes: spec.max_line_bytes };
         Self { spec, dialect, shim_config }

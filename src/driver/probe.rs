@@ -1,7 +1,7 @@
-//! What is there of an agent on this machine, asked before any turn: its program and what that calls its version.
+//! Probes an agent on this machine before any turn: its program and the version that it reports.
 //!
-//! Always: it takes no longer than `PROBE_TIMEOUT` for an agent, and reads `MAX_VERSION_BYTES` of it. Nothing that was started for
-//! it is left, in whatever process group, also when the answer is not waited for any more.
+//! Always: it takes at most `PROBE_TIMEOUT` per agent, and reads at most `MAX_VERSION_BYTES`. No process that was
+//! started for it is left, in any process group, even if the caller stops waiting for the answer.
 
 use std::io;
 use std::path::Path;
@@ -21,18 +21,18 @@ use crate::process::program::find_program;
 use crate::process::{reap, temp_dir};
 use crate::run::Attempt;
 
-/// A program may take so long to say its version, or a gateway to answer.
+/// How long a program may take to report its version, or a gateway to answer.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// More is no version.
+/// A longer output is not a version.
 const MAX_VERSION_BYTES: u64 = 4096;
-/// More of it is not shown.
+/// Longer versions are cut off.
 const MAX_VERSION_CHARS: usize = 60;
 
-/// Looks for the program of an agent that is to work in a directory, and asks it for its version if it may be asked. Once it
-/// is `until`, it is looked for and not started.
+/// Searches for the program of an agent that is to work in a directory, and asks it for its version if `says_version`.
+/// After `until` it is searched for but not started.
 ///
 /// # Errors
-/// What is missing, for people.
+/// What is missing, for the operator.
 pub(super) async fn look(spec: &ProcessSpec, dir: &Path, says_version: bool, until: Instant) -> Result<Found, String> {
     let Some(path) = find_program(spec, dir)? else {
         return Ok(Found { at: spec.command.first().cloned().unwrap_or_default(), version: None });
@@ -45,16 +45,16 @@ pub(super) async fn look(spec: &ProcessSpec, dir: &Path, says_version: bool, unt
     Ok(Found { at: path.display().to_string(), version })
 }
 
-/// As much of a version as is shown.
+/// A version, shortened for display.
 pub(super) fn shown(version: &str) -> String {
     version.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect()
 }
 
-/// A program that was started for its version, and all that it has started.
+/// A program that was started for its version, and every process that it started.
 struct Started {
     child: Child,
     group: Option<Pid>,
-    /// By which what has left the group is found; none once nothing is left.
+    /// The marker by which processes outside the group are found; none once nothing is left.
     mark: Option<Attempt>,
 }
 
@@ -62,19 +62,19 @@ impl Started {
     fn spawn(command: &mut Command) -> io::Result<Self> {
         let mark = Attempt { run: RunId::generate(), number: 1 };
         command.env(reap::MARKER, mark.run.to_string()).env(reap::ATTEMPT_MARKER, mark.number.to_string());
-        // Dropped, it is reaped by the runtime.
+        // When dropped, it is reaped by the runtime.
         let child = command.process_group(0).kill_on_drop(true).spawn()?;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         Ok(Self { child, group, mark: Some(mark) })
     }
 
-    /// Ends the group. Before the program is waited for, so that the group is still its own.
+    /// Kills the group. Called before the program is reaped, while its group id cannot be reused.
     fn kill(&mut self) {
-        // Those that are gone already are no failure.
+        // Fails if they are gone already.
         let _ = self.group.take().map(|group| kill_process_group(group, Signal::KILL));
     }
 
-    /// Ends all of it.
+    /// Ends every process of it.
     async fn end(mut self) {
         self.kill();
         let _ = self.child.wait().await;
@@ -94,9 +94,9 @@ impl Drop for Started {
     }
 }
 
-/// What a program calls its version; none when it does not say in time.
+/// The version that a program reports; none if it does not do so in time.
 async fn version_of(path: &Path, spec: &ProcessSpec, patience: Duration) -> Option<String> {
-    // No project, whose settings it would read.
+    // Outside any project, whose settings it would read.
     let dir = Some(temp_dir::root()).filter(|dir| dir.is_dir()).unwrap_or_else(|| "/".into());
     let mut command = Command::new(path);
     command.arg("--version").current_dir(dir);
@@ -108,7 +108,7 @@ async fn version_of(path: &Path, spec: &ProcessSpec, patience: Duration) -> Opti
     let mut started = Started::spawn(&mut command).ok()?;
     let mut said = Vec::new();
     let mut out = started.child.stdout.take()?.take(MAX_VERSION_BYTES);
-    // What was said before it failed, or took too long, counts.
+    // Output before a failure or a timeout counts.
     let _ = timeout(patience, out.read_to_end(&mut said)).await;
     drop(out);
     started.end().await;

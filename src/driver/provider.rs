@@ -1,6 +1,6 @@
-//! Errors of model providers, as agents pass them on: what kind they are, and when to try again.
+//! Errors of model providers, as agents pass them on: their class, and when to retry.
 //!
-//! Always: from codes, types and headers, never from the words of a message.
+//! Always: derived from codes, types and headers, never from the words of a message.
 
 use chrono::DateTime;
 use serde_json::Value;
@@ -9,29 +9,29 @@ use super::json;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::failure::{AgentError, ErrorClass};
 
-/// How deep an error may hold the one that caused it.
+/// How deeply errors may be nested in their causes.
 const MAX_DEPTH: usize = 6;
-/// A time before 2001 in milliseconds, or after 2286 in seconds, is in the other unit.
+/// Tells seconds from milliseconds since 1970: a smaller number is in seconds, up to the year 2286; a larger one is in
+/// milliseconds, from April 1970.
 const SECONDS_BELOW: f64 = 1e10;
-/// Longer than any limit lasts: what says so is no time to wait.
+/// Longer than any rate limit lasts: a longer wait is not one.
 const LONGEST_WAIT_SECONDS: f64 = 60.0 * 24.0 * 3600.0;
 
-/// What an error says in codes.
+/// What the codes of an error say.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Codes {
-    /// What kind it is.
     pub class: Option<ErrorClass>,
-    /// When to try again; only a limit says that.
+    /// When to retry; only a rate limit says that.
     pub retry_at: Option<Timestamp>,
 }
 
-/// The error of a payload, in these words.
+/// The error in a payload, with this message.
 pub(super) fn error(payload: &Value, message: String) -> AgentError {
     let Codes { class, retry_at } = codes(payload);
     AgentError { message, class, retry_at }
 }
 
-/// What a payload says, at any depth: a text in it may be the body of an answer, behind its status.
+/// The codes in a payload, at any depth: a text in it may be a status followed by a response body.
 pub(super) fn codes(payload: &Value) -> Codes {
     let mut found = Found::default();
     found.look(payload, 0);
@@ -39,7 +39,7 @@ pub(super) fn codes(payload: &Value) -> Codes {
     Codes { class: found.class, retry_at: found.retry_at.filter(|_| is_limit) }
 }
 
-/// The body of an answer in a text, such as `429 {"error": …}`, and the status before it.
+/// The response body in a text, such as `429 {"error": …}`, and the status before it.
 pub(super) fn body(text: &str) -> Option<(Option<i64>, Value)> {
     let (before, body) = text.split_at(text.find('{')?);
     let body = json::parse(body.trim_end())?;
@@ -122,7 +122,7 @@ fn instant(time: f64) -> Option<Timestamp> {
     (ms > 0.0).then(|| at(millis(ms)))
 }
 
-/// A date as HTTP or JSON has it.
+/// A date in the format of HTTP or JSON.
 fn date(text: &str) -> Option<Timestamp> {
     let date = DateTime::parse_from_rfc2822(text).or_else(|_| DateTime::parse_from_rfc3339(text)).ok()?;
     Some(at(date.timestamp_millis()))
@@ -141,7 +141,7 @@ fn of_status(status: i64) -> Option<ErrorClass> {
     }
 }
 
-/// The types that providers give their errors.
+/// The error types of providers.
 fn of_word(word: &str) -> Option<ErrorClass> {
     match word {
         "authentication_error" | "authentication_failed" | "permission_error" | "invalid_api_key" | "auth_required" => {

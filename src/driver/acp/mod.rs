@@ -1,8 +1,8 @@
 //! An agent that speaks ACP on its stdin and stdout, kept warm.
 //!
-//! The live agent is held by a bridge: a process of this same program that is the agent's ACP client, keeps many of its
-//! sessions, and serves the relays of turns on a Unix socket. So the conversation on the agent's pipes goes on whatever
-//! becomes of an engine.
+//! The agent is owned by a bridge: a process of this same program that is the agent's ACP client, keeps many of its
+//! sessions, and serves the relays of turns on a Unix socket. The conversation on the agent's pipes therefore survives
+//! the end of an engine.
 
 pub mod bridge;
 mod parser;
@@ -30,14 +30,14 @@ use crate::process::shim_client::ShimConfig;
 use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 use crate::run::ExitReport;
 
-/// The word in the config, and of a relay.
+/// The driver's name in the config and in the arguments of a relay.
 const DRIVER: &str = "acp";
 /// The bridge's socket, in the directory of its shim.
 const SOCKET: &str = "bridge";
 /// A bridge answers at once, whatever its agent does.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
-/// The backend of an agent.
+/// The driver of an agent.
 #[derive(Debug)]
 pub struct Acp {
     process: ProcessSpec,
@@ -46,7 +46,7 @@ pub struct Acp {
 }
 
 impl Acp {
-    /// A backend whose live agents are started as `process` says: one for all sessions of a workspace when it is shared.
+    /// A driver whose backends are started as `process` says: one for all sessions of a workspace if `shared`.
     pub fn new(process: &ProcessSpec, shared: bool, kill_grace: Duration, shims: &Shims) -> Self {
         let shim_config = ShimConfig { shims: shims.clone(), kill_grace, max_line_bytes: process.max_line_bytes };
         Self { process: process.clone(), shared, shim_config }
@@ -152,7 +152,7 @@ async fn ping(socket: &Path) -> Result<(), ProbeError> {
     ask(socket, &ToBridge::Ping, &Own::Ready).await
 }
 
-/// Asks the bridge for something that has one answer.
+/// Sends the bridge a question that has one valid answer.
 async fn ask(socket: &Path, question: &ToBridge, answer: &Own) -> Result<(), ProbeError> {
     let failed = |error: std::io::Error| ProbeError {
         message: format!("the bridge to the agent cannot be reached: {error}"),

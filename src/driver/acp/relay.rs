@@ -1,7 +1,7 @@
-//! The relay of a turn to the bridge that holds the agent: the turn and answers in, what the agent says out.
+//! The relay of a turn to the bridge: the turn and answers in, the agent's output out.
 //!
-//! Always: SIGTERM cancels the turn, and the relay goes on until the bridge says that it ended. When the relay is killed,
-//! its connection is gone, and the bridge cancels the turn.
+//! Always: SIGTERM cancels the turn, and the relay continues until the bridge reports its end. If the relay is killed,
+//! its connection is closed, and the bridge cancels the turn.
 
 use std::io;
 use std::path::Path;
@@ -16,19 +16,19 @@ use crate::driver::relay::RelayedTurn;
 use crate::driver::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
 
-/// Is the relay of one turn.
+/// Runs as the relay of one turn.
 ///
 /// # Errors
-/// When it is told no turn, the live agent cannot be reached, or nobody reads what it says.
+/// No turn arrives, the backend cannot be reached, or the output is not read.
 pub(in crate::driver) async fn run(mut input: Input, mut output: Output, term: Signal) -> io::Result<ExitCode> {
     let turn: RelayedTurn = input.turn().await?;
-    // Nothing was said: the turn may be tried on another live agent.
+    // Nothing was said yet, so the turn may be tried on another backend.
     let unreachable =
         |error: io::Error| io::Error::new(error.kind(), format!("the live agent cannot be reached: {error}"));
     let link = wire::connect(Path::new(&turn.endpoint)).await.map_err(unreachable)?;
     let (said, mut link) = link.into_split();
     let turn = format!("{}\n", wire::line(&ToBridge::Turn(Box::new(turn))));
-    // That the bridge is gone shows where it is listened to.
+    // A failed write needs no handling: the reading side notices a bridge that is gone.
     let _ = link.write_all(turn.as_bytes()).await;
     drop(turn);
     let end = tokio::select! {
@@ -43,7 +43,7 @@ pub(in crate::driver) async fn run(mut input: Input, mut output: Output, term: S
     Ok(if end == Some(Own::Ended) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Copies out what the bridge says. Answers with its last line, when that is one of those that end a turn.
+/// Copies the bridge's output. Returns its last line, if that is one of those that end a turn.
 async fn copy_out(mut said: OwnedReadHalf, output: &mut Output) -> io::Result<Option<Own>> {
     let ends = [Own::Ended, Own::Left].map(|own| (format!("{}\n", wire::line(&own)), own));
     let longest = ends.iter().map(|(line, _)| line.len()).max().unwrap_or_default();
@@ -66,11 +66,11 @@ async fn copy_out(mut said: OwnedReadHalf, output: &mut Output) -> io::Result<Op
     }
 }
 
-/// Passes answers on to the bridge, and that the turn is to end.
+/// Passes answers and the cancellation to the bridge.
 async fn pass_in(mut input: Input, mut link: OwnedWriteHalf, mut term: Signal) -> std::convert::Infallible {
     loop {
         let line = tokio::select! {
-            // Answers come from us, but what is no answer goes nowhere.
+            // The engine sends only answers; any other line is dropped.
             line = input.next(), if input.is_open() => match line.map(|line| serde_json::from_str(&line)) {
                 Some(Ok(answer @ ToBridge::Answer(_))) => wire::line(&answer),
                 _ => continue,

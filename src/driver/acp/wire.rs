@@ -1,6 +1,7 @@
-//! What relays and the bridge say to each other, and what of it ends up in a turn's output, one JSON text a line.
+//! The messages between relays and the bridge, some of which become part of a turn's output; one JSON text a line.
 //!
-//! Always: a turn's output is what the agent said of it, as it came, and lines of our own, which have a `mainstay` key.
+//! Always: a turn's output is the agent's messages about it, unchanged, and the bridge's own lines, which have a
+//! `mainstay` key.
 
 use std::fs::File;
 use std::io;
@@ -16,80 +17,80 @@ use crate::clock::Timestamp;
 use crate::driver::relay::RelayedTurn;
 use crate::failure::{AgentError, ErrorClass};
 
-/// The longest line that a relay or the bridge takes from the other: a turn with all its files.
+/// Maximum line between a relay and the bridge: a turn with all its files.
 pub(super) const MAX_LINE_BYTES: u64 = 256 * 1024 * 1024;
 
-/// What the bridge is told. A connection begins with a ping, a turn, or the end of one.
+/// A message to the bridge. A connection begins with a ping, a turn, or the end of one.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToBridge {
-    /// Whether the agent is there.
+    /// Asks whether the agent is there.
     Ping,
-    /// A turn.
+    /// Begins a turn.
     Turn(Box<RelayedTurn>),
-    /// How a request of the agent was decided.
+    /// The decision of a permission request.
     Answer(Answer),
-    /// The turn is to end.
+    /// Cancels the turn.
     Cancel,
-    /// The relay of the turn in this session of ours is gone: whether the turn has ended, which it does.
+    /// The relay of the turn in this session of Mainstay's is gone: asks whether the turn has ended, and ends it.
     EndTurn(String),
 }
 
-/// How a request for permission was decided.
+/// The decision of a permission request.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Answer {
     /// The id of the request, as JSON.
     pub request: String,
-    /// The option that was chosen; none when the turn is cancelled, or no option says no.
+    /// The chosen option; none if the turn is cancelled, or no option says no.
     pub option: Option<String>,
 }
 
-/// A line of our own.
+/// A line of the bridge's own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "mainstay", rename_all = "snake_case")]
 pub(super) enum Own {
     /// The answer to a ping.
     Ready,
-    /// Which session of the agent the turn is in.
+    /// The session of the agent in which the turn is executed.
     Session {
         /// The agent's id.
         id: String,
-        /// How the turn came by it.
+        /// How the turn got it.
         origin: SessionOrigin,
-        /// What the session had cost before the turn, in US dollars, if that is known.
+        /// The cost of the session before the turn, in US dollars, if that is known.
         cost_before: Option<f64>,
-        /// The modes that the agent offers, as it says it.
+        /// The modes that the agent offers, in its own format.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         modes: Option<Value>,
-        /// Its options, as it says it.
+        /// The options that the agent offers, in its own format.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         config_options: Option<Value>,
     },
-    /// The agent was told to end the turn: what its tools say from now on is not to be trusted.
+    /// The agent was told to end the turn: the status of its tools is not reliable from now on.
     Cancelling,
-    /// The turn failed, and not in the agent's own words.
+    /// The turn failed; the agent did not report that itself.
     Error {
-        /// What kind of error it is.
+        /// The kind of error.
         class: Option<ErrorClass>,
-        /// For people.
+        /// A text for the user.
         message: String,
-        /// When it makes sense to try again, in milliseconds since 1970.
+        /// When to retry, in milliseconds since 1970.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_at: Option<i64>,
     },
-    /// Something that people have to know beside the answer.
+    /// A notice to the user beside the answer.
     Notice {
-        /// In words.
+        /// The text.
         text: String,
     },
-    /// The turn came to its end: the last line of a turn, and the answer when somebody waits for the end.
+    /// The turn is over: the last line of a turn, and the answer to [`ToBridge::EndTurn`].
     Ended,
-    /// The agent does not end the turn, and is about to be ended itself: the last line of such a turn.
+    /// The agent does not end the turn and is about to be ended itself: the last line of such a turn.
     Left,
 }
 
 impl Own {
-    /// An error of a kind.
+    /// An error of a class.
     pub(super) fn error(class: impl Into<Option<ErrorClass>>, message: impl Into<String>) -> Self {
         Self::Error { class: class.into(), message: message.into(), retry_at: None }
     }
@@ -102,9 +103,9 @@ impl From<AgentError> for Own {
     }
 }
 
-/// The line that says it, without its end.
+/// Encodes a message as a line, without its end.
 pub(super) fn line(value: &impl Serialize) -> String {
-    // Texts, numbers and JSON: none of them can fail to serialise.
+    // Strings, numbers and JSON: they always serialise.
     serde_json::to_string(value).unwrap_or_default()
 }
 
@@ -114,7 +115,7 @@ pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(in_dir(&dir, name)).await
 }
 
-/// The directory of a path, open, and the name in it.
+/// Opens the directory of a path, and returns the name in it.
 pub(super) fn open_dir_of(path: &Path) -> io::Result<(File, &Path)> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no path of a socket", path.display())));
@@ -122,7 +123,7 @@ pub(super) fn open_dir_of(path: &Path) -> io::Result<(File, &Path)> {
     Ok((File::open(dir)?, Path::new(name)))
 }
 
-/// A name in an open directory, as a path that is short.
+/// A short path to a name in an open directory.
 pub(super) fn in_dir(dir: &File, name: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)
 }

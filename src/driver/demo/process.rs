@@ -1,8 +1,8 @@
-//! The demo agent as a process of this same program, under a shim like any other agent: it goes on while the engine is
-//! killed and replaced.
+//! The demo agent as a process of this same program, under a shim like any other agent: it keeps running while the
+//! engine is killed and replaced.
 //!
-//! Always: the first line on its stdin is the turn, further lines answer what it asked, and each line that it writes is one
-//! event. SIGTERM ends it by default: it has nothing to tidy up.
+//! Always: the first line on its stdin is the turn, further lines answer its requests, and each line that it writes is
+//! one event. SIGTERM ends it by default: it has nothing to clean up.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,17 +24,17 @@ use crate::run::Cause;
 /// The argument that makes this program the demo agent.
 const COMMAND: &str = "demo-agent";
 
-/// Exit code when its output has no reader any more.
+/// Exit code if its output has no reader any more.
 const UNREAD: u8 = 1;
 
-/// What it is asked, as a line.
+/// The first line on its stdin.
 #[derive(Debug, Serialize, Deserialize)]
 struct Turn {
     message: String,
     attachments: Vec<Attachment>,
 }
 
-/// What it says, as a line.
+/// A line of its output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Said {
@@ -85,12 +85,12 @@ pub(super) fn spec(program: &str) -> ProcessSpec {
     ProcessSpec::of(&[program, COMMAND])
 }
 
-/// How it is spoken to.
+/// How the driver talks to it.
 pub(super) fn dialect() -> Dialect {
     Dialect {
         stdin: |prompt| {
             let turn = Turn { message: prompt.message.clone(), attachments: prompt.attachments.clone() };
-            // Texts only: they cannot fail to serialise.
+            // Strings only: they always serialise.
             Stdin::Open(serde_json::to_string(&turn).unwrap_or_default() + "\n")
         },
         answer: |request, decision| Some(answer_line(request, decision)),
@@ -107,10 +107,10 @@ pub fn is_asked_for(mut arguments: impl Iterator<Item = OsString>) -> bool {
     arguments.nth(1).is_some_and(|word| word == COMMAND) && arguments.next().is_none()
 }
 
-/// Is the demo agent, to the end of its turn.
+/// Runs as the demo agent until its turn is over.
 ///
 /// # Errors
-/// When no turn comes on stdin, or nothing can be written.
+/// No turn arrives on stdin, or the output cannot be written.
 pub fn run() -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

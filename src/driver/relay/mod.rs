@@ -1,10 +1,10 @@
-//! A relay: a small process of this same program that takes one turn to a live agent (one that speaks ACP and is kept warm,
-//! an HTTP server, a gateway) and writes what that says to its stdout, line by line. To the engine it is the agent of the
-//! turn, like any other process: held by a shim, ended by SIGTERM, gone on with after a crash.
+//! A relay: a small process of this same program that takes one turn to a backend (an ACP agent, an HTTP server, a
+//! gateway) and writes the backend's events to its stdout, line by line. To the engine it is the agent of the turn,
+//! like any other process: held by a shim, ended by SIGTERM, adopted after a crash.
 //!
-//! Always: on SIGTERM it cancels the turn in the agent's own protocol, and ends when that has confirmed it. The first line
-//! on its stdin is the turn; further ones are answers to what the agent asked. It ends with 0 when the turn came to its
-//! end, whatever that was.
+//! Always: on SIGTERM it cancels the turn in the agent's own protocol, and exits when the agent has confirmed that. The
+//! first line on its stdin is the turn; further lines answer the agent's requests. It exits with 0 if the turn ended,
+//! however it ended.
 
 pub(super) mod pipes;
 
@@ -19,41 +19,41 @@ use crate::options::SessionOptions;
 use crate::policy::OptionRules;
 use crate::process::{Prompt, Shims, StartError};
 
-/// The argument that makes this program a relay; the driver's word is the next one.
+/// The argument that makes this program a relay; the driver's name is the next one.
 pub const COMMAND: &str = "relay";
 
-/// One turn, as a relay is told.
+/// One turn, as it is passed to a relay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RelayedTurn {
-    /// Our own id of the conversation.
+    /// Mainstay's own id of the conversation.
     pub session: String,
     /// The run.
     pub run: String,
-    /// The try at it.
+    /// The number of the attempt.
     pub attempt: i64,
     /// The slot's id, or the workspace's.
     pub slot: String,
-    /// Where to work.
+    /// The working directory.
     pub dir: std::path::PathBuf,
-    /// The agent's own id of the conversation, when it told us one.
+    /// The agent's own id of the conversation, if it reported one.
     pub agent_session: Option<String>,
-    /// What the person said.
+    /// The user's message.
     pub message: String,
     /// The files of the message.
     pub attachments: Vec<Attachment>,
-    /// The options of the session. Its `cwd` is `dir` then, without links in it.
+    /// The options of the session. If `cwd` is set, it equals `dir`, with links resolved.
     pub options: SessionOptions,
-    /// What they may be.
+    /// Limits on the options.
     #[serde(default)]
     pub rules: OptionRules,
     /// Whether the agent may forget the conversation after the turn.
     pub oneshot: bool,
-    /// Where the live agent is reached.
+    /// Where the backend is reached.
     pub endpoint: String,
 }
 
 impl RelayedTurn {
-    /// The turn of a prompt, on a live agent at `endpoint`.
+    /// The turn of a prompt, on a backend at `endpoint`.
     pub fn new(prompt: &Prompt, endpoint: String) -> Self {
         Self {
             session: prompt.place.session.to_string(),
@@ -71,33 +71,33 @@ impl RelayedTurn {
         }
     }
 
-    /// What the agent is told of it beside the prompt, for its logs: it means nothing to the model.
+    /// Metadata for the agent's logs, sent beside the prompt; the model does not see it.
     pub(super) fn marker(&self) -> Map<String, Value> {
         let Self { run, attempt, session, slot, .. } = self;
         let marker = json!({"run": run, "attempt": attempt, "session": session, "slot": slot});
         Map::from_iter([("mainstay".to_owned(), marker)])
     }
 
-    /// The line that says it.
+    /// Encodes it as a line.
     pub fn to_line(&self) -> String {
-        // Texts and maps of texts: none of them can fail to serialise.
+        // Strings and maps of strings: they always serialise.
         let mut line = serde_json::to_string(self).unwrap_or_default();
         line.push('\n');
         line
     }
 }
 
-/// The driver whose turn is to be relayed, when this program was started as a relay.
+/// The driver whose turn is to be relayed, if this program was started as a relay.
 pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<String> {
     let is_relay = arguments.nth(1).is_some_and(|word| word == COMMAND);
     let driver = arguments.next().filter(|_| is_relay)?.into_string().ok()?;
     arguments.next().is_none().then_some(driver)
 }
 
-/// How a relay is started for a turn.
+/// The command that starts a relay for a turn.
 ///
 /// # Errors
-/// When the program's path is no text.
+/// The path of the program is not UTF-8.
 pub(super) fn process(shims: &Shims, driver: &str, max_line_bytes: usize) -> Result<ProcessSpec, StartError> {
     let program = shims.program().to_str().ok_or_else(|| StartError::from("the path of mainstay is no text"))?;
     let command = [program, COMMAND, driver].map(str::to_owned).to_vec();

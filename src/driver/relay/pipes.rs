@@ -1,6 +1,6 @@
 //! The stdin and stdout of a relay, which are pipes to its shim.
 //!
-//! Always: neither blocks the other, nor what else the relay has to do: SIGTERM is heard also while nobody reads.
+//! Always: neither blocks the other or the rest of the relay: SIGTERM is handled even if the output is not read.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,9 +13,9 @@ use tokio::net::unix::pipe;
 
 use crate::process::lines::{Line, Splitter};
 
-/// The first line holds the files of a message.
+/// Maximum input line; the first one holds the files of a message.
 const MAX_INPUT_LINE_BYTES: usize = 256 * 1024 * 1024;
-/// So much waits to be read by the shim before more is taken from the live agent.
+/// No more is taken from the backend while this much waits to be read by the shim.
 const UNSAID_BYTES: usize = 1024 * 1024;
 
 /// Lines from the shim.
@@ -32,17 +32,17 @@ impl Input {
         Ok(Self { pipe, splitter: Splitter::new(MAX_INPUT_LINE_BYTES), read: BytesMut::new(), is_open: true })
     }
 
-    /// The turn, which the first line says.
+    /// The turn in the first line.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is no valid turn.
     pub async fn turn<T: DeserializeOwned>(&mut self) -> io::Result<T> {
         let line = self.next().await.unwrap_or_default();
         serde_json::from_str(&line)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no turn: {error}")))
     }
 
-    /// The next line; `None` when no more comes. Whoever stops waiting misses nothing.
+    /// The next line; `None` at the end. Cancel-safe: no input is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<String> {
         loop {
             let mut rest = &self.read[..];
@@ -66,13 +66,13 @@ impl Input {
         }
     }
 
-    /// Whether more may come.
+    /// Whether more input may come.
     pub fn is_open(&self) -> bool {
         self.is_open
     }
 }
 
-/// What the shim is told, in lines.
+/// Lines to the shim.
 pub struct Output {
     pipe: pipe::Sender,
     unsaid: BytesMut,
@@ -84,22 +84,22 @@ impl Output {
         Ok(Self { pipe, unsaid: BytesMut::new() })
     }
 
-    /// Says a JSON text as a line, when [`Output::write`] gets to it.
+    /// Queues a JSON text as a line; [`Output::write`] writes it.
     pub fn say(&mut self, json: &str) {
-        // JSON has no line breaks that mean something.
+        // Line breaks in JSON are only white space.
         self.unsaid.extend(json.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
         self.unsaid.extend_from_slice(b"\n");
     }
 
-    /// Says what came as lines already, a piece of them.
+    /// Queues a piece of text that consists of lines already.
     pub fn pass_on(&mut self, piece: &[u8]) {
         self.unsaid.extend_from_slice(piece);
     }
 
-    /// Writes what was said while something else is waited for.
+    /// Writes what is queued while waiting for `other`.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// The reader is gone.
     pub async fn write_during<T>(&mut self, other: impl Future<Output = T>) -> io::Result<T> {
         let mut other = pin!(other);
         loop {
@@ -111,18 +111,18 @@ impl Output {
         }
     }
 
-    /// Writes some of what was said.
+    /// Writes some of what is queued.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// The reader is gone.
     pub async fn write(&mut self) -> io::Result<()> {
         self.pipe.write_buf(&mut self.unsaid).await.map(|_| ())
     }
 
-    /// Writes all that was said.
+    /// Writes everything that is queued.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// The reader is gone.
     pub async fn write_all(&mut self) -> io::Result<()> {
         while !self.is_all_written() {
             self.write().await?;
@@ -130,12 +130,12 @@ impl Output {
         Ok(())
     }
 
-    /// Whether nothing waits to be written.
+    /// Whether nothing is queued.
     pub fn is_all_written(&self) -> bool {
         self.unsaid.is_empty()
     }
 
-    /// Whether more should be said now.
+    /// Whether more should be queued now.
     pub fn has_room(&self) -> bool {
         self.unsaid.len() < UNSAID_BYTES
     }

@@ -1,7 +1,8 @@
-//! The agent as its client sees it: what it says of its sessions, what it asks, and what it is told.
+//! The client of an ACP agent: its session updates, its requests, and the answers to them.
 //!
-//! Always: what the agent says is taken in its order. One turn at a time is in a session; what is said of a session while
-//! none is goes to no turn. A request for permission is answered once: as it was decided, or `cancelled` when its turn is.
+//! Always: the agent's messages are handled in their order. A session has one turn at a time; an update of a session
+//! without a turn goes to no turn. A request for permission is answered once: as it was decided, or with `cancelled` if
+//! its turn is.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,13 +32,13 @@ use crate::failure::AgentError;
 use crate::process::lines::unreadable;
 use crate::workspace::ClientAccess;
 
-/// What is said of a session before its id is known to us.
+/// Updates that may be kept for sessions whose id is not known yet.
 const MAX_EARLY_LINES: usize = 16;
-/// So much of what an agent says in place of its protocol is quoted.
+/// How much of an agent's non-protocol output is quoted.
 const MAX_QUOTED_BYTES: usize = 300;
-/// A longer one is not kept for later.
+/// A longer update is not kept for later.
 const MAX_EARLY_BYTES: usize = 1024 * 1024;
-/// What an agent said before it ended is heard within so long; something else may hold its stdout open.
+/// How long to wait for an agent's last output after it ended; another process may hold its stdout open.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The client of one agent.
@@ -46,11 +47,11 @@ pub(super) struct Bridge {
     pub(super) process: Process,
     state: Mutex<State>,
     connected: OnceLock<Connected>,
-    /// Why the agent has to end.
+    /// Why the agent has to be ended.
     given_up: watch::Sender<Option<String>>,
-    /// Told when a session is not busy any more.
+    /// Notified when a session is no longer busy.
     pub(super) freed: Notify,
-    /// All that the agent said was heard; no more comes.
+    /// The agent's output was read to its end.
     pub(super) heard_all: CancellationToken,
 }
 
@@ -59,22 +60,22 @@ struct Connected {
     agent: InitializeResponse,
 }
 
-/// What is kept of the sessions.
+/// What is known of the sessions.
 #[derive(Default)]
 pub(super) struct State {
     /// By the agent's id.
     pub(super) sessions: HashMap<String, Session>,
-    /// Our sessions that a turn is in, or is about to be.
+    /// Mainstay's ids of the sessions that have a turn, or are about to get one.
     pub(super) busy: HashSet<String>,
-    /// Prompts that were not answered: the id of the request, and the session.
+    /// Prompts without an answer: the id of the request, and the session.
     prompts: HashMap<String, String>,
-    /// What was said of sessions that are not known: the id, what it is, and the line.
+    /// Updates of unknown sessions: the id, the parsed update, and the line.
     early: VecDeque<(String, Update, String)>,
-    /// The beginning of what the agent said in place of its protocol.
+    /// The beginning of the agent's non-protocol output.
     nonsense: String,
 }
 
-/// As much of a message as says where it goes.
+/// The parts of a message that determine where it goes.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
@@ -91,7 +92,8 @@ impl Envelope<'_> {
         serde_json::from_str(self.params?.get()).ok()
     }
 
-    /// Whether it is one of the protocol. News of a session say which; any request is one, so that it gets an answer.
+    /// Whether it is a message of the protocol. An update must name its session; any request counts, so that it gets an
+    /// answer.
     fn is_message(&self, params: &Params) -> bool {
         match self.method.as_deref() {
             Some("session/update") => params.session_id.is_some(),
@@ -125,19 +127,19 @@ impl Bridge {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says who we are and what the agent may ask of us.
+    /// Sends `initialize`: the client's name, and what the agent may request from it.
     ///
     /// # Errors
-    /// What the agent answered instead; without a class when it did not answer at all.
+    /// The error that the agent answered; without a class if it did not answer at all.
     pub(super) async fn initialize(&self, connection: ConnectionTo<Agent>) -> Result<(), AgentError> {
         let access = self.client.access();
         let files = FileSystemCapabilities::new().read_text_file(access.read_files).write_text_file(access.write_files);
         let request = InitializeRequest::new(ProtocolVersion::V1)
             .client_capabilities(ClientCapabilities::new().fs(files).terminal(access.terminals))
             .client_info(Implementation::new("mainstay", env!("CARGO_PKG_VERSION")));
-        // An answer that is none, and another version of ACP, is an error here.
+        // An invalid answer, or another version of ACP, is an error here.
         let agent = connection.send_request(request).block_task().await.map_err(|error| ending::refused(&error))?;
-        // It is said once.
+        // Called only once.
         let _ = self.connected.set(Connected { connection, agent });
         Ok(())
     }
@@ -146,19 +148,19 @@ impl Bridge {
         self.connected.get().ok_or_else(|| Error::internal_error().data("the agent is not there yet"))
     }
 
-    /// What the agent said that it can do.
+    /// The answer to `initialize`: the agent's capabilities.
     pub(super) fn agent(&self) -> Result<&InitializeResponse, Error> {
         Ok(&self.connected()?.agent)
     }
 
-    /// Asks the agent, and waits for its answer.
+    /// Sends a request to the agent and waits for its answer.
     pub(super) async fn ask(&self, method: &str, params: impl Serialize) -> Result<Value, Error> {
         let request = UntypedMessage::new(method, params)?;
         self.connected()?.connection.send_request(request).block_task().await
     }
 
-    /// Prompts the agent, and waits for its answer, which is taken in its place among what is said of the session.
-    /// It is told in `_meta` which run it works for.
+    /// Prompts the agent and waits for its answer, which keeps its place in the order of the session's updates. `_meta`
+    /// tells the agent which run it works for.
     pub(super) async fn ask_for_turn(
         &self,
         session: &str,
@@ -175,12 +177,12 @@ impl Bridge {
         answer
     }
 
-    /// Why the agent is lost: it ended, or has to.
+    /// Waits until the agent is lost, because it ended or has to be ended. Returns the reason.
     pub(super) async fn lost(&self) -> String {
         let mut given_up = self.given_up.subscribe();
         let ended = async {
             let ended = self.process.ended().await;
-            // Its last words count, an answer to a prompt most of all.
+            // Its last output counts, above all an answer to a prompt.
             let _ = timeout(LAST_WORDS, self.heard_all.cancelled()).await;
             ended
         };
@@ -190,22 +192,23 @@ impl Bridge {
         }
     }
 
-    /// Ends the agent: it does not do what it has to.
+    /// Ends the agent, because it violates the protocol.
     pub(super) fn give_up(&self, reason: impl Into<String>) {
         self.given_up.send_if_modified(|known| known.is_none() && known.replace(reason.into()).is_none());
     }
 
-    /// Whether the agent is being ended, and may still be at what it was told to end.
+    /// Whether the agent is being ended, and may still work on a turn that it was told to end.
     pub(super) fn has_given_up(&self) -> bool {
         self.given_up.borrow().is_some()
     }
 
-    /// Takes a line of the agent. Whether it is more than news of a session, and so for the protocol to deal with.
+    /// Handles a line of the agent. Returns whether it is more than a session update, so that the protocol library has
+    /// to handle it.
     pub(super) async fn heard(&self, line: &str) -> bool {
         let message = serde_json::from_str::<Envelope<'_>>(line).ok();
         let params = message.as_ref().and_then(Envelope::params).unwrap_or_default();
         let Some(message) = message.filter(|message| message.is_message(&params)) else {
-            // It ends nothing.
+            // An unreadable line ends nothing.
             self.heard_unreadable(line).await;
             return false;
         };
@@ -235,7 +238,7 @@ impl Bridge {
         }
     }
 
-    /// Keeps the beginning of what the agent says before it is known to speak the protocol.
+    /// Keeps the beginning of the agent's output until the agent is known to speak the protocol.
     fn note(&self, said: &str) {
         if self.connected.get().is_none() {
             let nonsense = &mut self.state().nonsense;
@@ -246,7 +249,7 @@ impl Bridge {
         }
     }
 
-    /// Why the agent ended; when it has not spoken the protocol, with what it said instead.
+    /// The reason why the agent ended; if it never spoke the protocol, with a quote of its output.
     pub(super) fn quoting(&self, error: AgentError) -> AgentError {
         let state = self.state();
         match state.nonsense.trim() {
@@ -256,14 +259,14 @@ impl Bridge {
         }
     }
 
-    /// Takes a line that is no message, or the beginning of one that is too long: it is counted in the turn that it is of.
+    /// Handles a line that is not a message, or the beginning of one that is too long: its turn counts it as malformed.
     pub(super) async fn heard_unreadable(&self, beginning: &str) {
         self.note(beginning);
         let turn = self.state().turn_of_unreadable(beginning);
         say(turn, &unreadable(beginning)).await;
     }
 
-    /// Deals with a request of the agent. Never waits.
+    /// Handles a request of the agent. Never waits.
     pub(super) fn requested(
         &self,
         request: UntypedMessage,
@@ -282,23 +285,23 @@ impl Bridge {
         }
     }
 
-    /// Passes on how a request was decided. One that is decided already is not decided again.
+    /// Passes the decision of a request to the agent. Only the first decision counts.
     pub(super) fn decided(&self, ours: &str, request: String, option: Option<String>) {
         let mut state = self.state();
         let turn = state.sessions.values_mut().filter(|session| session.ours == ours).find_map(|it| it.turn.as_mut());
         let Some(turn) = turn else { return };
-        // What stands behind the id tells requests with the same id apart.
+        // The parser appends white space to tell requests with the same id apart.
         let request = request.trim_end().to_owned();
         match turn.open.remove(&request) {
-            // It fails when the agent is gone.
+            // Fails if the agent is gone.
             Some(responder) => drop(responder.respond(outcome(option.as_deref()))),
-            // The engine heard of it before the protocol did.
+            // The engine has seen the request, but the protocol library has not handled it yet.
             None if turn.decided.len() < MAX_OPEN_REQUESTS => drop(turn.decided.insert(request, option)),
             None => {}
         }
     }
 
-    /// Tells the agent to end the turn in a session, and takes back what it waits for.
+    /// Tells the agent to end the turn in a session, and cancels its open requests.
     pub(super) fn cancel(&self, session: &str) {
         let open = {
             let mut state = self.state();
@@ -308,7 +311,7 @@ impl Bridge {
             std::mem::take(&mut turn.open)
         };
         if let Ok(connected) = self.connected() {
-            // It fails when the agent is gone, and then the turn ends anyway.
+            // Fails if the agent is gone, and then the turn ends anyway.
             let _ = connected.connection.send_notification(CancelNotification::new(session.to_owned()));
         }
         for responder in open.into_values() {
@@ -319,7 +322,7 @@ impl Bridge {
 }
 
 impl State {
-    /// Takes an update of a session; who listens to it.
+    /// Handles an update of a session; returns its listener.
     fn updated(&mut self, id: &str, update: &Update, line: &str) -> Option<mpsc::Sender<String>> {
         match self.sessions.get_mut(id) {
             Some(session) => session.updated(update, line),
@@ -333,7 +336,7 @@ impl State {
         }
     }
 
-    /// What was said of a session before it was known is heard now.
+    /// Adds a session and handles the updates that arrived before it was known.
     pub(super) fn add(&mut self, id: &str, mut session: Session) {
         for (of, update, line) in std::mem::take(&mut self.early) {
             if of == id {
@@ -343,7 +346,8 @@ impl State {
         self.sessions.insert(id.to_owned(), session);
     }
 
-    /// Who listens to the turn that a line is of which cannot be read: the one in the session that it names, or the only one.
+    /// The listener of the turn to which an unreadable line belongs: the turn in the session that it names, or the only
+    /// turn.
     fn turn_of_unreadable(&self, beginning: &str) -> Option<mpsc::Sender<String>> {
         let names = |id: &&String| beginning.contains(&format!("\"{id}\""));
         let mut named = self.sessions.iter().filter(|(id, _)| names(id)).map(|(_, session)| session);
@@ -355,8 +359,8 @@ impl State {
         }
     }
 
-    /// The turn that a request is of: the one in its session, or the only one when the session is not known, as that of a
-    /// sub-agent.
+    /// The turn to which a request belongs: the one in its session, or the only one if the session is unknown, such as
+    /// that of a sub-agent.
     fn turn_of(&mut self, session: &str) -> Option<&mut Turn> {
         if self.sessions.contains_key(session) {
             return self.sessions.get_mut(session)?.turn.as_mut();
@@ -365,17 +369,17 @@ impl State {
         turns.next().filter(|_| turns.next().is_none())
     }
 
-    /// Takes an answer of the agent, its line when it is an error; whose turn it ends.
+    /// Handles an answer of the agent, with its line if it is an error; returns the listener of the turn that it ends.
     fn answered(&mut self, id: &str, error: Option<&str>) -> Option<mpsc::Sender<String>> {
         let session = self.prompts.remove(id)?;
         self.sessions.get_mut(&session)?.answered(error)
     }
 }
 
-/// A turn whose relay does not read holds the agent up, as a pipe does.
+/// Sends a line to a turn. If the turn's relay does not read, the agent has to wait, as with a pipe.
 async fn say(turn: Option<mpsc::Sender<String>>, line: &str) {
     if let Some(turn) = turn {
-        // It fails when the turn is over, and then nobody wants the line.
+        // Fails if the turn is over, and then the line is not needed.
         let _ = turn.send(line.to_owned()).await;
     }
 }

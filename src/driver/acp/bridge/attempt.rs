@@ -1,7 +1,7 @@
-//! A turn in a session of the agent, and another try at it when it fails there before anything is said.
+//! A turn in a session of the agent, and its retries if it fails there without any output.
 //!
-//! Always: a conversation is given up only when the agent says that it is gone, and people are told. What the agent sends
-//! right behind its answer belongs to the turn.
+//! Always: a conversation is abandoned only if the agent says that it is gone, and the user is told. What the agent
+//! sends right behind its answer belongs to the turn.
 
 use std::time::{Duration, Instant};
 
@@ -20,29 +20,29 @@ use crate::driver::acp::wire::{self, Own};
 use crate::driver::relay::RelayedTurn;
 use crate::failure::ErrorClass;
 
-/// An agent has so long to come by a session: it may have to read a long one.
+/// How long an agent may take to provide a session: it may have to read a long history.
 const SESSION_WITHIN: Duration = Duration::from_secs(120);
-/// What an agent says before an answer, and sends behind it, comes without a longer pause than this.
+/// Longest pause between messages that belong to an answer: what the agent said before it and what it sends behind it.
 pub(super) const QUIET: Duration = Duration::from_millis(300);
-/// The same for the result of a tool that was at work.
+/// The same while a tool is in progress, for its result.
 const TOOLS_END_WITHIN: Duration = Duration::from_secs(1);
-/// All of it comes within this.
+/// Limit for all late messages together.
 const LATE_WITHIN: Duration = Duration::from_secs(3);
-/// A turn that failed before anything was said is tried in the session as it is, in the same taken up anew, and in a new one.
+/// A turn that failed without output is tried in the session as it is, in the same session restored, and in a new one.
 const MAX_TRIES: usize = 3;
-/// What people are told then of a new one.
+/// The notice to the user about a new session.
 const MEMORY_LOST: &str =
     "The agent could not go on in its earlier conversation: it does not remember what was said before this message.";
 
-/// A turn that failed before anything was said.
+/// A turn that failed without output.
 struct Failed {
     error: Error,
-    /// The line that says so.
+    /// The agent's answer, as a line.
     line: String,
 }
 
 impl Bridge {
-    /// Goes through a turn: comes by a session, prompts the agent there, and tries once more where the session was at fault.
+    /// Executes a turn: gets a session, prompts the agent in it, and retries if the session was at fault.
     pub(super) async fn go(
         &self,
         turn: &RelayedTurn,
@@ -76,8 +76,8 @@ impl Bridge {
         result.map(|_| ())
     }
 
-    /// Waits for what the agent has to do in time. None when the turn is cancelled before that: what comes of it then is
-    /// ignored.
+    /// Waits for work that the agent has to do within a limit. None if the turn is cancelled first; the result is
+    /// ignored then.
     async fn in_time<T>(&self, work: impl Future<Output = T>, cancelled: &CancellationToken) -> Result<Option<T>, Own> {
         let done = tokio::select! {
             done = timeout(SESSION_WITHIN, work) => done,
@@ -89,8 +89,8 @@ impl Bridge {
         })
     }
 
-    /// The session to try a turn in once more that failed before anything was said: the same one, taken up anew, or a new one
-    /// if the agent says that this one is gone. None when neither would help.
+    /// The session for another attempt at a turn that failed without output: the same session restored, or a new one if
+    /// the agent says that this one is gone. None if neither would help.
     async fn after(
         &self,
         failed: &Failed,
@@ -115,7 +115,7 @@ impl Bridge {
         Some(created)
     }
 
-    /// A turn in a session. Answers with the agent's error when that may be the session's fault.
+    /// Executes a turn in a session. Returns the agent's error if the session may be at fault.
     async fn turn_in(
         &self,
         id: &str,
@@ -127,7 +127,7 @@ impl Bridge {
     ) -> Result<Option<Failed>, Own> {
         let applied = tokio::select! {
             applied = timeout(SESSION_WITHIN, self.apply(id, &turn.options, &turn.rules)) => applied,
-            // The session is told all the same, so that it is gone on with.
+            // The session is reported even so, so that the next turn continues it.
             () = cancelled.cancelled() => Ok(Ok(())),
         };
         let begun = {
@@ -159,7 +159,7 @@ impl Bridge {
         result
     }
 
-    /// Prompts the agent, and waits for its answer, which its relay is told in its place.
+    /// Prompts the agent and waits for its answer, which goes to the relay in its place among the updates.
     async fn prompt(
         &self,
         id: &str,
@@ -173,7 +173,7 @@ impl Bridge {
         let answered = tokio::select! {
             answered = &mut answer => Some(answered),
             () = cancelled.cancelled() => {
-                // The agent is told also when the relay does not read.
+                // The agent is told even if the relay does not read.
                 let _ = lines.try_send(wire::line(&Own::Cancelling));
                 self.cancel(id);
                 timeout(CANCEL_TIMEOUT, answer).await.ok()
@@ -198,7 +198,7 @@ impl Bridge {
                 Ok(None)
             }
             (Some(Err(error)), Some(line)) => Ok(Some(Failed { error, line })),
-            // An error is an answer as well, and was told as it came. Any other is of the connection.
+            // An error answer was already passed on when it arrived. Any other error comes from the connection.
             (Some(Err(error)), None) if !self.is_answered(&turn.session) => {
                 if agent_client_protocol::is_incoming_transport_closed(&error) {
                     return Err(Own::error(ErrorClass::Crashed, sentence(&self.process.ended().await)));
@@ -209,7 +209,7 @@ impl Bridge {
         }
     }
 
-    /// Waits for what the agent said before its answer and sends behind it: pieces of the message, and results of tools.
+    /// Waits for late messages around the answer: pieces of the message, and results of tools.
     async fn hear_late(&self, id: &str, cancelled: &CancellationToken) {
         let answered = Instant::now();
         loop {

@@ -1,6 +1,6 @@
-//! A message and its files as the agent takes them.
+//! Converts a message and its files into content blocks that the agent accepts.
 //!
-//! Always: what the agent did not say that it takes is refused, and nothing of the message is left out.
+//! Always: content that the agent does not declare support for is refused; nothing of the message is dropped.
 
 use agent_client_protocol::v1::schema::{
     AudioContent, BlobResourceContents, ContentBlock, EmbeddedResource, EmbeddedResourceResource, ImageContent,
@@ -10,9 +10,9 @@ use agent_client_protocol::v1::schema::{
 use crate::driver::relay::RelayedTurn;
 use crate::message::Attachment;
 
-/// What the agent is prompted with, or why it cannot be.
+/// The content blocks of a prompt, or why there can be none.
 pub(super) fn blocks(turn: &RelayedTurn, takes: &PromptCapabilities) -> Result<Vec<ContentBlock>, String> {
-    // Models refuse an empty text; there are files then.
+    // Models refuse an empty text; the message has files then.
     let text = Some(turn.message.clone()).filter(|text| !text.trim().is_empty());
     let mut blocks: Vec<_> = text.map(|text| ContentBlock::Text(TextContent::new(text))).into_iter().collect();
     for file in &turn.attachments {
@@ -24,7 +24,7 @@ pub(super) fn blocks(turn: &RelayedTurn, takes: &PromptCapabilities) -> Result<V
 fn block(file: &Attachment, takes: &PromptCapabilities) -> Result<ContentBlock, String> {
     let name = || file.filename.clone().unwrap_or_else(|| "file".to_owned());
     let Some((data, is_base64)) = data_of(&file.url) else {
-        // Any agent takes a link.
+        // Every agent accepts a link.
         let link = ResourceLink::new(name(), file.url.clone()).mime_type(file.media_type.clone());
         return Ok(ContentBlock::ResourceLink(link));
     };
@@ -48,7 +48,7 @@ fn block(file: &Attachment, takes: &PromptCapabilities) -> Result<ContentBlock, 
     Ok(ContentBlock::Resource(EmbeddedResource::new(EmbeddedResourceResource::BlobResourceContents(blob))))
 }
 
-/// What a `data:` URL holds, and whether that is base64.
+/// The content of a `data:` URL, and whether it is base64.
 fn data_of(url: &str) -> Option<(&str, bool)> {
     let (kind, data) = url.strip_prefix("data:")?.split_once(',')?;
     Some((data, kind.ends_with(";base64")))

@@ -1,7 +1,7 @@
-//! Why a bridge ended, told to whoever watches over it: the last line of its stderr is for people, and its exit code says
-//! which class of failure it is.
+//! How a bridge reports to its supervisor why it ended: the last line of its stderr is the message, and its exit code
+//! is the class of the failure.
 //!
-//! Always: a code without a class here is a crash, whoever the process was that ended with it.
+//! Always: a code without a class here is a crash, whichever process exited with it.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,20 +12,20 @@ use agent_client_protocol::{Error, ErrorCode, is_incoming_transport_closed};
 use crate::failure::{self, AgentError, ErrorClass};
 use crate::run::ExitReport;
 
-/// Before the last line.
+/// The prefix of the last line.
 const MARK: &str = "mainstay: ";
-/// More of the last line is not told.
+/// A longer last line is cut off.
 const MAX_CHARS: usize = 500;
-/// An agent that speaks only a newer version of ACP says so.
+/// The error code of an agent that speaks only a newer version of ACP.
 const UNSUPPORTED_VERSION: ErrorCode = ErrorCode::new(-32022);
-/// The classes that have a code, in the words of `sysexits.h`: unavailable, protocol, no permission.
+/// The exit codes of classes, in the words of `sysexits.h`: unavailable, protocol, no permission.
 const CODES: [(ErrorClass, u8); 3] =
     [(ErrorClass::AgentMissing, 69), (ErrorClass::Protocol, 76), (ErrorClass::Authentication, 77)];
 
-/// And the one of a shortage of the system: temporary failure.
+/// The exit code of a shortage: temporary failure.
 const SHORTAGE: u8 = 75;
 
-/// Why a bridge ends, and with what code.
+/// Why a bridge ends, and its exit code.
 pub(super) struct Ended {
     pub error: AgentError,
     pub code: ExitCode,
@@ -38,12 +38,12 @@ impl From<AgentError> for Ended {
     }
 }
 
-/// Whether a bridge ended because the system was short of something.
+/// Whether a bridge ended because the system was short of a resource.
 pub(in crate::driver::acp) fn is_shortage(exit: &ExitReport) -> bool {
     exit.code == Some(SHORTAGE.into())
 }
 
-/// What a bridge that ended by itself says of that; none when it was killed before it could.
+/// The reason that a bridge gave for ending by itself; none if it was killed before it could.
 pub(in crate::driver::acp) fn why_it_ended(exit: &ExitReport) -> Option<AgentError> {
     let code = exit.code?;
     let line = exit.stderr.as_deref()?.lines().rev().find_map(|line| line.strip_prefix(MARK))?;
@@ -51,13 +51,13 @@ pub(in crate::driver::acp) fn why_it_ended(exit: &ExitReport) -> Option<AgentErr
     Some(AgentError { message: line.to_owned(), class, retry_at: None })
 }
 
-/// The last line of its stderr: one line, whatever the agent said.
+/// The last line for its stderr: one line, whatever the agent's words contain.
 pub(super) fn last_line(error: &AgentError) -> String {
     let words = error.message.split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{MARK}{}", words.chars().take(MAX_CHARS).collect::<String>())
 }
 
-/// That the agent's program could not be started.
+/// The agent's program could not be started.
 pub(super) fn not_started(command: &[OsString], error: &io::Error) -> Ended {
     let class = if error.kind() == io::ErrorKind::NotFound { ErrorClass::AgentMissing } else { ErrorClass::Crashed };
     let program = command.first().map(|program| program.display());
@@ -66,7 +66,8 @@ pub(super) fn not_started(command: &[OsString], error: &io::Error) -> Ended {
     if failure::is_shortage(error) { Ended { code: SHORTAGE.into(), ..ended } } else { ended }
 }
 
-/// That `initialize` failed: the agent answered with an error, or with a version of ACP that we do not speak; without a class when no answer came.
+/// `initialize` failed: the agent answered with an error, or with a version of ACP that is not supported; without a
+/// class if no answer came.
 pub(super) fn refused(error: &Error) -> AgentError {
     if is_incoming_transport_closed(error) {
         return "the agent closed its stdout before it answered initialize".into();
@@ -78,7 +79,7 @@ pub(super) fn refused(error: &Error) -> AgentError {
         | ErrorCode::METHOD_NOT_FOUND
         | ErrorCode::INVALID_PARAMS
         | UNSUPPORTED_VERSION => ErrorClass::Protocol,
-        // It may be better the next time.
+        // The next attempt may succeed.
         _ => ErrorClass::Crashed,
     };
     let detail = error.data.as_ref().map(|data| data.as_str().map_or_else(|| data.to_string(), str::to_owned));

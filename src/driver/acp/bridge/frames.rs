@@ -1,7 +1,6 @@
-//! Messages out of what an agent writes to stdout, one JSON object a line as ACP has it, or nearly so.
-//!
-//! Always: what stands around a message costs nothing of it: escape sequences, a banner, headers, several objects on a line,
-//! an object on several lines. What belongs to no object is handed out as noise.
+//! Finds messages in an agent's stdout: one JSON object a line, as ACP requires, or nearly so.
+//! Always: noise around a message loses nothing of it: escape sequences, a banner, headers, several objects on a line,
+//! an object on several lines. What belongs to no object is returned as noise.
 
 use std::collections::VecDeque;
 
@@ -16,31 +15,31 @@ use crate::process::frames::take_objects;
 pub enum Heard {
     /// A JSON object.
     Message(String),
-    /// What belongs to no object, or the beginning of a line that is too long.
+    /// Text outside any object, or the beginning of a line that is too long.
     Noise(String),
 }
 
-/// Takes an output line by line.
+/// Finds messages in an output, line by line.
 #[derive(Debug)]
 pub struct Frames {
     max_bytes: usize,
-    /// An object that began and has not ended: some agents print theirs over several lines.
+    /// An object without its end so far: some agents print objects over several lines.
     begun: String,
     heard: VecDeque<Heard>,
 }
 
 impl Frames {
-    /// For objects up to a length.
+    /// Finds objects of at most `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
         Self { max_bytes, begun: String::new(), heard: VecDeque::new() }
     }
 
-    /// What was found and not taken yet.
+    /// The next piece that was found.
     pub fn pop(&mut self) -> Option<Heard> {
         self.heard.pop_front()
     }
 
-    /// Takes a line.
+    /// Processes a line.
     pub fn line(&mut self, line: &str) {
         if is_object(line) && (self.begun.is_empty() || is_message(line)) {
             self.give_up_begun();
@@ -54,13 +53,13 @@ impl Frames {
         }
     }
 
-    /// Takes the beginning of a line that is too long.
+    /// Processes the beginning of a line that is too long.
     pub fn too_long(&mut self, beginning: String) {
         self.give_up_begun();
         self.heard.push_back(Heard::Noise(beginning));
     }
 
-    /// Takes a line that has no end so far, if it is whole. Whether it was.
+    /// Processes an unfinished line if it already is complete. Returns whether it was.
     pub fn unfinished(&mut self, line: &[u8]) -> bool {
         let Ok(line) = std::str::from_utf8(line) else { return false };
         let is_whole = line.ends_with('}') && {
@@ -99,7 +98,7 @@ impl Frames {
         self.noise(&begun);
     }
 
-    /// Brackets and commas around objects are nothing to tell of.
+    /// Brackets and commas around objects are not reported.
     fn noise(&mut self, noise: &str) {
         if noise.contains(|c: char| !c.is_whitespace() && !matches!(c, '[' | ']' | ',')) {
             self.heard.push_back(Heard::Noise(noise.to_owned()));
@@ -112,12 +111,13 @@ fn is_object(line: &str) -> bool {
     line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok()
 }
 
-/// Whether an object is a message of JSON-RPC, and not a piece of one.
+/// Whether an object is a JSON-RPC message, and not part of one.
 fn is_message(object: &str) -> bool {
     json::parse(object).is_some_and(|object| object.get("jsonrpc").is_some())
 }
 
-/// Whether this is the beginning of an object that may end on a later line: not within a string, which has no line breaks.
+/// Whether this is the beginning of an object that may end on a later line. Not within a string: JSON strings have no
+/// line breaks.
 fn is_begun(text: &str) -> bool {
     let Err(error) = serde_json::from_str::<IgnoredAny>(text) else { return false };
     error.is_eof() && !is_in_string(text)

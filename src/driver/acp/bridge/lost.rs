@@ -1,6 +1,6 @@
-//! Failures that may mean that a session of the agent is gone, and what is told of failures.
+//! Tells from an agent's errors whether a session is gone, and converts errors for the turn.
 //!
-//! Always: a session is gone only when the agent says so. What could mean anything else as well proves nothing.
+//! Always: a session is gone only if the agent says so. An error that could mean anything else proves nothing.
 
 use agent_client_protocol::{Error, ErrorCode, is_incoming_transport_closed};
 
@@ -10,13 +10,14 @@ use crate::failure::{AgentError, ErrorClass};
 
 /// What agents call a session.
 const NOUNS: [&str; 3] = ["session", "conversation", "thread"];
-/// Words that may stand between the noun and what is said of it.
+/// Words that may stand between the noun and the rest of the phrase.
 const FILLERS: [&str; 4] = ["id", "with", "was", "the"];
 
-/// Whether what went wrong with taking up a session may pass. None when it is gone, or the agent does not do that at all.
+/// Whether an error of restoring a session may be temporary. None if the session is gone, or the agent does not support
+/// the method at all.
 ///
 /// # Errors
-/// What no other try would change.
+/// An error that a retry would not change.
 pub(super) fn may_pass(error: Error, session: &str) -> Result<Option<Error>, Error> {
     if error.code == ErrorCode::AUTH_REQUIRED || is_incoming_transport_closed(&error) {
         return Err(error);
@@ -26,19 +27,19 @@ pub(super) fn may_pass(error: Error, session: &str) -> Result<Option<Error>, Err
     Ok(Some(error).filter(|_| !is_gone && !is_no_method))
 }
 
-/// Whether an answer to a prompt says that its session is gone: it has to name it.
+/// Whether an answer to a prompt says that its session is gone: it has to name the session.
 pub(super) fn is_gone(error: &Error, session: &str) -> bool {
     says_unknown(error, session) && words_of(error).contains(&session.to_lowercase())
 }
 
-/// Whether a prompt that failed may do better in the same session once that is taken up anew.
+/// Whether a failed prompt may succeed in the same session once that is restored.
 pub(super) fn may_be_the_session(error: &Error) -> bool {
     error.code != ErrorCode::AUTH_REQUIRED
         && !is_incoming_transport_closed(error)
         && matches!(told(error).class, None | Some(ErrorClass::Protocol))
 }
 
-/// Whether the noun and what says that it is unknown stand together: a shim, a file or a model may be missing as well.
+/// Whether the noun and the words for "unknown" stand together: a host, a file or a model may be missing as well.
 fn says_unknown(error: &Error, session: &str) -> bool {
     let text = words_of(error).replace(&session.to_lowercase(), " ");
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '\'');
@@ -64,7 +65,7 @@ fn words_of(error: &Error) -> String {
     format!("{} {data}", error.message).to_lowercase()
 }
 
-/// What the agent answered to anything but the prompt.
+/// The error that an agent answered to any request but the prompt.
 pub(super) fn own_error(error: &Error) -> Own {
     if is_incoming_transport_closed(error) {
         return Own::error(ErrorClass::Crashed, error.message.clone());
@@ -72,7 +73,7 @@ pub(super) fn own_error(error: &Error) -> Own {
     Own::from(told(error))
 }
 
-/// What is told when a session could not be taken up that may still be there.
+/// The error if a session could not be restored but may still exist.
 pub(super) fn not_restored(error: &Error) -> Own {
     match own_error(error) {
         Own::Error { class, message, retry_at } => {
@@ -84,7 +85,7 @@ pub(super) fn not_restored(error: &Error) -> Own {
 }
 
 fn told(error: &Error) -> AgentError {
-    // An error is a code, a text and JSON: none of them can fail to serialise.
+    // An error is a code, a text and JSON: it always serialises.
     read(&serde_json::to_value(error).unwrap_or_default())
 }
 

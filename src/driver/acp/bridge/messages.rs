@@ -1,20 +1,21 @@
-//! Which turn a piece of text belongs to, by the ids that an agent gives its messages.
+//! Determines to which turn a piece of text belongs, by the ids that an agent gives its messages.
 //!
-//! Always: text is late only when its id is that of the last message of the turn before, and the agent has begun another message
-//! since. An agent that counts its messages anew in each turn shows that by another id of that turn, and loses none.
+//! Always: text is late only if its id is that of the last message of the turn before, and the agent has begun another
+//! message since. An agent that restarts its numbering in each turn shows that by another id of that turn, and loses no
+//! text.
 
 use std::collections::HashSet;
 
-/// Most ids that are remembered of a turn.
+/// Maximum ids remembered for a turn.
 const MAX_IDS: usize = 1000;
 
-/// The ids of the messages of a session.
+/// The message ids of a session.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
-    /// Those of the turn before, or of the history, and the last of them.
+    /// The ids of the turn before, or of the history, and the last of them.
     past: HashSet<String>,
     last: Option<String>,
-    /// Those of the turn that is in the session, and the newest of them.
+    /// The ids of the current turn, and the newest of them.
     current: HashSet<String>,
     newest: Option<String>,
     has_text: bool,
@@ -22,14 +23,14 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    /// Takes a message that is said between two turns: it is past.
+    /// Records a message that arrives between two turns: it belongs to the past.
     pub(super) fn passed(&mut self, message: Option<&str>) {
         let Some(message) = message else { return };
         remember(&mut self.past, message);
         self.last = Some(message.to_owned());
     }
 
-    /// Takes text that is said in a turn; whether it is of that turn.
+    /// Records text that arrives during a turn; returns whether it belongs to that turn.
     pub(super) fn is_of_turn(&mut self, message: Option<&str>) -> bool {
         let is_last = message.is_some() && message == self.last.as_deref();
         self.counts_anew |= !is_last && message.is_some_and(|id| self.past.contains(id));
@@ -44,7 +45,7 @@ impl Messages {
         true
     }
 
-    /// What was said in the turn is past.
+    /// The messages of the turn become the past.
     pub(super) fn end_turn(&mut self) {
         let ended = std::mem::take(self);
         self.past = if ended.current.is_empty() { ended.past } else { ended.current };

@@ -1,8 +1,8 @@
-//! The bridge: a small process of this same program that holds one ACP agent for as long as it lives. It is the agent's
-//! client, keeps its sessions, and takes the turns of relays to it, which come over a Unix socket.
+//! The bridge: a small process of this same program that owns one ACP agent for the agent's lifetime. It is the agent's
+//! client, keeps its sessions, and takes the turns of relays, which connect over a Unix socket, to it.
 //!
-//! Always: it listens only after the agent answered `initialize`. It ends when the agent does, and the agent ends with it.
-//! What it keeps of a session is bounded, and a relay that does not read holds the agent up, as a pipe does.
+//! Always: it listens only after the agent answered `initialize`. It ends when the agent does, and the agent ends with
+//! it. What it keeps of a session is bounded; if a relay does not read, the agent has to wait, as with a pipe.
 //!
 //! The crate `agent-client-protocol` is used nowhere else.
 //! Proof: `tests/it/acp/mod.rs`.
@@ -47,58 +47,58 @@ use crate::workspace::ClientAccess;
 /// The argument that makes this program a bridge; the agent's command follows.
 pub const COMMAND: &str = "bridge";
 
-/// Agents were seen to take two seconds, on a machine with nothing else to do.
+/// Agents were seen to take two seconds, on an otherwise idle machine.
 const INITIALIZE_WITHIN: Duration = Duration::from_secs(50);
-/// Turns and probes at once.
+/// Turns and probes at the same time.
 const MAX_RELAYS: usize = 256;
-/// An agent whose pipes broke has ended within this, or closed them by itself.
+/// How soon an agent whose pipes broke must have ended; otherwise it closed them itself.
 const END_IS_KNOWN_WITHIN: Duration = Duration::from_secs(3);
-/// Turns that the agent left alone when it ended say so to their relays within this.
+/// How long the turns in progress may take to report the agent's end to their relays.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// The setup is small.
 const MAX_SETUP_BYTES: u64 = 64 * 1024;
 
-/// What a bridge is told on its stdin, in one line.
+/// The settings that a bridge reads from its stdin, in one line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     /// Where to listen.
     pub socket: PathBuf,
-    /// What the agent may do through us.
+    /// What the agent may do through its client.
     pub client: ClientAccess,
     /// A longer line of the agent is counted and skipped.
     pub max_line_bytes: usize,
 }
 
-/// The agent's command, when this program was started as a bridge.
+/// The agent's command, if this program was started as a bridge.
 pub fn asked_for(mut arguments: impl Iterator<Item = OsString>) -> Option<Vec<OsString>> {
     let is_bridge = arguments.nth(1).is_some_and(|word| word == COMMAND);
     let command: Vec<_> = arguments.collect();
     (is_bridge && !command.is_empty()).then_some(command)
 }
 
-/// Is a bridge, until its agent ends or it is asked to.
+/// Runs as a bridge, until its agent ends or SIGTERM arrives.
 ///
 /// # Errors
-/// When the agent could not be started, does not speak ACP, or ended by itself; the message says what it wrote last.
+/// The setup on stdin cannot be read, or the runtime cannot be built. Other failures are reported by the last line of
+/// stderr and the exit code.
 pub fn run(command: &[OsString]) -> io::Result<ExitCode> {
     let mut setup = String::new();
     io::stdin().lock().take(MAX_SETUP_BYTES).read_line(&mut setup)?;
     let setup: Setup = serde_json::from_str(&setup)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(hold(command, setup));
-    // Nothing that blocks keeps us: it is work on files.
+    // Blocking tasks do not delay the exit: they only work on files.
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Ended { error, code }) => {
-            // Nobody is left to tell when stderr is gone too.
+            // Fails if stderr is gone too, and then there is no other way to report it.
             let _ = writeln!(io::stderr(), "{}", ending::last_line(&error));
             Ok(code)
         }
     }
 }
 
-/// Starts the agent and serves it. Says why it ended, unless we were asked to.
+/// Starts the agent and serves it. Returns why it ended, unless the bridge was told to end.
 async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
     let mut term = signal(SignalKind::terminate()).map_err(|error| AgentError::from(error.to_string()))?;
     let (process, pipes) = Process::start(command).map_err(|error| ending::not_started(command, &error))?;
@@ -115,7 +115,7 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
             },
             on_receive_request!(),
         )
-        // What is said of sessions was taken out of the lines; the rest means nothing to us.
+        // Session updates were already taken out of the lines; other notifications are ignored.
         .on_receive_notification(async |_: UntypedMessage, _| Ok(()), on_receive_notification!())
         .connect_with(transport, async move |connection: ConnectionTo<_>| {
             Ok(serve(&held, connection, &setup.socket).await)
@@ -125,19 +125,19 @@ async fn hold(command: &[OsString], setup: Setup) -> Result<(), Ended> {
         _ = term.recv() => Ok(()),
     };
     let served = match served {
-        // A pipe that broke is how its end shows first; how it ended says more.
+        // A broken pipe is the first sign of the agent's end; its exit status says more.
         Err(AgentError { message, class: None, .. }) => {
             let ended = timeout(END_IS_KNOWN_WITHIN, bridge.lost()).await;
             Err(AgentError::of(ErrorClass::Crashed, ended.unwrap_or(message)))
         }
         served => served,
     };
-    // The connection is gone, and with it the agent's stdin.
+    // The connection is closed, and with it the agent's stdin.
     process.end().await;
     served.map_err(|error| bridge.quoting(error).into())
 }
 
-/// Serves relays until the agent ends, or has to.
+/// Serves relays until the agent ends or has to be ended.
 async fn serve(
     bridge: &Arc<Bridge>,
     connection: ConnectionTo<agent_client_protocol::Agent>,
@@ -161,7 +161,7 @@ async fn serve(
                     let bridge = bridge.clone();
                     relays.spawn(async move { bridge.relayed(stream).await });
                 }
-                // Out of file descriptors: some will be given back.
+                // No file descriptors left: retry until some are freed.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             Some(_) = relays.join_next() => {}
@@ -169,7 +169,7 @@ async fn serve(
         }
     };
     drop(listener);
-    // They all were told the same.
+    // Each of them reports the same reason.
     let _ = timeout(FAREWELL, async { while relays.join_next().await.is_some() {} }).await;
     Err(crashed(reason))
 }

@@ -1,7 +1,7 @@
-//! The agent's process: its pipes as lines, what it wrote to stderr last, and its end.
+//! The agent's process: its pipes as lines, the last lines of its stderr, and its end.
 //!
-//! Always: it is asked by closing its stdin first, then by SIGTERM, and killed at last: some agents end well only on the
-//! one, some only on the other. What it started is ended by the shim.
+//! Always: it is ended by closing its stdin first, then by SIGTERM, then by SIGKILL: some agents end well only on the
+//! first, some only on the second. The shim ends what it started.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -23,13 +23,13 @@ use crate::process::lines::{Line, Splitter};
 use crate::process::{last_words, reap};
 use crate::worker::ProcessIdentity;
 
-/// Time for each way to ask.
+/// How long to wait after each step.
 const AGENT_STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// What the agent wrote is read to its end within so long after it ended.
+/// How long an agent's stderr is read after its end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The last lines of stderr usually say what went wrong.
 const STDERR_BYTES: usize = 2 * 1024;
-/// A read takes all that a pipe holds by default.
+/// One read takes a whole pipe of the default size.
 const READ_BYTES: usize = 64 * 1024;
 
 /// The pipes to an agent's stdin and stdout.
@@ -38,7 +38,7 @@ pub(super) struct Pipes {
     pub stdout: ChildStdout,
 }
 
-/// A process that was started.
+/// A started process.
 #[derive(Clone)]
 pub(super) struct Process {
     identity: Option<ProcessIdentity>,
@@ -64,7 +64,7 @@ impl Process {
         let identity = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(reap::identity_of);
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let (sender, ended) = watch::channel(None);
-        // It ends when the agent does, and nobody needs more of it than what it says then.
+        // The task ends when the agent does; only what it reports then is needed.
         tokio::spawn(watch_over(child, stderr, tail.clone(), sender));
         Ok((Self { identity, stderr: tail, ended }, Pipes { stdin, stdout }))
     }
@@ -74,7 +74,7 @@ impl Process {
         self.identity.as_ref()
     }
 
-    /// How it ended, and what it wrote of that, once it has.
+    /// Waits for its end; returns how it ended, with the error in its last output.
     pub(super) async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
@@ -104,7 +104,7 @@ impl Process {
     }
 }
 
-/// Reads stderr, which the shim wants to have too, and waits for the end.
+/// Reads stderr, copies it to the shim, and waits for the end.
 async fn watch_over(
     mut child: Child,
     mut stderr: ChildStderr,
@@ -117,7 +117,7 @@ async fn watch_over(
         tokio::select! {
             () = &mut read => child.wait().await,
             status = child.wait() => {
-                // What it wrote before it ended counts. What it left running may hold the pipe open.
+                // Output written before the end counts. A process that it left may hold the pipe open.
                 let _ = timeout(LAST_WORDS, read).await;
                 status
             }
@@ -127,14 +127,14 @@ async fn watch_over(
         Ok(status) => format!("the agent ended ({status})"),
         Err(error) => format!("the agent ended: {error}"),
     };
-    // Somebody may still want to know.
+    // Waiters may still need the status.
     ended.send_replace(Some(said));
 }
 
 async fn read_stderr(stderr: &mut ChildStderr, tail: &Mutex<VecDeque<u8>>) {
     let mut piece = vec![0; READ_BYTES];
     while let Ok(read @ 1..) = stderr.read(&mut piece).await {
-        // The shim may be gone.
+        // Fails if the shim is gone.
         let _ = io::stderr().write_all(&piece[..read]);
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.extend(&piece[..read]);
@@ -143,7 +143,7 @@ async fn read_stderr(stderr: &mut ChildStderr, tail: &Mutex<VecDeque<u8>>) {
     }
 }
 
-/// What the agent says, line by line; of it goes on only what is no news of a session.
+/// The agent's messages as a stream for the protocol library, without session updates.
 pub(super) fn lines(
     stdout: ChildStdout,
     max_line_bytes: usize,
@@ -176,7 +176,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads on, unless what was read is whole without an end of its line.
+    /// Reads more, unless the unfinished line already is a complete message.
     async fn read(&mut self) -> Option<()> {
         if self.frames.unfinished(self.splitter.unfinished()) {
             _ = self.splitter.last_line();
@@ -187,7 +187,7 @@ impl Reader {
         Some(())
     }
 
-    /// The next piece; none at the end. What is cut off by the end is no message.
+    /// The next piece; none at the end. A message that the end cuts off is dropped.
     async fn next(&mut self) -> Option<Heard> {
         loop {
             if let Some(heard) = self.frames.pop() {
@@ -206,7 +206,7 @@ impl Reader {
     }
 }
 
-/// What is said to the agent, line by line.
+/// Writes messages to the agent, one a line.
 pub(super) fn line_sink(stdin: ChildStdin) -> impl Sink<String, Error = io::Error> + Send {
     sink::unfold(stdin, |mut stdin, mut line: String| async move {
         line.push('\n');

@@ -1,8 +1,8 @@
-//! A session of the agent: how a turn comes by it, and what is known of it.
+//! A session of the agent: how a turn gets it, and what is known of it.
 //!
-//! Always: a live one is taken as it is; else it is resumed, else loaded. Only when the agent says that it is gone, or can do
-//! neither, there is a new one, whose id takes the place of the old. What the agent tells again while it loads, or right
-//! behind that, is not heard: it is the past.
+//! Always: a live session is used as it is; otherwise it is resumed or else loaded. A new one, whose id replaces the
+//! old one, is created only if the agent says that the old session is gone, or supports neither. History that the agent
+//! replays while it loads, or right after that, is ignored.
 
 mod settings;
 
@@ -27,44 +27,44 @@ use crate::driver::acp::wire::Own;
 use crate::driver::relay::RelayedTurn;
 use crate::options::SessionOptions;
 
-/// Sessions without a turn beyond these are closed, those first that were used longest ago.
+/// Maximum sessions without a turn; beyond it those used longest ago are closed.
 const MAX_IDLE_SESSIONS: usize = 256;
-/// Between the tries to take up a session that may still be there.
+/// Pauses between the attempts to restore a session that may still exist.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
-/// An agent that loaded a session and told nothing of its past begins to do so within this.
+/// An agent that replayed nothing while it loaded a session begins to do so within this.
 const PAST_BEGINS_WITHIN: Duration = Duration::from_secs(3);
-/// The past is told within this after the session is loaded.
+/// The replay ends within this after the session is loaded.
 const PAST_TOLD_WITHIN: Duration = Duration::from_secs(30);
-/// A longer text is not kept for the next turn.
+/// A longer line is not kept for the next turn.
 const MAX_UNSAID_BYTES: usize = 1024 * 1024;
 
 /// A session of the agent.
 pub(super) struct Session {
-    /// Our own id of it.
+    /// Mainstay's own id of it.
     pub(super) ours: String,
     dir: PathBuf,
-    /// What it cost so far, in US dollars, if that is known.
+    /// What it has cost so far, in US dollars, if that is known.
     cost: Option<f64>,
     modes: Option<Value>,
     config_options: Option<Value>,
-    /// What the agent was told.
+    /// The options that were sent to the agent.
     options: SessionOptions,
-    /// The mode that it began in; none when that is not known.
+    /// The mode that it began in; none if unknown.
     first_mode: Option<String>,
-    /// The title and the commands that it said while nobody listened, the newest of each.
+    /// The newest title and commands that the agent reported while no turn was in the session.
     title: Option<String>,
     commands: Option<String>,
-    /// The agent said that it is there.
+    /// The agent confirmed the session.
     is_ready: bool,
     used_at: Instant,
-    /// When the agent last said something of the conversation while no turn was in it: the past, told again.
+    /// When the agent last sent a part of the conversation while no turn was in the session: replayed history.
     past_at: Option<Instant>,
     messages: Messages,
-    /// The turn that is in it.
+    /// The turn in progress.
     pub(super) turn: Option<Turn>,
 }
 
-/// What an update of a session is about.
+/// The kind of a session update.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Update {
@@ -75,12 +75,12 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// Whether it tells of the conversation, not of the session.
+    /// Whether it is part of the conversation, rather than about the session.
     fn is_said(&self) -> bool {
         self.session_update.ends_with("_chunk") || self.tool().is_some() || self.session_update == "plan"
     }
 
-    /// The tool call that it tells of, and whether that is over.
+    /// The tool call that it is about, and whether that is over.
     fn tool(&self) -> Option<(&str, bool)> {
         if !self.session_update.starts_with("tool_call") {
             return None;
@@ -115,19 +115,19 @@ impl Session {
         }
     }
 
-    /// Where what is said of it goes.
+    /// The receiver of its lines.
     pub(super) fn listener(&self) -> Option<mpsc::Sender<String>> {
         self.turn.as_ref().map(|turn| turn.lines.clone())
     }
 
-    /// The turn leaves it.
+    /// Takes the turn out of it.
     pub(super) fn end_turn(&mut self) -> Option<Turn> {
         let turn = self.turn.take()?;
         self.messages.end_turn();
         Some(turn)
     }
 
-    /// Takes notice of what is said; whether it is of the turn.
+    /// Records an update; returns whether it belongs to the turn.
     fn is_of_turn(&mut self, update: &Update) -> bool {
         let Some(turn) = &mut self.turn else {
             if update.is_said() {
@@ -153,7 +153,7 @@ impl Session {
         true
     }
 
-    /// Takes an update; who listens to it.
+    /// Handles an update; returns its listener.
     pub(super) fn updated(&mut self, update: &Update, line: &str) -> Option<mpsc::Sender<String>> {
         if !self.is_of_turn(update) {
             return None;
@@ -184,8 +184,8 @@ impl Session {
         listener
     }
 
-    /// The agent answered the prompt, with this line if it is an error; who listens to that. An error before anything was said
-    /// is kept, as long as the session may be at fault.
+    /// Handles the agent's answer to the prompt, with the line if it is an error; returns its listener. An error
+    /// without prior output is kept as long as the session may be at fault.
     pub(super) fn answered(&mut self, error: Option<&str>) -> Option<mpsc::Sender<String>> {
         let listener = self.listener();
         let turn = self.turn.as_mut()?;
@@ -201,7 +201,7 @@ impl Session {
         listener
     }
 
-    /// What the agent said of it when it gave or set it.
+    /// Records the modes and options in an answer.
     fn told(&mut self, answer: &Value) {
         for (known, key) in [(&mut self.modes, "modes"), (&mut self.config_options, "configOptions")] {
             if let Some(value) = answer.get(key).filter(|value| !value.is_null()) {
@@ -210,7 +210,7 @@ impl Session {
         }
     }
 
-    /// What the turn's reader has to know of it: a line, and what nobody heard.
+    /// What the turn's reader has to know of it: a line, and updates that arrived between turns.
     pub(super) fn introduction(&mut self, id: &str, origin: SessionOrigin) -> (Own, Vec<String>) {
         let own = Own::Session {
             id: id.to_owned(),
@@ -224,7 +224,7 @@ impl Session {
 }
 
 impl Bridge {
-    /// Comes by the session of a turn.
+    /// Gets the session of a turn.
     pub(super) async fn ensure(&self, turn: &RelayedTurn) -> Result<(String, SessionOrigin), Own> {
         if let Some(id) = &turn.agent_session {
             if self.is_live(id, turn) {
@@ -237,8 +237,8 @@ impl Bridge {
         self.create(turn).await.map_err(|error| own_error(&error))
     }
 
-    /// Takes up a session that is not live. None when the agent says that it is gone, or offers no way. Any other failure may
-    /// pass, and is tried again: a conversation is not given up for it.
+    /// Restores a session that is not live. None if the agent says that it is gone, or supports no way to restore it.
+    /// Any other failure may be temporary and is retried: it is no reason to abandon a conversation.
     pub(super) async fn restore(&self, id: &str, turn: &RelayedTurn) -> Result<Option<SessionOrigin>, Error> {
         let can = &self.agent()?.agent_capabilities;
         let (can_resume, can_load) = (can.session_capabilities.resume.is_some(), can.load_session);
@@ -270,7 +270,7 @@ impl Bridge {
         }
     }
 
-    /// Begins a new session.
+    /// Creates a new session.
     pub(super) async fn create(&self, turn: &RelayedTurn) -> Result<(String, SessionOrigin), Error> {
         let answer = self.ask("session/new", NewSessionRequest::new(turn.dir.clone())).await?;
         let id = answer["sessionId"].as_str().filter(|id| !id.is_empty());
@@ -283,7 +283,7 @@ impl Bridge {
         Ok((id, SessionOrigin::New))
     }
 
-    /// Waits until the past is told: agents go on telling it after they said that it is loaded.
+    /// Waits until the history is replayed: agents continue with it after they answered that the session is loaded.
     async fn hear_past(&self, id: &str) {
         let loaded = Instant::now();
         loop {
@@ -307,7 +307,7 @@ impl Bridge {
         })
     }
 
-    /// Takes up a session that the agent has stored.
+    /// Restores a session that the agent has stored, by one method.
     async fn take_up(
         &self,
         id: &str,
@@ -334,7 +334,7 @@ impl Bridge {
         }
     }
 
-    /// Closes what a new session takes the place of, and what nobody used for long.
+    /// Closes the session that a new one replaces, and idle ones beyond the limit.
     async fn make_room(&self, ours: &str, but: &str) {
         let leaving: Vec<String> = {
             let state = self.state();
@@ -350,13 +350,13 @@ impl Bridge {
         }
     }
 
-    /// Lets go of a session, and tells the agent if it wants to know.
+    /// Forgets a session, and closes it if the agent supports that.
     pub(super) async fn close(&self, id: &str) {
         self.state().sessions.remove(id);
         let closes = self.agent().is_ok_and(|agent| agent.agent_capabilities.session_capabilities.close.is_some());
         if closes {
             let asked = self.ask("session/close", CloseSessionRequest::new(id.to_owned()));
-            // It is gone for us, whatever the agent makes of it.
+            // For the bridge it is gone, whatever the agent answers.
             let _ = tokio::time::timeout(super::turn::CANCEL_TIMEOUT, asked).await;
         }
     }

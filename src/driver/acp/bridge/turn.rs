@@ -1,7 +1,7 @@
 //! A turn of a relay: from its prompt to the agent's answer.
 //!
-//! Always: it is in one session alone. It is cancelled when its relay says so or is gone; an agent that does not answer a
-//! cancelled prompt in time is ended. It is over only when what it left running is.
+//! Always: it is the only turn in its session. It is cancelled when its relay says so or is gone; an agent that does
+//! not answer a cancelled prompt in time is ended. It is over only when everything that it left running is.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,38 +32,38 @@ use crate::failure::ErrorClass;
 use crate::process::reap;
 use crate::run::Attempt;
 
-/// An agent has so long for what it does at once, such as to end a cancelled turn.
+/// How long an agent may take for what it should do at once, such as ending a cancelled turn.
 pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A turn that was cancelled is out of its session within so long, with all that it left running.
+/// How long a turn waits for a cancelled one to leave the session, with everything that it left running.
 const ENTERS_WITHIN: Duration = Duration::from_secs(15);
-/// Lines that wait for a relay.
+/// Lines that may wait for a relay.
 const LINES_WAITING: usize = 16;
-/// When a process was started is known this exactly.
+/// Accuracy of a process's start time.
 const STARTED_WITHIN: Duration = Duration::from_millis(10);
-/// Requests that wait for a person in one turn.
+/// Requests for permission that may wait in one turn.
 pub(super) const MAX_OPEN_REQUESTS: usize = 64;
 
-/// The turn that is in a session.
+/// The turn in a session.
 pub(super) struct Turn {
-    /// To its relay.
+    /// Lines for its relay.
     pub(super) lines: mpsc::Sender<String>,
-    /// The agent answered the prompt. What it said before that may come a moment later.
+    /// The agent answered the prompt. Output from before that may arrive a moment later.
     pub(super) is_answered: bool,
-    /// The session may be at fault when the prompt fails before anything is said.
+    /// Whether the session may be at fault if the prompt fails without output.
     pub(super) may_try_again: bool,
-    /// The line with which it failed so.
+    /// The line of that failure.
     pub(super) kept_error: Option<String>,
-    /// Whether anything was said, and when the last of it was.
+    /// Whether there was any output, and when the last of it arrived.
     pub(super) has_said: bool,
     pub(super) heard_at: Instant,
-    /// Tools at work.
+    /// Tools in progress.
     pub(super) tools: HashSet<String>,
     pub(super) cancelled: bool,
-    /// Requests for permission that wait, by their id.
+    /// Open requests for permission, by their id.
     pub(super) open: HashMap<String, Responder>,
-    /// Requests that were decided before the protocol came to them.
+    /// Requests that were decided before the protocol library handled them.
     pub(super) decided: HashMap<String, Option<String>>,
-    /// What runs on the agent's behalf.
+    /// The commands that run for the agent.
     pub(super) terminals: Arc<Terminals>,
 }
 
@@ -84,7 +84,7 @@ impl Turn {
         }
     }
 
-    /// Keeps a request for permission until it is decided. Where nobody could decide, it is cancelled.
+    /// Keeps a request for permission until it is decided. A request that cannot be decided is cancelled.
     pub(super) fn permission(turn: Option<&mut Self>, params: &Value, responder: Responder) -> Result<(), Error> {
         let waits = turn.filter(|turn| !turn.cancelled && !turn.is_answered && turn.open.len() < MAX_OPEN_REQUESTS);
         let Some(turn) = waits.filter(|_| !crate::driver::acp::parser::options(params).is_empty()) else {
@@ -101,7 +101,7 @@ impl Turn {
     }
 }
 
-/// What the agent is told of a decision.
+/// The answer to the agent for a decision.
 pub(super) fn outcome(option: Option<&str>) -> Value {
     match option {
         Some(option) => json!({"outcome": {"outcome": "selected", "optionId": option}}),
@@ -110,7 +110,7 @@ pub(super) fn outcome(option: Option<&str>) -> Value {
 }
 
 impl Bridge {
-    /// Serves a relay, or answers a ping.
+    /// Serves the connection of a relay, or a single question.
     pub(super) async fn relayed(&self, stream: UnixStream) {
         // No file descriptor is left.
         let Ok(caller) = stream.as_fd().try_clone_to_owned() else { return };
@@ -119,16 +119,17 @@ impl Bridge {
         match hear(&mut reader).await {
             Some(ToBridge::Turn(turn)) => self.relay(*turn, reader, writer, &caller).await,
             Some(ToBridge::Ping) => {
-                // Whoever asked may be gone.
+                // The caller may be gone.
                 let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ready)).as_bytes()).await;
             }
             Some(ToBridge::EndTurn(session)) => {
-                // It was cancelled when its relay went.
+                // The turn was cancelled when its relay disconnected.
                 if timeout(ENTERS_WITHIN, self.enter(&session)).await.is_err() {
                     return;
                 }
                 self.leave(&session);
-                // In an agent that has to end because it did not end the turn, that is over when it is dead.
+                // If the agent has to be ended because it did not end the turn, the turn is over only when the agent is
+                // dead.
                 if self.lost().now_or_never().is_none() {
                     let _ = writer.write_all(format!("{}\n", wire::line(&Own::Ended)).as_bytes()).await;
                 }
@@ -152,7 +153,7 @@ impl Bridge {
                 () = cancelled.cancelled() => return tell(&lines, &Own::Ended).await,
             };
             if entered {
-                // Whoever waited for its end before us must not see it begin.
+                // If the caller gave up waiting and disconnected, its turn must not begin.
                 if !is_gone(caller) {
                     self.conduct(&turn, lines, &cancelled).await;
                 }
@@ -168,7 +169,7 @@ impl Bridge {
         }
     }
 
-    /// Waits until no other turn is in a session of ours: one whose relay was killed takes a moment to end.
+    /// Waits until no other turn is in the session: a turn whose relay was killed takes a moment to end.
     async fn enter(&self, ours: &str) {
         loop {
             let freed = self.freed.notified();
@@ -184,7 +185,7 @@ impl Bridge {
         self.freed.notify_waiters();
     }
 
-    /// Takes what the relay says. A relay that is gone wants its turn to end.
+    /// Handles the relay's messages. A relay that disconnects cancels its turn.
     async fn listen(
         &self,
         ours: &str,
@@ -206,13 +207,13 @@ impl Bridge {
         let crashed = |reason: String| Own::error(ErrorClass::Crashed, sentence(&reason));
         let mut end = Own::Ended;
         let result = match self.lost().now_or_never() {
-            // The turn before may still go on in an agent that has to end because it did not end that.
+            // The previous turn may still be in progress in an agent that has to be ended for not ending it.
             Some(reason) => Err(crashed(reason)),
             None => tokio::select! {
-                // An answer that came counts.
+                // An answer that has arrived counts,
                 biased;
                 result = self.go(turn, &lines, cancelled) => result,
-                // Also when the agent ended right behind it.
+                // even if the agent ended right behind it.
                 reason = self.lost() => match self.is_answered(&turn.session) {
                     true => Ok(()),
                     false => {
@@ -224,7 +225,7 @@ impl Bridge {
                 },
             },
         };
-        // A turn that was broken off is still there, and would keep its relay waiting.
+        // A turn that was aborted is still in its session, and would keep its relay waiting.
         for session in self.state().sessions.values_mut().filter(|session| session.ours == turn.session) {
             session.end_turn();
         }
@@ -236,15 +237,15 @@ impl Bridge {
         tell(&lines, &end).await;
     }
 
-    /// Whether the agent answered the prompt of the turn that is in a session of ours.
+    /// Whether the agent answered the prompt of the turn in this session.
     pub(super) fn is_answered(&self, ours: &str) -> bool {
         let state = self.state();
         let turn = |session: &Session| session.turn.as_ref().is_some_and(|turn| turn.is_answered);
         state.sessions.values().any(|session| session.ours == ours && turn(session))
     }
 
-    /// Ends what came to run since a cancelled turn began: agents leave tools running. Only while no other turn is there
-    /// whose tools they could be.
+    /// Ends processes that started since a cancelled turn began: agents leave tools running. Only while no other turn
+    /// is in progress, whose tools they could be.
     pub(super) async fn clean_up(&self, begun: Instant) {
         let Some(attempt) = own_attempt() else { return };
         let agent = self.process.identity().cloned();
@@ -255,13 +256,13 @@ impl Bridge {
             let agent = agent.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let mut left = reap::survivors(attempt.into(), None);
-                // The time goes on while they are looked for.
+                // Time passes during the scan, so the age is compared with the time elapsed now.
                 let is_new = |process: &_| reap::age(process) < begun.elapsed() + STARTED_WITHIN;
                 left.retain(|process| Some(process) != agent.as_ref() && is_new(process));
                 left.iter().for_each(|process| reap::send(process, signal));
                 left
             });
-            // It fails only when the runtime goes down.
+            // Fails only when the runtime shuts down.
             let left = looked.await.unwrap_or_default();
             let gone_by = tokio::time::Instant::now() + Duration::from_secs(1);
             while left.iter().any(|process| reap::is_alive(process) == reap::Liveness::Alive)
@@ -273,13 +274,13 @@ impl Bridge {
     }
 }
 
-/// Whether nobody is at the other end of a connection any more.
+/// Whether the other end of a connection is closed.
 fn is_gone(caller: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(caller, PollFlags::RDHUP)];
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// The marker that we carry, and so everything that the agent starts.
+/// The marker that this process carries, and so everything that the agent starts.
 fn own_attempt() -> Option<Attempt> {
     let run = std::env::var(reap::MARKER).ok()?.parse().ok()?;
     let number = std::env::var(reap::ATTEMPT_MARKER).ok()?.parse().ok()?;
@@ -302,7 +303,7 @@ async fn hear(reader: &mut BufReader<OwnedReadHalf>) -> Option<ToBridge> {
     if read == 0 { None } else { serde_json::from_str(&line).ok() }
 }
 
-/// Writes to a relay what is said of its turn. What a relay that is gone would have been told goes nowhere.
+/// Writes the lines of a turn to its relay. If the relay is gone, they are dropped.
 async fn write(mut waiting: mpsc::Receiver<String>, mut relay: OwnedWriteHalf) {
     let mut is_there = true;
     while let Some(mut line) = waiting.recv().await {

@@ -1,4 +1,4 @@
-//! Errors of an ACP agent, and ends of a turn that are as good as one.
+//! Errors of an ACP agent, and stop reasons that amount to one.
 //!
 //! Always: a class comes from a code or a typed field, never from the words. The words come from wherever agents put them.
 
@@ -7,17 +7,17 @@ use serde_json::Value;
 use crate::driver::provider;
 use crate::failure::{AgentError, ErrorClass};
 
-/// The agent needs somebody to log in.
+/// The user has to log in to the agent.
 const AUTH_REQUIRED: i64 = -32000;
-/// Where agents put words for people in the `data` of an error, the best first.
+/// Where agents put readable text in the `data` of an error, the best first.
 const WORDS: [&str; 9] =
     ["error", "details", "detail", "message", "errorMessage", "reason", "cause", "body", "responseBody"];
-/// How deep the words may be.
+/// How deeply the text may be nested.
 const MAX_DEPTH: usize = 6;
-/// More of an error is no sentence.
+/// Longer texts are cut off.
 const MAX_CHARS: usize = 2000;
 
-/// An error that the agent answered a request with.
+/// The error that the agent answered a request with.
 pub(in crate::driver::acp) fn read(error: &Value) -> AgentError {
     let message = error["message"].as_str().map(str::trim).filter(|message| !message.is_empty());
     let message = match (message, words(&error["data"], 0)) {
@@ -32,7 +32,7 @@ pub(in crate::driver::acp) fn read(error: &Value) -> AgentError {
     AgentError { class: known.class.or(class), ..known }
 }
 
-/// The words for people in the data of an error; JSON in a text is read like other JSON.
+/// The readable text in the data of an error; JSON in a text is read like other JSON.
 fn words(data: &Value, depth: usize) -> Option<String> {
     if depth == MAX_DEPTH {
         return None;
@@ -58,7 +58,7 @@ fn of_code(code: f64) -> Option<ErrorClass> {
     }
 }
 
-/// What people have to know when a turn that was not cancelled ended for this reason: nothing, when it was said to its end.
+/// The error to show for the stop reason of a turn that was not cancelled; none if the answer is complete.
 pub(super) fn of_stop_reason(reason: &str) -> Option<AgentError> {
     let sentence = match reason {
         "end_turn" => return None,

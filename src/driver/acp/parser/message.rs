@@ -1,17 +1,16 @@
-//! The message that the model is in, and where another begins.
+//! The model's current message, and where another one begins.
 //!
-//! Always: nothing is passed over. ACP has no sign that a model was asked again: words that come twice are said twice.
+//! Always: nothing is skipped. ACP does not report that a model was asked again, so text that arrives twice is shown twice.
 
 use crate::agent_event::{Again, AgentEvent};
 
-/// What is known of it.
 #[derive(Default)]
 pub(super) struct Message {
     id: Option<String>,
 }
 
 impl Message {
-    /// Takes a piece.
+    /// Adds a piece, after a boundary if its id differs.
     pub(super) fn add(&mut self, id: Option<&str>, said: AgentEvent, events: &mut Vec<AgentEvent>) {
         if let Some(id) = id {
             if self.id.as_deref().is_some_and(|known| known != id) {

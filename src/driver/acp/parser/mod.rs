@@ -1,7 +1,7 @@
-//! What the lines of a turn mean: the agent's ACP messages as they came, and lines of our own ([`Own`]).
+//! Parses the lines of a turn: the agent's ACP messages as they came, and the bridge's own lines ([`Own`]).
 //!
-//! Always: what is not known is passed over. A tool is announced before anything else is said of it, also when the agent
-//! asks for permission first or announces nothing.
+//! Always: unknown messages are skipped. A tool is announced before any other event about it, even if the agent asks
+//! for permission first or announces nothing.
 //! Proof: `tests/transcripts/acp`.
 
 pub(super) mod error;
@@ -23,13 +23,13 @@ use crate::failure::{AgentError, ErrorClass};
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest};
 use crate::usage::Usage;
 
-/// Agents ship long texts with their commands; the beginning says what one is for.
+/// Agents send long texts with their commands; the beginning says what a command is for.
 const DESCRIPTION_CHARS: usize = 200;
 
-/// More of what a sub-agent says is not shown while it works: what it comes to is in its result.
+/// Maximum output of a sub-agent shown while it works: its result is in the result of its call.
 const MAX_HELPER_BYTES: usize = 256 * 1024;
 
-/// Reads one turn.
+/// Parses one turn.
 pub fn parser() -> LineParser {
     let mut reader = Reader::default();
     Box::new(move |line| {
@@ -40,19 +40,19 @@ pub fn parser() -> LineParser {
     })
 }
 
-/// What has been read of a turn.
+/// The state of a turn.
 #[derive(Default)]
 struct Reader {
-    /// The message that the model is in.
+    /// The model's current message.
     message: Message,
     tools: HashMap<String, Tool>,
-    /// What sub-agents said so far, by the call that each works for.
+    /// The output of sub-agents so far, by the call that each works for.
     helpers: HashMap<String, String>,
-    /// How often each id of a request for permission came.
+    /// How often each id of a permission request was used.
     asked: HashMap<String, usize>,
-    /// What the agent offers, as last said.
+    /// What the agent offers, as last reported.
     advertised: Map<String, Value>,
-    /// What the session had cost before the turn.
+    /// The cost of the session before the turn.
     cost_before: Option<f64>,
     /// The agent was told to stop.
     is_cancelling: bool,
@@ -60,7 +60,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// None when the line is of no protocol that we know.
+    /// None if the line belongs to no known protocol.
     fn read(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
         if message.get("mainstay").is_some() {
             let own = serde_json::from_value(message.clone()).ok()?;
@@ -131,7 +131,7 @@ impl Reader {
 
     fn chunk(&mut self, kind: &str, update: &Value, events: &mut Vec<AgentEvent>) {
         let content = &update["content"];
-        // The words of a sub-agent are the progress of the call that it works for, and no part of the answer.
+        // A sub-agent's words are the progress of the call that it works for, and not part of the answer.
         if let Some(parent) = parent_of(update).filter(|parent| self.tools.contains_key(*parent)) {
             let said = self.helpers.entry(parent.to_owned()).or_default();
             if let Some(text) = content["text"].as_str().filter(|_| kind == "agent_message_chunk") {
@@ -165,7 +165,7 @@ impl Reader {
     fn permission(&mut self, message: &Value, events: &mut Vec<AgentEvent>) {
         let params = &message["params"];
         let options = options(params);
-        // Nobody could answer it, and so it was answered at once.
+        // Without options it cannot be decided, so it was answered at once.
         if options.is_empty() {
             return;
         }
@@ -174,12 +174,12 @@ impl Reader {
         let tool = self.tools.entry(id.to_owned()).or_default();
         tool.begin_if_finished();
         tool.ask(call);
-        // Of a question that belongs to no call nothing else will be said.
+        // A question without a call id has no further updates.
         if !id.is_empty() {
             tool.announce(id, events);
         }
         let request = message["id"].to_string();
-        // Agents count their requests anew, too: white space tells those with one id apart, and means nothing in JSON.
+        // Some agents reuse request ids. White space, which means nothing in JSON, tells the requests apart.
         let used = self.asked.entry(request.clone()).or_default();
         let request = format!("{request}{}", " ".repeat(*used));
         *used += 1;
@@ -194,7 +194,7 @@ impl Reader {
         }));
     }
 
-    /// The answer to the prompt.
+    /// Handles the answer to the prompt.
     fn answer(&mut self, message: &Value, events: &mut Vec<AgentEvent>) -> Option<()> {
         if let Some(error) = message.get("error") {
             events.push(AgentEvent::Error(error::read(error)));
@@ -224,14 +224,14 @@ impl Reader {
         if usage != Usage::default() {
             events.push(AgentEvent::Usage(usage));
         }
-        // A turn that was cancelled ends for that reason, whatever the agent calls it.
+        // A cancelled turn ends for that reason, whatever the agent calls it.
         let failure = if self.is_cancelling { None } else { error::of_stop_reason(reason) };
         events.extend(failure.map(AgentEvent::Error));
         self.end(events);
         Some(())
     }
 
-    /// The cost is that of the whole session.
+    /// The reported cost is that of the whole session.
     fn usage(&self, update: &Value) -> Usage {
         let cost = update["cost"]["amount"].as_f64().filter(|_| update["cost"]["currency"] == "USD");
         Usage {
@@ -251,13 +251,13 @@ impl Reader {
     }
 }
 
-/// The call of the tool on whose behalf a sub-agent says or does something. Agents say it in a place of their own.
+/// The tool call for which a sub-agent works. Agents put it in vendor-specific places.
 fn parent_of(update: &Value) -> Option<&str> {
     let makers = update["_meta"].as_object()?.values();
     makers.filter_map(|maker| maker["parentToolUseId"].as_str()).find(|parent| !parent.is_empty())
 }
 
-/// The answers that a request for permission takes, as far as we know what they mean.
+/// The options of a permission request whose kind is known.
 pub(super) fn options(params: &Value) -> Vec<PermissionOption> {
     let offered = params["options"].as_array().into_iter().flatten();
     let known = offered.filter_map(|option| {
@@ -269,7 +269,7 @@ pub(super) fn options(params: &Value) -> Vec<PermissionOption> {
     known.collect()
 }
 
-/// What is said in another way than as text.
+/// Content that is not plain text.
 fn said(content: &Value) -> Option<AgentEvent> {
     let text = |key: &str| content[key].as_str();
     let data = |media_type: &str, data: &str| AgentEvent::File {
@@ -296,7 +296,7 @@ fn said(content: &Value) -> Option<AgentEvent> {
     }
 }
 
-/// A command that the agent offers, in short.
+/// A command that the agent offers, shortened.
 fn command(command: &Value) -> Value {
     let description = command["description"].as_str().unwrap_or_default();
     let mut short = serde_json::json!({

@@ -1,18 +1,18 @@
-//! A tool call of an ACP agent, gathered from its updates.
+//! A tool call of an ACP agent, assembled from its updates.
 //!
-//! Always: what an update leaves out stays as it was. A tool keeps the name under which it was announced.
+//! Always: a field that an update omits keeps its value. A tool keeps the name under which it was announced.
 
 use serde_json::{Value, json};
 
 use crate::agent_event::AgentEvent;
 use crate::permission::ToolKind;
 
-/// A longer title is no name.
+/// A longer title is cut off when it serves as the name.
 const NAME_CHARS: usize = 80;
-/// For a tool that the agent does not name.
+/// The name of a tool that the agent does not name.
 const UNNAMED: &str = "tool";
 
-/// What is known of a tool call.
+/// The state of a tool call.
 #[derive(Default)]
 pub(super) struct Tool {
     name: Option<String>,
@@ -24,16 +24,16 @@ pub(super) struct Tool {
     content: Option<Value>,
     raw_output: Option<Value>,
     status: Option<String>,
-    /// The name, the title and the input that it was announced with.
+    /// The name, the title and the input of the announcement.
     announced: Option<(String, Option<String>, Value)>,
-    /// The agent said that it begins.
+    /// The agent reported its beginning.
     has_begun: bool,
     is_finished: bool,
     has_news: bool,
 }
 
 impl Tool {
-    /// The agent says that a call begins. When this one is finished, or calls have no ids, it is another one.
+    /// The agent reports that a call begins. If this one is finished, or calls have no ids, it is a new one.
     pub(super) fn begin(&mut self, id: &str) {
         if self.has_begun && (self.is_finished || id.is_empty()) {
             *self = Self::default();
@@ -41,20 +41,20 @@ impl Tool {
         self.has_begun = true;
     }
 
-    /// A question about a call that is finished is about another one, with the same id.
+    /// A permission request for a finished call is about a new one with the same id.
     pub(super) fn begin_if_finished(&mut self) {
         if self.is_finished {
             *self = Self::default();
         }
     }
 
-    /// Takes what an update says.
+    /// Applies an update.
     pub(super) fn update(&mut self, update: &Value, parent: Option<&str>) {
         self.parent = self.parent.take().or_else(|| parent.map(str::to_owned));
         let text = |key: &str| update[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         self.name = self.name.take().or_else(|| text("name")).or_else(|| named_in(&update["_meta"]));
         self.title = text("title").or(self.title.take());
-        // What a permission says of a kind is less than what the call says.
+        // A permission request reports the kind less precisely than the call.
         if let Ok(kind) = serde_json::from_value(update["kind"].clone())
             && kind != ToolKind::Other
         {
@@ -75,7 +75,7 @@ impl Tool {
         }
     }
 
-    /// Takes what a request for permission says. Its input and its title may be less than what is known.
+    /// Applies a permission request. Its input and title may be less complete than what is known.
     pub(super) fn ask(&mut self, call: &Value) {
         let (known, title) = (self.input.take(), self.title.take());
         self.update(call, None);
@@ -88,9 +88,9 @@ impl Tool {
         self.input = self.input.take().or(known);
     }
 
-    /// Says what is new. The status of a tool that was cancelled is not to be trusted: what it says is why it failed.
+    /// Emits what is new. The status of a cancelled tool is not reliable: its output becomes the error.
     pub(super) fn tell(&mut self, id: &str, is_cancelled: bool, events: &mut Vec<AgentEvent>) {
-        // Some agents say that it is completed first, and what it gave then.
+        // Some agents report the completion first, and the output later.
         let is_over = self.is_over();
         let is_late = std::mem::replace(&mut self.is_finished, is_over);
         if !is_late {
@@ -116,7 +116,7 @@ impl Tool {
         self.is_finished || matches!(self.status.as_deref(), Some("completed" | "failed"))
     }
 
-    /// Announces it, or its input when that is another.
+    /// Announces it, or its new input or title.
     pub(super) fn announce(&mut self, id: &str, events: &mut Vec<AgentEvent>) {
         let input = self.input();
         let title = self.title.clone();
@@ -132,7 +132,7 @@ impl Tool {
         events.push(AgentEvent::ToolStarted { id, name, title, input, parent });
     }
 
-    /// What it is called: as the agent names it, or else by its title when that is one word, or by what it does.
+    /// Its name: as the agent names it, else its title if that is one word, else its kind.
     pub(super) fn name(&self) -> String {
         if let Some((name, ..)) = &self.announced {
             return name.clone();
@@ -155,7 +155,7 @@ impl Tool {
         self.input.clone().unwrap_or_else(|| json!({}))
     }
 
-    /// Its output: text as text, anything else as JSON.
+    /// Its output: text as a string, anything else as JSON.
     fn output(&self) -> Value {
         let Some(content) = self.content.as_ref().and_then(Value::as_array) else {
             return self.raw_output.clone().unwrap_or(Value::Null);
@@ -176,7 +176,7 @@ fn rendered(item: &Value) -> Value {
     }
 }
 
-/// Agents say what a tool is called in places of their own: `_meta.….toolName`.
+/// Agents put the name of a tool in vendor-specific places: `_meta.….toolName`.
 fn named_in(meta: &Value) -> Option<String> {
     let makers = meta.as_object()?.values();
     let places = makers.flat_map(|maker| [&maker["toolName"], &maker["toolCall"]["toolName"]]);

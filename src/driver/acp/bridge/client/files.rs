@@ -1,7 +1,7 @@
-//! Files of a session's directory, read and written for the agent.
+//! Files in a session's directory, read and written for the agent.
 //!
-//! Always: the kernel keeps every path in the directory, whatever links are on the way and whoever changes them meanwhile.
-//! Only regular files, of bounded size.
+//! Always: the kernel confines every path to the directory (`openat2`), whatever links are on the way and even if they
+//! change meanwhile. Only regular files, of bounded size.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -36,7 +36,7 @@ pub(super) fn read(dir: &SessionDir, request: &ReadTextFileRequest) -> Result<Re
     Ok(ReadTextFileResponse::new(text.split_inclusive('\n').skip(before).take(limit).collect::<String>()))
 }
 
-/// Writes a file anew.
+/// Replaces a file's content.
 pub(super) fn write(dir: &SessionDir, request: &WriteTextFileRequest) -> Result<WriteTextFileResponse, Error> {
     if request.content.len() as u64 > MAX_FILE_BYTES {
         return Err(refused(format!("a file may have {MAX_FILE_BYTES} bytes")));
@@ -50,7 +50,7 @@ pub(super) fn write(dir: &SessionDir, request: &WriteTextFileRequest) -> Result<
 fn open(dir: &SessionDir, path: &Path, flags: OFlags) -> Result<File, Error> {
     let inside = path.strip_prefix(&dir.path).map_err(|_| outside(path))?;
     let root = dir.open().map_err(failed)?;
-    // A pipe or a device would keep us waiting.
+    // Opening a pipe or a device must not block.
     let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o666) } else { Mode::empty() };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

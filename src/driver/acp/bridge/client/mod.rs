@@ -1,6 +1,7 @@
-//! What the agent may do through us: read and write files, and run commands in terminals, as far as its workspace allows.
+//! What the agent may do through its client: read and write files, and run commands in terminals, as its workspace allows.
 //!
-//! Always: only for a session with a turn in it, and only in the session's directory. What was not offered is not there.
+//! Always: only for a session with a turn, and only in the session's directory. A method that was not offered does not
+//! exist.
 
 mod files;
 mod terminals;
@@ -21,11 +22,11 @@ use crate::driver::relay::RelayedTurn;
 use crate::process::launch::open_without_links;
 use crate::workspace::ClientAccess;
 
-/// Where a session works.
+/// The working directory of a session.
 #[derive(Debug, Clone)]
 pub(super) struct SessionDir {
     path: PathBuf,
-    /// It was judged: a link that has come into its path since is not followed.
+    /// The directory was checked; a link that came into its path afterwards is not followed.
     has_no_links: bool,
 }
 
@@ -43,7 +44,7 @@ impl SessionDir {
     }
 }
 
-/// What is done for the agent.
+/// The execution of a request.
 type Work = BoxFuture<'static, Result<Value, Error>>;
 
 /// The client's side of files and terminals.
@@ -61,7 +62,7 @@ impl Client {
         self.access
     }
 
-    /// What a request of the agent asks to be done; none when it is not offered.
+    /// The execution of a request; none if its method is not offered.
     pub(super) fn work(&self, request: &UntypedMessage, turn: &Turn) -> Option<Work> {
         let ClientAccess { read_files, write_files, terminals } = self.access;
         let (held, dir) = (turn.terminals.clone(), turn.terminals.dir().to_owned());
@@ -96,16 +97,16 @@ fn answer(answer: impl Serialize) -> Result<Value, Error> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    // It fails only when the runtime goes down.
+    // Fails only when the runtime shuts down.
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(error)))
 }
 
-/// The agent asked for what it may not, or what makes no sense.
+/// The agent requested something that is not allowed or makes no sense.
 fn refused(reason: impl Into<String>) -> Error {
     Error::invalid_params().data(reason.into())
 }
 
-/// It could not be done.
+/// The request could not be carried out.
 fn failed(reason: impl std::fmt::Display) -> Error {
     Error::internal_error().data(reason.to_string())
 }

@@ -1,6 +1,6 @@
-//! Commands that run on an agent's behalf, in the directory of its session.
+//! Commands that run for an agent, in the directory of its session.
 //!
-//! Always: none outlives its turn. What is kept of an output is bounded.
+//! Always: no command outlives its turn. The kept output is bounded.
 
 use std::collections::HashMap;
 use std::process::Stdio;
@@ -21,18 +21,18 @@ use tokio::sync::watch;
 
 use super::{SessionDir, failed, refused};
 
-/// Terminals of one turn at once.
+/// Terminals of one turn at the same time.
 const MAX_TERMINALS: usize = 32;
-/// The most that is kept of an output.
+/// Maximum output kept of one command.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// A command that is killed is gone at once, unless it sleeps in the kernel.
+/// How long to wait after SIGKILL. A command ends at once, unless it sleeps in the kernel.
 const CONFIRM: Duration = Duration::from_secs(2);
 
 /// The terminals of a turn.
 pub(in super::super) struct Terminals {
     dir: SessionDir,
     held: Mutex<HashMap<TerminalId, Terminal>>,
-    /// The turn is, and no more are made.
+    /// The turn is over, and no more terminals are created.
     over: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ struct Output {
 }
 
 impl Terminals {
-    /// None so far.
+    /// No terminals yet.
     pub(in super::super) fn new(dir: SessionDir) -> Self {
         Self { dir, held: Mutex::default(), over: AtomicBool::new(false) }
     }
@@ -91,7 +91,7 @@ impl Terminals {
         let output = Arc::new(Mutex::new(Output { limit, ..Output::default() }));
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         let (sender, exited) = watch::channel(None);
-        // It ends with the command, which ends with the turn.
+        // The task ends with the command, which ends with the turn.
         tokio::spawn(watch_over(child, output.clone(), sender));
         let id = TerminalId::new(uuid::Uuid::new_v4().to_string());
         self.held().insert(id.clone(), Terminal { group, output, exited });
@@ -102,14 +102,14 @@ impl Terminals {
     pub(super) fn output(&self, request: &TerminalOutputRequest) -> Result<TerminalOutputResponse, Error> {
         let terminal = self.find(&request.terminal_id)?;
         let output = terminal.output.lock().unwrap_or_else(PoisonError::into_inner);
-        // A character that lies across the cut is left out as a whole.
+        // A character that the cut splits is left out as a whole.
         let cut = output.bytes.iter().take(3).take_while(|byte| output.truncated && **byte & 0xc0 == 0x80).count();
         let text = String::from_utf8_lossy(&output.bytes[cut..]).into_owned();
         let status = terminal.exited.borrow().clone();
         Ok(TerminalOutputResponse::new(text, output.truncated).exit_status(status))
     }
 
-    /// How a command ended, once it did.
+    /// Waits for the end of a command and returns how it ended.
     pub(super) async fn wait_for_exit(
         &self,
         request: &WaitForTerminalExitRequest,
@@ -119,36 +119,36 @@ impl Terminals {
         Ok(WaitForTerminalExitResponse::new(status.unwrap_or_default()))
     }
 
-    /// Ends a command; what it wrote is still there.
+    /// Kills a command; its output stays available.
     pub(super) fn kill(&self, request: &KillTerminalRequest) -> Result<KillTerminalResponse, Error> {
         self.find(&request.terminal_id)?.kill();
         Ok(KillTerminalResponse::new())
     }
 
-    /// Ends a command and forgets it.
+    /// Kills a command and removes it.
     pub(super) fn release(&self, request: &ReleaseTerminalRequest) -> Result<ReleaseTerminalResponse, Error> {
         self.find(&request.terminal_id)?.kill();
         self.held().remove(&request.terminal_id);
         Ok(ReleaseTerminalResponse::new())
     }
 
-    /// Ends them all. No more are made from now on.
+    /// Kills all commands. No more are created from now on.
     pub(in super::super) async fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
         let held = std::mem::take(&mut *self.held());
         held.values().for_each(Terminal::kill);
         for mut terminal in held.into_values() {
-            // What remains is the shim's.
+            // The shim ends what remains.
             let _ = tokio::time::timeout(CONFIRM, terminal.exited.wait_for(Option::is_some)).await;
         }
     }
 }
 
 impl Terminal {
-    /// Its exit status is taken only when it ends, so that until then its group is its own.
+    /// The child is reaped only when it ends, so its group id cannot be reused until then.
     fn kill(&self) {
         if let Some(group) = self.group.filter(|_| self.exited.borrow().is_none()) {
-            // It may just have ended.
+            // It may have ended just now.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
@@ -165,7 +165,7 @@ async fn watch_over(mut child: Child, output: Arc<Mutex<Output>>, exited: watch:
                 _ = &mut read, if !is_read => is_read = true,
             }
         };
-        // What it wrote before it ended is there; something else may hold its pipes open.
+        // Output written before the end is in the pipes; another process may hold them open.
         if !is_read {
             let _ = tokio::time::timeout(Duration::from_millis(100), read).await;
         }

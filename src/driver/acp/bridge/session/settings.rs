@@ -1,8 +1,8 @@
-//! What a session of the agent is told of the options of ours.
+//! Applies Mainstay's session options to a session of the agent.
 //!
-//! Always: what the agent does not offer is not said, and what the operator refuses is not set, whatever the agent calls it. A
-//! mode that is not wanted any more is left for the one that the session began in. No turn begins in a refused mode, unless the agent
-//! begins its sessions in it.
+//! Always: what the agent does not offer is not sent, and what the operator forbids is not set, whatever the agent
+//! calls it. A mode that is no longer wanted is replaced by the one that the session began in. No turn begins in a
+//! forbidden mode, unless the agent begins its sessions in it.
 
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::schema::{SetSessionConfigOptionRequest, SetSessionModeRequest};
@@ -13,12 +13,11 @@ use crate::options::{InvalidOption, SessionOptions};
 use crate::policy::OptionRules;
 
 impl Session {
-    /// What has to be said to the agent for a session to be as it is wanted: method and parameters. What the agent does not
-    /// offer is not said.
+    /// The requests that bring a session to the wanted options. What the agent does not offer is skipped.
     fn settings(&self, id: &str, wanted: &SessionOptions, rules: &OptionRules) -> Result<Vec<Setting>, InvalidOption> {
         let mut settings = Vec::new();
         let known = &self.options;
-        // A mode that is not wanted any more, or a refused one that the agent chose by itself.
+        // A mode that is no longer wanted, or a forbidden one that the agent chose by itself.
         let is_left = self.mode_now().is_some_and(|now| {
             Some(now) != wanted.mode.as_deref() && (known.mode != wanted.mode || rules.check_mode("mode", now).is_err())
         });
@@ -26,7 +25,7 @@ impl Session {
             settings.extend(self.config_option(id, "mode", mode, rules)?.or_else(|| self.mode(id, mode)));
         } else if let Some(first) = self.first_mode.as_deref().filter(|first| is_left && self.mode_now() != Some(first))
         {
-            // What the agent begins in is the operator's choice.
+            // The mode that an agent begins in is the operator's choice.
             let of_option = self.offered("mode").and_then(|option| offered_setting(option, id, first));
             settings.extend(of_option.or_else(|| self.mode(id, first)));
         }
@@ -41,7 +40,7 @@ impl Session {
         for (key, value) in wanted.extra.iter().filter(|(key, value)| known.extra.get(*key) != Some(*value)) {
             settings.extend(self.config_option(id, key, value, rules)?);
         }
-        // A session that is taken up may be in one, and what it began in is not known then.
+        // A restored session may be in a forbidden mode; the mode that it began in is unknown then.
         if let Some(now) = self.mode_now()
             && self.first_mode.as_deref() != Some(now)
             && !settings.iter().any(|setting| self.sets_mode(setting))
@@ -66,7 +65,7 @@ impl Session {
         is_offered.then(|| Setting::Mode(SetSessionModeRequest::new(id.to_owned(), mode.to_owned())))
     }
 
-    /// An option is known by its id, or by its category.
+    /// The setting for an option, which is found by its id or its category.
     fn config_option(
         &self,
         id: &str,
@@ -90,14 +89,14 @@ impl Session {
         by("id").or_else(|| by("category"))
     }
 
-    /// The mode that it is in, as far as the agent says so.
+    /// The current mode, if the agent reports it.
     pub(super) fn mode_now(&self) -> Option<&str> {
         let of_option = self.offered("mode").and_then(|option| option["currentValue"].as_str());
         of_option.or_else(|| self.modes.as_ref()?["currentModeId"].as_str())
     }
 }
 
-/// What sets an option that the agent offers; none when it does not offer this value.
+/// The setting for an offered option; none if this value is not offered.
 fn offered_setting(option: &Value, id: &str, value: &str) -> Option<Setting> {
     let config_id = option["id"].as_str()?.to_owned();
     let request = if option["type"] == "boolean" {
@@ -114,14 +113,14 @@ fn offered_setting(option: &Value, id: &str, value: &str) -> Option<Setting> {
     Some(Setting::ConfigOption(request))
 }
 
-/// What a session of the agent is to be told.
+/// A request that changes a session of the agent.
 enum Setting {
     Mode(SetSessionModeRequest),
     ConfigOption(SetSessionConfigOptionRequest),
 }
 
 impl Setting {
-    /// The mode that it sets as such.
+    /// The mode, if it is set by `session/set_mode`.
     fn mode(&self) -> Option<String> {
         match self {
             Self::Mode(request) => Some(request.mode_id.to_string()),
@@ -131,7 +130,7 @@ impl Setting {
 }
 
 impl Bridge {
-    /// Makes a session as its options want it.
+    /// Brings a session to the wanted options.
     pub(in super::super) async fn apply(
         &self,
         id: &str,
@@ -143,7 +142,7 @@ impl Bridge {
                 let refused = |refused: InvalidOption| Error::invalid_params().data(refused.to_string());
                 let settings = session.settings(id, wanted, rules).map_err(refused)?;
                 if !settings.is_empty() {
-                    // Until all is done it is not known what the agent made of it.
+                    // Until all requests have succeeded, the state of the agent is unknown.
                     session.options = SessionOptions::default();
                 }
                 settings
