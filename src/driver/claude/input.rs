@@ -1,4 +1,4 @@
-//! What is written to Claude Code's stdin: the message, answers to its questions, and the wish that it stops.
+//! The lines for Claude Code's stdin: the message, answers to its requests, and the interrupt.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,13 +8,13 @@ use crate::message::Attachment;
 use crate::permission::{Decision, OptionKind, PermissionOption, PermissionRequest};
 use crate::process::Prompt;
 
-/// What a denied tool call is told.
+/// The reason that Claude Code gets for a denied tool call.
 const DENIED: &str = "The person does not allow this.";
 
-/// The line of a message. Files come first: models look at them better before they read what is asked of them.
+/// The line of a message. Files come first: models read them better before the instructions.
 pub(super) fn message(prompt: &Prompt) -> String {
     let mut content: Vec<_> = prompt.attachments.iter().map(block).collect();
-    // The model refuses an empty text; there are files then.
+    // The model refuses an empty text; the message has files then.
     if !prompt.message.trim().is_empty() {
         content.push(json!({"type": "text", "text": prompt.message}));
     }
@@ -22,7 +22,7 @@ pub(super) fn message(prompt: &Prompt) -> String {
     format!("{}\n", json!({"type": "user", "message": message, "parent_tool_use_id": null, "session_id": ""}))
 }
 
-/// A file as a block of a message. What no block can hold is named, so that the agent can look at it with its tools.
+/// A file as a block of a message. A file that no block can hold is named, so that the agent can open it with its tools.
 fn block(file: &Attachment) -> Value {
     let name = file.filename.as_deref().unwrap_or("file");
     embedded(file, name).unwrap_or_else(|| json!({"type": "text", "text": format!("{name}: {}", file.url)}))
@@ -44,13 +44,14 @@ fn embedded(file: &Attachment, name: &str) -> Option<Value> {
     }
 }
 
-/// The answers that it takes. What it suggests to allow for longer would end with the process of the turn.
+/// The answers to a permission request. Its suggestions for lasting permissions are not offered: they would end with
+/// the process of the turn.
 pub(super) fn options() -> Vec<PermissionOption> {
     let option = |id: &str, name: &str, kind| PermissionOption { id: id.to_owned(), name: name.to_owned(), kind };
     vec![option("allow", "Allow", OptionKind::AllowOnce), option("deny", "Deny", OptionKind::RejectOnce)]
 }
 
-/// The line that answers a question.
+/// The line that answers a permission request.
 pub(super) fn answer(request: &PermissionRequest, decision: &Decision) -> String {
     let answer = if decision.allows() {
         json!({"behavior": "allow", "updatedInput": request.input})
@@ -61,7 +62,7 @@ pub(super) fn answer(request: &PermissionRequest, decision: &Decision) -> String
     json!({"type": "control_response", "response": response}).to_string()
 }
 
-/// The line that stops a turn.
+/// The line that interrupts a turn.
 pub(super) fn interrupt() -> String {
     json!({"type": "control_request", "request_id": "stop", "request": {"subtype": "interrupt"}}).to_string()
 }

@@ -1,7 +1,7 @@
-//! What Claude Code's lines mean.
+//! Parses Claude Code's lines.
 //!
-//! Always: what a sub-agent says stays with the tool call that it works for (`parent_tool_use_id`); a turn is over when a
-//! `result` says so and no task runs in the background any more.
+//! Always: a sub-agent's output stays with the tool call that it works for (`parent_tool_use_id`); a turn is over when
+//! a `result` says so and no background task runs any more.
 
 use std::collections::VecDeque;
 
@@ -18,10 +18,11 @@ use crate::chunk::Notice;
 use crate::driver::json::{self, text};
 use crate::usage::Usage;
 
-/// Lines whose blocks can be withdrawn. A refused answer is withdrawn right behind its last line.
+/// How many lines are remembered so that their blocks can be withdrawn. A refused answer is withdrawn right behind its
+/// last line.
 const MAX_LINES_KNOWN: usize = 4096;
 
-/// Reads the lines of a turn.
+/// Parses the lines of a turn.
 pub fn parser() -> LineParser {
     let mut lines = Lines::default();
     Box::new(move |line| lines.read(line))
@@ -29,16 +30,16 @@ pub fn parser() -> LineParser {
 
 #[derive(Default)]
 struct Lines {
-    /// It has begun to work on the message, in this session.
+    /// The session in which it has begun to work on the message.
     session: Option<String>,
     model: String,
     message: Message,
-    /// The blocks of each line that had some, by the line's `uuid`.
+    /// The blocks of recent lines, by the line's `uuid`.
     lines: VecDeque<(String, Vec<u64>)>,
     trouble: Trouble,
     report: Report,
     tasks: Tasks,
-    /// It said a result, and nothing since.
+    /// Whether the last line was a result.
     is_over: bool,
 }
 
@@ -88,7 +89,7 @@ impl Lines {
             }
             "session_state_changed" => match text(line, "state") {
                 "running" => self.go_on(said),
-                // Whatever was not told of its tasks: it is done.
+                // It is idle, so no task runs, whatever task events were missed.
                 "idle" if self.is_over => said.extend([self.tasks.forget(), AgentEvent::Ended]),
                 _ => {}
             },
@@ -116,7 +117,7 @@ impl Lines {
         }
     }
 
-    /// It is in this session from here on.
+    /// Records that it is in this session from here on.
     fn announce(&mut self, id: &str, said: &mut Vec<AgentEvent>) {
         if self.session.as_deref() != Some(id) {
             self.session = Some(id.to_owned());
@@ -124,7 +125,7 @@ impl Lines {
         }
     }
 
-    /// It works, although it may have said a result.
+    /// Records that it works, although it may have reported a result.
     fn go_on(&mut self, said: &mut Vec<AgentEvent>) {
         if std::mem::take(&mut self.is_over) {
             said.push(AgentEvent::Continued);
@@ -135,7 +136,7 @@ impl Lines {
         self.go_on(said);
         self.withdraw(json::items(line, "supersedes"), said);
         if line.get("error").is_some_and(|error| !error.is_null()) {
-            // Its text stands for the error, which the result says again.
+            // Its text is the error, which the result repeats.
             self.trouble.hear(line, "api_error_status");
             let blocks = blocks(line);
             let words: Vec<_> = blocks.iter().map(|block| text(block, "text")).collect();
@@ -163,11 +164,11 @@ impl Lines {
 
     fn result(&mut self, line: &Value, said: &mut Vec<AgentEvent>) {
         if self.session.is_none() {
-            // It did not even begin, because it cannot.
+            // The turn did not begin, because it cannot.
             return said.extend(result::failed_to_start(line));
         }
         if text(line, "subtype").is_empty() && line.get("is_error") != Some(&Value::Bool(true)) {
-            // It says nothing of the turn.
+            // It reports nothing about the turn.
             return;
         }
         let usage = usage(line, &self.model);
@@ -199,7 +200,7 @@ impl Lines {
     }
 }
 
-/// The blocks of the message in a line; one that is only a text is a block of text.
+/// The blocks of the message in a line; a plain string becomes a block of text.
 fn blocks(line: &Value) -> Vec<Value> {
     match line.get("message").and_then(|message| message.get("content")) {
         Some(Value::Array(blocks)) => blocks.clone(),

@@ -1,10 +1,11 @@
 //! A message of the model.
 //!
-//! It comes twice: as `stream_event`s, word by word, and as `assistant` lines, block by block as each is whole. Text is taken
-//! from the first, and from the second what the first did not say; tool calls from the second, unless there was none.
+//! It arrives twice: as `stream_event`s, word by word, and as `assistant` lines, block by block once each is complete.
+//! Text is taken from the stream, and from the lines what the stream left out; tool calls come from whichever completes
+//! them first.
 //!
-//! Always: each block of words has a number of its own, so that it can be withdrawn. A message whose stream broke is withdrawn
-//! once the next one begins.
+//! Always: each block of text has a number of its own, so that it can be withdrawn. A message whose stream broke is
+//! withdrawn when the next one begins.
 
 use std::collections::HashSet;
 
@@ -14,44 +15,44 @@ use super::result::{Trouble, call};
 use crate::agent_event::{Again, AgentEvent};
 use crate::driver::json::{self, text};
 
-/// The input of a tool call that is longer is taken from the whole message only.
+/// A longer input of a tool call is taken from the complete message only.
 const MAX_INPUT_BYTES: usize = 16 * 1024 * 1024;
 
-/// So much of a block is kept to find what its stream left out.
+/// How much of a block is kept to find what its stream left out.
 const MAX_WORDS_BYTES: usize = 16 * 1024 * 1024;
 
-/// The newest message of the model, not of a sub-agent's.
+/// The newest message of the model, not of a sub-agent.
 #[derive(Default)]
 pub(super) struct Message {
     id: String,
-    /// The stream broke, as far as is known.
+    /// Whether the stream broke, as far as is known.
     broken: bool,
-    /// Its blocks of words.
+    /// Its blocks of text and thinking.
     blocks: Vec<u64>,
-    /// Those that came in a stream and were not said as a whole.
+    /// Blocks that were streamed and have not arrived as a whole yet.
     streamed: Vec<Streamed>,
-    /// The newest of them takes what comes in the stream.
+    /// Whether the newest of them is still being streamed.
     is_open: bool,
-    /// The tool call that is being streamed: its id, name, and the JSON of its input so far.
+    /// The tool call that is being streamed: its id, its name, and the JSON of its input so far.
     tool: Option<(String, String, String)>,
-    /// Tool calls that came in the stream to their end and were not said as a whole.
+    /// Tool calls that were streamed to their end and have not arrived as a whole yet.
     streamed_tools: Vec<String>,
-    /// How many blocks there were in the turn.
+    /// How many blocks the turn had so far.
     count: u64,
-    /// Blocks of text that were said since the turn began, or since the last result.
+    /// Blocks of text since the turn began, or since the last result.
     said: HashSet<u64>,
-    /// Tokens that the newest call of the model read.
+    /// Input tokens of the model's newest call.
     read: Option<i64>,
     /// Tokens in its context.
     context: Option<i64>,
 }
 
-/// A block of words that came in a stream.
+/// A block of text or thinking that was streamed.
 struct Streamed {
     number: u64,
     kind: Words,
     text: String,
-    /// It is longer than a line that says it whole may be: nothing of it is missing then.
+    /// The block is longer than the line of a whole block may be, so there is nothing to compare it with.
     is_too_long: bool,
 }
 
@@ -80,7 +81,7 @@ impl Words {
         }
     }
 
-    /// The words of a block that is whole.
+    /// The kind and text of a complete block.
     fn of(block: &Value) -> Option<(Self, &str)> {
         match text(block, "type") {
             "text" => Some((Self::Text, text(block, "text"))),
@@ -96,7 +97,7 @@ impl Message {
         self.context
     }
 
-    /// A `stream_event`.
+    /// Handles a `stream_event`.
     pub(super) fn stream(&mut self, line: &Value, trouble: &mut Trouble, said: &mut Vec<AgentEvent>) {
         let event = line.get("event").unwrap_or(&Value::Null);
         let within = |key: &str| event.get(key).unwrap_or(&Value::Null);
@@ -135,7 +136,7 @@ impl Message {
         }
     }
 
-    /// An `assistant` line: blocks that are whole. Answers with the numbers of those that are words.
+    /// Handles an `assistant` line: complete blocks. Returns the numbers of its blocks of text and thinking.
     pub(super) fn whole(
         &mut self,
         line: &Value,
@@ -162,7 +163,7 @@ impl Message {
         numbers
     }
 
-    /// Words that stand alone, such as the output of a command.
+    /// Emits text outside any message, such as the output of a command.
     pub(super) fn say(&mut self, words: &str, said: &mut Vec<AgentEvent>) {
         if !words.trim().is_empty() {
             said.push(AgentEvent::MessageBegan(Again::No));
@@ -170,7 +171,7 @@ impl Message {
         }
     }
 
-    /// These blocks do not count any more.
+    /// Removes withdrawn blocks.
     pub(super) fn forget(&mut self, numbers: &[u64]) {
         for number in numbers {
             self.said.remove(number);
@@ -178,7 +179,7 @@ impl Message {
         }
     }
 
-    /// A result was said. Whether there was any text since the last one.
+    /// Handles a result. Returns whether there was any text since the last one.
     pub(super) fn end_turn(&mut self) -> bool {
         let has_spoken = !self.said.is_empty();
         *self = Self { count: self.count, read: self.read, context: self.context, ..Self::default() };
@@ -200,7 +201,7 @@ impl Message {
         said.push(AgentEvent::MessageBegan(Again::No));
     }
 
-    /// A block of words begins.
+    /// Begins a block.
     fn add(&mut self, kind: Words, words: &str, said: &mut Vec<AgentEvent>) -> u64 {
         self.count += 1;
         self.blocks.push(self.count);
@@ -216,7 +217,7 @@ impl Message {
         }
     }
 
-    /// More words come in the stream.
+    /// Handles more text in the stream.
     fn grow(&mut self, kind: Words, words: &str, said: &mut Vec<AgentEvent>) {
         if words.is_empty() {
             return;
@@ -234,7 +235,7 @@ impl Message {
         self.is_open = true;
     }
 
-    /// A block of words that is whole: said now, unless it came in the stream. Then what that left out is said.
+    /// Handles a complete block: emits it, or only what its stream left out.
     fn words(&mut self, kind: Words, words: &str, said: &mut Vec<AgentEvent>) -> Option<u64> {
         let Some(known) = self.streamed.iter().position(|streamed| streamed.kind == kind) else {
             return (!words.is_empty()).then(|| self.add(kind, words, said));
@@ -259,7 +260,7 @@ impl Message {
         }
     }
 
-    /// The tool call that was streamed to its end, unless it was said as a whole.
+    /// The tool call whose stream has ended, unless it has arrived as a whole.
     fn streamed_tool(&mut self) -> Option<AgentEvent> {
         let (id, name, input) = self.tool.take()?;
         let input = json::parse(&input).unwrap_or_else(|| json!({}));
@@ -267,7 +268,7 @@ impl Message {
         Some(AgentEvent::ToolStarted { id, name, title: None, input, parent: None })
     }
 
-    /// What the newest call of the model read and wrote is what its context holds.
+    /// Updates the context: it holds what the model's newest call read and wrote.
     fn count(&mut self, message: &Value) {
         let usage = call(message.get("usage").unwrap_or(&Value::Null));
         if let Some(read) = usage.input_tokens {
@@ -278,7 +279,7 @@ impl Message {
     }
 }
 
-/// A tool call; those that the provider makes itself are none of ours, but are shown like others.
+/// A tool call. Calls that the provider executes are shown like the agent's own.
 fn started(block: &Value, parent: Option<&str>) -> Option<AgentEvent> {
     matches!(text(block, "type"), "tool_use" | "server_tool_use" | "mcp_tool_use").then(|| AgentEvent::ToolStarted {
         id: text(block, "id").to_owned(),
@@ -301,7 +302,7 @@ pub(super) fn finished(block: &Value) -> Option<AgentEvent> {
     Some(AgentEvent::ToolFinished { id: text(block, "tool_use_id").to_owned(), name: None, result })
 }
 
-/// What a tool gave: a text if it is only text, however it was cut.
+/// The output of a tool: a string if it consists only of text, however that is split.
 fn output(content: &Value) -> Value {
     let Value::Array(blocks) = content else { return content.clone() };
     let texts: Option<Vec<_>> =
@@ -309,7 +310,7 @@ fn output(content: &Value) -> Value {
     texts.map_or_else(|| content.clone(), |texts| texts.join("\n").into())
 }
 
-/// What a sub-agent says and does. Its words are the progress of the call that it works for.
+/// What a sub-agent says and does. Its text is the progress of the call that it works for.
 pub(super) fn of_helper(block: &Value, parent: &str) -> Option<AgentEvent> {
     match text(block, "type") {
         "text" => Some(AgentEvent::ToolProgress { id: parent.to_owned(), output: text(block, "text").into() }),

@@ -1,7 +1,7 @@
-//! Claude Code: a process a turn that speaks JSON lines in both directions. Its stdin stays open as long as the turn
-//! lasts, because that is how it is answered when it asks whether it may use a tool, and how it is interrupted.
+//! Claude Code: one process per turn that speaks JSON lines in both directions. Its stdin stays open for the whole
+//! turn, because it is used to answer permission requests and to interrupt the turn.
 //!
-//! Its conversations are files of its own, by the directory that it works in; `--resume` goes on with one.
+//! Its conversations are files, separate for each working directory; `--resume` continues one.
 
 mod input;
 mod lines;
@@ -23,8 +23,8 @@ use crate::process::Shims;
 
 pub use lines::parser;
 
-/// What makes it speak lines, say each word as it comes, and ask on its stdout. Its own tool to ask a question would get
-/// no answer: without it, it asks in its message.
+/// Makes it speak JSON lines, stream text, and ask for permissions on its stdout. Its tool to ask questions would get
+/// no answer; without that tool it asks in its message.
 const ALWAYS: [&str; 7] = [
     "-p",
     "--output-format=stream-json",
@@ -35,10 +35,10 @@ const ALWAYS: [&str; 7] = [
     "--disallowedTools=AskUserQuestion",
 ];
 
-/// Makes it say whether it works: its turns are over when it does not, whatever became of what it began.
+/// Makes it report whether it works: its turn is over when it is idle, whatever task events were missed.
 const STATES: (&str, &str) = ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", "1");
 
-/// The backend of an agent.
+/// The driver of an agent.
 pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTurn {
     let dialect = Dialect {
         arguments,
@@ -56,7 +56,7 @@ pub fn backend(spec: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> PerTu
 fn arguments(prompt: &Prompt) -> Vec<OsString> {
     let options = &prompt.options;
     let mut arguments: Vec<OsString> = ALWAYS.map(OsString::from).into();
-    // One word each, so that no value is taken for a flag.
+    // One argument each, so that no value is taken for a flag.
     let mut add = |flag: &str, value: Option<&String>| {
         arguments.extend(value.map(|value| format!("--{flag}={value}").into()));
     };

@@ -1,4 +1,4 @@
-//! What Claude Code says to people beside the model's words: notices, states, and the reports of its own commands.
+//! What Claude Code reports to the user besides the model's text: notices, statuses, and the results of its own commands.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::agent_event::AgentEvent;
 use crate::chunk::Notice;
 use crate::driver::json::{self, items, text};
 
-/// The modes that it may be in, with their names for people.
+/// The modes that it may be in, with their display names.
 const MODES: [(&str, &str); 6] = [
     ("default", "Ask before changes"),
     ("acceptEdits", "Edit without asking"),
@@ -16,17 +16,17 @@ const MODES: [(&str, &str); 6] = [
     ("bypassPermissions", "Ask nothing"),
 ];
 
-/// What a turn without words of the model comes to.
+/// The outcome of a turn without text of the model.
 #[derive(Default)]
 pub(super) struct Report {
-    /// Its newest status that is an outcome: of `/compact`, of `/clear`.
+    /// Its newest status that is an outcome, such as of `/compact` or `/clear`.
     status: Option<Result<String, String>>,
-    /// What kept it from going on.
+    /// What stopped it.
     blocked: Option<String>,
 }
 
 impl Report {
-    /// A `system` line for people.
+    /// Handles a `system` line for the user.
     pub(super) fn hear(&mut self, line: &Value) -> Option<AgentEvent> {
         let content = text(line, "content");
         let notice = match text(line, "subtype") {
@@ -65,19 +65,19 @@ impl Report {
         Some(AgentEvent::Notice(notice))
     }
 
-    /// The conversation begins anew.
+    /// Records that the conversation was cleared.
     pub(super) fn hear_reset(&mut self) {
         self.status = Some(Ok("The conversation was cleared.".to_owned()));
     }
 
-    /// The answer of a turn in which the model said nothing, and whose result says this.
+    /// The answer of a turn without text of the model; `result` is the text of its result.
     ///
     /// # Errors
-    /// Why it came to nothing.
+    /// Why the turn failed.
     pub(super) fn into_answer(self, result: &str) -> Result<String, String> {
         let result = result.trim();
         match (self.blocked, self.status) {
-            // Its result repeats why.
+            // The result repeats the reason.
             (Some(why), _) if result.is_empty() || result == why.trim() => Err(match why.trim() {
                 "" => "A hook stopped the turn.".to_owned(),
                 why => why.to_owned(),
@@ -88,13 +88,13 @@ impl Report {
     }
 }
 
-/// That it could not log in.
+/// A failed login.
 pub(super) fn of_login(line: &Value) -> Option<Notice> {
     let error = text(line, "error");
     (!error.is_empty()).then(|| Notice::warning(format!("Login failed: {error}")))
 }
 
-/// Its MCP servers and plugins that it works without.
+/// MCP servers and plugins that failed to load.
 pub(super) fn of_failed_parts(init: &Value) -> impl Iterator<Item = String> {
     let servers = items(init, "mcp_servers").iter().filter(|server| text(server, "status") == "failed");
     let servers =
@@ -104,7 +104,7 @@ pub(super) fn of_failed_parts(init: &Value) -> impl Iterator<Item = String> {
     servers.chain(plugins)
 }
 
-/// The modes and commands that it has.
+/// Its modes and commands.
 pub(super) fn offers(init: &Value) -> Value {
     let modes = MODES.map(|(id, name)| json!({"id": id, "name": name}));
     let commands = items(init, "slash_commands").iter().filter_map(Value::as_str);
@@ -114,7 +114,7 @@ pub(super) fn offers(init: &Value) -> Value {
     })
 }
 
-/// Why it tries again, and when.
+/// The reason and the time of a retry.
 pub(super) fn retrying(line: &Value) -> String {
     let number = |key: &str| json::integer(line, key).unwrap_or(0);
     let why = match (text(line, "error"), number("error_status")) {

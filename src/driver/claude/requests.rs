@@ -1,7 +1,7 @@
-//! What Claude Code asks for on its stdout.
+//! Requests of Claude Code on its stdout.
 //!
-//! Always: each request gets one answer, as its protocol wants it. `request_user_dialog` alone wants none from a client that
-//! shows no dialogs: an answer would count as the person's.
+//! Always: each request gets one answer, as its protocol requires. The exception is `request_user_dialog`, which needs
+//! none from a client without dialogs: an answer would count as the user's.
 
 use serde_json::{Value, json};
 
@@ -28,13 +28,13 @@ pub(super) fn permission(line: &Value, options: Vec<PermissionOption>) -> Option
     })
 }
 
-/// The line that refuses a request that is not served.
+/// The line that refuses an unsupported request.
 pub(super) fn refused(line: &Value) -> Option<String> {
     let id = line.get("request_id").filter(|id| !id.is_null())?;
     let kind = line.get("request").map(|request| text(request, "subtype")).unwrap_or_default();
     let response = match kind {
         "request_user_dialog" => return None,
-        // An MCP server goes on when it is told so.
+        // An MCP server continues once it is declined.
         "elicitation" => json!({"subtype": "success", "request_id": id, "response": {"action": "decline"}}),
         kind => {
             let kind: String = kind.chars().take(60).collect();

@@ -1,9 +1,9 @@
-//! What Claude Code says of a turn when it is over, and of what went wrong on the way: `result`, `api_retry`,
-//! `rate_limit_event`, and the error of an `assistant` message.
+//! Claude Code's reports about a turn's end and about errors during it: `result`, `api_retry`, `rate_limit_event`, and
+//! the error of an `assistant` message.
 //!
-//! Always: a turn is completed only when all that a `result` says of its end agrees: the subtype, `is_error`,
-//! `terminal_reason` and `stop_reason`. A turn that the provider refused ends with `"subtype": "success"`, one that was
-//! interrupted with `"is_error": false`.
+//! Always: a turn is completed only if everything in a `result` agrees: the subtype, `is_error`, `terminal_reason` and
+//! `stop_reason`. A turn that the provider refused ends with `"subtype": "success"`, one that was interrupted with
+//! `"is_error": false`.
 
 use serde_json::Value;
 
@@ -13,35 +13,35 @@ use crate::driver::json::{integer, items, number, text};
 use crate::failure::{AgentError, ErrorClass};
 use crate::usage::Usage;
 
-/// The first words of the error of a session that is not there any more.
+/// The beginning of the error for a session that no longer exists.
 const NO_CONVERSATION: &str = "No conversation found with session ID";
 
-/// Whether it says that there is no such session any more.
+/// Whether the text says that the session no longer exists.
 pub(super) fn is_session_gone(words: &str, _session: &str) -> bool {
     words.lines().any(|line| line.trim_start().starts_with(NO_CONVERSATION))
 }
 
-/// What went wrong since the model answered last, and may be why the turn fails in the end.
+/// What went wrong since the model's last answer, and may be why the turn fails in the end.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     class: Option<ErrorClass>,
-    /// The provider takes no more requests.
+    /// The provider accepts no more requests.
     is_limited: bool,
     retry_at: Option<Timestamp>,
 }
 
 impl Trouble {
-    /// A line with the HTTP status of an error and a word for it. The newest counts.
+    /// Handles a line with the HTTP status and the name of an error. The newest one counts.
     pub(super) fn hear(&mut self, line: &Value, status: &str) {
         self.class = class_of_status(integer(line, status)).or_else(|| class_of_word(text(line, "error")));
     }
 
-    /// A `rate_limit_event`: one comes with most calls of the model. `allowed_warning` is served.
+    /// Handles a `rate_limit_event`, which comes with most calls of the model. `allowed_warning` is not a rejection.
     pub(super) fn hear_limit(&mut self, line: &Value) {
         let limit = line.get("rate_limit_info").unwrap_or(&Value::Null);
         let is_true = |key: &str| limit.get(key) == Some(&Value::Bool(true));
         let is_rejected = text(limit, "status") == "rejected";
-        // Without use of it, a rejected overage is how many accounts are.
+        // A rejected overage that is not in use is the normal state of many accounts.
         let is_overage = is_true("isUsingOverage") && text(limit, "overageStatus") == "rejected";
         self.is_limited = is_rejected || is_overage;
         let resets_at = if is_rejected { full_window(limit).or(number(limit, "resetsAt")) } else { None };
@@ -54,13 +54,13 @@ impl Trouble {
         *self = Self::default();
     }
 
-    /// An error in these words, unless there are none.
+    /// An error with this text, unless the text is empty.
     pub(super) fn error(&self, words: &str) -> Option<AgentError> {
         let class = self.class.or(self.is_limited.then_some(ErrorClass::RateLimit));
         (!words.trim().is_empty()).then(|| self.of_class(words.to_owned(), class))
     }
 
-    /// The error of a turn that failed.
+    /// The error of a failed turn.
     pub(super) fn error_of(&self, result: &Value, message: String) -> Option<AgentError> {
         let class = if text(result, "terminal_reason") == "prompt_too_long" {
             Some(ErrorClass::ContextTooLong)
@@ -76,7 +76,7 @@ impl Trouble {
     }
 }
 
-/// When the window that is used up begins anew: another one may reset days later.
+/// When the exhausted window resets: another window may reset days later.
 fn full_window(limit: &Value) -> Option<f64> {
     let windows = limit.get("unifiedWindows")?.as_object()?.values();
     let full = windows.filter(|window| number(window, "utilization").is_some_and(|used| used >= 1.0));
@@ -111,7 +111,7 @@ fn class_of_word(word: &str) -> Option<ErrorClass> {
     }
 }
 
-/// What a result says before anything else was said: it cannot begin.
+/// The events of a result that comes before anything else: the turn cannot begin.
 pub(super) fn failed_to_start(result: &Value) -> Vec<AgentEvent> {
     let error = failure(result).unwrap_or_else(|| "The agent ended the turn before it began.".to_owned());
     let gone = is_session_gone(&error, text(result, "session_id")).then_some(AgentEvent::SessionGone);
@@ -120,15 +120,15 @@ pub(super) fn failed_to_start(result: &Value) -> Vec<AgentEvent> {
     gone.into_iter().chain([AgentEvent::Error(error), AgentEvent::Ended]).collect()
 }
 
-/// Why a result is no completion, in words. What it does not say does not speak against one.
+/// Why a result is not a completion. A missing field does not count against one.
 pub(super) fn failure(result: &Value) -> Option<String> {
     let is_error = result.get("is_error") == Some(&Value::Bool(true));
     let (subtype, reason, stop) =
         (text(result, "subtype"), text(result, "terminal_reason"), text(result, "stop_reason"));
-    // A hook that stops the agent, or a person who sends it to the background, ends the turn as it should.
+    // A hook that stops the agent, or a user who sends it to the background, is a regular end of the turn.
     let is_end = matches!(reason, "" | "completed" | "stop_hook_prevented" | "hook_stopped" | "background_requested");
     let of_stop = match stop {
-        // A hook may stop the agent right behind a tool.
+        // A hook may stop the agent right after a tool.
         "tool_use" | "pause_turn" if matches!(reason, "" | "completed") => {
             Some("The turn ended in the midst of a tool call.")
         }
@@ -164,8 +164,8 @@ pub(super) fn failure(result: &Value) -> Option<String> {
     })
 }
 
-/// What the turn used. `usage` leaves out sub-agents and calls that failed, and `total_cost_usd` counts earlier turns of
-/// the conversation: only the sums by model are those of this turn.
+/// The usage of the turn. `usage` omits sub-agents and failed calls, and `total_cost_usd` includes earlier turns of the
+/// conversation: only the sums by model are those of this turn.
 pub(super) fn usage(result: &Value, model: &str) -> Usage {
     let by_model = result.get("modelUsage").and_then(Value::as_object).filter(|models| !models.is_empty());
     let Some(by_model) = by_model else { return call(result.get("usage").unwrap_or(&Value::Null)) };
@@ -182,7 +182,7 @@ pub(super) fn usage(result: &Value, model: &str) -> Usage {
     }
 }
 
-/// The counts that the API gives of one call.
+/// The usage that the API reports for one call.
 pub(super) fn call(usage: &Value) -> Usage {
     let count = |key: &str| integer(usage, key);
     Usage {

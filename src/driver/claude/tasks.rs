@@ -1,5 +1,5 @@
-//! The tasks that Claude Code has in its background: sub-agents, workflows, commands. Their end may never be told one by one,
-//! so that the set is taken from `background_tasks_changed` where that comes.
+//! Claude Code's background tasks: sub-agents, workflows, commands. Their ends may not be reported one by one, so the
+//! set is replaced by `background_tasks_changed` if that arrives.
 
 use std::collections::HashSet;
 
@@ -8,17 +8,17 @@ use serde_json::Value;
 use crate::agent_event::AgentEvent;
 use crate::driver::json::{items, text};
 
-/// More are not told apart; the newest are left out.
+/// Maximum tasks tracked; newer ones are ignored.
 const MAX_TASKS: usize = 1024;
 
-/// Those that are known to run.
+/// The tasks known to run.
 #[derive(Default)]
 pub(super) struct Tasks {
     running: HashSet<String>,
 }
 
 impl Tasks {
-    /// How many run after a line, if their number changed.
+    /// Handles a line; returns how many tasks run, if that changed.
     pub(super) fn hear(&mut self, line: &Value) -> Option<usize> {
         let before = self.running.len();
         let id = text(line, "task_id");
@@ -46,7 +46,7 @@ impl Tasks {
         (self.running.len() != before).then_some(self.running.len())
     }
 
-    /// None run any more.
+    /// Records that no task runs any more.
     pub(super) fn forget(&mut self) -> AgentEvent {
         self.running.clear();
         AgentEvent::Tasks(0)
@@ -59,7 +59,7 @@ impl Tasks {
     }
 }
 
-/// Watchers and housekeeping run as long as the agent does.
+/// Whether a task counts: watchers and housekeeping run as long as the agent does.
 fn is_activity(task: &Value) -> bool {
     let is_set = |key| task.get(key) == Some(&Value::Bool(true));
     !is_set("ambient") && !is_set("skip_transcript")

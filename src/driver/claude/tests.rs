@@ -1,5 +1,4 @@
-//! What it is told on its command line; lines that no recorded conversation has, and those that are easily taken for
-//! something else.
+//! The command line; lines that no recorded conversation contains; and lines that are easily misread.
 
 mod shown;
 
@@ -14,7 +13,7 @@ use crate::failure::{AgentError, ErrorClass};
 use crate::process::Prompt;
 use crate::process::fixtures::prompt;
 
-/// What lines say after the first, which is left out here as it says the same in each turn, without what was used.
+/// The events of lines after an `init` line, whose own events are the same in each turn, without usage.
 fn heard(lines: &[Value]) -> Vec<AgentEvent> {
     let mut parser = parser();
     parser(&json!({"type": "system", "subtype": "init", "session_id": "0-1"}).to_string()).unwrap();
@@ -37,7 +36,7 @@ fn whole(id: &str, uuid: &str, words: &str) -> Value {
     json!({"type": "assistant", "message": message, "uuid": uuid, "parent_tool_use_id": null})
 }
 
-/// A message of one block of text.
+/// The events of a message with one block of text.
 fn message(block: u64, words: &str) -> Vec<AgentEvent> {
     vec![AgentEvent::MessageBegan(Again::No), AgentEvent::BlockBegan(block), AgentEvent::Text(words.into())]
 }
@@ -93,7 +92,7 @@ fn a_success_may_be_an_error_and_its_kind_is_what_is_said_in_codes() {
         (vec![retry(json!(429), "rate_limit"), failed(json!({}))], Some(ErrorClass::RateLimit)),
         (vec![retry(json!(429), "rate_limit"), retry(json!(null), "unknown"), failed(json!({}))], None),
         (vec![retry(json!(429.0), ""), failed(json!({}))], Some(ErrorClass::RateLimit)),
-        // What was overcome is not why it failed later.
+        // An error from which it recovered is not why it failed later.
         (vec![retry(json!(529), "overloaded"), began("m"), stopped(), failed(json!({}))], None),
     ] {
         assert_eq!(error(&lines), Some(AgentError { message: "no".into(), class, retry_at: None }), "{lines:?}");
@@ -136,7 +135,7 @@ fn a_turn_is_completed_when_all_of_its_result_says_so() {
     ] {
         assert_eq!(with(more.clone()).as_deref(), Some(words), "{more}");
     }
-    // One that says nothing of the turn is none.
+    // A result that reports nothing about the turn is ignored.
     assert_eq!(heard(&[json!({"type": "result"})]), []);
 }
 
@@ -153,7 +152,7 @@ fn a_limit_says_when_it_is_over() {
     }
     let of =
         |info: Value| error(&[json!({"type": "rate_limit_event", "rate_limit_info": info}), failed.clone()]).unwrap();
-    // The window that is used up, and not the one that resets last.
+    // The exhausted window, not the one that resets last.
     let windows = json!({"five_hour": {"utilization": 1, "resetsAt": 1_800_000_000}, "seven_day": {"utilization": 0.4, "resetsAt": 1_900_000_000}});
     assert_eq!(
         of(json!({"status": "rejected", "resetsAt": 1_900_000_000, "unifiedWindows": windows})).retry_at,
@@ -193,7 +192,7 @@ fn a_message_whose_stream_broke_is_withdrawn_with_the_next() {
         (vec![began("a"), delta("hel"), of_b("hello")], withdrawn()),
         (vec![began("a"), delta("hel"), stopped(), of_b("hello")], message(2, "hello")),
         (vec![began("a"), delta("hel"), stopped(), began("b"), delta("hello")], message(2, "hello")),
-        // The whole of what was streamed says what is missing of it.
+        // The complete block adds what the stream left out.
         (vec![began("b"), delta("hel"), of_b("hel")], vec![]),
         (vec![began("b"), delta("hel"), of_b("hello")], vec![AgentEvent::Text("lo".into())]),
         (vec![began("b"), delta("hel"), of_b("other")], vec![]),
@@ -224,7 +223,7 @@ fn withdrawn_lines_take_their_blocks_with_them() {
             );
         }
     }
-    // A text that was withdrawn is none: then the result is the answer.
+    // Withdrawn text does not count: the result is the answer then.
     let events = heard(&[whole("a", "u", "bad"), retracted(), success("safe")]);
     assert!(events.contains(&AgentEvent::Text("safe".into())), "{events:?}");
 }
@@ -286,7 +285,7 @@ fn a_turn_is_over_when_no_task_runs_or_it_says_that_it_is_idle() {
         (vec![spoke.clone(), success("done"), state("running"), state("idle")], "end on"),
         (vec![of_task("task_started", json!({"task_id": "t", "is_backgrounded": false}))], ""),
         (vec![of_task("task_started", json!({"task_id": "t", "ambient": true}))], ""),
-        // A failure is the end, whatever runs.
+        // A failure is the end, whatever tasks run.
         (vec![started("t", "x"), json!({"type": "result", "subtype": "error_during_execution"})], "1 0 end"),
     ] {
         let states_of = |event| match event {

@@ -1,6 +1,6 @@
-//! The words of an error that OpenClaw reports.
+//! The message of an error that OpenClaw reports.
 //!
-//! Always: there are some. An error whose message is hidden deep in objects, or missing, is still an error.
+//! Always: there is one. An error whose message is nested deeply, or missing, is still an error.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ use super::js;
 use crate::driver::{json, provider};
 use crate::failure::AgentError;
 
-/// Where a message is looked for, in this order.
+/// Where a message is searched for, in this order.
 const KEYS: [&str; 3] = ["error", "message", "errorMessage"];
 
-/// The error of a payload: its words, and what it says in codes.
+/// The error in a payload: its message, and what its codes say.
 pub fn read(payload: &Value) -> AgentError {
     provider::error(payload, message(payload))
 }
@@ -24,7 +24,7 @@ pub fn message(payload: &Value) -> String {
     })
 }
 
-/// Texts first, as they are meant for people; then what is in objects and lists; then anything else that is there.
+/// Searches strings first, as they are meant for the user; then objects and lists; then any other value.
 fn find(payload: &Value) -> Option<String> {
     match payload {
         Value::String(text) => (!js::trim(text).is_empty()).then(|| body(text)),
@@ -41,12 +41,12 @@ fn find(payload: &Value) -> Option<String> {
 }
 
 /// The message in the body of a failed request, which providers put behind a status: `500 {"error":{"message":…}}`. A
-/// text without one stays as it is.
+/// text without one stays unchanged.
 pub fn body(text: &str) -> String {
     let message = || {
         let json = json::parse(&text[text.find('{')?..])?;
         let candidates = [json.pointer("/error/message"), json.get("message"), json.get("error")];
-        // The first that is there decides, even when it is no text: the rest is then something else.
+        // The first value present decides, even if it is not a string: the other keys mean something else then.
         let first = candidates.into_iter().flatten().find(|value| !value.is_null())?;
         first.as_str().filter(|message| !js::trim(message).is_empty()).map(str::to_owned)
     };

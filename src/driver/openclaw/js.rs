@@ -1,18 +1,18 @@
-//! JSON and truth as JavaScript has them: OpenClaw and its first clients are written in it, and their rules show in
-//! texts that people read.
+//! JSON and truthiness as in JavaScript: OpenClaw and its first clients are written in it, and their rules show in
+//! texts for the user.
 //!
-//! Always: total. Nothing here fails on any JSON.
+//! Always: total. No JSON makes it fail.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Number, Value};
 
-/// White space as `String.prototype.trim` takes it away: with the byte order mark, without U+0085.
+/// Trims white space as `String.prototype.trim` does: with the byte order mark, without U+0085.
 pub fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c == '\u{feff}' || (c.is_whitespace() && c != '\u{85}'))
 }
 
-/// Whether `if (value)` would go on.
+/// Whether a value is truthy.
 pub fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -23,7 +23,7 @@ pub fn is_truthy(value: &Value) -> bool {
     }
 }
 
-/// What `JSON.stringify` gives.
+/// The output of `JSON.stringify`.
 pub fn stringify(value: &Value) -> String {
     let mut out = String::new();
     write(value, &mut out);
@@ -61,7 +61,7 @@ fn write(value: &Value, out: &mut String) {
     }
 }
 
-/// The members of an object: array indices first and ascending, then the rest as they came.
+/// The members of an object in JavaScript's order: array indices first and ascending, then the rest in order of insertion.
 fn in_order(map: &Map<String, Value>) -> Vec<(&str, &Value)> {
     let mut members: Vec<_> = map.iter().map(|(key, value)| (key.as_str(), value)).collect();
     // The sort is stable.
@@ -83,7 +83,7 @@ fn write_number(number: &Number, out: &mut String) {
     let scientific = format!("{:e}", value.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
-    // Where the decimal point stands, counted from the first digit.
+    // The position of the decimal point, counted from the first digit.
     let point = 1 + exponent.parse::<i32>().unwrap_or_default();
     let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
     if value < 0.0 {

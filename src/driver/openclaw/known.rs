@@ -1,14 +1,14 @@
-//! Which lines are of the protocol, whether they give a reader anything or not. Any other line is not understood: an agent
-//! that misspells a key would otherwise be silent without any sign.
+//! Tells which lines belong to the protocol, whether they have events or not. Any other line counts as malformed: an
+//! agent that misspells a key would otherwise be silent without any sign.
 
 use serde_json::Value;
 
 use super::fields::{Fields, text};
 
-/// Whether a line is of the protocol; `event` is what its frame holds.
+/// Whether a line belongs to the protocol; `event` is the content of its frame.
 pub(super) fn is_known(frame: &Fields, event: &Fields) -> bool {
     match (text(frame, "type"), text(frame, "event")) {
-        // A gateway tells its clients much that is not of their turn.
+        // A gateway sends its clients much that is not about their turn.
         (Some("event" | "res"), _) => true,
         (_, Some("agent" | "session.tool")) => event.get("data").and_then(Value::as_object).is_some_and(|data| {
             let phase = text(data, "phase");
@@ -22,12 +22,12 @@ pub(super) fn is_known(frame: &Fields, event: &Fields) -> bool {
                 Some("tool") => matches!(phase, Some("start" | "update" | "result" | "end")),
                 Some("compaction") => matches!(phase, Some("start" | "end")),
                 Some("usage") => data.get("outputTokens").is_some_and(Value::is_number),
-                // What a reader is not shown.
+                // Not shown to the user.
                 Some("item" | "command_output" | "plan" | "approval" | "patch") => true,
                 _ => false,
             }
         }),
-        // The second is what was said, once more as a whole.
+        // `chat` repeats the text as a whole.
         (_, Some("error" | "chat")) => true,
         _ => false,
     }

@@ -1,10 +1,10 @@
 //! The lines of an OpenClaw agent: flat events, or the frames of its gateway, which nest the same event in `payload`.
 //!
-//! Always: a line that is understood gives events of this run only, and each once; a line that is not is counted as
-//! malformed, JSON or not, and never ends anything. Nothing here fails on any input.
+//! Always: a known line yields only events of this run, and each once; any other line is counted as malformed, JSON or
+//! not, and never ends anything. No input makes the parser fail.
 //!
 //! Deliberately absent: what a stream of the AI SDK needs (ids for tools without one, starts for results without one).
-//! The turn sees to that for every agent.
+//! The turn adds that for every agent.
 
 pub(super) mod error;
 mod fields;
@@ -29,10 +29,10 @@ pub fn parser() -> LineParser {
     Box::new(move |line| lines.read(line))
 }
 
-/// What is remembered from line to line.
+/// The state of a turn.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// What an end says of itself counts; a gateway says that in its answer.
+    /// Whether the status of an end event counts; a gateway reports the outcome in its answer.
     judges_end: bool,
     source: Source,
     text: Said,
@@ -40,7 +40,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// What is missing of the last message, when some of what was said did not come through: all of it is known now.
+    /// The missing rest of the last message, if some events were lost; `message` is its complete text.
     pub(super) fn complete(&mut self, message: &str) -> Option<AgentEvent> {
         self.text.rest_of(message).map(|rest| AgentEvent::Text(rest.to_owned()))
     }
@@ -55,14 +55,14 @@ impl Lines {
             Some(Value::Object(payload)) if !frame.contains_key("stream") => payload,
             _ => &frame,
         };
-        // Before it counts as seen.
+        // Checked before the event is recorded as seen.
         if !known::is_known(&frame, event) {
             return None;
         }
         let mut events = Vec::new();
         match text(&frame, "event") {
             Some("agent" | "session.tool" | "error") if !self.source.is_news(event) => {}
-            // The second is what one who was not there when the run began hears of its tools.
+            // `session.tool` is the form of tool events for a client that connected after the run began.
             Some("agent" | "session.tool") => self.agent(event, &mut events),
             Some("error") => {
                 events.push(AgentEvent::Error(match event.get("data").filter(|data| !data.is_null()) {
@@ -113,7 +113,7 @@ impl Lines {
                 }
                 events.push(AgentEvent::Ended);
             }
-            // Not an end: the agent may go on to try again.
+            // Not an end: the agent may try again.
             Some("error") => {
                 self.source.restart();
                 events.push(AgentEvent::Error(error::read(&Value::Object(data.clone()))));
@@ -164,7 +164,7 @@ impl Lines {
         }
     }
 
-    /// What the agent says from here on is a new message to it.
+    /// What the agent says from here on is a new message.
     fn next_message(&mut self) {
         self.text.next_message();
         self.thinking.next_message();

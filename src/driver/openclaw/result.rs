@@ -1,15 +1,15 @@
-//! What a tool of OpenClaw gave: the output that is shown, and the words of a failure.
+//! The result of an OpenClaw tool: the output to show, and the message of a failure.
 //!
-//! Always: an output is an object and a failure is text, whatever the tool gave.
+//! Always: an output is an object and a failure is text, whatever the tool returned.
 
 use serde_json::{Map, Value};
 
 use super::js;
 
-/// In UTF-16 units, as the clients that set it count; longer details are shown without a text of their own.
+/// In UTF-16 units, as in the clients that set the limit; longer details are shown without a text of their own.
 const MAX_TEXT_UNITS: usize = 50_000;
 
-/// The text and the details that are in a raw result.
+/// The text and the details in a raw result.
 struct Parts<'a> {
     text: Option<String>,
     details: Option<&'a Value>,
@@ -30,7 +30,7 @@ impl<'a> Parts<'a> {
             non_empty(&texts.join("\n"))
         });
         let details = fields.get("details").filter(|details| details.is_object() || details.is_array());
-        // Neither text nor details: the tool gave its own kind of object, or content of another kind, such as an image.
+        // Neither text nor details: the tool returned an object of its own, or content of another kind, such as an image.
         let is_bare = text.is_none() && details.is_none() && content.is_none_or(|blocks| has_more_than_text(blocks));
         Self { text, details: if is_bare { Some(raw) } else { details } }
     }
@@ -44,7 +44,7 @@ fn non_empty(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// The output: `text`, and beside it every detail. Details without a text are given one, their JSON.
+/// The output: `text`, and beside it every detail. Details without a text get their JSON as text.
 pub fn output(raw: &Value) -> Value {
     let Parts { text, details } = Parts::of(raw);
     let mut output = Map::new();
@@ -69,7 +69,7 @@ pub fn output(raw: &Value) -> Value {
     Value::Object(output)
 }
 
-/// What went wrong in a tool that failed.
+/// The message of a failed tool.
 pub fn failure(raw: &Value) -> String {
     let Parts { text, details } = Parts::of(raw);
     let reported = || match details?.get("error").filter(|error| js::is_truthy(error))? {

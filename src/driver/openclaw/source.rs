@@ -1,4 +1,4 @@
-//! Which events of the output are ours and new, and what is new in them.
+//! Tells which events belong to this run and are new, and what is new in them.
 //!
 //! Always: bounded.
 
@@ -8,26 +8,26 @@ use serde_json::Value;
 
 use super::fields::{Fields, text};
 
-/// How many events are remembered. A repeat comes from a reconnect of what relays the events, which sends the last few
-/// again: a thousand are ample.
+/// How many events are remembered. Repeats come from a reconnect of the process that relays the events, which sends the
+/// last few again: a thousand are ample.
 const REMEMBERED: usize = 1024;
 
-/// So much of what was said is kept to find what is new in a message that comes whole. A longer one does not come in a line.
+/// How much text is kept to find what is new in a message that arrives whole. A longer message does not fit into a line.
 const MAX_SAID_BYTES: usize = 16 * 1024 * 1024;
 
-/// The run and session that the output is of, and the events of it that were seen.
+/// The run and session of the output, and the events seen.
 #[derive(Debug, Default)]
 pub struct Source {
     run: Option<String>,
     session: Option<String>,
-    /// By whether the event names the run, which makes it another source, and by its number there.
+    /// Whether the event names the run, which makes it another source, and its number in that source.
     seen: HashSet<(bool, u64)>,
     order: VecDeque<(bool, u64)>,
 }
 
 impl Source {
-    /// Whether an event belongs to this run and was not seen before. The first run and session that are named are ours:
-    /// what a sub-agent does is not said in its parent's name. Numbers may come in any order.
+    /// Whether an event belongs to this run and was not seen before. The first run and session named are this run's: a
+    /// sub-agent's events are not attributed to its parent. Numbers may arrive in any order.
     pub fn is_news(&mut self, event: &Fields) -> bool {
         let run = text(event, "runId");
         if !is_ours(&mut self.run, run) || !is_ours(&mut self.session, text(event, "sessionKey")) {
@@ -47,7 +47,7 @@ impl Source {
         true
     }
 
-    /// OpenClaw counts from 1 again after the end or failure of a run: what follows has old numbers and is new.
+    /// Clears the numbers: OpenClaw counts from 1 again after the end or failure of a run.
     pub fn restart(&mut self) {
         self.seen.clear();
         self.order.clear();
@@ -65,10 +65,10 @@ fn is_ours(ours: &mut Option<String>, named: Option<&str>) -> bool {
     }
 }
 
-/// What was said on one stream. Events carry what is new (`delta`), all of the message so far (`text`), or both.
+/// The text of one stream. Events carry what is new (`delta`), the whole message so far (`text`), or both.
 #[derive(Debug, Default)]
 pub struct Said {
-    /// Of this item, when the agent tells its messages apart; else of the turn.
+    /// The text of this item, if the agent identifies its messages; otherwise of the turn.
     all: String,
     /// Where in it the current message begins.
     message: usize,
@@ -76,7 +76,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// What an event adds; none when it adds nothing.
+    /// What an event adds; none if it adds nothing.
     pub fn news<'a>(&mut self, data: &'a Fields) -> Option<&'a str> {
         if let Some(item) = text(data, "itemId")
             && self.item.as_deref() != Some(item)
@@ -106,12 +106,12 @@ impl Said {
         }
     }
 
-    /// What is new, with what was lost before it: an item's text so far says so, unless it is written otherwise there.
+    /// The delta, with what was lost before it, if the item's text so far contains that and otherwise matches.
     fn with_lost<'a>(&self, delta: &'a str, so_far: &'a str) -> &'a str {
         so_far.strip_prefix(&self.all).filter(|news| news.ends_with(delta)).unwrap_or(delta)
     }
 
-    /// What is missing of a message that is known whole now; all of it when it is not the one that was begun.
+    /// The missing rest of a message whose complete text is known; all of it if it is not the current message.
     pub fn rest_of<'a>(&mut self, whole: &'a str) -> Option<&'a str> {
         let whole = whole.trim_end();
         let begun = [self.all.trim_end(), self.all[self.message..].trim_end()];
@@ -121,8 +121,8 @@ impl Said {
         (!rest.is_empty()).then_some(rest)
     }
 
-    /// The part of a message that was not said yet. Agents differ in where a message begins: with the turn, or anew
-    /// after every tool. Some trim it, so that it is shorter than what was said. Any other text is a new message.
+    /// The new part of a message. Agents differ in where a message begins: with the turn, or after every tool. Some
+    /// trim it, so that it is shorter than what was emitted. Any other text is a new message.
     fn beyond<'a>(&mut self, so_far: &'a str) -> &'a str {
         let message = &self.all[self.message..];
         if let Some(news) = so_far.strip_prefix(&self.all).or_else(|| so_far.strip_prefix(message)) {

@@ -1,4 +1,4 @@
-//! Tables of lines and what they mean.
+//! Tables of lines and their events.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::*;
 use crate::failure::{AgentError, ErrorClass};
 use AgentEvent::{Ended, Error, Reasoning, Status, Text};
 
-/// Everything that some lines mean; `None` lines give nothing.
+/// All events of some lines; `None` lines have none.
 fn read(lines: &[Value]) -> Vec<AgentEvent> {
     let mut parse = parser();
     lines.iter().filter_map(|line| parse(&line.to_string())).flatten().collect()
@@ -159,7 +159,7 @@ fn a_gateway_frame_nests_the_event() {
         frame("assistant", json!({"text": "I ran.", "delta": " ran.", "itemId": "1"}), 7),
         json!({"type": "event", "event": "chat", "payload": {"runId": "r", "deltaText": "I ran."}}),
         frame("lifecycle", json!({"phase": "end", "status": "cancelled"}), 9),
-        // As an aborted run was seen to end: the count begins anew.
+        // As observed with an aborted run: the numbering restarts.
         frame("lifecycle", json!({"phase": "error", "error": "This operation was aborted"}), 1),
     ];
     let aborted = Error("This operation was aborted".into());
@@ -290,7 +290,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// An event of the agent about anything.
+/// An event of the agent with any data.
 fn any_event() -> impl Strategy<Value = Value> {
     let stream = prop::sample::select(vec!["lifecycle", "assistant", "thinking", "tool", "compaction"]);
     let phase = prop::sample::select(vec!["start", "end", "error", "update", "result"]);
@@ -311,7 +311,7 @@ proptest! {
         }
     }
 
-    /// Texts and ids are strings by their type; outputs are objects and no failure is without words.
+    /// Texts and ids are strings by their type; outputs are objects, and no failure has an empty text.
     #[test]
     fn any_json_is_read(lines in prop::collection::vec(prop_oneof![any_json(), any_event()], 0..8)) {
         let mut parse = parser();
@@ -350,7 +350,7 @@ fn what_was_lost_of_an_item_is_taken_from_its_text_so_far() {
     let text = |text: &str| vec![AgentEvent::Text(text.into())];
     assert_eq!(said("one", "one"), text("one"));
     assert_eq!(said("one two three", " three"), text(" two three"));
-    // Written otherwise there than it was said: what is new counts.
+    // The text so far differs from what was emitted, so only the delta counts.
     assert_eq!(said("One, two, three, four", " four"), text(" four"));
     for (whole, rest) in
         [("one two three four", vec![]), ("one two three four five", text(" five")), ("six", text("six"))]

@@ -1,6 +1,6 @@
-//! A connection to a gateway: the handshake, requests, and the frames that come.
+//! A connection to a gateway: the handshake, requests, and incoming frames.
 //!
-//! Always: nothing is waited for without a limit, and no frame may be longer than [`MAX_FRAME_BYTES`].
+//! Always: every wait has a limit, and no frame may be longer than [`MAX_FRAME_BYTES`].
 
 use std::time::Duration;
 
@@ -18,27 +18,27 @@ use crate::failure::{AgentError, ErrorClass};
 
 /// Somewhat more than gateways send (25 MiB).
 const MAX_FRAME_BYTES: usize = 32 * 1024 * 1024;
-/// From the first packet to the gateway's consent; its own limit for that.
+/// Limit from the first packet to the answer of `connect`; the gateway's own limit for that.
 const HANDSHAKE: Duration = Duration::from_secs(15);
-/// A gateway says something at least every 30 s; one that was silent for so much longer is not there any more.
+/// A gateway sends something at least every 30 s. After this long a silence it counts as gone.
 const SILENCE: Duration = Duration::from_secs(90);
 
-/// A gateway that took us in.
+/// A connection that a gateway has accepted.
 pub(super) struct Connection {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// Names the gateway's process, when it says so.
+    /// Identifies the gateway's process, if the gateway reports it.
     pub boot: Option<String>,
-    /// What the gateway calls its version.
+    /// The gateway's version, as it reports it.
     pub version: Option<String>,
 }
 
 /// Why there is no connection.
 pub(super) enum Refused {
-    /// Another try may succeed: nobody answers, or the gateway is not ready.
+    /// A retry may succeed: the gateway cannot be reached, or is not ready.
     NotNow(AgentError),
-    /// The same, and what a gateway was at is over: nobody listens.
+    /// A retry may succeed, but earlier runs are over: the connection is refused, so no gateway runs.
     Absent(AgentError),
-    /// No other try would.
+    /// A retry would not succeed.
     ForGood(AgentError),
 }
 
@@ -51,7 +51,7 @@ impl Refused {
 }
 
 impl Connection {
-    /// Connects and introduces us.
+    /// Connects, and sends `connect` when challenged.
     pub(super) async fn open(url: &str, token: Option<&str>) -> Result<Self, Refused> {
         let until = Instant::now() + HANDSHAKE;
         let stranger = || {
@@ -73,7 +73,7 @@ impl Connection {
                     let Ok(frame) = serde_json::from_str::<Value>(&text) else { continue };
                     if frame["event"] == "connect.challenge" && !asked {
                         asked = true;
-                        // That it cannot be sent shows where an answer is waited for.
+                        // A failed send needs no handling: waiting for the answer fails then.
                         let _ = connection.request("connect", "connect", introduction(token)).await;
                     } else if frame["type"] == "res" && frame["id"] == "connect" {
                         if frame["ok"] != true {
@@ -96,14 +96,14 @@ impl Connection {
         }
     }
 
-    /// Asks for something; its answer is one of the frames that come. `None` when the connection is broken, or the gateway
+    /// Sends a request; its answer is one of the incoming frames. `None` if the connection is broken, or the gateway
     /// does not read.
     pub(super) async fn request(&mut self, id: &str, method: &str, params: Value) -> Option<()> {
         let frame = json!({"type": "req", "id": id, "method": method, "params": params});
         timeout_at(Instant::now() + SILENCE, self.socket.send(Message::text(frame.to_string()))).await.ok()?.ok()
     }
 
-    /// The next frame; `None` when the connection is broken.
+    /// The next frame; `None` if the connection is broken.
     pub(super) async fn next_frame(&mut self) -> Option<String> {
         loop {
             match timeout_at(Instant::now() + SILENCE, self.socket.next()).await.ok()?? {
@@ -119,7 +119,7 @@ fn introduction(token: Option<&str>) -> Value {
     let mut params = json!({
         "minProtocol": 3,
         "maxProtocol": 4,
-        // What programs beside the gateway call themselves: it asks no pairing of them when they show its token.
+        // How local programs identify themselves: the gateway requires no pairing of them if they present its token.
         "client": {
             "id": "gateway-client",
             "displayName": "mainstay",
@@ -162,13 +162,13 @@ fn not_connected(url: &str, error: tungstenite::Error) -> Refused {
     }
 }
 
-/// It has just ended, or is about to.
+/// The gateway has just ended, or is about to.
 fn broken_off(url: &str) -> Refused {
     let message = format!("the gateway at {url} closed the connection before it took us in");
     Refused::NotNow(AgentError::of(ErrorClass::Crashed, message))
 }
 
-/// What the gateway says instead of taking us in.
+/// The gateway refused `connect`.
 fn refused(error: &Value) -> Refused {
     let words = error["message"].as_str().unwrap_or("no reason given");
     let error = AgentError {
@@ -180,7 +180,7 @@ fn refused(error: &Value) -> Refused {
     if error.class == Some(ErrorClass::Overloaded) { Refused::NotNow(error) } else { Refused::ForGood(error) }
 }
 
-/// The class of an error of the gateway, as far as its codes say it.
+/// The class of a gateway error, from its codes.
 pub(super) fn class_of(error: &Value) -> Option<ErrorClass> {
     let reason = error["details"]["code"].as_str().unwrap_or_default();
     let needs = ["AUTH_", "DEVICE_", "CONTROL_UI_", "PAIRING_"];

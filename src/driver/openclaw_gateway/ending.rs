@@ -1,4 +1,4 @@
-//! The end of a run whose relay was killed: the gateway goes on with it until it is told not to.
+//! Ends a run whose relay was killed: the gateway continues it until it is told to abort.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use super::connection::{Connection, Refused};
 use super::relay::goes_on;
 use crate::agent::GatewaySpec;
 
-/// How long the gateway is to wait for the end of a run that it aborts.
+/// How long the gateway is to wait for the end of an aborted run.
 const WAIT_MS: u64 = 5_000;
-/// A run that was asked for begins so soon.
+/// How soon a requested run begins.
 const BEGINS_WITHIN: Duration = Duration::from_millis(200);
 /// Frames of other runs that may come before an answer.
 const MAX_FRAMES: usize = 100_000;
-/// So much longer may the answer itself take.
+/// Limit for everything, the gateway's own wait included.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(WAIT_MS + 3_000);
 
-/// Aborts a run, and waits for its end.
+/// Aborts a run and waits for its end.
 ///
 /// # Errors
-/// Why it may go on.
+/// Why the run may continue.
 pub(super) async fn end(spec: &GatewaySpec, session_key: &str, run: &str) -> Result<(), String> {
     let mut connection = match Connection::open(&spec.url, spec.token.as_deref()).await {
         Ok(connection) => connection,
-        // What a gateway was at is gone with it.
+        // The runs of a gateway end with it.
         Err(Refused::Absent(_)) => return Ok(()),
         Err(refused) => return Err(refused.error().message),
     };
@@ -34,7 +34,7 @@ pub(super) async fn end(spec: &GatewaySpec, session_key: &str, run: &str) -> Res
     let ended = async {
         let mut is_there = is_aborted(&mut connection, &abort).await?;
         if !is_there {
-            // What was asked for last may be about to begin.
+            // A run that was requested just now may be about to begin.
             sleep(BEGINS_WITHIN).await;
             is_there = is_aborted(&mut connection, &abort).await?;
         }
@@ -52,13 +52,13 @@ pub(super) async fn end(spec: &GatewaySpec, session_key: &str, run: &str) -> Res
     }
 }
 
-/// Aborts the run. Whether it was there; `None` when the connection is broken.
+/// Aborts the run. Returns whether it existed; `None` if the connection is broken.
 async fn is_aborted(connection: &mut Connection, abort: &Value) -> Option<bool> {
     let answer = answer(connection, "abort", "chat.abort", abort.clone()).await?;
     Some(answer["payload"]["aborted"] != false)
 }
 
-/// Asks, and passes over all that is not the answer. `None` when the connection is broken.
+/// Sends a request and skips all frames but its answer. `None` if the connection is broken.
 async fn answer(connection: &mut Connection, id: &str, method: &str, params: Value) -> Option<Value> {
     connection.request(id, method, params).await?;
     for _ in 0..MAX_FRAMES {

@@ -1,7 +1,7 @@
-//! What the lines of a relay mean: the gateway's frames as they came, and the relay's own words.
+//! Parses the lines of a relay: the gateway's frames as they came, and the relay's own lines.
 //!
-//! Always: a frame that is understood says each thing once. What was lost while the connection was broken is taken from
-//! what the gateway says at the end, as far as it says it.
+//! Always: nothing is emitted twice. What was lost while the connection was broken is taken from what the gateway
+//! reports at the end, as far as it reports it.
 
 use serde_json::{Value, json};
 
@@ -18,18 +18,18 @@ pub fn parser() -> LineParser {
     Box::new(move |line| frames.read(line))
 }
 
-/// What a relay says of its own accord.
+/// A line of the relay's own.
 pub(super) enum Own<'a> {
     /// The gateway's id of the conversation, and whether it is the one of the turn before.
     Session { id: &'a str, same: bool },
-    /// The connection was broken, and is there again.
+    /// The connection was broken, and is restored.
     Reconnected,
-    /// The turn cannot be taken to the gateway, or not be followed.
+    /// The turn cannot be taken to the gateway, or cannot be followed.
     Failed(&'a AgentError),
 }
 
 impl Own<'_> {
-    /// The line that says it.
+    /// Encodes it as a line.
     pub(super) fn to_line(&self) -> String {
         let said = match self {
             Self::Session { id, same } => json!({"type": "relay", "session": id, "same": same}),
@@ -45,10 +45,10 @@ impl Own<'_> {
 #[derive(Default)]
 struct Frames {
     lines: Lines,
-    /// Whether something may have been said that nobody heard.
+    /// Whether frames may have been missed.
     lost: bool,
     failed: bool,
-    /// An error that the gateway may yet get over, with another model.
+    /// An error from which the gateway may still recover, with another model.
     held: Option<AgentEvent>,
 }
 
@@ -91,7 +91,7 @@ impl Frames {
         session.into_iter().chain(error).collect()
     }
 
-    /// The answer to what was asked of the gateway: how the run ended, or what was said last.
+    /// The answer to a request of the relay: how the run ended, or the session's last messages.
     fn answer(&mut self, frame: &Value) -> Vec<AgentEvent> {
         let (payload, mut events) = (&frame["payload"], Vec::new());
         if payload["status"] != "ok" {
@@ -124,7 +124,7 @@ impl Frames {
         events
     }
 
-    /// The gateway says in its answer again, in other words, what it said in an event.
+    /// Emits an error unless there was one: the answer repeats, in other words, the error of an event.
     fn fail(&self, error: AgentError, events: &mut Vec<AgentEvent>) {
         if !self.failed {
             events.push(AgentEvent::Error(error));
@@ -132,7 +132,7 @@ impl Frames {
     }
 }
 
-/// The last message of the agent: in the result of a run, or in the history of its session.
+/// The agent's last message: in the result of a run, or in the history of its session.
 fn last_words(payload: &Value) -> Option<&str> {
     let result = payload["result"]["meta"]["finalAssistantVisibleText"].as_str();
     result.or_else(|| {
@@ -143,7 +143,7 @@ fn last_words(payload: &Value) -> Option<&str> {
     })
 }
 
-/// What a run used, from its result.
+/// The usage of a run, from its result.
 fn usage(meta: &Value) -> Option<Usage> {
     let agent = &meta["agentMeta"];
     let used = agent.get("usage")?;

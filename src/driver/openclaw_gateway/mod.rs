@@ -1,8 +1,7 @@
-//! A running OpenClaw gateway: a relay takes each turn to it over a WebSocket. The gateway's agents are our slots: it takes
-//! one run per agent at a time.
+//! A running OpenClaw gateway: a relay takes each turn to it over a WebSocket. Mainstay's slots correspond to the
+//! gateway's agents: the gateway executes one run per agent at a time.
 //!
-//! Always: the token of the gateway stands in the first line on the relay's stdin, and neither in its arguments nor in its
-//! environment.
+//! Always: the gateway's token is passed in the first line on the relay's stdin, never in its arguments or its environment.
 
 mod connection;
 mod ending;
@@ -31,36 +30,36 @@ use crate::run::Attempt;
 pub use frames::parser;
 pub(super) use relay::run as relay;
 
-/// The driver's word.
+/// The driver's name, in the arguments of a relay.
 const DRIVER: &str = "openclaw-gateway";
 
-/// Whoever is there ends a turn at its limit; the gateway does so much later.
+/// The engine or the shim ends a turn at its limit; the gateway's own limit is this much later.
 const LATER: Duration = Duration::from_secs(30);
 
-/// A backend whose turns are taken to a gateway.
+/// A driver whose turns are taken to a gateway.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     spec: GatewaySpec,
     shim_config: ShimConfig,
 }
 
-/// A turn, as its relay is told.
+/// A turn, as it is passed to its relay.
 #[derive(Serialize, Deserialize)]
 struct GatewayTurn {
     turn: RelayedTurn,
-    /// What the gateway knows the run by.
+    /// The gateway's id of the run.
     key: String,
     /// The gateway's agent.
     agent: String,
     token: Option<String>,
-    /// After so many seconds the gateway ends the run itself, should nobody be left to do it.
+    /// The gateway ends the run itself after this many seconds, if no process of Mainstay does.
     limit_s: u64,
 }
 
-/// Looks for a gateway at its address.
+/// Probes a gateway at its address.
 ///
 /// # Errors
-/// What is missing, for people.
+/// What is missing, for the operator.
 pub(super) async fn look(spec: &GatewaySpec) -> Result<Found, String> {
     let connected = Connection::open(&spec.url, spec.token.as_deref());
     match timeout(probe::PROBE_TIMEOUT, connected).await {
@@ -88,7 +87,7 @@ impl Gateway {
         Protocol { format: OutputFormat::Lines(parser()), interrupt: None }
     }
 
-    /// The gateway's agent of a turn.
+    /// The gateway's agent for a turn.
     fn agent(&self, place: &TurnPlace, message: &str) -> Result<String, StartError> {
         let agent = template::fill(&self.spec.agent, place, message).into_string();
         agent.map_err(|_| StartError::from("`gateway_agent` is no text once it is filled in"))
@@ -102,7 +101,7 @@ impl Gateway {
             token: self.spec.token.clone(),
             limit_s: (prompt.limit + LATER).as_secs(),
         };
-        // Texts, numbers and maps of texts: none of them can fail to serialise.
+        // Strings, numbers and maps of strings: they always serialise.
         let line = serde_json::to_string(&turn).unwrap_or_default() + "\n";
         let process = super::relay::process(&self.shim_config.shims, DRIVER, self.shim_config.max_line_bytes)?;
         let launch = Launch::for_turn(&process, Vec::new(), Stdin::Open(line), &prompt, self.shim_config.kill_grace)?;
@@ -110,12 +109,12 @@ impl Gateway {
     }
 }
 
-/// What the gateway knows a run by: another try at it is another run there.
+/// The gateway's id of a run: each attempt is a run of its own there.
 fn key_of(attempt: Attempt) -> String {
     format!("{}-{}", attempt.run, attempt.number)
 }
 
-/// The gateway's own session of a conversation.
+/// The gateway's session of a conversation.
 fn session_key_of(agent: &str, session: &str) -> String {
     format!("agent:{agent}:web:{session}")
 }
@@ -131,7 +130,7 @@ impl Driver for Gateway {
 
     fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async {
-            // A message that was part of the agent's name is not known any more.
+            // The message, which may be part of the agent's name, is no longer known here.
             let agent = self.agent(place, "").map_err(|error| error.message)?;
             let session_key = session_key_of(&agent, place.session.as_str());
             ending::end(&self.spec, &session_key, &key_of(place.attempt)).await

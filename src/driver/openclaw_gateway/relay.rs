@@ -1,7 +1,7 @@
-//! The relay of a turn: it asks the gateway for a run, and copies the frames of that run to its stdout.
+//! The relay of a turn: it requests a run from the gateway, and copies the frames of that run to its stdout.
 //!
-//! Always: the gateway is asked once for a run (the idempotency key is ours), and the turn ends when the gateway has
-//! answered how the run ended. A broken connection ends nothing: the run goes on in the gateway, and is followed again.
+//! Always: a run is requested under one idempotency key, and the turn ends when the gateway has answered how the run
+//! ended. A broken connection ends nothing: the run continues in the gateway, and the relay reconnects and follows it.
 
 use std::io;
 use std::process::ExitCode;
@@ -18,39 +18,39 @@ use crate::driver::relay::pipes::{Input, Output};
 use crate::failure::{AgentError, ErrorClass};
 use crate::message::Attachment;
 
-/// How long a gateway that is starting, or went away in a turn, is waited for.
+/// How long to wait for a gateway that is starting, or that went away during a turn.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(120);
-/// Between two tries to connect: the first, and the longest.
+/// Pause between attempts to connect: the first one, and the longest.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// After the end of the run was told, its answer comes at once, or not at all.
+/// How long to wait for the run's answer after the event of its end: it comes at once or not at all.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
-/// How long the gateway is to wait in one request for the end of a run.
+/// How long one request lets the gateway wait for the end of a run.
 const WAIT_MS: u64 = 30_000;
 
-/// Is the relay of one turn.
+/// Runs as the relay of one turn.
 ///
 /// # Errors
-/// When it is told no turn, or nobody reads what it says.
+/// No turn arrives, or the output is not read.
 pub async fn run(mut input: Input, output: Output, terminate: Signal) -> io::Result<ExitCode> {
     let mut relay = Relay::new(input.turn().await?, output);
     relay.run(terminate).await?;
     relay.output.write_all().await?;
-    // Somebody has to see to it that the run does not go on.
+    // The engine has to make sure that the run does not continue.
     Ok(if relay.is_left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// How far a run is.
+/// The state of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// The gateway has not answered that it took it.
+    /// Requested; the gateway has not accepted it yet.
     Asked,
-    /// It goes on.
+    /// Accepted and in progress.
     Accepted,
-    /// The gateway told its end, and will answer how it ended until then.
+    /// The event of its end arrived; the answer may come until this instant.
     Told(Instant),
-    /// It ended while nobody listened; its last words are asked for.
+    /// It ended while the relay was not connected; its last messages are requested.
     Missed,
-    /// All was said.
+    /// Everything is written.
     Over,
 }
 
@@ -61,7 +61,7 @@ struct Relay {
     progress: Progress,
     /// The gateway may know of the run.
     has_asked: bool,
-    /// Nobody knows how the run goes on.
+    /// It is unknown whether the run continues.
     is_left: bool,
     cancelled: bool,
     knows_session: bool,
@@ -100,7 +100,7 @@ impl Relay {
         }
     }
 
-    /// Connects, first or again; `None` when it cannot be, which was said then, or is not wanted any more.
+    /// Connects or reconnects. `None` if that fails, which is reported, or if the turn was cancelled first.
     async fn connect(&mut self, terminate: &mut Signal, boot: Option<String>) -> io::Result<Option<Connection>> {
         let give_up = Instant::now() + COMES_BACK_WITHIN;
         let is_first = !self.has_asked;
@@ -115,7 +115,7 @@ impl Relay {
                 }
             };
             let refused = match opened {
-                // What a gateway was at is gone with it; its successor must not be asked to begin anew.
+                // The runs of a gateway end with it, and its successor must not be asked to start over.
                 Ok(connection) if boot.is_some() && connection.boot != boot => {
                     let lost =
                         AgentError::of(ErrorClass::Crashed, "the gateway was restarted in the midst of the turn");
@@ -126,7 +126,7 @@ impl Relay {
                 Err(refused) => refused,
             };
             let may_come = match &refused {
-                // A gateway that nobody started is said at once; one that is busy starting is waited for.
+                // A gateway that is not running is reported at once; one that is still starting is waited for.
                 Refused::NotNow(error) | Refused::Absent(error) => {
                     !is_first || error.class == Some(ErrorClass::Overloaded)
                 }
@@ -150,13 +150,13 @@ impl Relay {
         }
     }
 
-    /// Asks for the run. To ask again with the same key is the same run.
+    /// Requests the run. A repeated request with the same key is the same run.
     async fn ask(&mut self, connection: &mut Connection) -> Option<()> {
         self.has_asked = true;
         let turn = &self.asked.turn;
         let names = || turn.attachments.iter().map(|file| file.filename.as_deref().unwrap_or(&file.media_type));
         let message = match turn.message.trim() {
-            // The gateway takes no message without text.
+            // The gateway accepts no message without text.
             "" => format!("Attached: {}", names().collect::<Vec<_>>().join(", ")),
             _ => turn.message.clone(),
         };
@@ -173,7 +173,7 @@ impl Relay {
         connection.request("agent", "agent", params).await
     }
 
-    /// What a new connection has to be told of a run that may go on.
+    /// The requests of a new connection for a run that may be in progress.
     async fn ask_again(&mut self, connection: &mut Connection) -> Option<()> {
         if self.progress == Progress::Asked && !self.cancelled {
             return self.ask(connection).await;
@@ -197,7 +197,7 @@ impl Relay {
         connection.request("abort", "chat.abort", params).await
     }
 
-    /// Follows the run until it is over, or the connection is broken: `None`.
+    /// Follows the run until it is over; `None` if the connection is broken.
     async fn follow(&mut self, connection: &mut Connection, terminate: &mut Signal) -> io::Result<Option<()>> {
         while self.progress != Progress::Over {
             let told = async {
@@ -214,7 +214,7 @@ impl Relay {
                 }
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if let Err(error) = written {
-                        // Our shim is gone: nobody wants the run.
+                        // The shim is gone: the run is not wanted any more.
                         self.abort(connection).await;
                         return Err(error);
                     }
@@ -224,7 +224,7 @@ impl Relay {
                     Some(frame) => self.take(&frame, connection).await,
                     None => None,
                 },
-                // What was not taken yet may be the answer.
+                // A frame that was not read yet may be the answer.
                 () = told, if self.output.has_room() => {
                     self.progress = Progress::Over;
                     Some(())
@@ -237,10 +237,10 @@ impl Relay {
         Ok(Some(()))
     }
 
-    /// Takes a frame. `None` when the connection turns out to be broken.
+    /// Handles a frame. `None` if the connection is broken.
     async fn take(&mut self, text: &str, connection: &mut Connection) -> Option<()> {
         let Some(frame) = crate::driver::json::parse(text) else {
-            // Counted by whoever reads the lines.
+            // The parser counts it as malformed.
             self.output.say(text);
             return Some(());
         };
@@ -250,7 +250,7 @@ impl Relay {
                 self.event(payload);
                 self.output.say(text);
                 if self.cancelled && payload["data"]["phase"] == "start" && payload["stream"] == "lifecycle" {
-                    // As below.
+                    // An abort that was sent before the run began had no effect.
                     return self.abort(connection).await;
                 }
             }
@@ -261,10 +261,10 @@ impl Relay {
                 match payload["status"].as_str().filter(|_| frame["ok"] == true) {
                     Some("accepted") => {
                         self.progress = Progress::Accepted;
-                        // What was asked before knew nothing of the run.
+                        // An abort that was sent before the acceptance had no effect.
                         return if self.cancelled { self.abort(connection).await } else { Some(()) };
                     }
-                    // It was taken before, and will be answered to a connection that is gone.
+                    // It was accepted before, and its answer goes to a connection that is gone.
                     Some("in_flight") => {
                         self.progress = Progress::Accepted;
                         return self.wait(connection).await;
@@ -276,7 +276,7 @@ impl Relay {
                 }
             }
             (Some("res"), _, Some("abort")) if payload["aborted"] == false => {
-                // Nothing is left to be aborted.
+                // No run is left to abort.
                 self.progress = Progress::Told(Instant::now() + ANSWER_GRACE);
             }
             (Some("res"), _, Some("history")) => {
@@ -291,7 +291,7 @@ impl Relay {
         Some(())
     }
 
-    /// Looks at an event of the run, before it is passed on.
+    /// Updates the state from an event of the run, before the event is passed on.
     fn event(&mut self, payload: &Value) {
         if let Some(id) = payload["sessionId"].as_str().filter(|_| !self.knows_session) {
             self.knows_session = true;
@@ -301,7 +301,7 @@ impl Relay {
         let data = &payload["data"];
         let is_lifecycle = payload["stream"] == "lifecycle";
         self.progress = match data["phase"].as_str() {
-            // An error may be followed by another try; a settled one is not.
+            // After an error the gateway may try again, unless the execution is settled.
             Some("end") if is_lifecycle => Progress::Told(Instant::now() + ANSWER_GRACE),
             Some("error") if is_lifecycle && data["executionSettled"] == true => {
                 Progress::Told(Instant::now() + ANSWER_GRACE)
@@ -311,10 +311,10 @@ impl Relay {
         };
     }
 
-    /// Takes the answer to how the run ended, which is asked for where its own answer goes to a connection that is gone.
+    /// Handles the answer of `agent.wait`, which replaces the run's own answer after a reconnect.
     async fn waited(&mut self, frame: &Value, text: &str, connection: &mut Connection) -> Option<()> {
         if frame["ok"] != true {
-            // A gateway that cannot be asked this tells the end all the same, if it comes while we listen.
+            // A gateway without this method still sends the event of the end, if the connection lasts until then.
             return Some(());
         }
         if goes_on(&frame["payload"]) {
@@ -331,13 +331,13 @@ impl Relay {
     }
 }
 
-/// Whether a run goes on, by the answer to whether it has ended: one that timed out says that it ended.
+/// Whether a run continues, by the answer of `agent.wait`: a run that timed out itself has an end.
 pub(super) fn goes_on(waited: &Value) -> bool {
     let is_said = |key: &str| !waited[key].is_null();
     waited["status"] == "timeout" && !["endedAt", "stopReason", "error"].into_iter().any(is_said)
 }
 
-/// A file as the gateway takes it: what a `data:` URL holds.
+/// A file in the gateway's format: the content of its `data:` URL.
 fn attached(file: &Attachment) -> Option<Value> {
     let (_, content) = file.url.split_once(";base64,")?;
     Some(json!({"type": "image", "mimeType": file.media_type, "fileName": file.filename, "content": content}))

@@ -1,4 +1,4 @@
-//! Errors of the server, as it names them.
+//! Errors of the server, told apart by its names for them.
 
 use serde_json::Value;
 
@@ -6,22 +6,22 @@ use super::watch::text;
 use crate::driver::provider;
 use crate::failure::{AgentError, ErrorClass};
 
-/// What the server says when a turn was aborted.
+/// The server's name for an aborted turn.
 const ABORTED: &str = "MessageAbortedError";
 
-/// Whether it only says that the turn was aborted.
+/// Whether it only reports that the turn was aborted.
 pub(super) fn is_abort(error: &Value) -> bool {
     text(error, "/name") == Some(ABORTED)
 }
 
-/// An error (`{name, data: {message, statusCode?, …}}`) in words, its class as far as its name or a code says one, and when a limit
-/// is over.
+/// Converts an error (`{name, data: {message, statusCode?, …}}`): its message, its class from its name or a code, and
+/// when a limit resets.
 pub(super) fn read(error: &Value) -> AgentError {
     let name = text(error, "/name").unwrap_or("UnknownError");
     let message = text(error, "/data/message").filter(|message| !message.trim().is_empty());
     let message = match (name, message) {
         (ABORTED, _) => "The turn was aborted in opencode.",
-        // What follows is where in its own code it happened.
+        // The rest is a stack trace.
         (_, Some(message)) => message.split("\n    at ").next().unwrap_or(message),
         ("MessageOutputLengthError", None) => "The answer is longer than the model may write at once.",
         (name, None) => name,

@@ -1,8 +1,8 @@
-//! opencode: `opencode serve`, an HTTP server for the sessions of a workspace, kept warm. A turn is a relay that prompts a
-//! session of it and follows its events.
+//! opencode: `opencode serve`, an HTTP server for the sessions of a workspace, kept warm. The relay of a turn prompts
+//! one of its sessions and follows its events.
 //!
-//! Always: the server listens on 127.0.0.1 only, at a port that we chose, and takes requests only of who knows the password
-//! that was made for it: other users of the machine must not drive it.
+//! Always: the server listens only on 127.0.0.1, at a port chosen here, and requires the password generated for it:
+//! other users of the machine must not control it.
 
 mod error;
 mod own;
@@ -34,10 +34,10 @@ use crate::process::{Adoption, Prompt, Reply, StartError, TurnPlace};
 
 pub use parser::parser;
 
-/// A server that is well answers at once; one that starts accepts, and never answers what it accepted then.
+/// A healthy server answers at once; one that is starting accepts connections, and never answers them.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
-/// The backend of an agent.
+/// The driver of an agent.
 #[derive(Debug)]
 pub struct Opencode {
     turns: Result<PerTurn, StartError>,
@@ -46,7 +46,7 @@ pub struct Opencode {
 }
 
 impl Opencode {
-    /// A backend whose live agents are started as `process` says, with arguments that make it a server.
+    /// A driver whose servers are started as `process` says, with the arguments for a server appended.
     pub fn new(process: &ProcessSpec, kill_grace: Duration, shims: &Shims) -> Self {
         let relay = super::relay::process(shims, "opencode", process.max_line_bytes);
         let dialect = Dialect { stdin: turn_of, answer, ..Dialect::of_lines(parser) };
@@ -133,7 +133,7 @@ impl Warm for Opencode {
     }
 }
 
-/// The turn, as the relay is told.
+/// The turn, as the first line for the relay.
 fn turn_of(prompt: &Prompt) -> Stdin {
     Stdin::Open(RelayedTurn::new(prompt, prompt.place.endpoint.clone().unwrap_or_default()).to_line())
 }
@@ -146,8 +146,8 @@ fn answer(request: &PermissionRequest, decision: &Decision) -> Option<String> {
     Some(json!({"permission": request.request, "reply": reply}).to_string())
 }
 
-/// A port that nobody listens on. Somebody may be quicker than the server to take it: then that ends, and is started again
-/// with another.
+/// A free port. Another process may take it before the server does; then the server ends, and is restarted with another
+/// port.
 fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -1,4 +1,4 @@
-//! The lines of a relay that are not events of the server: what it knows of the turn beside them.
+//! The lines of a relay that are not events of the server: what it knows of the turn besides them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,22 +14,22 @@ pub(super) enum Own {
     Session { id: String, origin: Origin },
     /// What the server offers.
     Advertised { offer: Value },
-    /// What the relay is busy with, or could not do, for people.
+    /// What the relay is doing, or could not do, as a text for the user.
     Status { label: String },
-    /// Events were missed. What follows, up to [`Own::CaughtUp`], is how things stand: known things may be said again.
+    /// Events were missed. What follows, up to [`Own::CaughtUp`], describes the current state and may repeat known things.
     Gap,
-    /// Events come live again.
+    /// Events are live again.
     CaughtUp,
-    /// The turn cannot go on.
+    /// The turn cannot continue.
     Error { class: Option<ErrorClass>, message: String },
     /// The turn is over; nothing follows.
     End {
-        /// Because we asked for it.
+        /// Whether it ended because it was cancelled.
         cancelled: bool,
     },
 }
 
-/// How the relay came by the session.
+/// How the relay got the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Origin {
@@ -47,9 +47,9 @@ impl From<Origin> for SessionOrigin {
 }
 
 impl Own {
-    /// The line, without its end.
+    /// Encodes it as a line, without its end.
     pub(super) fn to_line(&self) -> String {
-        // Texts and JSON values: none of them can fail to serialise.
+        // Strings and JSON values: they always serialise.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

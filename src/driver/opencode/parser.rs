@@ -1,8 +1,8 @@
-//! The lines of a relayed turn: events of the server, and the relay's own.
+//! Parses the lines of a relayed turn: events of the server, and the relay's own lines.
 //!
-//! Always: said again is not said twice: events may come anew after the connection broke. An error counts only when
-//! nothing follows it: the server tries again by itself, and makes a long conversation shorter. Nothing here fails on any
-//! input.
+//! Always: a repeated event is not emitted twice: events may be repeated after the connection broke. An error counts
+//! only if nothing follows it: the server retries by itself, and compacts a long conversation. No input makes the
+//! parser fail.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::driver::json;
 use crate::failure::AgentError;
 use crate::usage::Usage;
 
-/// A session has this title, and the time, until the server has found one.
+/// Prefix of a session's title, before a time, until the server has found one.
 const UNTITLED: &str = "New session - ";
 
 /// A parser for the lines of one turn.
@@ -28,21 +28,21 @@ pub fn parser() -> LineParser {
     Box::new(move |line| turn.read(line))
 }
 
-/// What is remembered from line to line.
+/// The state of a turn.
 #[derive(Debug, Default)]
 struct Turn {
     session: String,
-    /// Messages of the agent, and whether each is one for the person: a summary is for the agent itself.
+    /// Messages of the agent, and whether each is for the user: a summary is for the agent itself.
     messages: HashMap<String, bool>,
     speech: Speech,
     tools: Tools,
-    /// Parts that need to be heard only once.
+    /// Parts that are handled only once.
     heard: HashSet<String>,
     /// The message whose step has begun and is not over.
     step: Option<String>,
     usage: Usage,
     title: Option<String>,
-    /// The last error, and whether it only says that the turn was aborted.
+    /// The last error, and whether it only reports that the turn was aborted.
     error: Option<(AgentError, bool)>,
 }
 
@@ -108,7 +108,7 @@ impl Turn {
             "session.status" if is_ours && text(properties, "/status/type") == Some("retry") => {
                 let reason = text(properties, "/status/message").unwrap_or_default();
                 events.push(AgentEvent::Status(format!("Trying again: {reason}")));
-                // It tries without end. When the turn is ended meanwhile, this is why nothing came of it.
+                // The server retries without limit. If the turn is ended meanwhile, this is the reason.
                 let retry_at = properties.pointer("/status/next").and_then(count).map(Timestamp::from_millis);
                 self.error = Some((AgentError { retry_at, ..AgentError::from(reason) }, false));
             }
@@ -132,7 +132,7 @@ impl Turn {
             self.messages.insert(id.to_owned(), !is_summary);
         }
         if is_ours && is_new {
-            // The server went on.
+            // The server recovered from the error.
             self.error = None;
         }
         if is_ours {
@@ -141,7 +141,7 @@ impl Turn {
     }
 
     fn fail(&mut self, error: Option<&Value>) {
-        // The same error comes in several ways; the first words are the best.
+        // The same error arrives in several ways; the first text is the best.
         if let Some(error) = error.filter(|error| error.is_object()) {
             self.error.get_or_insert_with(|| (error::read(error), error::is_abort(error)));
         }
@@ -190,7 +190,7 @@ impl Turn {
         }
     }
 
-    /// Adds a step. Its output does not count what it thought, and its input not what came from a cache.
+    /// Adds the usage of a step. Its output excludes reasoning, and its input excludes what came from a cache.
     fn count(&mut self, step: &Value, is_ours: bool) {
         let tokens = |name: &str| step.pointer(&format!("/tokens/{name}")).and_then(count).unwrap_or(0);
         let (input, output, reasoning) = (tokens("input"), tokens("output"), tokens("reasoning"));
@@ -212,12 +212,12 @@ impl Turn {
     }
 }
 
-/// Whether nothing is added to a part.
+/// Whether a part is complete.
 fn is_whole(part: &Value) -> bool {
     part.pointer("/time/end").is_some_and(|end| !end.is_null())
 }
 
-/// A count of tokens; the server's language knows no whole numbers.
+/// A count of tokens; JavaScript may write it as a fraction.
 fn count(number: &Value) -> Option<i64> {
     number.as_i64().or_else(|| number.as_f64().filter(|number| number.is_finite()).map(|number| number as i64))
 }

@@ -1,4 +1,4 @@
-//! What the server is asked: the message, its files, and the options of the session as far as the server offers them.
+//! The prompt for the server: the message, its files, and the options of the session as far as the server supports them.
 
 use serde_json::{Value, json};
 
@@ -9,15 +9,15 @@ use super::watch::text;
 use crate::driver::relay::RelayedTurn;
 use crate::driver::relay::pipes::Output;
 
-/// The body of the prompt, and what people should know of options that could not be kept. What the server offers is said
-/// for a new session.
+/// The body of the prompt, and notices about options that could not be applied. For a new session, also reports what
+/// the server offers.
 pub(super) async fn of(
     server: &Server,
     turn: &RelayedTurn,
     origin: Origin,
     output: &mut Output,
 ) -> Result<(Value, Vec<String>), Trouble> {
-    // Models refuse an empty text; there are files then.
+    // Models refuse an empty text; the message has files then.
     let message = Some(&turn.message).filter(|text| !text.trim().is_empty());
     let part = |text| json!({"type": "text", "text": text, "metadata": turn.marker()});
     let mut parts: Vec<_> = message.map(part).into_iter().collect();
@@ -60,7 +60,7 @@ pub(super) async fn of(
     Ok((prompt, advice))
 }
 
-/// The agents of the server that a person can talk to, as modes.
+/// The server's agents that a user can talk to, as modes.
 fn modes(agents: &Value) -> Vec<Value> {
     let agents = agents.as_array().into_iter().flatten();
     let agents =

@@ -1,8 +1,8 @@
 //! The relay of a turn: prompts a session of a running server, and writes the events of the turn to its stdout as they
-//! come, one JSON object a line, with its own lines ([`Own`]) among them.
+//! arrive, one JSON object a line, with its own lines ([`Own`]) among them.
 //!
-//! Always: events are followed before the prompt is sent. When the connection breaks and the server lives, what was missed
-//! is fetched and said as the events that would have told it. The last line says that the turn is over.
+//! Always: events are followed before the prompt is sent. If the connection breaks and the server lives, the current
+//! state is fetched and written as the events that were missed. The last line says that the turn is over.
 
 use std::io;
 use std::process::ExitCode;
@@ -23,23 +23,23 @@ use crate::driver::relay::pipes::{Input, Output};
 use crate::failure::ErrorClass;
 use crate::process::lines::unreadable;
 
-/// What needs no preparation is answered soon, or not at all.
+/// Limit for requests that need no preparation.
 const PROMPTLY: Duration = Duration::from_secs(10);
-/// Between two tries to reach a server that is there and does not answer, or to see that it is idle.
+/// Pause between attempts to reach a server that exists but does not answer, or to see that it is idle.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// A server that is idle says how its message ended within so long, or will not.
+/// How long an idle server may take to report how its message ended.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
-/// An aborted turn ends within so long, or is left: somewhat less than a relay has before it is killed.
+/// How long an aborted turn may take to end before it is left: somewhat less than the time until the relay is killed.
 const STOPS_WITHIN: Duration = Duration::from_secs(4);
-/// An answer is given so often when the connection breaks: the server waits for it without end.
+/// How often an answer is sent if the connection breaks: the server waits for it without limit.
 const REPLIES: u32 = 5;
-/// A turn has fewer messages; if not, the oldest are not told again after a broken connection.
+/// More messages than a turn has; otherwise the oldest are not repeated after a broken connection.
 const MESSAGES_FETCHED: u32 = 200;
 
-/// Is the relay of one turn.
+/// Runs as the relay of one turn.
 ///
 /// # Errors
-/// When it is told no turn, or nobody reads what it says.
+/// No turn arrives, or the output is not read.
 pub(in crate::driver) async fn run(mut input: Input, mut output: Output, mut stop: Signal) -> io::Result<ExitCode> {
     let turn: RelayedTurn = input.turn().await?;
     let invalid = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
@@ -59,7 +59,7 @@ pub(in crate::driver) async fn run(mut input: Input, mut output: Output, mut sto
             let ended = course.run().await;
             course.clean_up(turn.oneshot).await;
             if course.is_left {
-                // Somebody has to see to it that it does not go on.
+                // The engine has to make sure that the turn does not continue.
                 code = ExitCode::FAILURE;
             }
             (course.cancelled, ended)
@@ -95,27 +95,27 @@ async fn begin(server: &Server, turn: &RelayedTurn, output: &mut Output) -> Resu
     }
     let events = server.events(ANSWERS_WITHIN).await?;
     let watch = Watch::new(&session, before);
-    // Whoever ends the turn in our place has to know its session.
+    // The engine needs the session's id to end the turn if this relay is killed.
     output.write_all().await.map_err(|error| Trouble::new(format!("nobody reads what the turn says: {error}")))?;
     Ok(Begun { session, prompt, events, watch })
 }
 
-/// Sees to it that a turn whose relay was killed does not go on.
+/// Makes sure that a turn whose relay was killed does not continue.
 pub(super) async fn end_turn(server: &Server, session: Option<&str>) -> Result<(), Trouble> {
-    // Before it is prompted, it is known to us.
+    // The session's id is reported before the prompt is sent, so without an id there was no prompt.
     let Some(session) = session.filter(is_session) else { return Ok(()) };
-    // Also when it is not busy: it may be about to be, with the prompt that was sent last.
+    // Even if the session is not busy: the last prompt may be about to begin.
     server.post(&format!("/session/{session}/abort"), None, PROMPTLY).await?;
     sleep(TRY_AGAIN).await;
     end_earlier_turn(server, session).await
 }
 
-/// What does not look like an id of the server would be part of the path.
+/// Whether an id looks like one of the server's. Any other text could change the path that it becomes part of.
 fn is_session(id: &&str) -> bool {
     id.starts_with("ses") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// The session of the conversation: the one that is known, if the server still knows it, or else a new one.
+/// The session of the conversation: the known one, if it still exists on the server, otherwise a new one.
 async fn session(server: &Server, known: Option<&str>) -> Result<(String, Origin), Trouble> {
     if let Some(id) = known.filter(is_session) {
         match server.get(&format!("/session/{id}"), ANSWERS_WITHIN).await {
@@ -133,7 +133,7 @@ async fn session(server: &Server, known: Option<&str>) -> Result<(String, Origin
     Ok((id.to_owned(), Origin::New))
 }
 
-/// A relay that was killed could not end its turn.
+/// Ends a turn that a killed relay left behind.
 async fn end_earlier_turn(server: &Server, session: &str) -> Result<(), Trouble> {
     let mut asked = false;
     let give_up = Instant::now() + STOPS_WITHIN;
@@ -161,18 +161,18 @@ async fn is_busy(server: &Server, session: &str) -> Result<bool, Failure> {
     Ok(status.is_some_and(|status| status != "idle"))
 }
 
-/// A turn on its way.
+/// A turn in progress.
 struct Course<'a> {
     server: &'a Server,
     input: Input,
     output: &'a mut Output,
     stop: Signal,
     cancelled: bool,
-    /// Then a cancelled turn is left as it is.
+    /// When to leave a cancelled turn as it is.
     give_up: Option<Instant>,
-    /// It was, or nobody knows whether it goes on.
+    /// The turn was left, or it is unknown whether it continues.
     is_left: bool,
-    /// Then the turn is over although a message is not complete.
+    /// When the turn counts as over although a message is incomplete.
     settle_by: Option<Instant>,
     begun: Begun,
 }
@@ -183,7 +183,7 @@ impl<'a> Course<'a> {
     }
 
     async fn run(&mut self) -> Result<(), Trouble> {
-        // Not to be broken off: a prompt that is taken must be heard, or aborted.
+        // Not cancellable: an accepted prompt must be followed or aborted.
         let path = format!("/session/{}/prompt_async", self.begun.session);
         if let Err(failure) = self.server.post(&path, Some(&self.begun.prompt), PROMPTLY).await {
             if matches!(failure, Failure::Silent(_) | Failure::Broken(_)) {
@@ -193,7 +193,7 @@ impl<'a> Course<'a> {
             return Err(failure.into());
         }
         let followed = self.follow().await;
-        // A server that is there and does not say how it goes on may go on.
+        // A server that exists but does not report its state may continue the turn.
         self.is_left |= followed.as_ref().is_err_and(|failure| !matches!(failure, Failure::Gone(_)));
         Ok(followed?)
     }
@@ -210,7 +210,7 @@ impl<'a> Course<'a> {
                 }
                 written = self.output.write(), if !self.output.is_all_written() => {
                     if written.is_err() {
-                        // Our shim is gone: nobody wants the turn.
+                        // The shim is gone: the turn is not wanted any more.
                         self.abort().await;
                         return Ok(());
                     }
@@ -238,7 +238,7 @@ impl<'a> Course<'a> {
     async fn abort(&mut self) {
         self.cancelled = true;
         self.give_up = Some(Instant::now() + STOPS_WITHIN);
-        // When it fails, the turn is left after a while.
+        // If it fails, the turn is left at the limit.
         let _ = self.server.post(&format!("/session/{}/abort", self.begun.session), None, STOPS_WITHIN).await;
     }
 
@@ -254,18 +254,18 @@ impl<'a> Course<'a> {
         }
         self.output.say(&data);
         if self.cancelled && text(&event, "/properties/status/type") == Some("busy") {
-            // It was not busy with the turn so far, and an abort of nothing does nothing.
+            // The turn was not busy before, and an abort of an idle session has no effect.
             self.abort().await;
         }
         if text(&event, "/type") == Some("question.asked")
             && let Some(id) = text(&event, "/properties/id").filter(|id| is_request(id))
         {
-            // When it fails, the question is gone.
+            // If it fails, the question is gone.
             let _ = self.server.post(&format!("/question/{id}/reject"), None, PROMPTLY).await;
         }
     }
 
-    /// An answer to a permission that was asked.
+    /// Passes the answer to a permission request on.
     async fn answer(&mut self, line: &str) {
         let answer: Value = serde_json::from_str(line).unwrap_or_default();
         let (Some(id), Some(reply)) = (text(&answer, "/permission"), text(&answer, "/reply")) else { return };
@@ -278,7 +278,7 @@ impl<'a> Course<'a> {
         }
         let (path, reply) = (format!("/permission/{id}/reply"), json!({"reply": reply}));
         for _ in 0..REPLIES {
-            // When it is refused, somebody else was first, or the turn is over.
+            // A refusal means that it is answered already, or that the turn is over.
             let Err(Failure::Broken(_)) = self.server.post(&path, Some(&reply), PROMPTLY).await else { return };
             sleep(TRY_AGAIN).await;
         }
@@ -300,7 +300,8 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Follows the events again, and says what was missed. A server that is there is waited for; it is for others to end it.
+    /// Reconnects to the events, and writes what was missed. Waits as long as the server exists; the engine decides
+    /// whether to end it.
     async fn catch_up(&mut self) -> Result<(), Failure> {
         while self.give_up.is_none_or(|at| Instant::now() < at) {
             let events = tokio::select! {
@@ -331,7 +332,7 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// How things stand, as the events that would have told it.
+    /// Fetches the current state, and writes it as the events that would have reported it.
     async fn tell_again(&mut self) -> Result<(), Failure> {
         let session = self.begun.session.clone();
         let children = self.server.get(&format!("/session/{session}/children"), PROMPTLY).await?;
@@ -368,19 +369,19 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// The server lists what it asked for an aborted turn until that is answered.
+    /// The server keeps listing the requests of an aborted turn until they are answered.
     async fn clean_up(&mut self, oneshot: bool) {
         for id in self.begun.watch.unanswered() {
             self.reply(id, "reject").await;
         }
         if oneshot {
-            // When it fails, a session is left that nobody uses.
+            // If it fails, an unused session is left.
             let _ = self.server.delete(&format!("/session/{}", self.begun.session), PROMPTLY).await;
         }
     }
 }
 
-/// Whether this can be the id of something that was asked: it becomes part of a path.
+/// Whether an id can be one of a request: it becomes part of a path.
 fn is_request(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }

@@ -1,7 +1,7 @@
 //! The HTTP interface of a running server: requests, and its stream of events.
 //!
-//! Always: whatever is there is not trusted: answers, events and headers have limits, and every wait has an end. The
-//! endpoint is spoken to directly, never through a proxy.
+//! Always: the other end is not trusted: answers, events and headers have limits, and so has every wait. Connections
+//! are direct, never through a proxy.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -25,35 +25,35 @@ use crate::driver::{ProbeError, json};
 use crate::failure::is_shortage;
 use crate::process::lines::{Line, Splitter, unreadable};
 
-/// The name that goes with the password of a server.
+/// The user name that goes with a server's password.
 pub(super) const USER: &str = "opencode";
-/// A longer answer is an error: a conversation of this length does not fit into any model.
+/// A longer answer is an error: a conversation of this length fits into no model.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// Headers of an answer take no more.
+/// Maximum size of an answer's headers.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// A server sends a heartbeat every 10 s; one that is silent for so much longer is not there any more.
+/// A server sends a heartbeat every 10 s. After this long a silence it counts as gone.
 const SILENCE: Duration = Duration::from_secs(35);
-/// So much of an answer is shown in an error.
+/// How much of an answer an error shows.
 const SHOWN_CHARS: usize = 300;
 
-/// Why a request was not answered as it should be.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
-    /// Nobody listens.
+    /// The connection was refused.
     #[error("nobody listens at {0}: the server has ended")]
     Gone(String),
-    /// It accepts, and does not answer in time.
+    /// The server accepts the connection, but does not answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the answer is not HTTP.
     #[error("the connection broke: {}", .0.message)]
     Broken(ProbeError),
-    /// It refuses, or cannot do it.
+    /// The server refuses the request, or cannot execute it.
     #[error("HTTP status {status}: {message}")]
     Refused { status: u16, message: String },
 }
 
-/// A server, as far as one directory is concerned.
+/// A server, for requests about one directory.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     address: String,
@@ -62,7 +62,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// The server at `http://[name:password@]host:port`; what is wrong with it when it is no such address.
+    /// The server at `http://[name:password@]host:port`, or why the address is wrong.
     pub(super) fn at(endpoint: &str) -> Result<Self, String> {
         // The address is shown without the password.
         let shown = || endpoint.rsplit('@').next().unwrap_or_default().chars().take(80).collect::<String>();
@@ -80,22 +80,22 @@ impl Server {
         Ok(Self { address: address.to_owned(), authorization, directory: None })
     }
 
-    /// The same server, asked about a directory.
+    /// The same server, for requests about a directory.
     pub(super) fn in_directory(self, directory: &str) -> Self {
         Self { directory: Some(utf8_percent_encode(directory, NON_ALPHANUMERIC).to_string()), ..self }
     }
 
-    /// Asks for something.
+    /// Sends a GET request.
     pub(super) async fn get(&self, path: &str, within: Duration) -> Result<Value, Failure> {
         self.ask(Method::GET, path, None, within).await
     }
 
-    /// Asks to do something.
+    /// Sends a POST request.
     pub(super) async fn post(&self, path: &str, body: Option<&Value>, within: Duration) -> Result<Value, Failure> {
         self.ask(Method::POST, path, body, within).await
     }
 
-    /// Asks to remove something.
+    /// Sends a DELETE request.
     pub(super) async fn delete(&self, path: &str, within: Duration) -> Result<Value, Failure> {
         self.ask(Method::DELETE, path, None, within).await
     }
@@ -113,7 +113,7 @@ impl Server {
                 }
             };
             let answer = answer.map_err(|error| Failure::Broken(error.to_string().into()))?.to_bytes();
-            // An accepted request may be answered with nothing.
+            // An accepted request may have an empty answer.
             let value = json::parse(&String::from_utf8_lossy(&answer)).unwrap_or(Value::Null);
             if status.is_success() {
                 return Ok(value);
@@ -125,7 +125,7 @@ impl Server {
         timeout(within, asked).await.unwrap_or(Err(Failure::Silent(within)))
     }
 
-    /// Follows what happens in the directory. When it is back, nothing is missed any more.
+    /// Follows the events in the directory. From its return on, no event is missed.
     pub(super) async fn events(&self, within: Duration) -> Result<Events, Failure> {
         let follow = async {
             let (response, connection) = self.send(Method::GET, "/event", None).await?;
@@ -134,7 +134,7 @@ impl Server {
                 return Err(Failure::Refused { status, message: "no events are told".to_owned() });
             }
             let mut events = Events::new(response.into_body(), connection);
-            // Its greeting.
+            // The first event is a greeting.
             events.next().await?;
             Ok(events)
         };
@@ -157,7 +157,7 @@ impl Server {
             builder.max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let mut connection = Connection(
             Box::pin(async move {
-                // What ended it shows in the answer.
+                // The answer fails with the same error.
                 let _ = connection.await;
             }),
             true,
@@ -192,7 +192,7 @@ impl Server {
     }
 }
 
-/// What moves the bytes of an answer, and whether it still does.
+/// The task that moves an answer's bytes, and whether it still runs.
 struct Connection(BoxFuture<'static, ()>, bool);
 
 /// The events of a server.
@@ -211,8 +211,8 @@ impl Events {
         Self { body, connection, splitter, piece: Bytes::new(), data: String::new(), is_too_long: false }
     }
 
-    /// The data of the next event; of one that is longer than a line may be its beginning, cut off, which is no JSON. Whoever
-    /// stops waiting misses nothing.
+    /// The data of the next event. Of an event longer than a line may be, only a marked beginning that is not JSON.
+    /// Cancel-safe: no event is lost if the future is dropped.
     pub(super) async fn next(&mut self) -> Result<String, Failure> {
         loop {
             if let Some(data) = self.next_read() {
@@ -236,7 +236,7 @@ impl Events {
         }
     }
 
-    /// The next event of what was read.
+    /// The next event in the bytes read so far.
     fn next_read(&mut self) -> Option<String> {
         let mut rest = &self.piece[..];
         let mut whole = None;
@@ -259,7 +259,7 @@ impl Events {
             let Some(data) = line.strip_prefix(b"data:") else { continue };
             let data = String::from_utf8_lossy(data.strip_prefix(b" ").unwrap_or(data));
             if !self.is_too_long {
-                // JSON has no line ends within texts: a space does as well, and the event stays one line.
+                // JSON strings contain no line ends, so a space does as well, and the event stays one line.
                 self.data.push_str(if self.data.is_empty() { "" } else { " " });
                 self.data.push_str(&data);
             }

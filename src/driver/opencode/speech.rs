@@ -1,17 +1,17 @@
-//! What the agent writes and thinks, part by part: the server says it in pieces as it comes, and whole at the end.
+//! What the agent writes and thinks, part by part: the server sends it in pieces as it comes, and as a whole at the end.
 //!
-//! Always: nothing is said twice, and nothing is lost when pieces were missed: then the rest comes with the whole.
+//! Always: nothing is emitted twice, and nothing is lost if pieces were missed: the rest is taken from the whole.
 
 use std::collections::HashMap;
 
 use crate::agent_event::AgentEvent;
 
-/// To whom a part speaks.
+/// Whom a part addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Voice {
-    /// To the person.
+    /// The user.
     Text,
-    /// To itself.
+    /// The agent itself.
     Reasoning,
 }
 
@@ -24,14 +24,14 @@ impl Voice {
     }
 }
 
-/// A part: said in pieces, or to be said when it is whole.
+/// The state of a part.
 #[derive(Debug)]
 enum Part {
-    /// Said so far.
+    /// The text emitted so far.
     Open(String),
-    /// As above, but pieces were missed.
+    /// The same, but pieces were missed: the rest is emitted once the part is complete.
     Torn(String),
-    /// Whole.
+    /// Complete.
     Closed,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Speech {
 }
 
 impl Speech {
-    /// Pieces were missed, until [`Speech::caught_up`]: of every part that is open, and of those that begin meanwhile.
+    /// Pieces are missed until [`Speech::caught_up`]: of every open part, and of those that begin meanwhile.
     pub(super) fn gap(&mut self) {
         self.is_in_gap = true;
         for (_, part) in self.parts.values_mut() {
@@ -53,12 +53,12 @@ impl Speech {
         }
     }
 
-    /// Parts that begin from here on are heard from their beginning.
+    /// Parts that begin from here on are received from their beginning.
     pub(super) fn caught_up(&mut self) {
         self.is_in_gap = false;
     }
 
-    /// The next piece of a part: what is to be said.
+    /// Handles the next piece of a part; returns what to emit.
     pub(super) fn piece(&mut self, id: &str, piece: &str) -> Option<AgentEvent> {
         match self.parts.get_mut(id)? {
             (voice, Part::Open(said)) => {
@@ -69,7 +69,7 @@ impl Speech {
         }
     }
 
-    /// A part as it stands: what of it is to be said.
+    /// Handles the current state of a part; returns what to emit.
     pub(super) fn stands(&mut self, id: &str, voice: Voice, text: &str, is_whole: bool) -> Option<AgentEvent> {
         let begins = if self.is_in_gap { Part::Torn } else { Part::Open };
         let (voice, part) = self.parts.entry(id.to_owned()).or_insert_with(|| (voice, begins(String::new())));
@@ -78,7 +78,7 @@ impl Speech {
             Part::Torn(said) if is_whole => said,
             Part::Torn(_) | Part::Closed => return None,
         };
-        // A plugin may have changed what was said already; that cannot be taken back.
+        // A plugin may have changed text that was already emitted; that cannot be undone.
         let news = text.strip_prefix(said.as_str()).filter(|news| !news.is_empty()).map(str::to_owned);
         if is_whole {
             *part = Part::Closed;

@@ -1,4 +1,4 @@
-//! The tools of a turn: from the states of a part to the start, progress and end of a call.
+//! The tool calls of a turn: converts the states of a part into the start, progress and end of a call.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,11 @@ use super::watch::text;
 use crate::agent_event::AgentEvent;
 use crate::permission::{OptionKind, PermissionOption, PermissionRequest, ToolKind};
 
-/// A call.
 #[derive(Debug, Default)]
 struct Call {
     id: String,
     name: String,
-    /// What readers were told of its input.
+    /// The input of the last start event.
     input: Option<Value>,
     output_bytes: usize,
     is_over: bool,
@@ -23,11 +22,11 @@ struct Call {
 #[derive(Debug, Default)]
 pub(super) struct Tools {
     calls: HashMap<String, Call>,
-    /// Their parts, by the provider's ids: unique in a message only.
+    /// Their parts, by message and the provider's id, which is unique only within a message.
     parts: HashMap<(String, String), String>,
-    /// Provider's ids that a call has.
+    /// The provider's ids in use, with the part of each.
     taken: HashMap<String, String>,
-    /// The calls that sub-agents work for, by the sub-agent's session.
+    /// The call that each sub-agent works for, by the sub-agent's session.
     tasks: HashMap<String, String>,
 }
 
@@ -37,7 +36,7 @@ impl Tools {
         self.tasks.get(session).map(String::as_str)
     }
 
-    /// A part of a tool as it stands. `parent` is the call that its session works for.
+    /// Handles the current state of a tool part. `parent` is the call that its session works for.
     pub(super) fn stands(&mut self, part: &Value, parent: Option<String>) -> Vec<AgentEvent> {
         let mut events = Vec::new();
         let (Some(part_id), Some(state)) = (text(part, "/id"), part.get("state")) else { return events };
@@ -74,7 +73,7 @@ impl Tools {
         events
     }
 
-    /// A permission that was asked: the call that waits for it is told first.
+    /// Handles a permission request: the call that waits for it is announced first.
     pub(super) fn asked(&mut self, asked: &Value, parent: Option<String>) -> Vec<AgentEvent> {
         let Some(request) = text(asked, "/id") else { return Vec::new() };
         let word = text(asked, "/permission").unwrap_or_default();
@@ -111,7 +110,7 @@ impl Tools {
         }
         let named = text(part, "/callID").filter(|named| !named.is_empty()).unwrap_or(part_id);
         let message = text(part, "/messageID").unwrap_or_default();
-        // Some providers count their calls anew in each answer.
+        // Some providers restart their numbering in each answer.
         let is_free = self.taken.insert(named.to_owned(), part_id.to_owned()).is_none();
         let id = if is_free { named } else { part_id }.to_owned();
         self.parts.insert((message.to_owned(), named.to_owned()), part_id.to_owned());
@@ -136,13 +135,13 @@ impl Call {
     }
 }
 
-/// A file that a message or a tool made.
+/// A file that a message or a tool created.
 pub(super) fn file(part: &Value) -> Option<AgentEvent> {
     let (media_type, url) = (text(part, "/mime")?.to_owned(), text(part, "/url")?.to_owned());
     Some(AgentEvent::File { media_type, url })
 }
 
-/// The answers that the server takes. `always` holds for what is alike, as long as the server runs.
+/// The answers that the server accepts. `always` covers similar requests for as long as the server runs.
 const OPTIONS: [(&str, &str, OptionKind); 3] = [
     ("once", "Allow once", OptionKind::AllowOnce),
     ("always", "Always allow", OptionKind::AllowAlways),

@@ -1,4 +1,4 @@
-//! What can go wrong between a relay and the server.
+//! Errors between a relay and the server.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::failure::ErrorClass;
 /// The first request about a directory makes the server load its config and plugins.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Why a turn cannot go on.
+/// Why a turn cannot continue.
 pub(super) struct Trouble {
     pub(super) class: Option<ErrorClass>,
     pub(super) message: String,
@@ -24,7 +24,7 @@ impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Self {
         let class = match &failure {
             Failure::Gone(_) | Failure::Silent(_) | Failure::Broken(_) => Some(ErrorClass::Crashed),
-            // Another program is in its place.
+            // The password is wrong, so another program listens at the port.
             Failure::Refused { status: 401, .. } => Some(ErrorClass::Crashed),
             Failure::Refused { .. } => None,
         };

@@ -1,37 +1,37 @@
-//! Which events belong to a turn, and when it is over. Pure: events in, answers out.
+//! Determines which events belong to a turn, and when it is over. Pure: events in, answers out.
 //!
-//! Always: a turn is over only after the server was busy with it, or refused it. A server says more than once that it is
-//! idle, and after an abort it goes on to say how the message ended: as long as a message is open, more comes.
+//! Always: a turn is over only after the server was busy with it, or refused it. A server reports more than once that
+//! it is idle, and after an abort it still reports how the message ended: as long as a message is open, more follows.
 
 use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
-/// What is known of a turn.
+/// The state of a turn.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     root: String,
     /// The session and those of its sub-agents.
     family: HashSet<String>,
-    /// The last message that was there before the turn. Ids grow.
+    /// The last message before the turn. Ids are ascending.
     before: Option<String>,
     has_prompt: bool,
     was_busy: bool,
     is_idle: bool,
     was_refused: bool,
-    /// Messages of the agent that are not complete.
+    /// Incomplete messages of the agent.
     open: HashSet<String>,
-    /// Permissions that nobody has answered.
+    /// Permission requests without an answer.
     asked: BTreeSet<String>,
 }
 
 impl Watch {
-    /// A turn of a session that begins behind the message `before`.
+    /// A turn of the session `root` that begins after the message `before`.
     pub(super) fn new(root: &str, before: Option<String>) -> Self {
         Self { root: root.to_owned(), family: HashSet::from([root.to_owned()]), before, ..Self::default() }
     }
 
-    /// Takes notice of an event; whether it belongs to the turn.
+    /// Updates the state from an event; returns whether the event belongs to the turn.
     pub(super) fn see(&mut self, event: &Value) -> bool {
         let (Some(kind), Some(properties)) = (text(event, "/type"), event.get("properties")) else { return false };
         let child = (kind == "session.created").then(|| properties.get("info")).flatten();
@@ -68,7 +68,7 @@ impl Watch {
         true
     }
 
-    /// Whether what cannot be read may belong to the turn: it names a session of it, or none.
+    /// Whether an unreadable event may belong to the turn: it names a session of the turn, or none.
     pub(super) fn may_be_of_turn(&self, unreadable: &str) -> bool {
         let is_named = |session: &String| unreadable.contains(&format!("\"{session}\""));
         self.family.iter().any(is_named) || !unreadable.contains("\"sessionID\"")
@@ -79,7 +79,7 @@ impl Watch {
         if !self.is_of_turn(id) {
             return false;
         }
-        // What answers was at work, also when nobody heard that it was.
+        // A server that answers is busy, even if the event that says so was missed.
         self.was_busy |= text(properties, "/info/role") == Some("assistant");
         match (text(properties, "/info/role"), id) {
             (Some("user"), _) => self.has_prompt = true,
@@ -98,27 +98,27 @@ impl Watch {
         message.is_some_and(|message| self.before.as_deref().is_none_or(|before| message > before))
     }
 
-    /// Whether the server should be asked if it is idle: all that was begun is complete.
+    /// Whether to ask the server if it is idle: everything that was begun is complete.
     pub(super) fn may_be_over(&self) -> bool {
         self.open.is_empty() && (self.was_refused || self.is_idling())
     }
 
-    /// Whether the server says that it is idle after it was busy with the turn.
+    /// Whether the server reports to be idle after it was busy with the turn.
     pub(super) fn is_idling(&self) -> bool {
         self.is_idle && self.was_busy
     }
 
-    /// The server, being asked, is busy.
+    /// Records that the server, when asked, is busy.
     pub(super) fn goes_on(&mut self) {
         (self.is_idle, self.was_refused, self.was_busy) = (false, false, true);
     }
 
-    /// Permissions that nobody has answered.
+    /// Permission requests without an answer.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = &str> {
         self.asked.iter().map(String::as_str)
     }
 
-    /// Whether something asked belongs to the turn and is not known; requests of turns that were aborted stay listed.
+    /// Whether a request belongs to the turn and is new; requests of aborted turns stay listed.
     pub(super) fn is_news(&self, request: &Value) -> bool {
         let is_listed = text(request, "/id").is_some_and(|id| self.asked.contains(id));
         let message = text(request, "/tool/messageID");
@@ -126,7 +126,7 @@ impl Watch {
     }
 }
 
-/// The text at a JSON pointer.
+/// The string at a JSON pointer.
 pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
     value.pointer(pointer).and_then(Value::as_str)
 }
@@ -157,7 +157,7 @@ mod tests {
             watch.see(&event);
             assert!(!watch.may_be_over(), "{event}");
         }
-        // The second idle of an abort that came before.
+        // The second idle event of an earlier abort.
         watch.see(&simple("session.idle"));
         assert!(!watch.may_be_over());
         watch.see(&status("busy"));

@@ -1,4 +1,4 @@
-//! What it asks for, what it says to people, and turns in which the model says nothing.
+//! Requests, notices to the user, and turns in which the model says nothing.
 
 use super::*;
 
