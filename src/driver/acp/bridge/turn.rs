@@ -153,7 +153,8 @@ impl Bridge {
                 () = cancelled.cancelled() => return tell(&lines, &Own::Ended).await,
             };
             if entered {
-                // If the caller gave up waiting and disconnected, its turn must not begin.
+                // If this relay is gone, an `EndTurn` request that waited ahead of it may have reported the turn as over, so
+                // the turn must not begin.
                 if !is_gone(caller) {
                     self.conduct(&turn, lines, &cancelled).await;
                 }
