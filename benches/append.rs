@@ -1,4 +1,4 @@
-//! Append with acknowledgement after the commit, from many runs at once; each waits for its answer before it says more.
+//! Appends that are acknowledged after the commit, from many runs at once; each waits for its acknowledgement before the next.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ async fn pair(runs: usize, per_append: usize) -> (Side, Side) {
     (ours, raw)
 }
 
-/// What an agent said.
+/// An append of an agent's output.
 pub fn append_of(claimed: &Claimed, events: Vec<String>) -> Append {
     Append {
         lease: claimed.lease,

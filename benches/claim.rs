@@ -1,5 +1,5 @@
 //! Claim and settle, by workers that do nothing in between: on a small table, behind a long history, and behind a long
-//! queue of one busy session. What was finished and what cannot go on must not cost a claim anything.
+//! queue of one busy session. Finished runs, and runs that cannot start, must not make a claim slower.
 
 use std::future::Future;
 use std::path::Path;
@@ -63,7 +63,7 @@ pub fn measure(runtime: &Runtime) {
     }
 }
 
-/// A file of each side, with the same rows.
+/// A file for each side, with the same rows.
 struct Table {
     store: Store,
     worker: i64,
@@ -134,7 +134,7 @@ impl Table {
     }
 }
 
-/// Enqueues enough for a good part of a second, then lets the workers have it.
+/// Enqueues enough for a good part of a second, then starts the workers.
 async fn round<F, T>(fill: &Connection, workers: usize, turn: T) -> Sample
 where
     T: Fn() -> F + Clone + Send + 'static,

@@ -1,5 +1,5 @@
-//! From a line of an agent to its committed row, for each driver, beside a reader and writer written by hand for the same
-//! agent; and what a line costs to be understood.
+//! The time from an agent's line to its committed row, for each driver, compared with a hand-written reader and writer for the
+//! same agent; and the cost of parsing a line.
 //!
 //! The agent is this program itself ([`agent`]): it writes lines as the driver's agents write them, each with the time at
 //! which it was written.
@@ -29,15 +29,15 @@ type Parser = fn() -> LineParser;
 
 /// The argument that makes this program an agent; the driver's word is the next one.
 pub const AGENT: &str = "agent";
-/// That of ACP is behind a relay and a bridge.
+/// The ACP agent is behind a relay and a bridge.
 const DRIVERS: [&str; 4] = ["openclaw", "claude", "codex", "acp"];
-/// What an agent that speaks ACP is asked, in this order, by whoever has no driver.
+/// What the hand-written client asks an ACP agent, in this order.
 const REQUESTS: [&str; 3] = ["initialize", "session/new", "session/prompt"];
 const ROUNDS: usize = 5;
-/// Lines a round, and the time between two of them.
+/// Lines per round, and the time between two of them.
 const LINES: u32 = 800;
 const EVERY: Duration = Duration::from_millis(5);
-/// Lines before those that count: what is started for a first run is no cost of a line.
+/// Lines before those that count: the start of the first run is not part of a line's cost.
 const WARM_UP: u32 = 40;
 
 /// Prints the tables.
@@ -69,7 +69,7 @@ fn now() -> u64 {
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// A text that says when it was said.
+/// A text that contains the time at which it was written.
 fn dated() -> String {
     format!("{} and so the tests pass again, once the missing index is there; ", now())
 }
@@ -79,7 +79,7 @@ fn age(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(now() - date))
 }
 
-/// Is an agent: it writes its lines, each in time.
+/// Runs as an agent: it writes its lines, each in time.
 pub fn agent(driver: &str) {
     let mut stdout = std::io::stdout();
     let mut say = |value: Value| {
@@ -119,7 +119,7 @@ pub fn agent(driver: &str) {
     }
 }
 
-/// Answers what a client of ACP asks, until that is a prompt; its id.
+/// Answers the requests of an ACP client until the prompt; returns that request's id.
 fn until_prompted(say: &mut impl FnMut(Value)) -> Value {
     for line in std::io::stdin().lines() {
         let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
@@ -137,7 +137,7 @@ fn command(driver: &str) -> [String; 3] {
     [std::env::current_exe().unwrap().display().to_string(), AGENT.to_owned(), driver.to_owned()]
 }
 
-/// How old the rows of a run are when a reader in the engine has them: that is a little after they are committed.
+/// The ages of a run's rows when a reader in the engine gets them, which is a little after their commit.
 async fn driven(driver: &str) -> Vec<Duration> {
     let dir = scene::tempdir();
     let text = format!(
@@ -165,7 +165,7 @@ async fn driven(driver: &str) -> Vec<Duration> {
     counted(ages)
 }
 
-/// The same agent on a pipe, read line by line, and its text written by the hand-written writer.
+/// The same agent on a pipe, read line by line, its text written by the hand-written writer.
 async fn read_by_hand(driver: &str) -> Vec<Duration> {
     let dir = scene::tempdir();
     let (path, claimed) = scene::running(dir.path(), "raw.db", 1).await;
@@ -202,8 +202,8 @@ fn counted(mut ages: Vec<Duration>) -> Vec<Duration> {
     ages.split_off(WARM_UP as usize)
 }
 
-/// Microseconds a line of all that was recorded of a driver: by its parser, by a JSON parser alone, and with what readers are
-/// told of it.
+/// Microseconds per line of everything that was recorded of a driver: with its parser, with a JSON parser alone, and including
+/// what readers get of it.
 fn cost(driver: &str, parser: fn() -> LineParser) -> [f64; 3] {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(driver);
     let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());

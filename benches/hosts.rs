@@ -1,4 +1,4 @@
-//! A turn of an agent under a host, beside the same process started and read by hand.
+//! A turn of an agent under a shim, compared with the same process started and read by hand.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -17,9 +17,9 @@ use tokio::runtime::Runtime;
 
 use crate::sample::{ROUNDS, Sample, Side, count, line};
 
-/// Turns a round, one after the other: what is measured is how long each takes.
+/// Turns per round, one after the other: the benchmark measures how long each takes.
 const TURNS: usize = 100;
-/// Lines a round of the throughput.
+/// Lines per round of the throughput.
 const LINES: usize = 500_000;
 
 fn lines() -> LineParser {

@@ -1,4 +1,4 @@
-//! From append to reader: how old an event is when a reader has it, in the process that wrote it and in another one.
+//! From append to reader: the age of an event when a reader gets it, in the process that wrote it and in another one.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -22,9 +22,9 @@ use crate::{raw, scene};
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
-/// Between two events of a run.
+/// Time between two events of a run.
 const EVERY: Duration = Duration::from_millis(10);
-/// Between two looks of the raw reader of another process; the engine's own.
+/// Poll interval of the raw reader in another process; the same as the engine's.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Prints the table.
@@ -48,19 +48,19 @@ pub fn measure(runtime: &Runtime) {
     }
 }
 
-/// How old the events were, by all readers.
+/// The ages of the events at all readers.
 #[derive(Clone, Default)]
 pub struct Ages(Arc<Mutex<Vec<Duration>>>);
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// An event that says when it was made.
+/// An event that contains the time at which it was made.
 pub fn dated() -> String {
     scene::chunk(&BEGAN.elapsed().as_nanos().to_string())
 }
 
 impl Ages {
-    /// Takes in whatever dated events are in a text.
+    /// Records the ages of the dated events in a text.
     pub fn read(&self, text: &str) {
         let now = BEGAN.elapsed();
         let dates = text.split(r#""delta":""#).skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok());
@@ -73,7 +73,7 @@ impl Ages {
     }
 }
 
-/// A store whose commits are told to a feed.
+/// A store whose commits go to a feed.
 pub async fn open_with_feed(path: &Path) -> (Store, Arc<Feed>) {
     let feed = Arc::new(Feed::default());
     let told = feed.clone();
@@ -88,7 +88,7 @@ pub async fn follow(mut follower: Follower, ages: Ages) {
     }
 }
 
-/// One event each `EVERY` from each run, for a round; answers with how long the acknowledgements took.
+/// One event per `every` from each run, for a round; returns how long the acknowledgements took.
 pub async fn send<A, F>(appends: impl ExactSizeIterator<Item = A>, every: Duration, round: Duration) -> Vec<Duration>
 where
     A: Fn(String) -> F + Send + 'static,
@@ -111,7 +111,7 @@ where
         });
     }
     let times = tasks.join_all().await.concat();
-    // The last ones are still on their way.
+    // The last events are still on their way.
     tokio::time::sleep(Duration::from_millis(100)).await;
     times
 }
@@ -166,7 +166,7 @@ async fn in_process_raw(runs: usize) -> Vec<Duration> {
             }
         });
     }
-    // Without readers there is nobody to tell.
+    // A send fails only without readers.
     let writer = raw::Writer::open(&path, move |run, events| _ = channels[&run].send(Arc::new(events)));
     send_raw(&writer, &claimed).await;
     ages.take()

@@ -1,8 +1,8 @@
-//! What the store and the feed cost, each measure beside a hand-written reference that does the same job in the same run:
+//! The cost of the store and the feed, each measurement beside a hand-written reference that does the same job in the same run:
 //! see `docs/performance.md`. `cargo bench -- NAME …` measures only the topics whose name contains one of the words.
 //!
 //! Always: the two sides of a pair are measured in turn, several times, on files of the same disk, and compared by the
-//! median of the rounds' ratios. Absolute figures are for orientation: they double and halve with the machine's mood.
+//! median of the rounds' ratios. Absolute figures are for orientation: they vary by a factor of two with the machine's load.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation ends the measurement")]
 
 mod append;
@@ -37,7 +37,7 @@ fn main() {
     if words.next().is_some_and(|word| word == drivers::AGENT) {
         return drivers::agent(&words.next().unwrap());
     }
-    // cargo adds `--bench`; whatever else begins with a dash is meant for another harness.
+    // cargo adds `--bench`; any other word that begins with a dash is meant for another harness.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);

@@ -1,7 +1,7 @@
-//! The reference: what a good engineer writes by hand for the same guarantees. One thread, prepared statements, a
-//! statement or two a command; it takes everything that waits, commits once, and then answers.
+//! The reference: what a good engineer writes by hand for the same guarantees. One thread, prepared statements, one or two
+//! statements per command; it takes all waiting commands, commits once, and then answers.
 //!
-//! It has no feed and no way back when one command of a batch fails: it is a yardstick, not a product.
+//! It has no feed, and no retry if one command of a batch fails: it is a yardstick, not a product.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -21,7 +21,7 @@ const BATCH: usize = 512;
 pub struct Claimed {
     /// The right to write to it.
     pub lease: Lease,
-    /// Its id, the message that it answers, and what else a worker needs to begin.
+    /// The run's id, the message that it answers, and what else a worker needs to begin.
     #[expect(dead_code, reason = "read because a worker would need it")]
     pub texts: [Option<String>; 7],
 }
@@ -34,12 +34,12 @@ enum Command {
     Settle(Lease, Vec<String>, String, Reply<Result<i64, LeaseLost>>),
 }
 
-/// The way to the writer's thread. It ends with the last of these.
+/// The queue of the writer's thread, which ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Writer(mpsc::SyncSender<Command>);
 
 impl Writer {
-    /// Opens the file. `on_commit` is told of the events of each append after their commit.
+    /// Opens the file. `on_commit` gets the events of each append after their commit.
     pub fn open(path: &Path, on_commit: impl Fn(RunKey, Vec<String>) + Send + 'static) -> Self {
         let (commands, queue) = mpsc::sync_channel(1024);
         let conn = scene::connect(path);
@@ -76,7 +76,7 @@ fn run(conn: &Connection, queue: &mpsc::Receiver<Command>, on_commit: &dyn Fn(Ru
         let mut told = Vec::new();
         conn.prepare_cached("BEGIN IMMEDIATE").unwrap().execute([]).unwrap();
         for command in std::iter::once(first).chain(queue.try_iter().take(BATCH - 1)) {
-            // A caller that has gone away does not want its answer: what `send` returns is nobody's.
+            // `send` fails only if the caller has gone away and does not need the answer.
             match command {
                 Command::Append(lease, events, reply) => {
                     let result = append(conn, now, lease, &events).unwrap();
@@ -99,7 +99,7 @@ fn run(conn: &Connection, queue: &mpsc::Receiver<Command>, on_commit: &dyn Fn(Ru
     }
 }
 
-/// Inserts the events of a run whose lease is good: one look at the lease, then plain inserts.
+/// Inserts the events of a run if its lease is valid: one check of the lease, then plain inserts.
 fn insert(conn: &Connection, now: i64, lease: Lease, events: &[String]) -> rusqlite::Result<bool> {
     let head = conn
         .prepare_cached(
@@ -155,7 +155,7 @@ fn claim(conn: &Connection, now: i64, worker: WorkerKey) -> rusqlite::Result<Opt
     for (index, text) in texts.iter_mut().enumerate() {
         *text = row.get(index + 2)?;
     }
-    // To its end, or the statement is not done.
+    // All rows are read, so that the statement completes.
     while rows.next()?.is_some() {}
     Ok(Some(Claimed { lease, texts }))
 }

@@ -1,5 +1,5 @@
-//! Redis Streams as a peer: a server of our own, spoken to by hand. Nothing of it is written to disk, which is to its
-//! advantage.
+//! Redis Streams as a peer: a server started here, with a hand-written client. The server writes nothing to disk, which is to
+//! its advantage.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -15,14 +15,14 @@ pub struct Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // It keeps nothing; if it is gone already, so much the better.
+        // It stores nothing; it may be gone already.
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
 }
 
 impl Redis {
-    /// Starts a server; `None`, said aloud, when there is none on the `PATH`.
+    /// Starts a server; `None`, with a message, if there is none on the `PATH`.
     pub fn start(dir: &Path) -> Option<Self> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let spawned = Command::new("redis-server")
@@ -67,8 +67,8 @@ impl Redis {
         }
     }
 
-    /// Reads a stream from its beginning, page by page; answers with the number of its entries, and one for the start
-    /// that the others have.
+    /// Reads a stream from its beginning, page by page; returns the number of its entries, plus one for the `start` event that
+    /// the other sides have.
     pub fn read(&mut self, key: &str, page: i64) -> usize {
         let (mut after, mut total) = ("-".to_owned(), 1);
         loop {

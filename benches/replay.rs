@@ -1,5 +1,5 @@
-//! Replay: the stored events of a run as SSE text, page by page; beside a loop over the same rows that makes the same text,
-//! and beside Redis Streams when there is a `redis-server`.
+//! Replay: the stored events of a run as SSE text, page by page; compared with a loop over the same rows that produces the same
+//! text, and with Redis Streams if there is a `redis-server`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::redis::Redis;
 use crate::sample::{ROUNDS, Sample, Side, count, line};
 use crate::scene;
 
-/// Rows of a page; the feed's own.
+/// Rows per page; the same as the feed's.
 const PAGE: i64 = 1000;
 /// Runs that were written at the same time.
 const INTERLEAVED: usize = 64;
@@ -54,7 +54,7 @@ pub fn measure(runtime: &Runtime) {
 
 fn timed(expected: usize, read: impl FnOnce() -> usize) -> Sample {
     let began = Instant::now();
-    // Each run has its `start` too.
+    // Each run also has its `start`.
     assert!(read() >= expected);
     Sample::new(expected, began.elapsed(), Vec::new())
 }

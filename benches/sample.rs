@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// Rounds of each pair.
+/// Rounds per pair.
 pub const ROUNDS: usize = 5;
 
 /// One side in one round.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    /// Operations a second.
+    /// Operations per second.
     pub rate: f64,
-    /// How long each took, when that was asked.
+    /// How long each operation took, if that was measured.
     pub times: Vec<Duration>,
 }
 
@@ -26,7 +26,7 @@ impl Sample {
 pub struct Side(Vec<Sample>);
 
 impl Side {
-    /// Takes in a round.
+    /// Adds a round.
     pub fn push(&mut self, sample: Sample) {
         self.0.push(sample);
     }
@@ -59,7 +59,7 @@ fn percentile(times: &[Duration], of_hundred: usize) -> f64 {
     times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
-/// A count for people: three digits are all that a measurement is good for.
+/// A number for people: a measurement is good for no more than three digits.
 pub fn count(value: f64) -> String {
     match value {
         v if v.is_nan() => "–".into(),

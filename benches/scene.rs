@@ -1,4 +1,4 @@
-//! Files to measure on: the schema is made by the store itself, the rows by bulk SQL; both sides get the same.
+//! Files to measure on: the store itself creates the schema, bulk SQL the rows; both sides get the same.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,23 +15,23 @@ use mainstay::store::{OnCommit, Store};
 use mainstay::worker::ProcessIdentity;
 use rusqlite::{Connection, params};
 
-/// How long a lease is: longer than any measurement.
+/// The length of a lease: longer than any measurement.
 pub const LEASE: Duration = Duration::from_secs(3600);
 
 /// What a person asks, as message parts.
 pub const QUESTION: &str = r#"[{"type":"text","text":"What does the build say about the failing test?"}]"#;
 
-/// A folder on the disk that the build is on: `/tmp` may be memory.
+/// A directory on the disk of the build: `/tmp` may be memory.
 pub fn tempdir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Opens a store that tells nobody.
+/// Opens a store whose commits are reported to no one.
 pub async fn open(path: &Path) -> Store {
     open_telling(path, Box::new(drop)).await
 }
 
-/// Opens a store that tells of its commits.
+/// Opens a store that reports its commits.
 pub async fn open_telling(path: &Path, on_commit: OnCommit) -> Store {
     Store::open(path, Durability::Full, Arc::new(SystemClock), on_commit, |_| true).await.unwrap()
 }
@@ -109,7 +109,7 @@ pub async fn register(store: &Store) -> WorkerKey {
         .unwrap()
 }
 
-/// What a worker asks for that takes what there is.
+/// The claim of a worker that takes any run.
 pub fn claim_request(worker: WorkerKey, limit: i64) -> ClaimRequest {
     ClaimRequest {
         worker,
@@ -121,7 +121,7 @@ pub fn claim_request(worker: WorkerKey, limit: i64) -> ClaimRequest {
     }
 }
 
-/// A new file with this many running runs, one a session.
+/// A new file with this many running runs, one per session.
 pub async fn running(dir: &Path, name: &str, runs: usize) -> (PathBuf, Vec<Claimed>) {
     let path = new_file(dir, name, runs).await;
     enqueue(&connect(&path), runs, 1, runs);
@@ -133,7 +133,7 @@ pub async fn running(dir: &Path, name: &str, runs: usize) -> (PathBuf, Vec<Claim
     (path, claimed)
 }
 
-/// A chunk of about 120 bytes, as agents send them.
+/// A chunk of about 120 bytes, a usual size for agents.
 pub fn chunk(text: &str) -> String {
     let filler = "and so the tests pass again, once the missing index is there; ";
     format!(r#"{{"type":"text-delta","id":"text-1","delta":"{text:<16} {filler}"}}"#)

@@ -1,7 +1,7 @@
-//! An agent that speaks ACP: one process for many turns, of one session or of several, which go on at the same time.
+//! An agent that speaks ACP: one process for many turns, of one session or of several, which run at the same time.
 //!
-//! Always: one thread, so that it is dead when its locks are gone; the client names the run of a turn in `_meta`. What it
-//! says again because it reads a session back is in no record.
+//! Always: one thread, so that the process is dead when its locks are free; the client names the run of a turn in `_meta`. What
+//! the agent repeats when it loads a session is in no record.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,16 +17,16 @@ use super::record::MARK;
 use super::turn::{self, CANCEL_DELAY, Purpose, Turn};
 use super::voice;
 
-/// Serves until its stdin is closed. Answers with its exit status.
+/// Serves until its stdin is closed. Returns its exit status.
 ///
 /// # Errors
-/// When a turn does not say which run it is of, or its record cannot be written.
+/// If a turn does not name its run, or its record cannot be written.
 pub(super) fn serve(records: &Path) -> anyhow::Result<u8> {
     let traits = Traits {
         words: vec!["load".to_owned()],
         store: None,
         log: None,
-        // Marked as an agent's word: one that is taken for new shows.
+        // Marked as an agent's word: if one is taken for new output, the checks find it.
         read_back: format!("{MARK}read back "),
     };
     let mut turns = Turns { records: records.to_owned(), turns: Vec::new(), begun: 0 };
@@ -71,7 +71,7 @@ impl acp::Turns for Turns {
 
     fn reopened(&mut self, _: &str) {}
 
-    /// The end of a turn is written after its locks are released.
+    /// Writes the end of a turn only after the turn's locks are released.
     async fn go_on(&mut self, client: &Client) -> anyhow::Result<()> {
         match turn::next_due(&self.turns) {
             Some(due) => sleep_until(Instant::from_std(due)).await,

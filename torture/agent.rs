@@ -1,8 +1,8 @@
-//! The agent: says what its seed tells it to say, well or badly behaved, and keeps its own record of it.
+//! The agent: writes the output that its seed determines, well or badly behaved, and keeps its own record of it.
 //!
-//! Always: a word is in the record before the engine can read it; while an agent lives it holds a lock on its session and
-//! one on its slot, which the kernel releases when it dies, so that an agent that finds one held has met another agent.
-//! One thread only: of a process with more, the first may be seen dead while another still holds the locks.
+//! Always: a word is in the record before the engine can read it. While an agent lives it holds a lock on its session and
+//! one on its slot, which the kernel releases when it dies, so an agent that finds one held has met another agent.
+//! Only one thread: in a process with more, the first may look dead while another still holds the locks.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, ErrorKind, Write};
@@ -21,24 +21,24 @@ use super::record::{Identity, Line, RecordWriter};
 use super::voice::{self, Next, Voice};
 use super::{AGENT, acp, gateway, opencode};
 
-/// Nothing that is left behind stays for longer, even if no engine ends it.
+/// The longest life of a stray process, in case no engine ends it.
 const MAX_STRAY: Duration = Duration::from_secs(300);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
 pub(super) struct Agent {
-    /// Where it writes its record.
+    /// The path of its record.
     pub(super) record: PathBuf,
-    /// What it was sent: its seed. None when it is told in the way of its protocol.
+    /// The seed from its message. None if the message comes through its protocol.
     pub(super) seed: Option<u64>,
-    /// How it speaks.
+    /// Which protocol it speaks.
     pub(super) protocol: Protocol,
-    /// Further arguments, as its driver gives them.
+    /// Further arguments, as its driver passes them.
     pub(super) arguments: Vec<String>,
 }
 
 impl Agent {
-    /// What it is asked is a seed.
+    /// The message is a seed.
     fn seed(&self) -> anyhow::Result<u64> {
         let asked = match (self.seed, self.protocol) {
             (Some(seed), _) => return Ok(seed),
@@ -56,7 +56,7 @@ impl Agent {
     }
 }
 
-/// How an agent comes to its end.
+/// How an agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Well,
@@ -65,34 +65,34 @@ pub(super) enum End {
     Hang,
 }
 
-/// What an agent does beside talking.
+/// What an agent does besides writing output.
 pub(super) struct Behaviour {
     pub(super) words: u32,
     pub(super) end: End,
-    /// Does not end when it is asked to.
+    /// Does not end on SIGTERM.
     pub(super) ignores_sigterm: bool,
-    /// Keeps working after its stdout was closed.
+    /// Continues after its stdout was closed.
     pub(super) ignores_broken_pipe: bool,
-    /// Says all of its text again with every word, so that the reader has to know what was said.
+    /// Repeats all of its text with every word, so that the reader has to know what came before.
     retells: bool,
-    /// Takes its time to end a turn that is cancelled.
+    /// Ends a cancelled turn late.
     pub(super) delays_cancel: bool,
     pub(super) stray: Option<Stray>,
 }
 
-/// A process that an agent leaves behind, in a session of its own.
+/// A process that an agent leaves behind, in a process session of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stray {
-    /// Ends when it is asked to.
+    /// Ends on SIGTERM.
     EndsOnSigterm,
-    /// Does not.
+    /// Ignores SIGTERM.
     IgnoresSigterm,
 }
 
 impl Stray {
     const ALL: [Self; 2] = [Self::EndsOnSigterm, Self::IgnoresSigterm];
 
-    /// The word on the command line.
+    /// The word for it on the command line.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::EndsOnSigterm => "ends-on-sigterm",
@@ -124,10 +124,10 @@ impl Behaviour {
     }
 }
 
-/// Is an agent, to the end. Answers with its exit status.
+/// Runs as an agent, until its end. Returns its exit status.
 ///
 /// # Errors
-/// When it was not started by an engine, or cannot write its record.
+/// If no engine started it, or it cannot write its record.
 pub(super) fn run(agent: &Agent) -> anyhow::Result<u8> {
     match agent.protocol {
         Protocol::Acp => acp::serve(&agent.record),
@@ -139,11 +139,11 @@ pub(super) fn run(agent: &Agent) -> anyhow::Result<u8> {
     }
 }
 
-/// Is the agent of one turn.
+/// Runs as the agent of one turn.
 fn take_a_turn(agent: &Agent, encoder: impl Fn(&Behaviour) -> Box<dyn Encoder>) -> anyhow::Result<u8> {
     let mut rng = fastrand::Rng::with_seed(agent.seed()?);
     let behaviour = Behaviour::choose(&mut rng);
-    // Before any lock is taken, so that it inherits none between its fork and its exec.
+    // Before any lock is taken, so that the stray inherits none between fork and exec.
     if let Some(stray) = behaviour.stray {
         leave_behind(stray)?;
     }
@@ -175,7 +175,7 @@ fn take_a_turn(agent: &Agent, encoder: impl Fn(&Behaviour) -> Box<dyn Encoder>) 
     Ok(code)
 }
 
-/// Talks until all is said. An unanswered agent goes on when its stdin is closed.
+/// Writes everything. If stdin is closed, it continues without an answer to its question.
 fn talk(voice: &mut Voice, behaviour: &Behaviour) -> io::Result<()> {
     loop {
         match voice.step(behaviour)? {
@@ -186,7 +186,7 @@ fn talk(voice: &mut Voice, behaviour: &Behaviour) -> io::Result<()> {
     }
 }
 
-/// Waits for the answer.
+/// Waits for the answer to its question.
 fn listen(voice: &mut Voice) -> io::Result<()> {
     while voice.question().is_some() {
         let mut line = String::new();
@@ -198,16 +198,16 @@ fn listen(voice: &mut Voice) -> io::Result<()> {
     Ok(())
 }
 
-/// The number that a command line has behind `--port`.
+/// The number after `--port` on a command line.
 pub(super) fn port_in(arguments: &[String]) -> anyhow::Result<u16> {
     let at = arguments.iter().position(|word| word == "--port").context("--port is needed")?;
     Ok(arguments.get(at + 1).context("a port is needed")?.parse()?)
 }
 
-/// Is a process that an agent left behind.
+/// Runs as a process that an agent left behind.
 ///
 /// # Errors
-/// When it gets no session of its own, or cannot listen for signals.
+/// If it gets no session of its own, or cannot handle signals.
 pub(super) fn stray(stray: Stray) -> anyhow::Result<()> {
     setsid()?;
     let _ignores_sigterm = (stray == Stray::IgnoresSigterm).then(IgnoresSigterm::new).transpose()?;
@@ -218,12 +218,12 @@ pub(super) fn stray(stray: Stray) -> anyhow::Result<()> {
 pub(super) fn leave_behind(stray: Stray) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([AGENT, "--stray", stray.as_str()]);
-    // Not waited for: that is what it is for.
+    // Deliberately not waited for: it is to outlive its parent.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     Ok(())
 }
 
-/// As long as it is there, SIGTERM is taken and nothing comes of it.
+/// While it exists, SIGTERM is caught and has no effect.
 struct IgnoresSigterm {
     _listening: (tokio::runtime::Runtime, tokio::signal::unix::Signal),
 }
@@ -251,7 +251,8 @@ fn identity() -> anyhow::Result<Identity> {
     })
 }
 
-/// Takes a place for as long as the file is open; the record notes a meeting there. The file names its holder.
+/// Locks a session or a slot for as long as the file is open; the record notes an agent that holds it already. The file names
+/// its holder.
 pub(super) fn claim(dir: &Path, record: &mut RecordWriter, kind: &str, name: &str) -> anyhow::Result<File> {
     let path = dir.join(format!("{kind}-{name}"));
     let mut lock = OpenOptions::new().create(true).append(true).open(&path)?;

@@ -1,4 +1,4 @@
-//! What `mainstay torture` takes, and what its agents are started with.
+//! The arguments of `mainstay torture`, and those of its agents.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,15 +21,15 @@ use super::journal::Report;
 use super::protocol::Protocol;
 use super::run::{self, Plan};
 
-/// Kills of a torture that was told neither how many nor for how long.
+/// The number of kills if neither a number nor a duration is given.
 const DEFAULT_KILLS: u64 = 200;
-/// A torture without a limit of its own is over after this time.
+/// The longest duration of a torture without a limit of its own.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Kill engines and agents at random on a database made for it, and check that nothing is lost
 #[derive(Debug, Parser)]
 #[command(name = "mainstay-torture", bin_name = "mainstay torture", max_term_width = 100)]
-// `mainstay` passes on what it was told before the word `torture`, which may be said again behind it.
+// `mainstay` passes on the options given before the word `torture`, which may be repeated after it.
 #[command(args_override_self = true)]
 #[command(
     after_help = "Makes a database of its own; --db and --config are not used. Exit status: 0 all promises were \
@@ -99,13 +99,13 @@ fn limit(text: &str) -> Result<Duration, &'static str> {
     duration::parse(text).filter(|limit| !limit.is_zero()).ok_or("a duration such as 30s or 1m30s is needed")
 }
 
-/// An empty `TMPDIR` is none.
+/// An empty `TMPDIR` counts as unset.
 fn default_dir() -> PathBuf {
     Some(std::env::temp_dir()).filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| "/tmp".into())
 }
 
 impl TortureArgs {
-    /// Does it, and says what came of it.
+    /// Runs the torture and prints the report.
     pub(super) async fn run(&self) -> anyhow::Result<Exit> {
         let mut signals = StopSignals::new()?;
         let interrupted = CancellationToken::new();
@@ -133,7 +133,7 @@ impl TortureArgs {
         let beside = own.with_file_name("mainstay");
         let beside_or_on_path = || if beside.is_file() { beside.clone() } else { "mainstay".into() };
         let mainstay = self.mainstay.clone().unwrap_or_else(beside_or_on_path);
-        // A name without a slash is looked up on PATH; anything else would be looked for in the directory of the torture.
+        // A name without a slash is looked up on PATH; any other relative path would be resolved in the torture's directory.
         let is_name = mainstay.components().count() == 1;
         Ok(Plan {
             mainstay: if is_name { mainstay } else { std::path::absolute(mainstay)? },
@@ -151,7 +151,7 @@ impl TortureArgs {
 }
 
 impl AgentArgs {
-    /// Is an agent of a torture, or what one left behind.
+    /// Runs as an agent of a torture, or as a process that one left behind.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         if self.scripted {
             return script::run().map(|()| ExitCode::SUCCESS);
@@ -161,7 +161,7 @@ impl AgentArgs {
             (None, Some(record)) => {
                 agent::run(&Agent { record, seed: self.seed, protocol: self.speaks, arguments: self.arguments })?
             }
-            // The parser lets nothing else through.
+            // The parser allows no other combination.
             (None, None) => 2,
         };
         Ok(status.into())

@@ -1,6 +1,6 @@
-//! The check that no more agents are kept warm than `max_backends` allows: it polls whichever engine answers.
+//! Checks that no more backends are alive than `max_backends` allows: it polls any engine that answers.
 //!
-//! Always: what is counted is one answer of one engine.
+//! Always: each count is taken from one answer of one engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::client::get;
 use super::fleet::Addresses;
 use super::journal::Journal;
 
-/// Ten counts a second.
+/// Ten counts per second.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Polls until it is asked to stop.

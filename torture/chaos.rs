@@ -1,7 +1,7 @@
-//! The faults, drawn from the seed one after the other: which, to whom, and how long until the next.
+//! The faults, drawn from the seed one after the other: which, on which process, and how long until the next.
 //!
-//! Always: the same seed draws the same faults in the same order; what they hit is up to the machine. No more engines are
-//! worked on at once than there are, so that each is up again after a bounded time.
+//! Always: the same seed draws the same faults in the same order; which processes they hit depends on the machine. An engine has
+//! at most one fault in progress, so that each is up again after a bounded time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::journal::{Count, Journal};
 use super::processes::{self, MarkedProcess, ProcessKind};
 use super::workdir::{LEASE, Workdir};
 
-/// Asks an engine to leave its agents running and go.
+/// Makes an engine leave its agents running and exit.
 const HAND_OVER: Signal = Signal::USR2;
 
 /// The mean pause between two faults.
@@ -29,7 +29,7 @@ const PAUSE_MS: u64 = 90;
 /// The longest time that an engine stays down.
 const MAX_DOWN_MS: u64 = 400;
 
-/// What can happen.
+/// The faults.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     KillEngine,
@@ -52,7 +52,7 @@ enum Fault {
     Calm,
 }
 
-/// How often each is drawn, beside the others.
+/// The relative frequency of each fault.
 const WEIGHTS: [(Fault, usize); 18] = [
     (Fault::KillEngine, 42),
     (Fault::KillEngineOnItsWayUp, 4),
@@ -77,12 +77,12 @@ const WEIGHTS: [(Fault, usize); 18] = [
 impl Fault {
     fn draw(rng: &mut fastrand::Rng) -> Self {
         let all = WEIGHTS.iter().flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight));
-        // There is one.
+        // The list is not empty.
         rng.choice(all.collect::<Vec<_>>()).unwrap_or(Self::Calm)
     }
 }
 
-/// Who brings the faults about.
+/// Draws and executes the faults.
 pub(super) struct Chaos {
     pub(super) rng: fastrand::Rng,
     pub(super) workdir: Arc<Workdir>,
@@ -93,7 +93,7 @@ pub(super) struct Chaos {
 }
 
 impl Chaos {
-    /// Goes on until it is asked to stop, and leaves nothing stopped or half done.
+    /// Runs until it is asked to stop, and leaves nothing stopped or half done.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut under_way = JoinSet::new();
         while !stop.is_cancelled() {
@@ -111,7 +111,7 @@ impl Chaos {
     async fn next(&mut self, under_way: &mut JoinSet<()>) {
         let fault = Fault::draw(&mut self.rng);
         let number = self.rng.usize(..self.fleet.engines.len());
-        // Drawn for every fault, so that what comes next does not depend on what this one finds.
+        // Drawn for every fault, so that the next draws do not depend on what this one finds.
         let down = Duration::from_millis(if self.rng.bool() { 0 } else { self.rng.u64(..MAX_DOWN_MS) });
         let mut fork = self.rng.fork();
         match fault {
@@ -142,7 +142,7 @@ impl Chaos {
                 self.journal.count(Count::EnginePauses);
                 under_way.spawn(async move {
                     engine.signal(Signal::STOP);
-                    // So long that others have gone on with its runs when it wakes up, with unread words of their agents.
+                    // Long enough that other engines have adopted its runs when it resumes, with unread output of their agents.
                     sleep(2 * LEASE + 2 * down).await;
                     engine.signal(Signal::CONT);
                 });
@@ -169,14 +169,14 @@ impl Chaos {
             Fault::Sweep => {
                 let mut command = self.workdir.command(&["--quiet", "sweep"]);
                 self.journal.count(Count::Sweeps);
-                // Its output is not needed, and a busy database may turn it away.
+                // Its output is not needed, and it may fail on a busy database.
                 under_way.spawn(async move { drop(command.output().await) });
             }
             Fault::Calm => sleep(4 * down).await,
         }
     }
 
-    /// An engine that nothing is done to at the moment.
+    /// An engine without a fault in progress.
     fn engine(&self, number: usize) -> Option<OwnedMutexGuard<EngineProcess>> {
         self.fleet.engines.get(number)?.clone().try_lock_owned().ok()
     }
@@ -190,19 +190,19 @@ impl Chaos {
         });
     }
 
-    /// Some process of one of these kinds.
+    /// A random process of one of these kinds.
     async fn find(&self, kinds: &[ProcessKind]) -> Option<MarkedProcess> {
         let dir = self.workdir.dir.clone();
-        // Reads /proc; it fails only when the runtime goes down.
+        // Reads /proc; it fails only when the runtime shuts down.
         let found = tokio::task::spawn_blocking(move || processes::find(&dir)).await.unwrap_or_default();
         let found = found.into_iter().filter(|process| kinds.contains(&process.kind)).collect::<Vec<_>>();
-        // Not drawn by index: how many there are is up to the machine.
+        // Not drawn from the seed: how many there are depends on the machine.
         fastrand::Rng::new().choice(found)
     }
 
     async fn kill(&self, kinds: &[ProcessKind], count: Count) {
         let Some(process) = self.find(kinds).await else { return };
-        // Noted before it is true: nothing may be interrupted before we know of it.
+        // Noted before the kill: otherwise a run could be interrupted before the journal has the reason.
         if process.kind == ProcessKind::Host
             && let Some(run) = process.run.clone()
         {

@@ -1,6 +1,6 @@
-//! The checks at the end: what was promised, held against what others know: clients, readers, and the agents themselves.
+//! The checks at the end: the promises, compared with what clients, readers and the agents themselves recorded.
 //!
-//! Always: every check is a pure function of what was gathered, and `check/tests.rs` shows each of them failing.
+//! Always: every check is a pure function of the evidence, and `check/tests.rs` shows each of them failing.
 
 #[cfg(test)]
 mod tests;
@@ -24,23 +24,23 @@ use mainstay::message::{Message, Role};
 use mainstay::run::{Cause, Run, Status};
 use mainstay::slot::Slot;
 
-/// An agent that asks is answered within this time, however often the engine is killed meanwhile.
+/// A question of an agent is answered within this time, however often the engine is killed meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rows of a page.
+/// Rows per page.
 const PAGE: i64 = 500;
 
-/// What was gathered outside of the database.
+/// What was recorded outside of the database.
 #[derive(Default)]
 pub(super) struct Evidence {
     pub(super) sent: Vec<Sent>,
     pub(super) read: Vec<EventsRead>,
-    /// Runs whose agent lost its host.
+    /// Runs whose agent lost its shim.
     pub(super) without_shim: BTreeSet<String>,
-    /// From when to when the gateway may have been down.
+    /// The times between which the gateway may have been down.
     pub(super) gateway_down: Vec<(Timestamp, Timestamp)>,
 }
 
-/// Checks all that is there, a session at a time.
+/// Runs all checks, one session at a time.
 pub(super) async fn all(
     engine: &Engine,
     workdir: &Workdir,
@@ -115,7 +115,7 @@ async fn events(engine: &Engine, session: &SessionId) -> anyhow::Result<Vec<Even
     }
 }
 
-/// What agents said in each answer, by its id.
+/// The agents' text in each answer, by message id.
 async fn answers(engine: &Engine, session: &SessionId) -> anyhow::Result<BTreeMap<String, String>> {
     let (mut answers, mut after) = (BTreeMap::new(), Some(MessageCursor::START));
     while let Some(cursor) = after {
@@ -127,7 +127,7 @@ async fn answers(engine: &Engine, session: &SessionId) -> anyhow::Result<BTreeMa
     Ok(answers)
 }
 
-/// The text of a message, without its spaces.
+/// The text of a message, without spaces.
 fn text(message: &Message) -> String {
     let parts: Vec<serde_json::Value> = serde_json::from_str(message.parts.get()).unwrap_or_default();
     let texts = parts.iter().filter(|part| part["type"] == "text").filter_map(|part| part["text"].as_str());
@@ -135,14 +135,14 @@ fn text(message: &Message) -> String {
     of_agent.flat_map(str::split_whitespace).collect()
 }
 
-/// What is stored of an agent's words.
+/// The stored words of an agent.
 fn stored(events: &[Event], run: &Run) -> Vec<Said> {
     let of_run = events.iter().filter(|event| event.run_id == run.id);
     let chunks = of_run.filter_map(|event| serde_json::from_str::<Chunk>(event.event.get()).ok());
     joined(chunks).into_iter().flat_map(Said::of_chunk).collect()
 }
 
-/// Every message that was acknowledged has the run that it was acknowledged with, and no other; one that was refused has
+/// Every acknowledged message has the run that it was acknowledged with, and no other; a refused message has
 /// none.
 fn messages(sent: &[Sent], runs: &[Run], journal: &Journal) {
     let mut by_message: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
@@ -175,7 +175,7 @@ fn backends(backends: &[Backend], journal: &Journal) {
     }
 }
 
-/// The log has no gap, and each run's span is one piece with one end.
+/// The log has no gap, and each run's span is contiguous with one end.
 fn log(session: &SessionId, events: &[Event], runs: &[&Run], journal: &Journal) {
     for (event, seq) in events.iter().zip(1..) {
         if event.seq != seq {
@@ -211,14 +211,14 @@ fn reading(session: &SessionId, events: &[Event], read: &BTreeMap<i64, u64>, jou
     }
 }
 
-/// What an agent said is stored in its order, once, and by one agent for each run; of one that did not come to its end by
-/// itself, as far as it was listened to.
+/// An agent's words are stored in order, once, and by one agent per run; if an agent did not end by itself, as many of them as
+/// were read.
 fn words(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     for (agent, place) in agents.iter().flat_map(|agent| agent.met.iter().map(move |place| (agent, place))) {
         let Record { agent, .. } = agent;
         journal.violation("two agents never live in one place", format!("{agent:?} met another in its {place}"));
     }
-    // Agents before the last one were proven dead and had said nothing: all that is stored is by the last.
+    // Agents before the last one were proven dead and had said nothing: everything stored is from the last.
     let (said, ended) = agents.last().map_or((&[][..], None), |agent| (&agent.said[..], agent.ended));
     let unheard = agents.last().map(Unheard::of).unwrap_or_default();
     let (lost, stored, said) = (unheard.lost(stored), unheard.without(stored), unheard.without(said));
@@ -239,16 +239,16 @@ fn words(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
         journal.violation("what is stored is what the agent said", detail);
         return;
     }
-    // A kill may come between the record of a word and the word.
+    // The agent may be killed after it recorded a word and before it wrote it.
     let may_miss = match cause {
         Some(Cause::Finished) => 0,
-        // What went through a relay was said to the agent's client; the rest of it is lost with what ended in between.
+        // These words go to the client in the bridge or relay; the rest is lost with the process that ended in between.
         _ if is_relayed(run.agent.as_str()) => usize::MAX,
         Some(Cause::ExitCode) => 0,
         Some(Cause::Signal) => 1,
         _ => usize::MAX,
     };
-    // What was said while the connection was broken is in the end of the turn, if it is of its last message.
+    // Words said while the connection was broken come with the end of the turn, if they belong to its last message.
     let missing = said.len() - stored.len() + if cause == Some(Cause::Finished) { lost } else { 0 };
     if missing > may_miss {
         let detail = format!("{} ({}): {missing} of {} words are missing", run.id, run.status, said.len());
@@ -256,7 +256,7 @@ fn words(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     }
     let explained = match cause {
         Some(Cause::Finished) => ended == Some(0),
-        // By its record it failed, or it was ended in the midst of the turn.
+        // By its record it failed, or it was ended during the turn.
         Some(Cause::AgentError) => is_of_lost_agent(run) || ended.is_some_and(|code| code > 0),
         Some(Cause::ExitCode) if is_relayed(run.agent.as_str()) => ended.is_none(),
         Some(Cause::ExitCode) => ended.map(i64::from) == run.exit_code,
@@ -269,21 +269,21 @@ fn words(run: &Run, stored: &[Said], agents: &[Record], journal: &Journal) {
     }
 }
 
-/// Whether it failed because its live agent was not there, or not any more.
+/// Whether it failed because its backend was not there, or was lost.
 fn is_of_lost_agent(run: &Run) -> bool {
     match run.error_class {
         Some(ErrorClass::Crashed) => true,
-        // Live agents that engines start are started.
+        // Backends that engines start are restarted.
         Some(ErrorClass::AgentMissing) => is_of_gateway(run.agent.as_str()),
         _ => false,
     }
 }
 
-/// What an agent said while its connection was broken: it may be stored all the same, from what it says later.
+/// What an agent said while its connection was broken: it may still be stored, from later output.
 #[derive(Default)]
 struct Unheard<'a> {
     words: BTreeSet<&'a Said>,
-    /// Those of the text of its last message.
+    /// Those in the text of its last message.
     last: Vec<&'a Said>,
 }
 
@@ -301,7 +301,7 @@ impl<'a> Unheard<'a> {
         }
     }
 
-    /// The rest of what was said or stored. Each is left out once: what is there twice shows.
+    /// What was said or stored, without these words. Each is removed once: a duplicate remains.
     fn without(&self, all: &[Said]) -> Vec<Said> {
         let mut words = self.words.clone();
         all.iter().filter(|said| !words.remove(said)).cloned().collect()
@@ -317,8 +317,8 @@ fn cause_of(run: &Run) -> Option<Cause> {
     Cause::ALL.into_iter().find(|cause| run.cause.as_deref() == Some(cause.as_str()))
 }
 
-/// An agent that asks whether it may use a tool is answered, also when another engine drives its run by then. One that was killed, or whose
-/// relay was, waits no more.
+/// An agent that asks whether it may use a tool gets an answer, even if another engine executes its run by then. An agent that
+/// was killed, or whose relay was, waits no more.
 fn question(run: &Run, agents: &[Record], journal: &Journal) {
     let asked = agents.last().and_then(|agent| agent.asked);
     let Some(asked) = asked.filter(|_| !matches!(cause_of(run), Some(Cause::Signal | Cause::ShimLost))) else { return };
@@ -329,13 +329,13 @@ fn question(run: &Run, agents: &[Record], journal: &Journal) {
     }
 }
 
-/// A run ends for a reason that there was; a cancel that was stored before its end is the reason.
+/// A run ends for a reason that existed; a cancel that was stored before its end is the reason.
 fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
     let cause = cause_of(run);
     let legal = match cause {
         Some(Cause::Cancelled) => run.cancel_requested_at.is_some(),
         _ if run.cancel_requested_at.is_some() => false,
-        // Its workers were killed so often before they could start anything that it is not tried again.
+        // Its workers were killed so often before they could start its agent that it is not retried.
         Some(Cause::WorkerLost) => run.attempts >= 3,
         Some(Cause::ShimLost) => evidence.without_shim.contains(&run.id.to_string()),
         Some(Cause::AgentError) if is_of_gateway(run.agent.as_str()) && is_of_lost_agent(run) => {
@@ -355,7 +355,7 @@ fn ending(run: &Run, evidence: &Evidence, journal: &Journal) {
     }
 }
 
-/// The message that clients get is made of what is stored.
+/// The message that clients get is built from what is stored.
 fn answer(run: &Run, stored: &[Said], answer: Option<&str>, journal: &Journal) {
     let words = stored.iter().filter_map(|said| if let Said::Text(text) = said { Some(text.as_str()) } else { None });
     let text: String = words.flat_map(str::split_whitespace).collect();

@@ -1,6 +1,6 @@
-//! A client of the engines: one connection a request, as bad networks make it.
+//! An HTTP client of the engines: one connection per request, as on a bad network.
 //!
-//! Always: every wait and every buffer has a limit. An answer that was cut short is an error, never an answer.
+//! Always: every wait and every buffer has a limit. A truncated response is an error, never a response.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use tokio::time::timeout;
 
 /// An engine that is stopped for longer than its lease answers too late.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest answer, and the longest event, that is taken.
+/// The longest response, and the longest event, that is accepted.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// Where an engine listens, and the token that it asks for.
+/// Where an engine listens, and the token that it requires.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     pub(super) address: SocketAddr,
@@ -30,13 +30,13 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// The value of the header that shows the token.
+    /// The value of the `Authorization` header.
     pub(super) fn authorization(&self) -> String {
         format!("Bearer {}", self.token)
     }
 }
 
-/// An answer that was read to its end.
+/// A complete response.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Value,
@@ -54,7 +54,7 @@ impl Answer {
     }
 }
 
-/// Asks and waits for the whole answer.
+/// Sends a request and waits for the whole response.
 pub(super) async fn ask(to: &Endpoint, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
     let request = request(to, method, path).header(header::CONTENT_TYPE, "application/json");
     let request = request.body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))?;
@@ -72,13 +72,13 @@ pub(super) async fn get(to: &Endpoint, path: &str) -> anyhow::Result<Answer> {
 
 /// One event of a stream.
 pub(super) struct Frame {
-    /// None for what is no event of the log, as `[DONE]`.
+    /// None if it is no event of the log, as for `[DONE]`.
     pub(super) seq: Option<i64>,
     pub(super) data: String,
 }
 
-/// Reads a stream from behind an event, frame by frame, for as long as `each` wants more. Answers with the status and
-/// whether the stream came to a clean end.
+/// Reads a stream from behind an event, frame by frame, for as long as `each` asks for more. Returns the status and whether
+/// the stream ended cleanly.
 pub(super) async fn follow(
     to: &Endpoint,
     path: &str,
@@ -119,11 +119,11 @@ async fn exchange<T>(
     let answered = async {
         let response = timeout(REQUEST_TIMEOUT, sender.send_request(request)).await??;
         let read = read(response).await;
-        // Ends the connection, and with it the wait for it.
+        // Closes the connection, and with it ends the wait for it.
         drop(sender);
         read
     };
-    // What is wrong with the connection shows in what is read from it.
+    // An error of the connection shows in what is read from it.
     let (answered, _) = tokio::join!(answered, connection);
     answered
 }
@@ -135,7 +135,7 @@ struct Frames {
 }
 
 impl Frames {
-    /// The next one; none at a clean end.
+    /// The next frame; none at a clean end.
     async fn next(&mut self) -> anyhow::Result<Option<Frame>> {
         loop {
             if let Some(end) = memchr::memmem::find(&self.buffer, b"\n\n") {
@@ -155,7 +155,7 @@ impl Frames {
     }
 }
 
-/// None for a comment or a hint.
+/// None for a block without data: a comment or `retry`.
 fn parse(block: &[u8]) -> anyhow::Result<Option<Frame>> {
     let (mut seq, mut data) = (None, None);
     for line in std::str::from_utf8(block)?.lines() {

@@ -1,7 +1,7 @@
-//! The engines: real processes of this very binary on one database file.
+//! The engines: real processes of the tortured program on one database file.
 //!
-//! Always: a signal goes to a child that was not waited for, so its pid is its own. An engine that ends unasked, does not
-//! start, or does not stop when it is asked to, breaks a promise.
+//! Always: a signal goes to a child that was not waited for, so its pid cannot be another process's. An engine that exits
+//! unasked, does not start, or does not stop when asked to, breaks a promise.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use super::client::Endpoint;
 use super::journal::{Count, Journal};
 use super::workdir::Workdir;
 
-/// An engine that takes longer to listen or to stop hangs: on a loaded machine both take well under a second.
+/// An engine that takes longer to listen or to stop hangs: even on a loaded machine both take well under a second.
 const START_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All engines.
@@ -26,12 +26,12 @@ pub(super) struct Fleet {
     addresses: Addresses,
 }
 
-/// Where engines listen, as far as known: one may be gone by the time it is asked.
+/// The known addresses of engines: one may be gone by the time it is asked.
 #[derive(Clone)]
 pub(super) struct Addresses(Arc<Mutex<Vec<Option<Endpoint>>>>);
 
 impl Addresses {
-    /// Where some engine listens.
+    /// The address of a random engine.
     pub(super) fn any(&self, rng: &mut fastrand::Rng) -> Option<Endpoint> {
         let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let living: Vec<_> = addresses.iter().flatten().collect();
@@ -66,7 +66,7 @@ impl Fleet {
         }
     }
 
-    /// Asks all to stop, one after the other, and waits for each.
+    /// Stops all engines, one after the other, and waits for each.
     pub(super) async fn stop(&self) {
         for engine in &self.engines {
             engine.lock().await.stop(Signal::TERM).await;
@@ -109,7 +109,7 @@ impl EngineProcess {
         }
     }
 
-    /// Starts it without waiting for anything, to be killed on its way up.
+    /// Starts it without waiting, to be killed while it starts.
     pub(super) fn begin_to_start(&mut self) {
         self.child = self.spawn().ok();
     }
@@ -129,7 +129,7 @@ impl EngineProcess {
         self.end().await;
     }
 
-    /// Asks it to stop with this signal, and waits until it has.
+    /// Makes it stop with this signal, and waits until it has exited.
     pub(super) async fn stop(&mut self, signal: Signal) {
         if !self.is_running() {
             return;
@@ -152,16 +152,16 @@ impl EngineProcess {
         }
     }
 
-    /// Sends it a signal that it goes on after.
+    /// Sends a signal that does not end it.
     pub(super) fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid.and_then(Pid::from_raw) {
-            // It was not waited for, so this can only be said to a process that has just ended.
+            // It was not waited for, so this can only hit a process that has just ended.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Whether it lives. Nothing else ends engines: one that is gone has failed.
+    /// Whether it lives. Nothing else ends engines: if it is gone, it has failed.
     fn is_running(&mut self) -> bool {
         let Some(child) = &mut self.child else { return false };
         let Ok(Some(status)) = child.try_wait() else { return true };
@@ -173,7 +173,7 @@ impl EngineProcess {
     async fn end(&mut self) {
         self.addresses.set(self.number, None);
         if let Some(mut child) = self.child.take() {
-            // Also waits for it. It fails when it was gone already.
+            // Also waits for it. It fails if the process was gone already.
             let _ = child.kill().await;
         }
     }

@@ -1,4 +1,4 @@
-//! What happened in a torture: how often what was done, and what should not have happened.
+//! The journal of a torture: how often each thing was done, and the violations.
 //!
 //! Always: bounded; of violations beyond the first few only the number is kept.
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use mainstay::clock::Timestamp;
 
-/// So many violations are kept with their details.
+/// How many violations are kept with their details.
 const MAX_VIOLATIONS: usize = 50;
 
 /// Something that must never happen, and did.
@@ -22,7 +22,7 @@ pub(super) struct Violation {
     pub(super) detail: String,
 }
 
-/// What is counted.
+/// The counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Count {
@@ -62,7 +62,7 @@ const KILLS: [Count; 7] = [
     Count::GatewayKills,
 ];
 
-/// Shared by all who take part.
+/// Shared by all tasks.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     entries: Mutex<Entries>,
@@ -112,7 +112,7 @@ impl Journal {
         self.entries().violations_total
     }
 
-    /// The host of this run's agent was killed.
+    /// The shim of this run's agent was killed.
     pub(super) fn shim_killed(&self, run: String) {
         self.entries().runs_without_shim.insert(run);
     }
@@ -121,7 +121,7 @@ impl Journal {
         self.entries().runs_without_shim.clone()
     }
 
-    /// The gateway may have been down from the one time to the other.
+    /// The gateway may have been down between these times.
     pub(super) fn gateway_was_down(&self, from: Timestamp, to: Timestamp) {
         self.entries().gateway_down.push((from, to));
     }
@@ -130,7 +130,7 @@ impl Journal {
         self.entries().gateway_down.clone()
     }
 
-    /// So many backends lived at once.
+    /// This many backends were alive at once.
     pub(super) fn saw_backends(&self, number: usize) {
         self.count(Count::LooksAtBackends);
         let mut entries = self.entries();
@@ -169,27 +169,27 @@ pub(super) struct Findings {
     pub(super) agents: u64,
     /// Questions of agents that were answered.
     pub(super) answers: u64,
-    /// Turns whose connection to a live agent was cut in the midst of them.
+    /// Turns whose connection to their backend was cut.
     pub(super) cuts: u64,
     /// Words that agents said while that connection was broken.
     pub(super) unheard: u64,
-    /// Warm backends that were made.
+    /// Backends that were started.
     pub(super) backends: u64,
 }
 
 /// The report of a torture.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
-    /// What it was drawn from.
+    /// The seed of all draws.
     pub(super) seed: u64,
-    /// How long it took, with the checks.
+    /// How long it took, including the checks.
     pub(super) duration_ms: u64,
     /// What was done.
     #[serde(flatten)]
     pub(super) counts: BTreeMap<Count, u64>,
-    /// Warm backends that lived at once, as far as seen.
+    /// The most backends that were seen alive at once.
     pub(super) most_backends: usize,
-    /// What was there at the end.
+    /// The content of the database at the end.
     #[serde(flatten)]
     pub(super) found: Findings,
     /// How many violations there were.
@@ -197,7 +197,7 @@ pub(super) struct Report {
     /// The first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) violations: Vec<Violation>,
-    /// Where the database, logs and records are, when they were kept.
+    /// Where the database, logs and records are, if they were kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kept_in: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! `mainstay-torture`, which `mainstay torture` executes: Mainstay under random faults on this machine's own disk, and
-//! whether it keeps what it promises. As `mainstay-torture agent` it is one of the agents of a torture.
+//! `mainstay-torture`, which `mainstay torture` executes: runs Mainstay under random faults on this machine's own disk, and
+//! checks that it keeps its promises. As `mainstay-torture agent` it is one of the agents of a torture.
 //!
-//! Always: everything is seen from outside; the engines are processes of the `mainstay` that is tortured.
+//! Always: everything is observed from outside; the engines are processes of the tortured `mainstay`.
 
 mod acp;
 mod agent;
@@ -10,7 +10,7 @@ mod backend_cap;
 mod chaos;
 mod check;
 mod client;
-// By its path: as a dependency, testkit would be one of the library too, which each edit of a fake would rebuild.
+// By its path: as a dependency, testkit would also be one of the library, and each edit of a fake would rebuild that.
 #[path = "../testkit/src/fake/mod.rs"]
 #[expect(dead_code, reason = "tests use the rest")]
 mod fake;
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let args = match TortureArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            // Not parsed, but meant all the same.
+            // Parsing has failed, but `--json` still applies to the report of that.
             let json = std::env::args_os().any(|argument| argument == "--json");
             let Some(report) = exit::report_usage(&error, json) else { error.exit() };
             telemetry::say(&report);

@@ -1,7 +1,7 @@
 //! The processes of a torture, found from outside: all of them carry its directory in their environment.
 //!
-//! Always: a signal goes through a pidfd to a process that was seen to carry the mark while the pidfd held it, so nothing
-//! else is ever hit.
+//! Always: a signal goes through a pidfd to a process that was seen to carry the mark while the pidfd was open, so no
+//! other process is ever hit.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,22 +15,22 @@ use super::protocol::Protocol;
 use mainstay::process::shim::PROCESS_NAME;
 use mainstay::run::Attempt;
 
-/// The variable that everything inherits.
+/// The environment variable that all processes inherit.
 pub(super) const MARK: &str = "TORTURE_DIR";
 
-/// What a process is.
+/// What a process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessKind {
     Agent,
-    /// A live agent that is reached without a bridge.
+    /// A backend that is reached without a bridge.
     Server,
-    /// What holds an agent, or a relay.
+    /// The shim of an agent, or of a relay.
     Host,
-    /// What takes a turn to a live agent.
+    /// The relay of a turn to a backend.
     Relay,
-    /// What holds a live agent.
+    /// The bridge that holds an ACP agent.
     Bridge,
-    /// What holds a bridge, or a live agent that is reached without one.
+    /// The shim of a bridge, or of a backend that is reached without one.
     BridgeHost,
     Other,
 }
@@ -40,7 +40,7 @@ pub(super) enum ProcessKind {
 pub(super) struct MarkedProcess {
     pub(super) kind: ProcessKind,
     pub(super) pid: i32,
-    /// What it was started with, for people.
+    /// Its command line, for people.
     pub(super) command: String,
     /// The run that it belongs to.
     pub(super) run: Option<String>,
@@ -67,13 +67,13 @@ pub(super) fn find(dir: &Path) -> Vec<MarkedProcess> {
                     bridged.insert(stat.ppid);
                     ProcessKind::Server
                 }
-                // The gateway is its gateway's.
+                // The gateway belongs to no engine: its supervisor kills it.
                 Some(AGENT) if says("--stray") || says(Protocol::Gateway.as_str()) => ProcessKind::Other,
                 Some(AGENT) => ProcessKind::Agent,
                 _ => ProcessKind::Other,
             };
             let run = match kind {
-                // It is told so in its command, also while it holds no agent yet or any more.
+                // From the shim's command line, which names the run also before it holds an agent and afterwards.
                 ProcessKind::Host => command.last().and_then(|dir| run_of(Path::new(dir))),
                 _ => value(&environ, "MAINSTAY_RUN").map(|run| String::from_utf8_lossy(run).into_owned()),
             };
@@ -86,20 +86,20 @@ pub(super) fn find(dir: &Path) -> Vec<MarkedProcess> {
     found
 }
 
-/// The run whose agent lives in a directory.
+/// The run whose shim uses a directory.
 fn run_of(dir: &Path) -> Option<String> {
     let attempt: Attempt = dir.file_name()?.to_str()?.parse().ok()?;
     Some(attempt.run.to_string())
 }
 
-/// Sends a signal. Answers whether the process was there to get it.
+/// Sends a signal. Returns whether the process was there to get it.
 pub(super) fn send(process: &MarkedProcess, dir: &Path, signal: Signal) -> bool {
     let pidfd = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(pidfd) = pidfd.filter(|_| marked(process.pid, dir).is_some()) else { return false };
     pidfd_send_signal(&pidfd, signal).is_ok()
 }
 
-/// The environment of a process that carries the mark.
+/// The environment of a process, if it carries the mark.
 fn marked(pid: i32, dir: &Path) -> Option<Vec<u8>> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     (value(&environ, MARK)? == dir.as_os_str().as_encoded_bytes()).then_some(environ)

@@ -1,7 +1,7 @@
-//! The readers: each follows now a session, now a run, from the beginning, from anywhere or from where it was, and comes back with its
-//! cursor to whatever engine it finds when the connection breaks.
+//! The readers: each follows sessions and runs in turn, from the beginning, from anywhere or from its last position, and
+//! reconnects with its cursor to any engine when the connection breaks.
 //!
-//! Always: within a connection nothing is skipped, nothing comes twice, and what was read once is never read otherwise.
+//! Always: within a connection nothing is skipped, nothing comes twice, and an event that was read once never changes.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,20 +17,19 @@ use super::fleet::Addresses;
 use super::journal::{Count, Journal};
 use mainstay::event::Seq;
 
-/// A reader looks for another engine after this time.
+/// Pause before a reader tries another engine.
 const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
-/// What was read of each session: a digest of the bytes at every place in the log.
+/// What was read of each session: a digest of the event at every position in the log.
 pub(super) type EventsRead = BTreeMap<String, BTreeMap<Seq, u64>>;
 
-/// The digest of an event, as short as it has to be: megabytes are read.
+/// The digest of an event: only that is kept, because megabytes are read.
 pub(super) fn digest(event: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     event.hash(&mut hasher);
     hasher.finish()
 }
 
-/// Who reads.
 pub(super) struct Reader {
     pub(super) sessions: Vec<String>,
     pub(super) rng: fastrand::Rng,
@@ -71,7 +70,7 @@ impl Reader {
         Some(Target { path: format!("/v1/runs/{run}/events"), session, is_run: true })
     }
 
-    /// Follows something for a while, through as many connections as it takes.
+    /// Follows a target for a while, through as many connections as it takes.
     async fn attend(&mut self, target: &Target, read: &mut BTreeMap<Seq, u64>, stop: &CancellationToken) {
         let until = Instant::now() + Duration::from_millis(self.rng.u64(200..3000));
         let last = read.last_key_value().map_or(0, |(seq, _)| *seq);
@@ -117,16 +116,16 @@ impl Reader {
     }
 }
 
-/// One connection, as its reader sees it.
+/// The state of one connection.
 struct Connection<'a> {
     target: &'a Target,
     journal: &'a Journal,
     read: &'a mut BTreeMap<Seq, u64>,
     cursor: Seq,
-    /// The stream of a run begins anywhere behind the cursor; everything else follows on.
+    /// Nothing was read yet. The stream of a run may begin anywhere behind the cursor; everything else follows directly.
     first: bool,
     finished: bool,
-    /// `[DONE]` came.
+    /// `[DONE]` was read.
     is_over: bool,
 }
 
@@ -135,7 +134,7 @@ impl<'a> Connection<'a> {
         Self { target, journal, read, cursor, first: true, finished: false, is_over: false }
     }
 
-    /// Answers whether there is more to come.
+    /// Checks a frame. Returns whether more is expected.
     fn take(&mut self, frame: Frame) -> bool {
         let kind = serde_json::from_str::<Value>(&frame.data).ok();
         let is_end = kind.is_some_and(|chunk| chunk["type"] == "finish");
@@ -153,10 +152,10 @@ impl<'a> Connection<'a> {
         true
     }
 
-    /// `[DONE]`, or an event of a run that was cancelled in the queue: those are told before they have a place.
+    /// `[DONE]`, or an event of a run that was cancelled in the queue: such events are sent before they have a seq.
     fn take_unplaced(&mut self, data: &str, is_end: bool) -> bool {
         self.is_over = data == "[DONE]";
-        // Behind a cursor that was at the end already there is nothing but the last word.
+        // If the cursor was at the end already, only `[DONE]` follows.
         let well_placed = if self.is_over { self.finished || self.first } else { self.first };
         if !self.target.is_run || !well_placed {
             self.violation("the end of a stream is behind the end of its run", data);
@@ -174,7 +173,7 @@ impl<'a> Connection<'a> {
 mod tests {
     use super::*;
 
-    /// The promises that a connection finds broken, which gets these events behind a cursor.
+    /// The promises that a connection with these events behind a cursor is found to break.
     fn broken(is_run: bool, cursor: Seq, frames: &[(Option<Seq>, &str)]) -> Vec<&'static str> {
         let target = Target { session: "s".to_owned(), path: "/".to_owned(), is_run };
         let (journal, mut read) = (Journal::default(), BTreeMap::new());

@@ -1,7 +1,7 @@
-//! What agents said, by their own account: each writes a line to a file of its own before it says it to the engine.
+//! The agents' own records: each agent writes a line to a file of its own before it writes the output to the engine.
 //!
-//! Always: every word of an agent begins with [`MARK`], its pid and a number, so that it is like no other word of any
-//! agent, and what the engine adds in an agent's name is told apart from it.
+//! Always: every word of an agent begins with [`MARK`], its pid and a number, so that no two words are alike, and text that the
+//! engine adds in an agent's name can be told apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use mainstay::chunk::Chunk;
 use mainstay::engine::turn::MAX_DELTA_BYTES;
 
-/// Begins every word of an agent, and nothing that the engine says by itself.
+/// Begins every word of an agent, and nothing that the engine writes by itself.
 pub(super) const MARK: char = '#';
 
 /// One thing that an agent said.
@@ -28,8 +28,8 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// What a stored chunk says in the agent's words: several when the agent said them while its connection was broken; none for
-    /// what only frames them.
+    /// The agent's words in a stored chunk: several if the agent said them while its connection was broken; none for a chunk that
+    /// only frames others.
     pub(super) fn of_chunk(chunk: Chunk) -> Vec<Self> {
         let said = match chunk {
             Chunk::TextDelta { delta, .. } => return words_of(&delta).map(Self::Text).collect(),
@@ -48,7 +48,7 @@ impl Said {
         said.words().starts_with(MARK).then_some(said).into_iter().collect()
     }
 
-    /// Without the space behind it, which does not come through everywhere.
+    /// Without the trailing space, which not every driver keeps.
     fn trimmed(self) -> Self {
         match self {
             Self::Text(word) => Self::Text(word.trim_end().to_owned()),
@@ -57,7 +57,7 @@ impl Said {
         }
     }
 
-    /// Whether this is a failure where the agent said a success: what tools say after a cancel is not believed.
+    /// Whether this is a failure where the agent reported success: tool results after a cancel are not trusted.
     pub(super) fn distrusts(&self, said: &Self) -> bool {
         match (self, said) {
             (Self::ToolFailed { id, error }, Self::ToolFinished { id: of, output }) => (id, error) == (of, output),
@@ -74,13 +74,13 @@ impl Said {
         }
     }
 
-    /// Short enough for a report.
+    /// Shortened for a report.
     pub(super) fn shown(&self) -> String {
         self.words().chars().take(40).collect()
     }
 }
 
-/// The chunks, with those joined again that one long text was cut into.
+/// The chunks, with deltas of one long text joined again.
 pub(super) fn joined(chunks: impl Iterator<Item = Chunk>) -> Vec<Chunk> {
     let (mut whole, mut is_cut) = (Vec::new(), false);
     for chunk in chunks {
@@ -97,14 +97,14 @@ pub(super) fn joined(chunks: impl Iterator<Item = Chunk>) -> Vec<Chunk> {
             }
             (_, chunk) => whole.push(chunk),
         }
-        // It is cut between characters, of up to four bytes.
+        // A text is split between characters, of up to four bytes.
         is_cut = bytes + 4 > MAX_DELTA_BYTES;
     }
     whole
 }
 
-/// The word of an agent in what a driver made of it: each has a shape of its own for the input and output of a tool, and
-/// some say more below it.
+/// The agent's words in the form that a driver gave them: drivers differ in how they store a tool's input and output, and
+/// some nest them.
 fn words_in(value: &Value) -> String {
     match value {
         Value::String(text) if text.starts_with(MARK) => first_word(text),
@@ -114,7 +114,7 @@ fn words_in(value: &Value) -> String {
     }
 }
 
-/// The words of an agent in a text, without the space behind them.
+/// The agent's words in a text, without trailing spaces.
 fn words_of(text: &str) -> impl Iterator<Item = String> {
     text.split(MARK).skip(1).map(|word| format!("{MARK}{}", word.trim_end()))
 }
@@ -127,22 +127,21 @@ fn first_word(text: &str) -> String {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Line {
     Began(Identity),
-    /// Another agent lived in the same place: a session, or a slot.
+    /// Another agent held the same session or slot.
     Met(String),
     Said(Said),
-    /// Its last word was not heard: the connection of the follower of the turn was broken.
+    /// Its last word was not heard: the connection of the turn's follower was broken.
     Unheard,
-    /// That connection is cut.
+    /// It cut that connection.
     Cut,
     /// It asks whether it may use a tool, at this time in milliseconds, and waits for the answer.
     Asked(i64),
-    /// It was answered.
+    /// It got the answer.
     Answered,
-    /// The last line, when the agent ends by itself.
+    /// The last line, if the agent ends by itself.
     Ended(u8),
 }
 
-/// Who an agent is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub(super) run: String,
@@ -153,7 +152,7 @@ pub(super) struct Identity {
     pub(super) started_at_ticks: u64,
 }
 
-/// The record of an agent that is being written.
+/// Writes the record of an agent.
 pub(super) struct RecordWriter {
     file: File,
     agent: String,
@@ -168,7 +167,7 @@ impl RecordWriter {
         Ok(writer)
     }
 
-    /// Whose record it is, for others to read.
+    /// The run and the pid of the agent, as other agents and people read them.
     pub(super) fn agent(&self) -> &str {
         &self.agent
     }
@@ -176,37 +175,36 @@ impl RecordWriter {
     pub(super) fn write(&mut self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
-        // In one write: an agent is killed before it or after it.
+        // One write: an agent is killed before it or after it.
         self.file.write_all(text.as_bytes())
     }
 }
 
-/// What an agent recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) agent: Identity,
     pub(super) met: Vec<String>,
     pub(super) said: Vec<Said>,
-    /// Indexes of what was not heard when it was said.
+    /// Indexes in `said` of words that were not heard when they were said.
     pub(super) unheard: BTreeSet<usize>,
-    /// How often the connection of the follower of the turn was cut.
+    /// How often the connection of the turn's follower was cut.
     pub(super) cuts: u64,
-    /// When it asked what it got no answer to.
+    /// When it asked a question that got no answer.
     pub(super) asked: Option<i64>,
-    /// Questions that it got an answer to.
+    /// How many of its questions were answered.
     pub(super) answers: u64,
-    /// The status that it ended with; none when it was killed.
+    /// Its exit status; none if it was killed.
     pub(super) ended: Option<u8>,
 }
 
 impl Record {
-    /// That of an agent that has said nothing so far.
+    /// The record of an agent that has said nothing so far.
     pub(super) fn of(agent: Identity) -> Self {
         let (met, said, unheard) = Default::default();
         Self { agent, met, said, unheard, cuts: 0, asked: None, answers: 0, ended: None }
     }
 
-    /// None when the agent was killed before it wrote who it is.
+    /// None if the agent was killed before its first line.
     fn read(text: &str) -> Result<Option<Self>, serde_json::Error> {
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let Some(Line::Began(agent)) = lines.next().map(serde_json::from_str).transpose()? else { return Ok(None) };
@@ -244,7 +242,7 @@ impl Records {
         Ok(records)
     }
 
-    /// The agents that ran for a run, in the order of the tries at it.
+    /// The agents of a run, in the order of its attempts.
     pub(super) fn of(&self, run: &str) -> anyhow::Result<Vec<Record>> {
         let mut records = Vec::new();
         for path in self.0.get(run).into_iter().flatten() {
@@ -254,7 +252,7 @@ impl Records {
         Ok(records)
     }
 
-    /// How many there are.
+    /// The number of records.
     pub(super) fn count(&self) -> usize {
         self.0.values().map(Vec::len).sum()
     }

@@ -1,10 +1,10 @@
 //! The torture: engines, agents, writers and readers as real processes and connections, on one database, under faults
-//! drawn from a seed; and then the question whether anything was lost, doubled, or left behind.
+//! drawn from a seed; afterwards the checks whether anything was lost, duplicated, or left behind.
 //!
-//! Always: everything is seen from outside. What clients, readers and agents noted for themselves is held against what the
-//! engine stored, so that no mistake of the engine can hide itself.
+//! Always: everything is observed from outside. What clients, readers and agents recorded is compared with what the
+//! engine stored, so that no bug of the engine can hide itself.
 //!
-//! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run comes to its end), stop, check
+//! Phases: begin, trouble (`chaos.rs` against `writer.rs` and `reader.rs`), calm (every run ends), stop, check
 //! (`check.rs`).
 
 use std::fs;
@@ -33,37 +33,34 @@ use super::{backend_cap, check, client, workdir};
 
 /// With all engines back and no more faults, every run is settled within this time.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Poll interval for what is only seen from outside.
+/// Poll interval for conditions that are only visible from outside.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Time between two lines about the progress.
+/// Time between two progress lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What is to be done.
+/// The parameters of a torture.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
-    /// The program that is tortured.
     pub(super) mainstay: PathBuf,
-    /// The program whose `agent` is an agent.
+    /// The program whose `agent` subcommand is an agent.
     pub(super) agent: PathBuf,
-    /// What all is drawn from.
+    /// The seed of all draws.
     pub(super) seed: u64,
-    /// The trouble is over after so many kills.
+    /// The trouble ends after this many kills.
     pub(super) kills: u64,
-    /// And after this time at the latest.
+    /// The trouble ends after this time at the latest.
     pub(super) limit: Duration,
-    /// Engines on the one database.
     pub(super) engines: usize,
-    /// Sessions, each with a writer.
+    /// Sessions; each has a writer.
     pub(super) sessions: usize,
-    /// Readers.
     pub(super) readers: usize,
-    /// Where a directory for it is made.
+    /// Where the torture's directory is created.
     pub(super) dir: PathBuf,
-    /// Keep that directory also when all is well.
+    /// Keep that directory even if no promise was broken.
     pub(super) keep: bool,
 }
 
-/// Does it. `tell` is given a line about the progress now and then. None when it was interrupted.
+/// Runs a torture. `tell` gets a progress line now and then. None if it was interrupted.
 pub(super) async fn run(
     plan: &Plan,
     interrupted: CancellationToken,
@@ -115,7 +112,7 @@ pub(super) async fn run(
     Ok(found?.map(|found| Report { kept_in, ..journal.report(plan.seed, began.elapsed(), found) }))
 }
 
-/// Begins everything, lets chaos loose until there was enough of it, and brings all engines back.
+/// Starts everything, causes faults until there were enough, and brings all engines back.
 async fn trouble(
     plan: &Plan,
     workdir: &Arc<Workdir>,
@@ -176,7 +173,7 @@ async fn trouble(
     Ok((fleet, Evidence { sent, read, without_shim: journal.runs_without_shim(), ..Evidence::default() }))
 }
 
-/// Makes the sessions, each with one of the agents.
+/// Creates the sessions, each with one of the agents.
 async fn create_sessions(sessions: &[String], fleet: &Fleet) -> anyhow::Result<()> {
     let to = fleet.addresses().any(&mut fastrand::Rng::new()).context("no engine listens")?;
     for (session, agent) in sessions.iter().zip(workdir::agents().cycle()) {
@@ -202,7 +199,7 @@ fn progress(journal: &Journal, elapsed: Duration) -> String {
     )
 }
 
-/// Waits until every run that a writer was told of is settled.
+/// Waits until every run that a writer got is settled.
 async fn settle(watcher: &Engine, sent: &[Sent], journal: &Journal) -> anyhow::Result<()> {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     for run in sent.iter().filter_map(|sent| sent.run.as_deref()) {

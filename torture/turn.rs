@@ -1,6 +1,6 @@
 //! A turn of an agent that serves many turns, in any protocol.
 //!
-//! Always: while a turn goes on it holds a lock on its session, its slot and its conversation; what it says is in the
+//! Always: while a turn runs it holds a lock on its session, its slot and its conversation; what it says is in the
 //! record of its run.
 
 use std::fs::File;
@@ -18,9 +18,9 @@ use super::protocol::{Encoder, Ending};
 use super::record::{Identity, Line, RecordWriter};
 use super::voice::{LineSink, Next, Voice};
 
-/// An agent that delays a cancel ends the turn this much later.
+/// How much later a delayed cancel ends the turn.
 pub(super) const CANCEL_DELAY: Duration = Duration::from_millis(400);
-/// Words of one turn; those of a process are numbered through.
+/// The range of word numbers of one turn; the turns of a process use consecutive ranges.
 const WORDS_OF_TURN: u32 = 1000;
 
 /// What a turn is for.
@@ -31,14 +31,14 @@ pub(super) struct Purpose {
     pub(super) slot: String,
     /// The agent's own id of the conversation.
     pub(super) conversation: String,
-    /// Whether an engine ends what the agent leaves behind.
+    /// Whether an engine ends the processes that the agent leaves behind.
     pub(super) is_held: bool,
-    /// What was asked.
+    /// The seed in the message.
     pub(super) seed: u64,
 }
 
 impl Purpose {
-    /// As a client of ours says it beside what it asks.
+    /// From what Mainstay's clients send with a prompt.
     pub(super) fn from_prompt(told: &Value, conversation: String, seed: u64) -> anyhow::Result<Self> {
         let text = |key: &str| told[key].as_str().map(str::to_owned).context("a prompt says which run it is of");
         let attempt = told["attempt"].as_i64().context("a prompt says which try it is")?;
@@ -54,19 +54,19 @@ impl Purpose {
     }
 }
 
-/// A turn that is not over.
+/// A turn that has not ended.
 pub(super) struct Turn {
     pub(super) conversation: String,
     pub(super) behaviour: Behaviour,
     voice: Voice,
     _places: [File; 3],
-    /// When it goes on; none while it waits to be answered or cancelled.
+    /// When it continues; none while it waits for an answer or a cancel.
     pub(super) due: Option<Instant>,
     is_cancelled: bool,
 }
 
 impl Turn {
-    /// Begins the turn that is the `number`th of the process.
+    /// Begins the turn with this number in the process.
     pub(super) fn begin(
         records: &Path,
         purpose: Purpose,
@@ -93,7 +93,7 @@ impl Turn {
         Ok(Self { conversation, behaviour, voice, _places: places, due: Some(Instant::now()), is_cancelled: false })
     }
 
-    /// Takes a line that may be the answer to its question.
+    /// Handles a line that may be the answer to its question.
     pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
         let is_answer = self.voice.hear(line)?;
         if is_answer && !self.is_cancelled {
@@ -111,7 +111,7 @@ impl Turn {
         Ok(())
     }
 
-    /// Says one thing, if it is due. Answers how it ended, when it has.
+    /// Says one thing, if it is due. Returns how the turn ended, if it has.
     pub(super) fn step(&mut self, now: Instant) -> anyhow::Result<Option<Ending>> {
         if self.due.is_none_or(|due| due > now) {
             return Ok(None);
@@ -133,7 +133,7 @@ impl Turn {
                 self.due = None;
                 return Ok(None);
             }
-            // It takes the other turns of the process with it.
+            // The crash takes the other turns of the process with it.
             End::Crash if self.voice.one_in_four() => drop(kill_process(getpid(), Signal::KILL)),
             End::Code(code) => {
                 self.voice.record.write(&Line::Ended(code))?;
@@ -145,28 +145,28 @@ impl Turn {
         Ok(Some(Ending::Well))
     }
 
-    /// Notes that the connection of its follower is cut.
+    /// Records that the connection of its follower is cut.
     pub(super) fn note_cut(&mut self) -> io::Result<()> {
         self.voice.record.write(&Line::Cut)
     }
 
-    /// Lets its places go, and answers with the lines that say so: with those the next turn may come.
+    /// Releases its locks, and returns the lines that end it: once they are written, the next turn may come.
     pub(super) fn over(mut self, ending: Ending) -> Vec<Value> {
         self.voice.ending(ending)
     }
 }
 
-/// Every turn that is due says one thing. Answers with those that are over, and how.
+/// Lets every turn that is due say one thing. Returns those that ended, and how.
 pub(super) fn go_on(turns: &mut Vec<Turn>) -> anyhow::Result<Vec<(Turn, Ending)>> {
     let (now, mut over) = (Instant::now(), Vec::new());
     for (at, turn) in turns.iter_mut().enumerate() {
         over.extend(turn.step(now)?.map(|ending| (at, ending)));
     }
-    // From behind, so that what is before stays where it is.
+    // From the back, so that the other indexes stay valid.
     Ok(over.into_iter().rev().map(|(at, ending)| (turns.remove(at), ending)).collect())
 }
 
-/// When the next of them is due.
+/// When the next turn is due.
 pub(super) fn next_due(turns: &[Turn]) -> Option<Instant> {
     turns.iter().filter_map(|turn| turn.due).min()
 }

@@ -1,4 +1,4 @@
-//! The output of an agent of a torture: one thing after the other, as drawn from its seed, each recorded before it is written.
+//! The output of an agent of a torture: one thing after the other, drawn from its seed, each recorded before it is written.
 //!
 //! Always: a word is in the record before the engine can read it.
 
@@ -17,7 +17,7 @@ const MAX_PAUSE_MS: u64 = 20;
 /// A long word does not fit into a pipe.
 const LONG_WORD_BYTES: usize = 100 * 1024;
 
-/// Where lines go. Answers whether the line was heard. A JSON string is written as it is: a line of no protocol.
+/// Where lines go. Returns whether the line was heard. A JSON string is written as it is: a line of no protocol.
 pub(super) type LineSink = Box<dyn FnMut(&Value) -> io::Result<bool> + Send>;
 
 /// Lines on stdout.
@@ -31,7 +31,6 @@ pub(super) fn stdout() -> LineSink {
     })
 }
 
-/// What an agent talks with.
 pub(super) struct Voice {
     rng: fastrand::Rng,
     pub(super) record: RecordWriter,
@@ -40,7 +39,7 @@ pub(super) struct Voice {
     words: u32,
     things: u32,
     encoder: Box<dyn Encoder>,
-    /// A tool that is in use, whose end comes next.
+    /// A running tool call, whose end comes next.
     tool: Option<String>,
     /// The question that waits for an answer.
     question: Option<String>,
@@ -48,18 +47,18 @@ pub(super) struct Voice {
     sink: Option<LineSink>,
 }
 
-/// What comes behind a step of a talk.
+/// What follows a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     Pause(Duration),
-    /// Nothing, until the question is answered.
+    /// Wait until the question is answered.
     Answer,
-    /// All is said.
+    /// Everything was said.
     End,
 }
 
 impl Voice {
-    /// The words of an agent are numbered from `words`.
+    /// The agent's words are numbered from `words`.
     pub(super) fn new(
         rng: fastrand::Rng,
         record: RecordWriter,
@@ -101,7 +100,7 @@ impl Voice {
         Ok(Next::Pause(Duration::from_millis(pause)))
     }
 
-    /// Whether a line is the answer that was waited for.
+    /// Whether a line is the expected answer.
     pub(super) fn hear(&mut self, line: &Value) -> io::Result<bool> {
         let is_answer = self.question.as_deref().is_some_and(|question| self.encoder.answers(line, question));
         if is_answer {
@@ -121,12 +120,12 @@ impl Voice {
         self.question.as_deref()
     }
 
-    /// No answer will come.
+    /// Gives up on an answer.
     pub(super) fn forget_question(&mut self) {
         self.question = None;
     }
 
-    /// Says at once that the turn is cancelled.
+    /// Writes at once that the turn is cancelled.
     pub(super) fn say_cancelling(&mut self) -> io::Result<()> {
         self.encoder.cancelling().iter().try_for_each(|line| self.print(line).map(drop))
     }
@@ -136,7 +135,7 @@ impl Voice {
         self.encoder.end(ending)
     }
 
-    /// Those whose protocol has an end say that their turn is over before their process is; of the others, some.
+    /// Writes that the turn is over before the process exits: always if the protocol requires it, otherwise sometimes.
     pub(super) fn may_say_the_end(&mut self, behaviour: &Behaviour) -> io::Result<()> {
         if behaviour.end == End::Well && (!self.encoder.may_omit_end() || self.rng.bool()) {
             self.encoder.end(Ending::Well).iter().try_for_each(|line| self.print(line).map(drop))?;
@@ -161,7 +160,7 @@ impl Voice {
                 let _ = writeln!(io::stderr(), "some noise");
                 Ok(())
             }
-            // Too long to be said again and again.
+            // Too long to be repeated with every word.
             _ if self.encoder.retells() => Ok(()),
             _ => {
                 let mut word = self.word();
@@ -171,7 +170,7 @@ impl Voice {
         }
     }
 
-    /// Begins to use a tool, perhaps after a question. Its end comes next, or is left open.
+    /// Begins a tool call, perhaps after a question. Its end comes next, or never.
     fn use_tool(&mut self, id: String) -> io::Result<()> {
         let input = self.word().trim_end().to_owned();
         self.say(Said::ToolStarted { id: id.clone(), input: input.clone() })?;

@@ -1,7 +1,7 @@
 //! The directory of a torture, with the database, the config, the logs of the engines and the
 //! records of the agents; and the processes that belong to it.
 //!
-//! Always: everything that is started carries the mark of the directory, and makes its temporary files in it.
+//! Always: every process that is started carries the mark of the directory, and creates its temporary files in it.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,15 +21,15 @@ use super::run::{POLL_INTERVAL, Plan};
 use super::{AGENT, processes};
 use mainstay::config::Config;
 
-/// The lease of the engines: the shortest there is, so that one can be stopped past it.
+/// The lease of the engines: the shortest allowed, so that an engine can be stopped for longer than that.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
-/// Once the engines have stopped, nothing of theirs is left after this time.
+/// Once the engines have stopped, their processes and files are gone within this time.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where OpenClaw's gateways listen.
 const GATEWAY_PORT: u16 = 18789;
 
-/// A directory with all that belongs to it.
+/// A torture's directory and what belongs to it.
 pub(super) struct Workdir {
     pub(super) dir: PathBuf,
     mainstay: PathBuf,
@@ -39,7 +39,7 @@ pub(super) struct Workdir {
 }
 
 impl Workdir {
-    /// Makes the directory, with a config in it.
+    /// Creates the directory, with a config in it.
     pub(super) fn create(plan: &Plan) -> anyhow::Result<Self> {
         let parent = plan.dir.canonicalize().with_context(|| format!("failed to find {}", plan.dir.display()))?;
         let dir = parent.join(format!("torture-{}-{}", plan.seed, std::process::id()));
@@ -51,7 +51,7 @@ impl Workdir {
         Ok(workdir)
     }
 
-    /// Times are short, so that much happens; slots are fewer than sessions, so that idle ones are reclaimed.
+    /// Timeouts are short, so that much happens; slots are fewer than sessions, so that idle ones are reclaimed.
     fn config_text(&self, sessions: usize) -> String {
         // A JSON string is a TOML string.
         let quoted = |path: &Path| Value::from(path.display().to_string());
@@ -84,7 +84,7 @@ dir = {dir}
         self.dir.join("m.db")
     }
 
-    /// What a client of the engines reads the token from.
+    /// The file from which the engines' clients read the token.
     pub(super) fn token_file(&self) -> PathBuf {
         self.dir.join("m.db-token")
     }
@@ -105,14 +105,14 @@ dir = {dir}
         self.dir.join("tmp")
     }
 
-    /// A command of Mainstay on the database.
+    /// A Mainstay command on the database.
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.bare_command(&self.mainstay, arguments);
         command.arg("--db").arg(self.database()).arg("--config").arg(self.config());
         command
     }
 
-    /// The command that is the gateway.
+    /// The command of the gateway.
     pub(super) fn gateway_command(&self) -> Command {
         let mut command = self.bare_command(&self.agent, &[AGENT, "--speaks", Protocol::Gateway.as_str(), "--record"]);
         command.arg(self.records()).arg(self.gateway.to_string());
@@ -126,19 +126,19 @@ dir = {dir}
         }
         command.args(arguments);
         command.env(processes::MARK, &self.dir).env("TMPDIR", self.temp()).current_dir(&self.dir);
-        // Ctrl-C is for us; we see to it that they end.
+        // Ctrl-C is for the torture, which ends these processes itself.
         command.process_group(0).kill_on_drop(true);
         command
     }
 
-    /// What runs here.
+    /// The living processes of the torture.
     async fn processes(self: &Arc<Self>) -> Vec<processes::MarkedProcess> {
         let workdir = self.clone();
-        // It fails only when the runtime goes down.
+        // It fails only when the runtime shuts down.
         tokio::task::spawn_blocking(move || processes::find(&workdir.dir)).await.unwrap_or_default()
     }
 
-    /// Waits until nothing runs here any more and no temporary file is left. Answers with what is there all the same.
+    /// Waits until no process and no temporary file is left. Returns those that remain nevertheless.
     pub(super) async fn wait_until_empty(self: &Arc<Self>) -> Vec<String> {
         let began = Instant::now();
         loop {
@@ -157,7 +157,7 @@ dir = {dir}
         }
     }
 
-    /// Ends all that runs here.
+    /// Ends all processes of the torture.
     pub(super) async fn clear(self: &Arc<Self>) {
         let began = Instant::now();
         while began.elapsed() < EXIT_TIMEOUT {
@@ -172,7 +172,7 @@ dir = {dir}
         }
     }
 
-    /// Panics, as the logs of the engines tell them.
+    /// The panics in the logs of the engines.
     pub(super) fn panics(&self) -> Vec<String> {
         let logs = files_in(&self.dir).filter(|path| path.extension().is_some_and(|extension| extension == "log"));
         let logs = logs.filter_map(|path| fs::read_to_string(path).ok());
@@ -181,7 +181,7 @@ dir = {dir}
     }
 }
 
-/// The warm backends that may live at once: fewer than are wanted.
+/// The limit on living backends: fewer than are wanted.
 pub(super) fn max_backends(sessions: usize) -> usize {
     sessions.div_ceil(4)
 }
@@ -190,7 +190,7 @@ pub(super) fn max_backends(sessions: usize) -> usize {
 struct AgentKind {
     name: &'static str,
     protocol: Protocol,
-    /// Whether one process has the turns of several sessions at once.
+    /// Whether one process has turns of several sessions at once.
     is_shared: bool,
 }
 
@@ -208,12 +208,12 @@ const ALONE: &str = "torture-acp";
 const OPENCODE: &str = "torture-opencode";
 const GATEWAY: &str = "torture-gateway";
 
-/// The names of the agents, as sessions get them in turn: live ones more often.
+/// The names of the agents, in the order in which sessions get them: those with backends more often.
 pub(super) fn agents() -> impl Iterator<Item = &'static str> + Clone {
     AGENTS.iter().map(|agent| agent.name).chain([SHARED, ALONE, OPENCODE, GATEWAY])
 }
 
-/// Whether the turns of an agent go to a live one, through a relay.
+/// Whether the turns of an agent go to a backend, through a relay.
 pub(super) fn is_relayed(agent: &str) -> bool {
     [SHARED, ALONE, OPENCODE, GATEWAY].contains(&agent)
 }
@@ -254,9 +254,9 @@ permissions = {{ default = "allow" }}
     }
 }
 
-/// An address of the loopback that no other process comes to listen at while the gateway is down.
+/// A loopback address on which no other process is likely to listen while the gateway is down.
 fn own_address() -> SocketAddr {
-    // Not drawn from the seed: tortures with the same one may run side by side.
+    // Not drawn from the seed: tortures with the same seed may run at the same time.
     let mut rng = fastrand::Rng::new();
     SocketAddr::from((Ipv4Addr::new(127, rng.u8(1..), rng.u8(..), rng.u8(1..255)), GATEWAY_PORT))
 }

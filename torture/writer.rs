@@ -1,7 +1,7 @@
-//! The writers: one for each session. A writer sends messages with ids of its own, to whatever engine it finds, and sends
-//! again with the same id until it has an answer.
+//! The writers: one per session. A writer sends messages with ids of its own, to any engine that answers, and resends
+//! with the same id until it has an answer.
 //!
-//! Always: what it hands back are the messages that were answered, and with which run; nothing may be missing of those.
+//! Always: it returns the messages that were answered, and with which run; none of those may be missing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +17,22 @@ use super::client::{Answer, ask, get};
 use super::fleet::Addresses;
 use super::journal::{Count, Journal};
 
-/// Between two tries to send.
+/// Pause between two attempts to send.
 const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 /// With all engines back, a message is answered within this time.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Runs that wait in a session before its writer pauses.
+/// Queued runs in a session beyond which its writer pauses.
 const MAX_QUEUED: usize = 3;
 
-/// A message that was answered for good.
+/// A message with its final answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) session: String,
     pub(super) message: String,
-    /// Its run; none when it was refused.
+    /// Its run; none if it was refused.
     pub(super) run: Option<String>,
 }
 
-/// Who writes to a session.
 pub(super) struct Writer {
     pub(super) session: String,
     pub(super) rng: fastrand::Rng,
@@ -41,7 +40,7 @@ pub(super) struct Writer {
     pub(super) journal: Arc<Journal>,
 }
 
-/// What one try to send came to.
+/// The result of one attempt to send.
 enum Try {
     Taken(String),
     Refused,
@@ -49,7 +48,7 @@ enum Try {
 }
 
 impl Writer {
-    /// Writes until it is asked to stop; the message that is under way is sent to its end.
+    /// Writes until it is asked to stop; a message in progress is still sent until it is answered.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<Sent> {
         let mut sent = Vec::new();
         while !stop.is_cancelled() {
@@ -66,7 +65,7 @@ impl Writer {
         sent
     }
 
-    /// Sends a message until it is answered: with its run, or with none when it was refused. None when it never was.
+    /// Sends a message until it is answered: with its run, or with none if it was refused. None if it never was.
     async fn send(&mut self, message: &str, stop: &CancellationToken) -> Option<Option<String>> {
         let when_busy = match self.rng.u8(..100) {
             0..85 => "enqueue",
@@ -105,7 +104,7 @@ impl Writer {
     }
 
     fn judge(&self, answered: anyhow::Result<Answer>, body: &Value) -> Try {
-        // Perhaps it was taken, and only the answer was lost: the same id finds out.
+        // Perhaps it was accepted, and only the answer was lost: the same id finds out.
         let Ok(answer) = answered else { return Try::Again };
         match (answer.status, answer.text("id")) {
             (200 | 202, Some(run)) => Try::Taken(run.to_owned()),
@@ -118,7 +117,7 @@ impl Writer {
         }
     }
 
-    /// The same message through two engines at the same time, until both have answered: with one and the same run.
+    /// Sends the same message through two engines at the same time, until both have answered: with the same run.
     async fn send_twice(&mut self, body: &Value) -> Option<String> {
         let mut body = body.clone();
         body["when_busy"] = "enqueue".into();
@@ -167,7 +166,7 @@ impl Writer {
         let request = head + &body;
         let sent = if self.rng.bool() { request.len() } else { self.rng.usize(..request.len()) };
         if let Ok(mut stream) = TcpStream::connect(to.address).await {
-            // It may be gone already: then this was the wrong moment for it, not for us.
+            // The engine may be gone already, which is no violation: only the moment was wrong.
             let _ = stream.write_all(&request.as_bytes()[..sent]).await;
             self.journal.count(Count::SendsHungUp);
         }

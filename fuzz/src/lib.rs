@@ -1,7 +1,7 @@
-//! What must hold of whatever comes from outside: a function a kind of input. `fuzz_targets/` makes inputs up,
+//! What must hold for any input from outside: one function per kind of input. `fuzz_targets/` generates inputs,
 //! `tests/it/fuzz_corpus.rs` of the engine runs those that were kept in `corpus/`.
 //!
-//! A new kind is a function here, a file in `fuzz_targets/` with its entry in `Cargo.toml`, a folder in `corpus/` and a
+//! A new kind needs a function here, a file in `fuzz_targets/` with its entry in `Cargo.toml`, a folder in `corpus/` and a
 //! line in that test.
 
 use std::path::Path;
@@ -26,12 +26,12 @@ use serde_json::value::RawValue;
 #[path = "../../tests/it/rules.rs"]
 pub mod rules;
 
-/// What an agent writes: see [`lines`].
+/// The output of an agent: see [`lines`].
 pub fn agent_lines(data: &[u8]) {
     lines(data, openclaw::parser);
 }
 
-/// What an agent of any driver writes: a byte for the driver, then as [`lines`].
+/// The output of an agent of any driver: a byte for the driver, then as for [`lines`].
 pub fn drivers(data: &[u8]) {
     let [driver, data @ ..] = data else { return };
     lines(data, PARSERS[usize::from(*driver) % PARSERS.len()]);
@@ -41,9 +41,9 @@ pub fn drivers(data: &[u8]) {
 const PARSERS: [fn() -> LineParser; 6] =
     [openclaw::parser, claude::parser, codex::parser, opencode::parser, acp::parser, openclaw_gateway::parser];
 
-/// A byte for the size of the reads, one for the longest line, one for the end of the run, then the output. How it was cut
-/// changes nothing that it says; readers get a well-formed stream; and whoever goes on in the midst of it, from what is
-/// stored, says the same.
+/// A byte for the size of the reads, one for the longest line, one for the end of the run, then the output. The size of the
+/// reads does not change what is parsed; readers get a well-formed stream; and an engine that adopts the run at any point, from
+/// what is stored, emits the same.
 fn lines(data: &[u8], parser: fn() -> LineParser) {
     let [cut, longest, end, output @ ..] = data else { return };
     let longest = 16 * (1 + usize::from(*longest));
@@ -82,7 +82,7 @@ fn said(records: &[Record]) -> impl Iterator<Item = &AgentEvent> {
     records.iter().flat_map(|record| &record.events)
 }
 
-/// What an ACP agent writes to stdout: a byte for the longest object, then the output. Each message that is found is one JSON
+/// The stdout of an ACP agent: a byte for the longest object, then the output. Each message that is found is one JSON
 /// object on one line, and nothing is found twice.
 pub fn acp_messages(data: &[u8]) {
     let [longest, output @ ..] = data else { return };
@@ -103,8 +103,8 @@ pub fn acp_messages(data: &[u8]) {
     assert!(found <= output.matches('{').count());
 }
 
-/// The events of a run as the database has them, one on a line, damaged in any way: a turn goes on from what can be read of
-/// them, and its message is JSON.
+/// The events of a run as stored, one per line, damaged in any way: a turn continues from those that can be read, and its
+/// message is JSON.
 pub fn stored(data: &[u8]) {
     let [end, lines @ ..] = data else { return };
     let lines = String::from_utf8_lossy(lines);
@@ -120,8 +120,8 @@ pub fn stored(data: &[u8]) {
     }
 }
 
-/// Two changes to the options of a session, one on a line: each is refused in words that can be printed, or leads to options
-/// that can be stored, and that the same change leaves as they are.
+/// Two changes to the options of a session, one per line: each is refused with a printable error, or results in options
+/// that can be stored, and that the same change leaves unchanged.
 pub fn options(data: &[u8]) {
     let mut options = SessionOptions::default();
     for line in data.split(|byte| *byte == b'\n') {
@@ -139,8 +139,8 @@ pub fn options(data: &[u8]) {
     }
 }
 
-/// What a host has to say, from its socket or its spool, damaged in any way: it never matters how it was cut, and nothing is
-/// believed that was not written like that.
+/// The frames of a shim, from its socket or its spool, damaged in any way: the size of the reads does not matter, and a frame
+/// that was not written like that is not accepted.
 pub fn spool(data: &[u8]) {
     frames(data, MAX_FROM_SHIM_BYTES, |frame| {
         if let Some(said) = FromShim::of(frame) {
@@ -149,7 +149,7 @@ pub fn spool(data: &[u8]) {
     });
 }
 
-/// What anybody may say at the door of a host.
+/// What any process may send to a shim's socket.
 pub fn host_socket(data: &[u8]) {
     frames(data, MAX_FROM_ENGINE_BYTES, |frame| {
         if let Some(said) = FromEngine::of(frame) {
@@ -159,7 +159,7 @@ pub fn host_socket(data: &[u8]) {
     });
 }
 
-/// Frames of any bytes: the first byte says how they are cut, and the payloads are tried as every kind.
+/// Frames of any bytes: the first byte says how they are split, and the payloads are tried as every kind.
 fn frames(data: &[u8], longest: usize, check: impl Fn(&Frame)) {
     let [cut, stream @ ..] = data else { return };
     let decoded = |pieces: &mut dyn Iterator<Item = &[u8]>| {
@@ -175,7 +175,7 @@ fn frames(data: &[u8], longest: usize, check: impl Fn(&Frame)) {
     let whole = decoded(&mut std::iter::once(stream));
     assert_eq!(whole, decoded(&mut stream.chunks(1 + usize::from(*cut))));
     whole.iter().for_each(&check);
-    // Check sums keep made-up frames out: behind them, every kind is reached.
+    // Check sums reject made-up frames: with valid ones, every kind is reached.
     for kind in *b"hsxwboeqnz" {
         let mut bytes = Vec::new();
         encode(kind, stream, &mut bytes);
@@ -189,7 +189,7 @@ fn only_frame(bytes: &[u8], longest: usize) -> Frame {
     decoder.next_frame().expect("it was just written").expect("it is whole")
 }
 
-/// The text of a config file: legal values only, or an error that can be printed as it is.
+/// The text of a config file: it has only valid values, or is refused with a printable error.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::load(text, Path::new("mainstay.toml"), Path::new("/srv")) {
@@ -214,7 +214,7 @@ pub fn new_run(data: &[u8]) {
     is_sendable_or_refused(read_new_run("s".parse().expect("an id"), data));
 }
 
-/// The body of a request of `useChat`.
+/// The body of a `useChat` request.
 pub fn chat(data: &[u8]) {
     match read_chat(data) {
         Ok(ChatRequest::Send { send, .. }) => is_sendable_or_refused(Ok(*send)),
@@ -240,7 +240,7 @@ fn is_sendable_or_refused(read: Result<SendMessage, Error>) {
     }
 }
 
-/// Where a reader wants to go on: the query up to the first line end, then the header.
+/// Where a reader wants to continue: the query up to the first line end, then the header.
 pub fn cursor(data: &[u8]) {
     let (query, header) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
     let Ok(uri) = Uri::try_from([b"/v1/runs/r/events?", query].concat()) else { return };

@@ -1,4 +1,4 @@
-//! `agents`: which there are, what is found of each, and how to get the others.
+//! `agents`: the known agents, what is found of each on this machine, and how to install the others.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use crate::catalogue::AgentReport;
 use crate::config::Config;
 use crate::engine::{Engine, agents};
 
-/// With what runs, as the database says.
+/// With the number of running runs, from the database.
 pub(super) async fn run(engine: &Engine, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut signals = StopSignals::new()?;
     tokio::select! {
@@ -19,12 +19,12 @@ pub(super) async fn run(engine: &Engine, as_json: bool, out: &mut impl Write) ->
     }
 }
 
-/// Where there is no database yet.
+/// If there is no database yet.
 pub(super) async fn without_database(config: &Config, as_json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut signals = StopSignals::new()?;
     tokio::select! {
         reports = agents::survey(config) => show_all(&reports, as_json, out),
-        // What it has started is in process groups of their own, which Ctrl-C does not reach.
+        // The programs that it has started are in process groups of their own, which Ctrl-C does not reach.
         () = signals.next() => Ok(Exit::Interrupted),
     }
 }

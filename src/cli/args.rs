@@ -1,4 +1,4 @@
-//! What each command takes.
+//! The arguments of each command.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -209,7 +209,7 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
-    /// What is to become of the options.
+    /// The changes to the options.
     pub fn changes(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         let set = self.set.iter().map(|(key, value)| (key.as_str(), Some(value.as_str())));
         set.chain(self.unset.iter().map(|key| (key.as_str(), None)))
@@ -353,9 +353,9 @@ pub struct BackupArgs {
 /// then as a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The run that it may be.
+    /// The run, if the text can be a run id.
     pub run: Option<RunId>,
-    /// The session that it may be.
+    /// The text as a session id.
     pub session: SessionId,
 }
 
@@ -366,7 +366,7 @@ impl FromStr for Target {
     }
 }
 
-/// The words of the config file for the same mistake; those of the standard library do not say what is needed.
+/// The same words as in the config file's error; the standard library's do not say what is needed.
 fn listen(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "an IP address with a port, such as 127.0.0.1:7717 or [::1]:7717, is needed")
 }
@@ -390,7 +390,7 @@ fn permission_state() -> impl TypedValueParser<Value = PermissionState> {
 }
 
 impl AttachArgs {
-    /// How to show the stream.
+    /// The format of the output.
     pub fn format(&self, json: bool) -> AttachFormat {
         self.format.unwrap_or(if json { AttachFormat::Ndjson } else { AttachFormat::Text })
     }

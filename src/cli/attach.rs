@@ -1,4 +1,4 @@
-//! `attach`: a run or a session from any point on, replayed and followed. Only looks: Ctrl-C detaches, the run goes on.
+//! `attach`: a run or a session from any point on, replayed and followed. Read-only: Ctrl-C detaches, the run goes on.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: boo
         let is_outdated = engine.is_outdated();
         engine.close().await;
         match exit {
-            // A daemon came: what it writes can be read by an engine that is opened anew.
+            // A daemon has opened the file: what it writes can be read by a newly opened engine.
             Ok(None) => {}
             Err(_) if is_outdated => {}
             exit => return Ok(exit?.unwrap_or(Exit::Done)),
@@ -36,7 +36,7 @@ pub(super) async fn run(db: &Path, config: &Config, args: &AttachArgs, json: boo
     }
 }
 
-/// What was shown, over all engines that were opened for it.
+/// What was shown, across all engines that were opened for it.
 struct Shown {
     output: StreamOutput,
     signals: StopSignals,
@@ -44,7 +44,7 @@ struct Shown {
     waiting: Waiting,
 }
 
-/// Shows what an engine knows; none when that is outdated before the end.
+/// Shows what an engine reads; none if its view is outdated before the end.
 async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown) -> anyhow::Result<Option<Exit>> {
     let found = find(engine, &args.target).await?;
     let mut follower = match &found {
@@ -107,7 +107,7 @@ async fn show(engine: &Engine, args: &AttachArgs, json: bool, shown: &mut Shown)
     Ok(Some(exit))
 }
 
-/// How the last run of a session ended, when all of it has been shown and nothing more is to come by itself.
+/// How the last run of a session ended, once all of it has been shown and no further run waits.
 async fn at_rest(engine: &Engine, session: &SessionId, follower: &Follower) -> anyhow::Result<Option<Exit>> {
     let session = engine.session(session).await?;
     let is_at_rest = session.execution == Execution::Idle && follower.cursor() >= session.last_seq;

@@ -1,4 +1,4 @@
-//! `backends`: the live agents that are kept warm, and ending one.
+//! `backends`: lists the warm agent processes, and stops one.
 
 use std::io::Write;
 

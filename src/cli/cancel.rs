@@ -1,4 +1,4 @@
-//! `cancel` and `close`: ending what a session does, and giving its slot back.
+//! `cancel` and `close`: end what a session does, and free its slot.
 
 use std::io::Write;
 
@@ -28,7 +28,7 @@ pub(super) async fn cancel(
     };
     let is_unsettled = run.as_ref().is_some_and(|run| !run.status.is_settled());
     if (is_unsettled || !below.is_empty()) && !engine.is_executed_elsewhere().await? {
-        // Nobody is there to heed it: what a dead daemon left is ended here.
+        // No daemon is there to act on the cancel: the sweep ends the runs of a dead one.
         engine.sweep().await.context("failed to sweep")?;
     }
     let run = match run {

@@ -1,18 +1,18 @@
-//! What stands in a cell of a table: times, numbers and amounts, short enough to be read at a glance.
+//! The cells of a table: times, numbers and amounts, short enough to be read at a glance.
 
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::usage::Usage;
 
-/// What stands in a cell of which nothing is known.
+/// The content of a cell without a value.
 pub(super) const NOTHING_KNOWN: &str = "-";
 
 pub(super) fn or_dash(text: Option<impl ToString>) -> String {
     text.map_or_else(|| NOTHING_KNOWN.to_owned(), |text| text.to_string())
 }
 
-/// Tokens in and out, and money; none when nothing is known of them.
+/// Tokens in and out, and cost; none if nothing is known.
 pub(super) fn used(usage: &Usage) -> Option<String> {
     let read = [usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
     let read = read.into_iter().flatten().reduce(i64::saturating_add);
@@ -51,7 +51,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// A duration in the greatest unit that it has one of once it is rounded: 59.6 s are a minute.
+/// A duration in the greatest unit of which it has at least one once it is rounded: 59.6 s are a minute.
 fn rounded(duration: Duration) -> String {
     let seconds = in_units(duration, Duration::from_secs(1));
     let [minutes, hours, days] = [MINUTE, HOUR, DAY].map(|unit| in_units(duration, Duration::from_secs(unit)));
@@ -63,7 +63,7 @@ fn rounded(duration: Duration) -> String {
     }
 }
 
-/// A duration in its two greatest units, rounded to the second of them.
+/// A duration in its two greatest units, rounded to the lesser one.
 pub(super) fn span(duration: Duration) -> String {
     let millis = in_units(duration, Duration::from_millis(1));
     let tenths = in_units(duration, Duration::from_millis(100));
@@ -129,7 +129,7 @@ mod tests {
         ] {
             assert_eq!(relative(NOW - Duration::from_secs(seconds), NOW), expected);
         }
-        // What was to expire in three days a moment ago.
+        // It was to expire in three days a moment ago.
         assert_eq!(relative(NOW + Duration::from_millis(3 * 86_400_000 - 5), NOW), "in 3d");
         assert_eq!(relative(NOW + Duration::from_millis(59_960), NOW), "in 1m");
     }

@@ -1,13 +1,13 @@
-//! How wide the columns of a table are, and its text.
+//! The widths of a table's columns, and its text.
 //!
-//! Always: a row is a line, and no wider than there is room, unless even the columns that have to stay do not fit. A column
-//! that would become too narrow to say anything is left out.
+//! Always: a row is one line, and no wider than the terminal, unless even the columns that have to stay do not fit. A column
+//! that would become too narrow to be useful is left out.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Between two columns.
+/// Space between two columns.
 const GAP: usize = 2;
-/// What an id is cut to at most: as long as a short one.
+/// The least width of an id: that of a short one.
 const MIN_ID_WIDTH: usize = 13;
 const CUT: char = '…';
 
@@ -16,20 +16,20 @@ const CUT: char = '…';
 pub struct Column {
     pub(super) title: &'static str,
     stays: Stays,
-    /// Left out when it would say nothing of any item.
+    /// Left out if it would be empty for every item.
     pub(super) is_spare: bool,
 }
 
-/// How a column gives way where there is no room for all.
+/// How a column gives way if there is no room for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stays {
-    /// It is shown whole.
+    /// It is never cut.
     Whole,
-    /// It is shown, and cut to this width at most.
+    /// It may be cut, but not below this width.
     Cut(usize),
-    /// It is cut to this width at most, and then left out.
+    /// It may be cut down to this width, and is then left out.
     CutOrNot(usize),
-    /// It is the first to be left out.
+    /// It is left out first.
     OrNot,
 }
 
@@ -38,27 +38,27 @@ impl Column {
         Self { title, stays, is_spare: false }
     }
 
-    /// One that is shown whole, however narrow the terminal is.
+    /// A column that is never cut, however narrow the terminal is.
     pub const fn whole(title: &'static str) -> Self {
         Self::new(title, Stays::Whole)
     }
 
-    /// One of ids that clients may have made as long as they like.
+    /// A column of ids, which clients may have made as long as they like.
     pub const fn id(title: &'static str) -> Self {
         Self::new(title, Stays::Cut(MIN_ID_WIDTH))
     }
 
-    /// One that gives way to the others until it is as narrow as this.
+    /// A column that gives way to the others until it is `least` wide, and is then left out.
     pub const fn narrow(title: &'static str, least: usize) -> Self {
         Self::new(title, Stays::CutOrNot(least))
     }
 
-    /// One for those who have room.
+    /// A column for wide terminals.
     pub const fn extra(title: &'static str) -> Self {
         Self::new(title, Stays::OrNot)
     }
 
-    /// The same, left out when it would say nothing of any item.
+    /// The same column, left out if it would be empty for every item.
     pub const fn spare(self) -> Self {
         Self { is_spare: true, ..self }
     }
@@ -71,21 +71,21 @@ impl Column {
     }
 }
 
-/// The table as text, no wider than `room` where that can be done.
+/// The table as text, no wider than `room` if possible.
 pub(super) fn layout(columns: &[Column], rows: &[Vec<String>], room: usize) -> String {
     let natural = |index: usize| {
         let cells = rows.iter().filter_map(|row| row.get(index)).map(|cell| cell.width());
         cells.chain([columns[index].title.width()]).max().unwrap_or(0)
     };
     let mut shown: Vec<(usize, usize)> = (0..columns.len()).map(|index| (index, natural(index))).collect();
-    // The least that they need: as long as that is too much, the last of those goes that matter least.
+    // First by least widths: as long as they do not fit, the last of the least important columns is left out.
     while total(shown.iter().map(|(index, width)| columns[*index].least(*width))) > room {
         let last = |stays: fn(Stays) -> bool| shown.iter().rposition(|(index, _)| stays(columns[*index].stays));
         let extra = last(|stays| stays == Stays::OrNot);
         let Some(goes) = extra.or_else(|| last(|stays| matches!(stays, Stays::CutOrNot(_)))) else { break };
         shown.remove(goes);
     }
-    // Then the widest gives way, column by column.
+    // Then the widest column shrinks, step by step.
     while total(shown.iter().map(|(_, width)| *width)) > room {
         let can_shrink = |(index, width): &&mut (usize, usize)| columns[*index].least(*width) < *width;
         let Some((_, width)) = shown.iter_mut().filter(can_shrink).max_by_key(|(_, width)| *width) else { break };

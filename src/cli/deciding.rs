@@ -1,29 +1,29 @@
-//! Who decides at a command line: a person, by the name that the system knows them by, and never an agent.
+//! Who may decide on the command line: a person, by their system user name, and never an agent.
 
 use std::fs::File;
 use std::io::Read;
 
 use crate::engine::callers;
 
-/// A larger file is no list of users.
+/// A larger file is not taken for a list of users.
 const MAX_PASSWD_BYTES: u64 = 4 * 1024 * 1024;
 
-/// A command may not decide anything.
+/// Why a command may not decide.
 #[derive(Debug, thiserror::Error)]
 pub enum MayNotDecide {
-    /// It was given by an agent.
+    /// An agent gave the command.
     #[error(
         "this command was started by an agent{}, and agents neither answer what agents ask, nor change what they are told, nor \
          make tokens: leave it to a person",
         _0.map(|run| format!(" (run {run})")).unwrap_or_default()
     )]
     Agent(Option<crate::id::RunId>),
-    /// Who gave it is not known.
+    /// It is not known who gave the command.
     #[error("cannot tell whether this command runs inside a run: {0}; try again")]
     Unknown(std::io::Error),
 }
 
-/// Refuses to decide anything within the processes of a run.
+/// Refuses to decide from within the processes of a run.
 ///
 /// # Errors
 /// [`MayNotDecide`]
@@ -35,12 +35,12 @@ pub(super) async fn check() -> Result<(), MayNotDecide> {
     }
 }
 
-/// The user of this process, as what they answer carries it: `cli:` and the name, or the number where there is none. No token
-/// has a name with a colon.
+/// The user of this process, as stored with an answer: `cli:` and the name, or the number if there is no name. No token has a
+/// name with a colon.
 pub(super) fn user() -> String {
     let uid = rustix::process::getuid().as_raw();
     let mut passwd = String::new();
-    // Where it cannot be read the number says enough.
+    // If it cannot be read, the number is enough.
     let _ = File::open("/etc/passwd").and_then(|file| file.take(MAX_PASSWD_BYTES).read_to_string(&mut passwd));
     format!("cli:{}", name_of(uid, &passwd).unwrap_or(&uid.to_string()))
 }

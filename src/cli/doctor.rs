@@ -1,4 +1,4 @@
-//! `doctor`: what is wrong with the database and with what belongs to it, and what to do.
+//! `doctor`: problems of the database and of what belongs to it, and what to do about them.
 
 use std::io::Write;
 use std::path::Path;

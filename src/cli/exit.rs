@@ -1,4 +1,4 @@
-//! How the process ends, for scripts.
+//! Exit statuses and error reports, for people and scripts.
 
 use std::io;
 use std::process::ExitCode;
@@ -15,9 +15,9 @@ use crate::http;
 /// The exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It did what was asked.
+    /// The command succeeded.
     Done,
-    /// The run ended other than completed, or the operation failed.
+    /// The run did not end as completed, or the operation failed.
     Failed,
     /// Wrong usage or config.
     Usage,
@@ -25,12 +25,12 @@ pub enum Exit {
     Interrupted,
 }
 
-/// What was asked for cannot be asked for, in words for the person who did.
+/// The command cannot be executed as given; the text says why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// What is said of an error on stderr: a sentence for people, a JSON object on a line for programs.
+/// The report of an error on stderr: a sentence for people, a JSON object on a line for programs.
 pub fn report(error: &anyhow::Error, json: bool) -> String {
     match json {
         true => error_object(code(error), &format!("{error:#}")),
@@ -38,7 +38,7 @@ pub fn report(error: &anyhow::Error, json: bool) -> String {
     }
 }
 
-/// The same of a command line that makes no sense; none for help that was asked for, which is no error.
+/// The same for a command line that clap refuses; none for requested help, which is no error.
 pub fn report_usage(error: &clap::Error, json: bool) -> Option<String> {
     if !json || !error.use_stderr() {
         return None;
@@ -50,12 +50,12 @@ pub fn report_usage(error: &clap::Error, json: bool) -> Option<String> {
     Some(error_object("usage", text.trim().trim_start_matches("error: ")))
 }
 
-/// As HTTP says it.
+/// The same shape as in HTTP.
 fn error_object(code: &str, message: &str) -> String {
     format!("{}\n", serde_json::json!({"error": {"code": code, "message": message}}))
 }
 
-/// What kind of error it is, for programs: the codes of HTTP, and those of what only a command line can get wrong.
+/// The kind of error, for programs: the codes of HTTP, and those of errors that only a command line can have.
 fn code(error: &anyhow::Error) -> &'static str {
     if error.is::<Usage>() {
         return "usage";
@@ -69,7 +69,7 @@ fn code(error: &anyhow::Error) -> &'static str {
         Some(MayNotDecide::Unknown(_)) | None => {}
     }
     match error.downcast_ref::<EngineError>().map(|error| http::Error::of(error).code()) {
-        // Of a server; a command says in its sentence what failed.
+        // "internal" is a server's code; a command says in its message what failed.
         Some("internal") | None => "failed",
         Some(code) => code,
     }
@@ -82,7 +82,7 @@ impl Exit {
     }
 }
 
-/// Whether the reader of our output went away, as `head` does when it has seen enough: no failure, and nobody to tell.
+/// Whether the reader of our output went away, as `head` does when it has seen enough: no failure, and not reported.
 pub fn reader_is_gone(error: &anyhow::Error) -> bool {
     let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))

@@ -1,4 +1,4 @@
-//! What every command takes, and `mainstay-torture` too.
+//! The options of every command, also of `mainstay-torture`.
 
 use std::path::PathBuf;
 
@@ -38,12 +38,12 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// How much a command logs that is not a daemon: it speaks only when something is wrong.
+    /// How much a command logs that is not a daemon: only when something is wrong.
     pub fn verbosity(&self) -> i8 {
         self.louder(-1)
     }
 
-    /// How much to log of what logs this much by itself.
+    /// The verbosity, given the usual one of the command.
     pub(super) fn louder(&self, usual: i16) -> i8 {
         let wanted = i16::from(self.verbose) - i16::from(self.quiet) + usual;
         i8::try_from(wanted).unwrap_or(if wanted < 0 { i8::MIN } else { i8::MAX })

@@ -1,7 +1,7 @@
-//! Ids as they are given on the command line: whole, or as a beginning that only one has. Tables show them so.
+//! Ids as given on the command line: complete, or a prefix that only one id has. Tables show such prefixes.
 //!
-//! Always: an id that is given whole means itself, whatever begins with it; a beginning that several have is refused, and
-//! they are named.
+//! Always: a complete id means itself, whatever other ids begin with it; a prefix of several ids is refused, and they are
+//! named.
 
 use anyhow::Context;
 use uuid::Uuid;
@@ -10,18 +10,18 @@ use super::Target;
 use crate::engine::{Engine, EngineError, IdKind};
 use crate::id::{BackendId, PermissionId, RunId, SessionId};
 
-/// A shorter beginning is rather mistyped than meant.
+/// A shorter prefix is more likely a typo.
 const MIN_CHARS: usize = 4;
-/// So many are named of those that begin alike.
+/// How many of the ids with the same prefix are named.
 const NAMED: i64 = 5;
 
-/// What a target turned out to be.
+/// What a target was found to be.
 pub(super) enum Found {
     Run(RunId),
     Session(SessionId),
 }
 
-/// Several ids begin as the given one does.
+/// Several ids begin with the given prefix.
 #[derive(Debug, thiserror::Error)]
 #[error("{given} is the beginning of several ids, give more of it: {candidates}")]
 pub struct AmbiguousId {
@@ -29,7 +29,7 @@ pub struct AmbiguousId {
     candidates: String,
 }
 
-/// Looks a target up: as a run, then as a session, then as the beginning of either.
+/// Looks a target up: as a run, then as a session, then as the prefix of either.
 pub(super) async fn find(engine: &Engine, target: &Target) -> anyhow::Result<Found> {
     if let Some(run) = target.run {
         match engine.run(run).await {
@@ -50,7 +50,7 @@ pub(super) async fn find(engine: &Engine, target: &Target) -> anyhow::Result<Fou
     }
 }
 
-/// A session that is there.
+/// An existing session.
 pub(super) async fn session(engine: &Engine, given: &SessionId) -> anyhow::Result<SessionId> {
     match engine.session(given).await {
         Err(EngineError::NotFound { .. }) => {}
@@ -59,7 +59,7 @@ pub(super) async fn session(engine: &Engine, given: &SessionId) -> anyhow::Resul
     one(engine, IdKind::Session, given.as_str()).await
 }
 
-/// A session that is there or is to be made. Only the beginning of an id that was made here is taken for one: any other is
+/// A session that exists or is to be created. Only the prefix of an id that Mainstay made is taken for one: any other text is
 /// the name of a new session.
 pub(super) async fn session_or_new(engine: &Engine, given: &SessionId) -> anyhow::Result<SessionId> {
     if !begins_a_uuid(given.as_str()) {
@@ -73,17 +73,17 @@ pub(super) async fn session_or_new(engine: &Engine, given: &SessionId) -> anyhow
     Ok(found.map(|(_, id)| id.parse()).transpose()?.unwrap_or_else(|| given.clone()))
 }
 
-/// A run that is there.
+/// An existing run.
 pub(super) async fn run(engine: &Engine, given: &str) -> anyhow::Result<RunId> {
     whole_or_one(engine, IdKind::Run, given).await
 }
 
-/// A permission that is there.
+/// An existing permission.
 pub(super) async fn permission(engine: &Engine, given: &str) -> anyhow::Result<PermissionId> {
     whole_or_one(engine, IdKind::Permission, given).await
 }
 
-/// A backend that is there.
+/// An existing backend.
 pub(super) async fn backend(engine: &Engine, given: &str) -> anyhow::Result<BackendId> {
     whole_or_one(engine, IdKind::Backend, given).await
 }
@@ -98,7 +98,7 @@ where
     }
 }
 
-/// The one of a kind that begins so.
+/// The one id of a kind that begins with `given`.
 async fn one<T>(engine: &Engine, kind: IdKind, given: &str) -> anyhow::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
@@ -110,7 +110,7 @@ where
 }
 
 async fn beginning(engine: &Engine, kinds: &[IdKind], given: &str) -> anyhow::Result<Option<(IdKind, String)>> {
-    // As they are stored.
+    // Ids are stored in lower case.
     let lower = given.to_ascii_lowercase();
     let given = if begins_a_uuid(&lower) { lower.as_str() } else { given };
     if given.len() < MIN_CHARS {
@@ -134,7 +134,7 @@ fn word(kind: IdKind) -> &'static str {
     }
 }
 
-/// Whether a text is the beginning of a UUID, as short as tables show one or longer.
+/// Whether a text is the prefix of a UUID, at least as long as tables show it.
 fn begins_a_uuid(text: &str) -> bool {
     const PATTERN: &str = "00000000-0000-0000-0000-000000000000";
     let rest = PATTERN.get(text.len()..);

@@ -1,4 +1,4 @@
-//! What a command reads before it begins: the config that holds for it, and the message that it sends.
+//! What a command reads before it begins: its config, and the message that it sends.
 //!
 //! Always: nothing is read without a limit.
 
@@ -15,11 +15,11 @@ use crate::id::MessageId;
 use crate::message::{Attachment, UserMessage};
 
 impl Cli {
-    /// The config that holds for this command. One that was not named is only read where no other user could have put it
-    /// there or changed it: it names programs that are started.
+    /// The config of this command. A config file that was not named is only read from a place where no other user could have
+    /// written or changed it, because it names programs to start.
     ///
     /// # Errors
-    /// When a file that was named does not exist, a file cannot be read or is another user's, or what it says cannot be used.
+    /// If a named file does not exist, a file cannot be read or belongs to another user, or its content is invalid.
     pub fn load_config(&self) -> anyhow::Result<Config> {
         const DEFAULT_FILE: &str = "mainstay.toml";
         let named = self.global.config.as_deref();
@@ -58,12 +58,12 @@ impl Cli {
         Ok(config)
     }
 
-    /// Refuses to work with a database that was found and not named where another user could have written or replaced it: what
-    /// is queued there is not executed, what it says is left behind is not removed, and no message is given away to it. This
-    /// holds for every command that writes, so that none makes a database which the next one refuses.
+    /// Refuses to use a database that was found, not named, in a place where another user could have written or replaced it: its
+    /// queued runs are not executed, the leftovers that it names are not removed, and no message is written to it. This holds for
+    /// every command that writes, so that none creates a database which the next one refuses.
     ///
     /// # Errors
-    /// When it is such a database.
+    /// If it is such a database.
     pub fn check_found_database(&self) -> anyhow::Result<()> {
         let is_named = self.global.db.is_some();
         if is_named || !self.command.writes() {
@@ -71,13 +71,13 @@ impl Cli {
         }
         let database = Path::new(DEFAULT_DATABASE);
         let (found, exposure) = match file_access::exposure_of(database) {
-            // One that is made here would be refused by the next command.
+            // The next command would refuse a database that is created here.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 ("would be made here", file_access::exposure_of_entries(Path::new(".")))
             }
             exposure => ("was found here", exposure),
         };
-        // What cannot be looked at is said when it is opened.
+        // Opening the database reports what cannot be checked here.
         let Ok(Some(exposure)) = exposure else { return Ok(()) };
         let problem = format!(
             "database {DEFAULT_DATABASE} {found}, but {exposure}, so that another user may choose what agents are told, and \
@@ -88,12 +88,12 @@ impl Cli {
 }
 
 impl ServeArgs {
-    /// Puts flags and variables over what the file says, and checks what came of it.
+    /// Applies flags and variables over the config file, and checks the result.
     fn apply(&self, config: &mut Config) -> anyhow::Result<()> {
         config.server.listen = self.listen.unwrap_or(config.server.listen);
         config.engine.workers = self.workers.unwrap_or(config.engine.workers);
         if let Some(token) = &self.token {
-            // Not read by clap, whose errors show the value.
+            // Not parsed by clap, whose errors show the value.
             config.server.token = Some(token.parse::<Token>().context(Usage("failed to read the token".into()))?);
         }
         Ok(config.server.check_access()?)
@@ -104,7 +104,7 @@ impl RunArgs {
     /// The message, from the argument or from stdin, and its files.
     ///
     /// # Errors
-    /// When there is none, or when stdin is no UTF-8 text, or it all is longer than `max_bytes`.
+    /// If there is none, stdin is not UTF-8, or it all is longer than `max_bytes`.
     pub fn message(&self, max_bytes: usize) -> anyhow::Result<UserMessage> {
         message(self.text.as_deref(), &self.attach, max_bytes)
     }
@@ -114,13 +114,13 @@ impl SendArgs {
     /// The message, from the argument or from stdin, and its files.
     ///
     /// # Errors
-    /// When there is none, or when stdin is no UTF-8 text, or it all is longer than `max_bytes`.
+    /// If there is none, stdin is not UTF-8, or it all is longer than `max_bytes`.
     pub fn message(&self, max_bytes: usize) -> anyhow::Result<UserMessage> {
         message(Some(&self.text), &self.attach, max_bytes)
     }
 }
 
-/// No more than the daemon would take in a request.
+/// Limited to what the daemon would accept in a request.
 fn message(text: Option<&str>, files: &[PathBuf], max_bytes: usize) -> anyhow::Result<UserMessage> {
     let (stdin, has_files) = (io::stdin(), !files.is_empty());
     let text = message_text(text, stdin.lock(), stdin.is_terminal(), has_files, max_bytes)?;
@@ -134,7 +134,7 @@ fn message(text: Option<&str>, files: &[PathBuf], max_bytes: usize) -> anyhow::R
     Ok(UserMessage::with_files(MessageId::generate(), &text, &attached)?)
 }
 
-/// A message given as text, as `-`, or not at all: then it is on stdin, unless a person sits there.
+/// A message given as text, as `-`, or not at all: then it is read from stdin, unless that is a terminal.
 fn message_text(
     given: Option<&str>,
     stdin: impl Read,
@@ -150,20 +150,20 @@ fn message_text(
         }
         _ => read_text(stdin, max_bytes).context("failed to read the message from stdin")?,
     };
-    // The engine refuses it too, in words for those who send JSON.
+    // The engine refuses it too, in words for clients that send JSON.
     if text.trim().is_empty() && !has_files {
         return Err(Usage("the message is empty".into()).into());
     }
     Ok(text)
 }
 
-/// A file as it is sent: whole, in the message.
+/// A file as it is sent: complete, within the message.
 fn attachment(path: &Path, max_bytes: usize) -> anyhow::Result<Attachment> {
     let bytes = read(file_access::open_regular(path)?, max_bytes / 4 * 3)?;
     Ok(Attachment::from_bytes(path.file_name().map(|name| name.to_string_lossy().into_owned()), &bytes))
 }
 
-/// Reads no further than what shows that it is too much.
+/// Stops reading as soon as the limit is exceeded.
 fn read_text(source: impl Read, max_bytes: usize) -> io::Result<String> {
     String::from_utf8(read(source, max_bytes)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))

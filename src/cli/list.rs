@@ -1,4 +1,4 @@
-//! `sessions`, `runs`, `messages`, `slots`, `workers`, `show`, `sweep`: what there is, as a table or as JSON.
+//! `sessions`, `runs`, `messages`, `slots`, `workers`, `show`, `sweep`: tables, or JSON.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use super::{Command, RunsArgs, ShowArgs, table, waiting};
 use crate::engine::{Engine, MessageCursor, RunFilter};
 use crate::id::SessionId;
 
-/// Rows that are asked for at once.
+/// Rows that are read at once.
 const PAGE: i64 = 500;
 
 pub(super) async fn run(engine: &Engine, command: &Command, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {
@@ -77,7 +77,7 @@ async fn show(engine: &Engine, args: &ShowArgs, as_json: bool, out: &mut impl Wr
                 table::record(out, &run, true)?;
             } else {
                 table::record(out, &run, false)?;
-                // Whole, and on its own lines: this is where people look for why a run failed.
+                // Complete, and on its own lines: this is where people look for the reason of a failed run.
                 if let Some(stderr) = stderr {
                     writeln!(out, "stderr:\n{}", plain(stderr.trim_end()))?;
                 }

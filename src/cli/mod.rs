@@ -1,7 +1,7 @@
-//! The command line: what can be asked for, and the config that holds for it.
+//! The command line: its commands, and which config applies to them.
 //!
-//! Always: results go to stdout and everything else to stderr; a flag goes before its variable, which goes before the
-//! config file, which goes before the default. A command that is added gets a variant of [`Command`] and a file here.
+//! Always: results go to stdout and everything else to stderr. Precedence: flag > environment variable > config file > default.
+//! A new command gets a variant of [`Command`] and a file here.
 
 mod agents;
 mod allocator;
@@ -51,7 +51,7 @@ pub use args::*;
 pub use global::GlobalArgs;
 pub use torture::TortureArgs;
 
-/// The database when none is named.
+/// The database if none is named.
 const DEFAULT_DATABASE: &str = "mainstay.db";
 
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 the run ended other than completed, or the operation failed; 2 wrong \
@@ -132,24 +132,24 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The database file that is meant.
+    /// The path of the database file.
     fn database(&self) -> &Path {
         self.global.db.as_deref().unwrap_or(Path::new(DEFAULT_DATABASE))
     }
 
-    /// How much to log. A daemon tells what it does; other commands speak only when something is wrong.
+    /// How much to log. A daemon logs what it does; other commands log only when something is wrong.
     pub fn verbosity(&self) -> i8 {
         if matches!(self.command, Command::Serve(_)) { self.global.louder(0) } else { self.global.verbosity() }
     }
 }
 
 impl Cli {
-    /// Does what needs neither config nor log nor runtime: leaving this process to the torture, and looking after a
-    /// container as its PID 1, where the command is left to a child. None for everything else; a daemon goes on from here with an
-    /// allocator that gives back what is freed.
+    /// Executes what needs neither config nor log nor runtime: replacing this process by the torture, and acting as PID 1 of a
+    /// container, where a child executes the command. None for everything else; a daemon continues from here with an allocator
+    /// that returns freed memory.
     ///
     /// # Errors
-    /// Why it could not be done.
+    /// Why it failed.
     pub fn execute_alone(&self) -> anyhow::Result<Option<ExitCode>> {
         match &self.command {
             Command::Torture(args) => Err(torture::exec(args, &self.global)),
@@ -162,10 +162,10 @@ impl Cli {
         }
     }
 
-    /// Does what was asked.
+    /// Executes the command.
     ///
     /// # Errors
-    /// Why it could not be done, for the person who asked.
+    /// Why it failed, for the person who gave the command.
     pub async fn execute(&self, config: Config) -> anyhow::Result<exit::Exit> {
         let mut out = std::io::stdout();
         let makes_a_database = match &self.command {
@@ -189,7 +189,7 @@ impl Cli {
             Command::Backup(args) => return backup::run(self.database(), args, self.global.json, &mut out).await,
             _ => {}
         }
-        // Before the database is made: a command without a message leaves nothing behind.
+        // Before the database is created: a command without a message leaves nothing behind.
         let message = match &self.command {
             Command::Run(args) => Some(args.message(config.server.max_body_bytes)?),
             Command::Send(args) => Some(args.message(config.server.max_body_bytes)?),
@@ -221,7 +221,7 @@ impl Cli {
         done.map_err(|error| self.name_damaged(error))
     }
 
-    /// An error for the person who asked: what cannot be read in the database is nothing that we wrote.
+    /// Adds to an error about invalid content of the database that the file is damaged, since Mainstay did not write that.
     fn name_damaged(&self, error: anyhow::Error) -> anyhow::Error {
         match error.downcast_ref() {
             Some(EngineError::Store(StoreError::Invalid(_))) => {

@@ -1,4 +1,4 @@
-//! `permissions`: what agents ask before they use a tool, and answering it. Also how `run` asks the person at the terminal.
+//! `permissions`: the questions that agents ask before they use a tool, and answering them. Also how `run` asks at the terminal.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -18,7 +18,7 @@ use crate::telemetry;
 /// A longer input or title is cut.
 const SHOWN_CHARS: usize = 400;
 
-/// An answer as a person gives it: the id of an option, or `allow` or `deny`. An option of that name goes first.
+/// An answer as a person gives it: the id of an option, or `allow` or `deny`. An option with that id has precedence.
 fn answer_of(permission: &Permission, word: &str) -> Answer {
     let is_option = permission.request.options.iter().any(|option| option.id == word);
     match word {
@@ -55,7 +55,7 @@ pub(super) async fn run(
         Some(run) => Some(ids::run(engine, run).await?),
         None => None,
     };
-    // Without a word from whoever asks: what there is to do.
+    // Without a filter: the pending questions.
     let state = args.state.or((!args.all).then_some(PermissionState::Pending));
     let filter = PermissionFilter { state, session, run, before: None };
     let permissions = engine.list_permissions(&filter, i64::from(args.list.limit)).await?;
@@ -68,10 +68,10 @@ pub(super) async fn run(
     Ok(Exit::Done)
 }
 
-/// Asks the person at the terminal what the agent of a run asks. Where no person sits there, or an agent has given the
-/// command, it does nothing: the stream itself says how to answer.
+/// Asks the person at the terminal what the agent of a run asks. Without a terminal, or if an agent gave the command, it does
+/// nothing: the stream itself says how to answer.
 pub(super) struct Asking {
-    /// Lines that the person writes; none where stdin or stderr is no terminal.
+    /// Lines that the person writes; none if stdin or stderr is no terminal.
     lines: Option<mpsc::Receiver<String>>,
     questions: VecDeque<Permission>,
 }
@@ -83,7 +83,7 @@ impl Asking {
         Self { lines: is_person.then(read_lines), questions: VecDeque::new() }
     }
 
-    /// Takes note of what is asked in some events.
+    /// Collects the questions in some events.
     pub(super) async fn hear(&mut self, engine: &Engine, events: &[Followed]) -> anyhow::Result<()> {
         if self.lines.is_none() {
             return Ok(());
@@ -99,7 +99,7 @@ impl Asking {
         if !was_asking { self.ask(engine).await } else { Ok(()) }
     }
 
-    /// Puts the next question that is still open.
+    /// Shows the next question that is still open.
     async fn ask(&mut self, engine: &Engine) -> anyhow::Result<()> {
         while let Some(asked) = self.questions.front() {
             if engine.permission(asked.id).await?.state == PermissionState::Pending {
@@ -113,7 +113,7 @@ impl Asking {
         Ok(())
     }
 
-    /// The next line of the person, while something is asked.
+    /// The next line from the terminal, while a question is open.
     pub(super) async fn line(&mut self) -> Option<String> {
         match &mut self.lines {
             Some(lines) if !self.questions.is_empty() => lines.recv().await,
@@ -121,7 +121,7 @@ impl Asking {
         }
     }
 
-    /// Answers with what the person wrote; without a line nobody sits there any more.
+    /// Answers with the person's line; none means that stdin was closed.
     pub(super) async fn answer(&mut self, engine: &Engine, line: Option<String>) -> anyhow::Result<()> {
         let Some(line) = line else {
             self.lines = None;
@@ -136,7 +136,7 @@ impl Asking {
             && let Some(asked) = self.questions.pop_front()
         {
             match engine.answer_permission(asked.id, answer, &deciding::user(), None).await {
-                // Somebody else was faster.
+                // Another answer was first.
                 Err(error @ (EngineError::Decided(_) | EngineError::NotOffered(_))) => {
                     telemetry::say(&format!("{error}\n"));
                 }
@@ -147,8 +147,8 @@ impl Asking {
     }
 }
 
-/// What the person writes, line by line. In a thread that nobody waits for: nothing but the end of this process ends a read
-/// of a terminal.
+/// The lines that the person writes. A separate thread reads them and is never joined, because only the end of this process
+/// ends a read from a terminal.
 fn read_lines() -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel(1);
     std::thread::spawn(move || {

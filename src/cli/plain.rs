@@ -1,6 +1,6 @@
 //! Text from outside (agents, clients, files) made safe for a person's terminal.
 //!
-//! Always: nothing that a terminal obeys gets through, in JSON neither. Without this, an agent, or a web page that it quotes, could
+//! Always: no control sequence reaches the terminal, not even in JSON. Otherwise an agent, or a web page that it quotes, could
 //! retitle the window, rewrite what was shown, fill the clipboard, or show text in another order than it is stored in.
 
 use std::borrow::Cow;
@@ -32,8 +32,8 @@ pub fn one_line(text: &str, max: usize) -> String {
     line.iter().collect()
 }
 
-/// JSON with every character escaped in it that a terminal would obey, or that shows nothing: to a program it says the same.
-/// Between its strings JSON has none of them but line ends.
+/// JSON in which every character is escaped that a terminal would interpret or that is invisible; its value stays the same.
+/// Outside its strings JSON has no such character but line ends.
 pub fn plain_json(json: &str) -> Cow<'_, str> {
     let is_plain = |c: char| c == '\n' || !(is_active(c) || is_invisible(c));
     if json.chars().all(is_plain) {
@@ -52,7 +52,7 @@ pub fn plain_json(json: &str) -> Cow<'_, str> {
     plain.into()
 }
 
-/// Joiners, marks of direction, and what else takes no room.
+/// Joiners, direction marks, and other characters without width.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }

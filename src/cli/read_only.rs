@@ -1,4 +1,4 @@
-//! An engine on a database that is opened to be read only.
+//! Opens an engine on a read-only database.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, READS_AT_MOST, StoreError};
 
-/// Opens the database to be read only.
+/// Opens the database read-only.
 pub(super) async fn open(db: &Path, config: &Config) -> anyhow::Result<Engine> {
     let mut tries = 1;
     loop {

@@ -1,5 +1,5 @@
-//! Commands that only read: on a database that is opened to be read only, so that they leave nothing behind and need no right
-//! to write.
+//! Commands that only read: they open the database read-only, so that they leave nothing behind and need no permission to
+//! write.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::engine::{Engine, READS_AT_MOST, StoreError};
 
 impl Command {
-    /// Whether it changes nothing. A listing whose flags also change something does only without those.
+    /// Whether it changes nothing. A listing with flags that change something counts as a change.
     pub(super) fn only_reads(&self) -> bool {
         match self {
             Self::Attach(_)
@@ -28,7 +28,7 @@ impl Command {
         }
     }
 
-    /// Whether it changes something in the database, or beside it.
+    /// Whether it changes the database, or files beside it.
     pub(super) fn writes(&self) -> bool {
         match self {
             Self::Doctor(_) | Self::Backup(_) | Self::Torture(_) => false,
@@ -38,7 +38,7 @@ impl Command {
     }
 }
 
-/// Runs a command that only reads.
+/// Executes a command that only reads.
 pub(super) async fn run(
     db: &Path,
     config: Config,
@@ -49,7 +49,7 @@ pub(super) async fn run(
     if let Command::Attach(args) = command {
         return attach::run(db, &config, args, json).await;
     }
-    // Nothing is printed before it is known to be right.
+    // Printed only once it is known to be consistent.
     let (exit, printed) = again_while_outdated(db, &config, async |engine| {
         let mut out = Vec::new();
         let exit = match command {
@@ -67,7 +67,7 @@ pub(super) async fn run(
     Ok(exit)
 }
 
-/// Opens the database for `read`, anew as long as a process wrote to it while it was read without locks.
+/// Opens the database for `read`, and again as long as a process wrote to it while it was read without locks.
 async fn again_while_outdated<T>(
     db: &Path,
     config: &Config,

@@ -1,4 +1,4 @@
-//! What a row of each table shows: no more than fits a terminal of 80 columns. The rest is in `--json` and `show`.
+//! The row of each table: no more than fits a terminal of 80 columns. The rest is in `--json` and `show`.
 
 use serde_json::Value;
 
@@ -111,7 +111,7 @@ impl Listed for Worker {
     ];
 
     fn cells(&self, sight: Sight) -> Vec<String> {
-        // A process that takes no runs from the queue may still execute one of its own, as `run` does.
+        // A process that claims no queued runs may still execute one of its own, as `run` does.
         let runs = match self.capacity {
             0 => self.running.to_string(),
             capacity => format!("{} of {capacity}", self.running),

@@ -1,5 +1,5 @@
-//! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does. What its
-//! agent asks is asked of whoever sits at the terminal.
+//! `run`: one turn, followed to its end. A daemon on the same file executes it; without one, this process does. Its agent's
+//! questions are asked at the terminal.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::message::UserMessage;
 use crate::run::{Run, Status};
 use crate::telemetry;
 
-/// How often it is looked whether somebody executes the run: the daemon that would may have gone.
+/// Poll interval for whether some process executes the run: the daemon that would may have stopped.
 const RUN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, json: bool) -> anyhow::Result<Exit> {
@@ -32,7 +32,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     let mut send = SendMessage::new(session.clone(), message);
     send.agent = args.agent.clone();
     send.workspace = args.workspace.clone();
-    // A later run that names the session lets it keep its slot.
+    // A later run that names this session makes it keep its slot.
     send.close_when_idle = args.session.is_none();
     let run = engine.send(send).await.context("failed to send")?.run;
     tracing::info!(run.id = %run.id, session.id = %session, "sent");
@@ -58,14 +58,14 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
             () = waiting.tick() => waiting.look(&engine.run(run.id).await?),
             () = signals.next() => {
                 if interrupted {
-                    // A second time: whoever asks does not want to wait for the agent to stop by itself.
+                    // The second Ctrl-C: the person does not want to wait for the agent to stop by itself.
                     engine.kill_now();
                 }
                 interrupted = true;
                 engine.cancel_run(run.id).await.context("failed to cancel")?;
             }
             _ = look.tick(), if !executing => {
-                // The daemon that had it may die at any time. The sweep that comes with executing settles what it left.
+                // The daemon that had the run may die at any time. The sweep that comes with executing settles what it left.
                 if !engine.run(run.id).await?.status.is_settled() && !engine.is_executed_elsewhere().await? {
                     engine.execute_until(run.id).await?;
                     executing = true;
@@ -84,7 +84,7 @@ pub(super) async fn run(engine: &Engine, args: &RunArgs, message: UserMessage, j
     Ok(if interrupted { Exit::Interrupted } else { exit_of(run.status) })
 }
 
-/// What a person can do about a failure, on stderr.
+/// Prints the advice on a failure to stderr.
 pub(super) fn advise(run: &Run) {
     if let Some(advice) = run.advice {
         telemetry::say(&format!("{advice}\n"));
@@ -98,7 +98,7 @@ pub(super) fn advise(run: &Run) {
     }
 }
 
-/// The exit status of a run that ended so.
+/// The exit status for a run that ended with this status.
 pub(super) fn exit_of(status: Status) -> Exit {
     if status == Status::Completed { Exit::Done } else { Exit::Failed }
 }

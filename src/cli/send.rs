@@ -33,7 +33,7 @@ pub(super) async fn run(
     Ok(Exit::Done)
 }
 
-/// Says so when what is queued waits for a daemon that is not there: a wait without a word looks like a fault.
+/// Warns if a queued run waits for a daemon that is not running: otherwise the wait would look like a hang.
 pub(super) async fn warn_if_nobody_executes(engine: &Engine) -> anyhow::Result<()> {
     if !engine.is_executed_elsewhere().await? {
         tracing::warn!("the run waits: no process executes runs on this file now (`mainstay serve` does)");

@@ -17,8 +17,8 @@ use crate::engine::{Engine, EngineError, StoreError, descriptors, token_file};
 use crate::http::{self, Access};
 use crate::telemetry::NOTICE;
 
-/// How long a start waits for another process that keeps the database locked: a daemon is started together with other
-/// things, and whoever is at a long write, a copy or an upgrade is done in less.
+/// How long a start waits for another process that keeps the database locked: a daemon may be started together with other
+/// processes, and a long write, a copy or an upgrade takes less.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Opens the database, as soon as it is not locked any more.
@@ -26,7 +26,7 @@ pub(super) async fn open(db: &Path, config: Config) -> Result<Engine, EngineErro
     patiently(async || Engine::open(db, config.clone()).await).await
 }
 
-/// Tries again while the database is locked: each try waits for the lock by itself, for the busy timeout.
+/// Retries while the database is locked: each attempt waits for the lock by itself, for the busy timeout.
 async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, EngineError>) -> Result<T, EngineError> {
     let give_up = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -39,11 +39,11 @@ async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, EngineError>) 
     }
 }
 
-/// Prints a line on stdout in a thread of its own: serving waits for no reader, and needs none.
+/// Prints a line on stdout in a thread of its own: the daemon neither waits for a reader nor needs one.
 fn announce(line: String) {
     let print = move || {
         let mut out = std::io::stdout();
-        // The reader may have gone.
+        // The reader may have closed the pipe.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     };
     if let Err(error) = std::thread::Builder::new().name("stdout".into()).spawn(print) {
@@ -75,7 +75,7 @@ pub(super) async fn run(engine: Engine) -> anyhow::Result<Exit> {
     }
 }
 
-/// Who may ask, and a word to the operator how.
+/// Who has access; tells the operator how to get it.
 async fn access(engine: &Engine) -> anyhow::Result<Access> {
     let (server, database) = (engine.config().server.clone(), engine.path().to_owned());
     let file = token_file(&database)?;
@@ -87,7 +87,7 @@ async fn access(engine: &Engine) -> anyhow::Result<Access> {
         }
         (_, Some(file)) => {
             let file = file.path().display();
-            // Also of a daemon that is to log less: without the token nothing can connect.
+            // Logged even by a daemon that is to log less: without the token no client can connect.
             tracing::info!(
                 target: NOTICE,
                 %file,
@@ -134,7 +134,7 @@ async fn serve(engine: Engine) -> anyhow::Result<Exit> {
         }
     }
     {
-        // Readers are served until the last turn has ended: they get its last events.
+        // Readers are served until the last turn has ended, so that they get its last events.
         let drain = engine.drain(config.engine.shutdown_grace);
         tokio::pin!(drain);
         let mut asked_again = false;

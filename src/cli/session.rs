@@ -1,4 +1,4 @@
-//! `session`: one session, what its agent is told, and which sessions work for it. All of it from the database: no agent is
+//! `session`: one session, its options, and the sessions that work for it. All of it comes from the database: no agent is
 //! asked or started.
 
 use std::io::Write;
@@ -15,7 +15,7 @@ use crate::id::SessionId;
 use crate::options::SessionOptions;
 use crate::session::{AgentSession, OptionsReport, SessionMode};
 
-/// Most sessions below it that are shown.
+/// How many of the sessions below it are shown at most.
 const CHILDREN: i64 = 500;
 
 pub(super) async fn run(engine: &Engine, args: &SessionArgs, json: bool, out: &mut impl Write) -> anyhow::Result<Exit> {

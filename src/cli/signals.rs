@@ -1,19 +1,19 @@
-//! The signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM, and SIGHUP, when the terminal is closed; and the one
-//! that asks a daemon to hand over. To a daemon whose terminal is not closed SIGHUP means nothing: it goes on and says so.
+//! The signals that stop a process: SIGINT (Ctrl-C), SIGTERM, and SIGHUP, when the terminal is closed; and the one that makes a
+//! daemon hand over. A daemon whose terminal is not closed ignores SIGHUP, and logs that.
 
 use anyhow::Context;
 use procfs::process::Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// All of them, from the moment it is made.
+/// The stop signals, received from the moment this is created.
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// Without it a closed terminal would end `run` before it can end its agent. None under `nohup`.
+    /// Unhandled, a closed terminal would end `run` before it can end its agent. None under `nohup`.
     hangup: Option<Signal>,
-    /// SIGHUP stops it only when the terminal that it was started at is closed: of a daemon, of which people expect that it
-    /// reads its config anew.
+    /// Set in a daemon: SIGHUP stops it only if the terminal that it was started at is closed, because operators expect
+    /// SIGHUP to reload a daemon's config.
     only_with_terminal: Option<AtTerminal>,
 }
 
@@ -22,10 +22,10 @@ pub struct StopSignals {
 struct AtTerminal(bool);
 
 impl StopSignals {
-    /// Listens from now on.
+    /// Receives signals from now on.
     ///
     /// # Errors
-    /// When the kernel does not let us.
+    /// If a handler cannot be installed.
     pub fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("failed to listen for signals");
         let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
@@ -33,7 +33,7 @@ impl StopSignals {
         Ok(Self { interrupt, terminate, hangup, only_with_terminal: None })
     }
 
-    /// Those of a daemon.
+    /// The signals of a daemon.
     pub(super) fn of_daemon() -> anyhow::Result<Self> {
         Ok(Self { only_with_terminal: Some(AtTerminal(has_terminal())), ..Self::new()? })
     }
@@ -62,7 +62,7 @@ impl StopSignals {
     }
 }
 
-/// SIGUSR2: leave running turns to the next process, and go.
+/// SIGUSR2: leave running turns to the next process, and exit.
 pub(super) struct HandOverSignal(Signal);
 
 impl HandOverSignal {
@@ -70,7 +70,7 @@ impl HandOverSignal {
         Ok(Self(signal(SignalKind::user_defined2()).context("failed to listen for signals")?))
     }
 
-    /// Waits for it.
+    /// Waits for the signal.
     pub(super) async fn next(&mut self) {
         self.0.recv().await;
     }
@@ -81,7 +81,7 @@ fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }
 
-/// Whether whoever started us wants us to outlive the terminal. To listen would undo that.
+/// Whether the parent had SIGHUP ignored, as `nohup` does. Handling it would undo that.
 fn ignores_hangup() -> bool {
     let bit = 1 << (SignalKind::hangup().as_raw_value() - 1);
     Process::myself().and_then(|process| process.status()).is_ok_and(|status| status.sigign & bit != 0)

@@ -1,4 +1,4 @@
-//! A followed stream on stdout, in the three forms that a person or a program may want.
+//! A followed stream on stdout, in three formats for people and programs.
 
 use std::io::{self, Write};
 
@@ -32,7 +32,7 @@ impl StreamOutput {
         for followed in events {
             match self {
                 Self::Text(view) => {
-                    // A chunk that this build does not know is nothing that it could show.
+                    // A chunk type that this build does not know cannot be shown.
                     if let Ok(chunk) = serde_json::from_str::<Chunk>(&followed.event) {
                         view.of_run(followed.run_id);
                         view.show(&chunk)?;
@@ -55,7 +55,7 @@ impl StreamOutput {
         out.flush()
     }
 
-    /// The same for a session, whose runs answer several messages: a person is shown each before its answer.
+    /// The same for a session, whose runs answer several messages: each message is shown before its answer.
     pub(super) async fn write_conversation(&mut self, engine: &Engine, events: &[Followed]) -> anyhow::Result<()> {
         for followed in events {
             if let Self::Text(view) = self

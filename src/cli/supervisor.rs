@@ -1,5 +1,5 @@
-//! The service manager, when one supervises us: it is told that we are ready, what we are doing, that we live, and that we
-//! are about to end. Speaks systemd's `sd_notify`; where nobody listens, all of it does nothing.
+//! Notifications to a service manager: the daemon is ready, its status, it is alive, and it is about to end. They use systemd's
+//! `sd_notify`; without a service manager they do nothing.
 
 use std::convert::Infallible;
 use std::sync::LazyLock;
@@ -12,16 +12,16 @@ use tokio::time::MissedTickBehavior;
 use crate::config::Config;
 use crate::engine::Engine;
 
-/// What a stop takes beside the patience with turns and agents: last writes that are tried again for a while, connections
-/// that end, the WAL that goes back into the file.
+/// What a stop takes besides the time for turns and agents: last writes that are retried for a while, connections that
+/// end, the WAL checkpoint.
 const CLOSING: Duration = Duration::from_secs(30);
 
-/// We serve.
+/// The daemon serves.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// We were asked to stop. The manager has to wait for as long as the config allows, whatever its own limit is.
+/// The daemon was asked to stop. The manager has to wait for as long as the config allows, whatever its own limit is.
 pub(super) fn stopping(config: &Config, status: &str) {
     let slowest = config.agents.values().map(|agent| agent.kill_grace).max().unwrap_or_default();
     let limit = config.engine.shutdown_grace + slowest + CLOSING;
@@ -29,8 +29,8 @@ pub(super) fn stopping(config: &Config, status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(limit)]);
 }
 
-/// Tells the manager that we live, twice in the time after which it would restart us, for as long as the engine does. A
-/// database that is locked or full is no reason to restart, a loop that hangs is.
+/// Sends the watchdog's keep-alive, twice within its limit, for as long as the engine makes progress. A database that is
+/// locked or full is no reason to restart, a loop that hangs is.
 pub(super) async fn watch(engine: Engine) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut ticks = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
@@ -48,10 +48,10 @@ pub(super) async fn watch(engine: Engine) -> Infallible {
     }
 }
 
-/// Messages for a service manager that does not read; further ones are dropped.
+/// Queued messages for a service manager that does not read; further ones are dropped.
 const WAITING_MESSAGES: usize = 16;
 
-/// The way to the thread that tells the service manager: its socket blocks while the manager does not read.
+/// The queue of the thread that sends to the service manager: its socket blocks while the manager does not read.
 static MANAGER: LazyLock<SyncSender<String>> = LazyLock::new(|| {
     let (sender, messages) = sync_channel::<String>(WAITING_MESSAGES);
     let thread = std::thread::Builder::new().name("sd-notify".into());

@@ -1,7 +1,7 @@
 //! Results on stdout: tables that fit the terminal for people, JSON for programs.
 //!
-//! Always: a table shows ids as short as they can be given to any command (`ids.rs`); with `--json` they are whole, and a
-//! list is one object a line and nothing else.
+//! Always: a table shows each id shortened to a prefix that every command accepts (`ids.rs`); with `--json` ids are complete,
+//! and a list is one object per line and nothing else.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -15,24 +15,24 @@ use super::plain::{one_line, plain_json};
 use crate::clock::Timestamp;
 use crate::engine::Engine;
 
-/// A longer cell or field is cut even where there is room.
+/// A longer cell or field is cut even if there is room.
 const CELL_CHARS: usize = 200;
-/// The room where there is no terminal that says it.
+/// The width if there is no terminal.
 const DEFAULT_WIDTH: usize = 80;
-/// A terminal that says less does not know it.
+/// A terminal that reports less does not know its width.
 const MIN_WIDTH: usize = 20;
 
-/// What the cells of a table are made with.
+/// What the cells of a table depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Sight {
-    /// What times are told from.
+    /// The time that relative times count from.
     pub now: Timestamp,
-    /// So many characters of a UUID tell it apart from the others.
+    /// How many characters of a UUID identify it among the others.
     pub id_chars: usize,
 }
 
 impl Sight {
-    /// An id as it is shown: one that a client made up is whole.
+    /// An id as shown: an id that a client chose is complete.
     pub fn id(&self, id: impl ToString) -> String {
         let mut id = id.to_string();
         if is_uuid(&id) {
@@ -47,22 +47,22 @@ fn is_uuid(id: &str) -> bool {
     id.len() == CHARS && Uuid::try_parse(id).is_ok()
 }
 
-/// What can be listed in a table.
+/// An item that can be listed in a table.
 pub trait Listed: Serialize {
     /// The columns.
     const COLUMNS: &'static [Column];
     /// The cells of its row.
     fn cells(&self, sight: Sight) -> Vec<String>;
-    /// The ids in its row that commands take.
+    /// The ids in its row that commands accept.
     fn ids(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// Prints a list: a table for people, one JSON object a line for programs.
+/// Prints a list: a table for people, one JSON object per line for programs.
 ///
 /// # Errors
-/// When `out` cannot be written to, or the database cannot be read.
+/// If `out` cannot be written to, or the database cannot be read.
 pub async fn list<T: Listed>(
     engine: &Engine,
     out: &mut impl Write,
@@ -77,7 +77,7 @@ pub async fn list<T: Listed>(
     Ok(writeln!(out, "{}", table(items, sight, room()))?)
 }
 
-/// How wide a table may be.
+/// The width of a table.
 fn room() -> usize {
     let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let seen = || {
@@ -87,10 +87,10 @@ fn room() -> usize {
     told.or_else(seen).filter(|width| *width >= MIN_WIDTH).unwrap_or(DEFAULT_WIDTH)
 }
 
-/// Prints one thing: a line a field for people, one JSON object for programs.
+/// Prints one thing: one field per line for people, one JSON object for programs.
 ///
 /// # Errors
-/// When `out` cannot be written to.
+/// If `out` cannot be written to.
 pub fn record(out: &mut impl Write, item: &impl Serialize, as_json: bool) -> io::Result<()> {
     if as_json {
         return json(out, item);
@@ -108,7 +108,7 @@ pub fn record(out: &mut impl Write, item: &impl Serialize, as_json: bool) -> io:
 /// Prints one JSON object on a line.
 ///
 /// # Errors
-/// When `out` cannot be written to.
+/// If `out` cannot be written to.
 pub fn json(out: &mut impl Write, item: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string(item)?;
     writeln!(out, "{}", plain_json(&json))

@@ -1,9 +1,9 @@
-//! A run's stream as a person sees it on a terminal: text as it comes, thoughts dimmed and marked, tools and statuses a
-//! line each.
+//! A run's stream as shown on a terminal: text as it comes, thoughts dimmed and marked, tools and statuses one line
+//! each.
 //!
-//! Always: whatever is shown starts on a line of its own unless it continues the same part, the stream ends with a line
-//! end, and nothing that the agent says reaches the terminal as a command ([`plain`]). After every call the terminal is
-//! in its normal colour, so that a view may be left at any time.
+//! Always: output starts on a line of its own unless it continues the same part, the stream ends with a line end, and no
+//! control sequence of the agent reaches the terminal ([`plain`]). After every call the terminal has its normal colour, so
+//! that the view may be dropped at any time.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use super::plain::{one_line, plain};
 use crate::chunk::{Chunk, NoticeLevel};
 use crate::id::RunId;
 
-/// How texts in a message are told apart that report an error: `engine/turn.rs`.
+/// Id prefix of the text parts that report an error: `engine/turn.rs`.
 const ERROR_ID: &str = "error";
 const ERROR_MARK: &str = "[error] ";
 const BOLD: Style = Style::new().bold();
@@ -27,23 +27,23 @@ const DIM: Style = Style::new().dimmed();
 const RED: Style = AnsiColor::Red.on_default();
 const TOOL: Style = AnsiColor::Cyan.on_default();
 const RETRACTED: &str = "withdrawn: the message above does not count";
-/// Two of these lines still fit beside each other on a wide screen, and one on a narrow one wraps once.
+/// Two such lines fit beside each other on a wide screen, and one wraps once on a narrow one.
 const LINE_CHARS: usize = 120;
 
-/// Shows the chunks of one or more runs, one after the other.
+/// Shows the chunks of one or more runs, one run after the other.
 #[derive(Debug)]
 pub struct TerminalView<W> {
     out: W,
     colour: bool,
     /// The part that the current line belongs to; none at the beginning of a line.
     part: Option<String>,
-    /// Names of the tools that are running, and what was shown of them, by call: a result does not name its tool.
+    /// The running tools by call: the name, and what was shown. A result does not name its tool.
     tools: HashMap<String, (String, String)>,
     /// The run whose chunks are shown.
     run: Option<RunId>,
-    /// Errors of the run that were shown.
+    /// The run's errors that were shown.
     errors: HashSet<String>,
-    /// The beginning of a text part that may be the error of the run, which then comes once more by itself.
+    /// The beginning of a text part that may be the run's error, which then follows as a chunk of its own.
     held: Option<(String, String)>,
 }
 
@@ -56,7 +56,7 @@ impl TerminalView<io::Stdout> {
 }
 
 impl<W: Write> TerminalView<W> {
-    /// A view on `out`, which is at the beginning of a line. Without `colour` no escape sequence is written.
+    /// A view on `out`, which must be at the beginning of a line. Without `colour` no escape sequence is written.
     pub fn new(out: W, colour: bool) -> Self {
         Self { out, colour, part: None, tools: HashMap::new(), run: None, errors: HashSet::new(), held: None }
     }
@@ -64,7 +64,7 @@ impl<W: Write> TerminalView<W> {
     /// Shows a chunk and flushes it.
     ///
     /// # Errors
-    /// When `out` cannot be written to, for example because its reader is gone.
+    /// If `out` cannot be written to, for example because its reader is gone.
     pub fn show(&mut self, chunk: &Chunk) -> io::Result<()> {
         if !matches!(chunk, Chunk::TextEnd { .. } | Chunk::FinishStep | Chunk::Error { .. })
             && let Some((id, delta)) = self.held.take()
@@ -84,12 +84,12 @@ impl<W: Write> TerminalView<W> {
             Chunk::ToolInputAvailable { tool_call_id, tool_name, title, input, .. } => {
                 let shown = join(tool_name, &join(title.as_deref().unwrap_or_default(), &brief(input)));
                 let before = self.tools.insert(tool_call_id.clone(), (tool_name.clone(), shown.clone()));
-                // It is said once more when somebody allowed it.
+                // The same call comes again once it was allowed.
                 if before.is_none_or(|(_, before)| before != shown) {
                     self.line(TOOL, "→", &shown)?;
                 }
             }
-            // A preliminary output comes again, whole, with the next one.
+            // A preliminary output is repeated, complete, in the next one.
             Chunk::ToolOutputAvailable { preliminary: Some(true), .. } | Chunk::DataToolOutput { .. } => {}
             Chunk::ToolOutputAvailable { tool_call_id, output, .. } => {
                 let name = self.tool_that_ended(tool_call_id);
@@ -102,7 +102,7 @@ impl<W: Write> TerminalView<W> {
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
                 let name = self.tools.get(tool_call_id).map(|(name, _)| name.clone()).unwrap_or_default();
                 self.line(TOOL, "?", &join(&name, "waits for an answer; allow or deny it with"))?;
-                // Whole, because people copy it.
+                // Complete, because people copy it.
                 writeln!(self.out, "  mainstay permissions --answer {} allow", one_line(approval_id, LINE_CHARS))?;
             }
             Chunk::ToolOutputDenied { tool_call_id } => {
@@ -150,15 +150,15 @@ impl<W: Write> TerminalView<W> {
         self.out.flush()
     }
 
-    /// Names the run that the next chunks belong to.
+    /// Sets the run that the next chunks belong to.
     pub fn of_run(&mut self, run: RunId) {
         self.run = Some(run);
     }
 
-    /// Shows what a person asked.
+    /// Shows the person's message.
     ///
     /// # Errors
-    /// When `out` cannot be written to.
+    /// If `out` cannot be written to.
     pub fn question(&mut self, text: &str) -> io::Result<()> {
         self.end_line()?;
         for line in plain(text).trim_end().lines() {
@@ -168,8 +168,8 @@ impl<W: Write> TerminalView<W> {
         self.out.flush()
     }
 
-    /// An error, once: agents report one in several ways. Whole, and on as many lines as it has, because it is what the
-    /// person has to act on.
+    /// An error, once: agents report one in several ways. Complete, and on as many lines as it has, because the person has to act
+    /// on it.
     fn error(&mut self, text: &str) -> io::Result<()> {
         self.end_line()?;
         let text = plain(text).trim().to_owned();
@@ -182,7 +182,7 @@ impl<W: Write> TerminalView<W> {
         writeln!(self.out)
     }
 
-    /// Continues a part, or begins one on a new line. The mark goes before each of its lines.
+    /// Continues a part, or begins one on a new line. The mark precedes each of its lines.
     fn stream(&mut self, part: &str, style: Style, mark: &str, delta: &str) -> io::Result<()> {
         let text = plain(delta);
         if !text.is_empty() && self.part.as_deref() != Some(part) {
@@ -231,7 +231,7 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// The steps of a plan, those that are done in parentheses.
+/// The steps of a plan; finished ones are in parentheses.
 fn steps(plan: &Value) -> String {
     let step = |step: &Value| {
         let content = step.get("content").and_then(Value::as_str)?;

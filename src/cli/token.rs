@@ -1,4 +1,4 @@
-//! `token`: the token that `serve` makes where none is named: where it is, what it is, and a new one.
+//! `token`: the path and the value of the token that `serve` creates if none is configured, and replacing it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(super) async fn run(
         let rotated = tokio::task::spawn_blocking(move || file::rotate(&database, &path));
         rotated.await?.context("failed to make a new token")?;
     }
-    // Also where only the path is asked for: a token that cannot be read is better known now.
+    // Read even if only the path is shown: it is better to learn now that a token cannot be read.
     let token = read(database.to_owned(), path.clone()).await?;
     let is_shown = matches!(args.command, Some(TokenCommand::Show));
     match (is_shown, as_json) {

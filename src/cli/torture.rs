@@ -1,4 +1,4 @@
-//! `torture`: leaves the place of this process to `mainstay-torture`, which is installed with it and is no part of the
+//! `torture`: replaces this process by `mainstay-torture`, which is installed with Mainstay and is not part of the
 //! library.
 
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 
 use super::global::GlobalArgs;
 
-/// The program that tortures.
+/// The program of the torture.
 const PROGRAM: &str = "mainstay-torture";
 
 /// `torture`
@@ -23,7 +23,7 @@ pub struct TortureArgs {
     arguments: Vec<OsString>,
 }
 
-/// Becomes that program. Comes back only with the reason why it could not.
+/// Executes that program. Returns only the reason why that failed.
 pub(super) fn exec(args: &TortureArgs, global: &GlobalArgs) -> anyhow::Error {
     let own = match std::env::current_exe().context("failed to find this program") {
         Ok(own) => own,
@@ -45,7 +45,7 @@ pub(super) fn exec(args: &TortureArgs, global: &GlobalArgs) -> anyhow::Error {
     anyhow::Error::from(error).context(format!("failed to execute {}", program.display()))
 }
 
-/// The global options that were parsed before the arguments to pass on. The program takes the last of two.
+/// The global options that were parsed before the arguments to pass on. If an option is given twice, the program uses the last.
 fn given(global: &GlobalArgs) -> Vec<String> {
     let mut given = vec!["--verbose".to_owned(); global.verbose.into()];
     given.extend(vec!["--quiet".to_owned(); global.quiet.into()]);

@@ -9,7 +9,7 @@ use super::columns::Column;
 use super::table::{Listed, Sight};
 use crate::session::{Execution, Session};
 
-/// A session and how deep it stands.
+/// A session and its depth in the tree.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub struct Branch {
@@ -19,8 +19,8 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// All of some sessions, in their order, except that each comes behind the one that it works for. One whose parent is
-    /// not among them stands at the root.
+    /// Orders sessions as a tree: each comes after the one that it works for, otherwise the order is kept. A session whose parent
+    /// is not in the list is a root.
     pub fn all_of(sessions: Vec<Session>) -> Vec<Self> {
         let there: HashSet<_> = sessions.iter().map(|session| session.id.clone()).collect();
         let mut below: BTreeMap<_, Vec<Session>> = BTreeMap::new();

@@ -1,7 +1,7 @@
-//! Says on stderr what a followed run waits for, and what it waits for then.
+//! Tells on stderr what a followed run waits for.
 //!
-//! Always: a reason is said once, until it changes, and only when the run has waited for some time: most waits are over before
-//! a person could read of them.
+//! Always: a reason is printed once, until it changes, and only if the run has waited for some time: most waits are over before
+//! a person could read about them.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::run::Run;
 use crate::telemetry;
 use crate::waiting::WaitsFor;
 
-/// How often it is looked what a run waits for.
+/// Poll interval for what a run waits for.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// A wait that is over sooner is not worth a word.
+/// A shorter wait is not reported.
 const TOLD_AFTER: Duration = Duration::from_millis(400);
-/// A worker looks for runs once a second by itself, and later on a loaded machine.
+/// A worker polls for runs once a second, and later on a loaded machine.
 const WORKER_TOLD_AFTER: Duration = Duration::from_secs(4);
 
-/// What was seen and said of the waits of a run, or of the runs of a session.
+/// What was observed and printed about the waits of a run, or of the runs of a session.
 pub(super) struct Waiting {
     poll: Interval,
     json: bool,
@@ -35,12 +35,12 @@ impl Waiting {
         Self { poll, json, seen: None, told: None }
     }
 
-    /// Comes back when it is time to look.
+    /// Returns when it is time to poll.
     pub(super) async fn tick(&mut self) {
         self.poll.tick().await;
     }
 
-    /// Takes the run as it is now; says what it waits for when that is news.
+    /// Takes the run as it is now; prints what it waits for if that is new.
     pub(super) fn look(&mut self, run: &Run) {
         let now = Instant::now();
         if let Some(reason) = self.take(run.waits_for, now)
@@ -55,7 +55,7 @@ impl Waiting {
         }
     }
 
-    /// What is to be said now.
+    /// What is to be printed now.
     fn take(&mut self, reason: Option<WaitsFor>, now: Instant) -> Option<WaitsFor> {
         let Some(reason) = reason else {
             (self.seen, self.told) = (None, None);
@@ -68,7 +68,7 @@ impl Waiting {
     }
 }
 
-/// For people: what `run` waits for, and what can be done.
+/// For people: what the run waits for, and what they can do.
 pub(super) fn explain(reason: WaitsFor, run: &Run) -> String {
     let Run { session_id, workspace, agent, .. } = run;
     match reason {

@@ -1,5 +1,5 @@
-//! Bodies of answers: lists as JSON in pieces, which are given back one by one as they are sent, a large text in them read
-//! piece by piece from the store, and bodies that hold something to their end.
+//! Response bodies: JSON lists, whose memory is released piece by piece as they are sent and whose large texts are read from the
+//! store in pieces, and bodies that keep a value alive until they are sent.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -30,7 +30,7 @@ pub(super) struct JsonPieces {
 
 enum Piece {
     Json(Bytes),
-    /// Read when its turn has come, so that a client that takes nothing keeps nothing of it.
+    /// Read from the store when its turn comes, so that a client that does not read keeps none of it in memory.
     Large(LargeText),
 }
 
@@ -43,7 +43,7 @@ impl Piece {
     }
 }
 
-/// How many bytes of an answer are in memory, where that is not all of it.
+/// How many bytes of a response are in memory, if that is not all of it.
 #[derive(Clone, Copy)]
 pub(super) struct InMemory(pub(super) usize);
 
@@ -61,7 +61,7 @@ impl JsonPieces {
         Ok(self)
     }
 
-    /// A list. Each item goes as soon as it is written. `large` takes the place of the null at the end of the last one.
+    /// A list. Each item is released once it is written. `large` replaces the null at the end of the last item.
     pub(super) fn list(&mut self, items: Vec<impl Serialize>, large: Option<LargeText>) -> Result<&mut Self, Error> {
         self.text("[");
         for (index, item) in items.into_iter().enumerate() {
@@ -83,7 +83,7 @@ impl JsonPieces {
         self.whole.push_back(Piece::Json(piece.into()));
     }
 
-    /// The answer. What is read for it on its way takes of `memory`.
+    /// The response. What is read for it while it is sent is reserved in `memory`.
     pub(super) fn respond(mut self, memory: &Pool) -> Response {
         self.end_piece();
         let in_memory = self.whole.iter().map(|piece| if let Piece::Json(json) = piece { json.len() } else { 0 }).sum();
@@ -103,7 +103,7 @@ struct Pieces {
     memory: Pool,
 }
 
-/// A piece of a text, and the text with the place behind the piece.
+/// A piece of a text, and the text positioned behind that piece.
 type Read = Result<(Bytes, LargeText, usize), EngineError>;
 
 async fn read(text: LargeText, from: usize, memory: Pool) -> Read {
@@ -156,7 +156,7 @@ impl hyper::body::Body for Pieces {
     }
 }
 
-/// A body, and what it holds until it is dropped.
+/// A body, and a value that lives until the body is dropped.
 pub(super) struct Holding<T> {
     pub(super) body: Body,
     pub(super) _holds: T,

@@ -1,6 +1,6 @@
-//! Who asks, and whether they may: a token is a name and a role.
+//! Authentication and authorization: a token is a name and a role.
 //!
-//! Always: compared in constant time, with all that there are; never part of a log line or an error.
+//! Always: a token is compared in constant time, with every configured one; it is never part of a log line or an error.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::config::{ADMIN, ANONYMOUS, AuthMode, Role, ServerConfig, Token, Token
 /// Routes that a browser reads with `EventSource`, which cannot set a header: there the query may carry the token.
 const STREAMS: [&str; 3] = ["/v1/runs/{id}/events", "/v1/sessions/{id}/events", "/api/chat/{id}/stream"];
 
-/// Who may ask.
+/// Who has access.
 #[derive(Debug, Clone)]
 pub enum Access {
     /// Every process that can connect, as an administrator: only for a listener on loopback.
@@ -27,34 +27,34 @@ pub enum Access {
     Tokens(Vec<Credential>),
 }
 
-/// A token, and who shows it.
+/// A token, and the name and role that it stands for.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// How its holder is called: `answered_by` of what they answer.
+    /// The caller's name, stored as `answered_by` with the answers that it gives.
     pub name: String,
-    /// What they may do.
+    /// What its holder may do.
     pub role: Role,
     /// The token.
     pub secret: Secret,
 }
 
-/// Where a token is looked up with each request.
+/// Where a token is looked up for each request.
 #[derive(Debug, Clone)]
 pub enum Secret {
-    /// It stays the same.
+    /// A token that does not change.
     Fixed(Token),
-    /// It is what stands in this file.
+    /// The content of this file.
     File(Arc<TokenFile>),
 }
 
 impl Access {
-    /// With one token of an administrator.
+    /// Access with one token of an administrator.
     pub fn with_token(token: Token) -> Self {
         Self::Tokens(vec![Credential { name: ADMIN.to_owned(), role: Role::Admin, secret: Secret::Fixed(token) }])
     }
 
-    /// What a config says. Where it names no token and wants one, that is the one in a file beside the database, made as
-    /// needed. Blocking work.
+    /// What the config says. If it names no token and requires one, the token is in a file beside the database, which is created
+    /// if needed. Blocking work.
     ///
     /// # Errors
     /// [`TokenFileError`] of a file that cannot be used, or when two names have the same token.
@@ -88,7 +88,7 @@ impl Access {
         Ok(Self::Tokens(credentials))
     }
 
-    /// The file with the token that stands in for a configured one, if that is how it is.
+    /// The file with the generated token, if no token is configured.
     pub fn made_file(&self) -> Option<&TokenFile> {
         let Self::Tokens(credentials) = self else { return None };
         credentials.iter().find_map(|credential| match &credential.secret {
@@ -107,7 +107,7 @@ impl Secret {
     }
 }
 
-/// Who asks.
+/// The authenticated caller.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     name: Arc<str>,
@@ -115,12 +115,12 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// How they are called.
+    /// Its configured name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Refuses a caller that is less than this.
+    /// Refuses a caller with a lesser role.
     pub(super) fn check(&self, needed: Role) -> Result<(), Error> {
         if self.role >= needed {
             return Ok(());
@@ -145,7 +145,7 @@ struct InQuery {
     token: String,
 }
 
-/// What requests have to show.
+/// Checks the tokens of requests.
 pub(super) struct Auth {
     access: Access,
 }
@@ -159,13 +159,13 @@ impl Auth {
         matches!(self.access, Access::Tokens(_))
     }
 
-    /// What a request shows, to be checked.
+    /// Extracts what a request shows, to be checked.
     pub(super) fn read(&self, needs: &Needs, request: &Request) -> Shown {
         let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
         Shown { need: needs.of(request.method(), route), token: shown(request, route) }
     }
 
-    /// Who asks, if the route needs to know; an error when they may not.
+    /// The caller, if the route requires one; an error if it is not allowed.
     pub(super) async fn check(&self, shown: Shown) -> Result<Option<Caller>, Error> {
         let Need::Role(role) = shown.need else { return Ok(None) };
         let caller = match &self.access {
@@ -180,7 +180,7 @@ impl Auth {
     }
 }
 
-/// What a request has to do with tokens.
+/// What a route requires and what the request shows.
 pub(super) struct Shown {
     need: Need,
     token: Option<String>,
@@ -207,7 +207,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whose token it is.
+/// The caller that a token belongs to.
 async fn find(credentials: &[Credential], shown: String) -> Result<Option<Caller>, Error> {
     let is_it = |token: &Token| bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes()));
     let mut found: Option<Caller> = None;
@@ -216,12 +216,12 @@ async fn find(credentials: &[Credential], shown: String) -> Result<Option<Caller
             Secret::Fixed(token) => token.clone(),
             Secret::File(file) => {
                 let file = file.clone();
-                // It fails only when the runtime goes down.
+                // It fails only when the runtime shuts down.
                 let current = tokio::task::spawn_blocking(move || file.current()).await;
                 current.map_err(|_| Error::unavailable("shutting_down", "the daemon is going down"))?
             }
         };
-        // Two files can come to hold the same token: it is worth no more than the lesser role.
+        // Two files can come to hold the same token: it then grants only the lesser role.
         if is_it(&token) && found.as_ref().is_none_or(|found| credential.role < found.role) {
             found = Some(Caller { name: credential.name.as_str().into(), role: credential.role });
         }

@@ -1,4 +1,4 @@
-//! `/v1/backends`: the live agents that are kept warm.
+//! `/v1/backends`: the warm agent processes.
 
 use axum::Json;
 use axum::extract::State;
@@ -18,7 +18,7 @@ pub(super) async fn list(State(app): State<App>, Params(page): Params<Page>) -> 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "an object")]
 pub(super) struct Stop {
-    /// Also one that a turn is on: it ends as soon as none is.
+    /// Also stop a backend that is executing a turn: it ends once no turn is left.
     force: bool,
 }
 

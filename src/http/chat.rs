@@ -1,9 +1,9 @@
 //! `/api/chat`: what `useChat` of the AI SDK speaks, on the same runs as everything else.
 //!
-//! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Of the request
-//! the last message counts: a user's is sent, and its id makes a second try the same send. Answers to what agents asked are
-//! read from any message of the assistant. The stream of a run ends where a person has to answer, and goes on in the answer.
-//! An answer is stored before there has to be a place for that stream, and so is a message with an id that comes along.
+//! Always: the conversation is in the database, not in the history that the client sends along ([`body`]). Only the last
+//! message of the request counts: a user's message is sent, and its id makes a retry the same send. Answers to agents' questions
+//! are read from any message of the assistant. A run's stream ends where a person has to answer, and continues in the response
+//! to the answer. An answer is stored before a place for that stream is taken, and so is a message with an id that comes with it.
 
 pub(super) mod body;
 
@@ -28,19 +28,19 @@ use crate::message::UserMessage;
 use crate::permission::Answer;
 use crate::run::RunOptions;
 
-/// What a chat asks for.
+/// What a chat request asks for.
 #[derive(Debug)]
 pub enum ChatRequest {
-    /// A message is sent.
+    /// Send a message.
     Send {
         /// The message.
         send: Box<SendMessage>,
-        /// Whether the client gave it an id, so that it can send it again.
+        /// Whether the client named it, so that a retry is the same send.
         is_named: bool,
-        /// What comes along. Those count whose questions are open.
+        /// The answers in the same request. Only those to open questions count.
         answers: Vec<GivenAnswer>,
     },
-    /// What the agent asked is answered.
+    /// Answer the agent's questions.
     Answers(SessionId, Vec<GivenAnswer>),
 }
 
@@ -88,10 +88,10 @@ impl ChatBody {
     }
 }
 
-/// What the body of `POST /api/chat` asks for.
+/// Parses the body of `POST /api/chat`.
 ///
 /// # Errors
-/// 400 for what is no JSON, 422 for what is no chat, or none whose last message can be sent or answers anything.
+/// 400 for invalid JSON, 422 for JSON that is no chat, or whose last message neither can be sent nor answers anything.
 pub fn read_chat(body: &[u8]) -> Result<ChatRequest, Error> {
     ChatBody::parse(Bytes::copy_from_slice(body), body.len())?.into_request()
 }
@@ -108,31 +108,31 @@ pub(super) async fn send(
             let is_asking = app.engine.is_asking(&send.session).await?;
             let answers = if is_asking { app.engine.open_answers(&send.session, answers).await? } else { Vec::new() };
             let mut place = match crowded {
-                // What is answered is stored before the stream is refused.
+                // Answers are stored before the stream is refused.
                 _ if !answers.is_empty() => None,
-                // What is refused is not sent.
+                // A refused message is not sent.
                 Some(Extension(crowded)) => return Err(crowded.refuse()),
                 None => Some(StreamPlace::take(&app)?),
             };
-            // Without a decision a question that comes between stays open, and the message waits for its answer.
+            // Without a decision a question asked in the meantime stays open, and the message waits for its answer.
             if is_asking {
                 match candidate.decide().await {
-                    // What answers a question and says something new at once means the two to follow each other.
+                    // A request that answers a question and sends a message means the message to follow the answered run.
                     Ok(decider) => {
                         send.goes_next = app.engine.answer_all(answers, decider.name()).await?;
                         send.declined_by = Some(decider.name().to_owned());
                     }
-                    // An agent may send, but what is asked stays open.
+                    // An agent may send, but the questions stay open.
                     Err(_) if answers.is_empty() => {}
                     Err(refused) => return Err(refused),
                 }
             }
-            // So is the message that is to follow it, unless it would be another one when it is sent again.
+            // The message that follows is stored before the stream is refused, too, unless a retry would send it a second time.
             if !is_named && place.is_none() {
                 place = Some(StreamPlace::take(&app)?);
             }
             let sent = app.engine.send(*send).await?;
-            // A cursor only means something when the client had the beginning before.
+            // A cursor means something only if the client had the beginning before.
             (place, sent.run.id, if sent.created { 0 } else { after })
         }
         ChatRequest::Answers(session, answers) => {
@@ -147,13 +147,13 @@ pub(super) async fn send(
 }
 
 /// A question that was decided otherwise, or whose run has ended, is no error of this request: the page that answers gets
-/// the rest of the stream, which tells it.
+/// the rest of the stream, which shows it.
 async fn answer(app: &App, answers: Vec<GivenAnswer>, by: &str) -> Result<(), EngineError> {
     let mut result = Ok(());
     for GivenAnswer { id, approved, reason } in answers {
         match app.engine.answer_permission(id, Answer::Approved(approved), by, reason).await {
             Ok(_) | Err(EngineError::Decided(_)) => {}
-            // One that cannot be given does not keep the others from being heard.
+            // An answer that fails does not keep the others from being stored.
             Err(error) => result = result.and(Err(error)),
         }
     }
@@ -165,7 +165,7 @@ fn invalid(message: &str) -> Error {
 }
 
 impl UiMessage {
-    /// The message of a person, and whether the client gave it an id.
+    /// The user's message, and whether the client gave it an id.
     fn into_user(self) -> Result<(UserMessage, bool), Error> {
         let id = self.id.filter(|id| !id.is_empty());
         let named = id.is_some();
@@ -174,7 +174,7 @@ impl UiMessage {
     }
 }
 
-/// The answers in the message that answers.
+/// The answers in the last message.
 fn answers(approvals: &[Value]) -> Result<Vec<GivenAnswer>, Error> {
     #[derive(Deserialize)]
     struct Approval {
@@ -191,7 +191,7 @@ fn answers(approvals: &[Value]) -> Result<Vec<GivenAnswer>, Error> {
     answers.collect()
 }
 
-/// The answers in the history, which may hold some that were never meant for us.
+/// The answers in the history, which may hold some that were not meant for Mainstay.
 fn known_answers(approvals: &[Value]) -> Vec<GivenAnswer> {
     approvals.iter().filter_map(|approval| answers(std::slice::from_ref(approval)).ok()).flatten().collect()
 }
@@ -203,15 +203,15 @@ fn nothing_answered() -> Error {
     )
 }
 
-/// What a client has already of the chat that it goes on with.
+/// How much of the chat that it resumes the client has already.
 #[derive(Deserialize)]
 pub(super) struct Has {
     run: Option<String>,
     message: Option<String>,
 }
 
-/// What a page asks that was just opened, or was cut off: is there an answer under way, or more of the one that it names?
-/// Its stream, or 204.
+/// What a page requests that was just opened or was cut off: the stream of a running answer, or the rest of the run that it
+/// names; 204 if there is none.
 pub(super) async fn resume(
     State(app): State<App>,
     Id(session): Id<SessionId>,
@@ -228,7 +228,7 @@ pub(super) async fn resume(
     match app.engine.chat_run(&session, from, after).await {
         Ok(Some(run)) => Ok(sse::respond(&app, place, app.engine.follow_chat(run, after).await?)),
         Ok(None) => Ok(StatusCode::NO_CONTENT.into_response()),
-        // A chat is known here from its first message on; the page has it before.
+        // A chat exists here from its first message on; the page has it before.
         Err(EngineError::NotFound { .. }) if !is_named => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(error) => Err(error.into()),
     }

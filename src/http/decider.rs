@@ -1,5 +1,5 @@
-//! Who decides: a caller that is no process of a run. What an agent asks is not answered by that agent, nor by another one,
-//! nor does an agent change what agents are told, whatever token it shows.
+//! The right to decide: only for a caller that is no process of a run. An agent neither answers an agent's question, its own
+//! included, nor changes what agents are told, whatever token it shows.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use super::auth::Caller;
 use super::error::Error;
 use crate::engine::callers::{self, Peer};
 
-/// The two ends of the connection that a request came by.
+/// The two ends of the connection that a request arrived on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ends {
     pub(super) local: SocketAddr,
@@ -23,7 +23,7 @@ pub(super) struct Ends {
 pub(super) struct Decider(Caller);
 
 impl Decider {
-    /// How they are called.
+    /// The caller's name.
     pub(super) fn name(&self) -> &str {
         self.0.name()
     }
@@ -37,14 +37,14 @@ impl FromRequestParts<App> for Decider {
     }
 }
 
-/// A caller that may come to decide: looked at when it does, which costs a look at all of `/proc`.
+/// A caller that may be allowed to decide: checked only when it does, because the check scans all of `/proc`.
 pub(super) struct Candidate {
     caller: Caller,
     ends: Option<Ends>,
 }
 
 impl Candidate {
-    /// How they are called.
+    /// The caller, not checked yet.
     pub(super) fn caller(&self) -> &Caller {
         &self.caller
     }

@@ -1,6 +1,6 @@
-//! The one table from what went wrong to status, code and text.
+//! The one table from errors to status, code and text.
 //!
-//! Always: a client gets `{"error":{"code","message"}}`; what only concerns whoever runs the daemon goes to its log.
+//! Always: a client gets `{"error":{"code","message"}}`; details that concern only the operator go to the log.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -12,7 +12,7 @@ use crate::id::InvalidId;
 use crate::message::InvalidMessage;
 use crate::options::InvalidOption;
 
-/// The code of a refusal that ends its connection.
+/// The code of the refusal that also closes its connection.
 pub(super) const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
 
 /// A request that was not fulfilled.
@@ -22,21 +22,21 @@ pub struct Error {
     status: StatusCode,
     code: &'static str,
     message: String,
-    /// For the log, when the client is told less.
+    /// For the log, if the client is told less.
     detail: Option<String>,
 }
 
-/// Goes with the response to the line that logs the request.
+/// Passes the detail along with the response to the log line of the request.
 #[derive(Clone)]
 pub(super) struct Detail(pub(super) String);
 
 impl Error {
-    /// What kind of error it is, for programs.
+    /// The machine-readable kind of the error.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// The status of the answer.
+    /// The status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -45,12 +45,12 @@ impl Error {
         Self { status, code, message: message.into(), detail: None }
     }
 
-    /// 400: it cannot be read.
+    /// 400: the request cannot be parsed.
     pub(super) fn malformed(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
-    /// 422: it can be read, but does not make sense.
+    /// 422: the request was parsed, but makes no sense.
     pub(super) fn invalid(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
     }
@@ -60,7 +60,7 @@ impl Error {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
     }
 
-    /// 500: nothing that the client could do about it.
+    /// 500: an error that the client cannot fix.
     pub(super) fn internal(detail: impl Into<String>) -> Self {
         let message = "something went wrong here: the log of the daemon says what";
         let detail = Some(detail.into());
@@ -72,7 +72,7 @@ impl Error {
         json!({"error": {"code": self.code, "message": self.message}})
     }
 
-    /// Seconds after which it is worth asking again.
+    /// Seconds after which a retry may succeed.
     fn retry_after(&self) -> Option<&'static str> {
         match self.status {
             // A slot becomes free when a session is closed or has been idle for long.
@@ -90,12 +90,12 @@ impl From<EngineError> for Error {
 }
 
 impl Error {
-    /// What an error of the engine is to a client.
+    /// Maps an error of the engine to what the client is told.
     pub fn of(error: &EngineError) -> Self {
         let text = error.to_string();
         let conflict = |code| Self::new(StatusCode::CONFLICT, code, text.clone());
         match error {
-            // These are only ever named in a body: the resource is there, the value is not.
+            // A body names these: the resource of the path exists, the value does not.
             EngineError::NotFound { what: "workspace", .. } => Self::invalid("unknown_workspace", text),
             EngineError::NotFound { what: "agent", .. } => Self::invalid("unknown_agent", text),
             EngineError::NotFound { what: "parent session", .. } => Self::invalid("unknown_parent", text),

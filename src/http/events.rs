@@ -24,7 +24,7 @@ pub(super) async fn of_run(
     answer(&app, app.engine.run_event_page_without_large(id, after, page.limit()?).await?)
 }
 
-/// The log of a session that is not there yet is empty: a page may follow it before its first message is sent.
+/// The log of a session that does not exist yet is empty: a page may follow it before the first message is sent.
 pub(super) async fn of_session(
     State(app): State<App>,
     Id(id): Id<SessionId>,
@@ -54,7 +54,7 @@ pub(super) async fn of_session(
     }
 }
 
-/// An empty log has nothing behind a cursor.
+/// An empty log has no events behind a cursor.
 fn begins_at(after: Seq) -> Result<(), EngineError> {
     if after == 0 { Ok(()) } else { Err(EngineError::CursorAhead { after, last_seq: 0 }) }
 }

@@ -1,5 +1,5 @@
-//! What handlers take from a request, and how it is refused: [`Id`] from the path, [`Params`] from the query, [`Body`],
-//! and [`Cursor`].
+//! What handlers extract from a request, and how invalid input is refused: [`Id`] from the path, [`Params`] from the query,
+//! [`Body`], and [`Cursor`].
 
 use std::str::FromStr;
 
@@ -29,7 +29,7 @@ impl<T: FromStr<Err = InvalidId>, S: Send + Sync> FromRequestParts<S> for Id<T> 
     }
 }
 
-/// Parameters of the query; others are left to whoever reads them, and those that nobody reads are refused before (`query`).
+/// Parameters of the query. Other extractors may read further ones; those that no extractor reads were refused before (`query`).
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -45,7 +45,7 @@ fn params<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
     query.map(|Query(params)| params).map_err(|rejection| Error::malformed("invalid_query", rejection.body_text()))
 }
 
-/// A body of JSON.
+/// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
@@ -57,7 +57,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
-/// A body of JSON that may be left out.
+/// A JSON body that may be left out.
 pub(super) struct OptionalBody<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalBody<T> {
@@ -72,7 +72,7 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalBody<T> {
     }
 }
 
-/// Refuses a body that is not said to be JSON, as it is.
+/// Refuses a body whose headers do not declare uncompressed JSON.
 pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Error> {
     let is_identity = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
     if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
@@ -101,7 +101,7 @@ pub(super) async fn read_body(request: Request, app: &App) -> Result<Bytes, Erro
         Error::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     let announced = axum::body::HttpBody::size_hint(request.body()).lower();
-    // Said before it is sent: a client that waits for "100 Continue" need not send it.
+    // Refused before the body is sent: a client that waits for "100 Continue" need not send it.
     if usize::try_from(announced).unwrap_or(usize::MAX) > limit {
         return Err(too_large());
     }
@@ -113,31 +113,31 @@ pub(super) async fn read_body(request: Request, app: &App) -> Result<Bytes, Erro
     }
 }
 
-/// A body that broke off on its way.
+/// A body that broke off.
 pub(super) fn unreadable(detail: String) -> Error {
     Error::malformed("unreadable_body", detail)
 }
 
-/// A body that was not there in time.
+/// A body that took too long to arrive.
 pub(super) fn timed_out() -> Error {
     Error::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")
 }
 
-/// A body that is no JSON.
+/// A body that is not JSON.
 pub(super) fn malformed_json(error: serde_json::Error) -> Error {
     Error::malformed("malformed_json", error.to_string())
 }
 
-/// JSON as a `T`: 400 where it is no JSON, 422 with the place where it is no `T`.
+/// Parses JSON as a `T`: 400 if it is not JSON, 422 with the path of the value if it is not a `T`.
 pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let error = match serde_path_to_error::deserialize(&mut reader) {
         Ok(value) => return reader.end().map(|()| value).map_err(malformed_json),
         Err(error) => error,
     };
-    // A wrong shape may be met in front of a syntax error, but only what is JSON to its end has a shape.
+    // A wrong type may be found before a syntax error, but only valid JSON gets a 422.
     serde_json::from_slice::<IgnoredAny>(json).map_err(malformed_json)?;
-    // An escape that is no character is only met by who reads the text.
+    // An escape that is no character is found only when the text is decoded.
     let has_shape = error.inner().is_data() || is_no_word(error.inner());
     if has_shape {
         Err(Error::invalid("invalid_body", with_path(&error)))
@@ -146,12 +146,12 @@ pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// Whether there is another value where a word is expected, which serde_json takes for an error of the syntax.
+/// Whether another value stands where a string is expected, which serde_json reports as a syntax error.
 fn is_no_word(error: &serde_json::Error) -> bool {
     error.is_syntax() && error.to_string().starts_with("expected value")
 }
 
-/// What is wrong with a value, behind the path to it: `message.parts[3].text: …`.
+/// What is wrong with a value, after the path to it: `message.parts[3].text: …`.
 pub(super) fn with_path(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let what = match error.inner() {
         inner if is_no_word(inner) => "a value of another type is expected".to_owned(),
@@ -163,13 +163,13 @@ pub(super) fn with_path(error: &serde_path_to_error::Error<serde_json::Error>) -
     }
 }
 
-/// Where in a log the client wants to go on: `Last-Event-ID`, else the query.
+/// Where in a log the client wants to continue: `Last-Event-ID`, else the query.
 pub(super) struct Cursor(pub(super) Seq);
 
 #[derive(Deserialize)]
 struct CursorParams {
     after: Option<String>,
-    /// As the answer of the page before calls it.
+    /// The name that the previous page gives it.
     cursor: Option<String>,
 }
 
@@ -181,11 +181,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Cursor {
     }
 }
 
-/// Where in a log a request wants to go on: behind the event that `Last-Event-ID` names, else `?cursor=`, else `?after=`;
+/// Where in a log a request wants to continue: behind the event that `Last-Event-ID` names, else `?cursor=`, else `?after=`;
 /// 0 is the beginning.
 ///
 /// # Errors
-/// 400 for what is no seq: digits, 0 to 2⁶³−1.
+/// 400 if it is no seq: digits, 0 to 2⁶³−1.
 pub fn read_cursor(uri: &Uri, headers: &HeaderMap) -> Result<Seq, Error> {
     let query: CursorParams = params(uri)?;
     let header = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?").to_owned());
@@ -195,11 +195,11 @@ pub fn read_cursor(uri: &Uri, headers: &HeaderMap) -> Result<Seq, Error> {
     seq.ok_or_else(|| Error::malformed("invalid_cursor", "a cursor is the seq of an event, 0 or more"))
 }
 
-/// Whether the client wants a stream. Its place is taken once the body has arrived, which may take long or never be.
+/// Whether the client wants a stream. Its place is taken only once the body has arrived, which may take long or never happen.
 pub(super) struct WantsStream(bool);
 
 impl WantsStream {
-    /// The place of the stream that is wanted.
+    /// A place for the requested stream.
     pub(super) fn place(&self, app: &App) -> Result<Option<StreamPlace>, Error> {
         self.0.then(|| StreamPlace::take(app)).transpose()
     }

@@ -1,10 +1,10 @@
 //! Host and Origin: a page of another site, opened in a browser on this machine, cannot drive the daemon.
 //!
-//! The Host must be a name of ours, or a foreign name could be pointed at this machine (DNS rebinding) and its pages
-//! would count as our own. The Origin, which browsers send with everything that can do harm, must be ours or allowed.
-//! Without an Origin come links, images and frames; of those a browser says in `Sec-Fetch-Site` whose page asks, and another
-//! site's gets nothing: some GETs start programs (`/v1/agents`), write (`/readyz`) or hold a connection (streams).
-//! What is refused is told in the log with the line of the config that allows it: a browser does not say why it failed.
+//! The Host must be one of the daemon's names; otherwise a foreign name could be pointed at this machine (DNS rebinding) and
+//! its pages would count as the daemon's own. The Origin, which browsers send with every request that can do harm, must be the
+//! daemon's own or allowed. Links, images and frames come without an Origin; for those, a browser says in `Sec-Fetch-Site` which
+//! site made the request, and another site's is refused: some GETs start programs (`/v1/agents`), write (`/readyz`) or hold a
+//! connection (streams). A refusal is logged with the config line that would allow it, because a browser does not show why.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -23,21 +23,21 @@ use super::roles::Needs;
 use crate::config::{Origin, ServerConfig};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
-/// Whose page makes a browser ask: `same-origin`, `same-site`, `cross-site`, or `none` for an address that a person typed.
+/// Which site made the browser send this: `same-origin`, `same-site`, `cross-site`, or `none` for a typed address.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, last-event-id, x-request-id");
 const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id, x-vercel-ai-ui-message-stream");
-/// How long a browser may remember that it may ask.
+/// How long a browser may cache a preflight response.
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
 /// How often the log repeats that a host or an origin was refused.
 const HINT_INTERVAL: Duration = Duration::from_secs(10 * 60);
-/// How many of them it tells in that time.
+/// How many different ones it names in that time.
 const HINTS: usize = 16;
 
-/// By what names this server may be called, and whose pages may call it.
+/// The names under which this server may be addressed, and the origins whose pages may call it.
 pub(super) struct Guard {
-    /// Reachable under every address of the machine and protected by a token: its names are not known here.
+    /// It listens on every address of the machine and is protected by a token: its names are not known here.
     any_host: bool,
     listen: IpAddr,
     allowed_hosts: Vec<String>,
@@ -45,7 +45,7 @@ pub(super) struct Guard {
     hints: Hints,
 }
 
-/// Lets a request in, or says why not.
+/// Passes a request on, or refuses it with the reason.
 pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, request: Request, next: Next) -> Response {
     let origin = match app.guard.check(&request) {
         Ok(origin) => origin.cloned(),
@@ -53,13 +53,13 @@ pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, request
     };
     let Some(origin) = origin else { return authorized(&app, &needs, request, next).await };
     let mut response = match is_preflight(&request) {
-        // It never carries a token; the request that it asks for will.
+        // A preflight never carries a token; the request that it announces will.
         true => allow(&request),
         false => authorized(&app, &needs, request, next).await,
     };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    // A proxy in front may know people by a cookie. Here none counts, and the origin is one that may ask.
+    // A proxy in front may authenticate by cookie. Here no cookie counts, and the origin is an allowed one.
     headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -82,7 +82,7 @@ fn is_preflight(request: &Request) -> bool {
 }
 
 fn allow(request: &Request) -> Response {
-    // A page that is allowed to ask may add headers of its own: they mean nothing here.
+    // An allowed page may add headers of its own: they have no effect here.
     let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, METHODS),
@@ -94,7 +94,7 @@ fn allow(request: &Request) -> Response {
 
 impl Guard {
     pub(super) fn new(config: &ServerConfig, listen: IpAddr, needs_token: bool) -> Self {
-        // The config has checked them.
+        // The config has validated them.
         let origins = config.allowed_origins.iter().filter_map(|origin| origin.trim_end_matches('/').parse().ok());
         Self {
             any_host: listen.is_unspecified() && needs_token,
@@ -105,7 +105,7 @@ impl Guard {
         }
     }
 
-    /// The request's origin, if it has one. An error when its Host or Origin is none that may ask.
+    /// The request's origin, if it has one. An error if its Host or Origin is not allowed.
     fn check<'a>(&self, request: &'a Request) -> Result<Option<&'a HeaderValue>, Error> {
         let host = host(request)?;
         if !self.knows_host(&host) {
@@ -139,7 +139,7 @@ impl Guard {
             Ok(ip) => ip.is_loopback() || ip == self.listen,
             Err(_) => name.eq_ignore_ascii_case("localhost"),
         };
-        // With a port it allows just that, without one any.
+        // An entry with a port allows only that port, one without allows any.
         let allowed = |allowed: &String| [host.as_str(), host.host()].iter().any(|h| h.eq_ignore_ascii_case(allowed));
         ours || self.any_host || self.allowed_hosts.iter().any(allowed)
     }
@@ -150,7 +150,7 @@ impl Guard {
     }
 }
 
-/// Whether a browser says that a page which is not ours asks. Other programs do not send the header.
+/// Whether a browser says that another site made the request. Other programs do not send the header.
 fn is_other_site(headers: &HeaderMap) -> bool {
     headers.get_all(SEC_FETCH_SITE).iter().any(|site| site != "same-origin" && site != "none")
 }
@@ -159,12 +159,12 @@ fn origin_of(header: &HeaderValue) -> Option<Origin> {
     header.to_str().ok()?.parse().ok()
 }
 
-/// Whether it could stand in the config.
+/// Whether it could be an entry in the config.
 fn is_name(host: &str) -> bool {
     format!("http://{host}").parse::<Origin>().is_ok()
 }
 
-/// What the log says of hosts and origins that were refused: each with the line that would allow it.
+/// The log's hints about refused hosts and origins: each with the line that would allow it.
 #[derive(Default)]
 struct Hints {
     told: Mutex<Told>,
@@ -187,7 +187,7 @@ impl Hints {
         tracing::warn!(name, line, "{header} refused; to allow it, put the line under [server] in the config");
     }
 
-    /// Each name once in a while, and not many of them: any client can send any name.
+    /// Each name once per interval, and only a few: any client can send any name.
     fn is_due(&self, name: &str) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.since.is_none_or(|since| since.elapsed() >= HINT_INTERVAL) {
@@ -197,7 +197,7 @@ impl Hints {
     }
 }
 
-/// Whom the request means: the target's host where the target names one (then Host is to be ignored), else Host.
+/// The host that is addressed: the request target's if it names one (then Host is to be ignored), else Host.
 fn host(request: &Request) -> Result<Authority, Error> {
     let missing = || Error::malformed("invalid_host", "one header Host, with a host name, is needed");
     let host = match request.uri().authority() {

@@ -1,9 +1,9 @@
-//! What requests and answers take of the memory for readers: a request that brings much, or asks for much, waits until
-//! there is room for it, and is told so when there is none soon.
+//! The share of the readers' memory that requests and responses take: a large request, or one for a large response, waits until
+//! there is room, and is refused if there is none soon.
 //!
-//! Always: taken before the body is asked for and before the page is read, and given back when the answer is sent. Small
-//! requests take nothing; one that does not announce its length counts as the largest allowed: on urgent routes that is little,
-//! so that what ends or unblocks a run does not wait for the memory of a large message.
+//! Always: memory is reserved before the body is requested and before the page is read, and released when the response is sent.
+//! Small requests reserve nothing; one that does not announce its length counts as the largest allowed. On urgent routes that is
+//! little, so that a request that ends or unblocks a run does not wait for the memory of a large message.
 //! Proof: `tests/http/places.rs`.
 
 use std::sync::Arc;
@@ -22,18 +22,18 @@ use super::extract::{BodyLimit, wants_stream};
 use super::roles::{Needs, Urgency};
 use crate::metrics::METRICS;
 
-/// A body up to this size, and an answer, is not counted.
+/// A body or a response up to this size is not counted.
 const FREE_BYTES: usize = 16 * 1024;
-/// Longest body of an urgent request: an answer with a reason of 4000 characters that are all escaped has 24 KB.
+/// Longest body of an urgent request: an answer with a reason of 4000 characters, all escaped, takes 24 KB.
 pub(super) const URGENT_BODY_BYTES: usize = 64 * 1024;
-/// A body takes its text and what is read from it.
+/// A body takes memory for its text and for what is parsed from it.
 const TIMES_A_BODY: usize = 2;
-/// A page takes its rows, then its text: up to 4 MiB of each, and of messages as much again for what is queued.
+/// A page takes its rows, then its text: up to 4 MiB each, and for messages as much again for the queued ones.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
-/// How long a request waits for room.
+/// How long a request waits for memory.
 pub(super) const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether an answer may be a large page.
+/// Whether the response may be a large page.
 fn is_page(request: &Request) -> bool {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     *request.method() == Method::GET
@@ -44,7 +44,7 @@ fn is_page(request: &Request) -> bool {
         }
 }
 
-/// What a request takes.
+/// How much memory a request reserves.
 fn bytes_of(request: &Request, max_body_bytes: usize) -> usize {
     let hint = request.body().size_hint();
     let announced = usize::try_from(hint.upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(max_body_bytes);
@@ -52,7 +52,7 @@ fn bytes_of(request: &Request, max_body_bytes: usize) -> usize {
     body.saturating_add(if is_page(request) { PAGE_BYTES } else { 0 })
 }
 
-/// Lets a request pass when there is room for it.
+/// Passes a request on when there is memory for it.
 pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, mut request: Request, next: Next) -> Response {
     let limit = match needs.urgency(&request) {
         Some(Urgency::Urgent) => app.max_body_bytes.min(URGENT_BODY_BYTES),
@@ -76,7 +76,7 @@ pub(super) async fn admit(State((app, needs)): State<(App, Arc<Needs>)>, mut req
     if !is_page || sent <= FREE_BYTES {
         return response;
     }
-    // As much as there is to send, from now on.
+    // From here on, only what is left to be sent.
     let permit = permit.shrink_to(sent);
     response.map(|body| Body::new(Holding { body, _holds: permit }))
 }

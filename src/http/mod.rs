@@ -1,9 +1,9 @@
 //! The HTTP surface: the router, and what its handlers share. One file per resource; `serve.rs` owns the sockets.
 //!
 //! Always: a request passes `observe` (id, headers, log line), `guard` (Host, Origin) and `auth` (token, role) before any
-//! handler sees it, whatever its path, and one of `/v1` also `query` (names of parameters); every answer that is no success has
+//! handler sees it, whatever its path, and one of `/v1` also `query` (names of parameters); every response that is no success has
 //! the shape of `error::Error`.
-//! Deliberately absent: state. What a handler knows comes from the engine, which has it from the database.
+//! Deliberately absent: state. Handlers get what they know from the engine, which has it from the database.
 
 mod answer;
 mod auth;
@@ -54,22 +54,22 @@ pub use serve::{serve, serve_with};
 
 use roles::{ADMIN, Need, OPERATOR, Routes, Urgency, VIEWER};
 
-/// How long the surface waits for what.
+/// Time limits of the HTTP server.
 #[derive(Debug, Clone)]
 pub struct Timeouts {
     /// For the head of the first request, from the connect.
     pub header: Duration,
-    /// For the head of a further request, from the end of the one before: how long an idle connection is kept.
+    /// For the head of a further request, from the end of the previous one: how long an idle connection is kept.
     pub idle: Duration,
     /// For the body of a request.
     pub body: Duration,
-    /// For a handler, to the head of its answer; `?wait=` comes on top.
+    /// For a handler, until the head of its response; `?wait=` is added to it.
     pub handler: Duration,
-    /// Silence on a stream after which a comment is sent, so that proxies and clients see it alive.
+    /// Silence on a stream after which a comment is sent, so that proxies and clients see that it is alive.
     pub keep_alive: Duration,
-    /// For a client that takes nothing of its answer; its connection is reset then, and a reader comes back by its cursor.
+    /// For a client that reads nothing of its response; then its connection is reset, and a follower reconnects with its cursor.
     pub stall: Duration,
-    /// For connections to end by themselves once the server is asked to stop.
+    /// For connections to end by themselves after the server was asked to stop.
     pub shutdown: Duration,
 }
 
@@ -83,14 +83,14 @@ impl Default for Timeouts {
             body: Duration::from_secs(30),
             handler: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
-            // Longer than a network is away when a phone changes it.
+            // Longer than a phone is offline while it changes networks.
             stall: Duration::from_secs(30),
             shutdown: Duration::from_secs(5),
         }
     }
 }
 
-/// What the handlers share.
+/// State that the handlers share.
 struct Shared {
     engine: Engine,
     guard: guard::Guard,
@@ -98,7 +98,7 @@ struct Shared {
     places: Arc<places::Places>,
     timeouts: Timeouts,
     max_body_bytes: usize,
-    /// The server is asked to stop: streams and waits end.
+    /// The server was asked to stop: streams and waits end.
     shutdown: CancellationToken,
 }
 
@@ -127,7 +127,7 @@ impl Shared {
     }
 }
 
-/// Every route, with the role that it needs.
+/// Every route, with the role that it requires.
 fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
     let handler = timeouts.handler;
     let answering = Routes::default()
@@ -157,7 +157,7 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .get("/v1/stats", VIEWER, status::stats)
         .get("/api/chat/{id}/stream", VIEWER, chat::resume)
         .within(handler);
-    // What supervisors ask, and what ends or unblocks a run, is answered when there is no place for anything else.
+    // What supervisors request, and what ends or unblocks a run, is served even when there is no place for other requests.
     let urgent = Routes::default()
         .post("/v1/sessions/{id}/close", OPERATOR, sessions::close)
         .get("/v1/permissions/{id}", VIEWER, permissions::show)
@@ -172,7 +172,7 @@ fn routes(timeouts: &Timeouts, chat_arrival: Duration) -> Routes {
         .post("/v1/sessions/{id}/cancel", OPERATOR, sessions::cancel)
         .post("/api/chat/{id}/stop", OPERATOR, chat::stop)
         .within(handler + runs::MAX_WAIT);
-    // A history that is read to its end takes as long as its parts.
+    // The history is read to its end, which takes as long as its parts may.
     let chatting = Routes::default().post("/api/chat", OPERATOR, chat::send).within(handler + chat_arrival);
     let urgent = urgent.merge(waiting).that_are(Urgency::Urgent);
     answering.merge(urgent).merge(chatting.that_are(Urgency::ByBody))
@@ -187,7 +187,7 @@ fn router(app: App) -> Router {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods: see Allow")
         })
         .layer(from_fn_with_state((app.clone(), needs.clone()), memory::admit))
-        // Before it waits for memory.
+        // Before the request waits for memory.
         .layer(from_fn_with_state(needs.clone(), places::admit))
         .layer(from_fn(query::admit))
         .layer(CatchPanicLayer::custom(observe::panicked))
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, reserved_connections};
 
-    /// The roles in `docs/http.md`, against those that hold.
+    /// The roles in `docs/http.md` are those in the code.
     #[test]
     fn documented_roles_are_those_that_hold() {
         let docs = include_str!("../../docs/http.md").split("## Who may").nth(1).unwrap();
@@ -217,7 +217,7 @@ mod tests {
                 assert!(held.iter().all(|(method, _, _)| method == "GET") && row.contains("every other `GET`"));
                 continue;
             }
-            // The options of a new session make another role of the same route: `sessions::create`.
+            // With options for a new session the same route needs another role: `sessions::create`.
             written.retain(|route| role != "admin" || *route != "POST /v1/sessions");
             written.sort_unstable();
             held.sort_unstable();
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// The limits in `docs/http.md`, against those that hold.
+    /// The limits in `docs/http.md` are those in the code.
     #[test]
     fn documented_limits_are_those_that_hold() {
         const DOCS: &str = include_str!("../../docs/http.md");

@@ -1,7 +1,7 @@
-//! What is done around every request: its id, its line in the log, its time limit, and the net below its handler.
+//! What surrounds every request: its id, its log line, its time limit, and the handling of panics.
 //!
-//! Always: of the URI only the matched route is logged. The rest is the client's: ids, and perhaps a token in the query.
-//! Every answer says that it is nothing for a browser to show, run or keep, unless its route says otherwise.
+//! Always: of the URI only the matched route is logged. The rest comes from the client: ids, and perhaps a token in the query.
+//! Every response tells browsers not to render, execute or store it, unless its route says otherwise.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use super::error::{Detail, Error};
 
-/// Names a request in logs, ours and others'.
+/// Identifies a request in the daemon's logs and in those of proxies and clients.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id that is taken over.
+/// Longest request id that is accepted from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// What an agent or a client said comes back as data only: no type is guessed, nothing in it is loaded, no page frames it.
+/// What an agent or a client said is returned as data only: no type is sniffed, nothing in it is loaded, no page frames it.
 const PROTECTION: [(HeaderName, HeaderValue); 4] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
@@ -33,7 +33,7 @@ fn protect(headers: &mut HeaderMap) {
     }
 }
 
-/// Names the request, and logs it in one line.
+/// Gives the request an id, and logs it in one line.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(&request);
@@ -66,11 +66,11 @@ fn request_id(request: &Request) -> HeaderValue {
 }
 
 fn new_request_id() -> HeaderValue {
-    // A UUID is always a legal value.
+    // A UUID is always a valid header value.
     HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// The whole answer to bytes that are no request, for which hyper has this status. It ends the connection.
+/// The whole response to bytes that are no request, for which hyper has this status. It ends the connection.
 pub(super) fn unreadable(status: StatusCode) -> String {
     let (code, message) = match status {
         StatusCode::URI_TOO_LONG => ("uri_too_long", "the target of the request is too long"),
@@ -89,7 +89,7 @@ pub(super) fn unreadable(status: StatusCode) -> String {
     format!("HTTP/1.1 {status}\r\n{}\r\n{body}", lines.collect::<String>())
 }
 
-/// Ends a request whose answer does not begin in time. Streams begin at once, and may then go on for ever.
+/// Times out a request whose response does not begin in time. A stream begins at once and may then continue for ever.
 pub(super) async fn bound(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
@@ -100,7 +100,7 @@ pub(super) async fn bound(State(limit): State<Duration>, request: Request, next:
     }
 }
 
-/// The answer of a handler that panicked. The panic itself was reported by the panic hook.
+/// The response of a handler that panicked. The panic hook has reported the panic itself.
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::internal(format!("a handler panicked: {}", text.unwrap_or("with no text"))).into_response()

@@ -1,5 +1,5 @@
-//! `/v1/sessions/{id}/options`, and what else of a session is its agent's business. Answered from what is stored: no agent is
-//! asked or started, and what changes holds from the next turn on.
+//! `/v1/sessions/{id}/options`, and what else in a session concerns its agent. All answers come from the store: no agent is
+//! asked or started, and a change takes effect with the next turn.
 
 use axum::Json;
 use axum::extract::State;

@@ -9,7 +9,7 @@ use super::error::Error;
 use crate::engine::LargeText;
 
 pub(super) const DEFAULT_LIMIT: i64 = 50;
-/// Most items of a page. Also what a list of messages begins with, so that a usual conversation comes at once.
+/// Most items of a page. A list of messages also begins with as many, so that a usual conversation comes in one response.
 pub(super) const MAX_LIMIT: i64 = 500;
 
 /// Which page is wanted.
@@ -28,7 +28,7 @@ impl Page {
         limit("limit", self.limit.unwrap_or(default))
     }
 
-    /// Whether nothing is said of which page is wanted.
+    /// Whether neither a limit nor a cursor is given.
     pub(super) fn is_plain(&self) -> bool {
         self.limit.is_none() && self.cursor.is_none()
     }
@@ -38,19 +38,19 @@ impl Page {
         self.cursor.as_deref().map(number).transpose()
     }
 
-    /// The cursor of a list that is ordered by two.
+    /// The cursor of a list that is ordered by two numbers.
     pub(super) fn cursor_pair(&self) -> Result<Option<(i64, i64)>, Error> {
         self.cursor.as_deref().map(read_pair).transpose()
     }
 }
 
-/// How many items are wanted.
+/// Checks a limit on the number of items.
 pub(super) fn limit(name: &str, given: i64) -> Result<i64, Error> {
     let message = format!("{name} must be between 1 and {MAX_LIMIT}");
     if (1..=MAX_LIMIT).contains(&given) { Ok(given) } else { Err(Error::malformed("invalid_query", message)) }
 }
 
-/// A cursor that [`pair`] made.
+/// Parses a cursor made by [`pair`].
 pub(super) fn read_pair(cursor: &str) -> Result<(i64, i64), Error> {
     let (a, b) = cursor.split_once('-').ok_or_else(invalid)?;
     Ok((number(a)?, number(b)?))
@@ -64,7 +64,7 @@ fn invalid() -> Error {
     Error::malformed("invalid_cursor", "this cursor is not one that a list here gave out")
 }
 
-/// Two numbers as a cursor.
+/// Formats two numbers as a cursor.
 pub(super) fn pair(a: i64, b: i64) -> String {
     format!("{a}-{b}")
 }
@@ -73,12 +73,12 @@ pub(super) fn pair(a: i64, b: i64) -> String {
 #[derive(Serialize)]
 pub(super) struct Items<T> {
     pub(super) items: Vec<T>,
-    /// Where the next page begins; none when this is the last.
+    /// Where the next page begins; none on the last page.
     pub(super) next_cursor: Option<String>,
 }
 
 impl<T> Items<T> {
-    /// A page of a list that the engine gives whole, because it is short: its cursor is a position.
+    /// A page of a list that the engine returns whole, because it is short: its cursor is a position.
     pub(super) fn of(all: Vec<T>, page: &Page) -> Result<Self, Error> {
         let (limit, skip) = (page.limit()?, page.cursor()?.unwrap_or_default());
         let next = skip.saturating_add(limit);
@@ -86,7 +86,7 @@ impl<T> Items<T> {
         Ok(Self::first(rows, limit, |_| next.to_string()))
     }
 
-    /// The first `limit` of rows of which one more was read, if there is one.
+    /// The first `limit` of rows, of which one more was read, if there is one.
     pub(super) fn first(mut rows: Vec<T>, limit: i64, cursor_behind: impl Fn(&T) -> String) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
         let more = rows.len() > limit;
@@ -95,7 +95,7 @@ impl<T> Items<T> {
         Self { items: rows, next_cursor }
     }
 
-    /// The answer in pieces, for lists that may be large; `large` stands in the only item of one.
+    /// The response in pieces, for lists that may be large; `large` is a text of the only item.
     pub(super) fn respond(self, app: &App, large: Option<LargeText>) -> Result<Response, Error>
     where
         T: Serialize,

@@ -1,4 +1,4 @@
-//! `/v1/permissions`: what agents ask before they use a tool, and answering it.
+//! `/v1/permissions`: the questions that agents ask before they use a tool, and answering them.
 
 use axum::Json;
 use axum::extract::State;

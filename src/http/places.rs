@@ -1,9 +1,9 @@
 //! Places: how many connections, requests and streams are served at once, and which of them give way.
 //!
 //! Always: a connection is accepted while fewer than `max_connections` and [`reserved_connections`] are open; beyond
-//! `max_connections` the one that has been idle longest is closed. Once `max_connections` requests are under way,
-//! only [urgent](admit) ones are answered, and others are told so. Streams leave some places to short requests. A place is
-//! given to a stream when it is about to begin: a request whose body is still on its way holds none.
+//! `max_connections` the one that has been idle longest is closed. Once `max_connections` requests are in progress,
+//! only [urgent](admit) ones are served, and others get a 503. Streams leave some places to short requests. A stream takes
+//! its place when it is about to begin: a request whose body is still arriving holds none.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,20 +23,20 @@ use super::roles::{Needs, Urgency};
 use crate::config::reserved_connections;
 use crate::metrics::METRICS;
 
-/// Beyond `max_connections`, a connection that has been idle for so long is closed at once: a client that has just connected
-/// is about to say what it wants.
+/// Beyond `max_connections`, a connection that has been idle for this long is closed at once; not sooner, because a client that
+/// has just connected is about to send its request.
 const IDLE: Duration = Duration::from_millis(500);
-/// One place of so many is not given to streams, up to [`MAX_WITHOUT_STREAMS`].
+/// One place in this many is not given to streams, up to [`MAX_WITHOUT_STREAMS`].
 const SHARE_WITHOUT_STREAMS: usize = 8;
-/// So many short requests at once keep a few cores busy.
+/// This many short requests at once keep a few cores busy.
 const MAX_WITHOUT_STREAMS: usize = 256;
-/// How often the log repeats that there is no room: how often it happens is up to the clients. Counters have the number.
+/// How often the log repeats that there is no room: clients decide how often that happens. Counters have the number.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The places of a server.
 pub(super) struct Places {
     max_connections: usize,
-    /// Beyond them, for urgent requests, and to answer the others with 503.
+    /// Places beyond `max_connections`, for urgent requests, and to answer the others with 503.
     reserved: usize,
     streams: Arc<Semaphore>,
     open: Mutex<Open>,
@@ -47,13 +47,13 @@ pub(super) struct Places {
 #[derive(Default)]
 struct Open {
     connections: usize,
-    /// Connections with a request under way.
+    /// Connections with a request in progress.
     busy: usize,
-    /// Those without one, the one that has been idle longest first.
+    /// Connections without one; the one that has been idle longest comes first.
     idle: BTreeMap<u64, Idle>,
-    /// Of the place that turned idle last.
+    /// The key of the place that became idle last.
     newest: u64,
-    /// A connection that was accepted waits for one that is open to end, or to turn idle.
+    /// An accepted connection waits until an open one ends or becomes idle.
     is_awaited: bool,
 }
 
@@ -65,13 +65,13 @@ struct Idle {
 /// One connection's place.
 pub(super) struct Place {
     places: Arc<Places>,
-    /// Cancelled when the place is needed for another connection.
+    /// Cancelled when another connection needs the place.
     given_up: CancellationToken,
-    /// Its key in `Open::idle`; 0 while a request is under way.
+    /// Its key in `Open::idle`; 0 while a request is in progress.
     idle_key: AtomicU64,
 }
 
-/// Goes with a request that came when all places were taken.
+/// Marks a request that arrived when all places were taken.
 #[derive(Clone)]
 pub(super) struct Crowded(Arc<Places>);
 
@@ -93,7 +93,7 @@ impl Places {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection that was accepted. Waits only while all places and the reserve are busy with requests.
+    /// Takes a place for an accepted connection. Waits only while all places and the reserve are busy with requests.
     pub(super) async fn take(self: &Arc<Self>) -> Place {
         loop {
             {
@@ -117,7 +117,7 @@ impl Places {
         }
     }
 
-    /// Closes the connection that has been idle longest, so that its descriptor is free.
+    /// Closes the connection that has been idle longest, to free its file descriptor.
     pub(super) fn close_idle(&self) {
         self.open().close_idle(Duration::ZERO);
     }
@@ -151,7 +151,7 @@ impl Open {
 }
 
 impl Place {
-    /// A request begins. Tells when that is one too many.
+    /// A request begins. Returns a mark if all places are taken.
     pub(super) fn begin(&self) -> Option<Crowded> {
         let mut open = self.places.open();
         open.idle.remove(&self.idle_key.swap(0, Relaxed));
@@ -159,23 +159,23 @@ impl Place {
         (open.busy > self.places.max_connections).then(|| Crowded(self.places.clone()))
     }
 
-    /// The request that began is over.
+    /// The request is over.
     pub(super) fn end(&self) {
         let mut open = self.places.open();
         open.busy -= 1;
         self.idle_key.store(open.turn_idle(self.given_up.clone()), Relaxed);
-        // This one can give way now.
+        // This connection can give way now.
         if open.is_awaited {
             self.places.freed.notify_one();
         }
     }
 
-    /// Ends when the place is needed for another connection.
+    /// Waits until another connection needs the place.
     pub(super) async fn given_up(&self) {
         self.given_up.cancelled().await;
     }
 
-    /// Whether it is.
+    /// Whether another connection needs the place.
     pub(super) fn is_given_up(&self) -> bool {
         self.given_up.is_cancelled()
     }
@@ -196,7 +196,7 @@ impl Drop for Place {
     }
 }
 
-/// Refuses a request for which there is no place, unless it is urgent.
+/// Refuses a request that has no place, unless it is urgent.
 pub(super) async fn admit(State(needs): State<Arc<Needs>>, request: Request, next: Next) -> Response {
     match request.extensions().get::<Crowded>() {
         Some(crowded) if needs.urgency(&request) == Some(Urgency::Ordinary) => crowded.refuse().into_response(),
@@ -205,7 +205,7 @@ pub(super) async fn admit(State(needs): State<Arc<Needs>>, request: Request, nex
 }
 
 impl Crowded {
-    /// What its client is told, on a connection that is closed then.
+    /// The response to it; its connection is closed afterwards.
     pub(super) fn refuse(&self) -> Error {
         METRICS.requests_crowded.inc();
         self.0.log_crowded("requests refused: max_connections of them are under way");
@@ -214,13 +214,13 @@ impl Crowded {
     }
 }
 
-/// The place of a stream, or of another answer that may take minutes.
+/// The place of a stream, or of another response that may take minutes.
 pub(super) struct StreamPlace {
     _permit: OwnedSemaphorePermit,
 }
 
 impl StreamPlace {
-    /// A place, unless streams have all that they may have.
+    /// Takes a place, unless streams have as many as they may.
     pub(super) fn take(app: &App) -> Result<Self, Error> {
         let places = &app.places;
         if let Ok(permit) = places.streams.clone().try_acquire_owned() {
@@ -248,7 +248,7 @@ impl FromRequestParts<App> for StreamPlace {
     }
 }
 
-/// Lets a line into the log once in a while.
+/// Limits a log line to one per interval.
 #[derive(Default)]
 pub(super) struct LogLimit(Mutex<Option<Instant>>);
 

@@ -1,7 +1,7 @@
-//! Which parameters the query of a route may have: one that is misspelt is refused, as a field of a body is.
+//! The query parameters that each route accepts: a misspelt one is refused, as is a misspelt field of a body.
 //!
-//! Always: every route below `/v1` takes those that are named here and no others. What clients of others' making speak to
-//! (`/api`), and what supervisors ask, is left alone.
+//! Always: every route below `/v1` accepts the parameters named here and no others. The routes that third-party clients
+//! (`/api`) and supervisors request are not checked.
 
 use axum::extract::{MatchedPath, Query, Request};
 use axum::http::Method;
@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 
-/// So much of an unknown name is shown.
+/// How much of an unknown name is shown.
 const SHOWN_CHARS: usize = 64;
 
-/// What a route takes.
+/// The parameters that a route accepts.
 fn names(method: &Method, route: &str) -> &'static [&'static str] {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match route {
@@ -23,7 +23,7 @@ fn names(method: &Method, route: &str) -> &'static [&'static str] {
             &["limit", "cursor"]
         }
         "/v1/sessions/{id}/messages" => &["limit", "cursor", "partial", "last", "before", "order"],
-        // `auth` takes the token.
+        // `auth` reads the token.
         "/v1/sessions/{id}/events" | "/v1/runs/{id}/events" => &["limit", "cursor", "after", "token"],
         "/v1/sessions/{id}/runs" if reads => &["limit", "cursor", "status"],
         "/v1/sessions/{id}/runs" => &["cursor", "after"],
@@ -51,7 +51,7 @@ fn check(request: &Request) -> Result<(), Error> {
     Err(Error::malformed("invalid_query", message))
 }
 
-/// Lets a request pass whose parameters all mean something.
+/// Passes on a request if all its parameters are known.
 pub(super) async fn admit(request: Request, next: Next) -> Response {
     match check(&request) {
         Ok(()) => next.run(request).await,

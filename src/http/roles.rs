@@ -1,4 +1,4 @@
-//! Which role each route needs. A route is added together with its role and in no other way, so that none has been forgotten.
+//! Which role each route requires. A route can only be added together with its role, so that none is forgotten.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,60 +13,60 @@ use axum::routing::{MethodFilter, on};
 use super::{App, observe};
 use crate::config::Role;
 
-/// What a caller must be.
+/// What a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Anything: no token is asked for.
+    /// No token at all.
     Nothing,
-    /// This, or more.
+    /// This role, or a greater one.
     Role(Role),
 }
 
 /// May read.
 pub(super) const VIEWER: Need = Need::Role(Role::Viewer);
-/// May make agents work, and answer them.
+/// May make agents work, and answer their questions.
 pub(super) const OPERATOR: Need = Need::Role(Role::Operator);
 /// May do everything.
 pub(super) const ADMIN: Need = Need::Role(Role::Admin);
 
-/// Which requests are answered while there is room for no others.
+/// Whether requests are served when there is no place for ordinary ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// None.
+    /// Not served then.
     #[default]
     Ordinary,
-    /// All: what supervisors ask, and what ends or unblocks a run. Their bodies are small ([`super::memory`]).
+    /// Served: what supervisors request, and what ends or unblocks a run. Their bodies are small ([`super::memory`]).
     Urgent,
-    /// What the body says decides, in the handler: a chat sends messages, and answers what was asked.
+    /// The handler decides by the body: a chat request may send a message, or answer a question.
     ByBody,
 }
 
-/// What each method of each route needs, and how urgent it is.
+/// What each method of each route requires, and how urgent it is.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Needs(HashMap<(&'static str, Method), (Need, Urgency)>);
 
 impl Needs {
-    /// What a request needs, given the route that it matches. Whatever is no route, or another method of one, is told to
-    /// every caller that shows a token.
+    /// What a request requires, given the route that it matches. Any valid token is enough to be told that a route or a method
+    /// does not exist.
     pub(super) fn of(&self, method: &Method, route: &str) -> Need {
         self.find(method, route).map_or(VIEWER, |(need, _)| need)
     }
 
-    /// How urgent a request is; none of what is no route.
+    /// How urgent a request is; none if it matches no route.
     pub(super) fn urgency(&self, request: &Request) -> Option<Urgency> {
         let route = request.extensions().get::<MatchedPath>()?;
         self.find(request.method(), route.as_str()).map(|(_, urgency)| urgency)
     }
 
     fn find(&self, method: &Method, route: &str) -> Option<(Need, Urgency)> {
-        // GET routes answer HEAD.
+        // GET routes also serve HEAD.
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         let found = self.0.iter().find(|((path, of), _)| *path == route && of == method);
         found.map(|(_, found)| *found)
     }
 }
 
-/// Routes, each with what it needs.
+/// Routes, each with its requirements.
 #[derive(Default)]
 pub(super) struct Routes {
     router: Router<App>,
@@ -107,13 +107,13 @@ impl Routes {
         self
     }
 
-    /// Their answers begin within this time.
+    /// Limits the time until their responses begin.
     pub(super) fn within(mut self, limit: Duration) -> Self {
         self.router = self.router.layer(from_fn_with_state(limit, observe::bound));
         self
     }
 
-    /// They are so urgent.
+    /// Sets their urgency.
     pub(super) fn that_are(mut self, urgency: Urgency) -> Self {
         self.needs.0.values_mut().for_each(|(_, held)| *held = urgency);
         self
@@ -132,7 +132,7 @@ impl Routes {
 
 #[cfg(test)]
 impl Needs {
-    /// All of them, as `docs/http.md` tells them: method, path and role.
+    /// All of them, in the form of `docs/http.md`: method, path and role.
     pub(super) fn told(&self) -> std::collections::BTreeSet<(String, String, String)> {
         let told = self.0.iter().map(|((path, method), (need, _))| {
             let role = match need {

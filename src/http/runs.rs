@@ -1,4 +1,4 @@
-//! `/v1/runs` and the runs of a session: send, look, cancel.
+//! `/v1/runs` and the runs of a session: send, get, list, cancel.
 
 use std::time::Duration;
 
@@ -62,10 +62,10 @@ impl NewRun {
     }
 }
 
-/// What the body of `POST /v1/sessions/{id}/runs` asks to be sent.
+/// Parses the body of `POST /v1/sessions/{id}/runs`.
 ///
 /// # Errors
-/// 400 for what is no JSON, 422 for what is no message.
+/// 400 for invalid JSON, 422 for JSON that is no message.
 pub fn read_new_run(session: SessionId, body: &[u8]) -> Result<SendMessage, Error> {
     parse::<NewRun>(body)?.into_send(session)
 }
@@ -78,7 +78,7 @@ pub(super) async fn send(
     Body(body): Body<NewRun>,
 ) -> Result<Response, Error> {
     let send = body.into_send(session)?;
-    // Before it is sent: what is refused is not.
+    // Taken before the send: if there is no place, nothing is sent.
     let place = stream.place(&app)?;
     let sent = app.engine.send(send).await?;
     if let Some(place) = place {
@@ -88,7 +88,7 @@ pub(super) async fn send(
     Ok((status, Json(sent.run)).into_response())
 }
 
-/// The stream that answers a send. A cursor only means something when the client had the beginning before.
+/// The stream that responds to a send. A cursor means something only if the client had the beginning before.
 async fn stream_of(app: &App, place: StreamPlace, sent: &Sent, after: Seq) -> Result<Response, Error> {
     let after = if sent.created { 0 } else { after };
     Ok(sse::respond(app, place, app.engine.follow_run(sent.run.id, after).await?))
@@ -115,7 +115,7 @@ pub(super) async fn list_of_session(
     Params(page): Params<Page>,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Items<Run>>, Error> {
-    // No runs is an answer for a session, but not for one that does not exist.
+    // A session without runs has an empty list, but a session that does not exist is an error.
     let session = app.engine.session(&id).await?.id;
     list_filtered(&app, &page, Some(session), filter.status.as_deref()).await
 }
@@ -134,7 +134,7 @@ async fn list_filtered(
     Ok(Json(Items::first(rows, limit, |(cursor, _)| cursor.to_string()).map(|(_, run)| run)))
 }
 
-/// A run, and what may help to see why it went as it did.
+/// A run, and what helps to explain how it went.
 #[derive(Serialize)]
 pub(super) struct Shown {
     #[serde(flatten)]
@@ -152,7 +152,7 @@ pub(super) async fn show(State(app): State<App>, Id(id): Id<RunId>) -> Result<Js
 /// Longest time that `?wait=` may ask for.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(300);
 
-/// How long the answer may wait for the end of what is cancelled.
+/// How long the response may wait for the end of the cancelled run.
 #[derive(Deserialize)]
 pub(super) struct Wait {
     wait: Option<u64>,
@@ -181,7 +181,7 @@ pub(super) async fn cancel(
     Ok((status, Json(run)).into_response())
 }
 
-/// Cancels what a session is at, and answers with `{"run"}`: null when it is at nothing.
+/// Cancels the current run of a session. Responds with `{"run"}`: null if there is none.
 pub(super) async fn cancel_current(
     app: &App,
     session: &SessionId,
@@ -196,7 +196,7 @@ pub(super) fn nothing_to_cancel() -> Response {
     Json(json!({"run": null})).into_response()
 }
 
-/// The run after its end with 200, or with 202 as it is when the time is over or there is no place to wait.
+/// The run after its end with 200, or as it is with 202 if the time is over or there is no place to wait.
 async fn settled(app: &App, run: Run, wait: Option<Duration>) -> Result<(StatusCode, Run), EngineError> {
     let Some(wait) = wait else { return Ok((StatusCode::ACCEPTED, run)) };
     let Ok(_place) = StreamPlace::take(app) else { return Ok((StatusCode::ACCEPTED, run)) };

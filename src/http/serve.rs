@@ -1,7 +1,7 @@
-//! The sockets: one accept loop, one task a connection, and their orderly end.
+//! The sockets: one accept loop, one task per connection, and their orderly shutdown.
 //!
-//! Always: each connection has a place ([`Places`]); none outlives [`serve`]; a client that takes nothing of its answer is
-//! dropped; a response that is cut short is cut visibly (see [`end`]).
+//! Always: each connection has a place ([`Places`]); none outlives [`serve`]; a client that reads nothing of its response is
+//! disconnected; a truncated response is recognizable as such (see [`end`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -34,22 +34,22 @@ use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::METRICS;
 
-/// Pause after a failed accept: out of file descriptors, most likely, and that takes a moment to pass.
+/// Pause after a failed accept: most likely the process is out of file descriptors, which takes a moment to pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Longest head of a request, and what is collected of an answer before it is written. Clients send a few KiB.
+/// Longest head of a request, and how much of a response is collected before it is written. Clients send a few KiB.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
-/// What the kernel holds of an answer for a client that takes nothing; as much again is its overhead.
+/// How much of a response the kernel holds for a client that does not read; its overhead is as much again.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// How long, and how much, a connection is still read after a body was refused.
+/// How long, and how much, is still read from a connection after a body was refused.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Serves HTTP to those who have `access` until `shutdown`, then ends: idle connections at once, requests under way within a
-/// few seconds, streams as interrupted, so that their clients come back.
+/// Serves HTTP to those who have `access` until `shutdown`, then ends: idle connections at once, requests in progress within a
+/// few seconds, streams as interrupted, so that their clients reconnect.
 ///
 /// # Errors
-/// When the listener has no address, or other machines reach it and no token is needed. A failed accept is logged and tried
-/// again.
+/// If the listener has no address, or other machines can reach it and no token is required. A failed accept is logged and
+/// retried.
 pub async fn serve(
     engine: Engine,
     config: &ServerConfig,
@@ -60,7 +60,7 @@ pub async fn serve(
     serve_with(engine, config, access, listener, shutdown, Timeouts::default()).await
 }
 
-/// The same with other timeouts.
+/// Like [`serve`], with other timeouts.
 ///
 /// # Errors
 /// As [`serve`].
@@ -76,7 +76,7 @@ pub async fn serve_with(
     if matches!(access, Access::Open) && !listen.to_canonical().is_loopback() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "without a token only this machine may be served"));
     }
-    // Inherited by the connections.
+    // Accepted connections inherit it.
     rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES)?;
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(timeouts.idle).half_close(false).max_buf_size(BUFFER_BYTES);
@@ -114,15 +114,15 @@ struct Server {
     router: Router,
     http: http1::Builder,
     places: Arc<Places>,
-    /// How long a client may take nothing of its answer.
+    /// How long a client may go without reading anything of its response.
     stall: Duration,
     stalls: LogLimit,
     failures: LogLimit,
-    /// How long a new connection may take to its first request.
+    /// How long a new connection may take until its first request.
     first_head: Duration,
-    /// No further requests.
+    /// No further requests are accepted.
     shutdown: CancellationToken,
-    /// Not even the rest of those under way.
+    /// Requests in progress are dropped.
     dropped: CancellationToken,
 }
 
@@ -134,7 +134,7 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, connections: &Task
                     let (server, place) = (server.clone(), server.places.take().await);
                     connections.spawn(async move { server.connection(stream, remote, place.into()).await });
                 }
-                // The client has gone before it was served; the next one may be there already.
+                // The client disconnected before it was served; the next one may be waiting already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     METRICS.accepts_failed.inc();
@@ -155,11 +155,11 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, connections: &Task
 
 impl Server {
     async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Arc<Place>) {
-        // None when the client has gone.
+        // None if the client has disconnected.
         let ends = stream.local_addr().ok().map(|local| Ends { local, remote });
-        // Deltas are small and are wanted at once.
+        // Deltas are small and are to arrive at once.
         let _ = stream.set_nodelay(true);
-        // Whether the last request had a body and was refused, perhaps before all of it was read.
+        // Whether the last request had a body and was refused, perhaps before all of the body was read.
         let refused = AtomicBool::new(false);
         let asked = CancellationToken::new();
         let exchange = Exchange::default();
@@ -174,14 +174,14 @@ impl Server {
             let (refused, has_body) = (&refused, !request.body().is_end_stream());
             let answered = move |response: Response| {
                 refused.store(has_body && !response.status().is_success(), Relaxed);
-                // hyper drops it when it has taken all of it.
+                // hyper drops the body once it has taken all of it.
                 response.map(|body| Holding { body, _holds: answering })
             };
             self.router.clone().oneshot(request).map_ok(answered).boxed()
         });
         let socket = Socket::new(stream, exchange.clone(), self.stall);
         let mut connection = self.http.serve_connection(TokioIo::new(socket), service);
-        // Without the shutdown of the socket, which `end` does in more steps than hyper.
+        // Does not shut the socket down: `end` does that in more steps than hyper.
         let ended = tokio::select! {
             outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
             () = self.shutdown.cancelled() => None,
@@ -214,7 +214,7 @@ impl Server {
     }
 }
 
-/// A request under way, to the last piece of its answer.
+/// A request in progress, until the last piece of its response.
 struct Answering {
     place: Arc<Place>,
     exchange: Exchange,
@@ -227,7 +227,7 @@ impl Drop for Answering {
     }
 }
 
-/// Ends when the time is over in which the first request should have come.
+/// Returns once the time for the first request has passed without one.
 async fn says_nothing(asked: &CancellationToken, first_head: Duration) {
     if tokio::time::timeout(first_head, asked.cancelled()).await.is_ok() {
         std::future::pending().await
@@ -236,10 +236,10 @@ async fn says_nothing(asked: &CancellationToken, first_head: Duration) {
 
 /// Closes a connection so that the client can tell how its last response ended.
 ///
-/// A response that failed midway is reset: an HTTP/1.0 client, such as an older proxy, would take a mere close for the
-/// end of the response, and so a stream that was interrupted for one that is complete. So is one that its client took
-/// nothing of, whose rest the kernel would keep. Where a body was refused, what the client is still sending is read for a
-/// moment: closing a socket with unread data resets it, and the client would see that instead of the answer that says why.
+/// The connection is reset after a response that failed midway: an HTTP/1.0 client, such as an older proxy, would take a plain
+/// close for the end of the response, and so an interrupted stream for a complete one. It is also reset if its client read
+/// nothing of the response, because the kernel would keep the rest. After a refused body, what the client is still sending is
+/// read for a moment: closing a socket with unread data resets it, and the client would see that instead of the refusal.
 async fn end(ended: Ended, outcome: hyper::Result<()>, refused: bool) {
     let Ended { mut stream, is_stalled, unreadable } = ended;
     if let Err(error) = outcome {
@@ -253,7 +253,7 @@ async fn end(ended: Ended, outcome: hyper::Result<()>, refused: bool) {
         let answer = observe::unreadable(status);
         let _ = tokio::time::timeout(LINGER, stream.write_all(answer.as_bytes())).await;
     }
-    // Whatever comes of the rest, the connection is over.
+    // Whether or not the rest succeeds, the connection is over.
     if stream.shutdown().await.is_ok() && (refused || unreadable.is_some()) {
         let mut rest = stream.take(LINGER_BYTES);
         let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;

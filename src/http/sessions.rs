@@ -1,4 +1,4 @@
-//! `/v1/sessions`: conversations, and what was said in them.
+//! `/v1/sessions`: conversations and their messages.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) async fn create(
     candidate: Candidate,
     Body(body): Body<Create>,
 ) -> Result<Response, Error> {
-    // What an agent is told is decided as it is where a session is there already.
+    // Options need the same role as on an existing session.
     if body.options.as_ref().is_some_and(|options| !options.is_empty()) {
         candidate.caller().check(Role::Admin)?;
         candidate.decide().await?;
@@ -85,7 +85,7 @@ pub(super) struct Update {
     idle_ttl_ms: Option<u64>,
 }
 
-/// A value that is there and null, which would be the same as none otherwise.
+/// Tells a field that is null from one that is absent.
 fn also_null<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
@@ -126,7 +126,7 @@ pub(super) async fn cancel(
     Ok(cancel_current(&app, &id, wait).await?)
 }
 
-/// Whether what is below a session is meant, too.
+/// Whether the sessions below a session are included.
 #[derive(Deserialize)]
 pub(super) struct Below {
     children: Option<String>,
@@ -138,7 +138,7 @@ impl Below {
     }
 }
 
-/// The sessions that work for this one, and those that work for them.
+/// The sessions that work for this one, directly or not.
 pub(super) async fn children(
     State(app): State<App>,
     Id(id): Id<SessionId>,
@@ -165,7 +165,7 @@ enum Order {
 }
 
 impl MessageParams {
-    /// Which messages are meant. A list is read from its beginning; without a word of where, it is the newest that are wanted.
+    /// Which messages are requested. A list is read from its beginning; without a cursor or a limit, the newest are returned.
     fn range(&self, page: &Page) -> Result<MessageRange, Error> {
         let cursor = |(position, key)| MessageCursor { position, key };
         let after = page.cursor_pair()?.map(cursor);
@@ -188,7 +188,7 @@ impl MessageParams {
     }
 }
 
-/// What was said in a session. In one that is not there yet nothing was: a chat is opened before its first message is sent.
+/// The messages of a session. One that does not exist yet has none: a chat is opened before its first message is sent.
 pub(super) async fn messages(
     State(app): State<App>,
     Id(id): Id<SessionId>,
@@ -209,9 +209,9 @@ pub(super) async fn messages(
         _ => (newer, older),
     };
     let mut json = JsonPieces::default();
-    // What waits behind the conversation, the next first.
+    // The messages that wait in the queue, the next one first.
     json.text("{\"items\":").list(items, page.large)?.text(",\"queued\":").list(page.queued, None)?;
-    // Where the next page begins, in the order of these, and where the page before ends.
+    // Where the next page begins, in the order of these, and where the previous page ends.
     json.text(",\"next_cursor\":").value(&next_cursor)?.text(",\"prev_cursor\":").value(&prev_cursor)?.text("}");
     Ok(json.respond(app.engine.memory().readers()))
 }

@@ -1,32 +1,32 @@
-//! JSON that is read while it arrives: what is asked for is kept up to a limit, the rest is passed over.
+//! Parses JSON while it arrives: requested values are kept up to a limit, the rest is skipped.
 //!
-//! Always: memory holds one piece of the body and what is kept, whatever the body's length and depth. Of what is passed
-//! over only the structure is checked: strings, brackets and what may stand between them.
+//! Always: memory holds one piece of the body and what is kept, whatever the body's length and depth. Of what is skipped
+//! only the structure is checked: strings, brackets and what may stand between them.
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
 use super::error::Error;
 
-/// Longest key that is compared with those that are looked for; a longer one is none of them.
+/// Longest key that is compared with the requested ones; a longer one matches none.
 const MAX_KEY_BYTES: usize = 64;
 
-/// A JSON text on its way in.
+/// A JSON text that is arriving.
 pub(super) struct Skim<S> {
     source: S,
     piece: Bytes,
-    /// Bytes of the pieces before this one.
+    /// Bytes of the previous pieces.
     passed: usize,
     copies: Vec<Copy>,
 }
 
-/// What is kept of the text from a place on; none once it has become too long.
+/// A copy of the text from some position on; none once it is longer than its limit.
 struct Copy {
     bytes: Option<Vec<u8>>,
     limit: usize,
 }
 
-/// Where in an object or an array the reader is: whether nothing of it was read yet.
+/// The reader's position in an object or an array: whether it is before the first element.
 pub(super) struct Inside {
     is_first: bool,
 }
@@ -41,12 +41,12 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         self.copies.push(Copy { bytes: Some(Vec::new()), limit });
     }
 
-    /// Ends the newest copy. `None` when it was too long.
+    /// Ends the newest copy. `None` if it was too long.
     pub(super) fn kept(&mut self) -> Option<Vec<u8>> {
         self.copies.pop().and_then(|copy| copy.bytes)
     }
 
-    /// Steps into an object or an array; not when the next value is none that begins so.
+    /// Steps into an object or an array; `None` if the next value does not begin with `open`.
     pub(super) async fn enter(&mut self, open: u8) -> Result<Option<Inside>, Error> {
         if self.token().await? != open {
             return Ok(None);
@@ -55,7 +55,7 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         Ok(Some(Inside { is_first: true }))
     }
 
-    /// The next key of an object, whose value comes next; `None` behind the object.
+    /// The next key of an object, whose value comes next; `None` at the end of the object.
     pub(super) async fn key(&mut self, inside: &mut Inside) -> Result<Option<String>, Error> {
         if !self.goes_on(inside, b'}').await? {
             return Ok(None);
@@ -74,7 +74,7 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         Ok(Some(key))
     }
 
-    /// Whether another element of an array comes next; otherwise the array is behind.
+    /// Whether the array has another element, which comes next; if not, the array has been read.
     pub(super) async fn element(&mut self, inside: &mut Inside) -> Result<bool, Error> {
         self.goes_on(inside, b']').await
     }
@@ -86,7 +86,7 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         Ok(self.kept())
     }
 
-    /// Passes over the next value.
+    /// Skips the next value.
     pub(super) async fn pass(&mut self) -> Result<(), Error> {
         let mut depth = 0_usize;
         loop {
@@ -110,7 +110,7 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         }
     }
 
-    /// Reads to the end, where nothing but white space may follow.
+    /// Reads to the end, where only white space may follow.
     pub(super) async fn end(mut self) -> Result<(), Error> {
         self.pass_while(is_space).await?;
         if self.piece.is_empty() { Ok(()) } else { Err(self.malformed()) }
@@ -146,7 +146,7 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
                 Some(at) => {
                     self.take(at + 1);
                     self.fill().await?;
-                    // Whatever is escaped is not the end of the string.
+                    // An escaped character does not end the string.
                     self.take(1);
                 }
             }
@@ -167,13 +167,13 @@ impl<S: Stream<Item = Result<Bytes, Error>> + Unpin> Skim<S> {
         }
     }
 
-    /// The next byte that is no white space.
+    /// The next byte that is not white space.
     async fn token(&mut self) -> Result<u8, Error> {
         self.pass_while(is_space).await?;
         self.piece.first().copied().ok_or_else(|| self.malformed())
     }
 
-    /// Sees to it that the next byte is there, unless the text is over.
+    /// Makes sure that the next byte is there, unless the text is over.
     async fn fill(&mut self) -> Result<(), Error> {
         while self.piece.is_empty() {
             let Some(piece) = self.source.next().await else { return Ok(()) };
@@ -210,7 +210,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// What numbers and the three words are made of.
+/// Characters of numbers, `true`, `false` and `null`.
 fn is_scalar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
 }
@@ -228,7 +228,7 @@ mod tests {
         Skim::new(stream::iter(pieces))
     }
 
-    /// An object again, from its keys and the values that are at most so long.
+    /// Rebuilds an object from its keys and the values that are within the limit.
     fn object(text: &[u8], piece: usize, limit: usize) -> Result<Map<String, Value>, Error> {
         let reading = async {
             let mut json = skim(text, piece);

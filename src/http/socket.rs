@@ -1,9 +1,9 @@
-//! The socket of a connection: a client that takes nothing of an answer is noticed, and an answer that hyper would give by
-//! itself is held back, so that it can have the shape of all others.
+//! The socket of a connection: it detects a client that reads nothing of a response, and holds back a response that hyper would
+//! send by itself, so that it can be replaced by one of the usual shape.
 //!
-//! Always: a client that takes anything within `patience` is kept, however slow it is. The socket takes further bytes only
-//! when a third of its buffer is free, minutes apart for a slow reader; so what the client acknowledged counts
-//! ([`unacknowledged`]).
+//! Always: a client that takes anything within `patience` stays connected, however slow it is. The socket accepts further bytes
+//! only when a third of its buffer is free, which is minutes apart for a slow reader; so what counts is what the client
+//! acknowledged ([`unacknowledged`]).
 //! Proof: `tests/http/places.rs`, the tests below.
 
 use std::io::{self, IoSlice};
@@ -20,23 +20,23 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::unacknowledged;
 
-/// How far the connection is with the request that it is at.
+/// The state of a connection's current request.
 #[derive(Clone, Default)]
 pub(super) struct Exchange(Arc<AtomicU8>);
 
-/// No request was handed over since the last answer: what is written now is hyper's own.
+/// No request was handed over since the last response: what is written now is hyper's own.
 const NONE: u8 = 0;
 const UNDER_WAY: u8 = 1;
-/// The answer is complete, and perhaps not yet written to its end.
+/// The response is complete, but perhaps not written yet.
 const ANSWERED: u8 = 2;
 
 impl Exchange {
-    /// A request is handed over.
+    /// A request is handed to its handler.
     pub(super) fn begin(&self) {
         self.0.store(UNDER_WAY, Relaxed);
     }
 
-    /// The last piece of its answer is given out.
+    /// The last piece of its response is handed to hyper.
     pub(super) fn end(&self) {
         self.0.store(ANSWERED, Relaxed);
     }
@@ -49,7 +49,7 @@ impl Exchange {
 pub(super) struct Socket {
     stream: TcpStream,
     exchange: Exchange,
-    /// The longest time in which a client takes nothing.
+    /// How long a client may go without taking anything.
     patience: Duration,
     stall: Option<Stall>,
     is_stalled: bool,
@@ -57,12 +57,12 @@ pub(super) struct Socket {
     unreadable: Option<StatusCode>,
 }
 
-/// What became of a connection that has ended.
+/// How a connection ended.
 pub(super) struct Ended {
     pub stream: TcpStream,
-    /// Its client took nothing of the answer for too long.
+    /// Its client took nothing of the response for too long.
     pub is_stalled: bool,
-    /// The status for what was no request; not answered yet.
+    /// The status for bytes that were no request; the response was not sent yet.
     pub unreadable: Option<StatusCode>,
 }
 
@@ -72,13 +72,13 @@ impl Socket {
     }
 
     pub(super) fn into_ended(self, outcome: &hyper::Result<()>) -> Ended {
-        // hyper has no answer at all to the first words of HTTP/2.
+        // hyper has no response at all to the preface of HTTP/2.
         let is_unreadable = outcome.as_ref().is_err_and(hyper::Error::is_parse) && self.exchange.is_none();
         let unreadable = self.unreadable.or(is_unreadable.then_some(StatusCode::BAD_REQUEST));
         Ended { stream: self.stream, is_stalled: self.is_stalled, unreadable }
     }
 
-    /// Whether these bytes are hyper's own answer, which is held back then.
+    /// Whether these bytes are hyper's own response, which is then held back.
     fn holds_back(&mut self, bytes: &[u8]) -> bool {
         if !self.exchange.is_none() {
             return false;
@@ -102,10 +102,10 @@ impl Socket {
     }
 }
 
-/// How often, within the patience, it is asked what the client has taken.
+/// How often within `patience` the kernel is asked what the client has taken.
 const LOOKS: u32 = 8;
 
-/// A socket that takes no further bytes.
+/// A socket that accepts no further bytes.
 struct Stall {
     silence: Silence,
     look: Pin<Box<Sleep>>,
@@ -117,7 +117,7 @@ impl Stall {
         Self { look: Box::pin(sleep_until(silence.since + patience / LOOKS)), silence }
     }
 
-    /// Ready once the client has taken nothing for longer than the patience.
+    /// Ready once the client has taken nothing for longer than `patience`.
     fn poll(&mut self, cx: &mut Context<'_>, left: impl Fn() -> Option<u32>) -> Poll<()> {
         loop {
             ready!(self.look.as_mut().poll(cx));
@@ -134,15 +134,15 @@ struct Silence {
     patience: Duration,
     /// When it was last seen to take something.
     since: Instant,
-    /// What it had not acknowledged then.
+    /// How many bytes it had not acknowledged then.
     left: Option<u32>,
 }
 
 impl Silence {
-    /// When to look again; never, when the client has taken nothing for longer than the patience. Where what is left cannot be
-    /// told, that begins when the socket took no further bytes.
+    /// When to check next; `None` once the client has taken nothing for longer than `patience`. If the kernel does not report
+    /// what is unacknowledged, that time begins when the socket accepted no further bytes.
     fn look(&mut self, now: Instant, left: Option<u32>) -> Option<Instant> {
-        // The first look only says where it begins.
+        // The first check only sets the starting point.
         if left.is_some() && left != self.left {
             (self.since, self.left) = (now, left);
         }
@@ -199,7 +199,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// After how long a client is given up that has left so much after so long.
+    /// After how long a client is disconnected, given how many unacknowledged bytes are left after how long.
     fn given_up_after(left: impl Fn(Duration) -> Option<u32>) -> Duration {
         let begun = Instant::now();
         let mut silence = Silence { patience: PATIENCE, since: begun, left: None };
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn client_that_takes_a_byte_at_a_time_is_kept() {
-        // It acknowledges a byte every 25 seconds for an hour, and then no more.
+        // The client acknowledges a byte every 25 seconds for an hour, and then none.
         let taken = |after: Duration| u32::try_from(after.as_secs().min(3600) / 25).unwrap();
         let after = given_up_after(|after| Some(100_000 - taken(after)));
         assert!((3600 + 30..=3600 + 34).contains(&after.as_secs()), "{after:?}");

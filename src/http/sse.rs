@@ -1,8 +1,8 @@
-//! Streams: what a [`Follower`] gives out, as server-sent events.
+//! Streams: the output of a [`Follower`] as server-sent events.
 //!
-//! Always: the body of a stream ends cleanly only behind the end of its run; whatever else ends it is an error of the
-//! body, which resets the connection. The AI SDK takes a clean end for a complete answer. Nothing is read ahead: the
-//! next piece is asked for when the client has taken the one before.
+//! Always: the body of a stream ends cleanly only after the end of its run; any other end is an error of the body, which
+//! resets the connection. The AI SDK takes a clean end for a complete answer. Nothing is read ahead: the next piece is
+//! requested once the client has taken the previous one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use super::{App, Shared};
 use crate::engine::{EngineError, Follower};
 use crate::metrics::METRICS;
 
-/// How long a browser waits before it connects again. A field of the first event: some clients take a block without data
-/// for an event.
+/// How long a browser waits before it reconnects. It is a field of the first event, because some clients take a block without
+/// data for an event.
 const RETRY: Bytes = Bytes::from_static(b"retry: 1000\n");
-/// A line without an empty one behind it, which would end an event.
+/// A comment line without the empty line after it that would end an event.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n");
 const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-    // Nor is it to be compressed on its way, which would collect it.
+    // `no-transform`: a proxy that compressed the stream would buffer it.
     (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
     (HeaderName::from_static("x-vercel-ai-ui-message-stream"), HeaderValue::from_static("v1")),
-    // Asks nginx not to collect the stream before it passes it on.
+    // Tells nginx not to buffer the stream.
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
 ];
 
@@ -42,12 +42,12 @@ enum Interrupted {
     Engine(#[from] EngineError),
 }
 
-/// The stream of a run, to its end, or of a session, for ever.
+/// The stream of a run, until its end, or of a session, for ever.
 pub(super) fn respond(app: &App, place: StreamPlace, follower: Follower) -> Response {
     respond_when(app, place, async { Ok(follower) })
 }
 
-/// The same when there is something to follow. The response begins at once.
+/// Like `respond`, once there is something to follow. The response begins at once.
 pub(super) fn respond_when(
     app: &App,
     place: StreamPlace,
@@ -57,10 +57,10 @@ pub(super) fn respond_when(
     (HEADERS, Body::from_stream(opening.chain(pieces(app.clone(), place, follower)))).into_response()
 }
 
-/// A stream that is open.
+/// An open stream.
 struct Open<S> {
     frames: Pin<Box<S>>,
-    /// What went out ends in the midst of an event, where no comment can stand.
+    /// The last bytes sent end within an event, where a comment is not allowed.
     is_within_event: bool,
     _place: StreamPlace,
 }
@@ -70,7 +70,7 @@ fn pieces(
     place: StreamPlace,
     follower: impl Future<Output = Result<Follower, EngineError>> + Send + 'static,
 ) -> impl Stream<Item = Result<Bytes, Interrupted>> {
-    // A stream of its own: what it is reading when a comment is due is not begun anew.
+    // A separate stream, so that a read in progress is not restarted when a comment is due.
     let frames = stream::once(follower).map_ok(|follower| {
         stream::try_unfold(follower, |mut follower| async move {
             let frames = follower.next_frames().await?;
@@ -83,7 +83,7 @@ fn pieces(
         async move {
             let mut open = open?;
             tokio::select! {
-                // What is there already goes out, also when the server stops: it may be the end of the run.
+                // Events that are ready are sent even when the server stops: they may be the end of the run.
                 biased;
                 next = open.frames.next() => Some(match next {
                     Some(Ok((piece, is_within_event))) => (Ok(piece), Some(Open { is_within_event, ..open })),
@@ -95,7 +95,7 @@ fn pieces(
                     None => (Ok(DONE), None),
                 }),
                 () = app.shutdown.cancelled() => {
-                    // Lets the connection send what it holds, before the error ends it.
+                    // Lets the connection flush its buffer before the error ends it.
                     tokio::task::yield_now().await;
                     Some((Err(Interrupted::Shutdown), None))
                 }

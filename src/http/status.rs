@@ -1,4 +1,4 @@
-//! How the engine is: agents, slots, workers, metrics, and the two questions that supervisors ask.
+//! The state of the engine: agents, slots, workers, metrics, and the two health checks of supervisors.
 
 use std::time::Duration;
 
@@ -34,10 +34,10 @@ pub(super) async fn workers(State(app): State<App>, Params(page): Params<Page>) 
     Ok(Json(Items::of(app.engine.list_workers().await?, &page)?))
 }
 
-/// What is counted, unless the query says otherwise: a day.
+/// The default time window of the statistics: a day.
 const WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// The longest that can be counted: a year.
+/// The longest window: a year.
 const MAX_WINDOW: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[derive(Deserialize)]
@@ -54,18 +54,18 @@ pub(super) async fn stats(State(app): State<App>, Params(params): Params<StatsPa
     Ok(Json(app.engine.stats(window).await?))
 }
 
-/// Counters and gauges, for Prometheus.
+/// Counters and gauges in the format of Prometheus.
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
     let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, open_metrics)], app.engine.metrics().await)
 }
 
-/// The process is up and answers.
+/// Liveness: the process is up and responds.
 pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// A message would be taken and executed now.
+/// Readiness: a message would be accepted and executed now.
 pub(super) async fn ready(State(app): State<App>) -> Result<Json<Value>, Error> {
     if app.shutdown.is_cancelled() {
         return Err(EngineError::ShuttingDown.into());
@@ -74,7 +74,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Json<Value>, Error> 
     let text = error.to_string();
     match Error::from(error) {
         known if known.status() == StatusCode::SERVICE_UNAVAILABLE => Err(known),
-        // Whatever it is: whoever asks shall send nothing here for now.
+        // In any other case, too, the caller should send nothing here for now.
         _ => Err(Error::unavailable("not_ready", text)),
     }
 }

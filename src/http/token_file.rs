@@ -1,7 +1,7 @@
-//! A token in a file of its own: made, read, and exchanged for a new one while the daemon runs.
+//! A token in a file of its own: created, read, and replaced while the daemon runs.
 //!
-//! Always: only a regular file is read that its owner alone may read or write, and the token that is made beside a
-//! database is never reached through a link. A new one is whole at its path or not there (written beside it, synced,
+//! Always: only a regular file is read that its owner alone may read or write, and the generated token beside a
+//! database is never reached through a link. A new token is complete at its path or absent (written to a temporary file, synced,
 //! renamed), also after a crash.
 //! Proof: `tests/security/token.rs`.
 
@@ -18,70 +18,70 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::config::Token;
 
-/// Bits of a token that is made, in bytes.
+/// Entropy of a generated token, in bytes.
 const TOKEN_BYTES: usize = 32;
-/// The longest file: a token and the end of its line.
+/// The longest file: a token and a line end.
 const MAX_FILE_BYTES: u64 = Token::MAX_BYTES as u64 + 2;
-/// The rights of all but the owner.
+/// The permission bits of group and others.
 const NOT_OWNER: u32 = 0o077;
 
-/// A token cannot be had from its file.
+/// A token cannot be read from its file, or not be written to it.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say what the fields are")]
 pub enum TokenFileError {
-    /// The file cannot be made, read or written.
+    /// The file cannot be created, read or written.
     #[error("failed to {what} {path}: {error}", path = path.display())]
     Io { what: &'static str, path: PathBuf, error: io::Error },
-    /// It is a link, a directory, a FIFO, …
+    /// The path is a link, a directory, a FIFO, …
     #[error("{path} is not a regular file: a token is read from nothing else. Remove it, and check who put it there", path = path.display())]
     NotRegular { path: PathBuf },
-    /// Others may read or write it.
+    /// Other users may read or write the file.
     #[error(
         "{path} has mode {mode:o}, so others may know the token in it: `chmod 600` it, and make a new token \
          (`mainstay token rotate`, or write one into it)", path = path.display()
     )]
     Open { path: PathBuf, mode: u32 },
-    /// It belongs to another user.
+    /// The file belongs to another user.
     #[error(
         "{path} belongs to user {owner}, who is neither this user, nor root, nor the owner of the database: `chown` it",
         path = path.display()
     )]
     Foreign { path: PathBuf, owner: u32 },
-    /// There is no token in it.
+    /// The file contains no token.
     #[error(
         "{path} holds no token (1 to 512 printable ASCII characters without spaces, on one line): make one with \
          `mainstay token rotate`, or write one into it", path = path.display()
     )]
     Malformed { path: PathBuf },
-    /// Two callers could not be told apart.
+    /// Two callers share a token and could not be told apart.
     #[error("{} and {} have the same token: give each one of its own", names[0], names[1])]
     Twice { names: [String; 2] },
 }
 
-/// A file that holds a token, and what was last read from it.
+/// A file that contains a token, and what was last read from it.
 #[derive(Debug)]
 pub struct TokenFile {
     place: Place,
     known: Mutex<Known>,
 }
 
-/// Where a token is, and who may have put it there.
+/// Where a token is, and who may own the file.
 #[derive(Debug)]
 struct Place {
     path: PathBuf,
-    /// The database that it lies beside. Its owner may own the token, and no link is followed. None for a file that the
-    /// operator has named: there a link may stand.
+    /// The database that the file is beside. The database's owner may own the file, and no link is followed. None for a file that
+    /// the operator has configured: that one may be a link.
     database: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 struct Known {
     token: Token,
-    /// The file that was last looked at, whether it held a token or not.
+    /// The file that was checked last, whether it contained a token or not.
     seen: Option<Stamp>,
 }
 
-/// Tells one content of a file from the next.
+/// Tells one version of a file from the next.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp(u64, u64, i64, i64, u64);
 
@@ -92,7 +92,7 @@ impl Stamp {
 }
 
 impl TokenFile {
-    /// The token of a file that the operator has named. Blocking work.
+    /// The token in a file that the operator has configured. Blocking work.
     ///
     /// # Errors
     /// [`TokenFileError`]
@@ -100,7 +100,7 @@ impl TokenFile {
         Self::of(Place { path: path.to_owned(), database: None })
     }
 
-    /// The token beside a database, made if there is none. Blocking work.
+    /// The token beside a database, created if there is none. Blocking work.
     ///
     /// # Errors
     /// [`TokenFileError`]
@@ -117,13 +117,13 @@ impl TokenFile {
         Ok(Self { place, known: Mutex::new(Known { token, seen: Some(seen) }) })
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.place.path
     }
 
-    /// The token that holds now. The file is read anew when it has changed, which a `stat` tells; one that cannot be used
-    /// any more is logged, and the last good token holds on. Blocking work.
+    /// The current token. The file is read again if `stat` shows a change; if it can no longer be used, that is logged and the
+    /// last good token stays valid. Blocking work.
     pub fn current(&self) -> Token {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.place.metadata().as_ref().map(Stamp::of).ok();
@@ -148,16 +148,16 @@ impl TokenFile {
 /// The token beside a database, as its owner reads it. Blocking work.
 ///
 /// # Errors
-/// [`TokenFileError`], also when there is none.
+/// [`TokenFileError`], also if there is none.
 pub fn show(database: &Path, path: &Path) -> Result<Token, TokenFileError> {
     let place = Place::beside(database, path);
     place.read()?.map(|(token, _)| token).ok_or_else(|| place.missing())
 }
 
-/// Puts a new token in the place of the one beside a database. Daemons on it take it with the next request. Blocking work.
+/// Replaces the token beside a database. Running daemons use the new one from the next request on. Blocking work.
 ///
 /// # Errors
-/// [`TokenFileError`]; the old token then holds on.
+/// [`TokenFileError`]; the old token then stays valid.
 pub fn rotate(database: &Path, path: &Path) -> Result<(), TokenFileError> {
     Place::beside(database, path).write_new(database, true)
 }
@@ -183,14 +183,14 @@ impl Place {
         if self.follows_links() { fs::metadata(&self.path) } else { fs::symlink_metadata(&self.path) }
     }
 
-    /// Opens what is a file at this very path; a FIFO or a device is not waited for.
+    /// Opens a file at exactly this path, without blocking on a FIFO or a device.
     fn open(&self, options: &mut OpenOptions) -> Result<Option<File>, TokenFileError> {
         let links = if self.follows_links() { OFlags::empty() } else { OFlags::NOFOLLOW };
         let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | links;
         match options.custom_flags(flags.bits().cast_signed()).open(&self.path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            // A link, where none is followed, or a socket.
+            // A link where links are not followed, or a socket.
             Err(_) if self.metadata().is_ok_and(|meta| !meta.is_file()) => {
                 Err(TokenFileError::NotRegular { path: self.path.clone() })
             }
@@ -198,7 +198,7 @@ impl Place {
         }
     }
 
-    /// The token, and which file that is; none where there is no file.
+    /// The token and the file's version; none if there is no file.
     fn read(&self) -> Result<Option<(Token, Stamp)>, TokenFileError> {
         let Some(file) = self.open(OpenOptions::new().read(true))? else { return Ok(None) };
         let meta = file.metadata().map_err(failed("read", &self.path))?;
@@ -213,7 +213,7 @@ impl Place {
         Ok(Some((token, Stamp::of(&meta))))
     }
 
-    /// Whether only its owner may read and write it, and that is one who may know the token.
+    /// Checks that only the owner may read and write the file, and that the owner is one who may know the token.
     fn check(&self, meta: &fs::Metadata) -> Result<(), TokenFileError> {
         let (path, owner) = (self.path.clone(), meta.uid());
         if !meta.is_file() {
@@ -231,8 +231,8 @@ impl Place {
         Err(TokenFileError::Foreign { path, owner })
     }
 
-    /// Writes a new token. Without `replacing`, one that is there by now stays. Processes that do so at the same time take
-    /// turns, by the lock of the file that is to become the token.
+    /// Writes a new token. Without `replacing`, an existing one stays. Processes that do so at the same time take turns by
+    /// locking the temporary file that becomes the token.
     fn write_new(&self, database: &Path, replacing: bool) -> Result<(), TokenFileError> {
         let mut name = self.path.as_os_str().to_owned();
         name.push(".new");
@@ -245,7 +245,7 @@ impl Place {
             };
             file.lock().map_err(failed_to_write())?;
             let held = file.metadata().map_err(failed_to_write())?;
-            // Another process may have renamed it while this one waited.
+            // Another process may have renamed the file while this one waited for its lock.
             if new.metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == (held.dev(), held.ino())) {
                 new.check(&held)?;
                 break file;
@@ -257,7 +257,7 @@ impl Place {
             _ => {}
         }
         let mut write = || {
-            // Root makes it for the owner of the database.
+            // Root creates it for the owner of the database.
             let owner = fs::metadata(database)?;
             if rustix::process::geteuid().is_root() && owner.uid() != file.metadata()?.uid() {
                 fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
@@ -274,7 +274,7 @@ impl Place {
     }
 }
 
-/// 256 bits: beyond guessing.
+/// 256 bits, so that it cannot be guessed.
 fn random() -> io::Result<String> {
     let mut bytes = [0; TOKEN_BYTES];
     let mut filled = 0;

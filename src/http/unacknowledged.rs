@@ -1,6 +1,6 @@
-//! How much the kernel still holds of what was written to a connection: what its client has not acknowledged.
+//! How many bytes written to a connection the kernel still holds: those that its client has not acknowledged.
 //!
-//! Asked by `sock_diag(7)`, as `ss` does: the ioctl for it (`SIOCOUTQ`) has no wrapper without `unsafe`.
+//! Asked with `sock_diag(7)`, as `ss` does: the ioctl for it (`SIOCOUTQ`) has no wrapper without `unsafe`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,11 +15,11 @@ const REQUEST: u16 = 1;
 const HEAD_BYTES: u32 = 16;
 /// `struct inet_diag_req_v2`
 const REQUEST_BYTES: u32 = 56;
-/// Of `idiag_wqueue` in the answer: behind the head, four bytes, `struct inet_diag_sockid` and two numbers.
+/// Offset of `idiag_wqueue` in the response: after the head, four bytes, `struct inet_diag_sockid` and two numbers.
 const WQUEUE_AT: usize = 16 + 4 + 48 + 8;
 const TCP: u8 = 6;
 
-/// Bytes that were written and not acknowledged; none where the kernel does not say it.
+/// Bytes that were written and not acknowledged; none if the kernel does not report it.
 pub(super) fn bytes(stream: &TcpStream) -> Option<u32> {
     let request = request(stream.local_addr().ok()?, stream.peer_addr().ok()?);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -36,22 +36,22 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
         SocketAddr::V6(local) => local.scope_id(),
         SocketAddr::V4(_) => 0,
     };
-    // Connections of IPv4 to a socket of IPv6 are in the table of IPv4.
+    // IPv4 connections to an IPv6 socket are in the table of IPv4.
     let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
     let family = if local_ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let mut request = Vec::with_capacity((HEAD_BYTES + REQUEST_BYTES) as usize);
     request.extend((HEAD_BYTES + REQUEST_BYTES).to_ne_bytes());
     request.extend([BY_FAMILY, REQUEST].map(u16::to_ne_bytes).concat());
-    // No sequence number, and no sender.
+    // No sequence number, and no port id.
     request.extend([0; 8]);
     request.extend([family.as_raw().to_ne_bytes()[0], TCP, 0, 0]);
-    // In whatever state.
+    // Sockets in any state.
     request.extend(u32::MAX.to_ne_bytes());
     request.extend([local.port(), remote.port()].map(u16::to_be_bytes).concat());
     request.extend(sixteen(local_ip));
     request.extend(sixteen(remote_ip));
     request.extend(scope.to_ne_bytes());
-    // `INET_DIAG_NOCOOKIE`: the addresses say which one.
+    // `INET_DIAG_NOCOOKIE`: the addresses identify the socket.
     request.extend([0xff; 8]);
     request
 }
@@ -91,7 +91,7 @@ mod tests {
         while server.try_write(&[0; 65_536]).is_ok() {}
         let mut held = bytes(&server).unwrap();
         assert!(held > 0);
-        // Acknowledged by and by, and in the end all of it.
+        // The kernel releases the bytes as they are acknowledged, in the end all of them.
         let mut taken = vec![0; 65_536];
         while held > 0 {
             tokio::select! {
@@ -109,7 +109,7 @@ mod tests {
         is_seen_to_take((Ipv4Addr::LOCALHOST, 0).into(), Ipv4Addr::LOCALHOST.into()).await;
         if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
             is_seen_to_take((Ipv6Addr::LOCALHOST, 0).into(), Ipv6Addr::LOCALHOST.into()).await;
-            // An address of IPv4 on a socket of IPv6.
+            // An IPv4 address on an IPv6 socket.
             is_seen_to_take((Ipv6Addr::UNSPECIFIED, 0).into(), Ipv4Addr::LOCALHOST.into()).await;
         }
     }

@@ -1,6 +1,6 @@
-//! Lines on their way to a stream that may be slow, full or closed: a bounded queue and one thread that writes them.
+//! Log lines on their way to a stream that may be slow, full or closed: a bounded queue and one thread that writes them.
 //!
-//! Always: handing in a line never blocks, fails or panics, whatever the reader of the stream does. A line that cannot be
+//! Always: pushing a line never blocks, fails or panics, whatever the reader of the stream does. A line that cannot be
 //! queued or written is dropped and counted in `mainstay_log_lines_dropped_total`.
 //!
 //! Proof: the tests below, and `tests/faults/stderr.rs`.
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::metrics::METRICS;
 
-/// Most text that waits to be written: seconds of a busy daemon at debug level. Further lines are dropped.
+/// Most text that is queued: seconds of a busy daemon at debug level. Further lines are dropped.
 const MAX_QUEUED_BYTES: usize = 1024 * 1024;
-/// Pause before a stream that was made non-blocking (by a process that shares it) and is full is written to again.
+/// Pause before writing again to a full stream that another process has made non-blocking.
 const FULL_STREAM_PAUSE: Duration = Duration::from_millis(10);
 
 /// The queue.
@@ -36,10 +36,10 @@ impl LineQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands in a line, its end included.
+    /// Queues a line, which includes its line end.
     pub(super) fn push(&self, line: Vec<u8>) {
         let mut state = self.state();
-        // A line that has the queue to itself is taken, whatever its length.
+        // An empty queue accepts a line of any length.
         if !state.lines.is_empty() && state.bytes + line.len() > MAX_QUEUED_BYTES {
             drop(state);
             METRICS.log_lines_dropped.inc();
@@ -51,7 +51,7 @@ impl LineQueue {
         self.changed.notify_all();
     }
 
-    /// Waits until everything handed in so far is written or dropped, but no longer than this.
+    /// Waits until all queued lines are written or dropped, but no longer than `timeout`.
     pub(super) fn flush(&self, timeout: Duration) {
         let give_up = Instant::now() + timeout;
         let mut state = self.state();
@@ -64,8 +64,8 @@ impl LineQueue {
         }
     }
 
-    /// Writes what is handed in, for ever. `recovered` is told how many lines were dropped, once the stream takes lines again
-    /// and none is waiting.
+    /// Writes queued lines, for ever. Calls `recovered` with the number of dropped lines, once the stream accepts lines again
+    /// and the queue is empty.
     pub(super) fn write_to(&self, mut out: impl Write, recovered: impl Fn(u64)) {
         let mut reported = METRICS.log_lines_dropped.get();
         // A line that was written in part is ended before the next one.
@@ -97,7 +97,7 @@ impl LineQueue {
         }
     }
 
-    /// The line is through. Answers whether no other one waits.
+    /// The line was written. Returns whether the queue is empty.
     fn written(&self) -> bool {
         let mut state = self.state();
         state.is_writing = false;
@@ -116,7 +116,7 @@ fn write_line(out: &mut impl Write, line: &[u8], is_torn: &mut bool) -> io::Resu
     write_all(out, line, is_torn)
 }
 
-/// As `Write::write_all`, but waits where a non-blocking stream is full, and tells whether only a part was written.
+/// Like `Write::write_all`, but waits while a non-blocking stream is full, and reports whether only a part was written.
 fn write_all(out: &mut impl Write, mut rest: &[u8], is_torn: &mut bool) -> io::Result<()> {
     let length = rest.len();
     while !rest.is_empty() {
@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream whose reader hands out one answer for each write.
+    /// A stream that returns one answer of the test for each write.
     struct Stream {
         answers: mpsc::Receiver<io::Result<usize>>,
         written: Arc<Mutex<Vec<u8>>>,

@@ -1,4 +1,4 @@
-//! A client of a daemon's HTTP surface.
+//! A client of a daemon's HTTP API.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::wait::TIMEOUT;
 
-/// Where a daemon keeps the token that it makes beside its database.
+/// The file of the token that a daemon creates beside its database.
 #[must_use]
 pub fn token_file(db: &Path) -> PathBuf {
     let mut name = db.as_os_str().to_owned();
@@ -18,23 +18,23 @@ pub fn token_file(db: &Path) -> PathBuf {
     name.into()
 }
 
-/// The token of a database. None where the daemon has made none.
+/// The token of a database. None if the daemon has created none.
 #[must_use]
 pub fn token(db: &Path) -> Option<String> {
     Some(std::fs::read_to_string(token_file(db)).ok()?.trim_end().to_owned())
 }
 
-/// An answer that was read to its end.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
-    /// Its JSON, or its text where it is none.
+    /// Its JSON, or its text if it is no JSON.
     pub body: Value,
 }
 
 impl Answer {
-    /// The code of a refusal, which has the one shape that refusals have.
+    /// The code of a refusal, all of which have the same shape.
     #[must_use]
     #[track_caller]
     pub fn code(&self) -> &str {
@@ -46,7 +46,7 @@ impl Answer {
         error["code"].as_str().unwrap_or_else(|| panic!("no code: {self:?}"))
     }
 
-    /// Status and code of a refusal; `none` where nothing was refused.
+    /// Status and code of a refusal; the code is `none` if nothing was refused.
     #[must_use]
     #[track_caller]
     pub fn refused(&self) -> (u16, &str) {
@@ -54,14 +54,14 @@ impl Answer {
         (self.status, if is_refusal { self.code() } else { "none" })
     }
 
-    /// A field of the body that is a string.
+    /// A string field of the body.
     #[must_use]
     #[track_caller]
     pub fn text(&self, key: &str) -> &str {
         self.body[key].as_str().unwrap_or_else(|| panic!("no {key} in {}", self.body))
     }
 
-    /// The id of the run that a message was accepted as.
+    /// The id of the run of an accepted message.
     #[track_caller]
     pub fn run(&self) -> String {
         assert_eq!(self.status, 202, "{}", self.body);
@@ -82,10 +82,10 @@ impl Answer {
     }
 }
 
-/// Sends a request and reads its answer.
+/// Sends a request and reads the response.
 ///
 /// # Panics
-/// When there is none.
+/// If there is none.
 pub async fn read(request: RequestBuilder) -> Answer {
     let response = request.send().await.unwrap_or_else(|error| panic!("no answer: {error:?}"));
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -93,7 +93,7 @@ pub async fn read(request: RequestBuilder) -> Answer {
     Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
 }
 
-/// A daemon as one client sees it.
+/// A daemon as seen by one client.
 #[derive(Debug, Clone)]
 pub struct Api {
     pub url: String,
@@ -102,13 +102,13 @@ pub struct Api {
 }
 
 impl Api {
-    /// Requests show the token, if there is one.
+    /// Requests carry the token, if there is one.
     #[must_use]
     pub fn new(url: String, token: Option<String>) -> Self {
         Self { url, client: Client::new(), token }
     }
 
-    /// The same with another token.
+    /// The same client with another token.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
@@ -139,7 +139,7 @@ impl Api {
         read(self.request(Method::POST, path).json(&body)).await
     }
 
-    /// With neither body nor content type.
+    /// Posts without body and content type.
     pub async fn post_nothing(&self, path: &str) -> Answer {
         read(self.request(Method::POST, path)).await
     }
@@ -149,15 +149,15 @@ impl Api {
         self.post(&format!("/v1/sessions/{session}/runs"), json!({"message": {"id": id, "text": text}})).await
     }
 
-    /// Sends a message to a session, and answers with its run.
+    /// Sends a message to a session, and returns its run.
     pub async fn send(&self, session: &str, text: &str) -> String {
         self.post(&format!("/v1/sessions/{session}/runs"), json!({"message": {"text": text}})).await.run()
     }
 
-    /// Has the demo agent ask a question in a session, and answers with its id.
+    /// Has the demo agent ask a question in a session, and returns the question's id.
     ///
     /// # Panics
-    /// When nothing is asked.
+    /// If it asks nothing.
     pub async fn question(&self, session: &str) -> String {
         self.send(session, "/ask").await;
         let begun = Instant::now();
@@ -171,10 +171,10 @@ impl Api {
         }
     }
 
-    /// Follows a run to its end, with a word for each event that comes, and answers with its text.
+    /// Follows a run to its end, calls `heard` for each event, and returns the run's text.
     ///
     /// # Panics
-    /// When the stream ends before the run.
+    /// If the stream ends before the run.
     pub async fn follow(&self, run: &str, mut heard: impl FnMut(i64, &str)) -> String {
         let request = self.request(Method::GET, &format!("/v1/runs/{run}/events"));
         let response = request.header("accept", "text/event-stream").send().await;
@@ -199,7 +199,7 @@ impl Api {
         panic!("the stream of run {run} ended before the run: {said}");
     }
 
-    /// A run, once it has ended.
+    /// A run after its end.
     pub async fn settled(&self, run: &str) -> Value {
         self.follow(run, |_, _| ()).await;
         self.get(&format!("/v1/runs/{run}")).await.body

@@ -12,7 +12,7 @@ use crate::client::{Api, token};
 use crate::processes::state_of;
 use crate::wait::{block_until, until};
 
-/// A command that inherits no setting of the product from the environment of the tests.
+/// A command that inherits no Mainstay setting from the environment of the tests.
 #[must_use]
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -22,10 +22,10 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A log that is appended to.
+/// Opens a log for appending.
 ///
 /// # Panics
-/// When it cannot be opened.
+/// If that fails.
 #[must_use]
 pub fn log_file(path: &Path) -> File {
     let opened = OpenOptions::new().create(true).append(true).open(path);
@@ -35,7 +35,7 @@ pub fn log_file(path: &Path) -> File {
 /// Reads the first line that a process prints.
 ///
 /// # Panics
-/// When its stdout is not a pipe.
+/// If its stdout is not a pipe.
 pub fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     let stdout = child.stdout.take().unwrap_or_else(|| panic!("stdout is not piped"));
@@ -43,21 +43,21 @@ pub fn first_line(child: &mut Child) -> String {
     line.trim_end().to_owned()
 }
 
-/// A daemon that serves, and a client of it. Killed when it is dropped.
+/// A daemon that is ready, and a client of it. Killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     pub child: Child,
     url: String,
     db: PathBuf,
-    /// Made once: the database may go, and its token with it.
+    /// Created once, because the database may be removed, and its token with it.
     api: OnceLock<Api>,
 }
 
 impl Daemon {
-    /// Starts a command that is to serve this database, with its stderr appended to a log.
+    /// Starts a command that serves this database, with its stderr appended to a log.
     ///
     /// # Panics
-    /// When it ends instead.
+    /// If it exits instead.
     #[must_use]
     #[track_caller]
     pub fn start(command: &mut Command, db: &Path, log: &Path) -> Self {
@@ -67,10 +67,10 @@ impl Daemon {
         Self::ready(child, db).unwrap_or_else(|status| panic!("it does not serve ({status}), and logged: {}", log()))
     }
 
-    /// A process that was started with its stdout piped, once it serves.
+    /// Waits until a process with a piped stdout is ready.
     ///
     /// # Errors
-    /// How it ended instead.
+    /// The exit status, if it exits instead.
     pub fn ready(mut child: Child, db: &Path) -> Result<Self, ExitStatus> {
         let line = first_line(&mut child);
         match line.strip_prefix("listening on ") {
@@ -83,7 +83,7 @@ impl Daemon {
         }
     }
 
-    /// A process that was started, and will serve at this address.
+    /// A daemon that was started and will listen at this URL.
     #[must_use]
     pub fn expected_at(child: Child, url: String, db: &Path) -> Self {
         Self { child, url, db: db.to_owned(), api: OnceLock::new() }
@@ -94,16 +94,16 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Where it listens: `host:port`.
+    /// The address that it listens at: `host:port`.
     #[must_use]
     pub fn address(&self) -> &str {
         self.url.trim_start_matches("http://")
     }
 
-    /// Sends it a signal by its name.
+    /// Sends it a signal, given by name.
     ///
     /// # Panics
-    /// When there is no such process or signal.
+    /// If there is no such process or signal.
     #[track_caller]
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status();
@@ -117,13 +117,13 @@ impl Daemon {
         tasks.map(|task| state_of(&task.path())).all(|state| state == Some('T'))
     }
 
-    /// Ends it as a crash does, by dropping it.
+    /// Kills it by dropping it, as in a crash.
     pub fn kill(self) {}
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends SIGTERM, and waits until it has exited.
     ///
     /// # Panics
-    /// When it fails to.
+    /// If it fails.
     #[track_caller]
     pub fn stop(mut self) {
         self.signal("TERM");
@@ -131,7 +131,7 @@ impl Daemon {
         assert!(status.success(), "the daemon stopped with {status}");
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has exited.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let mut ended = None;
@@ -142,7 +142,7 @@ impl Daemon {
         ended.unwrap_or_else(|| unreachable!("it has ended"))
     }
 
-    /// The same while other tasks of the test go on.
+    /// The same, without blocking other tasks of the test.
     pub async fn ended(&mut self) -> ExitStatus {
         let mut ended = None;
         until(|| {
@@ -155,7 +155,7 @@ impl Daemon {
 
     fn api(&self) -> &Api {
         self.api.get_or_init(|| {
-            // The daemon may have mounts of its own; of another user it cannot be seen what it has.
+            // The daemon may have mounts of its own; another user's daemon does not let us see them.
             let in_its_mounts = PathBuf::from(format!("/proc/{}/root{}", self.pid(), self.db.display()));
             Api::new(self.url.clone(), token(&in_its_mounts).or_else(|| token(&self.db)))
         })
@@ -176,7 +176,7 @@ impl Deref for Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Gone already when the test has ended it.
+        // The test may have ended it already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,7 +1,7 @@
-//! What the tests, the benchmarks and `mainstay-torture` stand on.
+//! What the tests, the benchmarks and `mainstay-torture` share.
 //!
-//! Always: it uses no type of `mainstay`, so that what it says of a daemon was seen from outside; which binary is meant is
-//! handed to it, because only the crate of a test knows `CARGO_BIN_EXE_mainstay`.
+//! Always: it uses no type of `mainstay`, so that it observes a daemon only from outside; callers pass the path of the
+//! binary, because only the crate of a test knows `CARGO_BIN_EXE_mainstay`.
 
 mod client;
 mod daemon;

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-/// The state of a process or thread, given its directory: `R`, `S`, `T`, `Z`, … None when it is gone.
+/// The state of a process or thread, given its directory: `R`, `S`, `T`, `Z`, … None if it is gone.
 #[must_use]
 pub fn state_of(dir: &Path) -> Option<char> {
     let stat = std::fs::read_to_string(dir.join("stat")).ok()?;
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
-/// The processes that carry the marker of a run, which what it starts inherits.
+/// The processes that carry the marker of a run, which children inherit.
 #[must_use]
 pub fn marked(run: &str) -> Vec<i32> {
     let marker = format!("MAINSTAY_RUN={run}");
@@ -25,7 +25,7 @@ pub fn marked(run: &str) -> Vec<i32> {
     found
 }
 
-/// Says why a test cannot be made on this machine, past the test harness, which keeps what passing tests print to itself.
+/// Reports why a test cannot run on this machine. Bypasses the test harness, which captures the output of passing tests.
 pub fn skipped(why: &str) {
     use std::io::Write as _;
     let name = std::thread::current().name().unwrap_or_default().to_owned();

@@ -1,27 +1,27 @@
-//! Waits that end: with what they wait for, or with a failed test that names the line that waited.
+//! Waits that end: with the awaited result, or with a failed test that names the waiting line.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-/// The longest that anything may take on a loaded machine before a test gives up.
+/// The longest that anything may take on a loaded machine before a test fails.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often a condition is polled that no event tells of.
+/// Poll interval for conditions that no event signals.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a future answers within [`TIMEOUT`].
+/// The result of a future within [`TIMEOUT`].
 ///
 /// # Panics
-/// When it takes longer.
+/// If it takes longer.
 #[track_caller]
 pub fn within<F: Future>(future: F) -> impl Future<Output = F::Output> {
     within_limit(TIMEOUT, future)
 }
 
-/// What a future answers within a limit of its own.
+/// The result of a future within a given limit.
 ///
 /// # Panics
-/// When it takes longer.
+/// If it takes longer.
 #[track_caller]
 pub fn within_limit<F: Future>(limit: Duration, future: F) -> impl Future<Output = F::Output> {
     let caller = Location::caller();
@@ -33,10 +33,10 @@ pub fn within_limit<F: Future>(limit: Duration, future: F) -> impl Future<Output
     }
 }
 
-/// Waits for what only shows from outside: a file, a process, a line in a log.
+/// Waits for a condition that is only visible from outside: a file, a process, a line in a log.
 ///
 /// # Panics
-/// When it does not become true within [`TIMEOUT`].
+/// If it does not become true within [`TIMEOUT`].
 #[track_caller]
 pub fn until(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
     within(async move {
@@ -49,7 +49,7 @@ pub fn until(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
 /// The same in a test without a runtime.
 ///
 /// # Panics
-/// When it does not become true within [`TIMEOUT`].
+/// If it does not become true within [`TIMEOUT`].
 #[track_caller]
 pub fn block_until(mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{Scene, TIMEOUT, first, installed, left_of, slow_words, within};
 
-/// The environment in which it talks to nobody but the model server. It gives up early, so that a test sees how.
+/// Environment in which it only connects to the model server. It gives up early, so that a test sees how.
 pub fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
     let on = || "1".to_owned();
     [
@@ -127,7 +127,7 @@ async fn a_cancelled_turn_keeps_what_was_said_and_leaves_no_process() {
     let text = scene.text(run).await;
     assert!(slow_words(1000).starts_with(&text), "{text}");
     assert_eq!(left_of(run), 0);
-    // The conversation goes on from there.
+    // The conversation continues from there.
     let run = scene.turn("s", "[[text:still here]]").await;
     assert_eq!(scene.text(run.id).await, "still here");
     assert_eq!(scene.value("SELECT count(*) FROM v_agent_sessions"), "1");
@@ -245,7 +245,7 @@ async fn a_message_whose_stream_broke_is_withdrawn() {
     }
 }
 
-/// A turn without an engine: what it says, and what it is answered.
+/// A turn without an engine: what it says, and how it is answered.
 struct Direct {
     backend: PerTurn,
     prompt: Prompt,
@@ -281,7 +281,7 @@ impl Direct {
         Self { backend: claude::backend(&spec, TIMEOUT, &shims), prompt }
     }
 
-    /// All that it says, when it may do what it asks for, or not.
+    /// The whole turn, with what it asks for allowed or not.
     async fn turn(self, allow: bool) -> Vec<AgentEvent> {
         let mut reply = self.backend.prompt(self.prompt).await.unwrap();
         reply.control.begin();
@@ -291,7 +291,7 @@ impl Direct {
                 if let AgentEvent::Permission(request) = &event {
                     let option = request.option_for(allow).unwrap().clone();
                     let line = self.backend.answer(request, &Decision::Selected(option)).unwrap();
-                    // Whoever goes on with a run tells it again.
+                    // An engine that adopts a run answers again.
                     assert!(reply.control.write(&line).await && reply.control.write(&line).await);
                 }
                 if event == AgentEvent::Ended {

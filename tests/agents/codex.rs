@@ -57,7 +57,7 @@ async fn a_session_goes_on_where_it_was_also_after_a_restart() {
     assert_eq!(scene.text(run.id).await, "three");
     assert!(scene.model.turns("text") > between);
     assert_eq!(scene.value("SELECT id || ' ' || origin FROM v_agent_sessions"), id.replace(" new", " resumed"));
-    // It reports what the whole thread used; a run has only what it used itself.
+    // It reports the usage of the whole thread; a run has only its own.
     assert_eq!(scene.value("SELECT group_concat(input_tokens) FROM v_runs"), "11,11,11");
 }
 
@@ -115,7 +115,7 @@ async fn the_options_of_the_session_are_told() {
     assert_eq!(asked["body"]["reasoning"]["effort"], "low", "{asked}");
 }
 
-/// The newest message of the person that the model was asked about.
+/// The person's newest message in a request to the model.
 fn newest_message(asked: &serde_json::Value) -> String {
     let input = asked["body"]["input"].as_array().unwrap();
     let said = input.iter().rfind(|item| item["role"] == "user").unwrap();
@@ -134,7 +134,7 @@ async fn message_that_reads_as_an_argument_means_itself() {
     assert_eq!(scene.value("SELECT count(*) FROM v_agent_sessions"), "1");
 }
 
-/// A message that no argument can hold.
+/// A message that is too long for an argument.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_message_arrives_whole() {
     let Some(scene) = scene().await else { return };

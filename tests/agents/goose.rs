@@ -1,5 +1,5 @@
-//! goose over ACP: a process of one session, which ends cancelled turns as if they were whole, and hangs when its questions are
-//! not taken back.
+//! goose over ACP: a process for one session, which ends cancelled turns as if they were complete, and hangs if its questions
+//! are not withdrawn.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use testkit::until;
 use crate::live::{Live, errors_of, session_of, text_of};
 use crate::scene::{Scene, installed, left_of, slow_words, within};
 
-/// The environment in which it talks to nobody but the model server, and asks before it uses a tool.
+/// Environment in which it only connects to the model server, and asks before it uses a tool.
 fn environment(dir: &Path, model: &str) -> [(&'static str, String); 8] {
     [
         ("HOME", dir.join("home").display().to_string()),
@@ -119,7 +119,7 @@ async fn a_conversation_goes_on_in_one_session_also_in_another_process() {
     assert_eq!((request.kind, request.tool.as_str()), (ToolKind::Other, "shell"));
     assert_eq!(request.input["command"], "echo tool-ran");
     turn.answer(&request, true).await;
-    // To be told twice does no harm.
+    // A second answer does no harm.
     turn.answer(&request, true).await;
     let events = turn.end().await;
     assert_eq!(session_of(&events), (id.clone(), SessionOrigin::Reused));
@@ -188,7 +188,7 @@ async fn what_a_provider_refuses_is_tried_again_or_said() {
     let Some(live) = start().await else { return };
     let events = live.turn(None, "[[429:1:goose]]").await;
     assert_eq!((text_of(&events).as_str(), errors_of(&events)), ("Recovered after 1 failures.", vec![]));
-    // goose says it as text, and that the turn came to its end.
+    // goose reports the error as text, and that the turn came to its end.
     let events = live.turn(None, "[[disconnect]]").await;
     assert!(text_of(&events).contains("Ran into this error"), "{events:#?}");
     live.stop().await;

@@ -1,5 +1,5 @@
-//! A live agent that turns are on, as an engine has it: the backend of a driver, the agent under a host, and a model server
-//! behind it.
+//! A backend that executes turns, as an engine has it: the driver, the agent under a shim, and a model server behind the
+//! agent.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use mainstay::workspace::ClientAccess;
 
 use crate::scene::{Model, TIMEOUT, within};
 
-/// Between two looks at what tells nobody that it changed.
+/// Poll interval for conditions that no event signals.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub struct Live {
@@ -32,7 +32,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// A live agent of this driver, which works in `work` of its directory and has `home` for its home.
+    /// A backend of this driver, which works in `work` of its directory and has `home` for its home.
     pub async fn start(is_shared: bool, driver: impl FnOnce(&Path, &Model) -> DriverConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["work", "home"] {
@@ -59,12 +59,12 @@ impl Live {
         Self { backend, model, server, endpoint, dir, is_shared }
     }
 
-    /// Starts another one in place of one that has ended.
+    /// Starts another one after it has ended.
     pub async fn start_again(&mut self) {
         (self.server, self.endpoint) = serve(&*self.backend, self.dir.path(), self.is_shared).await;
     }
 
-    /// Ends the server, and starts another.
+    /// Ends the server, and starts another one.
     pub async fn restart(&mut self) {
         self.server.control.stop(Cause::Finished);
         within(&mut self.server.end).await.unwrap();
@@ -106,17 +106,17 @@ impl Live {
         Turn { backend: self.backend.clone(), attempt, reply, offset: 0, events: Vec::new() }
     }
 
-    /// A turn to its end.
+    /// A complete turn.
     pub async fn turn(&self, agent_session: Option<&str>, message: &str) -> Vec<AgentEvent> {
         self.begin(agent_session, message).await.end().await
     }
 
-    /// The first turn of another session, to its end.
+    /// The complete first turn of another session.
     pub async fn turn_of(&self, session: &str, message: &str) -> Vec<AgentEvent> {
         self.begin_of(session, &self.endpoint, None, message).await.end().await
     }
 
-    /// Processes with these words in their command.
+    /// The number of processes with these words in their command.
     pub fn running(&self, words: &str) -> usize {
         let command = |pid: &Path| std::fs::read(pid.join("cmdline")).unwrap_or_default();
         let is_it = |pid: &Path| String::from_utf8_lossy(&command(pid)).replace('\0', " ").trim() == words;
@@ -162,7 +162,7 @@ pub struct Turn {
 impl Turn {
     pub async fn hear(&mut self) -> bool {
         let Some(record) = within(self.reply.records.recv()).await else { return false };
-        // Whoever goes on with a turn is told again what was known.
+        // An engine that adopts a turn gets the earlier output again.
         if record.offset > self.offset {
             self.offset = record.offset;
             self.events.extend(record.events);
@@ -202,7 +202,7 @@ impl Turn {
             other => panic!("{other:?}"),
         }
         let ended = self.events.iter().position(|event| *event == AgentEvent::Ended).expect("the turn says its end");
-        // Agents name a session, and count what it used, also behind the end of a turn.
+        // Agents may report a title, and the usage, after the end of a turn.
         let late = |event: &AgentEvent| matches!(event, AgentEvent::Title(_) | AgentEvent::Usage(_));
         assert!(self.events[ended + 1..].iter().all(late), "{:#?}", self.events);
         self.events
@@ -215,7 +215,7 @@ impl Turn {
         errors_of(&self.events)
     }
 
-    /// As when the engine is killed and another one goes on.
+    /// As if the engine was killed and another one adopted the turn.
     pub async fn change_engine(&mut self) {
         let host = self.reply.host.clone().unwrap();
         self.reply.control.leave();

@@ -1,4 +1,4 @@
-//! opencode: a live server, and turns that are relayed to it.
+//! opencode: a backend that is a server, and turns that are relayed to it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,10 +19,10 @@ use testkit::until;
 use crate::live::{Live, errors_of, session_of, text_of};
 use crate::scene::{Scene, installed, slow_words, within};
 
-/// A server takes 600 MB: one at a time is enough.
+/// A server takes 600 MB: the tests run one at a time.
 pub static ONE: Mutex<()> = Mutex::const_new(());
 
-/// A live server of a workspace.
+/// A running server of a workspace.
 async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
     let program = installed("opencode")?;
     let one = ONE.lock().await;
@@ -37,7 +37,7 @@ async fn start() -> Option<(Live, MutexGuard<'static, ()>)> {
     Some((live.await, one))
 }
 
-/// Tells opencode, in the directory that it works in, which model there is, and what it has to ask for.
+/// Configures opencode, in its working directory, with the model and the tools that need permission.
 pub fn configure(dir: &Path, model: &str) {
     let options = json!({"baseURL": format!("{model}/v1"), "apiKey": "none"});
     let models = json!({"m": {"tool_call": true, "reasoning": true, "limit": {"context": 100_000, "output": 8000}}});
@@ -47,7 +47,7 @@ pub fn configure(dir: &Path, model: &str) {
     std::fs::write(dir.join("work/opencode.json"), config.to_string()).unwrap();
 }
 
-/// What opencode needs in its environment to stay in a directory.
+/// Environment that keeps opencode's files in a directory.
 pub fn environment(dir: &Path) -> BTreeMap<String, String> {
     let off = ["AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS"];
     let off = off.map(|what| (format!("OPENCODE_DISABLE_{what}"), "1".to_owned()));
@@ -78,7 +78,7 @@ async fn a_conversation_goes_on_in_one_session_with_tools_that_ask_and_also_on_a
     assert_eq!((request.kind, request.tool.as_str()), (ToolKind::Execute, "bash"));
     assert_eq!(request.input["command"], "echo tool-ran");
     turn.answer(&request, true).await;
-    // To be told twice does no harm.
+    // A second answer does no harm.
     turn.answer(&request, true).await;
     let events = turn.end().await;
     assert_eq!(session_of(&events), (id.clone(), SessionOrigin::Resumed));
@@ -122,11 +122,11 @@ async fn sessions_share_a_server_and_what_a_provider_refuses_is_tried_again() {
     assert!(again.contains(&AgentEvent::Status("Trying again: fake 429".to_owned())), "{again:#?}");
     assert_eq!(errors_of(&again), []);
 
-    // The conversation is made shorter, and goes on.
+    // The conversation is compacted, and continues.
     let events = live.turn(None, "[[ctx]]").await;
     assert_eq!((errors_of(&events), text_of(&events).is_empty()), (vec![], false));
 
-    // A stream that is cut begins again: what was said of the message is void.
+    // A broken stream begins again: the text of the message so far is void.
     let mut turn = live.begin(None, "[[disconnect]]").await;
     turn.hear_until(|event| *event == AgentEvent::MessageBegan(Again::Yes)).await;
     turn.reply.control.stop(Cause::IdleTimeout);
@@ -144,7 +144,7 @@ async fn sessions_share_a_server_and_what_a_provider_refuses_is_tried_again() {
     assert_eq!(error.message, "fake 429");
     assert!(error.retry_at.is_some());
 
-    // Whoever does not know the password gets nothing.
+    // Without the password a client gets nothing.
     let bare = format!("http://{}/session", live.endpoint.rsplit('@').next().unwrap());
     assert_eq!(reqwest::get(bare).await.unwrap().status(), 401);
     live.stop().await;
@@ -171,7 +171,7 @@ async fn a_cancelled_turn_is_aborted_with_its_tool() {
     turn.end().await;
     until(|| live.running(&words) == 0).await;
 
-    // Cancelled while somebody is asked; the session goes on afterwards.
+    // Cancelled while a question is open; the session can be used afterwards.
     let mut turn = live.begin(Some(&id), "[[tool]]").await;
     turn.asked().await;
     turn.reply.control.stop(Cause::Cancelled);
@@ -179,7 +179,7 @@ async fn a_cancelled_turn_is_aborted_with_its_tool() {
     let events = live.turn(Some(&id), "[[text:after]]").await;
     assert_eq!((session_of(&events).1, text_of(&events).as_str()), (SessionOrigin::Resumed, "after"));
 
-    // A relay that is killed cannot abort its turn: the next one does.
+    // A killed relay cannot abort its turn: the next one does.
     let mut turn = live.begin(Some(&id), "[[slow:1000:50]]").await;
     turn.hear_text("w3 ").await;
     turn.reply.control.kill(Cause::Cancelled);
@@ -213,7 +213,7 @@ async fn killed_engines_cost_no_word_and_a_killed_server_is_a_crash() {
     live.stop().await;
 }
 
-/// Passes connections on, and breaks them all when asked to.
+/// Forwards connections, and breaks them all on request.
 async fn proxy(to: String, cut: Arc<std::sync::Mutex<CancellationToken>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -242,7 +242,7 @@ async fn a_connection_that_breaks_in_mid_turn_costs_no_word() {
     assert_eq!(text_of(&events), slow_words(60));
     assert_eq!(errors_of(&events), []);
 
-    // A tool that waits for an answer goes on waiting.
+    // A tool that waits for an answer keeps waiting.
     let id = session_of(&events).0;
     let mut turn = live.begin_at(&endpoint, Some(&id), "[[tool:echo tool-ran]]").await;
     let request = turn.asked().await;

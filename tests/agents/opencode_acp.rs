@@ -1,4 +1,4 @@
-//! opencode over ACP: a process for all sessions of a workspace.
+//! opencode over ACP: one process for all sessions of a workspace.
 
 use mainstay::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, ProcessSpec};
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
@@ -64,7 +64,7 @@ async fn sessions_share_a_process_and_engines_come_and_go() {
     assert_eq!(text_of(&turn.end().await), slow_words(60));
     assert_eq!((text_of(&b), text_of(&c).as_str()), (slow_words(20), "Recovered after 1 failures."));
 
-    // A stream that is cut begins again, without a word from the agent, and without end.
+    // A broken stream begins again, without a report from the agent, and without end.
     let mut turn = live.begin(None, "[[disconnect]]").await;
     turn.hear_until(|event| matches!(event, AgentEvent::Text(_))).await;
     turn.reply.control.stop(Cause::IdleTimeout);
@@ -88,7 +88,7 @@ async fn a_cancelled_turn_ends_with_its_tool() {
     until(|| live.running(&words) > 0).await;
     turn.reply.control.stop(Cause::Cancelled);
     let events = within(turn.end()).await;
-    // The agent says that it was done.
+    // The agent reports it as done.
     assert!(!events.iter().any(|event| matches!(event, AgentEvent::ToolFinished { result: Ok(_), .. })), "{events:#?}");
     until(|| live.running(&words) == 0).await;
     live.stop().await;

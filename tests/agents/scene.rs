@@ -1,4 +1,4 @@
-//! What the tests stand on: a model server, a daemon that can be killed, an agent with a home of its own, and an engine on
+//! Shared by the tests: a model server, a daemon that can be killed, an agent with a home of its own, and an engine on
 //! the same file that only watches.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use testkit::{Daemon, first_line};
 pub use testkit::{TIMEOUT, within};
 
-/// The program of an agent, if it is here; otherwise it is said that the test is skipped.
+/// The program of an agent, if it is installed; otherwise reports that the test is skipped.
 pub fn installed(agent: &str) -> Option<PathBuf> {
     let found = std::env::var_os("MAINSTAY_TEST_AGENTS").map(|dir| Path::new(&dir).join(agent));
     let found = found.filter(|program| program.exists());
@@ -24,7 +24,7 @@ pub fn installed(agent: &str) -> Option<PathBuf> {
     found
 }
 
-/// A model server that says what the message asks for: `[[text:words]]`, `[[tool:command]]`, `[[slow:COUNT:MS]]`, ….
+/// A model server that answers as the message says: `[[text:words]]`, `[[tool:command]]`, `[[slow:COUNT:MS]]`, ….
 pub struct Model {
     child: Child,
     log: PathBuf,
@@ -47,14 +47,14 @@ impl Model {
         Self { child, log, url: format!("http://127.0.0.1:{}", said["listening"]) }
     }
 
-    /// What the model was last asked, of all that had this script: `{model, turns, body, …}`.
+    /// The newest request to the model with this script: `{model, turns, body, …}`.
     pub fn asked(&self, script: &str) -> Value {
         let log = std::fs::read_to_string(&self.log).unwrap();
         let mut asked = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         asked.rfind(|line| line["scenario"] == script).unwrap_or_else(|| panic!("not asked for {script}: {log}"))
     }
 
-    /// How long the conversation was that the model was last asked to go on with, of those with this script.
+    /// The number of turns in the newest request to the model with this script.
     pub fn turns(&self, script: &str) -> i64 {
         self.asked(script)["turns"].as_i64().unwrap()
     }
@@ -67,7 +67,7 @@ impl Drop for Model {
 }
 
 fn end(child: &mut Child) {
-    // Gone already when the test has ended it.
+    // The test may have ended it already.
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -82,7 +82,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A daemon whose sessions have the agent that `agent` describes: the keys of its section, given the directory of the
+    /// A daemon whose sessions have the agent that `agent` describes: the keys of its config section, given the directory of the
     /// test and the address of the model. It works in `work` and has `home` for its home.
     pub async fn new(agent: impl Fn(&Path, &str) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -112,12 +112,12 @@ impl Scene {
         self.daemon = Some(Daemon::start(&mut command, &self.db, &self.dir.path().join("log")));
     }
 
-    /// Ends the daemon as a crash does.
+    /// Kills the daemon, as in a crash.
     pub fn kill(&mut self) {
         self.daemon.take().unwrap().kill();
     }
 
-    /// Asks the daemon to stop, and waits until it has.
+    /// Stops the daemon, and waits until it has exited.
     pub fn stop(&mut self) {
         self.daemon.take().unwrap().stop();
     }
@@ -133,7 +133,7 @@ impl Scene {
         within(self.engine.wait_settled(run)).await.unwrap()
     }
 
-    /// What an agent asks, once it asks it in a run.
+    /// The question that an agent asks in a run, once it does.
     pub async fn asked(&self, run: RunId) -> Permission {
         self.chunks_until(run, "tool-approval-request").await;
         let filter = PermissionFilter { run: Some(run), ..PermissionFilter::default() };
@@ -148,7 +148,7 @@ impl Scene {
         self.settled(run).await
     }
 
-    /// The chunks of a run until one of them has this in it, or to its end.
+    /// The chunks of a run up to one that contains this, or up to the run's end.
     pub async fn chunks_until(&self, run: RunId, what: &str) -> Vec<Value> {
         let mut follower = self.engine.follow_run(run, 0).await.unwrap();
         let mut chunks = Vec::new();
@@ -162,18 +162,18 @@ impl Scene {
         panic!("the run ended without {what}: {chunks:#?}\n{}", self.log());
     }
 
-    /// All chunks of a run that has ended.
+    /// All chunks of an ended run.
     pub async fn chunks(&self, run: RunId) -> Vec<Value> {
         let events = self.engine.run_events(run, 0, 100_000).await.unwrap();
         events.iter().map(|event| serde_json::from_str(event.event.get()).unwrap()).collect()
     }
 
-    /// All that a run wrote to the person.
+    /// The whole text of a run.
     pub async fn text(&self, run: RunId) -> String {
         text_of(&self.chunks(run).await)
     }
 
-    /// One value of a row in the database.
+    /// A value from the database.
     pub fn value(&self, query: &str) -> String {
         let other = rusqlite::Connection::open(&self.db).unwrap();
         other.busy_timeout(TIMEOUT).unwrap();
@@ -186,7 +186,7 @@ impl Scene {
         }
     }
 
-    /// What the daemon has logged.
+    /// The log of the daemons.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -203,12 +203,12 @@ pub fn first<'a>(chunks: &'a [Value], kind: &str) -> &'a Value {
     chunks.iter().find(|chunk| chunk["type"] == kind).unwrap_or_else(|| panic!("no {kind} in {chunks:#?}"))
 }
 
-/// The words that `[[slow:COUNT:MS]]` makes a model say.
+/// The words that `[[slow:COUNT:MS]]` makes the model say.
 pub fn slow_words(count: usize) -> String {
     (0..count).map(|number| format!("w{number} ")).collect()
 }
 
-/// Of the processes that a run started, how many are left.
+/// How many processes of a run are left.
 pub fn left_of(run: RunId) -> usize {
     testkit::marked(&run.to_string()).len()
 }

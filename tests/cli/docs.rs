@@ -1,5 +1,5 @@
-//! The documentation against the product: its SQL is run on a database that the engine filled, its names are those of the
-//! code, its examples are read, its links lead somewhere.
+//! The documentation compared with the product: its SQL runs on a database that an engine filled, its names are those of the
+//! code, its examples are parsed, its links resolve.
 
 mod commands;
 mod pages;
@@ -23,19 +23,19 @@ const README: &str = include_str!("../../README.md");
 const AGENTS: &str = include_str!("../../docs/agents.md");
 const SQL: &str = include_str!("../../docs/sql.md");
 
-/// The blocks of code in a language.
+/// The fenced blocks of a language.
 fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let open = format!("```{language}\n");
     page.split(&open).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-/// What stands between a pair of these, on one line.
+/// The text between each pair of these, on one line.
 fn between<'a>(page: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     let lines = page.lines().flat_map(|line| line.split(open).skip(1));
     lines.filter_map(|rest| rest.split_once(close).map(|(inside, _)| inside)).collect()
 }
 
-/// A database with something of everything that the questions ask about, and the run that called a tool.
+/// A database with rows for everything that the queries ask about, and the run that called a tool.
 async fn filled(dir: &Path) -> (Engine, RunId) {
     let config = Config::load("[workspaces.default]\nslots = 3", Path::new("test.toml"), dir).unwrap();
     let engine = Engine::open(&dir.join("m.db"), config).await.unwrap();
@@ -122,7 +122,7 @@ async fn the_questions_have_answers() {
     engine.close().await;
 }
 
-/// The oldest SQLite that is still common is that of Debian 12, 3.40. A newer shell is taken where that is what there is.
+/// The oldest SQLite in common use is that of Debian 12, 3.40. If a newer shell is installed, that one is used.
 #[tokio::test]
 async fn an_old_sqlite_shell_checks_dumps_and_restores_a_file() {
     if Command::new("sqlite3").arg("-version").output().is_err() {
@@ -156,7 +156,7 @@ async fn an_old_sqlite_shell_checks_dumps_and_restores_a_file() {
     engine.close().await;
 }
 
-/// What the shell answers to some lines of input.
+/// The shell's output for some lines of input.
 fn shell(db: &Path, input: &str) -> String {
     let mut sqlite = Command::new("sqlite3");
     sqlite.args(["-bail", "-batch"]).arg(db);
@@ -286,7 +286,7 @@ fn links_and_paths_lead_somewhere() {
 }
 
 /// The commands under "Kill it" in the order in which a newcomer types them, only with a shorter answer, and with the daemon
-/// killed in the midst of it.
+/// killed while it answers.
 #[test]
 fn readme_kills_a_daemon_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -305,7 +305,7 @@ fn readme_kills_a_daemon_and_loses_nothing() {
     let output = bash.stdin(Stdio::null()).output().unwrap();
     let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let answer: String = (1..=100).map(|number| format!("{number} ")).collect();
-    // A daemon says where it listens in between.
+    // In between, a daemon prints its address.
     let mut pieces = said.split("listening on http://");
     let before = pieces.next().unwrap().to_owned();
     let without = pieces.fold(before, |all, piece| all + piece.split_once('\n').map_or("", |(_, rest)| rest));

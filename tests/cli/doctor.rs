@@ -15,7 +15,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The exit status, and by its name the verdict and findings of a check.
+/// The exit status, and the verdict and findings of a check, given its name.
 fn examined(dir: &Path, check: &str) -> (Option<i32>, String, String) {
     let output = mainstay(dir, &["doctor", "--json"]);
     let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -69,7 +69,7 @@ fn what_is_wrong_is_named() {
         assert!(findings.contains(said), "{check}: {findings}");
     };
 
-    // A process that a settled run left.
+    // A process that a settled run left behind.
     let mut left =
         Command::new("sleep").arg("600").env("MAINSTAY_RUN", &run).env("MAINSTAY_ATTEMPT", "1").spawn().unwrap();
     is("processes", 1, "error", &left.id().to_string());
@@ -77,7 +77,7 @@ fn what_is_wrong_is_named() {
     left.wait().unwrap();
     is("processes", 0, "ok", "[]");
 
-    // A directory that one left, and rights that others should not have.
+    // A directory that a settled run left behind, and permissions that other users should not have.
     let home = dir.join("mainstay.db-agents").join(format!("{run}-1"));
     std::fs::create_dir_all(&home).unwrap();
     is("directories", 0, "warning", "completed");
@@ -96,7 +96,7 @@ fn what_is_wrong_is_named() {
         .unwrap();
     is("placeholders", 0, "warning", "{topic} is no placeholder");
 
-    // A run that nobody moves, and its worker.
+    // A run that makes no progress, and its worker.
     assert!(mainstay(dir, &["send", "s", "hi", "-q"]).status.success());
     change(
         dir,
@@ -110,7 +110,7 @@ fn what_is_wrong_is_named() {
     is("workers", 1, "warning", "last heard of at 1970");
     is("log_has_no_gap", 1, "ok", "[]");
 
-    // What keeps the promises.
+    // The schema that keeps the promises.
     change(dir, "DROP TRIGGER settled_is_final");
     is("schema", 1, "error", "trigger settled_is_final");
     change(dir, "PRAGMA user_version = 99");
@@ -134,7 +134,7 @@ fn a_backup_says_what_was_made() {
     assert_eq!(mainstay(dir, &["--db", "copy.db", "doctor"]).status.code(), Some(0));
 }
 
-/// What no command can open, or show, is not well.
+/// A file that no command can open or show is not reported as sound.
 #[test]
 fn doctor_and_the_commands_agree() {
     let dir = tempfile::tempdir().unwrap();

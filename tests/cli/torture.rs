@@ -18,12 +18,12 @@ fn nothing_is_lost_or_left_behind_under_random_kills() {
     let output = torture(dir.path(), &["--kills", "25"]).output().unwrap();
     let (report, progress) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
-        // Everything that shows what went wrong stays there.
+        // Everything that shows what went wrong is kept there.
         panic!("seed {SEED}, kept in {}: {report}\n{progress}", dir.keep().display());
     }
     println!("seed {SEED}: {report}");
     let report: Value = serde_json::from_str(&report).unwrap();
-    // A torture that hits nothing and hears nothing would pass too.
+    // A torture without faults and messages would pass too.
     for key in ["engine_kills", "agent_kills", "messages_acknowledged", "events_read"] {
         assert!(report[key].as_u64() > Some(0), "{key}: {report}");
     }
@@ -37,12 +37,12 @@ fn an_interrupted_torture_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let mut torture = torture(dir.path(), &["--for", "1h"]);
     let mut child = torture.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    // The second line tells how it goes: by then engines and agents are at work.
+    // The second line is about progress: by then engines and agents are at work.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     assert!(lines.nth(1).unwrap().unwrap().contains("kills"));
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
-    // Read on, so that it does not wait for us.
+    // Read to the end, so that it does not block on the pipe.
     lines.for_each(drop);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mark = format!("TORTURE_DIR={}", dir.path().canonicalize().unwrap().display());

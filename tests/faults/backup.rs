@@ -1,4 +1,4 @@
-//! A backup that is killed: what it leaves is named by the doctor and removed by the sweep, wherever it lies.
+//! A backup that is killed: the doctor names its leftovers and the sweep removes them, whatever their directory.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::user::{mainstay, said};
 
-/// A database that takes a while to be copied.
+/// A database that takes a while to copy.
 fn large_database(dir: &Path) {
     assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
     let conn = rusqlite::Connection::open(dir.join("mainstay.db")).unwrap();
@@ -26,7 +26,7 @@ fn copies(dir: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "part")).collect()
 }
 
-/// A backup that stands still in the midst of its copy.
+/// A backup that is stopped in the middle of its copy.
 fn stopped_backup(dir: &Path, to: &Path) -> Child {
     let mut backup = mainstay(dir).arg("backup").arg(to).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let pid = Pid::from_child(&backup);
@@ -55,7 +55,7 @@ fn copy_of_a_killed_backup_is_named_and_swept_away() {
     let (dir, to) = (dir.path(), target.path().join("copy.db"));
     large_database(dir);
     let mut backup = stopped_backup(dir, &to);
-    // It may go on.
+    // The backup may continue.
     assert_eq!(sweep(dir)["copies_removed"], 0);
     let copy = copies(target.path()).pop().unwrap();
     assert!(!doctor(dir).contains(copy.to_str().unwrap()));
@@ -81,7 +81,7 @@ fn directory_that_is_another_one_by_now_is_left_alone() {
     backup.kill().unwrap();
     backup.wait().unwrap();
     let copy = copies(&home).pop().unwrap();
-    // What a daemon with a file system of its own sees at the same path.
+    // As seen by a daemon with another file system at the same path.
     fs::rename(&home, target.path().join("away")).unwrap();
     fs::create_dir(&home).unwrap();
     assert_eq!(sweep(dir)["copies_removed"], 0);
@@ -104,7 +104,7 @@ fn backup_leaves_no_note_of_a_copy_that_is_whole() {
     assert!(copies(dir).is_empty());
 }
 
-/// Notes a file of a directory as the unfinished copy with an id.
+/// Notes a file in a directory as the unfinished copy with an id.
 fn note(database_dir: &Path, id: &str, copy: &Path) -> PathBuf {
     let dir = fs::metadata(copy.parent().unwrap()).unwrap();
     let content = serde_json::json!({ "copy": copy, "dir": [dir.dev(), dir.ino()] });
@@ -130,7 +130,7 @@ fn sweep_removes_no_file_that_is_no_copy_of_the_note() {
     note(dir, ID, &other_content);
     assert_eq!(sweep(dir)["copies_removed"], 0);
     assert!(other_name.exists() && other_content.exists());
-    // The note of another user, who may write beside the database.
+    // The note of another user who may write beside the database.
     let (copy, journal) = (file(&format!("y.{ID}.part"), "SQLite format 3\0"), format!("y.{ID}.part-journal"));
     let journal = file(&journal, "");
     let noted = note(dir, ID, &copy);
@@ -149,7 +149,7 @@ fn note_without_a_copy_is_no_finding() {
     let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let dir = dir.path();
     assert!(mainstay(dir).args(["send", "s", "hi"]).output().unwrap().status.success());
-    // As of a backup that was killed when its copy had its name already.
+    // As after a backup that was killed once its copy had its final name.
     let noted = note(dir, ID, &home.path().join(format!("copy.db.{ID}.part")));
     assert!(!doctor(dir).contains("a backup that was killed"));
     assert_eq!(sweep(dir)["copies_removed"], 0);

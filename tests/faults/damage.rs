@@ -1,5 +1,5 @@
-//! Files that are damaged when they are opened: a clear error or what was there before, never a panic and never a new database
-//! in the place of the old one.
+//! Files that are damaged when they are opened: a clear error, or their earlier content, never a panic and never a new database
+//! in place of the old one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use crate::replay::Draw;
 use crate::scene::{Count, Scene, check_file, within};
 
-/// A database with a WAL that was not written back, as a daemon leaves it that is killed.
+/// A database with a WAL that was not checkpointed, as a killed daemon leaves it.
 async fn killed() -> Scene {
     let scene = Scene::with_agent("cat >/dev/null", "");
     let daemon = scene.daemon();
@@ -21,7 +21,7 @@ async fn killed() -> Scene {
     scene
 }
 
-/// What a command on the file says that reads all of it.
+/// The output of a command that reads the whole file.
 enum Said {
     /// The ids of its runs.
     Runs(BTreeSet<String>),
@@ -71,7 +71,7 @@ fn damage(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 #[tokio::test]
 async fn a_damaged_database_is_a_clear_error_or_as_it_was() {
     let scene = killed().await;
-    // Written back: the WAL would heal the database.
+    // Checkpointed: the WAL would repair the database.
     let whole = copy(&scene);
     let Said::Runs(all) = runs(&whole.path().join("m.db")) else { panic!("the undamaged file cannot be read") };
     assert_eq!(all.len(), 13);
@@ -81,7 +81,7 @@ async fn a_damaged_database_is_a_clear_error_or_as_it_was() {
     let mut below = |end: usize| usize::try_from(draw.below(end as u64)).unwrap();
     let bytes = written_back.len();
     let mut refused = 0;
-    // Every part of the header, then anywhere, then whole sectors, then the end.
+    // Every part of the header, then anywhere, then whole sectors, then a truncated end.
     let flips = (0..24).map(|number| (number * 4, 4));
     let anywhere: Vec<_> = (0..12).map(|number| (below(bytes - 512), if number % 2 == 0 { 1 } else { 512 })).collect();
     for (at, length) in flips.chain(anywhere) {

@@ -6,16 +6,16 @@ use crate::place::until_ready;
 use crate::scene::{Answer, Count, Daemon, Scene, check_file, counted, stored_messages, until, within};
 use crate::shim::{EIO, ENOSPC, EROFS, Fault, OPEN, REMOVE, SYNC, TRUNCATE, WRITE};
 
-/// The fault outlasts the leases: this long they live, and a third of it after they are renewed.
+/// The fault outlasts the leases, which are renewed every third of this time.
 const LEASES: &str = "[engine]\nlease = \"2s\"\nsweep_interval = \"1s\"";
-/// So many renewals in a row fail before the fault goes.
+/// This many renewals in a row fail before the fault goes away.
 const RENEWALS: usize = 4;
 
-/// Three agents at work and a message in a queue while a fault comes and goes.
+/// Three running agents and a queued message while a fault comes and goes.
 struct Load {
     scene: Scene,
     daemon: Arc<Daemon>,
-    /// What each agent said, as a client heard it that was there all the time.
+    /// The text of each agent, as received by a client that followed all the time.
     heard: Vec<tokio::task::JoinHandle<String>>,
     runs: Vec<String>,
     refused: Vec<(String, String)>,
@@ -43,12 +43,12 @@ impl Load {
         }
         drop(speaking);
         load.runs.push(load.daemon.count("a", "a-2").await.run());
-        // Nothing is ever sent: the channel ends when all of them have spoken.
+        // The channel carries nothing: it ends once all agents have spoken.
         assert_eq!(within(spoke.recv()).await, None::<()>);
         load
     }
 
-    /// While the fault is there: writes are refused with this code, reads are answered, and leases cannot be renewed.
+    /// During the fault: writes are refused with this code, reads are served, and leases cannot be renewed.
     async fn suffer(&mut self, code: &str) {
         for (number, session) in [(1, "a"), (2, "new"), (3, "new")] {
             let message = format!("refused-{number}");
@@ -68,7 +68,7 @@ impl Load {
         assert_eq!(refused.count(), 0, "what was refused is stored: {stored:?}");
     }
 
-    /// After it has gone: everything that was accepted is done, word for word, and what was refused can be sent again.
+    /// After the fault: everything that was accepted completes, word for word, and what was refused can be sent again.
     async fn recover(mut self) -> (Scene, Arc<Daemon>) {
         for (session, message) in &self.refused {
             self.runs.push(self.daemon.count(session, message).await.run());
@@ -139,7 +139,7 @@ async fn a_slow_disk_only_takes_longer() {
 async fn a_write_that_fails_now_and_then_is_seen_by_nobody_but_who_asked() {
     let load = Load::begin().await;
     let scene = &load.scene;
-    // Each time at another place: the first frame of a transaction, one in its midst, the sync behind it.
+    // Each time at another point: the first frame of a transaction, one in the middle, the sync after it.
     for let_through in 0..12 {
         scene.shim.fail(Fault {
             let_through,
@@ -154,7 +154,7 @@ async fn a_write_that_fails_now_and_then_is_seen_by_nobody_but_who_asked() {
     stop(daemon);
 }
 
-/// The engine dies in the midst of a fault: what it refused last is there whole or not at all, and never twice.
+/// The engine dies during a fault: its last refused write is there completely or not at all, and never twice.
 async fn survives_a_crash(fault: Fault) {
     let mut load = Load::begin().await;
     load.log_bytes = load.scene.logged().len();

@@ -1,5 +1,5 @@
-//! Files that are not ours, and files of ours under several names or with rights that an owner chose: what is at a path is
-//! looked at before anything is changed there.
+//! Files of other users, and the daemon's own files under several names or with permissions that their owner chose: a path is
+//! checked before anything there is changed.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -39,7 +39,7 @@ fn what_is_no_regular_file_is_left_alone() {
     let home = dir.path().canonicalize().unwrap();
     fs::create_dir(home.join("dir")).unwrap();
     refused(&home.join("dir"), "is a directory");
-    // An open for reading waits for a writer.
+    // Opening it for reading would block until there is a writer.
     mkfifoat(CWD, home.join("pipe"), Mode::from_raw_mode(0o644)).unwrap();
     refused(&home.join("pipe"), "is a named pipe");
     symlink(home.join("pipe"), home.join("link")).unwrap();
@@ -65,7 +65,7 @@ fn files_of_other_programs_are_left_alone() {
     conn.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
     fs::set_permissions(&other, Permissions::from_mode(0o644)).unwrap();
     refused(&other, "is not a mainstay database");
-    // All that it holds is in its WAL, which is not ours to write back.
+    // All content is in the WAL, which must not be checkpointed.
     let fresh = home.join("fresh.db");
     let conn = rusqlite::Connection::open(&fresh).unwrap();
     conn.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x)").unwrap();
@@ -117,7 +117,7 @@ async fn root_does_not_lock_the_service_out() {
         assert_eq!((meta.uid(), meta.gid()), (SERVICE, SERVICE), "{:?}", entry.path());
     }
     assert!(service(home, &["send", "s", "hi"]).status.success());
-    // The file that is in the way is the one that is named.
+    // The error names the file that is in the way.
     for companion in ["mainstay.db-lock", "mainstay.db-agents"] {
         chown(home.join(companion), Some(0), Some(0)).unwrap();
         let (code, text) = said(&service(home, &["send", "s", "hi"]));
@@ -130,7 +130,7 @@ async fn root_does_not_lock_the_service_out() {
 async fn a_group_reads_what_a_running_service_writes() {
     const SERVICE: u32 = 64_328;
     const READERS: u32 = 64_329;
-    // The service is in the group of the readers, and has another one as its own.
+    // The service is in the readers' group, and has another primary group.
     let groups = ["--reuid=64328", "--regid=64328", "--groups=64329"];
     let service = |home: &Path, args: &[&str]| {
         let mut command = std::process::Command::new("setpriv");
@@ -169,7 +169,7 @@ async fn names_of_one_file_share_its_lock_and_wal() {
     let link = elsewhere.path().join("link.db");
     symlink(&scene.db, &link).unwrap();
     symlink(&scene.home, elsewhere.path().join("dir")).unwrap();
-    // The first makes the database behind a link that leads to nothing yet.
+    // The first opens the database through a dangling link, which creates it.
     let names = [link.clone(), scene.db.clone(), elsewhere.path().join("dir/m.db")];
     let daemon = scene.daemon_on(&names[0]);
     for (number, name) in names.iter().cycle().take(9).enumerate() {
@@ -309,7 +309,7 @@ fn what_cannot_be_seen_is_not_called_absent() {
     let (code, text) = said(&other(&open, &["send", "s", "--attach", hidden.to_str().unwrap(), "hi"]));
     assert!(code == Some(1) && text.contains("Permission denied"), "{text}");
 
-    // A workspace, and a program, that the service may not look at.
+    // A workspace, and a program, that the service may not read.
     let agent = |dir: &Path, program: &Path| {
         format!(
             "[agents.a]\ndriver = \"openclaw\"\ncommand = [{program:?}, \"{{message}}\"]\n\

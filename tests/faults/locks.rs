@@ -1,4 +1,4 @@
-//! Other programs in the same file: one that holds the write lock, and one that reads for long.
+//! Other programs that use the file: one that holds the write lock, and one with a long read transaction.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ async fn the_wal_is_brought_back_when_a_reader_that_held_it_has_gone() {
     let grown = scene.wal_bytes();
     assert!(grown > 10_000_000, "nothing was held back: {grown}");
     for number in 0..3 {
-        // A moment of rest: the writer tries to cut the WAL off, and must not wait for the reader with the lock in its hand.
+        // When idle, the writer tries to truncate the WAL, and must not hold the lock while it waits for the reader.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let begun = Instant::now();
         daemon.count("s", &format!("m{number}")).await.run();

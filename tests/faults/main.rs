@@ -1,5 +1,5 @@
-//! Storage that fails and power that goes, shown with the real binary: what was acknowledged is there, what was not was refused
-//! and left no trace, and when the fault has gone the engine goes on by itself.
+//! Failing storage and loss of power, with the real binary: what was acknowledged is there, what was not was refused and left no
+//! trace, and after the fault the engine recovers by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod backup;

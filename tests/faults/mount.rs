@@ -1,5 +1,5 @@
-//! Real file systems: a small one that fills up, and one that may not be written. Each daemon has a mount of its own, which
-//! nobody else sees and which goes with it. Where that is not allowed, the tests say that they were skipped.
+//! Real file systems: a small one that fills up, and a read-only one. Each daemon has a mount of its own, which no other process
+//! sees and which ends with it. If that is not allowed, the tests report that they were skipped.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::scene::{Count, Daemon, Scene, check_file, counted, skipped, until, within};
 use crate::stderr::does_its_work;
 
-/// How a process gets mounts of its own here, if it may.
+/// A command prefix that gives a process mounts of its own, if that is allowed here.
 pub fn namespace() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
     ways.into_iter().find(|way| {
@@ -58,7 +58,7 @@ async fn a_real_disk_that_fills_up_and_gets_room_again_loses_nothing() {
     for run in accepted {
         assert_ne!(within(daemon.settled(&run)).await["settled_at"], serde_json::Value::Null);
     }
-    // SQLite would look for the file in our own mounts: a copy is checked, taken while nothing moves.
+    // SQLite would look for the file in the test's own mounts: so a copy is checked, made while the daemon is stopped.
     daemon.signal("STOP");
     until(|| daemon.is_stopped()).await;
     for name in ["m.db", "m.db-wal"] {
@@ -94,7 +94,7 @@ const USES_TMPDIR: &str =
 async fn nothing_but_the_directory_of_the_database_is_needed() {
     let Some(namespace) = namespace() else { return skipped("no file system may be mounted here to be read only") };
     let scene = Scene::with_agent(USES_TMPDIR, "");
-    // The temporary directories of the system are read-only with the rest, the directory of the database is not.
+    // The system's temporary directories are read-only with everything else, the directory of the database is not.
     let read_only =
         "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro / && ! touch /tmp/probe 2>/dev/null && cd /";
     let daemon = scene.ready(scene.serve_in(namespace, read_only).spawn().unwrap());

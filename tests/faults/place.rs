@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::scene::{Answer, Count, Daemon, Scene, check_file, counted, stored_messages, until, within};
 
-/// A turn that has begun to speak.
+/// A turn whose agent has begun to speak.
 async fn speaking(scene: &Scene, daemon: &Daemon, session: &str, message: &str) -> String {
     let run = daemon.count(session, message).await.run();
     let conn = scene.open();
@@ -14,7 +14,7 @@ async fn speaking(scene: &Scene, daemon: &Daemon, session: &str, message: &str) 
     run
 }
 
-/// Nothing is taken any more, and it is said why; what was there is still shown.
+/// Writes are refused, with the reason; what was there is still shown.
 async fn refuses(daemon: &Daemon, message: &str) {
     assert_eq!(daemon.count("s", message).await.refused(), (503, "database_gone"));
     let Answer { status, body: ready, .. } = daemon.get("/readyz").await;
@@ -83,7 +83,7 @@ async fn agents_do_not_keep_the_lock_of_an_engine_that_died() {
     daemon.stop();
 }
 
-/// Waits for what was found out before to be no longer fresh.
+/// Waits until the cached result of the check has expired.
 pub async fn until_ready(daemon: &Daemon) {
     within(async {
         while daemon.get("/readyz").await.status != 200 {

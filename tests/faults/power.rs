@@ -1,5 +1,5 @@
-//! Power that goes at any moment. A daemon works while all that it does to its files is recorded, and a client notes what it is
-//! told. Then the power goes at points of the record, and the files that may be found are opened as the next engine would.
+//! Loss of power at any moment. A daemon works while all its file operations are recorded, and a client notes the answers that it
+//! got. Then the power is cut at points of the record, and the files that may remain are opened as the next engine would.
 //!
 //! A sample of the points is tried; all of them with `MAINSTAY_POWER_LOSS=all`, which takes long.
 
@@ -17,7 +17,7 @@ use crate::replay::{Disk, Draw, Kind, Loss, Record, note};
 use crate::scene::{Count, Daemon, Scene, check_file, until, within};
 use crate::shim::{EIO, Fault, SYNC};
 
-/// So many points of a record are tried, about, unless all are.
+/// About this many points of a record are tried, unless all are.
 const SAMPLE: u64 = 200;
 
 /// What a client was told, and must find again.
@@ -27,7 +27,7 @@ enum Known {
     Event { session: String, seq: i64, event: String },
 }
 
-/// Notes what the client is told, in the record.
+/// Notes the client's answers, in the record.
 struct Notebook {
     known: Mutex<(Vec<Known>, std::fs::File)>,
 }
@@ -41,7 +41,7 @@ impl Notebook {
     }
 }
 
-/// One message after the other in a session, each followed to its end.
+/// Sends messages in a session, one after the other, and follows each to its end.
 async fn converse(daemon: &Daemon, notes: &Notebook, session: &str, messages: std::ops::Range<usize>) {
     for number in messages {
         let message = format!("{session}-{number}");
@@ -62,7 +62,7 @@ async fn converse(daemon: &Daemon, notes: &Notebook, session: &str, messages: st
     }
 }
 
-/// A record of a daemon at work, with this durability, and all that its client was told. `disturb` is there meanwhile.
+/// A record of a daemon at work, with this durability, and everything that its client was told. `disturb` runs meanwhile.
 async fn recorded(durability: &str, disturb: impl AsyncFn(&Scene)) -> (Record, Vec<Known>) {
     let line = r#"{\"event\":\"agent\",\"stream\":\"assistant\",\"data\":{\"delta\":\"$i $text\"}}"#;
     let script = format!(
@@ -78,7 +78,7 @@ async fn recorded(durability: &str, disturb: impl AsyncFn(&Scene)) -> (Record, V
         never = async { loop { disturb(&scene).await; tokio::task::yield_now().await } } => never,
     }
     scene.shim.heal();
-    // An orderly end and a new begin are in the record too; the last end is none.
+    // The record also has an orderly stop and a restart; it ends without a stop.
     daemon.stop();
     let daemon = scene.daemon();
     converse(&daemon, &notes, "a", 4..5).await;
@@ -86,7 +86,7 @@ async fn recorded(durability: &str, disturb: impl AsyncFn(&Scene)) -> (Record, V
     (Record::read(&scene.record()), notes.known.into_inner().unwrap().0)
 }
 
-/// What is wrong with what was found.
+/// What is wrong with the remaining files.
 #[derive(Debug, thiserror::Error)]
 enum Wrong {
     #[error("the client was told of it, and it is not there: {0}")]
@@ -95,7 +95,7 @@ enum Wrong {
     Broken(String),
 }
 
-/// Something wrong, and how it came about: the power went behind this operation, and took this.
+/// A defect, and how it came about: the power was cut after this operation, with this loss.
 struct Found {
     point: usize,
     loss: Loss,
@@ -113,7 +113,7 @@ fn assert_all_is_well(record: &Record, wrong: &[Found]) {
     assert!(wrong.is_empty(), "{count} times in {points} operations, such as {:#?}", &wrong[..count.min(5)]);
 }
 
-/// Opens what was found as the next engine would, and looks for what the client knows.
+/// Opens the remaining files as the next engine would, and looks for what the client was told.
 async fn check(found: BTreeMap<String, Vec<u8>>, known: &[Known]) -> Result<(), Wrong> {
     if !found.contains_key("m.db") {
         return known.first().map_or(Ok(()), |first| Err(Wrong::Lost(format!("{first:?}, with the whole file"))));
@@ -152,7 +152,7 @@ async fn check(found: BTreeMap<String, Vec<u8>>, known: &[Known]) -> Result<(), 
     Ok(())
 }
 
-/// Lets the power go at points of the record. Answers with what was wrong, and where.
+/// Cuts the power at points of the record. Returns the defects, and where they occurred.
 async fn lose_power(record: &Record, known: &[Known], seed: u64) -> Vec<Found> {
     let all = std::env::var("MAINSTAY_POWER_LOSS").is_ok_and(|points| points == "all");
     let mut draw = Draw(seed);
@@ -186,7 +186,7 @@ async fn lose_power(record: &Record, known: &[Known], seed: u64) -> Vec<Found> {
     wrong
 }
 
-/// The log was written back to the database, and begun anew, in the midst of it.
+/// The record must contain a checkpoint, after which the WAL was restarted.
 fn assert_checkpoints(record: &Record) {
     let begun = record.count("m.db-wal", |kind| matches!(kind, Kind::Wrote { offset: 0, .. }));
     let written_back = record.count("m.db", |kind| *kind == Kind::Synced);
@@ -209,7 +209,7 @@ async fn what_was_acknowledged_survives_a_loss_of_power_when_syncs_failed_before
     let failing = std::cell::Cell::new(0_u32);
     let (record, known) = recorded("full", async |scene| {
         let number = failing.replace(failing.get() + 1);
-        // The database is synced when the WAL is written back, far less often than the WAL.
+        // The database is synced at checkpoints, far less often than the WAL.
         let (files, let_through) = if number % 6 == 2 { (files[1], 0) } else { (files[0], number * 2 % 7) };
         scene.shim.fail(Fault { let_through, times: 1, files, ..Fault::all(SYNC, EIO) });
         until(|| scene.shim.hits() > 0).await;

@@ -1,4 +1,4 @@
-//! `/readyz` says why nothing would be taken or executed now, soon, and without a write for each who asks.
+//! `/readyz` says why nothing would be accepted or executed now, soon after the cause, and without a write per request.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ async fn a_daemon_that_cannot_renew_its_leases_is_not_ready() {
     let scene = Scene::new("[engine]\nlease = \"2s\"");
     let daemon = scene.daemon();
     let other = scene.open();
-    // Everything else can be written.
+    // All other writes succeed.
     let refuse =
         "CREATE TRIGGER refuse BEFORE UPDATE OF heartbeat_at ON workers BEGIN SELECT RAISE(ABORT, 'refused'); END";
     other.execute_batch(refuse).unwrap();

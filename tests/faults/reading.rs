@@ -1,4 +1,4 @@
-//! Commands that only read: they work where nothing may be written, and leave nothing behind.
+//! Read-only commands: they work where nothing may be written, and leave nothing behind.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +10,7 @@ use crate::mount::namespace;
 use crate::scene::{Count, Scene, skipped, within};
 use crate::user::{as_user, commands_that_read, listing, mainstay, said};
 
-/// A scene whose config lies beside its database, with a session that has an answer.
+/// A scene whose config is beside its database, with a session that has an answer.
 async fn answered() -> Scene {
     let scene = Scene::with_agent(
         r#"cat >/dev/null; echo '{"event":"agent","stream":"assistant","data":{"delta":"yes"}}'"#,
@@ -23,7 +23,7 @@ async fn answered() -> Scene {
     scene
 }
 
-/// All commands that read do so by `run`, and nothing in the directory changes.
+/// All read-only commands succeed through `run`, and nothing in the directory changes.
 fn all_read(scene: &Scene, run: impl Fn(&[&str]) -> Output) {
     let before = listing(&scene.home);
     for command in commands_that_read().into_iter().filter(|command| command[0] != "backup") {
@@ -48,7 +48,7 @@ fn on_read_only_mount(scene: &Scene, namespace: &'static [&'static str]) -> impl
     }
 }
 
-/// Its files belong to a service, and a group may read them. Without the config beside the database, which other users
+/// Gives its files to a service, and lets a group read them. Without the config beside the database, which other users
 /// would have to name.
 fn give_to(scene: &Scene, uid: u32, gid: u32) {
     fs::remove_file(scene.home.join("mainstay.toml")).unwrap();
@@ -56,7 +56,7 @@ fn give_to(scene: &Scene, uid: u32, gid: u32) {
         let paths = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).chain([dir.clone()]);
         for path in paths.collect::<Vec<PathBuf>>() {
             chown(&path, Some(uid), Some(gid)).unwrap();
-            // The token is not the group's: a daemon refuses one that is.
+            // The token stays private: a daemon refuses one that a group may read.
             let is_token = path == testkit::token_file(&scene.db);
             let mode = if path.is_dir() { 0o750 } else { 0o640 };
             fs::set_permissions(&path, Permissions::from_mode(if is_token { 0o600 } else { mode })).unwrap();
@@ -70,7 +70,7 @@ async fn commands_that_read_leave_nothing_behind() {
     all_read(&scene, by_us(&scene));
     let copies = tempfile::tempdir().unwrap();
     let copy = |name: &str| copies.path().join(name).to_str().unwrap().to_owned();
-    // A backup has a note among the directories of agents while it lasts.
+    // While a backup runs, it has a note in the directory of agents.
     let but_agents = || {
         let mut listing = listing(&scene.home);
         listing.remove("m.db-agents").map(|_| listing)
@@ -80,7 +80,7 @@ async fn commands_that_read_leave_nothing_behind() {
     assert_eq!(but_agents(), before);
     let daemon = scene.daemon();
     within(daemon.settled(&daemon.count("s", "m2").await.run())).await;
-    // The daemon writes by itself, its heartbeats too: it stands still meanwhile.
+    // The daemon writes by itself, for example heartbeats: it is stopped meanwhile.
     daemon.signal("STOP");
     crate::scene::until(|| daemon.is_stopped()).await;
     all_read(&scene, by_us(&scene));
@@ -88,7 +88,7 @@ async fn commands_that_read_leave_nothing_behind() {
     daemon.kill();
     assert!(scene.wal_bytes() > 0);
     all_read(&scene, |args| match args[0] {
-        // It calls a killed daemon's worker what it is.
+        // The doctor reports a killed daemon's worker as a finding.
         "doctor" => by_us(&scene)(&["runs", "--db", scene.db.to_str().unwrap()]),
         _ => by_us(&scene)(args),
     });
@@ -131,7 +131,7 @@ async fn a_user_in_the_group_reads_beside_a_daemon() {
     daemon.kill();
     let (code, text) = runs(&["runs", "--json", "--db", scene.db.to_str().unwrap()]);
     assert_eq!((code, text.lines().count()), (Some(0), 2), "{text}");
-    // An index that it may not read is as good as none, and none can be made.
+    // An index that it may not read is as useless as none, and it cannot create one.
     for (change, named) in [(0o600, "m.db-shm"), (0o640, "its index")] {
         fs::set_permissions(scene.home.join("m.db-shm"), Permissions::from_mode(change)).unwrap();
         if change == 0o640 {
@@ -199,7 +199,7 @@ async fn attach_follows_a_daemon_that_comes_later() {
     daemon.stop();
 }
 
-/// Calls by which a process changes files.
+/// System calls that change files.
 const CHANGES: &str = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,sync_file_range,ftruncate,truncate,fallocate,chmod,\
                        fchmod,fchmodat,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,link,linkat,symlink";
 
@@ -231,9 +231,9 @@ async fn no_call_of_a_command_that_reads_changes_a_file() {
     look("after a crash");
 }
 
-/// Whether a traced call changes something in a directory. An existing WAL is opened for writing by SQLite, and not written.
+/// Whether a traced call changes something in a directory. SQLite opens an existing WAL for writing without writing to it.
 fn is_change(call: &str, home: &Path) -> bool {
-    // The second half of a call that was shown before has no arguments.
+    // The second part of a call that strace showed before has no arguments.
     let is_there = call.contains(home.to_str().unwrap()) && !call.contains(" resumed>");
     let opens = call.contains("openat(");
     is_there && (!opens || call.contains("O_TRUNC") || (call.contains("O_CREAT") && !call.contains("m.db-wal\"")))

@@ -1,9 +1,9 @@
-//! A disk that loses power: the record of the shim, played up to any point, and what may be found on the disk then.
+//! A disk that loses power: the record of the shim, replayed up to any point, and what may remain on the disk then.
 //!
-//! The rules are those that a file system promises and no more. What was written before a sync of its file is there. What was
-//! written since may be there, or not, each write by itself, and of each write any of its sectors. Names come and go in order,
-//! and are there for certain once the directory was synced. A sync that failed promises nothing, and what it was to save will
-//! not be saved by a later sync either: the system believes it to be clean.
+//! The rules are those that a file system promises and no more. What was written before a sync of its file is there. Each later
+//! write may be there or not, independently of the others, and so may each of its sectors. Names come and go in order, and
+//! are certain once the directory was synced. A failed sync promises nothing, and a later sync does not save its data
+//! either: the kernel believes it to be clean.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub enum Kind {
     SyncFailed,
     Created,
     Removed,
-    /// The client knows of so many things.
+    /// The client has noted this many answers.
     Noted {
         known: usize,
     },
@@ -40,13 +40,13 @@ pub struct Op {
     pub file: String,
 }
 
-/// All that was done, in order.
+/// All operations, in order.
 pub struct Record {
     bytes: Vec<u8>,
     pub ops: Vec<Op>,
 }
 
-/// A line for the record that says how much a client knows.
+/// A record entry: how many answers a client has noted.
 pub fn note(known: usize) -> Vec<u8> {
     [&7_u32.to_ne_bytes()[..], &0_u32.to_ne_bytes(), &(known as u64).to_ne_bytes(), &0_u64.to_ne_bytes()].concat()
 }
@@ -75,8 +75,8 @@ impl Record {
                 other => panic!("the shim does not write records of kind {other}"),
             };
             let file = std::str::from_utf8(&bytes[name]).unwrap().to_owned();
-            // The index of the WAL is no file but shared memory, and made anew by whoever opens the database first. What the
-            // hosts of agents write is not synced: no agent survives a loss of power.
+            // The WAL index is shared memory, not a file, and is rebuilt by the first process that opens the database. What the
+            // shims of agents write is not synced: no agent survives a loss of power.
             if !file.ends_with("-shm") && !file.ends_with("-lock") && !file.contains("-agents") {
                 ops.push(Op { kind, file });
             }
@@ -113,20 +113,20 @@ impl Draw {
     }
 }
 
-/// What becomes of what was not synced.
+/// What is lost of unsynced changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// All of it is there: only the process died.
+    /// Nothing is lost: only the process died.
     Nothing,
-    /// Of everything so many percent are there, drawn from this seed.
+    /// This percentage of the changes is kept, drawn from this seed.
     Some { kept_percent: u64, seed: u64 },
-    /// None of it is there.
+    /// Everything is lost.
     Everything,
 }
 
 #[derive(Default)]
 struct File {
-    /// What is on the disk.
+    /// The content on the disk.
     synced: Vec<u8>,
     pending: Vec<Kind>,
 }
@@ -137,7 +137,7 @@ enum NameChange {
     Removed(String),
 }
 
-/// The files, as the system sees them, and what of them is on the disk.
+/// The files as the system sees them, and what of them is on the disk.
 pub struct Disk<'r> {
     record: &'r Record,
     files: Vec<File>,
@@ -148,7 +148,6 @@ pub struct Disk<'r> {
 }
 
 impl<'r> Disk<'r> {
-    /// Empty.
     pub fn new(record: &'r Record, seed: u64) -> Self {
         let (names, synced_names) = Default::default();
         Self { record, files: vec![], names, synced_names, pending_names: vec![], draw: Draw(seed) }
@@ -194,7 +193,7 @@ impl<'r> Disk<'r> {
         }
     }
 
-    /// What is found when the power comes back.
+    /// The files after the power is back.
     pub fn after(&self, loss: Loss) -> BTreeMap<String, Vec<u8>> {
         let (percent, seed) = match loss {
             Loss::Nothing => (100, 0),
@@ -230,7 +229,7 @@ fn rename(names: &mut BTreeMap<String, usize>, change: NameChange) {
     };
 }
 
-/// Does those sectors of a change that are `kept`; a change of length is one piece.
+/// Applies the sectors of a change that are `kept`; a change of length is one piece.
 fn write(bytes: &mut Vec<u8>, change: &Kind, record: &Record, mut kept: impl FnMut(usize) -> bool) {
     match change {
         Kind::Wrote { offset, data } => {

@@ -1,4 +1,4 @@
-//! What the tests stand on: a daemon behind the shim, with scripts for agents, and clients that remember what they were told.
+//! Shared by the tests: a daemon with the preload shim, scripts as agents, and clients that remember what they were told.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ pub use testkit::{Answer, Api, Daemon, TIMEOUT, skipped, until, within};
 
 use crate::shim::Shim;
 
-/// Words that the agent of [`Scene::new`] says in a turn.
+/// The number of words that the agent of [`Scene::new`] says in a turn.
 pub const WORDS: usize = 60;
 
 /// A directory with a database, a config and the shim's files, and a client.
@@ -51,7 +51,7 @@ impl Scene {
         Self { db, home, shim, config, log, _dir: dir }
     }
 
-    /// With a record of all that is done to the files.
+    /// With a record of all file operations.
     pub fn recording(mut self) -> Self {
         let record = self.record();
         self.shim = Shim::new(&self.home, self._dir.path()).recording(&record);
@@ -62,12 +62,12 @@ impl Scene {
         self._dir.path().join("record")
     }
 
-    /// What a daemon is started with.
+    /// The command that starts a daemon.
     pub fn serve(&self) -> Command {
         self.serve_at("127.0.0.1:0")
     }
 
-    /// The same, to listen at this address.
+    /// The same, listening at this address.
     pub fn serve_at(&self, address: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
         self.arguments(&mut command, address);
@@ -75,7 +75,7 @@ impl Scene {
         command
     }
 
-    /// A daemon that was given this name of the database.
+    /// A daemon that gets this path of the database.
     pub fn daemon_on(&self, db: &Path) -> Daemon {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
         self.arguments_on(db, &mut command, "127.0.0.1:0");
@@ -92,7 +92,7 @@ impl Scene {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(testkit::log_file(&self.log)).process_group(0);
     }
 
-    /// What a daemon is started with in a place of its own: `prepare` is a line of shell that is run there first, with the
+    /// The command that starts a daemon in a namespace of its own: `prepare` is a line of shell that runs there first, with the
     /// database's directory as `$0`.
     pub fn serve_in(&self, namespace: &[&str], prepare: &str) -> Command {
         let mut command = Command::new("unshare");
@@ -102,7 +102,7 @@ impl Scene {
         command
     }
 
-    /// What a daemon is started with that has so many file descriptors, soft and hard limit.
+    /// The command that starts a daemon with this limit of file descriptors, soft and hard.
     pub fn serve_limited(&self, limit: &str) -> Command {
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={limit}")).arg(env!("CARGO_BIN_EXE_mainstay"));
@@ -110,17 +110,17 @@ impl Scene {
         command
     }
 
-    /// A daemon that serves.
+    /// A daemon that is ready.
     pub fn daemon(&self) -> Daemon {
         self.ready(self.serve().spawn().unwrap()).unwrap_or_else(|_| panic!("it did not start: {}", self.logged()))
     }
 
-    /// A process that was started, once it serves; or how it ended.
+    /// Waits until a started process is ready; an error if it exits instead.
     pub fn ready(&self, child: Child) -> Result<Daemon, ExitStatus> {
         Daemon::ready(child, &self.db)
     }
 
-    /// A process that was started and will serve at this address.
+    /// A process that was started and will listen at this address.
     pub fn reached_at(&self, child: Child, address: &str) -> Daemon {
         Daemon::expected_at(child, format!("http://{address}"), &self.db)
     }
@@ -145,7 +145,7 @@ impl Scene {
     }
 }
 
-/// Sends messages that have the agent of [`Scene::new`] count.
+/// Sends messages to the counting agent of [`Scene::new`].
 pub trait Count {
     async fn count(&self, session: &str, message: &str) -> Answer;
 }
@@ -156,12 +156,12 @@ impl Count for Api {
     }
 }
 
-/// What a whole turn of the counting agent says.
+/// The text of a whole turn of the counting agent.
 pub fn counted() -> String {
     (1..=WORDS).map(|word| format!("{word} ")).collect()
 }
 
-/// The file is whole, and its logs have no gaps.
+/// Checks that the file is intact, and that its logs have no gaps.
 pub fn check_file(conn: &rusqlite::Connection) -> Result<(), String> {
     let ask = |sql: &str| {
         let mut statement = conn.prepare(sql).map_err(|error| error.to_string())?;
@@ -191,7 +191,7 @@ pub fn check_file(conn: &rusqlite::Connection) -> Result<(), String> {
     Ok(())
 }
 
-/// Ids of messages, by session, that are stored.
+/// The ids of stored messages, by session.
 pub fn stored_messages(conn: &rusqlite::Connection) -> BTreeMap<String, Vec<String>> {
     let sql = "SELECT s.id, m.id FROM messages m JOIN sessions s ON s.key = m.session_key WHERE m.role = 'user'";
     let mut statement = conn.prepare(sql).unwrap();

@@ -1,4 +1,4 @@
-//! The preload shim (`shim.c`): compiled once, told what to break through a mapped file, and its record read back.
+//! The preload shim (`shim.c`): compiled once, controlled through a mapped file, and its record.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What `struct control` in `shim.c` is.
+/// The size of `struct control` in `shim.c`.
 const CONTROL_BYTES: usize = 96;
 const SEEN_AT: u64 = 24;
 const FILES_AT: usize = 32;
@@ -25,31 +25,31 @@ pub const EMFILE: i32 = 24;
 pub const ENOSPC: i32 = 28;
 pub const EROFS: i32 = 30;
 
-/// What is to fail, and how.
+/// Which operations fail, and how.
 #[derive(Clone, Copy)]
 pub struct Fault {
     pub operations: u32,
-    /// 0: nothing fails, it is only late.
+    /// 0: nothing fails, the operation is only delayed.
     pub error: i32,
-    /// So many go well first.
+    /// How many operations succeed first.
     pub let_through: u32,
-    /// And then so many fail.
+    /// How many fail then.
     pub times: u32,
-    /// Of a write that fails, so many bytes are written.
+    /// How many bytes a failing write still writes.
     pub kept_bytes: u32,
     pub delay_ms: u32,
-    /// A pattern for the names of the files.
+    /// A pattern for file names.
     pub files: &'static str,
 }
 
 impl Fault {
-    /// Each of these operations fails, on the database and what belongs to it.
+    /// Each of these operations fails, on the database and its companion files.
     pub const fn all(operations: u32, error: i32) -> Self {
         Self { operations, error, let_through: 0, times: u32::MAX, kept_bytes: 0, delay_ms: 0, files: "m.db*" }
     }
 }
 
-/// The shim as a library, compiled for this run of the tests.
+/// The shim as a library, compiled once per test process.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -67,7 +67,7 @@ fn library() -> &'static Path {
     })
 }
 
-/// The shim around the files of one directory.
+/// The shim for the files of one directory.
 pub struct Shim {
     dir: PathBuf,
     control: File,
@@ -76,7 +76,7 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Around the files below `dir`; its own files are in `aside`.
+    /// For the files below `dir`; its own files are in `aside`.
     pub fn new(dir: &Path, aside: &Path) -> Self {
         let control_path = aside.join("control");
         let control =
@@ -85,14 +85,14 @@ impl Shim {
         Self { dir: dir.canonicalize().unwrap(), control, control_path, log_path: None }
     }
 
-    /// Records what is done to the files from now on.
+    /// Records the file operations from now on.
     pub fn recording(mut self, log: &Path) -> Self {
         File::create(log).unwrap();
         self.log_path = Some(log.to_owned());
         self
     }
 
-    /// Has a program run with the shim.
+    /// Makes a program run with the shim.
     pub fn around(&self, command: &mut Command) {
         command.env("LD_PRELOAD", library()).env("FAULTS_DIR", &self.dir).env("FAULTS_CONTROL", &self.control_path);
         if let Some(log) = &self.log_path {
@@ -100,7 +100,7 @@ impl Shim {
         }
     }
 
-    /// From now on this fails.
+    /// Makes these operations fail from now on.
     pub fn fail(&self, fault: Fault) {
         self.heal();
         let mut control = [0; CONTROL_BYTES];
@@ -112,7 +112,7 @@ impl Shim {
         self.control.write_all_at(&fault.operations.to_ne_bytes(), 0).unwrap();
     }
 
-    /// From now on everything goes well.
+    /// Makes all operations succeed from now on.
     pub fn heal(&self) {
         self.control.write_all_at(&0_u32.to_ne_bytes(), 0).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Out of file descriptors, processes and memory: what was accepted waits, and completes when there is enough again.
+//! Out of file descriptors, processes and memory: what was accepted waits, and completes once there is enough again.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -43,7 +43,7 @@ async fn until_stalled(daemon: &Daemon, why: &str) {
     .await;
 }
 
-/// Claims that were given back for want of something are no attempts of the agent.
+/// Claims that were given back because of the shortage do not count as attempts.
 async fn complete_at_the_first_attempt(scene: &Scene, daemon: &Daemon, runs: &[String]) {
     for run in runs {
         let settled = within(daemon.settled(run)).await;
@@ -63,10 +63,10 @@ async fn readers_on_every_connection_leave_runs_a_reserve() {
     let address: SocketAddr = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap()).parse().unwrap();
     send_by_command(&scene, "s");
     let mut readers = Vec::new();
-    // More than are served, and not more than the kernel lets wait.
+    // More than are served, and not more than the kernel queues.
     for _ in 0..200 {
         let mut reader = TcpStream::connect(address).unwrap();
-        // A reader that was refused has been hung up on.
+        // The connection of a refused reader is closed.
         let _ = write!(
             reader,
             "GET /v1/sessions/s/events HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n\r\n"
@@ -103,7 +103,7 @@ async fn starts_wait_for_file_descriptors() {
     let daemon = scene.daemon();
     let first = daemon.count("s", "first").await.run();
     within(daemon.settled(&first)).await;
-    // What is open stays open, and nothing else can be opened; the connection of the client is one of them.
+    // What is open stays open, and nothing else can be opened; that includes the client's connection.
     limit_descriptors(&daemon, "3:4096");
     let mut runs = Vec::new();
     for number in 0..MESSAGES {
@@ -120,7 +120,7 @@ async fn starts_wait_for_file_descriptors() {
     daemon.stop();
 }
 
-/// A program that cannot be started for a while: `exe` is the host of an agent, `sh` the agent.
+/// A program that cannot be started for a while: `exe` is the shim, `sh` the agent.
 async fn wait_out(program: &'static str, error: i32, words: &str) {
     let scene = Scene::new("");
     let daemon = scene.daemon();
@@ -173,7 +173,7 @@ async fn is_left_to_others(agent: &str) -> (Scene, Daemon, Vec<String>) {
         create(&session, agent).await;
         starved.push(daemon.count(&session, "m").await.run());
     }
-    // While none of them can start, an agent that can has the only worker.
+    // While none of them can start, another agent gets the only worker.
     create("other", "other").await;
     let other = daemon.count("other", "m").await.run();
     let other = within(daemon.settled(&other)).await;
@@ -184,7 +184,7 @@ async fn is_left_to_others(agent: &str) -> (Scene, Daemon, Vec<String>) {
         scene.open().query_row(resting, [], |row| row.get::<_, i64>(0)).unwrap() > 0
     })
     .await;
-    // Others can be started.
+    // Other agents can start.
     until_ready(&daemon).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     let listed = command.args(["runs", "--json", "--db"]).arg(&scene.db).arg("--config").arg(&scene.config);

@@ -1,5 +1,5 @@
-//! What only watches the work: a daemon whose stderr is closed, full, broken or not read does all its work, and stops when it
-//! is asked to.
+//! Logs must not stop the work: a daemon whose stderr is closed, full, broken or not read does all its work, and stops when
+//! asked to.
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
@@ -20,7 +20,7 @@ fn scene() -> Scene {
     Scene::with_agent(r#"echo '{"event":"agent","stream":"assistant","data":{"delta":"word"}}'"#, "")
 }
 
-/// Many runs, all of which complete.
+/// Sends many runs, all of which complete.
 pub async fn does_its_work(daemon: &Daemon) {
     let mut runs = Vec::new();
     for number in 0..SESSIONS * MESSAGES {

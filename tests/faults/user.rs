@@ -1,4 +1,4 @@
-//! Commands of the command line, run by this user or by another, and what they leave in a directory.
+//! Commands run by this user or by another one, and what they leave in a directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Commands that only read, as they are tried on files of every kind. A session `s` is there.
+/// Read-only commands that are tried on files of every kind. A session `s` exists.
 pub fn commands_that_read() -> Vec<Vec<&'static str>> {
     let commands: [&[&str]; 14] = [
         &["sessions"],
@@ -27,14 +27,14 @@ pub fn commands_that_read() -> Vec<Vec<&'static str>> {
     commands.map(<[&str]>::to_vec).to_vec()
 }
 
-/// The program, to be run in a directory without any variable of ours.
+/// The program, in a directory and without Mainstay's environment variables.
 pub fn mainstay(dir: &Path) -> Command {
     let mut command = testkit::command(env!("CARGO_BIN_EXE_mainstay"));
     command.current_dir(dir).stdin(Stdio::null());
     command
 }
 
-/// Runs the program in a directory as a user and group; none where that cannot be done.
+/// Runs the program in a directory as a user and group; none if that is not possible.
 pub fn as_user(uid: u32, gid: u32) -> Option<impl Fn(&Path, &[&str]) -> Output> {
     let command = move |dir: &Path| {
         let mut command = Command::new("setpriv");
@@ -46,14 +46,14 @@ pub fn as_user(uid: u32, gid: u32) -> Option<impl Fn(&Path, &[&str]) -> Output> 
     tried.status.success().then_some(move |dir: &Path, args: &[&str]| command(dir).args(args).output().unwrap())
 }
 
-/// The exit status, and all that was said.
+/// The exit status, and stdout with stderr.
 pub fn said(output: &Output) -> (Option<i32>, String) {
     let text = [&output.stdout[..], &output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// All that is in a directory: by name the mode, owner, group, length, and time of change of each file. Where root runs it,
-/// SQLite gives the WAL the owner that it has already, which shows as another time of change of the inode only.
+/// All files of a directory: by name the mode, owner, group, length, and time of change of each. If root runs it, SQLite sets
+/// the owner that the WAL has already, which changes only the inode's time of change.
 pub fn listing(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::scene::{Scene, within};
 
-/// The config of an agent whose program is this script, made in a directory.
+/// The config of an agent whose program is this script, created in a directory.
 fn agent(dir: &Path, script: &str) -> String {
     let program = dir.join("agent");
     std::fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.display())).unwrap();
@@ -47,7 +47,7 @@ async fn one_survey_answers_all_who_ask() {
 #[tokio::test]
 async fn client_that_hangs_up_leaves_no_program_running() {
     let dir = tempfile::tempdir().unwrap();
-    // Its own number: the same test may run in another checkout on this machine.
+    // A unique number: the same test may run in another checkout on this machine.
     let slept = format!("7702.{}", std::process::id());
     let script = format!("sleep {slept} & setsid sleep {slept} & : > started; exec sleep {slept}");
     let scene = Scene::with(&agent(dir.path(), &script), Timeouts::default()).await;

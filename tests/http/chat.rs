@@ -17,7 +17,7 @@ pub fn chat(messages: &[Value], more: Value) -> Value {
 }
 
 impl Scene {
-    /// Sends, cancels the run that this made, and tells its stream.
+    /// Sends, cancels the run, and describes its stream.
     async fn turn(&self, body: &Value) -> String {
         let mut stream = Streaming::open(self.ask(Method::POST, "/api/chat").json(body)).await;
         assert_eq!(stream.status, 200);
@@ -44,7 +44,7 @@ impl Scene {
 #[tokio::test]
 async fn a_message_is_sent_and_sent_again() {
     let scene = Scene::new().await;
-    // The history that comes along, and what the application adds, do not matter.
+    // The history in the request, and fields of the application, do not matter.
     let history = json!({"id": "?", "role": "assistant", "parts": "anything"});
     let body = chat(&[history, user("m1", "hello")], json!({"trigger": "submit-message", "model": "x"}));
     assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
@@ -82,7 +82,7 @@ async fn history_of_a_chat_does_not_count_as_body() {
     let answer = json!({"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "x".repeat(100_000)}]});
     let body = chat(&[pictures.clone(), answer, user("m1", "hello")], json!({}));
     assert_eq!(scene.turn(&body).await, "retry 1:start 2:abort 3:finish [DONE]");
-    // The same without a length that says it beforehand.
+    // The same without an announced length.
     let pieces: Vec<_> = body.to_string().into_bytes().chunks(10_000).map(|piece| Ok(piece.to_vec())).collect();
     let pieces = reqwest::Body::wrap_stream(futures_util::stream::iter::<Vec<std::io::Result<Vec<u8>>>>(pieces));
     let request = scene.ask(Method::POST, "/api/chat").header("content-type", "application/json").body(pieces);
@@ -190,7 +190,7 @@ async fn a_page_that_is_opened_finds_what_is_under_way() {
         page.until("retry", 1).await;
         pages.push(page);
     }
-    // A reader that goes away changes nothing.
+    // A reader that disconnects changes nothing.
     drop(scene.stream("/api/chat/s/stream").await);
     let stopped = scene.post_nothing("/api/chat/s/stop?wait=10").await;
     assert_eq!((stopped.status, stopped.body["run"]["id"].as_str()), (200, Some(run.as_str())));

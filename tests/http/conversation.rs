@@ -1,4 +1,4 @@
-//! What a chat sends once more, instead, or while the session is busy: which message is answered, and in which order.
+//! Messages that a chat resends, replaces, or sends while the session is busy: which one is answered, and in which order.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ impl Scene {
         stream.rest().await.unwrap()
     }
 
-    /// Sends as a chat does, and hangs up as soon as that is taken.
+    /// Sends as a chat does, and disconnects as soon as the message is accepted.
     pub async fn chat_begun(&self, body: &Value) {
         let mut stream = Streaming::open(self.ask(Method::POST, "/api/chat").json(body)).await;
         assert_eq!(stream.status, 200);
@@ -54,7 +54,7 @@ async fn regenerate_with_another_text_is_an_edit() {
     let told = said(&scene.chat_to_end(&chat(&[user("m", "One, better")], regenerate())).await);
     assert!(told.contains("One, better"), "{told}");
     assert_eq!(scene.texts("items").await, ["One, better", "(answer)"]);
-    // What a client keeps beside the text is no other text.
+    // Fields that a client keeps beside the text do not make it another text.
     let mut same = user("m", "One, better");
     same["parts"][0]["state"] = "done".into();
     same["parts"][0]["providerMetadata"] = json!({"app": {"seen": true}});
@@ -62,7 +62,7 @@ async fn regenerate_with_another_text_is_an_edit() {
     let stored = scene.get("/v1/sessions/s/messages").await.body;
     assert_eq!(stored["items"][0]["parts"], json!([{"type": "text", "text": "One, better"}]));
     assert_eq!(scene.statuses().await, ["completed"; 3]);
-    // Nor does it make an edit of a send that is an edit by its id.
+    // Nor do they turn a repeated edit into a new one.
     same["parts"][0]["state"] = "streaming".into();
     scene.chat_to_end(&chat(&[same], json!({"messageId": "m"}))).await;
     assert_eq!(scene.statuses().await.len(), 3);
@@ -110,10 +110,10 @@ async fn an_edit_of_a_queued_message_keeps_what_waits_behind_it() {
     scene.chat_begun(&chat(&[user("a", "one, better")], regenerate())).await;
     assert_eq!(scene.texts("queued").await, ["one, better", "two, better", "three"]);
     assert_eq!(scene.statuses().await, ["queued"; 3], "each has the run that it had");
-    // One that shall go next leaves its place; what was behind it stays.
+    // A message that goes next leaves its position in the queue; the others stay.
     let interrupt = json!({"messageId": "b", "when_busy": "interrupt"});
     scene.chat_begun(&chat(&[user("b", "two, now")], interrupt)).await;
-    // It has a place in the log since the run that it left was cancelled.
+    // It has a place in the log since its previous run was cancelled.
     assert_eq!(scene.texts("items").await, ["two, now"]);
     assert_eq!(scene.texts("queued").await, ["one, better", "three"]);
     let current = scene.get("/v1/sessions/s/runs").await.each("message_id").remove(0);
@@ -177,7 +177,7 @@ async fn queued_messages_stand_apart_from_the_conversation() {
     page.until("text-delta", 1).await;
     assert_eq!(scene.texts("items").await, ["/slow 100"]);
     assert_eq!(scene.texts("queued").await, ["second"]);
-    // The stream of the first answer ends with it; a client that asks again gets the next.
+    // The stream of the first answer ends with it; a client that resumes gets the next.
     assert!(said(&page.rest().await.unwrap()).contains("100"));
     let next =
         Streaming::open(scene.ask(Method::POST, "/api/chat").json(&chat(&[user("b", "second")], json!({})))).await;

@@ -1,4 +1,4 @@
-//! A person who types while an agent asks: the open questions are declined, and the message goes next.
+//! A message that is sent while an agent asks: the open questions are declined, and the message goes next.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::chat::{chat, user};
 use crate::scene::{Scene, Streaming, chunks, said};
 
 impl Scene {
-    /// Sends `/ask` as a chat does, and reads to the question: its id.
+    /// Sends `/ask` as a chat does, and reads up to the question: its id.
     async fn question(&self, id: &str) -> String {
         let stream = self.chat_to_end(&chat(&[user(id, "/ask x")], json!({}))).await;
         let last = chunks(&stream).pop().unwrap();
@@ -40,7 +40,7 @@ async fn a_new_message_declines_open_questions_and_goes_next() {
     let permission = scene.get(&format!("/v1/permissions/{question}")).await;
     assert_eq!((permission.text("state"), permission.text("answered_by")), ("denied", "admin"));
     assert_eq!(permission.text("reason"), "declined: a new message was sent");
-    // The asked run went on with the denial to its end, and the new message went before what waited.
+    // The asking run continued with the denial to its end, and the new message went before those that waited.
     let last = Streaming::open(
         scene.ask(Method::POST, "/v1/sessions/s/runs").header("accept", "text/event-stream").json(&later),
     );
@@ -71,7 +71,7 @@ async fn answers_are_read_from_any_message_of_the_assistant() {
     for approved in [false, true] {
         let scene = Scene::executing().await;
         let question = scene.question("m").await;
-        // Some that were never meant for us come along.
+        // The request also has answers that are not for Mainstay.
         let foreign = json!({"id": "f", "role": "assistant", "parts": [
             {"type": "tool-x", "state": "approval-responded", "approval": {"id": "not-ours", "approved": true}},
             {"type": "tool-x", "state": "approval-responded", "approval": null},

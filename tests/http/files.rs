@@ -1,11 +1,11 @@
-//! Files in messages, at every entry: what an agent takes is kept as it came, everything else is refused by its position.
+//! Files in messages, through every entry: what an agent accepts is kept unchanged, all else is refused with its position.
 
 use mainstay::http::Timeouts;
 use serde_json::{Value, json};
 
 use crate::scene::Scene;
 
-/// Agents that take nothing, images, and whatever there is.
+/// Agents that accept nothing, images, and everything.
 const AGENTS: &str = "
 [agents.lines]
 driver = \"openclaw\"

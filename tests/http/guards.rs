@@ -1,4 +1,4 @@
-//! Who may ask: tokens and roles, Host, Origin.
+//! Access: tokens and roles, Host, Origin.
 
 use mainstay::http::{Access, Timeouts, serve};
 use reqwest::{Method, RequestBuilder};

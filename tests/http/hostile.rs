@@ -1,11 +1,11 @@
-//! Bytes that are no request, and what every answer has.
+//! Bytes that are no request, and the parts that every response has.
 
 use reqwest::Method;
 use serde_json::Value;
 
 use crate::scene::{Scene, status_of};
 
-/// The code of a raw answer that is an error in the one shape, with its id and the headers of all answers.
+/// The code of a raw error response, which must have the usual shape, an id and the usual headers.
 fn code(answer: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     let head = head.to_ascii_lowercase();

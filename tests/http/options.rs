@@ -24,7 +24,7 @@ async fn options_are_set_changed_and_cleared() {
     assert_eq!(scene.post("/v1/sessions", json!({"id": "s", "mode": "persistent"})).await.status, 409);
 
     let shown = scene.get(OPTIONS).await.body;
-    // The demo agent can be told nothing.
+    // The demo agent supports no options.
     assert_eq!(shown, json!({"options": {"model": "m"}, "effects": {"model": "ignored"}, "advertised": null}));
     let patched = ask(&scene, Method::PATCH, json!({"timeout_seconds": 60, "extra": {"a": "1", "b": "2"}})).await;
     assert_eq!((patched.status, &patched.body["effects"]["timeout_seconds"]), (200, &json!("applied")));
@@ -128,7 +128,7 @@ async fn sessions_that_work_for_another_are_found_and_cancelled_with_it() {
     assert_eq!((made.status, made.text("spawned_by"), made.text("label")), (201, "root", "look around"));
     assert_eq!(create("a", "root").await.status, 200);
     assert_eq!(create("b", "a").await.status, 201);
-    // Nobody gets another parent, so that there are no circles.
+    // The parent of a session cannot change, so that there are no cycles.
     assert_eq!(create("root", "b").await.refused(), (409, "session_differs"));
     for label in ["", " x", "a\nb", &"x".repeat(161)] {
         let answer = scene.post("/v1/sessions", json!({"label": label})).await;

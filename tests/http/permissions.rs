@@ -1,4 +1,4 @@
-//! What agents ask: listed, answered, and refused where the answer is none. As a chat answers, too.
+//! Questions of agents: listed, answered, and refused where an answer is invalid. Answered through a chat, too.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::scene::{Answer, Scene, Streaming, read, tell};
 const NOBODY: &str = "0192f0c1-2345-7000-8000-0123456789ab";
 
 impl Scene {
-    /// Sends `/ask` as a chat does, and reads to where somebody has to answer: the stream, and the id of the question.
+    /// Sends `/ask` as a chat does, and reads up to the question: the stream, and the question's id.
     async fn asked(&self, session: &str) -> (String, String) {
         let text = json!([{"type": "text", "text": "/ask"}]);
         let body = json!({"id": session, "messages": [{"id": "m", "role": "user", "parts": text}]});

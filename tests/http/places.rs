@@ -1,4 +1,4 @@
-//! Connections and streams when there are more than there is room for, and readers that do not read.
+//! Connections and streams beyond their limits, and readers that do not read.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ async fn streams_leave_places_to_short_requests() {
     assert_eq!(sent.await.refused(), (503, "too_many_streams"));
     assert_eq!(scene.get("/v1/sessions/t").await.status, 404, "what is refused is not sent");
     assert_eq!(scene.get("/v1/sessions/s").await.status, 200);
-    // No place to wait for its end: it is cancelled all the same.
+    // No place to wait for its end: it is cancelled nevertheless.
     assert_eq!(scene.post_nothing(&format!("/v1/runs/{run}/cancel?wait=60")).await.status, 202);
     for stream in streams {
         assert!(stream.rest().await.unwrap().ends_with("[DONE]\n\n"));
@@ -48,7 +48,7 @@ async fn streams_leave_places_to_short_requests() {
 }
 
 impl Scene {
-    /// Has the demo agent ask in a session, and reads to the question: its id.
+    /// Has the demo agent ask in a session, and reads up to the question: its id.
     async fn asks(&self, session: &str) -> String {
         let message =
             json!({"id": format!("{session}-ask"), "role": "user", "parts": [{"type": "text", "text": "/ask"}]});
@@ -79,12 +79,12 @@ async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
     assert_eq!((refused.refused(), refused.header("retry-after")), ((503, "too_many_streams"), "2"));
     let refused = chat("two", json!([answer(&two), said])).await;
     assert_eq!(refused.refused(), (503, "too_many_streams"));
-    // One without an id would be another message when it is sent again.
+    // A message without an id would be another one when it is sent again.
     let unnamed = json!({"role": "user", "parts": [{"type": "text", "text": "and then?"}]});
     let refused = chat("four", json!([answer(&four), unnamed])).await;
     assert_eq!(refused.refused(), (503, "too_many_streams"));
     assert_eq!(scene.state(&four).await, "allowed");
-    // A message that decides nothing, and one that is not read to know, have to come again.
+    // A message that decides nothing, and one that is too large to be read first, have to be sent again.
     for messages in [json!([said]), json!([{"id": "x", "role": "system", "parts": "x".repeat(70_000)}, answer(&three)])]
     {
         let refused = chat("three", messages).await;
@@ -93,7 +93,7 @@ async fn answer_in_a_chat_is_stored_without_a_place_for_its_stream() {
     assert_eq!((scene.state(&one).await, scene.state(&two).await), ("allowed".into(), "allowed".into()));
     assert_eq!(scene.state(&three).await, "pending");
     drop(stream);
-    // Once there is a place, the same again gets the stream, and the message was sent once.
+    // Once there is a place, the same request gets the stream, and the message was sent once.
     let again = within(async {
         loop {
             let again = chat("two", json!([answer(&two), said])).await;
@@ -128,7 +128,7 @@ async fn body_that_is_on_its_way_takes_no_place_of_a_stream() {
     let stream = within(async {
         loop {
             let stream = scene.stream(&format!("/v1/runs/{run}/events")).await;
-            // The connection that was dropped may still count.
+            // The dropped connection may still count.
             if stream.status == 200 {
                 break stream;
             }
@@ -142,7 +142,7 @@ async fn urgent_requests_wait_for_no_memory_of_large_ones() {
     let scene = Scene::with("[engine]\nmemory_limit = \"256MiB\"", Timeouts::default()).await;
     scene.execute().await;
     let question = scene.asks("s").await;
-    // All but 1 MiB of the quarter that is for readers.
+    // All but 1 MiB of the readers' quarter.
     let _taken = scene.engine.memory().readers().acquire(63 * 1024 * 1024).await;
     let post = async |path: &str, body: &str| {
         let head = format!("{}content-type: application/json\r\nconnection: close\r\n", scene.head());
@@ -227,7 +227,7 @@ async fn a_reader_that_takes_nothing_is_reset() {
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
-/// A reader of a stream is not dropped for being slow. Its buffer is small, so that it acknowledges little at a time.
+/// A reader of a stream is not disconnected for being slow. Its buffer is small, so that it acknowledges little at a time.
 #[tokio::test]
 async fn a_reader_that_takes_little_is_kept() {
     const STALL: Duration = Duration::from_secs(2);
@@ -246,8 +246,8 @@ async fn a_reader_that_takes_little_is_kept() {
         taken += within(stream.read(&mut piece)).await.expect("it was reset");
         tokio::time::sleep(STALL / 40).await;
     }
-    // So little that the socket took nothing new meanwhile: a third of its 512 KiB has to be free for that.
+    // Too little for the socket to accept new bytes: a third of its 512 KiB has to be free for that.
     assert!(taken > 0 && taken < 160 * 1024, "{taken}");
-    // It takes nothing more.
+    // Now it takes nothing more.
     within(async { while !counts(&scene, "mainstay_readers_dropped_total", 1.0).await {} }).await;
 }

@@ -1,4 +1,4 @@
-//! What is malformed, unknown or too large, and how that is said.
+//! Malformed, unknown and too large requests, and how they are refused.
 
 use mainstay::http::Timeouts;
 use reqwest::{Body, Method};
@@ -98,7 +98,7 @@ async fn a_parameter_that_a_route_does_not_know_is_refused_with_those_that_it_do
     {
         assert_eq!(scene.get(path).await.status, 200, "{path}");
     }
-    // Libraries of others send what they like.
+    // Third-party libraries send parameters of their own.
     assert_eq!(scene.get("/api/chat/s/stream?x=1").await.status, 204);
 }
 
@@ -109,11 +109,11 @@ async fn a_body_that_is_too_large_is_told_so() {
     let body = json!({"message": {"text": large}}).to_string();
     let post = || scene.ask(Method::POST, "/v1/sessions/s/runs").header("content-type", "application/json");
     assert_eq!(read(post().body(body.clone())).await.refused(), (413, "body_too_large"));
-    // The same without a length that says it beforehand.
+    // The same without an announced length.
     let pieces = body.as_bytes().chunks(64 * 1024).map(|piece| std::io::Result::Ok(piece.to_vec())).collect::<Vec<_>>();
     let pieces = Body::wrap_stream(futures_util::stream::iter(pieces));
     assert_eq!(read(post().body(pieces)).await.refused(), (413, "body_too_large"));
-    // A refusal for another reason reaches a client that is still sending, too.
+    // A refusal for another reason also reaches a client that is still sending.
     let wrong = scene.ask(Method::POST, "/v1/nothing").body(large);
     assert_eq!(read(wrong).await.refused(), (404, "unknown_route"));
     let just_right = json!({"message": {"text": "x".repeat(4 * 1024 * 1024 - 100)}});

@@ -1,4 +1,4 @@
-//! A client that was cut off gets the rest, and every end says how it came.
+//! A client that was cut off gets the rest, and every end says its reason.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::scene::{Scene, Streaming, chunks, read, said, tell};
 const UNKNOWN_ID: &str = "0192f0c1-2345-7000-8000-0123456789ab";
 
 impl Scene {
-    /// What a client gets that goes on with a chat.
+    /// What a client gets when it resumes a chat.
     async fn resumed(&self, query: &str, cursor: Option<i64>) -> (u16, String) {
         let request = self.ask(Method::GET, &format!("/api/chat/s/stream{query}"));
         let request = cursor.into_iter().fold(request, |request, id| request.header("last-event-id", id.to_string()));
@@ -40,7 +40,7 @@ async fn the_rest_comes_also_when_the_run_has_ended_meanwhile() {
     }
     let (status, rest) = scene.resumed("", Some(last - 1)).await;
     assert_eq!((status, tell(&rest)), (200, format!("retry {last}:finish [DONE]")));
-    // All of it is there, and nothing was named.
+    // The client has all of it, and names no run.
     assert_eq!(scene.resumed("", Some(last)).await.0, 204);
     assert_eq!(scene.resumed("", None).await.0, 204);
     let refused = async |query: &str| {
@@ -74,7 +74,7 @@ async fn the_rest_of_one_answer_comes_before_the_next() {
     let running = scene.send("s", "/slow 200").await;
     let (_, rest) = scene.resumed("", Some(last - 1)).await;
     assert_eq!(tell(&rest), format!("retry {last}:finish [DONE]"));
-    // With all of the first, the next one begins.
+    // Behind the end of the first run, the stream of the next one follows.
     let mut next =
         Streaming::open(scene.ask(Method::GET, "/api/chat/s/stream").header("last-event-id", last.to_string())).await;
     next.until("text-delta", 1).await;
@@ -103,7 +103,7 @@ async fn a_finished_answer_says_how_it_ended() {
         for chunk in end.iter().filter(|chunk| chunk["type"] == "message-metadata") {
             assert_eq!(chunk["messageMetadata"], metadata, "{text}");
         }
-        // What the client has of it is what is stored.
+        // The metadata that the client got is what is stored.
         let mut expected = told[0]["messageMetadata"].clone();
         expected.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
         assert_eq!(scene.stored_metadata().await, expected, "{text}");
@@ -126,7 +126,7 @@ async fn a_cancelled_answer_is_marked_after_a_reload() {
     let stored = scene.stored_metadata().await;
     assert_eq!((&stored["status"], &stored["cause"]), (&outcome["status"], &outcome["cause"]));
     assert_eq!(stored["run_id"], told[0]["messageMetadata"]["run_id"]);
-    // So does one that never began.
+    // The same for a run that never began.
     let queued = Scene::new().await;
     let run = queued.send("s", "hello").await;
     queued.cancel(&run).await;

@@ -1,4 +1,4 @@
-//! What the tests stand on: a server on a free port with a database of its own, and a client.
+//! Shared by the tests: a server on a free port with a database of its own, and a client.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,7 +31,7 @@ impl Scene {
         Self::with("", Timeouts::default()).await
     }
 
-    /// That executes runs.
+    /// With an engine that executes runs.
     pub async fn executing() -> Self {
         let scene = Self::new().await;
         scene.execute().await;
@@ -67,7 +67,7 @@ impl Scene {
         self.api.request(method, path)
     }
 
-    /// The headers that every request of its own making needs, each with the end of its line.
+    /// The headers that every hand-written request needs, each with its line end.
     pub fn head(&self) -> String {
         let token = self.api.token().map(|token| format!("authorization: Bearer {token}\r\n"));
         format!("host: localhost\r\n{}", token.unwrap_or_default())
@@ -81,7 +81,7 @@ impl Scene {
         Streaming::open(self.ask(Method::GET, path).header("accept", "text/event-stream")).await
     }
 
-    /// Sends bytes as they are, and reads until the server closes.
+    /// Sends raw bytes, and reads until the server closes the connection.
     pub async fn raw(&self, request: impl AsRef<[u8]>) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address).await?;
         stream.write_all(request.as_ref()).await?;
@@ -90,7 +90,7 @@ impl Scene {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    /// The status of a GET of a path as it is, which clients would tidy up.
+    /// The status of a GET of an unchanged path, which HTTP clients would normalize.
     pub async fn raw_status(&self, path: &str) -> u16 {
         let answer = self.raw(format!("GET {path} HTTP/1.1\r\n{}connection: close\r\n\r\n", self.head())).await;
         status_of(&answer.unwrap())
@@ -124,7 +124,7 @@ impl Streaming {
         Self { status, headers, text: String::new(), bytes: response.bytes_stream().boxed() }
     }
 
-    /// Reads until this has come, and how often.
+    /// Reads until this has occurred `times` times.
     pub async fn until(&mut self, what: &str, times: usize) {
         while self.text.matches(what).count() < times {
             let piece =
@@ -133,7 +133,7 @@ impl Streaming {
         }
     }
 
-    /// Reads to the end: all that came, or an error when the end was no clean one.
+    /// Reads to the end: everything that came, or an error if the end was not clean.
     pub async fn rest(mut self) -> Result<String, String> {
         while let Some(piece) = within(self.bytes.next()).await {
             self.text.push_str(std::str::from_utf8(&piece.map_err(|_| self.text.clone())?).unwrap());
@@ -142,7 +142,7 @@ impl Streaming {
     }
 }
 
-/// A stream in a line: the ids and types of its chunks.
+/// A stream in one line: the ids and types of its chunks.
 pub fn tell(stream: &str) -> String {
     let told = stream.split_terminator("\n\n").map(|block| {
         let mut words = Vec::new();
@@ -154,7 +154,7 @@ pub fn tell(stream: &str) -> String {
                     words.push(chunk["type"].as_str().unwrap().to_owned());
                 }
                 ("id", id) => words.push(format!("{id}:")),
-                // Of the whole stream, although it stands in the first event.
+                // It applies to the whole stream, although it is in the first event.
                 ("retry", _) => words.push("retry ".to_owned()),
                 (other, _) => words.push(other.to_owned()),
             }

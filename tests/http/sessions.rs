@@ -119,7 +119,7 @@ async fn a_busy_session_is_closed_only_when_that_is_meant() {
 }
 
 impl Scene {
-    /// A message that has its place in the conversation, because its run has ended.
+    /// A message with a place in the conversation, because its run has ended.
     async fn sent_and_cancelled(&self, message: Value) {
         let run = self.post("/v1/sessions/s/runs", message).await;
         assert_eq!(run.status, 202);
@@ -230,7 +230,7 @@ async fn pages_of_large_messages_end_by_their_bytes() {
     assert_eq!(newest.each("id").join(" "), "m2 m3 m4 m5");
     let older = scene.get(&format!("/v1/sessions/s/messages?before={}", newest.text("prev_cursor"))).await;
     assert_eq!((older.each("id").join(" ").as_str(), &older.body["prev_cursor"]), ("m0 m1", &json!(null)));
-    // What waits is bounded the same way, metadata included.
+    // Queued messages are bounded the same way, metadata included.
     for number in 0..6 {
         let parts = json!([{"type": "text", "text": "hello"}]);
         let message = json!({"id": format!("q{number}"), "role": "user", "parts": parts, "metadata": url});
@@ -248,7 +248,7 @@ async fn a_large_message_is_sent_in_pieces_to_each_reader() {
     let url = format!("data:text/plain;base64,{}", "QUFB".repeat(2_500_000));
     let file = json!({"type": "file", "mediaType": "text/plain", "url": url});
     scene.sent_and_cancelled(json!({"message": {"id": "large", "parts": [file]}})).await;
-    // They take the head of the answer and nothing else.
+    // These clients read the head of the response and nothing else.
     let mut idle = Vec::new();
     for _ in 0..3 {
         idle.push(scene.ask(Method::GET, "/v1/sessions/s/messages").send().await.unwrap());

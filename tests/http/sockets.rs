@@ -1,4 +1,4 @@
-//! Connections: many, slow, silent, and at the end.
+//! Connections: many, slow, silent, and during shutdown.
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,7 @@ async fn a_connection_that_does_not_end_is_dropped() {
     let mut asked_for = [0; 25];
     within(stream.read_exact(&mut asked_for)).await.unwrap();
     assert_eq!(&asked_for, b"HTTP/1.1 100 Continue\r\n\r\n");
-    // Its request is under way, and the body never comes.
+    // Its request is in progress, and the body never comes.
     scene.stop.cancel();
     within(scene.server).await.unwrap().unwrap();
     assert_eq!(read_to_end(stream).await, "");
@@ -113,7 +113,7 @@ async fn an_idle_connection_is_kept_longer_than_a_silent_one() {
             assert!(within(stream.read_buf(&mut answer)).await.unwrap() > 0, "it was closed");
         }
         assert_eq!(status_of(&String::from_utf8_lossy(&answer)), 200);
-        // Nothing tells that it stays open but the time that goes by.
+        // Only the passing of time shows that it stays open.
         tokio::time::sleep(SHORT * 2).await;
     }
     assert!(Timeouts::default().idle > Duration::from_secs(75));

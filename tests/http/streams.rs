@@ -48,7 +48,7 @@ async fn a_send_may_be_answered_with_the_stream_and_again() {
         let accept = "application/json;q=0.5, text/event-stream";
         scene.ask(Method::POST, "/v1/sessions/s/runs").header("accept", accept).json(&body)
     };
-    // A cursor from another time means nothing to a run that is just being made.
+    // A cursor from an earlier run means nothing to a new one.
     let mut stream = Streaming::open(send().header("last-event-id", "99")).await;
     stream.until("retry", 1).await;
     scene.cancel(&scene.get("/v1/runs").await.each("id")[0]).await;
@@ -119,7 +119,7 @@ async fn pages_of_events_are_the_stream() {
     assert_eq!((rest.each("seq").join(" ").as_str(), &rest.body["next_cursor"]), ("5 6", &Value::Null));
     assert_eq!(scene.get("/v1/sessions/s/events?limit=4&after=0&cursor=4").await.each("seq"), rest.each("seq"));
     assert_eq!(scene.get(&format!("/v1/runs/{}/events?after=4", runs[0])).await.each("seq").join(" "), "5 6");
-    // A log with nothing in it yet.
+    // A log without events.
     assert_eq!(scene.get("/v1/sessions/t/events").await.body, json!({"items": [], "next_cursor": null}));
     assert_eq!(scene.get("/v1/sessions/t/events?after=1").await.refused(), (400, "cursor_ahead"));
     assert_eq!(scene.get("/v1/sessions/t").await.status, 404);
@@ -166,7 +166,7 @@ async fn the_stream_of_a_session_goes_on_from_run_to_run() {
     scene.post("/v1/sessions", json!({"id": "s"})).await;
     let mut stream = scene.stream("/v1/sessions/s/events").await;
     for round in 1..=2 {
-        // Comments prove that it is open, and do not cost it its place.
+        // Comments show that the stream is open, and do not change its position.
         let comments = stream.text.matches(": keep-alive\n").count();
         stream.until(": keep-alive\n", comments + 2).await;
         let run = scene.send("s", "hello").await;
@@ -186,7 +186,7 @@ async fn no_stream_ends_as_if_its_run_were_over_when_the_server_stops() {
     for stream in &mut streams {
         stream.until("retry", 1).await;
     }
-    // A client of HTTP/1.0 knows the end of a response by the end of the connection: it has to be a reset.
+    // For an HTTP/1.0 client the end of the connection is the end of the response: so it has to be a reset.
     let mut old = TcpStream::connect(scene.address).await.unwrap();
     let request = format!("GET {path} HTTP/1.0\r\n{}accept: text/event-stream\r\n\r\n", scene.head());
     old.write_all(request.as_bytes()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Each check on evidence that was doctored: what is well passes, and every kind of damage is seen for what it is.
+//! Each check on manipulated evidence: good evidence passes, and every kind of damage is reported as what it is.
 
 use serde_json::value::RawValue;
 
@@ -7,7 +7,7 @@ use crate::record::Identity;
 use mainstay::clock::Timestamp;
 use mainstay::id::{MessageId, RunId};
 
-/// A run of one session, with all that others know of it.
+/// A run of one session, with all evidence about it.
 struct Scene {
     run: Run,
     others: Vec<Run>,
@@ -102,7 +102,7 @@ impl Scene {
         (self.run.status, self.run.cause) = (status, Some(cause.as_str().to_owned()));
     }
 
-    /// The promises that are found broken.
+    /// The promises that are reported as broken.
     fn broken(&self) -> Vec<&'static str> {
         let journal = Journal::default();
         let runs: Vec<Run> = std::iter::once(&self.run).chain(&self.others).cloned().collect();
@@ -122,7 +122,7 @@ impl Scene {
     }
 }
 
-/// What is found when a good scene is damaged.
+/// The promises that are reported as broken after damage to a good scene.
 fn after(damage: impl FnOnce(&mut Scene)) -> Vec<&'static str> {
     let mut scene = Scene::new();
     damage(&mut scene);
@@ -134,7 +134,7 @@ const NOTHING: [&str; 0] = [];
 #[test]
 fn what_is_well_passes() {
     assert_eq!(after(|_| ()), NOTHING);
-    // A cut at the end is no damage when the agent was ended.
+    // A missing end is no damage if the agent was ended.
     let cut = after(|scene| {
         scene.end(Status::Interrupted, Cause::Shutdown);
         scene.agents[0].said.push(Said::Text("#7.2".into()));
@@ -221,7 +221,7 @@ fn an_end_that_is_missing_doubled_or_early_is_seen() {
 fn two_agents_for_one_run_are_seen() {
     let met = after(|scene| scene.agents[0].met.push("session s".into()));
     assert_eq!(met, ["two agents never live in one place"]);
-    // The first had spoken, and another was started all the same.
+    // The first agent had spoken, and another was started nevertheless.
     let again = after(|scene| scene.agents.push(record(&scene.run, 8, &["#8.0"], Some(0))));
     assert_eq!(again, ["what is stored is what the agent said"]);
     let none = after(|scene| scene.agents.clear());
@@ -353,7 +353,7 @@ fn a_gateway_is_lost_only_when_it_was_down() {
 
 #[test]
 fn unheard_words_may_be_missing_but_not_from_the_last_message() {
-    // What is stored is `#7.0 #7.1`; it also said these, of which the ones in this set were not heard.
+    // Stored is `#7.0 #7.1`; the agent also said these words, of which those in this set were not heard.
     let said = |words: &[&str], unheard: &[usize]| {
         after(|scene| {
             let said = |word: &&str| match word.strip_prefix("tool ") {

@@ -1,8 +1,8 @@
-//! An agent that is a gateway, as OpenClaw's is: one process for all sessions, that no engine starts, with one run at a time
+//! An agent that is a gateway, as OpenClaw's is: one process for all sessions, started by no engine, with one run at a time
 //! for each of its agents.
 //!
-//! Always: one thread, so that it is dead when its locks are gone; the key of a request is the attempt it is for, and the
-//! gateway's agent is the slot. Who asks with the same key again is told of the same run. Nothing outlives the process.
+//! Always: one thread, so that the process is dead when its locks are free; the key of a request is the attempt that it is for,
+//! and the gateway's agent is the slot. A repeated key gets the same run. No run outlives the process.
 
 mod peers;
 pub(super) mod supervisor;
@@ -26,17 +26,17 @@ use super::fake::gateway::{Connection, accepted, hello};
 use super::protocol::Gateway as Encoder;
 use super::turn::{Purpose, Turn};
 
-/// What it asks for.
+/// The token that clients need.
 pub(super) const TOKEN: &str = "torture";
-/// Requests that wait to be looked at.
+/// Requests that wait to be handled.
 const UNREAD_REQUESTS: usize = 64;
-/// One word in so many is the last one before the connection of its follower is cut.
+/// One word in this many is the last one before the connection of its follower is cut.
 const WORDS_TO_A_CUT: u32 = 100;
 
 /// Serves at the address in its arguments, until it is killed.
 ///
 /// # Errors
-/// When its address cannot be used, or a record cannot be written.
+/// If its address cannot be used, or a record cannot be written.
 pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> {
     let address: SocketAddr = arguments.last().context("an address is needed")?.parse()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -53,7 +53,7 @@ pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> 
     })
 }
 
-/// What happens on a connection.
+/// Events of a connection.
 enum PeerEvent {
     Connected(mpsc::Sender<Arc<str>>),
     Request(Value),
@@ -66,7 +66,7 @@ async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, PeerEvent)
         let (stream, _) = listener.accept().await?;
         let gateway = gateway.clone();
         connections.spawn(async move {
-            // One that broke is one that is gone.
+            // A broken connection counts as closed.
             let _ = converse(peer, stream, &gateway).await;
             gateway.send((peer, PeerEvent::Closed)).await
         });
@@ -75,7 +75,7 @@ async fn accept(listener: TcpListener, gateway: mpsc::Sender<(PeerId, PeerEvent)
     Ok(())
 }
 
-/// Carries frames both ways until one side is gone; what is for the peer is sent before its connection is closed.
+/// Carries frames both ways until one side has gone; queued frames are sent before the connection is closed.
 async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerId, PeerEvent)>) -> anyhow::Result<()> {
     let mut connection = Connection::accept(stream).await?;
     let (sender, mut frames) = mpsc::channel(peers::UNREAD_FRAMES);
@@ -94,7 +94,7 @@ async fn converse(peer: PeerId, stream: TcpStream, gateway: &mpsc::Sender<(PeerI
     }
 }
 
-/// A run that is not over.
+/// A run that has not ended.
 struct Run {
     key: String,
     agent: String,
@@ -102,7 +102,7 @@ struct Run {
     turn: Turn,
 }
 
-/// Who waits for the end of a run, and how long.
+/// A peer that waits for the end of a run, and until when.
 struct Waiter {
     peer: PeerId,
     id: Value,
@@ -117,9 +117,9 @@ struct Gateway {
     peers: Arc<Mutex<Peers>>,
     runs: Vec<Run>,
     waiters: Vec<Waiter>,
-    /// The answers of runs that are over.
+    /// The results of ended runs.
     over: BTreeMap<String, Value>,
-    /// What was said last in each session.
+    /// The last words of each session.
     last_words: BTreeMap<String, Value>,
     begun: u32,
 }
@@ -163,7 +163,7 @@ impl Gateway {
         lock(&self.peers)
     }
 
-    /// Every run that is due says one thing. Answers when there is more to do.
+    /// Lets every run that is due say one thing. Returns when the next one is due.
     fn go_on(&mut self) -> anyhow::Result<Option<Instant>> {
         let (now, mut at) = (std::time::Instant::now(), 0);
         while let Some(run) = self.runs.get_mut(at) {
@@ -191,7 +191,7 @@ impl Gateway {
         Ok(due.into_iter().chain(self.waiters.iter().map(|waiter| waiter.until)).min())
     }
 
-    /// Says how a run ended: to all, to who asked for it, and to who waits.
+    /// Reports how a run ended: to all its followers, to the peer that requested it, and to those that wait.
     fn end(&mut self, key: &str, session: &str, mut frames: Vec<Value>) {
         let mut answer = frames.pop().unwrap_or_default();
         let mut peers = lock(&self.peers);
@@ -299,7 +299,7 @@ impl Gateway {
     }
 }
 
-/// How a run ended, for who waited for it.
+/// How a run ended, for a peer that waited for it.
 fn waited(answer: &Value) -> Value {
     let payload = &answer["payload"];
     let mut waited = json!({"runId": payload["runId"], "status": payload["status"], "endedAt": 1});

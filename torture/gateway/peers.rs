@@ -1,7 +1,7 @@
-//! The clients of the gateway, and which frames each gets: events of tools go to the client that asked for the run, and by
+//! The clients of the gateway, and which frames each gets: tool events go to the client that requested the run, and under
 //! another name to those that subscribed to its session.
 //!
-//! Always: nothing is waited for; a client that does not keep up is disconnected.
+//! Always: sending never waits; a client that does not keep up is disconnected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ pub(super) type PeerId = u64;
 
 struct Peer {
     frames: mpsc::Sender<Arc<str>>,
-    /// It has introduced itself.
+    /// It has connected with a valid token.
     is_admitted: bool,
-    /// The runs that it asked for, or waits for.
+    /// The runs that it requested, or waits for.
     follows: BTreeSet<String>,
     /// The sessions that it subscribed to.
     sessions: BTreeSet<String>,
@@ -29,7 +29,7 @@ struct Peer {
 #[derive(Default)]
 pub(super) struct Peers {
     connected: BTreeMap<PeerId, Peer>,
-    /// Who asked for a run, in which request.
+    /// The peer that requested each run, and the id of that request.
     askers: BTreeMap<String, (PeerId, Value)>,
 }
 
@@ -51,13 +51,13 @@ impl Peers {
         }
     }
 
-    /// What was sent to it before is sent all the same.
+    /// Cuts a connection. Frames that were queued before are still sent.
     pub(super) fn cut(&mut self, peer: PeerId) {
         self.connected.remove(&peer);
         self.askers.retain(|_, (asker, _)| *asker != peer);
     }
 
-    /// Remembers who asked for a run.
+    /// Remembers which peer requested a run.
     pub(super) fn ask(&mut self, peer: PeerId, id: &Value, run: &str) {
         self.askers.insert(run.to_owned(), (peer, id.clone()));
         self.follow(peer, run);
@@ -75,12 +75,12 @@ impl Peers {
         }
     }
 
-    /// Who follows a run.
+    /// A peer that follows a run.
     pub(super) fn follower_of(&self, run: &str) -> Option<PeerId> {
         self.connected.iter().find(|(_, peer)| peer.follows.contains(run)).map(|(id, _)| *id)
     }
 
-    /// Tells an event of a run. Answers whether a follower of it hears it.
+    /// Sends an event of a run. Returns whether a follower of the run gets it.
     pub(super) fn tell(&mut self, run: &str, session: &str, frame: &Value) -> bool {
         let is_tool = frame["payload"]["stream"] == "tool";
         let asker = self.askers.get(run).map(|(asker, _)| *asker);
@@ -106,7 +106,7 @@ impl Peers {
         heard
     }
 
-    /// Answers who asked for a run, if that is still there.
+    /// Answers the peer that requested a run, if it is still connected.
     pub(super) fn answer_asker(&mut self, run: &str, answer: &Value) {
         if let Some((peer, id)) = self.askers.remove(run) {
             self.pass(peer, &id, answer);
@@ -121,7 +121,7 @@ impl Peers {
         self.send(peer, &refusal(id, "INVALID_REQUEST", message));
     }
 
-    /// Passes on an answer, as that to a request.
+    /// Sends a result as the response to a request.
     pub(super) fn pass(&mut self, peer: PeerId, id: &Value, answer: &Value) {
         let mut answer = answer.clone();
         answer["id"] = id.clone();

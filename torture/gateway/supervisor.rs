@@ -1,4 +1,4 @@
-//! The gateway's process: started, killed when chaos says so, and started again whenever it is down.
+//! The gateway's process: started, killed by the chaos, and restarted whenever it is down.
 //!
 //! Always: the times between which it may have been down are in the journal.
 
@@ -20,7 +20,7 @@ use mainstay::clock::{Clock, SystemClock, Timestamp};
 
 /// The line that it prints once it listens.
 pub(super) const LISTENS: &str = "listening";
-/// On a loaded machine it takes well under a second.
+/// Even on a loaded machine it takes well under a second.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The process.
@@ -28,7 +28,7 @@ pub(crate) struct GatewaySupervisor {
     workdir: Arc<Workdir>,
     journal: Arc<Journal>,
     child: Option<Child>,
-    /// When it was seen to live last.
+    /// When it was last seen alive.
     seen: Timestamp,
 }
 
@@ -65,10 +65,10 @@ impl GatewaySupervisor {
         self.end().await;
     }
 
-    /// Ends it without counting that.
+    /// Ends it without counting a kill.
     pub(crate) async fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Also waits for it. It fails when it was gone already.
+            // Also waits for it. It fails if the process was gone already.
             let _ = child.kill().await;
         }
     }
@@ -85,7 +85,7 @@ impl GatewaySupervisor {
     }
 }
 
-/// Starts it again whenever it is down, until it is asked to stop.
+/// Restarts it whenever it is down, until it is asked to stop.
 pub(crate) async fn run(gateway: Arc<Mutex<GatewaySupervisor>>, stop: CancellationToken) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
         gateway.lock().await.start().await?;

@@ -1,6 +1,6 @@
-//! The events of the server, to all who follow them, and the state after them.
+//! The server's event stream to all followers, and the state that the events add up to.
 //!
-//! Always: a client that follows first and then asks for the state has missed nothing. One that does not keep up is cut off.
+//! Always: a client that subscribes first and then requests the state misses nothing. One that does not keep up is disconnected.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::fake::opencode::{Follower, event};
 
-/// A message with its parts, in their order.
+/// A message with its parts, in order.
 #[derive(Default)]
 struct Message {
     info: Value,
@@ -18,9 +18,9 @@ struct Message {
 
 #[derive(Default)]
 struct State {
-    /// By session and id, which grows.
+    /// By session and message id; ids are in order of time.
     messages: BTreeMap<String, BTreeMap<String, Message>>,
-    /// What was asked and not answered.
+    /// Open questions.
     asked: Vec<Value>,
 }
 
@@ -39,25 +39,25 @@ impl Hub {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells what comes from here on, behind a greeting.
+    /// Subscribes a follower: a greeting, then all events from here on.
     pub(super) fn follow(&self, follower: Follower) {
         if follower.try_tell(&event("server.connected", json!({}))) {
             self.followers().push(follower);
         }
     }
 
-    /// Tells an event.
+    /// Sends an event.
     pub(super) fn tell(&self, event: &Value) {
         self.state().apply(event);
         self.followers().retain(|follower| follower.try_tell(event));
     }
 
-    /// Cuts the connections of all who follow.
+    /// Cuts the connections of all followers.
     pub(super) fn cut(&self) {
         self.followers().clear();
     }
 
-    /// The last messages of a session, the newest one behind.
+    /// The last messages of a session, the newest one last.
     pub(super) fn messages(&self, session: &str, limit: usize) -> Value {
         let state = self.state();
         let messages = state.messages.get(session).into_iter().flat_map(BTreeMap::values);
@@ -74,7 +74,7 @@ impl Hub {
         }
     }
 
-    /// What was asked and not answered.
+    /// The open questions.
     pub(super) fn asked(&self) -> Value {
         self.state().asked.clone().into()
     }

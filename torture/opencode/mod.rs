@@ -1,8 +1,8 @@
-//! An agent that is a server, as `opencode serve` is: one process for all sessions of a workspace, whose turns go on at the
+//! An agent that is a server, as `opencode serve` is: one process for all sessions of a workspace, whose turns run at the
 //! same time.
 //!
-//! Always: one thread, so that it is dead when its locks are gone; which run a turn is of stands in the metadata of the
-//! prompt. Its sessions outlive it, what was said in them does not.
+//! Always: one thread, so that the process is dead when its locks are free; the metadata of the prompt names the run of a
+//! turn. Its sessions outlive the process, their messages do not.
 
 mod hub;
 
@@ -29,13 +29,13 @@ use super::turn::{self, Purpose, Turn};
 
 /// The file of all sessions, beside the records.
 const SESSIONS: &str = "opencode-sessions";
-/// One word in so many is the last one before the connections of all who follow the events are cut.
+/// One word in this many is the last one before the connections of all followers are cut.
 const WORDS_TO_A_CUT: u32 = 100;
 
-/// Serves on the port of its arguments, until it is killed.
+/// Serves on the port in its arguments, until it is killed.
 ///
 /// # Errors
-/// When its port cannot be used, or a record cannot be written.
+/// If its port cannot be used, or a record cannot be written.
 pub(super) fn serve(records: &Path, arguments: &[String]) -> anyhow::Result<u8> {
     let port = port_in(arguments)?;
     let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is needed"));
@@ -67,7 +67,7 @@ struct Server {
     hub: Arc<Hub>,
     turns: Mutex<Vec<Turn>>,
     begun: Mutex<u32>,
-    /// A turn has begun, or goes on.
+    /// A turn has begun, or continues.
     news: Notify,
 }
 
@@ -76,7 +76,7 @@ impl Server {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets all turns talk.
+    /// Lets all turns say what is due, for ever.
     async fn talk(&self) -> anyhow::Result<()> {
         loop {
             let due = self.go_on()?;
@@ -93,7 +93,7 @@ impl Server {
         }
     }
 
-    /// Answers when the next one is due.
+    /// Returns when the next turn is due.
     fn go_on(&self) -> anyhow::Result<Option<std::time::Instant>> {
         let mut turns = self.turns();
         for (turn, ending) in turn::go_on(&mut turns)? {
@@ -116,7 +116,7 @@ impl Server {
             *begun += 1;
             *begun
         };
-        // They grow, also from one process to the next.
+        // Ids grow, also from one process to the next.
         let now = SystemClock.now().as_millis();
         let [asked, message] = ["a", "b"].map(|which| format!("msg_{now:013x}{number:06x}{which}"));
         self.hub.forget(&session);
@@ -124,7 +124,7 @@ impl Server {
         let hub = self.hub.clone();
         let sink = Box::new(move |event: &Value| {
             hub.tell(event);
-            // Who misses it is told again.
+            // A follower that misses the event gets the question from the state.
             Ok(true)
         });
         self.turns().push(Turn::begin(&self.records, purpose, number, Box::new(encoder), sink)?);

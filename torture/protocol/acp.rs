@@ -1,4 +1,4 @@
-//! ACP: updates of a session, and the answer to the prompt as their end.
+//! ACP: updates of a session, ended by the response to the prompt.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::record::Said;
 #[derive(Debug)]
 pub(crate) struct Acp {
     session: String,
-    /// The id of the prompt.
+    /// The id of the prompt request.
     prompt: Value,
 }
 

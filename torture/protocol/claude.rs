@@ -1,4 +1,4 @@
-//! Claude Code's stream: messages in blocks, block by block.
+//! Claude Code's stream: messages in blocks, one block after the other.
 
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ impl Encoder for Claude {
 }
 
 impl Claude {
-    /// A delta of the open block, which is opened if another one is.
+    /// A delta of the open block; a block of another kind is closed and a new one opened.
     fn grow(&mut self, kind: &'static str, delta: Value) -> Vec<Value> {
         let mut lines = Vec::new();
         if self.open != Some(kind) {

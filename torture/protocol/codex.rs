@@ -1,4 +1,4 @@
-//! The items of `codex exec`, each whole.
+//! The items of `codex exec`, each one complete.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::record::Said;
 
 #[derive(Debug, Default)]
 pub(crate) struct Codex {
-    /// How many things were said.
+    /// The number of items so far.
     things: u32,
 }
 

@@ -1,6 +1,6 @@
-//! The frames of an OpenClaw gateway: events of a run, with all of a message in each, and the answer to the request.
+//! The frames of an OpenClaw gateway: events of a run, each with the whole message so far, and the response to the request.
 //!
-//! Always: the last frame of a turn is the answer, without the id of the request.
+//! Always: the last frame of a turn is the response, without the id of the request.
 
 use serde_json::{Value, json};
 
@@ -15,23 +15,23 @@ pub(crate) struct Gateway {
     agent: String,
     session: String,
     seq: u64,
-    /// Messages end where a tool is used.
+    /// The number of the message; a tool call ends a message.
     message: u32,
     text: String,
     thinking: String,
-    /// The newest message with a text.
+    /// The newest message that has a text.
     last: String,
 }
 
 impl Gateway {
-    /// The encoder of a run of an agent of the gateway, in a session of it.
+    /// The encoder of a run of one of the gateway's agents, in a session.
     pub(crate) fn new(run: String, agent: String, session: String) -> Self {
         let [text, thinking, last] = Default::default();
         Self { run, agent, session, seq: 0, message: 0, text, thinking, last }
     }
 
     fn event(&mut self, stream: &str, data: Value) -> Value {
-        // Numbers are left out: what was said in between went to others.
+        // Leaves out numbers: events in between went to other clients.
         self.seq += 1 + self.seq % 3;
         let session_id = format!("of-{}", self.session);
         let of = RunOf { run: &self.run, agent: &self.agent, session: &self.session, session_id: &session_id };
@@ -71,7 +71,7 @@ impl Encoder for Gateway {
     fn cancelling(&mut self) -> Vec<Value> {
         let data = json!({"phase": "end", "status": "cancelled", "aborted": true, "stopReason": "rpc"});
         let end = self.event("lifecycle", data);
-        // They begin anew.
+        // The numbers start again.
         self.seq = 0;
         vec![end]
     }

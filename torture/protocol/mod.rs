@@ -1,6 +1,6 @@
-//! How an agent of a torture speaks: what it says, in the lines of each kind of agent.
+//! The output of each kind of agent: what an agent says, encoded as lines of its protocol.
 //!
-//! Always: one thing said is a handful of whole lines; what only frames it says nothing.
+//! Always: one thing said becomes a few complete lines; lines that only frame it say nothing.
 
 mod acp;
 mod claude;
@@ -19,7 +19,7 @@ pub(super) use self::openclaw::Openclaw;
 pub(super) use self::opencode::Opencode;
 use super::record::Said;
 
-/// The protocols that an agent of a torture knows.
+/// The protocols that agents of a torture speak.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// OpenClaw's events.
@@ -38,11 +38,10 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
-    /// All of them.
     pub(super) const ALL: [Self; 6] =
         [Self::Openclaw, Self::Claude, Self::Codex, Self::Acp, Self::Opencode, Self::Gateway];
 
-    /// The word on the command line, and in the config.
+    /// The word for it on the command line, and in the config.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Openclaw => "openclaw",
@@ -71,17 +70,17 @@ pub(super) enum Ending {
     Cancelled,
 }
 
-/// An agent's encoder in one turn.
+/// Encodes one turn of an agent.
 pub(super) trait Encoder: Send {
-    /// What comes before all else.
+    /// The lines before everything else.
     fn begin(&mut self) -> Vec<Value> {
         Vec::new()
     }
 
-    /// One thing.
+    /// One thing said.
     fn say(&mut self, said: &Said) -> Vec<Value>;
 
-    /// A question whether a tool may be used, where the protocol has that; and no other line is like its answer.
+    /// A question whether a tool may be used, if the protocol has such questions and no other line resembles the answer.
     fn ask(&mut self, _question: &str, _tool: &str, _input: &str) -> Option<Value> {
         None
     }
@@ -91,20 +90,20 @@ pub(super) trait Encoder: Send {
         false
     }
 
-    /// What is said at once when a turn is cancelled; its end may come later.
+    /// The lines written at once when a turn is cancelled; its end may come later.
     fn cancelling(&mut self) -> Vec<Value> {
         Vec::new()
     }
 
-    /// The end of a turn. Agents with a process for each turn end it without, when it did not go well.
+    /// The end of a turn. An agent that is started for each turn exits without one if the turn did not go well.
     fn end(&mut self, ending: Ending) -> Vec<Value>;
 
-    /// Whether a turn may end well without a word of it.
+    /// Whether a turn may end well without an end line.
     fn may_omit_end(&self) -> bool {
         false
     }
 
-    /// Whether all of the text is said again with every word.
+    /// Whether all of the text is repeated with every word.
     fn retells(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! OpenClaw's events, flat: one a line.
+//! OpenClaw's events, one per line.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::record::Said;
 
 #[derive(Debug)]
 pub(crate) struct Openclaw {
-    /// All of the text so far, if it is said again with every word.
+    /// All of the text so far, if it is repeated with every word.
     told: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl Encoder for Openclaw {
     }
 }
 
-/// What is said of a tool.
+/// The event of a tool call.
 pub(super) fn tool(said: &Said) -> Value {
     let result = |text: &str| json!({"content": [{"type": "text", "text": text}]});
     match said {

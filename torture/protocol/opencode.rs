@@ -1,4 +1,4 @@
-//! The events of an opencode server: a message in parts, of which texts grow in pieces and are told whole at their end.
+//! The events of an opencode server: a message in parts; texts grow by deltas and are repeated whole at their end.
 
 use serde_json::{Value, json};
 
@@ -9,20 +9,20 @@ use crate::record::Said;
 #[derive(Debug)]
 pub(crate) struct Opencode {
     session: String,
-    /// The message of the person, and that of the agent.
+    /// The ids of the person's message and of the agent's.
     asked: String,
     message: String,
-    /// What the person said.
+    /// The person's message.
     text: String,
     parts: u32,
-    /// The part that grows, and what it says so far.
+    /// The part that grows, and its text so far.
     open: Option<(&'static str, String)>,
-    /// The part of the tool that is in use, with what is always said of it.
+    /// The part of the running tool call, with the fields that each of its events has.
     tool: Value,
 }
 
 impl Opencode {
-    /// Ids of messages grow: that of the answer is behind that of the question.
+    /// Message ids grow: the answer's is after the question's.
     pub(crate) fn new(session: String, asked: String, message: String, text: String) -> Self {
         Self { session, asked, message, text, parts: 0, open: None, tool: Value::Null }
     }
@@ -54,7 +54,7 @@ impl Opencode {
         format!("prt_{}_{}", self.message, self.parts)
     }
 
-    /// The next piece of the part that grows, which is begun if another one is.
+    /// The next delta of the growing part; if that is of another kind, a new part is begun.
     fn grow(&mut self, kind: &'static str, piece: &str) -> Vec<Value> {
         let mut events = Vec::new();
         if self.open.as_ref().is_none_or(|(open, _)| *open != kind) {

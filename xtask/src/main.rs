@@ -8,7 +8,7 @@ use std::{fs, time::SystemTime};
 
 use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
 
-// The migrator only: it holds no checked query, so that it compiles while query data is stale or missing.
+// Only the migrator: it contains no checked query, so it compiles while query data is stale or missing.
 #[path = "../../src/store/migrate.rs"]
 #[allow(dead_code, reason = "the store reads, too, what was applied to a file")]
 mod migrate;
@@ -44,7 +44,7 @@ async fn prepare(root: &Path, check: bool) -> Result<()> {
     migrate::migrate(&mut conn, &refinery::Runner::new(&migrations)).await?;
     conn.close().await?;
 
-    // A changed file is what makes cargo expand the macros again.
+    // cargo expands the macros again only if a file has changed.
     #[expect(clippy::disallowed_methods, reason = "the time of a file, not of the engine")]
     let now = SystemTime::now();
     fs::File::options().append(true).open(root.join("src/lib.rs"))?.set_modified(now)?;

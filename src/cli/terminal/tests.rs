@@ -1,10 +1,10 @@
-//! What a person sees of chunks.
+//! Chunks and how they are shown.
 
 use serde_json::json;
 
 use super::*;
 
-/// What is shown for chunks, which are given as the store gives them back.
+/// The output for chunks, which are given as the store returns them.
 fn shown(chunks: &[Value], colour: bool) -> String {
     let mut out = Vec::new();
     let mut view = TerminalView::new(&mut out, colour);

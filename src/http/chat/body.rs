@@ -1,7 +1,7 @@
 //! The body of `POST /api/chat`: `{id, messages}` as `useChat` sends it, or `{id, message}`.
 //!
-//! Always: the history that comes along costs no memory. Kept are the last message when it is a user's, the answers to
-//! questions in messages of the assistant, and the fields beside the messages; the rest is passed over as it arrives.
+//! Always: the history that is sent along costs no memory. Kept are the last message if it is a user's, the answers to
+//! questions in messages of the assistant, and the fields beside the messages; the rest is skipped as it arrives.
 
 use std::time::Duration;
 
@@ -24,29 +24,29 @@ use super::super::skim::Skim;
 use crate::message::Role;
 use crate::run::WhenBusy;
 
-/// Longest body: some hundred messages with pictures in them. It is not held, so that the limit only ends what has no end.
+/// Longest body: some hundred messages with pictures. It is never held in memory; the limit only ends an endless body.
 pub(in crate::http) const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
-/// The fields beside the messages that are read; others are the application's own.
+/// The fields beside the messages that are read; others belong to the application.
 const FIELDS: [&str; 6] = ["id", "trigger", "messageId", "workspace", "agent", "when_busy"];
-/// Longest of them, and of `role` and `state` within the messages: ids have up to 200 characters.
+/// Longest of these fields, and of `role` and `state` within the messages: ids have up to 200 characters.
 const MAX_FIELD_BYTES: usize = 2048;
-/// Longest `approval` of a tool: an id, and a reason of 4000 characters that are escaped.
+/// Longest `approval` of a tool: an id, and a reason of 4000 characters, all escaped.
 const MAX_APPROVAL_BYTES: usize = 64 * 1024;
-/// What an approval takes in memory beside its text.
+/// What an approval takes in memory besides its text.
 const APPROVAL_OVERHEAD_BYTES: usize = 256;
 
-/// What is used of the body.
+/// The parts of the body that are used.
 #[derive(Debug)]
 pub(in crate::http) struct ChatBody {
     pub fields: Fields,
-    /// The `approval` of each tool that was responded to in a message of the assistant, oldest first.
+    /// The `approval` of each tool call with a response in a message of the assistant, oldest first.
     pub approvals: Vec<Value>,
-    /// So many of them, the newest, stand in the last message.
+    /// How many of them, the newest, are in the last message.
     pub last_approvals: usize,
     pub last: Last,
 }
 
-/// What stands beside the messages.
+/// The fields beside the messages.
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct Fields {
     pub id: String,
@@ -88,7 +88,7 @@ pub(in crate::http) fn max_arrival(app: &App) -> Duration {
     app.timeouts.body.saturating_mul(parts_of(MAX_BODY_BYTES, app))
 }
 
-/// How many parts of `max_body_bytes` such a body has. Each may take as long as a whole body of that size.
+/// How many times `max_body_bytes` such a body is. Each part may take as long as a whole body of that size.
 fn parts_of(bytes: usize, app: &App) -> u32 {
     u32::try_from(1 + bytes / app.max_body_bytes.max(1)).unwrap_or(u32::MAX)
 }
@@ -100,7 +100,7 @@ impl FromRequest<App> for ChatBody {
         check_json(request.headers())?;
         let (used, longest) = (app.max_body_bytes, MAX_BODY_BYTES.max(app.max_body_bytes));
         let hint = request.body().size_hint();
-        // It may answer a question, which is urgent, or send a message, which is not. A large one is not read to know.
+        // A body may answer a question, which is urgent, or send a message, which is not. A large one is not read to find out.
         if let Some(crowded) = request.extensions().get::<Crowded>()
             && hint.exact().is_none_or(|bytes| bytes > URGENT_BODY_BYTES as u64)
         {
@@ -109,7 +109,7 @@ impl FromRequest<App> for ChatBody {
         if hint.exact().is_some_and(|bytes| bytes <= used as u64) {
             return Self::parse(read_body(request, app).await?, used);
         }
-        // Said before it is sent: a client that waits for "100 Continue" need not send it.
+        // Refused before the body is sent: a client that waits for "100 Continue" need not send it.
         if hint.lower() > longest as u64 {
             return Err(body_too_large(longest));
         }
@@ -117,7 +117,7 @@ impl FromRequest<App> for ChatBody {
     }
 }
 
-/// The body piece by piece.
+/// The body, piece by piece.
 fn arriving(body: Body, app: App, longest: usize) -> impl Stream<Item = Result<Bytes, Error>> {
     let began = Instant::now();
     stream::try_unfold((body.into_data_stream(), 0_usize), move |(mut body, arrived)| {
@@ -151,9 +151,9 @@ fn invalid_body(message: impl Into<String>) -> Error {
 }
 
 impl ChatBody {
-    /// Reads a body that has arrived, of which at most `used` bytes are kept.
+    /// Parses a body that has arrived, keeping at most `used` bytes of it.
     pub(super) fn parse(body: Bytes, used: usize) -> Result<Self, Error> {
-        // Tells by line and column where it is no JSON; what is skimmed is looked at less closely.
+        // Reports invalid JSON by line and column; what is skimmed is checked less strictly.
         serde_json::from_slice::<IgnoredAny>(&body).map_err(malformed_json)?;
         let read = Self::skim(stream::iter([Ok(body)]), used).now_or_never();
         read.unwrap_or_else(|| Err(Error::internal("the body had arrived and was waited for")))
@@ -253,7 +253,7 @@ impl Messages {
         Ok(())
     }
 
-    /// Of the parts only answers to questions are looked for.
+    /// Reads only the answers to questions from the parts.
     async fn read_parts<S>(&mut self, json: &mut Skim<S>, approvals: &mut Vec<Value>) -> Result<(), Error>
     where
         S: Stream<Item = Result<Bytes, Error>> + Unpin,
@@ -301,7 +301,7 @@ impl Messages {
     }
 }
 
-/// The next value, if it is short and a `T`.
+/// The next value, if it is within the limit and a `T`.
 async fn read_as<T, S>(json: &mut Skim<S>, limit: usize) -> Result<Option<T>, Error>
 where
     T: serde::de::DeserializeOwned,

@@ -1,4 +1,4 @@
-//! An OpenClaw gateway, as far as its wire goes: the connection of a client, and the frames that go over it.
+//! The wire protocol of an OpenClaw gateway: the connection of a client, and the frames that it carries.
 //!
 //! Deliberately absent: what the gateway does with a request. A test sends one frame after the other; the torture keeps runs.
 
@@ -9,44 +9,44 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
-/// The protocol that the gateway speaks.
+/// The protocol version that the gateway speaks.
 pub const PROTOCOL: u32 = 4;
 
-/// A connection, as the gateway has it.
+/// A connection, from the gateway's side.
 #[derive(Debug)]
 pub struct Connection {
     pub socket: WebSocketStream<TcpStream>,
 }
 
 impl Connection {
-    /// Becomes a WebSocket.
+    /// Accepts a WebSocket.
     ///
     /// # Errors
-    /// When the client does not want one.
+    /// If the client does not open one.
     pub async fn accept(stream: TcpStream) -> anyhow::Result<Self> {
         Ok(Self { socket: accept_async(stream).await? })
     }
 
-    /// Sends a frame. A text is sent as it is.
+    /// Sends a frame. A JSON string is sent as it is.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub async fn send(&mut self, frame: &Value) -> anyhow::Result<()> {
         self.send_text(frame.as_str().map_or_else(|| frame.to_string(), str::to_owned)).await
     }
 
-    /// Sends a text of any kind.
+    /// Sends any text.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub async fn send_text(&mut self, text: String) -> anyhow::Result<()> {
         Ok(self.socket.send(Message::text(text)).await?)
     }
 
-    /// The next request. None when the client has gone.
+    /// The next request. None if the client has gone.
     ///
     /// # Errors
-    /// When the connection broke, or what came is no JSON.
+    /// If the connection broke, or the frame is no JSON.
     pub async fn next(&mut self) -> anyhow::Result<Option<Value>> {
         while let Some(message) = self.socket.next().await.transpose()? {
             if let Message::Text(text) = message {
@@ -59,38 +59,38 @@ impl Connection {
     /// Closes the connection.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub async fn close(mut self) -> anyhow::Result<()> {
         Ok(self.socket.close(None).await?)
     }
 }
 
-/// What is sent first of all.
+/// The first frame of a connection.
 pub fn challenge() -> Value {
     json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n", "ts": 1}})
 }
 
-/// The answer to `connect`, by the gateway's process `boot`.
+/// The response to `connect`, by the gateway's process `boot`.
 pub fn hello(boot: &str) -> Value {
     json!({"type": "hello-ok", "protocol": PROTOCOL, "server": {"version": "1", "bootId": boot}})
 }
 
-/// The answer to `agent`: the run is taken on.
+/// The first response to `agent`: the run is accepted.
 pub fn accepted(run: &str, session: &str) -> Value {
     json!({"runId": run, "sessionKey": session, "status": "accepted", "acceptedAt": 1})
 }
 
-/// A good answer to a request.
+/// A successful response.
 pub fn answer(id: &Value, payload: Value) -> Value {
     json!({"type": "res", "id": id, "ok": true, "payload": payload})
 }
 
-/// A bad answer to a request.
+/// An error response.
 pub fn refusal(id: &Value, code: &str, message: &str) -> Value {
     json!({"type": "res", "id": id, "ok": false, "error": {"code": code, "message": message}})
 }
 
-/// Of which run an event is, and in which session of which agent.
+/// The run of an event, and the session and agent that it belongs to.
 #[derive(Debug)]
 pub struct RunOf<'a> {
     pub run: &'a str,

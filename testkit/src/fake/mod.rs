@@ -1,7 +1,7 @@
-//! One fake of each agent that is more than a script: what speaks its protocol is here once, and what it does in a turn is up
-//! to a behaviour. Tests bring behaviours that do what the test says; `mainstay-torture` brings ones that follow a seed.
+//! One fake of each agent that is more than a script: its protocol is implemented here once, and what it does in a turn is up
+//! to a behaviour. Tests use behaviours that do what the test says; `mainstay-torture` uses ones that follow a seed.
 //!
-//! Always: nothing here panics or asserts; that is for those who use it.
+//! Always: nothing here panics or asserts; that is up to its users.
 
 pub mod acp;
 pub mod gateway;

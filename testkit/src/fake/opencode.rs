@@ -1,7 +1,7 @@
-//! A server where opencode would listen.
+//! A server in place of opencode's.
 //!
-//! Always: requests and events have the shape of opencode's; what is answered and told is the behaviour's. Deliberately
-//! absent: a model. [`Scripted`] answers as a test says.
+//! Always: requests and events have the shape of opencode's; the behaviour decides on responses and events. Deliberately
+//! absent: a model. [`Scripted`] responds as a test says.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,18 +21,18 @@ use tokio::task::JoinHandle;
 pub const SESSION: &str = "ses_new";
 /// The largest body of a request.
 const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
-/// Events that wait for a follower.
+/// Events that are queued for a follower.
 const UNREAD_EVENTS: usize = 4096;
 
-/// A request as it came.
+/// A request as received.
 #[derive(Debug)]
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// What stands behind the question mark.
+    /// The part after the question mark.
     pub query: String,
     pub authorization: String,
-    /// Null when it is no JSON.
+    /// Null if it is no JSON.
     pub body: Value,
 }
 
@@ -43,7 +43,7 @@ impl Request {
     }
 }
 
-/// An answer.
+/// A response.
 pub type Answer = (StatusCode, Value);
 
 /// What the server does.
@@ -51,17 +51,17 @@ pub trait Behaviour: Send + Sync + 'static {
     /// Whether the request shows the right name and password.
     fn admits(&self, request: &Request) -> bool;
 
-    /// Takes one who follows the events from now on.
+    /// Accepts a follower of the events, from now on.
     fn followed(&self, request: Request, follower: Follower);
 
-    /// The answer; none where nothing is known of it.
+    /// The response; none for an unknown route.
     fn answer(&self, request: Request) -> impl Future<Output = Option<Answer>> + Send;
 }
 
 /// Serves until it is dropped.
 ///
 /// # Errors
-/// When the listener fails.
+/// If the listener fails.
 pub async fn serve<B: Behaviour>(listener: TcpListener, behaviour: Arc<B>) -> io::Result<()> {
     let router = Router::new().fallback(take::<B>).with_state(behaviour);
     axum::serve(listener, router).await
@@ -100,29 +100,29 @@ pub fn event(kind: &str, properties: Value) -> Value {
     json!({"id": "evt_1", "type": kind, "properties": properties})
 }
 
-/// One who follows the events; the connection ends when it is dropped.
+/// The connection of a client that follows the events; it is closed when dropped.
 #[derive(Debug)]
 pub struct Follower(mpsc::Sender<io::Result<Bytes>>);
 
 impl Follower {
-    /// Tells an event, if there is room for it. A text is told as it is. Answers whether it was told.
+    /// Sends an event, if there is room in the queue. A JSON string is sent as it is. Returns whether it was sent.
     pub fn try_tell(&self, event: &Value) -> bool {
         let event = event.as_str().map_or_else(|| event.to_string(), str::to_owned);
         self.0.try_send(Ok(format!("data: {event}\n\n").into())).is_ok()
     }
 
-    /// Tells an event. Nothing happens when the follower has gone.
+    /// Sends an event. Nothing happens if the follower has gone.
     pub async fn tell(&self, kind: &str, properties: Value) {
         self.raw(&format!("data: {}\n\n", event(kind, properties))).await;
     }
 
-    /// Tells an event of [`SESSION`].
+    /// Sends an event of [`SESSION`].
     pub async fn of_session(&self, kind: &str, mut properties: Value) {
         properties["sessionID"] = SESSION.into();
         self.tell(kind, properties).await;
     }
 
-    /// Sends bytes of any kind.
+    /// Sends any bytes.
     pub async fn raw(&self, text: &str) {
         let _ = self.0.send(Ok(Bytes::copy_from_slice(text.as_bytes()))).await;
     }
@@ -133,10 +133,10 @@ impl Follower {
     }
 }
 
-/// Does what a test says: it answers as told, and hands over what is asked and who follows.
+/// Does what a test says: it responds as set up, and hands requests and followers to the test.
 pub struct Scripted {
     answers: Mutex<HashMap<String, Answer>>,
-    /// Requests that are answered only when the test says so.
+    /// Requests whose response waits for the test.
     held: Mutex<HashMap<String, oneshot::Receiver<()>>>,
     asked: mpsc::UnboundedSender<Request>,
     followers: mpsc::UnboundedSender<Follower>,
@@ -176,7 +176,7 @@ impl Server {
     /// Starts on a free port.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://opencode:secret@{}", listener.local_addr()?);
@@ -202,20 +202,20 @@ impl Server {
         Ok(Self { endpoint, script, asked, followers, serving })
     }
 
-    /// From now on `METHOD /path` is answered so.
+    /// Sets the response to `METHOD /path` from now on.
     pub fn answers(&self, route: &str, status: u16, answer: Value) {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         lock(&self.script.answers).insert(route.to_owned(), (status, answer));
     }
 
-    /// The next `METHOD /path` is answered when the sender says so.
+    /// Holds the response to the next `METHOD /path` until something is sent to the sender.
     pub fn holds(&self, route: &str) -> oneshot::Sender<()> {
         let (go, held) = oneshot::channel();
         lock(&self.script.held).insert(route.to_owned(), held);
         go
     }
 
-    /// Waits for `METHOD /path`; what was asked before it is passed over. None when it is never asked.
+    /// Waits for `METHOD /path`, skipping other requests. None if it never comes.
     pub async fn asked(&mut self, route: &str) -> Option<Request> {
         loop {
             let asked = self.asked.recv().await?;
@@ -225,14 +225,14 @@ impl Server {
         }
     }
 
-    /// Waits for one who follows the events, and greets it.
+    /// Waits for a follower of the events, and greets it.
     pub async fn followed(&mut self) -> Option<Follower> {
         let follower = self.followers.recv().await?;
         follower.tell("server.connected", json!({})).await;
         Some(follower)
     }
 
-    /// Ends at once, as if killed.
+    /// Stops at once, as if killed.
     pub async fn die(self) {
         self.serving.abort();
         let _ = self.serving.await;

@@ -9,7 +9,7 @@ use testkit::within;
 
 use super::{Scene, ended};
 
-/// How many processes sleep for this long.
+/// How many `sleep` processes have this duration.
 fn asleep(duration: &str) -> usize {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let arguments = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
@@ -49,9 +49,9 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    // One says its version and goes, one never ends and leaves something running, one fails.
+    // One prints its version and exits, one never ends and leaves a process running, one fails.
     program("claude", "echo; echo 1.2.3 Claude; cat");
-    // Its own number: the same test may run in another checkout on this machine.
+    // A unique number: the same test may run in another checkout on this machine.
     let slept = format!("7701.{}", std::process::id());
     let hangs = program("hangs", &format!("sleep {slept} & cat </dev/zero >/dev/null"));
     let fails = program("fails", "echo 'no version'; exit 3");
@@ -81,7 +81,7 @@ async fn agents_say_what_is_found_of_them_and_how_to_get_the_others() {
         assert_eq!((&report["found"], &report["install"]), (&Value::Null, &Value::from(install)), "{report}");
         assert!(report["missing"].as_str().unwrap().contains("not found"), "{report}");
     }
-    // It was killed, but a killed process is there until the kernel has come to it.
+    // A killed process exists until the kernel has removed it.
     within(async {
         while asleep(&slept) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! Commands beside a daemon, and what signals do to either.
+//! Commands beside a daemon, and the effect of signals on either.
 
 use std::process::Stdio;
 
@@ -76,8 +76,8 @@ async fn what_waits_for_a_daemon_says_so() {
     assert_eq!(sent.code, Some(0));
     assert!(sent.stderr.contains("mainstay serve"), "{}", sent.stderr);
     scene.mainstay(&["send", "s", "hi", "-q"]).await.printed();
-    // Only the next command executes what was sent before, in its turn.
-    // On a machine under load it says that it waits for them.
+    // Only the next command executes what was sent before, in order.
+    // On a loaded machine it reports that it waits for those runs.
     assert_eq!(scene.mainstay(&["run", "--session", "s", "hi"]).await.code, Some(0));
     assert_eq!(scene.ask("SELECT group_concat(DISTINCT status) FROM v_runs"), "completed");
 }
@@ -100,8 +100,8 @@ async fn run_under_nohup_outlives_the_terminal() {
 #[tokio::test]
 async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
     let scene = Scene::new();
-    // A terminal that is closed is as good as Ctrl-C: the agent is not left behind. Unless the tests run under `nohup`, which
-    // the commands inherit: they go on then, as they should.
+    // A closed terminal has the effect of Ctrl-C: the agent is not left behind. Except under `nohup`, which the commands inherit
+    // from the tests: then they rightly keep running.
     let hangup = (!ignores_hangup()).then_some(Signal::HUP);
     for stop in [Signal::INT, Signal::TERM].into_iter().chain(hangup) {
         let (running, mut lines) = scene.begin(&["--json", "run", "--session", "mine", "/hang"]);
@@ -122,7 +122,7 @@ async fn ctrl_c_cancels_what_was_started_and_leaves_what_was_watched() {
     let status = "SELECT status FROM v_runs WHERE session_id = 'theirs'";
     assert_eq!(scene.ask(status), "running");
 
-    // The default grace is half a minute: the first signal lets the turn go on, the second ends it.
+    // The default grace is half a minute: the first signal lets the turn finish, the second ends it.
     signal(&daemon, Signal::TERM);
     let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines();
     until(&mut log, "a second signal").await;

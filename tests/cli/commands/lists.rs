@@ -1,4 +1,4 @@
-//! What is listed: tables and JSON.
+//! Lists: tables and JSON.
 
 use serde_json::Value;
 
@@ -75,7 +75,7 @@ async fn tables_fit_and_their_ids_are_taken() {
     {
         scene.mainstay(args).await.printed();
     }
-    // What goes on with a session does not make another.
+    // Another turn of a session does not create a session.
     let before = scene.ask("SELECT CAST(count(*) AS TEXT) FROM sessions");
     scene.mainstay(&["run", "--session", &short, "again"]).await.printed();
     scene.mainstay(&["send", &short, "once more"]).await;

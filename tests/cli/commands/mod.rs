@@ -1,5 +1,5 @@
-//! What scripts and people rely on of the command line: exit codes, what goes to stdout and what to stderr, and JSON that
-//! parses. Real processes on a database of their own.
+//! What scripts and people rely on: exit codes, what goes to stdout and what to stderr, and valid JSON. Real processes on a
+//! database of their own.
 
 mod agents;
 mod daemon;
@@ -15,12 +15,12 @@ use testkit::within;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// A working directory, which is also where the database comes to be.
+/// A working directory, in which the database is created.
 struct Scene {
     dir: tempfile::TempDir,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,
@@ -29,14 +29,14 @@ struct Ended {
 }
 
 impl Ended {
-    /// What it printed, when it succeeded without a word on stderr.
+    /// Its stdout; it must have succeeded with an empty stderr.
     #[track_caller]
     fn printed(self) -> String {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
         self.stdout
     }
 
-    /// What it said on stderr, when it ended with this code and nothing on stdout.
+    /// Its stderr; it must have exited with this code and an empty stdout.
     #[track_caller]
     fn refused(self, code: i32) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{}", self.stderr);
@@ -44,7 +44,7 @@ impl Ended {
         self.stderr
     }
 
-    /// One JSON value a line, when it succeeded.
+    /// Its output as one JSON value per line; it must have succeeded.
     #[track_caller]
     fn json(self) -> Vec<Value> {
         json_lines(&self.printed())
@@ -77,14 +77,14 @@ impl Scene {
         ended(child).await
     }
 
-    /// A command that goes on, and the lines that it prints.
+    /// A running command, and the lines that it prints.
     fn begin(&self, args: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
         let mut child = self.command(args).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         (child, BufReader::new(stdout).lines())
     }
 
-    /// A daemon that serves, and its address.
+    /// A daemon that is ready, and its address.
     async fn serve(&self, args: &[&str]) -> (Child, String) {
         let (mut child, mut lines) = self.begin(&[&["serve", "--listen", "127.0.0.1:0"], args].concat());
         let Some(line) = within(lines.next_line()).await.unwrap() else {
@@ -118,7 +118,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// Reads until a line contains this.
+/// Reads up to a line that contains this.
 async fn until(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str) {
     loop {
         match within(lines.next_line()).await.unwrap() {

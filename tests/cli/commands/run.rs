@@ -138,7 +138,7 @@ async fn what_an_agent_asks_is_answered_from_another_terminal() {
     assert_eq!(scene.mainstay(&["permissions", "--all", "--json"]).await.json().len(), 3);
 }
 
-/// In a terminal that `script` makes.
+/// In a terminal that `script` provides.
 #[tokio::test]
 async fn question_is_asked_at_the_terminal() {
     if Command::new("script").arg("--version").stdout(Stdio::null()).status().await.is_err() {

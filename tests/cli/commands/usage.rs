@@ -1,4 +1,4 @@
-//! Exit codes, errors, and where a setting comes from.
+//! Exit codes, errors, and the precedence of settings.
 
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};

@@ -1,4 +1,4 @@
-//! The commands of the pages, run page by page in one shell each, in an empty directory, as a reader copies them.
+//! The commands of the pages, run page by page in one shell each, in an empty directory, as a reader would.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -9,7 +9,7 @@ use super::pages::{RUN, blocks, pages};
 
 const MAINSTAY: &str = env!("CARGO_BIN_EXE_mainstay");
 
-/// What stands around the commands. Nothing is installed or built; a reader waits for the address before the next command.
+/// The script around the commands. Nothing is installed or built; a reader waits for the address before the next command.
 const SHELL: &str = r#"
 set -eu
 cargo() { [ "$1" = install ] || { echo "cargo $1 is not known here" >&2; exit 1; }; }
@@ -18,7 +18,7 @@ daemon=
 trap 'kill -9 $daemon 2>/dev/null || true' EXIT
 "#;
 
-/// What a page expects to be there.
+/// What a page expects to exist.
 fn before(page: &str) -> &'static str {
     match page {
         "docs/howto/backup.md" | "docs/operations.md" => "mainstay run hi\n",
@@ -30,7 +30,7 @@ fn squeezed(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the output has these lines, one behind the other.
+/// Whether the output has these lines, in this order.
 fn has(output: &str, expected: &str) -> Result<(), String> {
     let output = squeezed(output);
     let mut rest = output.as_str();
@@ -46,7 +46,7 @@ fn has(output: &str, expected: &str) -> Result<(), String> {
 fn run_page(name: &str) {
     for program in ["bash", "curl", "sqlite3", "python3"] {
         if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
-            // Not through `eprintln!`, which the test harness keeps to itself.
+            // Not `eprintln!`, whose output the test harness captures.
             let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {program} is not installed ***");
             return;
         }

@@ -1,12 +1,12 @@
-//! The pages of the documentation and their fenced blocks: each block is run or read by a test, or has the reason above it
-//! why it is not.
+//! The pages of the documentation and their fenced blocks: each block is run or parsed by a test, or says above why it is
+//! not.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which file has the test that runs or reads the blocks of a page in a language. Beside these, `toml` of every page is read
-/// by `docs.rs`, and `sh` with the `text` behind it is run by `docs/commands.rs` for the pages that are named there.
+/// The file with the test that runs or parses the blocks of a page in a language. In addition, `docs.rs` parses `toml` of every
+/// page, and `docs/commands.rs` runs `sh`, with the `text` behind it, of the pages in [`RUN`].
 const CHECKED: &[(&str, &str, &str)] = &[
     ("README.md", "sh", "tests/cli/service/readme.rs"),
     ("README.md", "tsx", "tests/clients/checks/readme.mjs"),
@@ -18,8 +18,8 @@ const CHECKED: &[(&str, &str, &str)] = &[
     ("docs/sql.md", "text", "tests/cli/docs.rs"),
 ];
 
-/// The pages whose `sh` blocks are run. A `text` block behind one has lines that its output has, in this order; `…` stands for
-/// anything, and any white space for any other.
+/// The pages whose `sh` blocks are run. A `text` block after one has lines of its output, in order; `…` matches anything, and
+/// white space matches any white space.
 pub const RUN: [&str; 7] = [
     "docs/agents.md",
     "docs/howto/backup.md",
@@ -30,14 +30,14 @@ pub const RUN: [&str; 7] = [
     "docs/tutorial.md",
 ];
 
-/// Words that stand where a sentence should name its subject.
+/// Words used in place of a sentence's real subject.
 const BANNED: [&str; 3] = [concat!("who", "ever"), concat!("some", "body"), concat!("no", "body")];
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files below a directory that end so, without what is built or installed.
+/// The files below a directory with this ending, except what is built or installed.
 fn files(dir: &Path, extension: &str, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -52,7 +52,7 @@ fn files(dir: &Path, extension: &str, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The name of each page from the root, and its text.
+/// The path of each page from the root, and its text.
 pub fn pages() -> Vec<(String, String)> {
     let mut all = vec![root().join("README.md"), root().join("CONTRIBUTING.md"), root().join("CHANGELOG.md")];
     files(&root().join("docs"), ".md", &mut all);
@@ -66,7 +66,7 @@ pub struct Block {
     pub language: String,
     pub text: String,
     pub line: usize,
-    /// Why no test runs it.
+    /// The reason why no test runs it.
     pub not_run: Option<String>,
 }
 
@@ -130,7 +130,7 @@ fn sentences_name_their_subjects() {
     for path in markdown {
         for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
             let line = line.to_lowercase();
-            // The name of a test is one word.
+            // The name of a test counts as one word.
             let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
             let found: Vec<_> = words.filter(|word| BANNED.contains(word)).collect();
             if !found.is_empty() {
@@ -141,7 +141,7 @@ fn sentences_name_their_subjects() {
     assert!(wrong.is_empty(), "name the subject (the worker, the reader, the operator, …): {wrong:#?}");
 }
 
-/// The names by which the headings and anchors of a page are linked to.
+/// The link targets of a page: its headings and anchors.
 pub fn anchors(page: &str) -> BTreeSet<String> {
     let slug = |heading: &str| -> String {
         let kept =

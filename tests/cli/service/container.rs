@@ -7,21 +7,21 @@ use rustix::process::Signal;
 
 use crate::service::scene::{Daemon, MAINSTAY, Scene, block_until, ignores_hangup, signal, skipped};
 
-/// Killed with what started it, should a test fail.
+/// Killed together with the process that started it, if a test fails.
 const CONTAINER: [&str; 6] = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
 
-/// A daemon that is PID 1, and beside it a process whose parent became the daemon.
+/// A daemon that is PID 1, and a process that it adopted as parent.
 struct Container {
     scene: Scene,
     outside: Daemon,
-    /// The pids as this namespace has them.
+    /// Pids as seen in the namespace of the tests.
     init: i32,
     orphan: i32,
     daemon: i32,
 }
 
 impl Container {
-    /// None where this machine has no such thing for us.
+    /// None if this machine does not allow it.
     fn start(config: &str) -> Option<Self> {
         let probe = Command::new(CONTAINER[0]).args(&CONTAINER[1..]).args(["--mount-proc", "true"]).output();
         if !probe.is_ok_and(|output| output.status.success()) {
@@ -29,7 +29,7 @@ impl Container {
             return None;
         }
         let scene = Scene::new(config);
-        // The shell is PID 1, and stays its children's parent as it becomes the daemon.
+        // The shell is PID 1, and stays its children's parent when it becomes the daemon.
         let script = "tail -f /dev/null & exec \"$0\" \"$@\"";
         let program = [&CONTAINER[..], &["--mount-proc", "sh", "-c", script, MAINSTAY]].concat();
         let outside = scene.start(&program, &[]);
@@ -43,7 +43,7 @@ impl Container {
         Some(Self { scene, outside, init, orphan, daemon })
     }
 
-    /// The processes in it.
+    /// The processes in the container.
     fn inhabitants(&self, namespace: &PathBuf) -> Vec<i32> {
         let pids = std::fs::read_dir("/proc").unwrap().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
@@ -72,7 +72,7 @@ fn pid_1_reaps_orphans_and_a_request_to_stop_leaves_nothing() {
     block_until(|| children(container.init) == [container.daemon]);
 
     container.scene.send("s", "/hang");
-    // A turn that has said nothing would go back to the queue.
+    // A turn that has said nothing would be queued again.
     block_until(|| container.scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 1);
     let namespace = namespace_of(container.init).unwrap();
     assert_eq!(container.inhabitants(&namespace).len(), 4, "PID 1, the daemon, a host and its agent");
@@ -89,12 +89,12 @@ fn every_signal_for_the_daemon_reaches_it_once() {
     assert_ne!(group(container.daemon), group(container.init), "Ctrl-C at a terminal is for a whole group");
     container.scene.send("s", "/hang");
     block_until(|| container.scene.log().contains("run started"));
-    // Without a terminal that was closed SIGHUP only makes it say that it goes on; under `nohup` it hears nothing of it.
+    // Without a closed terminal, SIGHUP is only logged; under `nohup` it is ignored.
     if !ignores_hangup() {
         signal(container.init, Signal::HUP);
         block_until(|| container.scene.log().contains("SIGHUP ignored"));
     }
-    // The first asks it to stop in its own time, the second, any of them, to end its turns.
+    // The first signal starts an orderly stop, the second, of any kind, ends the turns.
     signal(container.init, Signal::TERM);
     block_until(|| container.scene.log().contains("stopping"));
     assert!(container.outside.child.try_wait().unwrap().is_none());
@@ -107,7 +107,7 @@ fn every_signal_for_the_daemon_reaches_it_once() {
 fn the_container_ends_as_the_daemon_ends() {
     let Some(mut container) = Container::start("") else { return };
     signal(container.daemon, Signal::KILL);
-    // `unshare` ends as its child does, and that as a shell reports a process that SIGKILL ended.
+    // `unshare` exits with its child's status, which for a process ended by SIGKILL is that of a shell.
     assert_eq!(container.outside.wait().code(), Some(128 + 9));
 
     let scene = Scene::new("[engine]\nleese = \"1s\"");

@@ -1,4 +1,4 @@
-//! What the log tells an operator of requests.
+//! The log lines of requests.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What `/metrics` says, against what the daemon did and what docs/operations.md has written down.
+//! The output of `/metrics`, compared with what the daemon did and with docs/operations.md.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -64,10 +64,10 @@ async fn a_daemon_counts_what_it_does_and_what_another_left() {
     let daemon = scene.daemon();
     scene.mainstay(&["run", "--session", "a", "hi"]);
     scene.send("b", "/hang");
-    // What was killed before it said anything may be put back to the queue instead of adopted.
+    // A run that had said nothing when it was killed may be queued again instead of adopted.
     block_until(|| scene.ask("SELECT count(*) FROM runs WHERE said = 1") == 2);
     let mut before = Scraped::of(&daemon).await;
-    // A run is in execution until what its agent left is tidied up, a moment after its end was committed.
+    // A run counts as executing until its agent's leftovers are removed, a moment after its end was committed.
     for _ in 0..TIMEOUT.as_millis() / 10 {
         if before.value("runs_executing") == 1.0 {
             break;

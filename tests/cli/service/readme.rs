@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::service::scene::{MAINSTAY, Scene, skipped};
 
-/// What stands around the commands. Nothing is installed or built; a person looks for the address before the next command.
+/// The script around the commands. Nothing is installed or built; a person waits for the address before the next command.
 const SHELL: &str = r#"
 set -eu
 cargo() {
@@ -33,7 +33,7 @@ fn commands_of_the_readme_run_as_they_stand() {
         }
     }
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    // In place of Claude, which needs an account.
+    // In place of Claude Code, which needs an account.
     let scene = Scene::new(&format!("[server]\nlisten = \"{address}\"\n[agents.claude]\ndriver = \"demo\"\n"));
     std::fs::write(scene.path("plan.md"), "# A plan").unwrap();
     let programs = scene.path("bin");

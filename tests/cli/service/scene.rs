@@ -1,4 +1,4 @@
-//! What the tests stand on: a daemon as a process of its own, with whatever is around it.
+//! Shared by the tests: a daemon as a process, and its surroundings.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,7 +22,7 @@ impl Scene {
         Self { dir }
     }
 
-    /// With an agent `agent` that is this script, in the workspace that sessions get by themselves.
+    /// With an agent `agent` that is this script, in the default workspace.
     pub fn with_agent(script: &str, more: &str) -> Self {
         // A JSON string is a TOML string.
         let (script, dir) = (Value::from(script), Value::from("."));
@@ -36,12 +36,12 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    /// What the daemons have logged.
+    /// The log of the daemons.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Starts this program, which is to become a daemon.
+    /// Starts a program that becomes a daemon.
     pub fn start(&self, program: &[&str], env: &[(&str, &str)]) -> Daemon {
         let mut command = testkit::command(program[0]);
         command.args(&program[1..]).args(["serve", "--listen", "127.0.0.1:0"]).envs(env.iter().copied());
@@ -59,12 +59,12 @@ impl Scene {
         self.start(&[MAINSTAY], &[])
     }
 
-    /// Queues a turn and answers with its run.
+    /// Queues a turn and returns its run.
     pub fn send(&self, session: &str, text: &str) -> String {
         self.mainstay(&["send", session, text]).trim_end().to_owned()
     }
 
-    /// What a command printed that succeeded.
+    /// The output of a command, which must have succeeded.
     pub fn mainstay(&self, args: &[&str]) -> String {
         let output = Command::new(MAINSTAY).args(args).current_dir(self.dir.path()).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
@@ -76,7 +76,7 @@ pub fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// Whether this process was started with SIGHUP ignored, as `nohup` does, and what it starts too.
+/// Whether SIGHUP is ignored in this process, as `nohup` sets it, and so in its children.
 pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();

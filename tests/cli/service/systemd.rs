@@ -1,4 +1,4 @@
-//! What systemd is told, what it does not pass on to agents, and the unit.
+//! What systemd is told, what is not passed on to agents, and the unit file.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -26,14 +26,14 @@ impl Manager {
         Self { socket, path: path.to_str().unwrap().to_owned() }
     }
 
-    /// The next thing that it is told.
+    /// The next message.
     fn told(&self) -> String {
         let mut message = [0; 4096];
         let length = self.socket.recv(&mut message).unwrap();
         String::from_utf8(message[..length].to_vec()).unwrap()
     }
 
-    /// Everything up to what contains this.
+    /// All messages up to one that contains this.
     fn told_until(&self, what: &str) -> Vec<String> {
         let mut told = vec![self.told()];
         while !told.last().unwrap().contains(what) {
@@ -71,7 +71,7 @@ fn the_watchdog_hears_of_an_engine_whose_database_is_locked() {
     }
     let other = rusqlite::Connection::open(scene.path("mainstay.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // With a limit so short the engine, which waits for the lock for five seconds, seems to hang at first.
+    // With so short a limit the engine, which waits for the lock for five seconds, seems to hang at first.
     block_until(|| scene.log().contains("the engine does not answer"));
     manager.socket.set_nonblocking(true).unwrap();
     while manager.socket.recv(&mut [0; 64]).is_ok() {}
@@ -99,7 +99,7 @@ async fn an_engine_without_its_loop_has_no_pulse() {
     for _ in 0..3 {
         tokio::time::timeout(TIMEOUT, engine.pulse()).await.unwrap();
     }
-    // A daemon that lets its turns finish lives.
+    // A daemon that lets its turns finish is alive.
     engine.drain(Duration::ZERO).await;
     tokio::time::timeout(TIMEOUT, engine.pulse()).await.unwrap();
     engine.close().await;
@@ -137,7 +137,7 @@ fn systemd_understands_the_unit() {
     let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() else {
         return skipped("systemd-analyze is not installed");
     };
-    // It has a word to say on other units of this machine, too. What it ignores in ours is no failure to it.
+    // It may complain about other units of this machine, too. Settings that it ignores in ours are no failure to it.
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("mainstay"), "{said}");
     assert!(output.status.success(), "{said}");

@@ -1,7 +1,7 @@
-//! An agent that speaks ACP over its stdin and stdout: one process, many sessions, their turns at the same time.
+//! An agent that speaks ACP over its stdin and stdout: one process, many sessions, with turns at the same time.
 //!
-//! Always: one thread, unless what it writes to has another. What is asked beside a turn is answered here, as the agent's
-//! [`Traits`] say; what a turn does is up to [`Turns`].
+//! Always: one thread, unless its output needs another. Requests outside of a turn are answered here, as the agent's
+//! [`Traits`] say; [`Turns`] decide what a turn does.
 
 pub mod script;
 
@@ -22,13 +22,13 @@ use tokio::time::sleep;
 /// Where lines go.
 pub type Output = Rc<dyn Fn(&str) -> io::Result<()>>;
 
-/// How long one waits with a late load.
+/// The delay of the trait `load-late`.
 const LATE: Duration = Duration::from_millis(500);
 
-/// What is asked of the agent in a turn.
+/// A prompt to the agent.
 #[derive(Debug)]
 pub struct Prompt {
-    /// The id of the request, whose answer ends the turn.
+    /// The id of the request; its response ends the turn.
     pub id: Value,
     pub session: String,
     /// The parameters of the request.
@@ -37,42 +37,42 @@ pub struct Prompt {
 
 /// What the agent does in its turns.
 pub trait Turns {
-    /// A turn begins in a session that there is. What it was told before stands in `past`.
+    /// A turn begins in an open session. `past` has the messages before it.
     ///
     /// # Errors
-    /// Why the agent fails altogether.
+    /// Why the agent fails as a whole.
     fn begin(&mut self, client: &Client, prompt: Prompt, past: &mut Vec<String>) -> anyhow::Result<()>;
 
-    /// The turns of a session are to end.
+    /// Cancels the turns of a session.
     ///
     /// # Errors
-    /// Why the agent fails altogether.
+    /// Why the agent fails as a whole.
     fn cancel(&mut self, session: &str) -> anyhow::Result<()>;
 
-    /// The client has answered.
+    /// The client has sent a response.
     ///
     /// # Errors
-    /// Why the agent fails altogether.
+    /// Why the agent fails as a whole.
     fn answered(&mut self, answer: &Value) -> anyhow::Result<()>;
 
-    /// A session was read back.
+    /// A session was loaded.
     fn reopened(&mut self, session: &str);
 
-    /// Does what is due, when it is. May be dropped while it waits.
+    /// Waits until something is due, and does it. May be dropped while it waits.
     fn go_on(&mut self, client: &Client) -> impl Future<Output = anyhow::Result<()>>;
 }
 
-/// How the agent is: a word each.
+/// The agent's properties, one word each.
 #[derive(Debug, Default)]
 pub struct Traits {
-    /// What it can do (load resume resume-fails close modes config auth images), is or does not do (in-yolo login-first
-    /// nonsense version-2 silent load-busy load-busy-once load-late), and how it speaks (noise pretty framed).
+    /// Its capabilities (load resume resume-fails close modes config auth images), its defects (in-yolo login-first
+    /// nonsense version-2 silent load-busy load-busy-once load-late), and the form of its lines (noise pretty framed).
     pub words: Vec<String>,
-    /// The file with its sessions. Without one it believes in all that it is told of.
+    /// The file with its sessions. Without one it accepts any session that it is told of.
     pub store: Option<PathBuf>,
-    /// Gets every line that it is sent.
+    /// Receives every line that is sent to the agent.
     pub log: Option<PathBuf>,
-    /// What it says of each turn when it reads a session back.
+    /// What it repeats for each turn when it loads a session.
     pub read_back: String,
 }
 
@@ -82,7 +82,7 @@ impl Traits {
     }
 }
 
-/// The other side.
+/// The connection to the client.
 #[derive(Clone)]
 pub struct Client {
     output: Output,
@@ -92,7 +92,7 @@ impl Client {
     /// Writes a line as it is.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn write(&self, line: &str) -> io::Result<()> {
         (self.output)(&format!("{line}\n"))
     }
@@ -100,64 +100,64 @@ impl Client {
     /// Writes a message.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn send(&self, message: &Value) -> io::Result<()> {
         self.write(&message.to_string())
     }
 
-    /// Answers a request.
+    /// Responds to a request.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn answer(&self, id: &Value, result: Value) -> io::Result<()> {
         self.send(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
     }
 
-    /// Answers a request with an error.
+    /// Responds to a request with an error.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn refuse(&self, id: &Value, error: Value) -> io::Result<()> {
         self.send(&json!({"jsonrpc": "2.0", "id": id, "error": error}))
     }
 
-    /// Tells what is new in a session.
+    /// Sends an update of a session.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn update(&self, session: &str, kind: &str, fields: Value) -> io::Result<()> {
         self.send(&update(session, kind, fields))
     }
 
-    /// Says a piece of a message.
+    /// Sends a piece of a message.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has gone.
     pub fn say(&self, session: &str, text: &str) -> io::Result<()> {
         self.update(session, "agent_message_chunk", json!({"content": {"type": "text", "text": text}}))
     }
 }
 
-/// A notification of something new in a session.
+/// The notification of an update of a session.
 pub fn update(session: &str, kind: &str, mut update: Value) -> Value {
     update["sessionUpdate"] = kind.into();
     json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": session, "update": update}})
 }
 
-/// Writes to stdout, and waits for whoever reads it.
+/// Writes to stdout, and blocks while the reader is slow.
 ///
 /// # Errors
-/// When that has gone.
+/// If the reader has gone.
 pub fn to_stdout(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
 }
 
-/// Is an agent until its stdin is closed. To be run on one thread.
+/// Runs as an agent until its stdin is closed. Must run on one thread.
 ///
 /// # Errors
-/// Why its turns fail, or when its stdin is no pipe.
+/// Why its turns fail, or that its stdin is no pipe.
 pub async fn serve(traits: Traits, turns: &mut impl Turns, output: Output) -> anyhow::Result<()> {
     let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
     let mut lines = BufReader::new(stdin).lines();
@@ -191,9 +191,9 @@ struct Agent {
     traits: Traits,
     client: Client,
     log: Option<File>,
-    /// What was said in each.
+    /// The messages of each session.
     sessions: BTreeMap<String, Vec<String>>,
-    /// Sessions that could not be loaded once.
+    /// Sessions that refused a load once.
     busy: Vec<String>,
 }
 
@@ -202,7 +202,7 @@ impl Agent {
         if let Some(log) = &mut self.log {
             writeln!(log, "{line}")?;
         }
-        // A client that is killed may leave half a line.
+        // A client that is killed may leave an incomplete line.
         let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         let session = message["params"]["sessionId"].as_str().unwrap_or_default();
         match message["method"].as_str() {
@@ -263,7 +263,7 @@ impl Agent {
                 }
                 if method == "session/load" {
                     let past = self.sessions.get(session).map(Vec::as_slice).unwrap_or_default();
-                    // What nobody wrote down was something.
+                    // Without a store, any session counts as having had one turn.
                     let something = [String::new()];
                     for text in if traits.store.is_none() { &something[..] } else { past } {
                         let content = json!({"content": {"type": "text", "text": text}});
@@ -313,7 +313,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Answers that a session is open, and what can be chosen in it.
+    /// Responds that a session is open, with its options.
     fn open(&self, id: &Value, session: Option<&str>) -> io::Result<()> {
         let mut result = json!({});
         if let Some(session) = session {
@@ -325,7 +325,7 @@ impl Agent {
                 "availableModes": [{"id": "ask", "name": "Ask"}, {"id": "plan", "name": "Plan"}]});
         }
         if self.traits.is("config") {
-            // The category of the first says more than its id.
+            // The first option's category says more than its id.
             result["configOptions"] = json!([
                 {"id": "style", "name": "Style", "category": "mode", "type": "select", "currentValue": "careful",
                  "options": [{"value": "careful", "name": "Careful"}, {"value": "quick", "name": "Quick"},
@@ -336,7 +336,7 @@ impl Agent {
         self.client.answer(id, result)
     }
 
-    /// What a load brings that was answered before.
+    /// Sends the part of a load that comes after its response.
     fn tell_late(&self, session: &str) -> io::Result<()> {
         let text = |text: &str| json!({"type": "text", "text": text});
         self.client.update(session, "user_message_chunk", json!({"content": text("old")}))?;
@@ -350,7 +350,7 @@ impl Agent {
 /// The text of a prompt.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn text_of(params: &Value) -> anyhow::Result<&str> {
     params["prompt"][0]["text"].as_str().context("a prompt begins with a text")
 }

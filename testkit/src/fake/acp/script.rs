@@ -1,6 +1,6 @@
-//! Turns that do what their prompts say, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
+//! Turns that follow their prompts, for tests: `say WORDS`, `wait`, `hang`, `crash`, and so on, below.
 //!
-//! Always: what is written waits in memory, so that an agent that is not read hears a cancel all the same.
+//! Always: output is queued in memory, so that an agent whose output is not read still receives a cancel.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -20,14 +20,14 @@ use tokio::time::sleep;
 
 use super::{Client, Output, Prompt, Traits, Turns, serve, text_of, to_stdout};
 
-/// Poll interval for a file that a test makes.
+/// Poll interval for a file that a test creates.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Is an agent that does what it is told, until its stdin is closed. Its traits stand in the environment: `STUB_CAN` has
+/// Runs as an agent that follows its prompts, until its stdin is closed. Its traits are in the environment: `STUB_CAN` has
 /// words of [`Traits::words`], `STUB_STORE` and `STUB_LOG` name files.
 ///
 /// # Errors
-/// When its environment or a prompt makes no sense.
+/// If its environment or a prompt is invalid.
 pub fn run() -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is needed"));
     let traits = Traits {
@@ -42,7 +42,7 @@ pub fn run() -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime, serve(traits, &mut script, output))
 }
 
-/// Writes to stdout from a thread of its own, which ends with the process. Counts what is not written yet.
+/// Writes to stdout from a thread of its own, which ends with the process. Counts unwritten texts.
 fn queued_stdout(unwritten: Arc<AtomicUsize>) -> Output {
     let (sender, texts) = mpsc::channel::<String>();
     let left = unwritten.clone();
@@ -59,12 +59,12 @@ fn queued_stdout(unwritten: Arc<AtomicUsize>) -> Output {
     })
 }
 
-/// What all turns share.
+/// State that all turns share.
 #[derive(Clone, Default)]
 struct Script {
-    /// Whether the turn of a session is to end.
+    /// Whether the turn of a session is cancelled.
     cancelled: Rc<RefCell<HashMap<String, watch::Sender<bool>>>>,
-    /// Requests to the client, by their ids as JSON.
+    /// Open requests to the client, by id as JSON.
     asked: Rc<RefCell<HashMap<String, oneshot::Sender<Value>>>>,
     evicted: Rc<RefCell<HashSet<String>>>,
     failed: Rc<RefCell<Option<anyhow::Error>>>,
@@ -87,7 +87,7 @@ impl Turns for Script {
         spawn_local(async move {
             let failed = turn.script.failed.clone();
             if let Err(error) = turn.run(&text, &before, &params).await {
-                // The next one who looks says it.
+                // `go_on` reports it.
                 *failed.borrow_mut() = Some(error);
             }
         });
@@ -118,7 +118,7 @@ impl Turns for Script {
     }
 }
 
-/// A turn under way.
+/// A running turn.
 struct Turn {
     script: Script,
     client: Client,
@@ -144,14 +144,14 @@ impl Turn {
                 self.say("stopping")?;
                 stop = "cancelled";
             }
-            // Two turns at once, or none.
+            // Waits until a second turn has begun.
             "meet" => {
                 let (own, other) = two(rest)?;
                 touch(own)?;
                 exists(other).await;
                 self.say("met")?;
             }
-            // While two turns are on: lines that name one of them, and one that names none.
+            // While two turns run: lines that name one of them, and one that names none.
             "meet-badly" => {
                 let (own, other) = two(rest)?;
                 touch(own)?;
@@ -169,7 +169,7 @@ impl Turn {
                 stop = "cancelled";
             }
             "hang" => return self.say("hanging"),
-            // As the reason of its end; and before that a word, if it is given one.
+            // Says the first argument unless it is `-`, and responds with the second, which is JSON.
             "answer" => {
                 let (said, answer) = two(rest)?;
                 if said != "-" {
@@ -207,7 +207,7 @@ impl Turn {
                 self.say(&told(&answer))?;
             }
             "terminal" => self.terminal(rest).await?,
-            // A tool that goes on by itself.
+            // A tool that outlives the turn.
             "forget" => {
                 let mut tool = Command::new("setsid");
                 let tool = tool.args(["tail", "-f", "/dev/null"]).stdin(Stdio::null()).spawn()?;
@@ -223,7 +223,7 @@ impl Turn {
                 self.call("tool_call_update", json!({"status": "completed", "content": seen}))?;
                 return self.say_in("m1", ", and late");
             }
-            // When told so: in the midst of the next turn, or when there is none.
+            // Once the file exists, which may be during the next turn, or between turns.
             "later" => {
                 self.say_in("m1", "in time")?;
                 self.client.answer(&self.id, json!({"stopReason": stop}))?;
@@ -291,14 +291,14 @@ impl Turn {
         let _ = self.cancelled.wait_for(|cancelled| *cancelled).await;
     }
 
-    /// Waits for the answer to the request with this id. Listens from now on.
+    /// Waits for the response to the request with this id. The response counts from this call on.
     fn expect(&self, id: &Value) -> impl Future<Output = anyhow::Result<Value>> + use<> {
         let (sender, answer) = oneshot::channel();
         self.script.asked.borrow_mut().insert(id.to_string(), sender);
         async move { answer.await.context("another request has the same id") }
     }
 
-    /// Asks the client, and waits for its answer.
+    /// Sends a request to the client, and waits for its response.
     async fn ask(&self, id: &Value, method: &str, params: Value) -> anyhow::Result<Value> {
         let answer = self.expect(id);
         self.client.send(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))?;
@@ -343,9 +343,9 @@ impl Turn {
         self.say("still here")
     }
 
-    /// Ends the process, behind all that was written.
+    /// Exits once everything was written.
     async fn leave(&self, last_words: Option<&str>, code: i32) {
-        // The thread that writes may have a line in its hands.
+        // The writing thread may still hold a line.
         while self.script.unwritten.load(Ordering::SeqCst) > 0 {
             sleep(POLL_INTERVAL).await;
         }
@@ -356,7 +356,7 @@ impl Turn {
     }
 }
 
-/// What the client answered: its result, or the code of its error.
+/// The client's response: its result, or the code of its error.
 fn told(answer: &Value) -> String {
     let error = || json!({"error": answer["error"]["code"]});
     sorted(answer.get("result").cloned().unwrap_or_else(error))
