@@ -1,4 +1,4 @@
-//! What an agent says, whatever protocol it speaks: the vocabulary between its process, its driver and the turn.
+//! The events of an agent, whatever protocol it speaks: the vocabulary between its process, its driver and the turn.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,18 +8,18 @@ use crate::failure::AgentError;
 use crate::permission::PermissionRequest;
 use crate::usage::Usage;
 
-/// What an agent says, whatever protocol it speaks.
+/// An event of an agent, whatever protocol it speaks.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentEvent {
-    /// It says what it is busy with.
+    /// A status: what it is busy with.
     Status(String),
-    /// It thinks.
+    /// A piece of reasoning.
     Reasoning(String),
-    /// It writes to the person.
+    /// A piece of its answer.
     Text(String),
-    /// A message of the model begins. Of a sub-agent's messages nothing is said here.
+    /// A message of the model begins. Not emitted for the messages of a sub-agent.
     MessageBegan(Again),
-    /// It starts a tool.
+    /// A tool call starts.
     ToolStarted {
         /// Unique in the turn; empty when the agent gave none.
         id: String,
@@ -29,7 +29,7 @@ pub enum AgentEvent {
         title: Option<String>,
         /// Its input.
         input: Value,
-        /// The call of the tool on whose behalf this one is used: that of a sub-agent.
+        /// The parent tool call, if a sub-agent makes this one.
         parent: Option<String>,
     },
     /// A tool reports progress.
@@ -39,32 +39,32 @@ pub enum AgentEvent {
         /// The output so far.
         output: Value,
     },
-    /// A tool is done.
+    /// A tool call ends.
     ToolFinished {
         /// The id it was started with.
         id: String,
-        /// The tool, when the agent says it again.
+        /// The tool, if the agent repeats its name.
         name: Option<String>,
-        /// Its output, or what went wrong.
+        /// Its output, or an error message.
         result: Result<Value, String>,
     },
-    /// It made a file.
+    /// It produced a file.
     File {
         /// What it is.
         media_type: String,
         /// Where it is; a `data:` URL holds it.
         url: String,
     },
-    /// It points to a resource.
+    /// It cites a resource.
     Source {
         /// Where that is.
         url: String,
         /// What it is called.
         title: Option<String>,
     },
-    /// What it means to do, as a list of steps (`[{content, status, priority?}, …]`); takes the place of an earlier one.
+    /// Its plan, as a list of steps (`[{content, status, priority?}, …]`); takes the place of an earlier one.
     Plan(Value),
-    /// It asks whether a tool may be used, and waits.
+    /// It requests permission to use a tool, and waits.
     Permission(PermissionRequest),
     /// Its own id of this conversation.
     Session {
@@ -73,61 +73,62 @@ pub enum AgentEvent {
         /// How the turn came by it.
         origin: SessionOrigin,
     },
-    /// What it calls the conversation.
+    /// Its title of the conversation.
     Title(String),
-    /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); a key that is not there
-    /// did not change.
+    /// The modes, options and commands that it offers (`{modes?, config_options?, commands?}`); an absent key means unchanged.
     Advertised(Value),
-    /// What the turn used so far.
+    /// The usage of the turn so far.
     Usage(Usage),
-    /// What its session used so far, in earlier turns as well.
+    /// The usage of its session so far, earlier turns included.
     TotalUsage(Usage),
-    /// It says something to the person beside its answer.
+    /// A notice for the person, besides the answer.
     Notice(Notice),
-    /// A block of the model's message begins. Its number, which no other block of the turn has, names it in
-    /// [`AgentEvent::Withdrawn`]: what is said from here on until the next block or message begins belongs to it.
+    /// A block of the model's message begins. Its number, unique within the turn, names it in [`AgentEvent::Withdrawn`].
+    /// Everything until the next block or message begins belongs to it.
     BlockBegan(u64),
-    /// It takes blocks back that it said: their words do not count any more.
+    /// It withdraws blocks: their text does not count any more.
     Withdrawn(Vec<u64>),
-    /// So many tasks run in its background: a turn whose end was said is not over before they are.
+    /// The number of its background tasks: a turn whose end was reported is not over until they have ended.
     Tasks(usize),
-    /// It works on, although it said its end.
+    /// It continues, although it reported its end.
     Continued,
-    /// It asks for something that is not served. The line refuses that, and is written to its stdin at once. To be told
-    /// twice does no harm.
+    /// It requested something that is not supported. The line refuses the request and is written to the agent's stdin at once.
+    /// Writing it twice does no harm.
     Refused(String),
-    /// It asks no more what it asked under this id ([`PermissionRequest::request`]).
+    /// It withdraws the permission request with this id ([`PermissionRequest::request`]).
     PermissionWithdrawn(String),
-    /// It proves that the session that it was to go on in is gone.
+    /// It proves that the session that it was to resume is gone.
     SessionGone,
     /// It reports an error of its own.
     Error(AgentError),
-    /// It reports an error that it may overcome: the error of the turn if that ends without its end.
+    /// It reports an error that it may recover from. This becomes the error of the turn if the turn ends without
+    /// [`AgentEvent::Ended`].
     Trouble(AgentError),
-    /// It says that the turn is over; its process may take a moment to end.
+    /// It reports the end of the turn; its process may take a moment to exit.
     Ended,
 }
 
-/// Whether the agent's protocol says that a message of the model is the one before, asked for again after its stream broke.
+/// Whether a message of the model repeats the previous one, requested again after its stream broke, according to the agent's
+/// protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
-    /// It is new.
+    /// It is a new message.
     No,
-    /// It is the newest message once more, of which nothing counts any more.
+    /// It replaces the newest message, whose content does not count any more.
     Yes,
 }
 
-/// How a turn came by the agent's own session.
+/// How a turn obtained the agent's own session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionOrigin {
     /// It is a new one.
     New,
-    /// A live agent had it.
+    /// A backend had it open.
     Reused,
-    /// The agent went on with it, without telling it again.
+    /// The agent resumed it without replaying its history.
     Resumed,
-    /// The agent read it back and told it again.
+    /// The agent loaded it and replayed its history.
     Loaded,
 }
 
@@ -143,6 +144,6 @@ impl SessionOrigin {
     }
 }
 
-/// Reads one line of an agent's output; `None` when it is not a line of the agent's protocol (it is counted, and reading
-/// goes on). Made anew for every turn, so it may remember what it has seen.
+/// Parses one line of an agent's output; `None` when it is not a line of the agent's protocol (the line is counted, and reading
+/// continues). Created for each turn, so it may keep state.
 pub type LineParser = Box<dyn FnMut(&str) -> Option<Vec<AgentEvent>> + Send>;

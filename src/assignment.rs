@@ -1,8 +1,8 @@
 //! An assignment: which session sits in which slot, and until when it may idle there.
 //!
 //! Always: one live assignment per session and per slot, and nothing busy ever expires (`migrations/`:
-//! `one_live_assignment_per_session`, `one_live_session_per_slot`, `busy_never_expires`). Enqueue, claim and settle move
-//! it by triggers of the same transaction; no caller has a duty.
+//! `one_live_assignment_per_session`, `one_live_session_per_slot`, `busy_never_expires`). Enqueue, claim and settle move it by
+//! triggers in the same transaction; callers have nothing to do.
 
 use serde::Serialize;
 
@@ -14,13 +14,13 @@ use crate::clock::Timestamp;
 pub enum AssignmentState {
     /// A run of the session is queued or running.
     Active,
-    /// Nothing to do; the slot is kept until the idle TTL has passed.
+    /// The session has nothing to do; it keeps the slot until the idle TTL has passed.
     Idle,
-    /// Idle for too long: the slot is free.
+    /// It was idle for too long: the slot is free.
     Expired,
-    /// Idle while another session needed a slot: that one has it now.
+    /// It was idle while another session needed a slot: that session has the slot now.
     Reclaimed,
-    /// Closed: the slot is free.
+    /// The session was closed: the slot is free.
     Deleted,
 }
 
@@ -40,16 +40,16 @@ impl AssignmentState {
     }
 }
 
-/// A session's place.
+/// The assignment of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Assignment {
     /// The slot; none when it shares the workspace's resident agent.
     pub slot: Option<String>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: AssignmentState,
-    /// When it was last of use.
+    /// When it was last used.
     pub last_active_at: Timestamp,
-    /// Another slot than the session had before: an agent that keys its context by slot has lost it.
+    /// Whether the slot differs from the session's previous one: an agent that keys its context by slot has lost it.
     pub slot_changed: bool,
 }
 

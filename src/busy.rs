@@ -1,12 +1,12 @@
-//! Work on large texts that would hold up all else: parsing 60 MiB takes a good part of a second.
+//! Work on large texts that would block the executor: parsing 60 MiB takes a good part of a second.
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Work on as many bytes takes a few milliseconds.
+/// Work on this many bytes takes a few milliseconds.
 const LARGE_BYTES: usize = 256 * 1024;
 
-/// Does work on so many bytes. While it lasts, another thread does what the executor has to do beside it. There are no more
-/// of them than callers, which are turns and requests.
+/// Does work on `bytes` bytes. Meanwhile another thread takes over the other tasks of the executor. There are no more such
+/// threads than callers, which are turns and requests.
 pub(crate) fn off_executor<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let has_threads = || Handle::try_current().is_ok_and(|now| now.runtime_flavor() == RuntimeFlavor::MultiThread);
     if bytes >= LARGE_BYTES && has_threads() { tokio::task::block_in_place(work) } else { work() }
@@ -23,7 +23,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         let busy = tokio::spawn(async move {
             let other = tokio::spawn(async move { sender.send(()) });
-            // The only thread of the executor is here: the other task has to be run by another one.
+            // This blocks the executor's only thread: another one has to run the other task.
             off_executor(LARGE_BYTES, || receiver.recv()).unwrap();
             other.await.unwrap().unwrap();
         });

@@ -1,13 +1,13 @@
-//! The agents that are known by name: how each is reached, installed and logged in, and what is found of them on a machine.
+//! The agents that are known by name: how each is reached, installed and logged in, and whether it is installed on this machine.
 //!
-//! Always: the commands are their vendors' own. Those whose name is that of a driver are there without any config.
+//! Always: the commands are those of the vendors. An agent whose name is that of a driver is available without any config.
 
 use serde::Serialize;
 
-/// An agent that people use.
+/// A well-known agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownAgent {
-    /// What it is called here.
+    /// Its name in the config.
     pub name: &'static str,
     /// The driver that reaches it.
     pub driver: &'static str,
@@ -19,19 +19,18 @@ pub struct KnownAgent {
     pub log_in: &'static str,
 }
 
-/// A mode in which an agent neither asks nor is confined.
+/// A mode in which an agent neither asks for permission nor is sandboxed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnrestrictedMode {
-    /// The agent whose word it is.
+    /// The agent that uses the word.
     pub agent: &'static str,
     /// The word.
     pub word: &'static str,
-    /// Whether it means so whichever agent is told: other agents have an ordinary mode of this name otherwise.
+    /// Whether the word counts as unrestricted for every agent. False if it names an ordinary mode of other agents.
     pub for_all: bool,
 }
 
-/// The modes that the operator has to allow by name. The words are those of each agent's own command line, config or list of
-/// modes.
+/// The modes that the operator has to allow by name. The words come from each agent's command line, config or list of modes.
 pub const UNRESTRICTED: [UnrestrictedMode; 19] = [
     // `--permission-mode`, and the flags that have the same effect.
     unrestricted("claude", "bypassPermissions"),
@@ -51,13 +50,13 @@ pub const UNRESTRICTED: [UnrestrictedMode; 19] = [
     unrestricted("copilot", "allow-all"),
     unrestricted("copilot", "allow-all-tools"),
     unrestricted("copilot", "autopilot"),
-    // Flags and settings of agents that are not known here: Amp, Kiro, Droid, and others.
+    // Flags and settings of agents that are not in this catalogue: Amp, Kiro, Droid, and others.
     unrestricted("amp", "dangerously-allow-all"),
     unrestricted("kiro", "trust-all-tools"),
     unrestricted("droid", "skip-permissions-unsafe"),
     unrestricted("any", "auto-approve-all"),
     unrestricted("any", "unrestricted"),
-    // `GOOSE_MODE`: what others call `auto` asks or is confined.
+    // `GOOSE_MODE`. The `auto` of other agents asks or is sandboxed.
     UnrestrictedMode { agent: "goose", word: "auto", for_all: false },
 ];
 
@@ -65,7 +64,7 @@ const fn unrestricted(agent: &'static str, word: &'static str) -> UnrestrictedMo
     UnrestrictedMode { agent, word, for_all: true }
 }
 
-/// All of them; first those that need no config.
+/// All known agents; first those that need no config.
 pub const KNOWN: [KnownAgent; 10] = [
     KnownAgent {
         name: "claude",
@@ -151,7 +150,7 @@ impl KnownAgent {
         self.name == self.driver
     }
 
-    /// The lines of `mainstay.toml` with which it can be used.
+    /// The lines of `mainstay.toml` that configure it.
     pub fn config(&self) -> String {
         let Self { name, driver, command, .. } = self;
         match *driver {
@@ -163,16 +162,16 @@ impl KnownAgent {
     }
 }
 
-/// What is there of an agent on this machine.
+/// An installed agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Found {
-    /// The path of its program, or the address that it answers at.
+    /// The path of its program, or the address at which it answers.
     pub at: String,
-    /// What it calls its version.
+    /// The version that it reports.
     pub version: Option<String>,
 }
 
-/// An agent that can be used, or could be.
+/// An agent that can be used, or could be after installing or configuring it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AgentReport {
     /// Its name.
@@ -183,17 +182,17 @@ pub struct AgentReport {
     pub command: Vec<String>,
     /// Whether a session can name it.
     pub configured: bool,
-    /// What is there of it.
+    /// Where it was found, if it is installed.
     pub found: Option<Found>,
     /// What is missing, for people.
     pub missing: Option<String>,
-    /// How it is installed, when it is known.
+    /// How it is installed, if known.
     pub install: Option<&'static str>,
-    /// How it is given access to a model, when it is known.
+    /// How it is given access to a model, if known.
     pub log_in: Option<&'static str>,
     /// What to add to `mainstay.toml`, when it is not configured.
     pub config: Option<String>,
-    /// Turns of it that run.
+    /// Number of its running turns.
     pub running: i64,
 }
 

@@ -1,6 +1,6 @@
 //! The AI SDK v6 UI message stream: what a reader gets, chunk by chunk.
 //!
-//! Always: only chunks and fields that the strictest v6 client takes (clients before 6.0.231 end the whole stream on an
+//! Always: only chunks and fields that the strictest v6 client accepts (clients before 6.0.231 end the whole stream on an
 //! unknown field or an explicit `null`). What an agent does not report is left out.
 
 use serde::{Deserialize, Serialize};
@@ -118,38 +118,38 @@ pub enum Chunk {
     },
 }
 
-/// What the agent is busy with, for a person to look at; not part of the message.
+/// What the agent is doing, for display; not part of the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusLabel {
     /// A short sentence.
     pub label: String,
 }
 
-/// Text that a tool at work adds to the output that it has shown. A client of the AI SDK that does not know it shows the
-/// output a little later, with the next whole one.
+/// Text that a running tool appends to its shown output. An AI SDK client that does not know this chunk shows the text a little
+/// later, with the next complete output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolOutputDelta {
     /// The call.
     pub tool_call_id: String,
-    /// What is added.
+    /// The appended text.
     pub delta: String,
 }
 
-/// Parts that the agent withdrew, such as those of an answer that the model was asked for again. They keep their positions,
-/// because a v6 stream cannot take them back, and are stored as empty texts; a client that shows the stream leaves them out.
+/// Parts that the agent withdrew, such as those of an answer that was requested from the model again. They keep their positions,
+/// because a v6 stream cannot remove them, and are stored as empty texts; a client that shows the stream hides them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retracted {
     /// Positions in the parts of the message.
     pub parts: Vec<usize>,
 }
 
-/// A notice for the person that is no part of the answer: a warning, a hook's message, a loss of memory.
+/// A notice for the person that is not part of the answer: a warning, a hook's message, a lost context.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// Plain text.
     pub text: String,
-    /// How prominent it should be; an ordinary line without one.
+    /// How prominently it should be shown; none is an ordinary line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<NoticeLevel>,
 }
@@ -160,13 +160,13 @@ impl Notice {
         Self { text: text.into(), level: None }
     }
 
-    /// Something that the person should know of.
+    /// Something that the person should know.
     pub fn warning(text: impl Into<String>) -> Self {
         Self { text: text.into(), level: Some(NoticeLevel::Warning) }
     }
 }
 
-/// How prominent a notice should be.
+/// How prominently a notice should be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the words say it")]
@@ -174,10 +174,10 @@ pub enum NoticeLevel {
     Warning,
 }
 
-/// What there is to know of a tool call beyond the AI SDK, where the AI SDK has room for it.
+/// Metadata of a tool call that the AI SDK does not define, in the field that it provides for such data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolMetadata {
-    /// Ours.
+    /// The part that belongs to Mainstay.
     pub mainstay: ToolOrigin,
 }
 
@@ -185,15 +185,15 @@ pub struct ToolMetadata {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolOrigin {
-    /// The call on whose behalf it is made: that of a sub-agent.
+    /// The parent call, if a sub-agent makes this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_tool_call_id: Option<String>,
-    /// The agent's id of the call, when an earlier call of the message has it.
+    /// The agent's own id of the call, if an earlier call of the message has the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_tool_call_id: Option<String>,
 }
 
-/// How a run ended, as the metadata of its answer states it. What is not known is left out.
+/// How a run ended, as metadata of its answer. Unknown fields are left out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ending {
     status: Status,
@@ -222,12 +222,12 @@ impl Ending {
 
     /// The metadata as JSON.
     pub fn to_json(&self) -> Value {
-        // Words and numbers: none of them can fail to serialise.
+        // It consists of words and numbers, which always serialise.
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// The last chunks of a run, with this as the metadata of its message. A v6 client applies nothing behind `error`, so
-    /// that it is told in front of that, too.
+    /// Adds this as message metadata to the last chunks of a run. A v6 client applies nothing after `error`, so it is also sent
+    /// before that.
     pub fn label(&self, chunks: Vec<Chunk>) -> Vec<Chunk> {
         let mut labelled = Vec::with_capacity(chunks.len() + 1);
         for chunk in chunks {
@@ -245,7 +245,7 @@ impl Ending {
     }
 }
 
-/// Why a stream is over, in the AI SDK's words (which have none for "cancelled").
+/// Why a stream ended, in the AI SDK's words (which have none for "cancelled").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the names are the AI SDK's")]
@@ -265,15 +265,15 @@ impl Chunk {
         }
     }
 
-    /// What follows `start` when a run is cancelled before it began.
+    /// What follows `start` if a run is cancelled before it began.
     pub fn end_of_a_run_cancelled_in_the_queue() -> Vec<Self> {
         let end = vec![Self::Abort, Self::Finish { finish_reason: FinishReason::Other, message_metadata: None }];
         Ending::new(Cause::Cancelled, None, Usage::default()).label(end)
     }
 
-    /// The last chunks of a run of which nothing else can be stored, with a notice that says so.
+    /// The last chunks of a run whose output cannot be stored, with a notice that says so.
     pub fn bare_end(status: Status, sentence: &str) -> Vec<Self> {
-        // No other part has this id: those of a turn end with their position.
+        // No other part has this id: the ids of a turn's parts end with their position.
         let notice = Self::DataNotice { id: "notice-end".into(), data: Notice::warning(sentence) };
         let (end, finish_reason) = match status {
             Status::Cancelled => (Some(Self::Abort), FinishReason::Other),
@@ -286,12 +286,12 @@ impl Chunk {
         [Some(notice), end, Some(finish)].into_iter().flatten().collect()
     }
 
-    /// Whether the agent has spoken with this: any chunk that is neither `start` nor transient.
+    /// Whether this chunk counts as output of the agent: it is neither `start` nor transient.
     pub fn is_said(&self) -> bool {
         !matches!(self, Self::Start { .. } | Self::DataStatus { transient: true, .. })
     }
 
-    /// Whether a tool begins, goes on, asks or ends with this.
+    /// Whether this chunk belongs to a tool call: start, progress, permission request or end.
     pub fn is_of_tool(&self) -> bool {
         matches!(
             self,
@@ -305,7 +305,7 @@ impl Chunk {
 
     /// The chunk as the JSON text that is stored and sent.
     pub fn to_json(&self) -> String {
-        // A chunk is strings, booleans and JSON values: none of them can fail to serialise.
+        // A chunk consists of strings, booleans and JSON values, which always serialise.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

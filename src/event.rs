@@ -1,4 +1,4 @@
-//! An event: one chunk at its place in a session's log. Append-only, counted 1, 2, 3 … without gaps.
+//! An event: one chunk in a session's log. Append-only, numbered 1, 2, 3 … without gaps.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -6,13 +6,13 @@ use serde_json::value::RawValue;
 use crate::clock::Timestamp;
 use crate::id::RunId;
 
-/// The place of an event in its session's log, from 1: the cursor everywhere. 0 is "before the first".
+/// The number of an event in its session's log, from 1; used as the cursor everywhere. 0 means "before the first".
 pub type Seq = i64;
 
-/// One event as it was committed.
+/// A committed event.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
-    /// Its place in the session's log.
+    /// Its number in the session's log.
     pub seq: Seq,
     /// When it was committed.
     pub at: Timestamp,

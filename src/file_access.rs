@@ -1,8 +1,8 @@
-//! Files that others may have made: opened without waiting, and judged by who could change them.
+//! Files that other users may have created: opened without blocking, and judged by which users could change them.
 //!
-//! Always: a path is judged as ssh judges its own. A file is as good as its owner, its mode and every directory above it: who may
-//! write to one of those could put another file in its place. Root counts as the user of this process does; a group counts
-//! where it may hold another user.
+//! Always: a path is judged by the rules of ssh. A file is as trustworthy as its owner, its mode and every directory above it: a
+//! user who may write to one of those could replace the file. Root is trusted like the user of this process; a writable group is
+//! not, unless it is known to hold no other user.
 //!
 //! Proof: the tests below, `tests/security/directories.rs`.
 
@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-/// Others may write.
+/// Write permission for others.
 const OTHERS_WRITE: u32 = 0o002;
-/// The group may write.
+/// Write permission for the group.
 const GROUP_WRITES: u32 = 0o020;
 /// In a directory with this bit only the owner of an entry may replace it.
 const STICKY: u32 = 0o1000;
 
-/// Opens a regular file to be read. Anything else is refused at once: a pipe without a writer would block, a device may never
-/// end, and some do something when they are opened.
+/// Opens a regular file for reading. Anything else is refused at once: a pipe without a writer would block, a device may never
+/// end, and opening some devices has side effects.
 ///
 /// # Errors
-/// Any failure to open it, or what it is instead.
+/// Any failure to open it, or what it is instead of a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     check_regular(&fs::metadata(path)?)?;
-    // It may have been replaced since.
+    // The file may have been replaced since the check.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     check_regular(&file.metadata()?)?;
@@ -43,7 +43,7 @@ fn check_regular(meta: &Metadata) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, and a regular file is needed")))
 }
 
-/// What something that is no regular file is.
+/// The name of a file type, for an error message.
 pub fn kind_of(kind: FileType) -> &'static str {
     match kind {
         kind if kind.is_dir() => "a directory",
@@ -86,11 +86,11 @@ impl fmt::Display for Exposure {
     }
 }
 
-/// Whether another user than that of this process, and root, could change or replace the file at `path`; the first reason that
-/// is found. A symbolic link is judged as well as what it leads to.
+/// Whether a user other than that of this process and root could change or replace the file at `path`; returns the first reason
+/// found. Both a symbolic link and its target are judged.
 ///
 /// # Errors
-/// The file, or a directory above it, cannot be looked at.
+/// The file, or a directory above it, cannot be inspected.
 pub fn exposure_of(path: &Path) -> io::Result<Option<Exposure>> {
     let user = rustix::process::geteuid().as_raw();
     let named = std::path::absolute(path)?;
@@ -98,7 +98,7 @@ pub fn exposure_of(path: &Path) -> io::Result<Option<Exposure>> {
     if fs::symlink_metadata(&named)?.is_symlink() {
         let dir = fs::canonicalize(named.parent().unwrap_or(Path::new("/")))?;
         let link = dir.join(named.file_name().unwrap_or_default());
-        // A link has no mode that counts.
+        // The mode of a link has no meaning.
         let owner = owner_exposure(&link, &fs::symlink_metadata(&link)?, user);
         if let Some(found) = owner.map_or_else(|| exposure_of_directories(&link, user), |found| Ok(Some(found)))? {
             return Ok(Some(found));
@@ -109,10 +109,10 @@ pub fn exposure_of(path: &Path) -> io::Result<Option<Exposure>> {
     own.map_or_else(|| exposure_of_directories(&real, user), |found| Ok(Some(found)))
 }
 
-/// The same for the files that this process puts into a directory.
+/// The same for files that this process creates in a directory.
 ///
 /// # Errors
-/// The directory, or one above it, cannot be looked at.
+/// The directory, or one above it, cannot be inspected.
 pub fn exposure_of_entries(dir: &Path) -> io::Result<Option<Exposure>> {
     exposure_of_directories(&fs::canonicalize(dir)?.join("entry"), rustix::process::geteuid().as_raw())
 }
@@ -122,7 +122,7 @@ fn exposure_of_directories(path: &Path, user: u32) -> io::Result<Option<Exposure
     for dir in path.ancestors().skip(1) {
         let meta = fs::symlink_metadata(dir)?;
         let found = owner_exposure(dir, &meta, user).filter(|_| !is_of_the_host(&meta));
-        // The entries on the way belong to this user or to root: they have been looked at.
+        // The entries on the way belong to this user or to root: that has been checked.
         let found = found.or_else(|| mode_exposure(dir, &meta, user).filter(|_| meta.mode() & STICKY == 0));
         if found.is_some() {
             return Ok(found);
@@ -136,8 +136,8 @@ fn owner_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
     (!is_trusted).then(|| Exposure::Owner { path: path.to_owned(), uid: meta.uid() })
 }
 
-/// Whether a directory belongs to a user without an id in the namespace of this process, as those above a container do, which
-/// are root's, and nothing of this namespace may write to it.
+/// Whether a directory belongs to a user without an id in the namespace of this process, and no user of this namespace may write
+/// to it. So do directories above a container, which are owned by the host's root.
 fn is_of_the_host(meta: &Metadata) -> bool {
     if meta.mode() & (OTHERS_WRITE | GROUP_WRITES) != 0 {
         return false;
@@ -148,7 +148,7 @@ fn is_of_the_host(meta: &Metadata) -> bool {
     overflow.is_some_and(|uid| uid.trim().parse() == Ok(meta.uid())) && map.is_some_and(is_unmapped)
 }
 
-/// The format of `user_namespaces(7)`. Where it is another one, every user counts as mapped.
+/// Parses the format of `user_namespaces(7)`. In any other format, every user counts as mapped.
 fn is_mapped_in(map: &str, uid: u32) -> bool {
     map.lines().any(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
@@ -165,14 +165,14 @@ fn mode_exposure(path: &Path, meta: &Metadata, user: u32) -> Option<Exposure> {
     exposed.then(|| Exposure::Mode { path: path.to_owned(), mode: meta.mode() })
 }
 
-/// Whether a group holds no other user but root: many systems give each user such a group and let it write. One that the files of the
-/// system do not know (of a directory service) is not private.
+/// Whether a group has no members but `user` and root: many systems give each user such a group, with write permission. A group
+/// that is not in the system's files (of a directory service) does not count as private.
 fn is_private_group(gid: u32, user: u32) -> bool {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     is_private_group_in(&read("/etc/group"), &read("/etc/passwd"), gid, user)
 }
 
-/// The formats of `group(5)` and `passwd(5)`.
+/// Parses the formats of `group(5)` and `passwd(5)`.
 fn is_private_group_in(groups: &str, users: &str, gid: u32, user: u32) -> bool {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     let number = |fields: &[String], at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok());
@@ -190,13 +190,13 @@ fn is_private_group_in(groups: &str, users: &str, gid: u32, user: u32) -> bool {
     is_known && !is_primary_of_another && !has_another
 }
 
-/// Whether the files of the system know a user as a member of a group: by its own group, or by name.
+/// Whether a user is a member of a group according to the system's files: by its primary group, or by name.
 pub fn is_known_member(uid: u32, gid: u32) -> bool {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     is_member_in(&read("/etc/group"), &read("/etc/passwd"), uid, gid)
 }
 
-/// The formats of `group(5)` and `passwd(5)`.
+/// Parses the formats of `group(5)` and `passwd(5)`.
 fn is_member_in(groups: &str, users: &str, uid: u32, gid: u32) -> bool {
     let is = |field: Option<&str>, number: u32| field.and_then(|field| field.parse().ok()) == Some(number);
     let users = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
@@ -223,7 +223,7 @@ mod tests {
         fs::write(path("file"), "x").unwrap();
         symlink(path("file"), path("link")).unwrap();
         assert!(open_regular(&path("file")).is_ok() && open_regular(&path("link")).is_ok());
-        // An open for reading waits for a writer.
+        // Opening it for reading would wait for a writer.
         mkfifoat(CWD, path("pipe"), Mode::from_raw_mode(0o600)).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
         for (what, kind) in [
@@ -261,7 +261,7 @@ mod tests {
             }
             fs::set_permissions(path, before).unwrap();
         }
-        // As in /tmp: others put entries beside, but replace none.
+        // As in /tmp: others can add entries, but not replace any.
         set(&above, 0o1777);
         assert_eq!(exposure_of(&file).unwrap(), None);
     }

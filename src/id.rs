@@ -1,4 +1,4 @@
-//! Identifiers. Those a client gives are checked where they come in and are never used as a path; those we make are UUIDv7.
+//! Identifiers. Client-supplied ones are checked on input and never used as a path; generated ones are UUIDv7.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ pub struct InvalidId {
     want: &'static str,
 }
 
-/// So much of a foreign text goes into an error.
+/// Shortens a foreign text for an error message.
 pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(40).collect()
 }
@@ -74,7 +74,7 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// Names a session; given by the client, or made by us.
+    /// Names a session; given by the client, or generated.
     SessionId,
     "session id"
 );
@@ -95,14 +95,14 @@ text_id!(
 );
 
 impl WorkspaceName {
-    /// The workspace that is there without any config.
+    /// The workspace that exists without any config.
     pub fn builtin() -> Self {
         Self("default".to_owned())
     }
 }
 
 impl AgentName {
-    /// The agent that is there without any config.
+    /// The agent that exists without any config.
     pub fn builtin() -> Self {
         Self("demo".to_owned())
     }
@@ -126,7 +126,7 @@ impl MessageId {
         Self(format!("msg-{run}"))
     }
 
-    /// The run that answers with this, if it is the id of an answer.
+    /// The run that produced the answer with this id, if it is the id of an answer.
     pub fn run_of_response(&self) -> Option<RunId> {
         self.0.strip_prefix("msg-")?.parse().ok()
     }
@@ -140,7 +140,7 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new id; ids made later sort later.
+            /// A new id; later ids sort later.
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
@@ -174,7 +174,7 @@ uuid_id!(
 );
 
 uuid_id!(
-    /// Names a backend: a live agent that is kept warm.
+    /// Names a backend: a warm agent process.
     BackendId,
     "backend id"
 );
@@ -186,7 +186,7 @@ uuid_id!(
 );
 
 impl From<BackendId> for RunId {
-    /// A backend's processes are held, marked and found as those of a run are; its id stands in place of a run's.
+    /// A backend's processes have a shim and a marker as those of a run do; its id takes the place of the run's.
     fn from(id: BackendId) -> Self {
         Self(id.0)
     }

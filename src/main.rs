@@ -1,8 +1,8 @@
-//! The binary: flags → config → telemetry → command → exit code; or, hidden, the host of an agent, the
-//! relay of a turn, the bridge to a live agent, or the demo agent.
+//! The binary: flags → config → telemetry → command → exit code; or, hidden, the shim of an agent, the relay of a turn, the
+//! bridge to an ACP agent, or the demo agent.
 //!
-//! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the
-//! reader of our output goes away; and commands say what they say on stderr through [`telemetry`], which never blocks.
+//! Always: errors are printed here, once, on stderr. Nothing in this binary uses `println!`, which would panic when the reader
+//! of our output goes away; and commands write to stderr through [`telemetry`], which never blocks.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,11 +17,11 @@ use mainstay::driver::{demo, open, relay};
 use mainstay::process::shim;
 use mainstay::telemetry;
 
-/// The end of the process waits this long for work on the thread pool that nothing waits for any more.
+/// At exit, the process waits this long for abandoned work on the thread pool.
 const ABANDONED_WORK_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    // Before all else: a host is small because nothing of the rest is ever touched.
+    // First of all: a shim is small because nothing else of the program is ever touched.
     if let Some(dir) = shim::asked_for(std::env::args_os()) {
         return match shim::run(&dir) {
             Ok(()) => ExitCode::SUCCESS,
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Not parsed, but meant all the same.
+            // Parsing failed, so the flag is looked for by hand.
             let json = std::env::args_os().any(|argument| argument == "--json");
             let Some(report) = exit::report_usage(&error, json) else { error.exit() };
             telemetry::say(&report);
@@ -75,18 +75,18 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let Some(exit) = cli.execute_alone()? {
         return Ok(exit);
     }
-    // Before the config, which may be worth a warning.
+    // Before the config, which may log a warning.
     let bad_filter = |error| Usage(format!("failed to read the log filter in {}: {error}", telemetry::FILTER_VARIABLE));
     telemetry::init(cli.global.log_format, cli.verbosity()).map_err(bad_filter)?;
     let mut config = cli.load_config()?;
     cli.check_found_database()?;
-    // This very program, also after another one was put in its place.
+    // The running program, even if its file was replaced since.
     config.engine.shim_program = "/proc/self/exe".into();
-    // Names only: what agents are started with may hold their keys.
+    // Names only: the commands and environments of agents may contain keys.
     tracing::debug!(agents = ?config.agents.keys(), workspaces = ?config.workspaces.keys(), "configured");
     let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
     let exit = runtime.block_on(cli.execute(config));
-    // Work that was abandoned, after a failure of the engine, may hang.
+    // Work that was abandoned after a failure of the engine may hang.
     runtime.shutdown_timeout(ABANDONED_WORK_TIMEOUT);
     Ok(exit?.into())
 }

@@ -1,15 +1,15 @@
-//! The memory that what is in flight may take in this process: `engine.memory_limit`, in three parts that never wait for
-//! each other in a circle.
+//! The memory limit for data in flight in this process: `engine.memory_limit`, in three parts without circular waits between
+//! them.
 //!
 //! - messages: what a running turn keeps until its end, its message and the line that is being read. Three eighths.
 //! - output: what an agent said, from its line to its row. Three eighths.
 //! - readers: what waits for clients, and what they send. A quarter.
 //!
-//! Always: who has to wait is served, in order, once others have given back. More than a whole part is given to one who is
-//! alone, so that nothing is too large to be done. Of the messages, so much stays free that the largest one can grow to its
-//! end; so the turns cannot each hold a half and wait for the other. The largest means among those that read or wait: one whose agent
-//! is silent holds none up. A turn takes of its message first and of the output
-//! second; a part of the output is given back by a commit, which waits for neither.
+//! Always: waiters are served in order, as memory is released. A request for more than a whole part is granted when nothing else
+//! is held, so that nothing is too large. Of the messages, enough stays free for the largest one to be completed, so two turns
+//! cannot each hold half and wait for each other. The largest is chosen among the turns that are reading or waiting: a turn
+//! whose agent is silent blocks no other one. A turn reserves for its message first and for its output second; output is
+//! released by a commit, which waits for neither.
 
 mod piece;
 #[cfg(test)]
@@ -25,16 +25,16 @@ use tokio::time::{Instant, timeout};
 
 pub use self::piece::{Allowed, PIECE_BYTES};
 
-/// What a run keeps of its message without asking: an ordinary answer never waits for a large one.
+/// The part of a run's message that is not counted: an ordinary answer never waits for a large one.
 const FREE_BYTES: usize = 1024 * 1024;
-/// A turn that has not read for this long (its agent is silent, or waits for an answer) holds no other one up.
+/// A turn that has not read for this long (its agent is silent, or waits for an answer) blocks no other turn.
 const PARKED_AFTER: Duration = Duration::from_secs(5);
-/// What one turn may come to hold: the greatest message, and the longest line by default.
+/// The most that one turn can hold: the largest message, and the default limit of a line.
 const LARGEST_TURN_BYTES: usize = 80 * 1024 * 1024;
-/// The output and the readers count in KiB.
+/// The output and the readers are counted in KiB.
 const UNIT: usize = 1024;
 
-/// The memory of a process. Clones share it.
+/// The memory budget of a process. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Memory {
     limit: usize,
@@ -44,7 +44,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory of which so many bytes may be taken.
+    /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         let eighth = limit / 8;
         Self {
@@ -60,19 +60,19 @@ impl Memory {
         self.limit
     }
 
-    /// What waits for clients, and what they send.
+    /// The part for data that waits for clients, and for what they send.
     pub fn readers(&self) -> &Pool {
         &self.readers
     }
 
-    /// The account of a turn.
+    /// Opens the account of a turn.
     pub fn open_account(&self) -> Account {
         let key = self.messages.open();
         let (memory, waits, hurries) = (self.clone(), Mutex::default(), AtomicBool::new(false));
         Account(Arc::new(Turn { key, memory, waits, hurries }))
     }
 
-    /// How much is taken, and how many wait for more, by part.
+    /// The bytes in use and the number of waiters, by part.
     pub(crate) fn parts(&self) -> [(&'static str, usize, usize); 3] {
         let messages = &self.messages;
         [
@@ -84,13 +84,13 @@ impl Memory {
 }
 
 impl Default for Memory {
-    /// Without a limit.
+    /// A budget without a limit.
     fn default() -> Self {
         Self::new(usize::MAX)
     }
 }
 
-/// A part that is taken for a while. Clones share it.
+/// A part whose memory is taken for a while. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Pool {
     semaphore: Arc<Semaphore>,
@@ -98,7 +98,7 @@ pub struct Pool {
     waiting: Arc<AtomicUsize>,
 }
 
-/// Memory that is taken until this is dropped.
+/// A reservation, released when dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
@@ -106,7 +106,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Gives back all but so many bytes.
+    /// Releases all but `bytes`.
     pub fn shrink_to(mut self, bytes: usize) -> Self {
         if let Some(held) = &mut self.held {
             drop(held.split(held.num_permits().saturating_sub(bytes.div_ceil(UNIT))));
@@ -122,19 +122,20 @@ impl Pool {
         Self { semaphore: Arc::new(Semaphore::new(capacity as usize)), capacity, waiting: Arc::default() }
     }
 
-    /// Takes so many bytes, once they are free: first come, first served. A caller that wants more than the whole waits to be alone.
+    /// Reserves `bytes` once they are free: first come, first served. A caller that needs more than the whole part waits until
+    /// all of it is free.
     ///
-    /// Cancel safe. To take more while something is held may wait for ever.
+    /// Cancel safe. Reserving more while holding some may wait for ever.
     pub async fn acquire(&self, bytes: usize) -> Permit {
         if let Some(permit) = self.try_acquire(bytes) {
             return permit;
         }
         let _waiting = Counted::new(&self.waiting);
-        // It fails only when the semaphore is closed, which it never is.
+        // Fails only if the semaphore is closed, which it never is.
         Permit { held: self.semaphore.clone().acquire_many_owned(self.units(bytes)).await.ok() }
     }
 
-    /// Takes so many bytes if they are free and no other caller waits.
+    /// Reserves `bytes` if they are free and no other caller waits.
     pub fn try_acquire(&self, bytes: usize) -> Option<Permit> {
         let held = self.semaphore.clone().try_acquire_many_owned(self.units(bytes)).ok()?;
         Some(Permit { held: Some(held) })
@@ -168,12 +169,12 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What the running turns keep.
+/// The memory that running turns keep.
 #[derive(Debug)]
 struct Messages {
     capacity: usize,
     turns: Mutex<Turns>,
-    /// Something was given back.
+    /// Notified when memory was released.
     changed: Notify,
 }
 
@@ -186,18 +187,18 @@ struct Turns {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Kept {
-    /// The message as far as it has got.
+    /// Bytes of the message so far.
     message: usize,
-    /// What was read and has not become a part of it.
+    /// Bytes that were read and are not part of the message yet.
     read: usize,
-    /// When it was last given room.
+    /// When it was last allowed to read.
     last_read: Option<Instant>,
-    /// It waits for room.
+    /// Whether it waits for memory.
     waits: bool,
 }
 
 impl Kept {
-    /// What counts of it.
+    /// The bytes that count against the limit.
     fn counted(self) -> usize {
         self.message.saturating_add(self.read).saturating_sub(FREE_BYTES)
     }
@@ -224,8 +225,8 @@ impl Messages {
         self.turns().kept.values().map(|kept| kept.counted()).fold(0, usize::saturating_add)
     }
 
-    /// Lets a turn read on when there is room, or when it is the largest of those that are not parked, which always gets on;
-    /// and one that hurries.
+    /// Lets a turn read if there is memory, if it is the largest of the turns that are not parked (which always proceeds), or if
+    /// it hurries.
     fn try_read(&self, key: u64, bytes: usize, hurries: bool) -> bool {
         let mut turns = self.turns();
         let Some(own) = turns.kept.get(&key).copied() else { return true };
@@ -245,7 +246,7 @@ impl Messages {
             let counted = kept.counted();
             sum = sum.saturating_add(counted);
             largest = largest.max(counted);
-            // Of two that are equally large the older one is.
+            // Of two equally large ones, the older one counts as the largest.
             is_largest &= kept.is_parked() || counted < own.counted() || (counted == own.counted() && *other > key);
         }
         let to_its_end = LARGEST_TURN_BYTES.min(self.capacity).saturating_sub(largest);
@@ -260,7 +261,7 @@ impl Messages {
     }
 }
 
-/// What one turn takes, shared by who reads its agent and who stores what that says.
+/// The account of one turn, shared by the task that reads its agent and the task that stores the output.
 #[derive(Debug, Clone)]
 pub struct Account(Arc<Turn>);
 
@@ -269,7 +270,7 @@ struct Turn {
     key: u64,
     memory: Memory,
     waits: Mutex<Waits>,
-    /// It is to end, and waits for no other turn.
+    /// Whether it is to end, and therefore waits for no other turn.
     hurries: AtomicBool,
 }
 
@@ -286,7 +287,7 @@ impl Drop for Turn {
     }
 }
 
-/// Bytes that were read of an agent and count until this is dropped.
+/// Bytes read from an agent; they count until this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Unsettled {
@@ -295,7 +296,7 @@ pub struct Unsettled {
 }
 
 impl Account {
-    /// Takes room for bytes that are to be read, once there is.
+    /// Reserves memory for `bytes` that are to be read; waits until there is some.
     pub async fn read(&self, bytes: usize) -> Unsettled {
         let messages = &self.0.memory.messages;
         let try_read = || messages.try_read(self.0.key, bytes, self.hurries());
@@ -309,24 +310,24 @@ impl Account {
                 if try_read() {
                     break;
                 }
-                // That another turn is parked tells itself by nothing.
+                // Another turn becoming parked sends no notification, hence the timeout.
                 let _ = timeout(PARKED_AFTER, changed).await;
             }
         }
         Unsettled { account: self.clone(), bytes }
     }
 
-    /// Nothing so far.
+    /// An empty reservation of this account.
     pub fn nothing_read(&self) -> Unsettled {
         Unsettled { account: self.clone(), bytes: 0 }
     }
 
-    /// What the message of the turn has come to.
+    /// Sets the current size of the turn's message.
     pub fn set_message(&self, bytes: usize) {
         self.0.memory.messages.change(self.0.key, |kept| kept.message = bytes);
     }
 
-    /// Takes memory for what becomes rows.
+    /// Reserves memory for output that becomes rows.
     pub async fn output(&self, bytes: usize) -> Permit {
         let output = &self.0.memory.output;
         match output.try_acquire(bytes) {
@@ -338,24 +339,24 @@ impl Account {
         }
     }
 
-    /// The same, if it is free now and no other caller waits.
+    /// The same, if the memory is free now and no other caller waits.
     pub fn try_output(&self, bytes: usize) -> Option<Permit> {
         self.0.memory.output.try_acquire(bytes)
     }
 
-    /// The turn is to end: it reads on without waiting for others, which frees what it keeps. For a turn of which little is
-    /// left to be read.
+    /// Marks the turn as about to end: it reads without waiting for others, so that its memory is freed soon. For a turn that
+    /// has little left to read.
     pub fn hurry(&self) {
         self.0.hurries.store(true, Ordering::Relaxed);
         self.0.memory.messages.changed.notify_waiters();
     }
 
-    /// Whether it does.
+    /// Whether the turn is marked so.
     pub fn hurries(&self) -> bool {
         self.0.hurries.load(Ordering::Relaxed)
     }
 
-    /// Until when the turn was last kept waiting: what its agent does not say meanwhile is no silence of its own.
+    /// Until when the turn last waited for memory: that time must not count as silence of its agent.
     pub fn waited_until(&self) -> Option<Instant> {
         let waits = self.waits();
         if waits.now > 0 { Some(Instant::now()) } else { waits.ended }
@@ -397,7 +398,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What a piece of an agent's output takes until it is stored; nothing by default.
+/// The memory that a piece of an agent's output takes until it is stored; none by default.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     _output: Option<Arc<Permit>>,
@@ -405,28 +406,28 @@ pub struct Held {
 }
 
 impl Held {
-    /// Holds both.
+    /// Holds both reservations.
     pub fn new(output: Option<Arc<Permit>>, read: Unsettled) -> Self {
         Self { _output: output, _read: Some(Arc::new(read)) }
     }
 }
 
 impl PartialEq for Held {
-    /// What it takes says nothing of what it is.
+    /// Memory is not part of the value that is compared.
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
 impl Unsettled {
-    /// Takes all but `rest` bytes out of it.
+    /// Splits off all but `rest` bytes.
     pub fn split_off(&mut self, rest: usize) -> Self {
         let bytes = self.bytes.saturating_sub(rest);
         self.bytes -= bytes;
         Self { account: self.account.clone(), bytes }
     }
 
-    /// Adds what was taken of the same account.
+    /// Merges another reservation of the same account.
     pub fn add(&mut self, mut more: Self) {
         self.bytes += std::mem::take(&mut more.bytes);
     }

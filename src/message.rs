@@ -46,7 +46,7 @@ pub struct Message {
     pub parts: Box<RawValue>,
 }
 
-/// What a person sends: the parts of a UIMessage, kept as they came.
+/// A message of a person: the parts of a UIMessage, stored unchanged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UserMessage {
     /// The idempotency key of the send.
@@ -58,10 +58,10 @@ pub struct UserMessage {
 /// A message that cannot be sent to an agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// Neither text nor a file in it.
+    /// It has neither text nor a file.
     #[error("the message has no text: send {{\"text\": …}} or a part {{\"type\": \"text\", \"text\": …}}")]
     Blank,
-    /// A file that is none.
+    /// A malformed file part.
     #[error("part {index} of the message is a file and {problem}")]
     File {
         /// Position of the part, from 0.
@@ -69,25 +69,25 @@ pub enum InvalidMessage {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A file that its agent cannot take.
+    /// A file of a type that its agent does not accept.
     #[error("part {index} of the message is {what}, which agent {agent} does not take: {takes}")]
     NotTaken {
         /// Position of the part, from 0.
         index: usize,
-        /// Its type, or that it is a link.
+        /// Its media type, or that it is a link.
         what: String,
         /// The agent of the session.
         agent: AgentName,
-        /// What it takes instead.
+        /// What the agent accepts.
         takes: String,
     },
     /// A part is not an object with a `type`.
     #[error("part {0} of the message is not an object with a string \"type\"")]
     Part(usize),
-    /// A text that is none.
+    /// A malformed text part.
     #[error("message.parts[{0}].text is not a string")]
     Text(usize),
-    /// A part that no agent takes.
+    /// A part of a type that no agent accepts.
     #[error("part {index} of the message has type {kind:?}: only parts of type text and file can be sent")]
     Unsupported {
         /// Position of the part, from 0.
@@ -109,7 +109,7 @@ impl UserMessage {
     /// A message of files and a text, which may be empty when there are files.
     ///
     /// # Errors
-    /// When a file is malformed, or there is nothing in the message.
+    /// When a file is malformed, or the message is empty.
     pub fn with_files(id: MessageId, text: &str, files: &[Attachment]) -> Result<Self, InvalidMessage> {
         let mut parts: Vec<_> = files.iter().map(Attachment::to_part).collect();
         if !text.trim().is_empty() || files.is_empty() {
@@ -118,10 +118,10 @@ impl UserMessage {
         Self::from_parts(id, parts, None)
     }
 
-    /// A message as an AI SDK client sends it. Whether its agent takes the files in it is another question.
+    /// A message as an AI SDK client sends it. Does not check whether its agent accepts the files.
     ///
     /// # Errors
-    /// When a part is malformed, of a kind that no agent takes, or when there is neither text nor a file in any of them.
+    /// When a part is malformed or of a type that no agent accepts, or when no part has text or a file.
     pub fn from_parts(id: MessageId, parts: Vec<Value>, metadata: Option<Value>) -> Result<Self, InvalidMessage> {
         for (index, part) in parts.iter().enumerate() {
             let kind = part.get("type").and_then(Value::as_str).ok_or(InvalidMessage::Part(index))?;
@@ -131,7 +131,7 @@ impl UserMessage {
                 "file" => {
                     Attachment::of(part).map_err(|problem| InvalidMessage::File { index, problem })?;
                 }
-                // Data parts are the client's own notes: kept with the message, not shown to the agent.
+                // Data parts are notes of the client: stored with the message, not passed to the agent.
                 kind if kind.starts_with("data-") => {}
                 kind => return Err(InvalidMessage::Unsupported { index, kind: kind.chars().take(40).collect() }),
             }
@@ -146,13 +146,13 @@ impl UserMessage {
         files(&self.parts)
     }
 
-    /// What the agent is given: the text parts, one below the other.
+    /// The prompt for the agent: the text parts, separated by line breaks.
     pub fn prompt(&self) -> String {
         prompt(&self.parts)
     }
 
     /// The first line, or the name of the first file, shortened to 80 characters: the title of a session that has none. None
-    /// when nothing can be seen of it.
+    /// when it would have no visible character.
     pub fn title(&self) -> Option<String> {
         const TITLE_CHARS: usize = 80;
         let text = self.prompt();
@@ -165,7 +165,7 @@ impl UserMessage {
         })
     }
 
-    /// Whether stored parts have the same content. What a client keeps beside that in its parts makes no difference.
+    /// Whether stored parts have the same content. Other fields that a client keeps in its parts are ignored.
     pub fn has_content_of(&self, stored: &[Value]) -> bool {
         content(&self.parts) == content(stored)
     }
@@ -181,7 +181,7 @@ impl UserMessage {
     }
 }
 
-/// What parts say: without `state`, `providerMetadata` and the like, which clients add to a part and take away again.
+/// The content of parts: without `state`, `providerMetadata` and the like, which clients add and remove.
 fn content(parts: &[Value]) -> Vec<Value> {
     let content = |part: &Value| match (part.get("type").and_then(Value::as_str), Attachment::of(part)) {
         (Some("text"), _) => json!(["text", part.get("text")]),
@@ -191,7 +191,7 @@ fn content(parts: &[Value]) -> Vec<Value> {
     parts.iter().map(content).collect()
 }
 
-/// The text of stored parts, one below the other.
+/// The text of stored parts, separated by line breaks.
 pub fn prompt(parts: &[Value]) -> String {
     let texts = parts.iter().filter(|part| part.get("type").and_then(Value::as_str) == Some("text"));
     texts.filter_map(|part| part.get("text").and_then(Value::as_str)).collect::<Vec<_>>().join("\n")

@@ -1,9 +1,9 @@
-//! Which known word a misspelled one is meant for.
+//! Finds the known word that a misspelled one is meant for.
 
-/// A shorter part of a word is in many.
+/// Minimum length of a partial match: a shorter part occurs in too many words.
 const MIN_PART: usize = 4;
 
-/// Which known word the given one may be meant for, as the end of a sentence: the nearest if one is near, else all.
+/// The known words that the given one may be meant for, as the end of a sentence: the nearest if one is near, else all.
 pub(crate) fn hint(word: &str, known: &[&str]) -> String {
     match nearest(word, known) {
         Some(nearest) => format!("the nearest known one is {nearest}"),
@@ -11,23 +11,23 @@ pub(crate) fn hint(word: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word that the given one is most likely meant for: one that a slip of the finger or a forgotten part tells from
-/// it. None when none is that near.
+/// The known word that the given one is most likely meant for: one that differs by a typo or a missing part. None when none is
+/// that near.
 pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let has_it =
         |key: &&&str| word.len() >= MIN_PART && key.len() >= MIN_PART && (key.contains(word) || word.contains(**key));
     let likeness = |key: &str| strsim::jaro_winkler(word, key);
     let part = || known.iter().filter(has_it).max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
-    // All of this is quadratic in the length; a key of this length is no misspelling.
+    // The search is quadratic in the length; a key of this length is not a typo.
     if word.len() > 64 { None } else { nearest_by_slips(word, known).or_else(part) }
 }
 
-/// The known word that slips of the finger tell from the given one: one, or in a long word one in four characters.
+/// The known word that differs by typos: one, or in a long word one in four characters.
 pub(crate) fn nearest_by_slips<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_ascii_lowercase();
     let slips = |key: &str| strsim::osa_distance(&word, key);
     let likeness = |key: &str| strsim::jaro_winkler(&word, key);
-    // Two letters that changed places are likelier than one that was forgotten.
+    // Two transposed letters are likelier than a missing one.
     let by_slips = |key: &str| (slips(key), key.len().abs_diff(word.len()));
     let closer = |a: &str, b: &str| by_slips(a).cmp(&by_slips(b)).then(likeness(b).total_cmp(&likeness(a)));
     let nearest = known.iter().min_by(|a, b| closer(a, b))?;

@@ -1,5 +1,5 @@
-//! The options of a session: what its agent is told beside the messages. An option that the agent does not offer is not
-//! pushed to it.
+//! The options of a session: settings for its agent, besides the messages. An option that the agent does not offer is not sent
+//! to it.
 //!
 //! Always: texts are trimmed, not empty, bounded and without control characters, so that each can be one argument of a
 //! process; [`SessionOptions::patched`] is the one way in.
@@ -26,10 +26,10 @@ pub struct SessionOptions {
     /// The model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Where to work, instead of the workspace's directory; absolute.
+    /// The working directory, instead of the workspace's; absolute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<PathBuf>,
-    /// What the agent may do without being asked, in the agent's own words.
+    /// The permission profile: what the agent may do without asking, in the agent's own words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permission_profile: Option<String>,
     /// Limit for a whole turn, in seconds.
@@ -41,24 +41,24 @@ pub struct SessionOptions {
 }
 
 const KEYS: [&str; 6] = ["mode", "model", "cwd", "permission_profile", "timeout_seconds", "extra"];
-/// Longest texts, in characters.
+/// Maximum lengths of texts, in characters.
 const MAX_MODE_CHARS: usize = 64;
 const MAX_MODEL_CHARS: usize = 200;
 const MAX_CWD_CHARS: usize = 4096;
 const MAX_PROFILE_CHARS: usize = 80;
 const MAX_EXTRA_KEY_CHARS: usize = 64;
 const MAX_EXTRA_VALUE_CHARS: usize = 512;
-/// Most further options.
+/// Maximum number of further options.
 const MAX_EXTRAS: usize = 32;
-/// So many of the modes that an agent offers are named in an error.
+/// Maximum number of an agent's modes that an error lists.
 const MAX_MODES_NAMED: usize = 20;
-/// Longest limit of a turn: a day.
+/// Maximum limit of a turn: a day.
 const MAX_TIMEOUT_SECONDS: u32 = 24 * 3600;
 
 /// An option that cannot be set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOption {
-    /// There is none of this name.
+    /// No option has this name.
     #[error("unknown option {key:?}: {hint}; an option of the agent's own goes into `extra`")]
     UnknownKey {
         /// The name.
@@ -80,7 +80,7 @@ pub enum InvalidOption {
         /// The tables in which that list would have to name it.
         tables: String,
     },
-    /// Its value is not one that it can have.
+    /// Its value is not valid.
     #[error("the option {key} {problem}")]
     Value {
         /// The option.
@@ -91,8 +91,7 @@ pub enum InvalidOption {
 }
 
 impl SessionOptions {
-    /// The options after a change: what the patch names takes the place of what was, null clears, the rest stays; the same
-    /// within `extra`.
+    /// The options after a patch: a value replaces the old one, null clears it, all others stay; the same within `extra`.
     ///
     /// # Errors
     /// [`InvalidOption`] for the first thing that is wrong; nothing is changed then.
@@ -115,7 +114,7 @@ impl SessionOptions {
         Ok(options)
     }
 
-    /// The change that sets options to texts, as a command line says it: `extra.KEY` is an option of the agent's own. One
+    /// The patch for options given as texts, as on a command line: `extra.KEY` is an option of the agent's own. An option
     /// without a text is cleared.
     pub fn patch_of<'a>(changes: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Map<String, Value> {
         let (mut patch, mut extra) = (Map::new(), Map::new());
@@ -136,7 +135,8 @@ impl SessionOptions {
         patch
     }
 
-    /// Whether the agent offers the mode that is set instead of `before`; it does as long as it has not said what it offers.
+    /// Checks that the agent offers the mode, if it differs from that of `before`. Any mode passes until the agent has reported
+    /// what it offers.
     ///
     /// # Errors
     /// [`InvalidOption`] with the modes that it offers.
@@ -152,7 +152,7 @@ impl SessionOptions {
         self.timeout_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
-    /// What becomes of each option that is set, as far as it is known.
+    /// The effect of each option that is set, as far as it is known.
     pub fn effects(&self, takes: Takes, advertised: Option<&Value>) -> BTreeMap<String, Effect> {
         let mut effects = BTreeMap::new();
         let mut add = |key: String, effect| effects.insert(key, effect);
@@ -169,7 +169,7 @@ impl SessionOptions {
         for (key, name, value) in named.chain(extra) {
             let is_told = takes.always.contains(&name.as_str());
             let effect = match advertised {
-                // A turn in a mode that there is not fails.
+                // A turn in a mode that does not exist fails.
                 None if is_told && key == "mode" => Effect::Unknown,
                 Some(offers) if is_told && key == "mode" && !may_be_mode(offers, value) => Effect::Unknown,
                 _ if is_told => Effect::Applied,
@@ -183,24 +183,24 @@ impl SessionOptions {
     }
 }
 
-/// Which options an agent can be told.
+/// Which options an agent accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Takes {
     /// These, whatever their values; `extra.KEY` is one of its own.
     pub always: &'static [&'static str],
-    /// Those that it says it offers.
+    /// Whether it also accepts those that it advertises.
     pub advertised: bool,
 }
 
-/// What becomes of an option.
+/// The effect of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// It holds from the next turn on.
+    /// It applies from the next turn on.
     Applied,
-    /// The agent does not offer it, and is not told.
+    /// The agent does not offer it, so it is not sent.
     Ignored,
-    /// The agent has not said yet what it offers; its first turn tells.
+    /// The agent has not reported yet what it offers; the first turn will show.
     Unknown,
 }
 
@@ -221,7 +221,7 @@ fn modes(advertised: &Value) -> Vec<&str> {
     modes.filter_map(|mode| mode["id"].as_str()).collect()
 }
 
-/// Whether an agent offers a mode, or says nothing of modes.
+/// Whether an agent offers a mode, or has reported no modes.
 fn may_be_mode(advertised: &Value, mode: &str) -> bool {
     modes(advertised).is_empty() || is_offered(advertised, "mode", mode)
 }
@@ -233,7 +233,7 @@ fn is_offered(advertised: &Value, key: &str, value: &str) -> bool {
     let options = list(&advertised["config_options"]);
     let is_option = options.iter().any(|option| {
         let is_named = option["id"] == key || option["category"] == key;
-        // A choice, perhaps in groups; what is no choice takes any value.
+        // The choices may be grouped; an option without choices accepts any value.
         let choices = list(&option["options"]);
         let groups = choices.iter().flat_map(|choice| list(&choice["options"]));
         let has_value = choices.iter().cloned().chain(groups).any(|choice| choice["value"] == value);
@@ -246,7 +246,7 @@ fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, InvalidOption> {
     Err(InvalidOption::Value { key: excerpt(key), problem: problem.into() })
 }
 
-/// So much of a foreign word goes into an error, which may be printed to a terminal.
+/// Shortens a foreign word for an error, which may be printed to a terminal.
 fn excerpt(word: &str) -> String {
     word.chars()
         .take(MAX_EXTRA_KEY_CHARS)

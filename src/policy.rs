@@ -1,8 +1,8 @@
-//! What the options of a session may be: the operator's side of [`options`](crate::options).
+//! Which options a session may have: the operator's side of [`options`](crate::options).
 //!
-//! Always: an option is judged when it is set and again when a turn begins, by the config of the process that executes it. A
-//! list that the config gives has to name the value, in the table of the agent as in that of the workspace; where neither
-//! gives one, the default holds. Modes that lift an agent's own limits ([`UNRESTRICTED`]) are allowed by name only.
+//! Always: an option is checked when it is set and again when a turn begins, against the config of the process that executes the
+//! turn. A list in the config has to contain the value, in the table of the agent and in that of the workspace; if neither has a
+//! list, the default applies. Modes that lift an agent's own limits ([`UNRESTRICTED`]) are allowed by name only.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::options::{InvalidOption, SessionOptions};
 use crate::permission::PermissionOption;
 use crate::workspace::Workspace;
 
-/// The entry of a list that stands for every value, those of [`UNRESTRICTED`] included.
+/// The list entry that matches every value, those of [`UNRESTRICTED`] included.
 const ANY: &str = "*";
 /// Keys under which agents take a mode, without their separators.
 const MODE_KEYS: [&str; 10] = [
@@ -35,10 +35,10 @@ const MODE_KEYS: [&str; 10] = [
 ];
 /// The same for a model.
 const MODEL_KEYS: [&str; 2] = ["model", "fallbackmodel"];
-/// With one of these an option is not in force.
+/// Values that turn an option off.
 const OFF: [&str; 4] = ["false", "off", "no", "0"];
 
-/// What the options of one session may be.
+/// Which options one session may have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptionRules {
@@ -46,11 +46,11 @@ pub struct OptionRules {
     workspace: Table,
     /// The workspace's directory; none when the workspace is not configured in this process.
     dir: Option<PathBuf>,
-    /// Words for unrestricted modes that mean so for this agent only.
+    /// Words that name an unrestricted mode for this agent only.
     own_unrestricted: Vec<String>,
 }
 
-/// A table of the config, and what it allows.
+/// A table of the config, with the options that it allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Table {
     name: String,
@@ -66,8 +66,8 @@ enum Kind {
 }
 
 impl OptionRules {
-    /// The rules for a session. What is not configured in this process says nothing here: the process that executes the
-    /// turn judges again.
+    /// The rules for a session. An agent or workspace that is not configured in this process sets no rules here: the process
+    /// that executes the turn checks again.
     pub fn new(
         (agent_name, agent): (&AgentName, Option<&Agent>),
         (workspace_name, workspace): (&WorkspaceName, Option<&Workspace>),
@@ -88,7 +88,7 @@ impl OptionRules {
         }
     }
 
-    /// Judges all options but `cwd`, with what the agent has advertised so far.
+    /// Checks all options but `cwd`, using what the agent has advertised so far.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`] for the first that is refused.
@@ -106,7 +106,7 @@ impl OptionRules {
         Ok(())
     }
 
-    /// Judges an option of the agent's own, of which the agent says this category.
+    /// Checks an option of the agent's own that the agent assigns to this category.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`].
@@ -119,7 +119,7 @@ impl OptionRules {
         self.check_named(&name, key, value, kind_of(key, category))
     }
 
-    /// Judges an option by what the agent says that it is. For the driver that sets it, which knows that for sure.
+    /// Checks an option by the category that the agent reports. For the driver that sets it, which knows the category for sure.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`].
@@ -127,7 +127,8 @@ impl OptionRules {
         self.check_named(key, key, value, kind_of(key, category))
     }
 
-    /// Whatever the agent calls it: a value of an unrestricted mode's name, or a flag of it.
+    /// Checks an option by its kind. An option of any name is also checked for an unrestricted mode: as its value, or as a flag
+    /// of that name.
     fn check_named(&self, name: &str, key: &str, value: &str, kind: Kind) -> Result<(), InvalidOption> {
         self.check_one(name, value, kind)?;
         if kind == Kind::Other && !OFF.contains(&value) && self.is_unrestricted(key, key) {
@@ -148,7 +149,7 @@ impl OptionRules {
         }
     }
 
-    /// Judges a mode that is set by an option of this name.
+    /// Checks a mode that is set by an option of this name.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`].
@@ -160,15 +161,15 @@ impl OptionRules {
         }
     }
 
-    /// Whether an answer that an agent offers would bring it into a mode that is refused: agents name such answers as the
-    /// mode. One that says no leaves the mode as it is, unless the word is unrestricted everywhere.
+    /// Whether an answer that an agent offers would switch it to a refused mode: agents name such answers after the mode. A
+    /// rejecting answer leaves the mode unchanged, so it is refused only if its word names an unrestricted mode.
     pub fn refuses_answer(&self, answer: &PermissionOption, advertised: Option<&Value>) -> bool {
         let id = answer.id.as_str();
         let is_mode = || answer.kind.allows() && advertised.is_some_and(|advertised| offers_mode(advertised, id));
         (self.is_unrestricted("answer", id) || is_mode()) && self.check_mode("answer", id).is_err()
     }
 
-    /// The tables that would have to name a value; none when it is allowed.
+    /// The tables whose lists lack the value; none when it is allowed.
     fn missing(&self, list: impl Fn(&Table) -> Option<Vec<String>>, value: &str, otherwise: bool) -> Option<Vec<&str>> {
         let tables = [&self.agent, &self.workspace];
         let lists: Vec<_> = tables.into_iter().filter_map(|table| Some((table, list(table)?))).collect();
@@ -190,7 +191,7 @@ impl OptionRules {
             || self.own_unrestricted.iter().any(|own| is_one(own))
     }
 
-    /// The directory that a `cwd` is once all links are followed. Looks at the file system.
+    /// The directory of a `cwd` with all links resolved. Reads the file system.
     ///
     /// # Errors
     /// [`InvalidOption::NotAllowed`] when it is not below the workspace's directory or a root of the config.
@@ -219,12 +220,13 @@ impl OptionRules {
     }
 }
 
-/// Whether a command starts a program of this name, also through a launcher such as `npx` or `env`.
+/// Whether a command starts a program of this name, directly or through a launcher such as `npx` or `env`.
 fn runs(command: &[String], program: &str) -> bool {
     command.iter().any(|word| word.rsplit('/').next() == Some(program))
 }
 
-/// A word as it is compared: agents write modes in several cases, with several separators, and some as the end of a URL.
+/// Normalises a word for comparison: agents write modes in different cases, with different separators, and some as the end of a
+/// URL.
 fn plain_word(word: &str) -> String {
     let word = word.rsplit(['#', '/', ':']).find(|part| !part.is_empty()).unwrap_or_default();
     word.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
@@ -242,20 +244,20 @@ fn kind_of(key: &str, category: Option<&str>) -> Kind {
     }
 }
 
-/// The category of the option that an agent knows by this key.
+/// The category of the agent's option with this key.
 fn category_of<'a>(advertised: Option<&'a Value>, key: &'a str) -> Option<&'a str> {
     let options = advertised?.get("config_options")?.as_array()?;
     let option = options.iter().find(|option| option["id"] == key || option["category"] == key)?;
     option["category"].as_str()
 }
 
-/// Whether an agent has a mode of this id, by itself or as the value of an option.
+/// Whether an agent offers a mode with this id, directly or as the value of an option.
 fn offers_mode(advertised: &Value, id: &str) -> bool {
     let modes = advertised["modes"]["availableModes"].as_array().into_iter().flatten().map(|mode| &mode["id"]);
     let options = advertised["config_options"].as_array().into_iter().flatten();
     let options = options.filter(|option| option["id"] == "mode" || option["category"] == "mode");
     let values = options.flat_map(|option| option["options"].as_array().into_iter().flatten());
-    // They may stand in groups.
+    // They may be grouped.
     let values = values.flat_map(|entry| match entry["options"].as_array() {
         Some(group) => group.iter().collect(),
         None => vec![entry],
@@ -268,7 +270,7 @@ fn not_allowed(key: &str, value: &str, list: &'static str, tables: &[&str]) -> I
     InvalidOption::NotAllowed { key: key.to_owned(), value: value.to_owned(), list, tables }
 }
 
-/// A path with all links followed. Of one that is not there, those of its deepest directory that is; what is not there may
+/// A path with all links resolved. If it does not exist, the links of its deepest existing directory are resolved; the rest must
 /// not lead upwards.
 fn followed(path: &Path) -> io::Result<PathBuf> {
     let mut missing = Vec::new();
@@ -282,7 +284,7 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
                 let Some(Component::Normal(name)) = existing.components().next_back() else { return Err(error) };
                 missing.push(name);
             }
-            // A link that leads nowhere yet is one as well.
+            // Includes a dangling link: it exists, although its target does not.
             Err(error) => return Err(error),
         }
     }

@@ -17,13 +17,13 @@ use crate::usage::Usage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Execution {
-    /// Nothing.
+    /// It has no queued or running run.
     Idle,
     /// A run is running.
     Streaming,
-    /// A run waits for its turn.
+    /// A run is queued.
     Queued,
-    /// The next run waits for a time that is still to come.
+    /// The next run waits for a time in the future.
     Parked,
 }
 
@@ -39,11 +39,11 @@ impl Execution {
     }
 }
 
-/// Whether its agent remembers a session from turn to turn.
+/// Whether an agent remembers a session from turn to turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionMode {
-    /// Each turn goes on in the agent's own session.
+    /// Each turn continues the agent's own session.
     #[default]
     Persistent,
     /// Each turn begins a new one, and the agent may forget it.
@@ -57,26 +57,26 @@ pub struct AgentSession {
     pub agent: AgentName,
     /// Its id.
     pub id: String,
-    /// How the newest turn in it came by it: `new`, `reused`, `resumed` or `loaded`.
+    /// How the newest turn in it obtained it: `new`, `reused`, `resumed` or `loaded`.
     pub origin: String,
     /// The newest turn in it.
     pub run_id: RunId,
     /// The turn that found it lost, and began a new one.
     pub lost_in: Option<RunId>,
-    /// When it was first heard of.
+    /// When an agent first reported it.
     pub began_at: Timestamp,
-    /// When the newest turn in it was told of it.
+    /// When the newest turn in it reported it.
     pub used_at: Timestamp,
 }
 
-/// What is known of the options of a session.
+/// The options of a session, and their effects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OptionsReport {
     /// Those that are set.
     pub options: SessionOptions,
-    /// What becomes of each: `applied`, `ignored`, or `unknown` until the agent has said what it offers.
+    /// The effect of each: `applied`, `ignored`, or `unknown` until the agent has reported what it offers.
     pub effects: BTreeMap<String, Effect>,
-    /// What the agent offers, in its own words; null when it has not said so.
+    /// What the agent offers, in its own words; null until it has reported that.
     pub advertised: Option<Value>,
 }
 
@@ -91,29 +91,29 @@ pub struct Session {
     pub agent: AgentName,
     /// Given, or taken from its first message.
     pub title: Option<String>,
-    /// How long it keeps its slot while nothing happens.
+    /// How long it keeps its slot while idle.
     pub idle_ttl_ms: i64,
     /// The slot or shared agent that it has now; none when it never had one, was closed, or was idle for too long.
     pub assignment: Option<Assignment>,
-    /// What it is doing.
+    /// What it is doing now.
     pub execution: Execution,
-    /// It gives up its place when its runs have ended, or runs of it are still being cancelled because it was closed.
+    /// Whether it gives up its slot once its runs have ended, or runs are still being cancelled because it was closed.
     pub closing: bool,
     /// Whether its agent remembers it from turn to turn.
     pub mode: SessionMode,
-    /// What its agent is told beside the messages.
+    /// The options that its agent is given.
     pub options: SessionOptions,
-    /// The agent's own session that the next turn goes on in; none before the first turn and after a reset.
+    /// The agent's own session that the next turn continues; none before the first turn and after a reset.
     pub agent_session: Option<AgentSession>,
     /// The session that it works for.
     pub spawned_by: Option<SessionId>,
     /// What it is for, in a word or two.
     pub label: Option<String>,
-    /// The tail of what its agent said last, on one line.
+    /// The tail of its agent's newest text, on one line.
     pub progress: Option<String>,
     /// How its newest settled run ended.
     pub last_outcome: Option<Status>,
-    /// What all its runs used, as far as their agents say so; of the context as it is now.
+    /// The usage of all its runs, as far as their agents report it; for the context, the current values.
     pub usage: Usage,
     /// The newest event of its log; 0 when there is none.
     pub last_seq: Seq,

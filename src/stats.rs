@@ -1,4 +1,4 @@
-//! How the whole is and how it went lately: what an operator looks at first.
+//! Current totals and recent results: the first thing that an operator reads.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 
-/// Over all processes on the file. What happened is counted since `since`; what is, is as it is now.
+/// Statistics over all processes on the file. Events are counted since `since`; states are current.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// From when on is counted.
+    /// The start of the counted period.
     pub since: Timestamp,
     /// Sessions.
     pub sessions: SessionStats,
@@ -17,20 +17,20 @@ pub struct Stats {
     pub turns: TurnStats,
     /// How long completed turns took, from their claim to their end.
     pub latency_ms: LatencyStats,
-    /// Turns that failed, by class; `other` are those of no class.
+    /// Failed turns by class; `other` has those without a class.
     pub errors: BTreeMap<String, i64>,
-    /// Live agents that are kept warm.
+    /// Backends.
     pub backends: BackendStats,
-    /// What agents wait to be allowed.
+    /// Pending permissions.
     pub permissions_pending: i64,
 }
 
 /// Sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionStats {
-    /// How many have a slot or share an agent now.
+    /// Number of sessions that have a slot or share an agent now.
     pub placed: i64,
-    /// In how many anything happened.
+    /// Number of sessions with any activity.
     pub used: i64,
 }
 
@@ -46,7 +46,7 @@ pub struct TurnStats {
     pub ended: BTreeMap<String, i64>,
 }
 
-/// Milliseconds; none when nothing was completed.
+/// In milliseconds; none when no turn was completed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LatencyStats {
     /// On average, rounded.
@@ -55,10 +55,10 @@ pub struct LatencyStats {
     pub max: Option<i64>,
 }
 
-/// Live agents that are kept warm.
+/// Backends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BackendStats {
-    /// How many there are now, by state.
+    /// Number of live ones, by state.
     pub live: BTreeMap<String, i64>,
     /// How many were stopped.
     pub stopped: i64,

@@ -1,7 +1,7 @@
 //! Logs: one subscriber, to stderr, because stdout belongs to results.
 //!
-//! Always: all that a command says on stderr goes through one queue, so that a stderr that is slow, full or closed neither
-//! blocks nor fails what the command does.
+//! Always: everything that a command writes to stderr goes through one queue, so that a slow, full or closed stderr neither
+//! blocks the command nor makes it fail.
 //!
 //! Deliberately absent: files and rotation. The process manager keeps the log.
 
@@ -29,10 +29,10 @@ pub enum LogFormat {
     Json,
 }
 
-/// The end of a process waits this long for its last lines to be written.
+/// At exit, a process waits this long for its last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What waits to be written to stderr.
+/// The lines that wait to be written to stderr.
 static STDERR: LazyLock<LineQueue> = LazyLock::new(|| {
     let writer = std::thread::Builder::new().name("stderr".into());
     // Without the thread the queue fills up, and further lines are dropped and counted.
@@ -42,17 +42,17 @@ static STDERR: LazyLock<LineQueue> = LazyLock::new(|| {
     LineQueue::default()
 });
 
-/// Says something on stderr, for people: a line, or a question without an end.
+/// Writes to stderr, for people: a line, or a prompt without a line end.
 pub fn say(text: &str) {
     STDERR.push(text.into());
 }
 
-/// Writes out what was said so far, within a second, so that there is room for the last word of a command.
+/// Flushes what was queued so far, within a second, so that the queue has room for the last line of a command.
 pub fn flush() {
     STDERR.flush(FLUSH_TIMEOUT);
 }
 
-/// Writes out what was said so far when it is dropped, within a second.
+/// Flushes what was queued so far when dropped, within a second.
 #[derive(Debug)]
 pub struct FlushOnDrop;
 
@@ -62,7 +62,7 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// A log line on its way to the queue. It is handed in whole: the subscriber writes each line at once.
+/// Passes a log line to the queue. The subscriber writes each line in one call.
 struct LogLine;
 
 impl Write for LogLine {
@@ -79,11 +79,11 @@ impl Write for LogLine {
 /// The variable that replaces the filter, as in `info` or `mainstay=debug,sqlx=info`.
 pub const FILTER_VARIABLE: &str = "MAINSTAY_LOG";
 
-/// The target of lines that are in every log, however quiet it is: what an operator cannot do without.
+/// The target of lines that no verbosity hides: what an operator must see.
 pub const NOTICE: &str = "mainstay::notice";
 
-/// Starts logging: at verbosity 0 what Mainstay does and what others warn of, above and below it more and less. A
-/// filter in `MAINSTAY_LOG` goes before the verbosity; [`NOTICE`] passes both. A second call changes nothing.
+/// Starts logging. Verbosity 0 logs what Mainstay does, and warnings of libraries; higher values log more, lower ones less. A
+/// filter in `MAINSTAY_LOG` takes precedence over the verbosity; [`NOTICE`] passes both. A second call has no effect.
 ///
 /// # Errors
 /// When `MAINSTAY_LOG` is not a filter.
@@ -93,19 +93,19 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), ParseError> {
         _ => EnvFilter::try_new(default_filter(verbosity))?,
     };
     let filter = filter.add_directive(format!("{NOTICE}=info").parse()?);
-    // Asks for a terminal, NO_COLOR, CLICOLOR and TERM.
+    // Considers the terminal, NO_COLOR, CLICOLOR and TERM.
     let colour = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).with_ansi(colour);
-    // It would say them on stderr itself, and panic when that is closed.
+    // The subscriber would write them to stderr itself, and panic if that is closed.
     let lines = lines.log_internal_errors(false);
-    // The only way to fail is that a subscriber is there already, which then stays.
+    // Fails only if a subscriber is set already, which then stays.
     let _ = match format {
         LogFormat::Human => tracing::subscriber::set_global_default(lines.compact().finish()),
         LogFormat::Json => {
             tracing::subscriber::set_global_default(lines.json().flatten_event(true).with_span_list(false).finish())
         }
     };
-    // The default hook writes to stderr itself: a panic of one task would wait for a reader.
+    // The default hook writes to stderr itself: a panicking task would block until stderr is read.
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }
@@ -117,7 +117,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     tracing::error!(thread = thread.name(), backtrace, "{}", panic.to_string().replace('\n', " "));
 }
 
-/// sqlx logs every statement at debug and slow ones at warn; it stays at warn until everything is wanted.
+/// sqlx logs every statement at debug and slow ones at warn; it stays at warn below the highest verbosity.
 fn default_filter(verbosity: i8) -> &'static str {
     match verbosity {
         ..=-3 => "off",

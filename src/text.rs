@@ -1,9 +1,8 @@
-//! Texts from outside, by kind: what each may hold, from clients and agents alike.
+//! Texts from outside, by kind: which characters each may contain, whether from a client or an agent.
 //!
-//! Always: what a client gives is refused when it is not legal; what an agent says is made legal, or left out. A line has no
-//! control characters and nothing that changes the direction of writing; a text of several lines has line ends and tabs
-//! beside that. What an answer, a thought or a tool says is content: it stays as it came, and is made safe where it is shown
-//! (`cli/plain.rs`).
+//! Always: an illegal text of a client is refused; an illegal text of an agent is sanitised or dropped. A line has no control
+//! characters and nothing that changes the writing direction; a text of several lines may also have line ends and tabs. The text
+//! of an answer, of reasoning or of a tool is content: it is stored unchanged and made safe where it is shown (`cli/plain.rs`).
 
 use std::borrow::Cow;
 
@@ -14,7 +13,7 @@ pub const MAX_TITLE_CHARS: usize = 500;
 /// Longest name of a tool.
 pub const MAX_TOOL_CHARS: usize = 200;
 
-/// A text that cannot be taken.
+/// A text that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {problem}")]
 pub struct InvalidText {
@@ -22,25 +21,25 @@ pub struct InvalidText {
     problem: String,
 }
 
-/// Whether a terminal obeys a character, or shows what follows it in another order: controls, embeddings, overrides and
-/// isolates of writing direction.
+/// Whether a terminal acts on a character, or reorders the text after it: controls, and embeddings, overrides and isolates of
+/// writing direction.
 pub fn is_active(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character would begin a new line, or a terminal would obey it.
+/// Whether a character would begin a new line, or a terminal would act on it.
 fn breaks_line(c: char) -> bool {
     is_active(c) || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Whether a character shows nothing: white space, and what takes no room at all.
+/// Whether a character is invisible: white space, or of zero width.
 fn is_invisible(c: char) -> bool {
     c.is_whitespace()
         || breaks_line(c)
         || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }
 
-/// A line that a client gives, without the white space around it.
+/// Checks a line from a client and trims it.
 ///
 /// # Errors
 /// What is wrong with it, by the name of the field.
@@ -60,7 +59,7 @@ pub fn given_line(what: &'static str, text: &str, max_chars: usize) -> Result<St
     }
 }
 
-/// A text that a client gives, of several lines perhaps.
+/// Checks a text from a client, which may have several lines.
 ///
 /// # Errors
 /// As for a line. It may be empty.
@@ -76,8 +75,8 @@ pub fn given_text(what: &'static str, text: &str, max_chars: usize) -> Result<St
     }
 }
 
-/// A text without its isolates of writing direction, which libraries for translation put around what they fill in. One that
-/// stays open, or ends what did not begin, is left to be refused.
+/// Removes balanced isolates of writing direction, which translation libraries put around the values that they insert. An
+/// unbalanced one stays, so that the text is refused.
 fn without_isolates(text: &str) -> Cow<'_, str> {
     let mut open = 0_usize;
     for c in text.chars() {
@@ -95,10 +94,10 @@ fn without_isolates(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A line that an agent says; none when nothing can be seen of it.
+/// Sanitises a line from an agent; none when nothing visible is left.
 pub fn heard_line(text: &str, max_chars: usize) -> Option<String> {
     let blank = |c: char| if breaks_line(c) { ' ' } else { c };
-    // No more is looked at than could be kept, were all of it white space in between.
+    // Reads no more than could matter, even if most of it is white space.
     let words: String = text.chars().map(blank).take(max_chars.saturating_mul(8)).collect();
     let mut line = words.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(max_chars) {
@@ -108,7 +107,8 @@ pub fn heard_line(text: &str, max_chars: usize) -> Option<String> {
     line.contains(|c| !is_invisible(c)).then_some(line)
 }
 
-/// A text that an agent says about itself, of several lines perhaps: what a terminal would obey is replaced.
+/// Sanitises a text of an agent about itself, which may have several lines: characters that a terminal would act on are
+/// replaced.
 pub fn heard_text(text: &str) -> Cow<'_, str> {
     let is_wrong = |c: char| is_active(c) && !"\n\r\t".contains(c);
     match text.contains(is_wrong) {
@@ -117,11 +117,11 @@ pub fn heard_text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// An agent's own id of a conversation: what may become an argument of its process, a part of a request and a key.
+/// An agent's own id of a conversation: safe to use as an argument of its process, in a request and as a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AgentSessionId(String);
 
-/// An agent's id cannot be used.
+/// The id of an agent is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} {problem}")]
 pub struct InvalidAgentSessionId {
@@ -130,7 +130,7 @@ pub struct InvalidAgentSessionId {
 }
 
 impl AgentSessionId {
-    /// Longest, in bytes: those that are known have up to 200.
+    /// Maximum length in bytes; known agents use up to 200.
     pub const MAX_BYTES: usize = 1024;
 
     /// The id as text.

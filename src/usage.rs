@@ -5,37 +5,37 @@ use serde::{Deserialize, Serialize};
 /// Tokens and money of one turn. What an agent does not report is none, not zero.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens that the model read, without those it took from a cache.
+    /// Input tokens, without those read from a cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_tokens: Option<i64>,
-    /// Tokens that it wrote, reasoning included.
+    /// Output tokens, reasoning included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_tokens: Option<i64>,
-    /// Tokens that it took from a cache.
+    /// Input tokens read from a cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_read_tokens: Option<i64>,
-    /// Tokens that it put into a cache.
+    /// Tokens written to a cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_write_tokens: Option<i64>,
-    /// Of the output, what it thought.
+    /// The output tokens that were reasoning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_tokens: Option<i64>,
-    /// What the turn cost, in US dollars.
+    /// The cost of the turn, in US dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
     /// Tokens in the agent's context after the turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_tokens: Option<i64>,
-    /// Tokens that its context can hold.
+    /// The size of its context, in tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_size: Option<i64>,
 }
 
-/// More is no count of tokens; so that sums of runs stay numbers, whatever an agent says.
+/// The maximum plausible count. It keeps sums over runs from overflowing, whatever an agent reports.
 const MOST_TOKENS: i64 = 1_000_000_000_000;
 
 impl Usage {
-    /// The same with what may be: no count below zero, or beyond 10¹² tokens.
+    /// The same with plausible counts only: none below zero or above 10¹² tokens.
     pub fn clamped(&self) -> Self {
         let tokens = |count: Option<i64>| count.map(|count| count.clamp(0, MOST_TOKENS));
         Self {
@@ -50,7 +50,7 @@ impl Usage {
         }
     }
 
-    /// What was used since, when both count from the same beginning. Of the context only the newest is known.
+    /// The difference to `earlier`, when both count from the same start. The context values are the newest ones.
     pub fn since(&self, earlier: &Self) -> Self {
         let count = |total: Option<i64>, earlier: Option<i64>| Some(total?.saturating_sub(earlier.unwrap_or(0)).max(0));
         Self {

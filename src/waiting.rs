@@ -1,8 +1,8 @@
-//! What a run waits for, when it does not go on.
+//! What a run waits for.
 
 use serde::Serialize;
 
-/// Why a run does not go on just now. The order is that in which a run meets them.
+/// What blocks a run. In the order in which a run meets the reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitsFor {
@@ -10,20 +10,20 @@ pub enum WaitsFor {
     Turn,
     /// A slot of its workspace.
     Slot,
-    /// The agent that its session shares with others: that takes one turn at a time.
+    /// The agent that its session shares with others, which executes one turn at a time.
     SharedAgent,
     /// The time before which it does not begin.
     NotBefore,
-    /// Something of the system that the start of its agent needs: file descriptors, processes, memory, disk space. It is tried
-    /// again after the time before which it does not begin.
+    /// A system resource that the start of its agent needs: file descriptors, processes, memory, disk space. The start is
+    /// retried after `not_before`.
     Resources,
-    /// Its agent, which has as many turns as it may have at once.
+    /// Its agent, which has reached its limit of concurrent turns.
     AgentLimit,
-    /// A worker: those that are there are busy, or have not looked yet.
+    /// A worker: the existing ones are busy or have not polled yet.
     Worker,
-    /// A process that executes runs: there is none.
+    /// A process that executes runs: none is running.
     Daemon,
-    /// An answer to what its agent asks.
+    /// An answer to a permission request of its agent.
     Answer,
 }
 

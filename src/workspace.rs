@@ -12,7 +12,7 @@ use crate::id::{AgentName, WorkspaceName};
 pub struct Workspace {
     /// Its name in the config.
     pub name: WorkspaceName,
-    /// Where its agents work; absolute.
+    /// The working directory of its agents; absolute.
     pub dir: PathBuf,
     /// The resident agent, and the agent of its slots.
     pub agent: AgentName,
@@ -20,7 +20,7 @@ pub struct Workspace {
     pub slots: u32,
     /// What a session gets when no slot is free.
     pub when_full: WhenFull,
-    /// What agents may do here through us.
+    /// What agents may ask Mainstay to do here.
     pub client: ClientAccess,
     /// What the options of its sessions may be.
     pub allowed: Allowed,
@@ -33,8 +33,8 @@ impl Workspace {
     }
 }
 
-/// What an agent may ask us to do in a workspace, instead of doing it itself (ACP's client capabilities). Nothing unless
-/// the config says so.
+/// What an agent may ask Mainstay to do in a workspace, instead of doing it itself (ACP's client capabilities). Nothing by
+/// default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientAccess {
     /// Read its files.
@@ -48,14 +48,15 @@ pub struct ClientAccess {
 /// What a session gets when no slot is free.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The slot of the session that has been idle longest. While all are busy its run stays queued, and the next session
-    /// that turns idle gives up its slot. Agents that are keyed by slot keep theirs and share instead of waiting.
+    /// The slot of the session that has been idle longest. While all are busy, the run stays queued, and the next session that
+    /// turns idle gives up its slot. Sessions whose agents are keyed by slot keep theirs, and share the resident agent instead
+    /// of waiting.
     #[default]
     Reclaim,
     /// The workspace's resident agent, one run at a time.
     Share,
     /// The next slot that becomes free; until then its run stays queued.
     Wait,
-    /// A refusal.
+    /// The message is refused.
     Reject,
 }

@@ -1,4 +1,4 @@
-//! Who may ask, as the config says it: tokens, the names they go by, and what each of them may do.
+//! Access, as configured: tokens, their names and their roles.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub struct Token(String);
 pub struct InvalidToken;
 
 impl Token {
-    /// The longest.
+    /// Maximum length in bytes.
     pub const MAX_BYTES: usize = 512;
 
     /// The secret, for comparing it.
@@ -44,14 +44,14 @@ impl fmt::Debug for Token {
 /// Whether requests need a token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AuthMode {
-    /// They do. Where none is named, one is made beside the database.
+    /// They do. If no token is configured, one is generated beside the database.
     #[default]
     Token,
-    /// They do not: every process of this machine is an administrator.
+    /// They do not: every process on this machine is an administrator.
     None,
 }
 
-/// What a caller may do. Each role may do what the ones before it may.
+/// What a caller may do. Each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -64,10 +64,10 @@ pub enum Role {
 }
 
 impl Role {
-    /// All of them, the least first.
+    /// All roles, the least powerful first.
     pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
 
-    /// The word for it in the config and in answers.
+    /// The word in the config and in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Viewer => "viewer",
@@ -77,15 +77,15 @@ impl Role {
     }
 }
 
-/// Who a caller is called that shows the one token of `[server]` or of the file beside the database.
+/// The name of a caller that shows the token of `[server]` or of the file beside the database.
 pub const ADMIN: &str = "admin";
-/// Who a caller is called where no token is needed.
+/// The name of a caller where no token is needed.
 pub const ANONYMOUS: &str = "anonymous";
 
-/// Other words that `answered_by` may have: no token goes by them.
+/// All values that `answered_by` has otherwise: no token may have these names.
 const RESERVED: [&str; 4] = [ADMIN, ANONYMOUS, "chat", "policy"];
 
-/// Names a token, and so who shows it.
+/// The name of a token, and so of its holder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenName(String);
 
@@ -107,7 +107,7 @@ impl TokenName {
 impl FromStr for TokenName {
     type Err = InvalidTokenName;
     fn from_str(text: &str) -> Result<Self, InvalidTokenName> {
-        // Without a colon: `cli:NAME` is a user of this machine.
+        // No colon: `cli:NAME` is a user of this machine.
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let fits = (1..=MAX_ID_CHARS).contains(&text.len()) && text.bytes().all(legal);
         if fits && !RESERVED.contains(&text) { Ok(Self(text.to_owned())) } else { Err(InvalidTokenName) }
@@ -117,17 +117,17 @@ impl FromStr for TokenName {
 /// `[tokens.NAME]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedToken {
-    /// The secret, or where it is.
+    /// The secret, or the file that holds it.
     pub secret: TokenSource,
     /// What its holder may do.
     pub role: Role,
 }
 
-/// Where the secret of a token is.
+/// Where the secret of a token is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// In the config itself.
     Inline(Token),
-    /// In this file, alone on its one line.
+    /// In this file, as its only line.
     File(PathBuf),
 }

@@ -1,4 +1,4 @@
-//! The keys of an agent or a workspace that say what the options of its sessions may be.
+//! The keys of an agent or a workspace that restrict the options of its sessions.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,7 +6,7 @@ use super::ConfigError;
 use super::section::{Section, Words};
 use crate::allowed::Allowed;
 
-/// The keys as they are given.
+/// The keys as written in the file.
 pub(super) struct AllowedKeys {
     pub modes: Option<Words>,
     pub models: Option<Words>,
@@ -14,7 +14,7 @@ pub(super) struct AllowedKeys {
     pub cwd_roots: Option<Words>,
 }
 
-/// Checks them. Relative directories start at `base_dir`.
+/// Checks them. Relative directories are relative to `base_dir`.
 pub(super) fn read(section: &Section<'_>, given: AllowedKeys, base_dir: &Path) -> Result<Allowed, ConfigError> {
     let legal = |entry: &str| !entry.trim().is_empty() && !entry.contains(char::is_control);
     let list = |key: &str, given: Option<Words>, want: &str| {
@@ -36,8 +36,8 @@ pub(super) fn read(section: &Section<'_>, given: AllowedKeys, base_dir: &Path) -
     })
 }
 
-/// A directory of the file. Without the dots of "./x", so that a path reads the same wherever it is shown; ".." may pass a
-/// link: it stays.
+/// A directory named in the file. Removes the dot of "./x", so that a path is shown the same everywhere, but keeps "..":
+/// resolving it would be wrong behind a link.
 pub(super) fn directory(base_dir: &Path, dir: &str) -> PathBuf {
     base_dir.join(dir).components().filter(|part| *part != Component::CurDir).collect()
 }

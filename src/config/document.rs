@@ -1,4 +1,4 @@
-//! The parsed text of a config: on which line a key stands, which key stands at a position, and which keys are unknown.
+//! The parsed text of a config: finds the line of a key, the key at a position, and unknown keys.
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,10 +9,10 @@ use super::error::excerpt;
 use super::{ConfigError, limits};
 use crate::nearest::hint;
 
-/// Which keys the table at a path may have; none where the keys are the user's own (names of agents, of variables).
+/// The keys that the table at a path may have; none where the user chooses the keys (names of agents, of variables).
 pub(super) type KnownKeys = fn(&[&str]) -> Option<&'static [&'static str]>;
 
-/// The parsed text, for finding the line of a key and the key of a position.
+/// The parsed text, to find the line of a key and the key at a position.
 pub(super) struct Document<'a> {
     origin: &'a Path,
     text: &'a str,
@@ -78,7 +78,7 @@ impl<'a> Document<'a> {
             path.push(key.get_ref());
             match value.get_ref() {
                 DeValue::Table(table) => self.check_table(known_keys, table, path)?,
-                // serde would fill a struct from a list, by position.
+                // serde would accept a list for a struct, by position.
                 _ if known_keys(path).is_some() => return Err(self.error(path, "a table is needed here")),
                 _ => {}
             }
@@ -100,12 +100,12 @@ impl<'a> Document<'a> {
     }
 }
 
-/// The line of a position, from 1.
+/// The line of a position, counted from 1.
 fn line_of(text: &str, position: usize) -> usize {
     1 + text.bytes().take(position).filter(|byte| *byte == b'\n').count()
 }
 
-/// The keys that lead to what is written at a position.
+/// The path of the key at a position.
 fn path_at<'t>(table: &'t DeTable<'_>, position: usize) -> Option<Vec<&'t str>> {
     table.iter().find_map(|(key, value)| {
         let below = value.get_ref().as_table().and_then(|table| path_at(table, position));
@@ -116,7 +116,7 @@ fn path_at<'t>(table: &'t DeTable<'_>, position: usize) -> Option<Vec<&'t str>> 
     })
 }
 
-/// A path as TOML would write it; parts that are no bare keys are quoted, so that nothing in them reaches a terminal.
+/// A path in TOML notation; parts that are not bare keys are quoted, so that no control character reaches a terminal.
 fn dotted(path: &[&str]) -> String {
     let bare = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     let show = |part: &&str| if bare(part) { (*part).to_owned() } else { format!("{part:?}") };

@@ -1,4 +1,4 @@
-//! The keys of an agent that depend on its driver: each driver takes its own, and no others.
+//! The keys of an agent that depend on its driver: each driver accepts its own keys and no others.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::agent::{DEFAULT_MAX_LINE_BYTES, DriverConfig, GatewaySpec, ProcessSpe
 use crate::catalogue::KNOWN;
 use crate::id::AgentName;
 
-/// The keys that only some drivers take.
+/// The keys that only some drivers accept.
 pub(super) struct DriverKeys {
     pub command: Option<Vec<String>>,
     pub env: Option<BTreeMap<String, String>>,
@@ -17,20 +17,20 @@ pub(super) struct DriverKeys {
     pub url: Option<String>,
     pub token: Option<String>,
     pub gateway_agent: Option<String>,
-    /// Those of how long agents are kept warm, and how they are started again: whether each is given.
+    /// The keys for backends (how long they are kept warm, how they are restarted), and whether each is given.
     pub warm: [(&'static str, bool); 3],
 }
 
 const DRIVERS: &str = "use one of demo, text, openclaw, claude, codex, acp, opencode, openclaw-gateway";
 
-/// Its output has no lines, so that none is too long.
+/// Without `max_line_bytes`: its output is not read by lines.
 const TEXT_KEYS: [&str; 2] = ["command", "env"];
 const PROCESS_KEYS: [&str; 3] = ["command", "env", "max_line_bytes"];
 const OPENCODE_KEYS: [&str; 6] = ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts"];
 const ACP_KEYS: [&str; 7] =
     ["command", "env", "max_line_bytes", "keep_warm", "restart_pause", "max_restarts", "shared"];
 
-/// The agents that need no config: that of the demo driver, and those that are known under the name of their driver.
+/// The agents that need no config: the demo agent, and the known agents that are named after their driver.
 pub(super) fn builtin() -> impl Iterator<Item = (AgentName, DriverConfig)> {
     let known = KNOWN.iter().filter(|known| known.is_builtin()).filter_map(|known| {
         let process = ProcessSpec::of(known.command);
@@ -45,7 +45,7 @@ pub(super) fn builtin() -> impl Iterator<Item = (AgentName, DriverConfig)> {
     std::iter::once((AgentName::builtin(), DriverConfig::Demo)).chain(known)
 }
 
-/// The driver of an agent and what it takes; `word` names it, unless the agent is built in.
+/// The driver of an agent, with its settings; `word` names it, unless the agent is built in.
 pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys) -> Result<DriverConfig, ConfigError> {
     let word = match word {
         Some(word) => word,
@@ -92,7 +92,7 @@ pub(super) fn read(section: &Section<'_>, word: Option<&str>, given: DriverKeys)
     })
 }
 
-/// The driver writes the message to the agent's stdin; in the command it would be told twice, and shown by `ps`.
+/// The driver writes the message to the agent's stdin; in the command it would be passed twice, and shown by `ps`.
 fn told_by_driver(section: &Section<'_>, process: ProcessSpec) -> Result<ProcessSpec, ConfigError> {
     let problem = "has {message} in it, which this driver writes to the agent's stdin: take it out";
     if let Some((key, _)) = texts(&process).find(|(_, text)| text.contains("{message}")) {
@@ -101,14 +101,13 @@ fn told_by_driver(section: &Section<'_>, process: ProcessSpec) -> Result<Process
     Ok(process)
 }
 
-/// Where placeholders may stand: the path of each key, and its text.
+/// The texts that may contain placeholders: the path of each key, and its text.
 fn texts(process: &ProcessSpec) -> impl Iterator<Item = (Vec<&str>, &str)> {
     let command = process.command.iter().map(|word| (vec!["command"], word.as_str()));
     command.chain(process.env.iter().map(|(name, value)| (vec!["env", name.as_str()], value.as_str())))
 }
 
-/// A live agent is started once for many turns: what belongs to one of them is not known then, and its session may get
-/// another slot.
+/// A backend is started once for many turns: the values of a single turn are unknown then, and its session may get another slot.
 fn kept_warm(section: &Section<'_>, process: ProcessSpec, shared: bool) -> Result<ProcessSpec, ConfigError> {
     let unknown = ["{message}", "{agent_session}", "{run}", "{slot}"].into_iter().chain(shared.then_some("{session}"));
     for (key, text) in texts(&process) {
@@ -172,7 +171,7 @@ fn process_spec(section: &Section<'_>, given: DriverKeys, example: &str) -> Resu
     Ok(ProcessSpec { command, env, max_line_bytes })
 }
 
-/// An agent that is told `{mesage}` works on nothing: what is almost a placeholder is refused. Other braces stay as they are.
+/// Refuses a misspelt placeholder: an agent that gets `{mesage}` would have nothing to work on. Other braces are left alone.
 fn check_placeholders(section: &Section<'_>, key: &[&str], text: &str) -> Result<(), ConfigError> {
     match placeholder::mistyped(text) {
         Some((word, meant)) => {

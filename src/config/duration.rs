@@ -4,11 +4,11 @@ use std::time::Duration;
 
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// The duration that the text says, if it says one.
+/// Parses a duration; none if the text is not one.
 pub fn parse(text: &str) -> Option<Duration> {
     let mut total: u64 = 0;
     let mut rest = text;
-    // The search goes on where the last unit was found: "30m1h" and "1s1s" find nothing.
+    // The search continues after the last unit found, so "30m1h" and "1s1s" fail.
     let mut units = UNITS.iter();
     loop {
         let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
@@ -22,7 +22,7 @@ pub fn parse(text: &str) -> Option<Duration> {
     }
 }
 
-/// The duration as the config would write it, to the millisecond.
+/// The duration in the notation of the config, to the millisecond.
 pub fn show(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut text = String::new();

@@ -1,7 +1,6 @@
-//! What can be wrong with a config, in words that lead to the line.
+//! Errors of a config, which name the line.
 //!
-//! Always: text from the file is escaped and shortened before it gets into an error, so that an error can be printed as
-//! it is.
+//! Always: text from the file is escaped and shortened in an error, so that the error is safe to print.
 
 use std::net::SocketAddr;
 
@@ -15,19 +14,19 @@ pub enum ConfigError {
     /// Not TOML.
     #[error("{file}:{line}: {problem}")]
     Syntax { file: String, line: usize, problem: String },
-    /// A key that means nothing here.
+    /// A key that is unknown at this place.
     #[error("{file}:{line}: unknown key {key}: {hint}")]
     UnknownKey { file: String, line: usize, key: String, hint: String },
-    /// A value of another type, out of its limits, or one that does not fit the others.
+    /// A value of the wrong type, out of its limits, or inconsistent with others.
     #[error("{file}:{line}: {key}: {problem}")]
     Value { file: String, line: usize, key: String, problem: String },
-    /// Open to other machines without a token.
+    /// Listening for other machines without a token.
     #[error(
         "{listen} can be reached from other machines, which needs a token: take auth = \"none\" out of [server], or listen \
          on this machine only (such as 127.0.0.1:{port})", port = listen.port()
     )]
     Exposed { listen: SocketAddr },
-    /// A token that would mean nothing.
+    /// A token that would have no effect.
     #[error(
         "auth = \"none\" in [server] lets every request in, so the token that is named (--token, MAINSTAY_TOKEN, token in \
          [server], or [tokens]) would protect nothing: take one of the two out"
@@ -35,7 +34,7 @@ pub enum ConfigError {
     TokenUnused,
 }
 
-/// Text from the file as an error may carry it: one line without control characters, not too long.
+/// Text from the file, made safe for an error: one short line without control characters.
 pub(super) fn excerpt(text: &str) -> String {
     const MAX_CHARS: usize = 300;
     let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };

@@ -1,4 +1,4 @@
-//! The names of a struct's fields, from serde itself: so that the keys a file may have are written once.
+//! The names of a struct's fields, taken from serde, so that the keys of a file are written only once.
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 

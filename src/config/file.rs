@@ -1,4 +1,4 @@
-//! What `mainstay.toml` may say: its keys, and from what they say to a checked [`Config`].
+//! The keys of `mainstay.toml`, and how their values become a checked [`Config`].
 //!
 //! Always: an error names the file, the line and the key, whatever the text
 //! (`never_panics_and_names_a_line_of_the_file`). The known keys are the fields of the structs below and are written
@@ -135,8 +135,8 @@ struct WorkspaceSection {
     cwd_roots: Option<Words>,
 }
 
-/// The keys that an agent and a workspace both have for the options of their sessions. Not a struct within theirs: serde does
-/// not know which keys are left over then (`flatten` beside `deny_unknown_fields`).
+/// The keys that both an agent and a workspace have for the options of their sessions. Not a nested struct, because serde
+/// supports no `flatten` together with `deny_unknown_fields`.
 macro_rules! allowed_keys {
     ($given:ident) => {
         AllowedKeys {
@@ -148,7 +148,7 @@ macro_rules! allowed_keys {
     };
 }
 
-/// The keys of the table at a path; none where the keys are the user's own (names of agents, of variables).
+/// The keys of the table at a path; none where the user chooses the keys (names of agents, of variables).
 pub(super) fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
     match path {
         [] => Some(fields::of::<File>()),

@@ -1,8 +1,8 @@
-//! The configuration: what `mainstay.toml` and the flags may say, as checked values.
+//! The configuration: the settings of `mainstay.toml` and the flags, as checked values.
 //!
-//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agents
-//! that need no config and the workspace `default` are in it. Deliberately absent: the file system. The text of the file comes from
-//! the caller, and whether a directory or a program exists is found out when it is needed.
+//! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agents that need
+//! no config and the workspace `default` are in it. Deliberately absent: the file system. The caller provides the text of the
+//! file, and whether a directory or a program exists is determined when it is needed.
 
 mod access;
 mod allowed;
@@ -43,35 +43,35 @@ pub struct Config {
     pub server: ServerConfig,
     /// The engine.
     pub engine: EngineConfig,
-    /// The agents, by name; those that need no config are always there.
+    /// The agents, by name; those that need no config are always included.
     pub agents: BTreeMap<AgentName, Agent>,
-    /// The workspaces, by name; `default` is always there.
+    /// The workspaces, by name; `default` is always included.
     pub workspaces: BTreeMap<WorkspaceName, Workspace>,
 }
 
 /// `[server]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
-    /// Where to listen. Without tokens on loopback only: [`ServerConfig::check_access`].
+    /// The listen address. With `auth = "none"`, loopback only: [`ServerConfig::check_access`].
     pub listen: SocketAddr,
     /// Whether requests need a token.
     pub auth: AuthMode,
-    /// The one token of an administrator.
+    /// The token of `[server]`; its role is admin.
     pub token: Option<Token>,
-    /// `[tokens.NAME]`: tokens that say whose they are and what they are good for.
+    /// `[tokens.NAME]`: tokens with a name and a role.
     pub tokens: BTreeMap<TokenName, NamedToken>,
-    /// Web origins, beside our own, whose pages may drive the daemon (`https://chat.example.com`).
+    /// Web origins, besides our own, whose pages may send requests (`https://chat.example.com`).
     pub allowed_origins: Vec<String>,
-    /// Host names, beside loopback and the listen address, that requests may name.
+    /// Host names, besides loopback and the listen address, that requests may name.
     pub allowed_hosts: Vec<String>,
-    /// Longest request body, in bytes.
+    /// Maximum request body, in bytes.
     pub max_body_bytes: usize,
-    /// Most connections with a request under way; the server keeps a few more for urgent ones.
+    /// Maximum number of connections with a request under way; the server keeps a few more for urgent requests.
     pub max_connections: usize,
 }
 
-/// Connections that a server accepts beyond `max_connections`, for urgent requests and for refusals: each is open for the time
-/// of one short request, so that a few serve many.
+/// Connections that a server accepts beyond `max_connections`, for urgent requests and for refusals. Each is open only for one
+/// short request, so a few are enough.
 pub fn reserved_connections(max_connections: usize) -> usize {
     (max_connections / 8).clamp(4, 64)
 }
@@ -79,40 +79,41 @@ pub fn reserved_connections(max_connections: usize) -> usize {
 /// `[engine]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    /// Runs executed at once by this process; 0 serves without executing any.
+    /// Maximum number of runs executed at once by this process; 0 serves without executing any.
     pub workers: u32,
-    /// A worker silent for this long has lost its runs.
+    /// Length of a lease: a worker that is silent for this long loses its runs.
     pub lease: Duration,
     /// Time between two sweeps.
     pub sweep_interval: Duration,
-    /// How long running turns may go on after the process was asked to stop.
+    /// How long running turns may continue after the process was asked to stop.
     pub shutdown_grace: Duration,
     /// What an acknowledged write survives.
     pub durability: Durability,
-    /// How long a session keeps its slot while nothing happens.
+    /// How long an idle session keeps its slot.
     pub idle_ttl: Duration,
     /// How long rows of closed and expired assignments are kept.
     pub assignment_retention: Duration,
-    /// Warm backends kept before the least recently used idle one is closed.
+    /// Maximum number of backends; beyond it, the least recently used idle one is closed.
     pub max_backends: u32,
-    /// What is in flight takes at most about this much memory, in bytes: see [`crate::memory`].
+    /// Approximate memory limit for data in flight, in bytes: see [`crate::memory`].
     pub memory_limit: usize,
-    /// The most runs that wait in one session.
+    /// Maximum number of queued runs of one session.
     pub max_queued: u32,
-    /// What becomes of turns that are still running when the grace of a shutdown is over.
+    /// What happens to turns that are still running when the grace period of a shutdown is over.
     pub on_shutdown: OnShutdown,
-    /// The `mainstay` program, from which the hosts of agents are started. The binary sets itself; a program that embeds
-    /// the engine needs one on its PATH, or names it here. Without one it only has the demo agent, which then ends with it.
+    /// The `mainstay` program, which is started as the shim of an agent. The binary sets itself; a program that embeds the
+    /// engine needs `mainstay` on its PATH, or sets it here. Without it, only the demo agent is available, and it ends with the
+    /// program.
     pub shim_program: PathBuf,
 }
 
-/// What becomes of turns that are still running when the grace of a shutdown is over.
+/// What happens to turns that are still running when the grace period of a shutdown is over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnShutdown {
-    /// Their agents are ended, unless another process on the file goes on with them.
+    /// Their agents are ended, unless another process on the file adopts the runs.
     #[default]
     End,
-    /// Their agents go on, and the next process on the file goes on with them.
+    /// Their agents keep running, and the next process on the file adopts the runs.
     Leave,
 }
 
@@ -127,8 +128,7 @@ pub enum Durability {
 }
 
 impl Config {
-    /// What holds without a config file. `base_dir` is the directory that relative paths start from, and where the
-    /// workspace `default` works.
+    /// The config without a file. `base_dir` is the base of relative paths and the directory of the workspace `default`.
     pub fn builtin(base_dir: &Path) -> Self {
         let agents = driver::builtin().map(|(name, driver)| Agent { driver, ..Agent::with_defaults(name) });
         let workspace = Workspace::with_defaults(WorkspaceName::builtin(), base_dir);
@@ -162,8 +162,8 @@ impl Config {
         }
     }
 
-    /// Reads the text of a config file. `origin` is the file as errors name it; `base_dir` is the absolute directory
-    /// that the file's relative paths start from. What the file does not say stays as in [`Config::builtin`].
+    /// Reads the text of a config file. `origin` is the name of the file in errors; `base_dir` is the absolute base of the
+    /// file's relative paths. Keys that the file does not set stay as in [`Config::builtin`].
     ///
     /// # Errors
     /// A [`ConfigError`] that names file, line and key of the first thing that is wrong.
@@ -173,13 +173,12 @@ impl Config {
 }
 
 impl ServerConfig {
-    /// Where no token is needed, every process that can connect is an administrator: that must be a choice, and one of this
-    /// machine alone. Asked when the daemon starts and not when the file is read, because flag and environment may still
-    /// change it.
+    /// Without tokens, every process that can connect is an administrator: that must be a deliberate choice, and limited to this
+    /// machine. Checked when the daemon starts and not when the file is read, because flag and environment may still change it.
     ///
     /// # Errors
     /// [`ConfigError::Exposed`] when listening beyond loopback with `auth = "none"`, [`ConfigError::TokenUnused`] when a token
-    /// is named beside it.
+    /// is configured together with it.
     pub fn check_access(&self) -> Result<(), ConfigError> {
         match self.auth {
             AuthMode::Token => Ok(()),
@@ -189,14 +188,14 @@ impl ServerConfig {
         }
     }
 
-    /// Whether config, flag or environment name a token. If none does, one is made.
+    /// Whether config, flag or environment set a token. If not, one is generated.
     pub fn names_token(&self) -> bool {
         self.token.is_some() || !self.tokens.is_empty()
     }
 }
 
 impl Agent {
-    /// An agent of which the config says nothing but the name.
+    /// An agent with defaults for everything but its name.
     fn with_defaults(name: AgentName) -> Self {
         Self {
             name,
@@ -216,7 +215,7 @@ impl Agent {
 }
 
 impl Workspace {
-    /// A workspace of which the config says nothing but the name.
+    /// A workspace with defaults for everything but its name.
     fn with_defaults(name: WorkspaceName, base_dir: &Path) -> Self {
         Self {
             name,

@@ -1,9 +1,9 @@
-//! A web origin as browsers write it into the `Origin` header: `https://chat.example.com:8443`, `tauri://localhost`.
+//! A web origin as browsers send it in the `Origin` header: `https://chat.example.com:8443`, `tauri://localhost`.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Scheme, host and port; a port that is the scheme's own is left out, as browsers do.
+/// Scheme, host and port; the default port of the scheme is omitted, as browsers do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     scheme: String,
@@ -11,14 +11,14 @@ pub struct Origin {
     port: Option<u16>,
 }
 
-/// A text that is no origin.
+/// A text that is not an origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a web origin as browsers send it is needed, such as https://chat.example.com")]
 pub struct InvalidOrigin;
 
 impl Origin {
-    /// Whether it is a page of the server that is called `host` and `port` in a request. Whether that came by TLS is known
-    /// to the proxy in front of the server, not to the server.
+    /// Whether it is the origin of the server that a request names by `host` and `port`. Ignores TLS, which only a proxy in
+    /// front of the server would know about.
     pub fn is_at(&self, host: &str, port: Option<u16>) -> bool {
         let own_port = port.filter(|port| Some(*port) != default_port(&self.scheme));
         matches!(self.scheme.as_str(), "http" | "https")
@@ -62,7 +62,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Also those of applications: `tauri`, `app`, `capacitor`, `chrome-extension`. A `file:` page has no origin of its own.
+/// Includes the schemes of applications: `tauri`, `app`, `capacitor`, `chrome-extension`. A `file:` page has no origin of its
+/// own.
 fn is_scheme(text: &str) -> bool {
     const MAX_SCHEME_BYTES: usize = 40;
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
@@ -72,7 +73,7 @@ fn is_scheme(text: &str) -> bool {
         && text != "file"
 }
 
-/// A name or an address, as the `Host` header has it before the port.
+/// A name or an address, as in the `Host` header before the port.
 pub(super) fn is_host(text: &str) -> bool {
     const MAX_HOST_BYTES: usize = 253;
     let name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);

@@ -1,14 +1,14 @@
 //! Placeholders in commands, environments and names of agents: `{message}`, `{session}`, …
 //!
-//! Always: braces that hold anything but a lower-case word are none, and neither is a word that a shell is to replace
-//! (`${home}`): JSON, awk and shell text have braces, too.
+//! Always: braces around anything but a lower-case word are not a placeholder, nor is a shell variable (`${home}`): JSON, awk
+//! and shell text have braces, too.
 
 use crate::nearest::nearest_by_slips;
 
-/// All of them.
+/// All placeholders.
 pub(crate) const NAMES: [&str; 7] = ["message", "session", "run", "slot", "workspace", "agent_session", "dir"];
 
-/// A shorter word is near to too many.
+/// Minimum length of a misspelt placeholder: a shorter word is close to too many others.
 const MIN_MISTYPED_CHARS: usize = 4;
 
 /// The text before the first `{name}`, the name, and the text behind it.
@@ -21,7 +21,7 @@ pub(crate) fn next(text: &str) -> Option<(&str, &str, &str)> {
     })
 }
 
-/// What looks like a placeholder in a template and is none.
+/// The words in a template that look like a placeholder and are none.
 pub(crate) fn unknown(template: &str) -> impl Iterator<Item = &str> {
     let mut rest = template;
     let names = std::iter::from_fn(move || {
@@ -33,7 +33,7 @@ pub(crate) fn unknown(template: &str) -> impl Iterator<Item = &str> {
     names.map(|(_, name)| name)
 }
 
-/// The first word in braces that is meant for a placeholder as far as anybody can tell, and which.
+/// The first word in braces that is probably a misspelt placeholder, and the placeholder that was probably meant.
 pub(super) fn mistyped(template: &str) -> Option<(&str, &'static str)> {
     let long = unknown(template).filter(|name| name.len() >= MIN_MISTYPED_CHARS);
     long.filter_map(|name| Some((name, nearest_by_slips(name, &NAMES)?))).next()

@@ -1,4 +1,4 @@
-//! A table of the file: values of it are taken when they are within their limits, and otherwise it is said which are.
+//! A table of the file: its values are checked against their limits, and an error states the limits.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -69,7 +69,7 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// A list of texts. Where only one stands without its brackets, it is said how the list is written.
+/// A list of texts. For a single text without brackets, the error shows how to write the list.
 pub(super) struct Words(pub(super) Vec<String>);
 
 impl<'de> Deserialize<'de> for Words {
@@ -81,7 +81,7 @@ impl<'de> Deserialize<'de> for Words {
                 f.write_str(r#"a list of texts such as ["one", "two"]"#)
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
-                // What a shell would take apart otherwise is left to the person.
+                // A text with shell syntax is not split into words for the suggestion.
                 let has_quotes = text.contains(['"', '\'', '\\', '$', '|', '>', '<', '&', ';', '`']);
                 let words: Vec<_> = if has_quotes { vec![text] } else { text.split_whitespace().collect() };
                 Err(E::custom(format!("a list of texts is needed: write it as {words:?}")))
@@ -105,7 +105,7 @@ pub(super) struct Section<'s> {
 }
 
 impl<'s> Section<'s> {
-    /// The table of this name in it.
+    /// The nested table of this name.
     pub(super) fn below(&self, name: &'s str) -> Self {
         Self { document: self.document, path: [&self.path, &[name][..]].concat() }
     }
@@ -118,7 +118,7 @@ impl<'s> Section<'s> {
         self.document.error(&[&self.path, key].concat(), &problem.to_string())
     }
 
-    /// Takes a duration within its limits.
+    /// Checks a duration against its limits.
     pub(super) fn period(
         &self,
         key: &str,
@@ -135,7 +135,7 @@ impl<'s> Section<'s> {
         Ok(())
     }
 
-    /// Takes a size within its limits.
+    /// Checks a size against its limits.
     pub(super) fn size(
         &self,
         key: &str,
@@ -152,7 +152,7 @@ impl<'s> Section<'s> {
         Ok(())
     }
 
-    /// Takes a number within its limits.
+    /// Checks a number against its limits.
     pub(super) fn number<T: TryFrom<i64> + PartialOrd + Display>(
         &self,
         key: &str,
@@ -167,7 +167,7 @@ impl<'s> Section<'s> {
         Ok(())
     }
 
-    /// Takes one of some words.
+    /// Checks that a word is one of `words`.
     pub(super) fn choice<T: Copy, const N: usize>(
         &self,
         key: &str,
@@ -184,7 +184,7 @@ impl<'s> Section<'s> {
         Ok(())
     }
 
-    /// Takes a list of which every entry is `legal`, which is what `want` says.
+    /// Checks that every entry of a list is `legal`; `want` describes a legal entry.
     pub(super) fn list(
         &self,
         key: &str,

@@ -2,14 +2,14 @@
 
 const UNITS: [(&str, usize); 3] = [("GiB", 1024 * 1024 * 1024), ("MiB", 1024 * 1024), ("KiB", 1024)];
 
-/// The bytes that the text says, if it says a size.
+/// Parses a size in bytes; none if the text is not one.
 pub fn parse(text: &str) -> Option<usize> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let (_, bytes) = UNITS.iter().find(|(name, _)| *name == unit)?;
     number.parse::<usize>().ok()?.checked_mul(*bytes)
 }
 
-/// The size as the config would write it, in the greatest unit that divides it.
+/// The size in the notation of the config, in the largest unit that divides it.
 pub fn show(bytes: usize) -> String {
     let unit = UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))

@@ -1,4 +1,4 @@
-//! What a config file may and may not say, and that hostile text gets an error and nothing else.
+//! What a config file may and may not contain, and that hostile text causes an error and nothing else.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn the_documented_example_is_the_default_and_names_every_key() {
     assert_eq!(config, Config::builtin(Path::new("/srv/chat")));
 
     for path in [&["server"] as &[&str], &["engine"], &["tokens", "x"], &["agents", "x"], &["workspaces", "x"]] {
-        // A section of its own has its own name there.
+        // `permissions` is a nested section, which the example shows under its own name.
         for key in known_keys(path).unwrap().iter().filter(|key| **key != "permissions") {
             let written = example().lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
             assert!(written, "the example does not show {key} of {path:?}");
@@ -112,7 +112,7 @@ fn the_built_in_ones_change_only_where_they_are_named() {
     assert_eq!(config.agents[&AgentName::builtin()], agent);
 }
 
-/// The whole text of the error, so that a change of it is seen here.
+/// The whole text of the error, so that a change of it is noticed here.
 #[test]
 fn errors_name_file_line_key_and_what_is_allowed() {
     let duration = r#"expected a duration such as "500ms", "30s", "1m30s", "2h" or "7d""#;
@@ -288,13 +288,13 @@ fn every_key_is_checked_under_its_own_name() {
             let name = format!("{}.{key}", path.join("."));
             let error = load(&format!("\n[{}]\n{key} = false", path.join("."))).expect_err(&name).to_string();
             let problem = match *key {
-                // The one that is a switch, and does not fit this driver.
+                // The only boolean key; it does not fit this driver.
                 "shared" => "does not fit",
                 "permissions" => "a table is needed",
                 _ => "invalid type: boolean",
             };
             assert!(error.starts_with(&format!("mainstay.toml:3: {name}: {problem}")), "{error}");
-            // Numbers and durations out of their limits pass serde and are refused later, under a name given by hand.
+            // Numbers and durations out of their limits pass serde and are refused later, under a hand-written name.
             for illegal in ["-1", "\"99999d\""] {
                 let Err(error) = load(&format!("\n[{}]\n{key} = {illegal}", path.join("."))) else { continue };
                 assert!(error.to_string().starts_with(&format!("mainstay.toml:3: {name}: ")), "{error}");
@@ -333,7 +333,7 @@ fn auth_none_is_for_loopback_and_beside_no_token() {
         server.listen = listen.parse().unwrap();
         server.auth = AuthMode::None;
         assert_eq!(server.check_access().is_ok(), is_local, "{listen}");
-        // One is made where none is named.
+        // One is generated if none is configured.
         server.auth = AuthMode::Token;
         assert_eq!(server.check_access(), Ok(()), "{listen}");
     }
@@ -394,7 +394,7 @@ fn line(error: &ConfigError) -> usize {
     }
 }
 
-/// The documented example with a few things put in, taken out and exchanged.
+/// The documented example with some text inserted, removed and replaced.
 fn mutated() -> impl Strategy<Value = String> {
     let pieces = [
         "\"",

@@ -1,5 +1,5 @@
-//! The table `agent_sessions`, and what else of a session is the agent's business: its options, and what the agent offers.
-//! All of it from rows: no agent is asked or started.
+//! The table `agent_sessions`, and the other state of a session that concerns its agent: its options, and what the agent offers.
+//! All of it comes from rows: no agent is asked or started.
 
 use std::collections::HashMap;
 
@@ -14,25 +14,25 @@ use crate::lease::{RunKey, SessionKey};
 use crate::options::{InvalidOption, SessionOptions};
 use crate::session::AgentSession;
 
-/// What of a session is its agent's business.
+/// The options of a session, and what its agent offers.
 #[derive(Debug, Clone)]
 pub struct Told {
     /// The agent.
     pub agent: AgentName,
     /// The session's workspace.
     pub workspace: WorkspaceName,
-    /// What it is told.
+    /// The options that it is given.
     pub options: SessionOptions,
-    /// What it offers.
+    /// The modes and options that it offers, if it has reported them.
     pub advertised: Option<Value>,
 }
 
-/// What resetting a session came to.
+/// The result of resetting a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reset {
     /// Its next turn begins a new session of the agent.
     Done,
-    /// It is in the midst of this run.
+    /// It is executing this run.
     Busy(RunId),
 }
 
@@ -64,7 +64,7 @@ impl TryFrom<Row> for AgentSession {
 }
 
 impl Store {
-    /// The agent's own session that the next turn of each of these goes on in.
+    /// The agent's own session in which the next turn of each of these continues.
     pub(super) async fn current_agent_sessions(
         &self,
         sessions: &str,
@@ -82,7 +82,7 @@ impl Store {
         rows.map(|row| Ok((row.session_key, row.try_into()?))).collect()
     }
 
-    /// The newest of the ids under which agents have known a session, newest first.
+    /// The ids under which agents have known a session, newest first.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -98,7 +98,7 @@ impl Store {
         rows.fetch_all(&self.readers).await?.into_iter().map(AgentSession::try_from).collect()
     }
 
-    /// What the agent of a session is told and offers.
+    /// The options of a session, and what its agent offers.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -114,7 +114,8 @@ impl Store {
         }))
     }
 
-    /// Changes the options of a session, by what they and what its agent offers are then. `None` when there is no such session.
+    /// Changes the options of a session, based on their current values and what its agent currently offers. `None` when there is
+    /// no such session.
     ///
     /// # Errors
     /// Outside: why nothing was stored. Inside: the option that cannot be set; nothing was stored either.
@@ -146,7 +147,7 @@ impl Store {
         .await
     }
 
-    /// Forgets the agent's own id of a session, which stays in its history, and with `options` the options too. `None` when
+    /// Clears the agent's own id of a session, which stays in its history, and with `options` also the options. `None` when
     /// there is no such session.
     ///
     /// # Errors
@@ -167,8 +168,8 @@ fn read_advertised(json: Option<String>) -> Option<Value> {
     json.and_then(|json| serde_json::from_str(&json).ok())
 }
 
-/// Records which of its own sessions an agent is in. A new id takes the place of the old one, which stays in the history. One that was known is not new, also when an agent
-/// does not say so.
+/// Records which of its own sessions an agent is in. A new id replaces the old one, which stays in the history. If the agent
+/// calls a known id new, it is stored as resumed.
 pub(super) async fn record(
     tx: &mut Tx<'_>,
     run: RunKey,

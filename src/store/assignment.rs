@@ -1,5 +1,5 @@
-//! The table `assignments`: giving a session its place, and taking it away. What enqueue, claim and settle do to a live
-//! assignment is done by triggers (`migrations/`).
+//! The table `assignments`: creating and ending the assignment of a session. Triggers apply what enqueue, claim and settle do to
+//! a live assignment (`migrations/`).
 
 use sqlx::SqliteConnection;
 
@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::lease::SessionKey;
 use crate::workspace::WhenFull;
 
-/// The slot that a session would get: the one it had last if that is free, else the first free one by number.
+/// The slot that a session would get: the one that it had last if that is free, else the first free one by number.
 pub async fn free_slot(
     conn: &mut SqliteConnection,
     session: SessionKey,
@@ -26,8 +26,8 @@ pub async fn free_slot(
     Ok(slot.fetch_optional(conn).await?)
 }
 
-/// Gives a session without a place one: a slot, or per `when_full` a share of the workspace's resident agent, or a place in
-/// the line.
+/// Gives a session without an assignment one: a slot or, depending on `when_full`, a share of the workspace's resident agent or
+/// a place in the queue for a slot.
 pub async fn allocate(tx: &mut Tx<'_>, session: &session::Known, when_full: WhenFull) -> Result<(), StoreError> {
     let slot = free_slot(tx.conn, session.key, &session.workspace).await?;
     match when_full {
@@ -49,8 +49,8 @@ pub async fn allocate(tx: &mut Tx<'_>, session: &session::Known, when_full: When
     }
 }
 
-/// Whether a session above this one runs: it keeps its slot, and may wait for this one to answer. Were this one to wait for a
-/// slot, a pool full of parents would stand still.
+/// Whether an ancestor of this session is running: it keeps its slot and may be waiting for this session's answer. If this
+/// session waited for a slot, a pool full of parents would deadlock.
 async fn works_for_a_running_session(tx: &mut Tx<'_>, session: SessionKey) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar!(
         r#"WITH RECURSIVE above (key) AS (
@@ -79,10 +79,11 @@ async fn give(tx: &mut Tx<'_>, session: &session::Known, slot: Option<i64>) -> R
     Ok(())
 }
 
-/// Takes the slot of the session that has been idle longest, for the one that has waited longest to reclaim one
-/// (`hand_over_slot`). False when no session is idle, or when the agents of all that are idle are keyed by slot.
+/// Takes the slot of the session that has been idle longest and gives it to the session that has waited longest to reclaim one
+/// (`hand_over_slot`). False when no session is idle, or when the agents of all idle ones are keyed by slot.
 ///
-/// While a session waits to reclaim, none is idle that could give up its slot: `idle_slot_is_reclaimed` sees to that.
+/// While a session waits to reclaim, no session that could give up its slot is idle: the trigger `idle_slot_is_reclaimed`
+/// ensures that.
 pub(super) async fn reclaim(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, StoreError> {
     let now = tx.now.as_millis();
     let reclaimed = sqlx::query!(
@@ -97,7 +98,7 @@ pub(super) async fn reclaim(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, St
     Ok(reclaimed.execute(&mut *tx.conn).await?.rows_affected() > 0)
 }
 
-/// Whether any slot of a full pool is held by a session that gives it up when it turns idle.
+/// Whether any slot of a full pool is held by a session that will give it up when it turns idle.
 pub(super) async fn can_reclaim_later(tx: &mut Tx<'_>, workspace: &str) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT 1 FROM slots p JOIN assignments a ON a.slot_key = p.key AND a.state IN ('active', 'idle')
@@ -108,7 +109,7 @@ pub(super) async fn can_reclaim_later(tx: &mut Tx<'_>, workspace: &str) -> Resul
     Ok(found.fetch_one(&mut *tx.conn).await?)
 }
 
-/// Ends the place of a session that has nothing queued or running.
+/// Ends the assignment of a session without queued or running runs.
 pub async fn end_if_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     sqlx::query!(
@@ -124,8 +125,8 @@ pub async fn end_if_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), Sto
 }
 
 impl Store {
-    /// Expires places that have been idle for longer than their TTL, oldest first, at most `limit` of them: a clock that
-    /// jumps cannot empty all pools at once. Answers with their number.
+    /// Expires assignments that have been idle for longer than their TTL, oldest first, at most `limit` of them, so that a jump
+    /// of the clock cannot empty all pools at once. Returns their number.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -154,8 +155,7 @@ impl Store {
         .await
     }
 
-    /// Deletes rows of places that ended before `before`. At
-    /// most `limit` of them; answers with their number.
+    /// Deletes rows of assignments that ended before `before`, at most `limit` of them. Returns their number.
     ///
     /// # Errors
     /// Why nothing was stored.

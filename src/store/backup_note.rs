@@ -1,11 +1,12 @@
-//! Notes of copies in the making: where the unfinished copy of a backup lies is written down beside the database first, so that
-//! `doctor` and the sweep find what a backup that was killed has left, wherever that is.
+//! Notes of unfinished copies. A backup first writes a note beside the database that says where its unfinished copy is, so that
+//! `doctor` and the sweep find what a killed backup has left, wherever that is.
 //!
-//! Always: a note is locked as long as its backup lives; the kernel lets go of the lock with the process. A copy is removed only
-//! under the name that its own note gives it, and only in the very directory that was noted: a daemon may see another one at the
-//! same path (`PrivateTmp`), and leaves the note to a process that sees the right one. A note is no proof, as other users may be
-//! able to write one: it removes nothing but what its own owner made and what reads as the copy of a database.
-//! Deliberately absent: notes of users who may not write beside the database. What their killed backups leave is theirs to remove.
+//! Always: a note is locked as long as its backup runs; the kernel releases the lock with the process. A copy is removed only
+//! under the name that its own note gives it, and only in the same directory (by device and inode) that was noted: a daemon may
+//! see another one at the same path (`PrivateTmp`), and leaves the note to a process that sees the right one. A note is not
+//! trusted, because other users may be able to write one: only a file that the note's owner made and that looks like a copy of a
+//! database is removed. Deliberately absent: notes of users who may not write beside the database. They have to remove what
+//! their killed backups leave.
 //!
 //! Proof: `tests/faults/backup.rs`.
 
@@ -23,18 +24,18 @@ use serde::{Deserialize, Serialize};
 use super::companion::beside;
 use super::file_identity::agents_dir;
 
-/// Begins the names of notes among the directories of agents.
+/// Prefix of the names of notes in the directory of agents.
 const PREFIX: &str = "backup-";
-/// Ends the names of unfinished copies, behind their ids.
+/// Suffix of the names of unfinished copies, after their ids.
 const PART: &str = ".part";
-/// A path has 4 KiB at most.
+/// Enough for any path, which has 4 KiB at most.
 const MAX_NOTE_BYTES: u64 = 64 * 1024;
 /// The length of an id in hexadecimal digits.
 const ID_DIGITS: usize = 32;
-/// What every database begins with.
+/// The first bytes of every SQLite database.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// A note of a copy in the making; removed when it is dropped.
+/// The note of an unfinished copy; removed when dropped.
 pub(super) struct Note {
     path: PathBuf,
     _locked: File,
@@ -53,20 +54,20 @@ pub struct Unfinished {
     /// The copy; none when the backup was killed before it made one.
     pub copy: Option<PathBuf>,
     note: PathBuf,
-    /// Who made the note, and so the copy.
+    /// The user who made the note, and so the copy.
     owner: u32,
     dir: (u64, u64),
     /// Held, so that no other process removes it at the same time.
     _locked: File,
 }
 
-/// The unfinished copy with this id of what is to be at a path.
+/// The path of the unfinished copy, with this id, of the target `to`.
 pub(super) fn part_of(to: &Path, id: &str) -> PathBuf {
     beside(to, &format!(".{id}{PART}"))
 }
 
 impl Note {
-    /// Notes where a copy of a database is going to be made; none where this user may not write beside the database.
+    /// Writes the note of a copy that is going to be made; none if this user may not write beside the database.
     pub fn write(database: &Path, copy: &Path, id: &str) -> Option<Self> {
         let path = agents_dir(database).join(format!("{PREFIX}{id}"));
         let written = Self::create(&path, copy);
@@ -80,7 +81,8 @@ impl Note {
         file.lock()?;
         let note = Self { path: path.to_owned(), _locked: file.try_clone()? };
         file.write_all(&serde_json::to_vec(&content)?)?;
-        // It stays with the user who makes the copy. The owner of the directory, who alone looks into it, may read it too.
+        // The note stays owned by the user who makes the copy. The owner of the directory, the only one who can list it, may
+        // read the note, too.
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
         Ok(note)
     }
@@ -93,7 +95,7 @@ impl Drop for Note {
     }
 }
 
-/// The unfinished copies of backups that were killed, as the notes in a directory of agents have them. Only looks. Blocking work.
+/// The unfinished copies of killed backups, according to the notes in a directory of agents. Changes nothing. Blocking work.
 pub fn unfinished(agents_dir: &Path) -> Vec<Unfinished> {
     let entries = fs::read_dir(agents_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| left_by(&entry.path())).collect()
@@ -113,7 +115,7 @@ fn left_by(note: &Path) -> Option<Unfinished> {
     let mut text = Vec::new();
     (&file).take(MAX_NOTE_BYTES).read_to_end(&mut text).ok()?;
     let content = serde_json::from_slice::<Content>(&text).ok();
-    // A name that is not the note's own is none that we gave.
+    // Only a name that matches the note's id was given by us.
     let is_own = |copy: &Path| copy.is_absolute() && copy.to_string_lossy().ends_with(&format!(".{id}{PART}"));
     let content = content.filter(|content| is_own(&content.copy));
     let dir = content.as_ref().map_or((0, 0), |content| content.dir);
@@ -122,7 +124,7 @@ fn left_by(note: &Path) -> Option<Unfinished> {
 }
 
 impl Unfinished {
-    /// Whether the copy is there, or may be where this process does not see. Blocking work.
+    /// Whether the copy exists, or may exist where this process cannot see it. Blocking work.
     pub fn may_be_there(&self) -> bool {
         let seen = |copy| -> io::Result<bool> {
             Ok(match self.open_dir(copy)? {
@@ -133,11 +135,11 @@ impl Unfinished {
         self.copy.as_deref().is_some_and(|copy| seen(copy).unwrap_or(true))
     }
 
-    /// Removes the copy and its note, and answers whether there was a copy. Where the directory of the copy is not to be seen
-    /// from here, it stays noted. Blocking work.
+    /// Removes the copy and its note; returns whether there was a copy. If this process cannot see the copy's directory, the
+    /// note stays. Blocking work.
     ///
     /// # Errors
-    /// The copy cannot be removed; it stays noted.
+    /// The copy cannot be removed; the note stays.
     pub fn remove(&self) -> io::Result<bool> {
         let mut removed = false;
         if let Some(copy) = &self.copy {
@@ -155,7 +157,7 @@ impl Unfinished {
         Ok(removed)
     }
 
-    /// A handle of the noted directory, which stays the same one; none when there is another one or none at its path.
+    /// A handle of the noted directory; none if another directory, or none, is at its path.
     fn open_dir(&self, copy: &Path) -> io::Result<Option<OwnedFd>> {
         let path = copy.parent().unwrap_or(Path::new("/"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -164,7 +166,7 @@ impl Unfinished {
         Ok(((meta.st_dev, meta.st_ino) == self.dir).then_some(dir))
     }
 
-    /// The length of a regular file that the owner of the note made.
+    /// The length of a file, if it is a regular file that the owner of the note made.
     fn has_made(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<Option<i64>> {
         match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(meta) => {

@@ -1,4 +1,4 @@
-//! The files beside a database: their names, and why one denies access.
+//! The files beside a database: their names, and which of them denies access.
 
 use std::fs;
 use std::io;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
 
-/// A companion of the database file.
+/// The path of a companion of the database file.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// What the system said, and whose the file is where that is the reason.
+/// The system's error message, with the owner of the file if that is the reason.
 pub(super) fn with_owner(path: &Path, error: &io::Error) -> String {
     let process = rustix::process::geteuid().as_raw();
     match fs::symlink_metadata(path) {
@@ -25,7 +25,7 @@ pub(super) fn with_owner(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Which of the files of a database denies access, where SQLite says only that one of them does.
+/// Which of the files of a database denies access; SQLite reports only that one of them does.
 pub(super) fn denied(path: &Path, access: Access) -> Option<(PathBuf, String)> {
     let dir = path.parent().map(Path::to_owned);
     let files = [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-journal")];

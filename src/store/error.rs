@@ -62,7 +62,7 @@ pub enum StoreError {
     NeedsRecovery {
         /// The database.
         path: PathBuf,
-        /// Why the index is missing or cannot be used.
+        /// What prevents the read: a WAL without its index, or a hot journal.
         what: String,
     },
     /// The file was read without a lock while a process began to write to it: what was read may be torn.

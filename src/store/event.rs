@@ -1,6 +1,6 @@
 //! The table `events`: append, guarded by the lease, and reading from a cursor.
 //!
-//! Always: memory is bounded by the events that are handed in and a few copies of one statement's share of them.
+//! Always: memory is bounded by the events passed in plus a few copies of one statement's share of them.
 
 mod chunks;
 
@@ -17,51 +17,51 @@ use crate::clock::Timestamp;
 use crate::event::{Event, Seq};
 use crate::lease::{Lease, LeaseLost, RunKey, SessionKey};
 
-/// What an agent said, to be appended to its run.
+/// Events of an agent, to be appended to its run.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// The right to do so.
+    /// The lease that permits it.
     pub lease: Lease,
     /// The session that the run belongs to.
     pub session: SessionKey,
     /// The run, as readers know it.
     pub run_id: crate::id::RunId,
-    /// The chunks, as JSON; shared with those who read them live.
+    /// The chunks, as JSON; shared with live readers.
     pub events: Arc<Vec<String>>,
-    /// Whether one of them is more than `start` or transient.
+    /// Whether one of them counts as output: is neither `start` nor transient.
     pub said: bool,
     /// Position in the agent's output up to which events were made.
     pub source_offset: i64,
-    /// The message as far as it has got, as JSON parts; stored now and then while the run goes on.
+    /// The message so far, as JSON parts; stored from time to time while the run is running.
     pub parts: Option<Arc<str>>,
-    /// What the agent said beside its message.
+    /// What the agent reported besides its message.
     pub facts: Vec<Fact>,
 }
 
-/// Where events were committed.
+/// The position of committed events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
     /// The newest event of the run.
     pub last_seq: Seq,
 }
 
-/// Chunks of one run, and on what condition they are inserted.
+/// Chunks of one run, and the condition of their insertion.
 pub(super) struct Guarded<'a> {
     pub lease: Lease,
     pub unless_cancelled: bool,
     pub events: &'a [String],
 }
 
-/// Event text of one statement. SQLite makes a few copies of what it is handed; more in one go is not faster.
+/// Maximum event text of one statement. SQLite makes a few copies of its parameters; larger statements are not faster.
 const STATEMENT_BYTES: usize = 512 * 1024;
 
-/// The chunks of several runs as JSON, `[run, token, unless_cancelled, skip, [chunk, …]], …`: SQLite reads all of them in
-/// one statement. `skip` events of the run are inserted by an earlier one.
+/// The chunks of several runs as JSON, `[run, token, unless_cancelled, skip, [chunk, …]], …`: SQLite reads all of them in one
+/// statement. The first `skip` events of the run are inserted by an earlier statement.
 #[derive(Default)]
 struct BatchJson(String);
 
 impl BatchJson {
-    /// Adds as many of the chunks as there is room for; answers with their number.
+    /// Adds as many of the chunks as fit; returns their number.
     fn add(&mut self, one: &Guarded<'_>, skip: usize) -> usize {
         let mut room = STATEMENT_BYTES.saturating_sub(self.0.len());
         let fits = one.events[skip..].iter().take_while(|event| match room.checked_sub(event.len() + 1) {
@@ -109,7 +109,7 @@ impl BatchJson {
     }
 }
 
-/// Inserts the chunks of all runs whose lease is still good, behind the newest event of each run.
+/// Inserts the chunks of all runs whose lease is still valid, after the newest event of each run.
 pub(super) async fn insert_guarded(tx: &mut Tx<'_>, batch: &[Guarded<'_>]) -> Result<(), StoreError> {
     let mut json = BatchJson::default();
     for one in batch {
@@ -128,7 +128,7 @@ pub(super) async fn insert_guarded(tx: &mut Tx<'_>, batch: &[Guarded<'_>]) -> Re
     json.insert(tx).await
 }
 
-/// Inserts one that is larger than a statement's share: as it is, without being read as JSON once more.
+/// Inserts one event that is larger than a statement's share directly, without parsing it as JSON again.
 async fn insert_large(tx: &mut Tx<'_>, one: &Guarded<'_>, skip: usize, event: &str) -> Result<(), StoreError> {
     let (run, token, now) = (one.lease.run, one.lease.token, tx.now.as_millis());
     let skip = i64::try_from(skip).unwrap_or(i64::MAX);
@@ -149,7 +149,7 @@ async fn insert_large(tx: &mut Tx<'_>, one: &Guarded<'_>, skip: usize, event: &s
     Ok(())
 }
 
-/// All appends of a transaction: two statements, whatever their number, and more for more bytes.
+/// Executes all appends of a transaction: two statements, whatever the number of appends; more only for more bytes.
 pub(super) async fn append_all(
     tx: &mut Tx<'_>,
     appends: &[Append],
@@ -199,7 +199,7 @@ pub(super) async fn append_all(
     Ok(results)
 }
 
-/// Which part of a session's log is wanted.
+/// The part of a session's log to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Range {
     /// The session.
@@ -208,11 +208,11 @@ pub struct Range {
     pub run: Option<RunKey>,
     /// Only events behind this one.
     pub after: Seq,
-    /// At most so many.
+    /// Maximum number of events.
     pub limit: i64,
 }
 
-/// What comes next in a stream.
+/// The next part of a stream.
 #[derive(Debug)]
 pub enum Frames {
     /// Events, already as the text of an SSE stream.
@@ -222,9 +222,9 @@ pub enum Frames {
         /// The newest event in it.
         last_seq: Seq,
     },
-    /// An event that is larger than what was asked for.
+    /// An event that is larger than the requested bytes.
     Large {
-        /// Its place.
+        /// Its `seq`.
         seq: Seq,
         /// Its text.
         text: LargeText,
@@ -236,13 +236,13 @@ pub enum Frames {
 pub struct EventPage {
     /// The events, oldest first.
     pub events: Vec<Event>,
-    /// Whether there are more of the range.
+    /// Whether the range has more events.
     pub more: bool,
-    /// The text of the only event, in whose place a null stands, when it is large and was not to be read whole.
+    /// The text of the page's only event, which is null in `events`, if it is large and was not to be read as a whole.
     pub large: Option<LargeText>,
 }
 
-/// Where a page ends.
+/// The end of a page.
 struct PageEnd {
     seq: Seq,
     bytes: i64,
@@ -250,7 +250,7 @@ struct PageEnd {
 }
 
 impl Store {
-    /// Events behind a cursor, oldest first, however large they are.
+    /// Events after a cursor, oldest first, whatever their size.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -270,7 +270,7 @@ impl Store {
         }
     }
 
-    /// A page of events behind a cursor, oldest first: one, or as many as fit.
+    /// A page of events after a cursor, oldest first: one, or as many as fit.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -281,7 +281,7 @@ impl Store {
         }
     }
 
-    /// The same without the text of an event that is a page of its own.
+    /// The same, without the text of an event that fills a page of its own.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -294,7 +294,7 @@ impl Store {
     }
 
     async fn head_of_large(&self, range: Range, end: PageEnd) -> Result<EventPage, StoreError> {
-        // SQLite reads it whole to find it.
+        // SQLite reads the whole row to find it.
         let _turn = self.large.turn().await;
         let head = sqlx::query!(
             "SELECT e.at, r.id AS run_id FROM events e JOIN runs r ON r.key = e.run_key
@@ -332,8 +332,8 @@ impl Store {
         Ok(EventPage { events: events.collect::<Result<_, StoreError>>()?, more: end.more, large: None })
     }
 
-    /// Where a page of the range ends that has at most so many bytes, or one event; `None` when there is nothing.
-    /// The sizes are in the heads of the rows: no event is loaded for them.
+    /// The end of a page of the range with at most `max_bytes`, or one event; `None` when the range is empty. The sizes are in
+    /// the row headers: no event is loaded for them.
     async fn end_of_page(&self, range: Range, max_bytes: i64) -> Result<Option<PageEnd>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT max(seq) FILTER (WHERE fits) AS "end: Seq", max(bytes) FILTER (WHERE fits) AS "bytes: i64",
@@ -356,8 +356,8 @@ impl Store {
         Ok(end.map(|((seq, bytes), last)| PageEnd { seq, bytes, more: last > seq }))
     }
 
-    /// Events behind a cursor as SSE text of about so many bytes, joined inside SQLite: four times as fast as row by row.
-    /// `None` when there are none.
+    /// Events after a cursor as SSE text of about `max_bytes`, joined inside SQLite: four times as fast as row by row. `None`
+    /// when there are none.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -382,7 +382,7 @@ impl Store {
         Ok(row.text.zip(row.last_seq).map(|(text, last_seq)| Frames::Events { text, last_seq }))
     }
 
-    /// A chunk of a tool as JSON, without what may be large in it.
+    /// A tool chunk as JSON, without its potentially large fields.
     ///
     /// # Errors
     /// Any failure of the database.

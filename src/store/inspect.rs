@@ -1,7 +1,7 @@
-//! What lies at a database path, found out before anything is changed there.
+//! What is at a database path, determined before anything is changed there.
 //!
-//! Always: nothing is created, locked, written or given another mode. The database file is opened by SQLite alone: closing a
-//! descriptor of our own would drop the POSIX locks that this process holds on the same file.
+//! Always: nothing is created, locked, written or given another mode. Only SQLite opens the database file: closing our own
+//! descriptor would drop the POSIX locks that this process holds on the same file.
 //!
 //! Proof: `tests/faults/files.rs`.
 
@@ -19,24 +19,24 @@ use super::connect::options;
 use super::{StoreError, migrate};
 use crate::file_access::{is_known_member, kind_of};
 
-/// What every database begins with.
+/// Length of the header of every database.
 const HEADER_BYTES: u64 = 100;
 /// The kernel's own limit on symlinks in a path.
 const MAX_SYMLINKS: usize = 40;
 
-/// What lies at a path that a database may have.
+/// What is at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Nothing, or a file without a byte: a database may be made there.
+    /// Nothing, or an empty file: a database may be created there.
     Nothing,
-    /// A regular file with content, whose owner is not known yet.
+    /// A regular file with content; whether it is ours is not known yet.
     File,
 }
 
 /// The path with all symlinks resolved. Companions are named after it, so every process has to use the same one.
 ///
 /// # Errors
-/// [`StoreError::NotReadable`] when a part of the path cannot be looked at; [`StoreError::NoDirectory`].
+/// [`StoreError::NotReadable`] when a part of the path cannot be inspected; [`StoreError::NoDirectory`].
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     let unseen = |error: io::Error| not_readable(path, &error);
     let mut at = std::path::absolute(path).map_err(unseen)?;
@@ -53,18 +53,18 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
         let file = dir.join(name);
         match fs::read_link(&file) {
             Ok(target) => at = dir.join(target),
-            // No symlink, or nothing at all.
+            // Not a symlink, or nothing there.
             Err(_) => return Ok(file),
         }
     }
     Err(unseen(io::Error::from(rustix::io::Errno::LOOP)))
 }
 
-/// Looks at a resolved path.
+/// Inspects a resolved path.
 ///
 /// # Errors
-/// What makes it unfit: it is no regular file, has several names, is a mount point, or lost its beginning; or another user put
-/// a companion beside it.
+/// Why it cannot be used: it is not a regular file, has several hard links, is a mount point, or lost its beginning; or another
+/// user put a companion beside it.
 pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     for companion in ["-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix)) {
         check_companion(path, &companion)?;
@@ -73,7 +73,7 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     let damaged = |detail: &str| Err(StoreError::Damaged { path: path.to_owned(), detail: detail.to_owned() });
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
-        // SQLite would remove it, and with it what may be the only trace of a file that was moved away.
+        // SQLite would remove the WAL, which may be the only trace of a file that was moved away.
         Err(error) if error.kind() == io::ErrorKind::NotFound && wal_bytes()? > 0 => {
             return damaged("it is gone, but its WAL is there");
         }
@@ -92,14 +92,14 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     match meta.len() {
         0 if wal_bytes()? > 0 => damaged("it is empty but its WAL is not"),
         0 => Ok(Found::Nothing),
-        // SQLite takes a file of a few bytes for an empty one.
+        // SQLite treats a file of a few bytes as empty.
         1..HEADER_BYTES => Err(StoreError::NotOurs(path.to_owned())),
         _ => Ok(Found::File),
     }
 }
 
-/// Whether a companion, if it is there, is a regular file of a user who may write to the database. Others could read in it what
-/// is stored, or have SQLite store what they wrote.
+/// Checks that a companion, if it exists, is a regular file of a user who may write to the database. Any other owner could read
+/// stored data in it, or have SQLite store what they wrote.
 fn check_companion(path: &Path, companion: &Path) -> Result<(), StoreError> {
     match fs::symlink_metadata(companion) {
         Ok(meta) if meta.is_file() => check_owner(path, companion, &meta),
@@ -109,9 +109,9 @@ fn check_companion(path: &Path, companion: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Whether what lies beside a database belongs to a user who may write to it: this one, root, the owner of the database, or one
-/// of its group where that may write. That is told by the group of the file, or by the files of the system: what a member makes
-/// outside a directory with the set-group-ID bit has the member's own group.
+/// Checks that a file beside a database belongs to a user who may write to the database: this one, root, the owner of the
+/// database, or a member of its group if the group may write. Membership is known from the group of the file or from the
+/// system's group files: outside a directory with the set-group-ID bit, a member's file has the member's own group.
 pub(super) fn check_owner(path: &Path, companion: &Path, meta: &Metadata) -> Result<(), StoreError> {
     let owner = meta.uid();
     if owner == 0 || owner == rustix::process::geteuid().as_raw() {
@@ -133,13 +133,13 @@ pub(super) fn check_owner(path: &Path, companion: &Path, meta: &Metadata) -> Res
     Err(StoreError::foreign(companion, detail))
 }
 
-/// Whether the file at a resolved path is a database of ours, or an empty one that may become ours.
+/// Checks that the file at a resolved path is a database of ours, or an empty one that may become ours.
 ///
 /// # Errors
 /// [`StoreError::NotOurs`], or why it cannot be read.
 pub(super) async fn check_ours(path: &Path) -> Result<(), StoreError> {
     let identity = match identity_in_file(path).await {
-        // The content of the WAL comes before that of the file, which may be blank or torn without it.
+        // The content of the WAL takes precedence over that of the file, which may be blank or torn without it.
         Ok(Identity::Blank) | Err(StoreError::NotOurs(_) | StoreError::Damaged { .. }) => {
             let in_wal = identity_in_wal(&beside(path, "-wal"));
             match in_wal.map_err(|error| not_readable(&beside(path, "-wal"), &error))? {
@@ -160,7 +160,7 @@ pub(super) async fn check_ours(path: &Path) -> Result<(), StoreError> {
 enum Identity {
     Ours,
     Foreign,
-    /// It holds nothing and has no mark.
+    /// An empty database without an application id.
     Blank,
 }
 
@@ -176,7 +176,7 @@ impl Identity {
 
 async fn identity_in_file(path: &Path) -> Result<Identity, StoreError> {
     let failed = |error| StoreError::at_open_to_read(path, error);
-    // Immutable: without locks, and without a look at the WAL or a journal, which other programs may still need as they are.
+    // Immutable: takes no locks and ignores the WAL or a journal, which another program may still need unchanged.
     let mut conn = options(path).read_only(true).immutable(true).connect().await.map_err(failed)?;
     let id: i32 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut conn).await.map_err(failed)?;
     let mut tables = 0;
@@ -188,7 +188,7 @@ async fn identity_in_file(path: &Path) -> Result<Identity, StoreError> {
     Ok(Identity::of(id, tables == 0))
 }
 
-/// The identity that the newest committed first page in a WAL says, if the WAL has one
+/// The identity according to the newest committed first page in a WAL, if the WAL has one
 /// (<https://sqlite.org/fileformat2.html#walformat>).
 ///
 /// After a loss of power a WAL may hold frames without their content, and frames of a transaction that never ended. As SQLite
@@ -221,13 +221,13 @@ fn identity_in_wal(wal: &Path) -> io::Result<Option<Identity>> {
     while file.read_exact_at(&mut frame, at).is_ok() && file.read_exact_at(&mut page, at + FRAME_HEADER).is_ok() {
         sum.add(&frame[..8]);
         sum.add(&page);
-        // The salt tells the frames of an older WAL.
+        // The salt identifies frames of an older WAL.
         if frame[8..16] != header[16..24] || !sum.is(&frame[16..]) {
             break;
         }
         if number(&frame, 0) == 1 {
             let id = i32::from_be_bytes([page[68], page[69], page[70], page[71]]);
-            // The first page is the root of the schema: a leaf without cells holds nothing.
+            // The first page is the root of the schema: a leaf without cells means an empty schema.
             newest = Some(Identity::of(id, page[100] == 0x0d && page[103..105] == [0, 0]));
         }
         if number(&frame, 4) != 0 {
@@ -255,7 +255,7 @@ impl WalSum {
         self.state = (first, second);
     }
 
-    /// Whether these bytes, as a header stores them, begin with the checksum so far.
+    /// Whether these bytes of a header begin with the checksum so far.
     fn is(&self, stored: &[u8]) -> bool {
         stored.starts_with(&[self.state.0.to_be_bytes(), self.state.1.to_be_bytes()].concat())
     }
@@ -274,7 +274,8 @@ pub(super) fn not_readable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::NotReadable { path: path.to_owned(), detail: with_owner(path, error) }
 }
 
-/// Whether a file was mounted by itself. Kernels before 5.8 do not say so; there another device than its directory's shows it.
+/// Whether a file is a mount point. Kernels before 5.8 do not report that; there a device other than that of its directory
+/// indicates it.
 fn is_mount_point(path: &Path, meta: &Metadata) -> bool {
     let said = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()).ok();
     let said = said.filter(|stat| stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT));

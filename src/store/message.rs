@@ -1,4 +1,4 @@
-//! The table `messages`: what people sent, as it came, and what agents answered, folded from the events.
+//! The table `messages`: what people sent, unchanged, and the answers of agents, folded from the events.
 
 mod page;
 mod queued;
@@ -23,7 +23,7 @@ pub struct Sent {
     pub key: i64,
     /// Its parts.
     pub parts: Vec<Value>,
-    /// Its newest run; none for a message that an agent said.
+    /// Its newest run; none for an answer.
     pub latest_run: Option<LatestRun>,
 }
 
@@ -33,7 +33,7 @@ pub struct LatestRun {
     pub key: RunKey,
     /// Whether it has ended, or is marked to be cancelled.
     pub is_settled: bool,
-    /// Whether it is still to be given the text of its message: it waits in the queue, and goes on from no other run.
+    /// Whether an edit can still change the text of its message: it is queued and does not resume another run.
     pub takes_edits: bool,
 }
 
@@ -65,7 +65,7 @@ pub async fn find_sent(
     }))
 }
 
-/// Replaces what a message says, before its run begins.
+/// Replaces the content of a message before its run begins.
 pub async fn rewrite(tx: &mut Tx<'_>, key: i64, message: &UserMessage) -> Result<(), StoreError> {
     let (parts, metadata, now) = (message.parts_json(), message.metadata_json(), tx.now.as_millis());
     sqlx::query!(
@@ -99,9 +99,9 @@ pub async fn insert_user(tx: &mut Tx<'_>, session: SessionKey, message: &UserMes
     Ok(inserted.last_insert_rowid())
 }
 
-/// Makes room for a new answer to a message: what came after it is kept, but no longer shown. With `replacement` the
-/// message itself says that from now on. It is shown again if it was hidden itself. What waits behind a message that was not
-/// answered yet stays.
+/// Makes room for a new answer to a message: what came after it is kept, but no longer shown. With `replacement`, the content of
+/// the message itself is replaced. A hidden message is shown again. If the message was not answered yet, the messages queued
+/// after it stay.
 pub async fn supersede_answers(
     tx: &mut Tx<'_>,
     session: SessionKey,
@@ -116,7 +116,7 @@ pub async fn supersede_answers(
     )
     .fetch_one(&mut *tx.conn)
     .await?;
-    // What followed a hidden message was hidden with it: what is shown now is not behind it.
+    // What followed a hidden message was hidden with it, so no shown message follows it.
     if message.superseded_at.is_none() && message.position.is_some() {
         sqlx::query!(
             "UPDATE messages SET superseded_at = ?3 WHERE session_key = ?1 AND superseded_at IS NULL AND key <> ?2
@@ -136,21 +136,21 @@ pub async fn supersede_answers(
     Ok(message.key)
 }
 
-/// The answer of a run as far as it has got.
+/// The answer of a run so far.
 pub struct Response<'a> {
     /// The run.
     pub run: RunKey,
     /// Its parts, as JSON.
     pub parts: &'a Arc<str>,
-    /// How the run ends, when this is the whole answer.
+    /// How the run ended, if this is the whole answer.
     pub ending: Option<&'a Ending>,
 }
 
-/// A larger answer is stored by a statement of its own: SQLite makes some ten copies of what it reads as JSON.
+/// A larger answer gets its own statement: SQLite makes about ten copies of what it parses as JSON.
 const LARGE_PARTS_BYTES: usize = 1024 * 1024;
 
-/// Stores the answers of runs as far as they have got: one statement, whatever their number, but for large ones. The
-/// caller holds their leases. An answer to what was replaced while its run went on is kept, but not shown.
+/// Stores the answers of runs so far: one statement for all but the large ones. The caller holds their leases. An answer to a
+/// message that was replaced while its run was running is kept, but not shown.
 pub async fn store_responses<'a>(
     tx: &mut Tx<'_>,
     responses: impl Iterator<Item = Response<'a>>,
@@ -188,9 +188,9 @@ pub async fn store_responses<'a>(
     Ok(())
 }
 
-/// Stores the answer of one run. Apart from the text that is handed in, SQLite makes two copies of it: one that is bound
-/// and the row. With the SELECT in the INSERT it would also keep it in a table of its own, and the CHECK, which reads the
-/// JSON that was just written as JSON, would make two more.
+/// Stores the answer of one run. Besides the text passed in, SQLite makes two copies of it: the bound parameter and the row.
+/// With the SELECT inside the INSERT it would also copy it to a temporary table, and the CHECK, which parses the JSON that was
+/// just written, would make two more.
 async fn store_large(tx: &mut Tx<'_>, run: RunKey, parts: &Arc<str>, ending: String) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     let row = sqlx::query!(

@@ -1,8 +1,8 @@
 //! Migrations: refinery's runner over an sqlx connection.
 //!
-//! Always: the check and all migrations share one `BEGIN IMMEDIATE`, so that two processes starting at once are
-//! serialised by SQLite's write lock and a failed migration leaves the file as it was. Used by `xtask` too, which has to
-//! work while query data is stale: no checked queries in here.
+//! Always: the check and all migrations share one `BEGIN IMMEDIATE`, so that two processes starting at once are serialised by
+//! SQLite's write lock and a failed migration leaves the file as it was. Also used by `xtask`, which has to work while query
+//! data is stale: no checked queries in here.
 
 use std::cmp::Ordering;
 
@@ -17,7 +17,7 @@ pub const APPLICATION_ID: i32 = 0x4D53_544E;
 /// A database could not be brought to the schema of this build.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// A newer build has written to it.
+    /// The schema is of a newer build.
     #[error("its schema is version {found}, this build knows up to {known}: use a newer build of mainstay")]
     TooNew {
         /// Version in the file.
@@ -25,7 +25,7 @@ pub enum MigrateError {
         /// Newest version of this build.
         known: i64,
     },
-    /// A migration would have to write to it first.
+    /// The schema needs a migration, which would be a write.
     #[error(
         "its schema is version {found}, this build needs {known}: start the daemon or run `mainstay sweep`, either of \
          which migrates it"
@@ -43,7 +43,7 @@ pub enum MigrateError {
          another --db"
     )]
     Divergent(String),
-    /// A migration left rows that point nowhere.
+    /// A migration left dangling foreign keys.
     #[error("{0} rows point to rows that do not exist")]
     ForeignKeys(usize),
     /// Any other failure of the runner.
@@ -110,7 +110,7 @@ pub fn newest(runner: &Runner) -> i64 {
 /// # Errors
 /// [`MigrateError`]; the file is then as it was before.
 pub async fn migrate(conn: &mut SqliteConnection, runner: &Runner) -> Result<(), MigrateError> {
-    // A no-op inside a transaction, so it has to come before it.
+    // A no-op inside a transaction, so it has to come before BEGIN.
     sqlx::raw_sql("PRAGMA foreign_keys = OFF").execute(&mut *conn).await?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
     let report = runner.run_async(&mut InTransaction(&mut tx)).await.map_err(|error| explain(runner, error))?;
@@ -122,7 +122,7 @@ pub async fn migrate(conn: &mut SqliteConnection, runner: &Runner) -> Result<(),
     Ok(())
 }
 
-/// Reads the whole file, so it belongs to a migration and not to each start.
+/// Reads the whole file, so it is done after a migration and not at each start.
 async fn check_and_mark(conn: &mut SqliteConnection, version: i64) -> Result<(), MigrateError> {
     let broken = sqlx::raw_sql("PRAGMA foreign_key_check").fetch_all(&mut *conn).await?.len();
     if broken > 0 {
@@ -136,7 +136,7 @@ async fn check_and_mark(conn: &mut SqliteConnection, version: i64) -> Result<(),
 /// Whether the file has exactly the schema of `runner`. Reads a few rows.
 ///
 /// # Errors
-/// [`MigrateError`], what makes it another one.
+/// [`MigrateError`]: how it differs.
 pub async fn check_applied(conn: &mut SqliteConnection, runner: &Runner) -> Result<(), MigrateError> {
     let question = "SELECT version, checksum FROM refinery_schema_history ORDER BY version";
     let applied: Vec<(i64, String)> = sqlx::query_as(question).fetch_all(conn).await?;
@@ -154,7 +154,7 @@ pub async fn check_applied(conn: &mut SqliteConnection, runner: &Runner) -> Resu
     }
 }
 
-/// A way from one schema to another.
+/// An upgrade from one schema version to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upgrade {
     /// The version in the file.

@@ -1,9 +1,9 @@
 //! The store: SQLite, and all SQL. One file per table; `writer.rs` owns the one connection that writes.
 //!
-//! Always: no write outside an explicit `BEGIN IMMEDIATE` (sqlx reports a failed commit only there); every write runs in
-//! the writer's own task, where a cancelled caller cannot abort it; no read keeps a transaction open across an await of
-//! anything but SQLite. What was acknowledged was committed. Each statement is answered by the index that was made for
-//! it and prepared once: a limit is written `?1 + 0`, because SQLite plans anew for each value of a bare `LIMIT ?1`.
+//! Always: no write outside an explicit `BEGIN IMMEDIATE` (sqlx reports a failed commit only there); every write runs in the
+//! writer's own task, where a cancelled caller cannot abort it; no read keeps a transaction open across an await of anything but
+//! SQLite. An acknowledged write is committed. Each statement uses the index that was made for it and is prepared once: a limit
+//! is written `?1 + 0`, because SQLite plans a statement again for each value of a bare `LIMIT ?1`.
 //!
 //! Proof: `tests/it/store/`, `tests/plans.rs`.
 
@@ -69,16 +69,17 @@ mod embedded {
 
 /// Read connections: a page of events takes under a millisecond, so a few serve thousands of readers.
 const READERS: u32 = 4;
-/// The WAL file is cut back to this when it is begun anew in the midst of work; see `wal.rs` for when there is none.
+/// SQLite truncates the WAL file to this size when it restarts the WAL under load; `wal.rs` truncates it when the writer is
+/// idle.
 const WAL_SIZE_LIMIT_BYTES: &str = "67108864";
-/// Files up to this size are checked whole at start (about 0.1 s); larger ones only where they are read.
+/// Files up to this size are checked as a whole at start (about 0.1 s); larger ones only where they are read.
 const QUICK_CHECK_BYTES: u64 = 64 * 1024 * 1024;
 /// The migrations of this build.
 pub fn migrations() -> refinery::Runner {
     embedded::migrations::runner()
 }
 
-/// Whether a process is proven to live.
+/// Whether a process is proven alive.
 pub type IsAlive = fn(&ProcessIdentity) -> bool;
 
 /// An open database.
@@ -87,12 +88,12 @@ pub struct Store {
     path: Arc<Path>,
     place: Place,
     agents_dir: Arc<Path>,
-    /// None where the file is only read.
+    /// None if the file was opened read-only.
     writer: Option<writer::Handle>,
-    /// How it is read where it is only read.
+    /// How the file is read, if it was opened read-only.
     read_only: Option<Arc<ReadOnly>>,
     readers: SqlitePool,
-    /// For `PRAGMA data_version`, which only means something on one and the same connection.
+    /// For `PRAGMA data_version`, whose values are comparable only on one connection.
     watcher: Arc<Mutex<Option<SqliteConnection>>>,
     large: large::Large,
     clock: Arc<dyn Clock>,
@@ -105,12 +106,12 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the database at `path`, creating and migrating it as needed. `on_commit` is called after each commit, in
-    /// the order of the commits; it must not block. `is_alive` tells which workers have to be stopped before a migration.
+    /// Opens the database at `path`, creating and migrating it as needed. `on_commit` is called after each commit, in commit
+    /// order; it must not block. `is_alive` determines which workers have to be stopped before a migration.
     ///
     /// # Errors
-    /// A file that is not ours, damaged, of a newer build, open elsewhere while it is to be migrated (after 5 s), or cannot
-    /// be written: see [`StoreError`]. An existing file is then left as it was.
+    /// The file is not ours, is damaged, was written by a newer build, is open elsewhere while it has to be migrated (after 5
+    /// s), or cannot be written: see [`StoreError`]. An existing file is then left as it was.
     pub async fn open(
         path: &Path,
         durability: Durability,
@@ -149,11 +150,12 @@ impl Store {
         })
     }
 
-    /// Opens the database at `path` to be read only. Nothing is created, migrated or written, and every write is refused.
+    /// Opens the database at `path` read-only. Nothing is created, migrated or written, and every write is refused.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::NotReadable`], [`StoreError::NotOurs`], [`StoreError::Schema`] when its schema is
-    /// not that of this build, and what else makes it unfit; [`StoreError::Changed`] when a process began to write meanwhile.
+    /// not that of this build, and other kinds for a file that cannot be used; [`StoreError::Changed`] when a process began to
+    /// write meanwhile.
     pub async fn open_to_read(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let read_only = ReadOnly::of(path)?;
         match Self::opened_to_read(read_only.clone(), clock).await {
@@ -187,7 +189,7 @@ impl Store {
         })
     }
 
-    /// Whether what is read here may be torn or old, because it was opened without a WAL and a process began to write.
+    /// Whether reads may be torn or stale, because the file was opened without a WAL and a process has begun to write.
     pub fn is_outdated(&self) -> bool {
         self.read_only.as_ref().is_some_and(|read_only| read_only.is_outdated())
     }
@@ -196,17 +198,17 @@ impl Store {
         self.writer.as_ref().ok_or_else(|| StoreError::ReadOnly(self.path.to_path_buf()))
     }
 
-    /// Where the database is.
+    /// The path of the database.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory beside it where its agents live.
+    /// The directory of agents beside it.
     pub fn agents_dir(&self) -> &Path {
         &self.agents_dir
     }
 
-    /// Whether the file that is open is still the one at its path. Costs a `stat`.
+    /// Checks that the open file is still the one at its path. Costs one `stat`.
     ///
     /// # Errors
     /// [`StoreError::Gone`], [`StoreError::Hidden`].
@@ -214,7 +216,7 @@ impl Store {
         self.place.check()
     }
 
-    /// The clock whose time the rows carry.
+    /// The clock that the timestamps of rows come from.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
@@ -229,10 +231,10 @@ impl Store {
         Ok(sqlx::query_scalar("PRAGMA data_version").fetch_one(watcher).await?)
     }
 
-    /// Commits a transaction that changes nothing that matters, to see that a write would be taken.
+    /// Commits a transaction without a real change, to check that writes succeed.
     ///
     /// # Errors
-    /// Why it would not.
+    /// Why a write would fail.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         self.write(|tx| {
             Box::pin(async move {
@@ -245,19 +247,19 @@ impl Store {
         .await
     }
 
-    /// Bytes of the database file and of its write-ahead log; zero where there is none.
+    /// Bytes of the database file and of its write-ahead log; zero for a missing file.
     pub fn sizes(&self) -> (u64, u64) {
         let bytes = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
         (bytes(&self.path), bytes(&beside(&self.path, "-wal")))
     }
 
-    /// Writes that wait for the writer.
+    /// Number of writes in the writer's queue.
     pub fn writes_waiting(&self) -> usize {
         self.writer.as_ref().map_or(0, writer::Handle::waiting)
     }
 
-    /// Waits until no write is taken any more: the store was closed, or its writer ended abnormally. For ever where there is
-    /// no writer.
+    /// Waits until no write is accepted any more: the store was closed, or its writer ended abnormally. Never returns without a
+    /// writer.
     pub async fn writer_ended(&self) {
         match &self.writer {
             Some(writer) => writer.commands.closed().await,
@@ -265,7 +267,7 @@ impl Store {
         }
     }
 
-    /// Stops taking writes, waits for those under way, and closes the file.
+    /// Refuses further writes, waits for those under way, and closes the file.
     pub async fn close(&self) {
         if let Some(watcher) = self.watcher.lock().await.take()
             && let Err(error) = watcher.close().await
@@ -280,7 +282,7 @@ impl Store {
     }
 }
 
-/// The connections that read. All of them now: one that was opened later might find another file at the path.
+/// Opens the read connections. All of them at once: one that is opened later might find another file at the path.
 async fn readers(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
     SqlitePoolOptions::new()
         .min_connections(READERS)
@@ -292,10 +294,10 @@ async fn readers(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
         .await
 }
 
-/// Whether there is a database at `path`, or something that is taken for one until it is opened.
+/// Whether there is a database at `path`, or a file that counts as one until it is opened.
 ///
 /// # Errors
-/// Why that cannot be seen, or what makes the file unfit.
+/// Why that cannot be determined, or why the file cannot be used.
 pub fn database_exists(path: &Path) -> Result<bool, StoreError> {
     match inspect::resolve(path) {
         Err(StoreError::NoDirectory(_)) => Ok(false),
@@ -308,13 +310,13 @@ pub fn newest_schema() -> i64 {
     migrations().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or_default()
 }
 
-/// The database file, its path being resolved, and its companions, whether they are there or not.
+/// The database file, at its resolved path, and its companions, whether they exist or not.
 pub fn files(path: &Path) -> [PathBuf; 4] {
     [path.to_owned(), beside(path, "-wal"), beside(path, "-shm"), beside(path, "-lock")]
 }
 
-/// Creates, checks and migrates the file under a lock of its own: switching a fresh file to WAL needs a moment alone
-/// that SQLite's busy timeout does not wait for.
+/// Creates, checks and migrates the file under a separate lock: switching a new file to WAL needs exclusive access, for which
+/// SQLite's busy timeout does not wait.
 async fn open_for_writing(
     path: &Path,
     options: SqliteConnectOptions,
@@ -331,7 +333,7 @@ async fn open_for_writing(
     };
     let failed = |error| StoreError::at_open(path, error);
     if !opening.is_new {
-        // Nothing is changed in a file, not even its journal mode, before it is known to be ours.
+        // A file is not changed, not even its journal mode, before it is known to be ours.
         let mut conn = options.clone().connect().await.map_err(failed)?;
         check_ours(path, &mut conn).await?;
         conn.close().await.map_err(failed)?;
@@ -350,7 +352,7 @@ async fn open_for_writing(
     Ok(OpenFile { conn, place: opening.place, presence })
 }
 
-/// Opens what SQLite only opens for the first read: the WAL and its index.
+/// Opens the WAL and its index, which SQLite does not open before the first read.
 async fn reach(conn: &mut SqliteConnection) -> sqlx::Result<()> {
     sqlx::raw_sql("SELECT 1 FROM sqlite_schema LIMIT 1").execute(conn).await?;
     Ok(())
@@ -383,7 +385,7 @@ async fn check_sound(path: &Path, conn: &mut SqliteConnection) -> Result<(), Sto
 
 async fn check_sqlite(conn: &mut SqliteConnection) -> Result<(), StoreError> {
     check_version(conn).await?;
-    // A misspelt or refused pragma is silent in SQLite.
+    // SQLite ignores a misspelt or refused pragma silently.
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *conn).await?;
     if mode != "wal" {
         return Err(StoreError::Invalid(format!("a journal in mode {mode:?} where \"wal\" is needed")));

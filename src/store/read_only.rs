@@ -1,9 +1,9 @@
-//! How a database is opened by those who only read it.
+//! How a database is opened read-only.
 //!
-//! Always: nothing is created, written, synced or given another mode, so that a read-only mount, a user who may only read and
-//! root before the first start of the service all get by. SQLite needs the index of the WAL (`-shm`) where there is a WAL;
-//! where there is none, the file alone is the database and is opened as immutable: without locks. Then a writer may come, so
-//! what was read counts only if the file is unchanged afterwards.
+//! Always: nothing is created, written, synced or given another mode, so this works on a read-only mount, for a user who may
+//! only read, and for root before the first start of the service. If there is a WAL, SQLite needs its index (`-shm`). If there
+//! is none, the file alone is the database and is opened as immutable, without locks. A writer may then open it, so what was
+//! read is valid only if the file is unchanged afterwards.
 //!
 //! Proof: `tests/faults/reading.rs`.
 
@@ -23,10 +23,10 @@ use super::connect::{check_version, options};
 use super::inspect::{self, Found, length, not_readable};
 use super::{StoreError, migrate};
 
-/// What has a meaning of its own in the path of a `file:` URI.
+/// Characters with a special meaning in the path of a `file:` URI.
 const NOT_PLAIN: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
 
-/// A process that closes the file removes the index of the WAL and then the WAL, one right behind the other.
+/// How long to wait for a process that is closing the file: it removes the index of the WAL and then, at once, the WAL.
 const CLOSING_LASTS: Duration = Duration::from_millis(20);
 
 /// A way to read a database.
@@ -34,13 +34,13 @@ const CLOSING_LASTS: Duration = Duration::from_millis(20);
 pub(super) struct ReadOnly {
     /// The resolved path of the database.
     pub path: PathBuf,
-    /// What a connection is opened with.
+    /// The options of a connection.
     pub options: SqliteConnectOptions,
-    /// What has to be as it was, when the file is read without its WAL.
+    /// What must stay unchanged while the file is read without a WAL.
     unchanged: Option<Stamp>,
 }
 
-/// What every write to a file changes.
+/// Metadata that every write to a file changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -58,11 +58,10 @@ impl Stamp {
 }
 
 impl ReadOnly {
-    /// Finds out how the database at `path` can be read now.
+    /// Determines how the database at `path` can be read now.
     ///
     /// # Errors
-    /// [`StoreError::Absent`], [`StoreError::NotReadable`], [`StoreError::NeedsRecovery`], or what makes it no database of
-    /// ours.
+    /// [`StoreError::Absent`], [`StoreError::NotReadable`], [`StoreError::NeedsRecovery`], or why it is not a database of ours.
     pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
         let path = match inspect::resolve(path) {
             Err(StoreError::NoDirectory(_)) => return Err(StoreError::Absent(path.to_owned())),
@@ -85,7 +84,7 @@ impl ReadOnly {
                 let name = path.to_str().map(|path| utf8_percent_encode(path, NOT_PLAIN).to_string());
                 let options = match name {
                     Some(name) => plain.filename(format!("file:{name}?readonly_shm=1")),
-                    // SQLite takes no other path, and says so.
+                    // SQLite accepts no other path and reports that itself.
                     None => plain,
                 };
                 Ok(Self { path, options, unchanged: None })
@@ -108,23 +107,22 @@ impl ReadOnly {
         }
     }
 
-    /// Whether what was read since it was opened may be torn, or older than what is stored. It cannot be where the WAL is read
-    /// along.
+    /// Whether reads since it was opened may be torn or stale. Impossible if the WAL is read, too.
     pub(super) fn is_outdated(&self) -> bool {
         let Some(stamp) = self.unchanged else { return false };
-        // The WAL first: a writer fills it before it touches the file.
+        // The WAL is checked first: a writer fills it before it changes the file.
         !length(&beside(&self.path, "-wal")).is_ok_and(|bytes| bytes == 0)
             || !Stamp::of(&self.path).is_ok_and(|now| now == stamp)
     }
 
-    /// Whether the file cannot be opened in this way any more: a process has begun to write, or the last one has closed it and
-    /// taken the WAL and its index away.
+    /// Whether the file can no longer be opened in this way: a process has begun to write, or the last one has closed it and
+    /// removed the WAL and its index.
     pub(super) fn is_passed(&self) -> bool {
         let has_companions = || ["-wal", "-shm"].iter().all(|suffix| beside(&self.path, suffix).exists());
         self.is_outdated() || (self.unchanged.is_none() && !has_companions())
     }
 
-    /// Checks a connection that was just opened: that SQLite can be trusted, and that the database is ours.
+    /// Checks a new connection: that SQLite is recent enough, and that the database is ours.
     pub(super) async fn check(&self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
         let failed = |error| StoreError::at_open_to_read(&self.path, error);
         let id: i32 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *conn).await.map_err(failed)?;
@@ -146,14 +144,14 @@ fn is_there(companion: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Asked before SQLite is, which does not say which file it was.
+/// Checked before SQLite opens the files, because SQLite does not report which file failed.
 fn may_read(file: &Path) -> Result<(), StoreError> {
     match rustix::fs::accessat(CWD, file, Access::READ_OK, AtFlags::EACCESS) {
         Err(error @ (rustix::io::Errno::ACCESS | rustix::io::Errno::PERM)) => {
             let detail = with_owner(file, &error.into());
             Err(StoreError::NotReadable { path: file.to_owned(), detail })
         }
-        // Whatever else there is, the file itself shows it.
+        // Any other problem shows when the file itself is opened.
         _ => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
-//! A database that is only looked at: to be checked or copied, whether a daemon runs or not.
+//! A database that is only read, to be checked or copied, whether a daemon is running or not.
 //!
-//! Always: the file is not changed, migrated or made, and nothing is put beside it. One connection of its own, so that a
-//! long look delays no other reader.
+//! Always: the file is not changed, migrated or created, and no file is created beside it. It has its own connection, so that a
+//! long check delays no other reader.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,25 +16,25 @@ use crate::clock::Timestamp;
 use crate::id::{AgentName, RunId, WorkspaceName};
 use crate::lease::WorkerKey;
 
-/// An open database that is only looked at.
+/// An open database that is only read.
 #[derive(Debug)]
 pub struct Reading {
     pub(super) conn: SqliteConnection,
     access: ReadOnly,
 }
 
-/// A running run and the lease that it is under.
+/// A running run and its lease.
 #[derive(Debug, Clone)]
 pub struct Held {
     /// The run.
     pub run: RunId,
-    /// Whose lease it is.
+    /// The worker that holds the lease.
     pub worker: WorkerKey,
     /// When the lease ends unless it is renewed, by the clock of its holder; zero when it was given back.
     pub expires_at: Timestamp,
 }
 
-/// A ready run that nothing in the file keeps from being claimed.
+/// A ready run that could be claimed, according to the file.
 #[derive(Debug, Clone)]
 pub struct Claimable {
     /// The run.
@@ -49,20 +49,20 @@ pub struct Claimable {
 
 const SCHEMA: &str = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
 
-/// How often a file is opened that is opened or closed by others each time.
+/// Attempts to open a file while other processes open or close it.
 const OPENS_AT_MOST: usize = 5;
 
-/// Most ready runs that are looked at: a report names a few of them.
+/// Maximum number of ready runs that are read; a report names a few of them.
 const CLAIMABLE_AT_ONCE: i64 = 1000;
 
-/// What is known of a run, or of a warm backend, that something on this machine names.
+/// A run or backend that is named by something on this machine (such as a process), as stored in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Whether it may have processes: the run is running, the backend is not stopped.
     pub is_live: bool,
     /// What it is, for people: `run …, which is completed`.
     pub what: String,
-    /// The newest token of its lease; the newest start of a backend.
+    /// The newest token of its lease; for a backend, its generation.
     pub token: i64,
 }
 
@@ -76,7 +76,7 @@ impl Reading {
         let mut tries = 1;
         loop {
             match Self::try_open(path).await {
-                // The last process closed the file, or a first one opened it, between a look and the next.
+                // The last process closed the file, or the first one opened it, between the check and the open.
                 Err(StoreError::Changed(_)) if tries < OPENS_AT_MOST => tries += 1,
                 opened => return opened,
             }
@@ -97,17 +97,17 @@ impl Reading {
         }
     }
 
-    /// Where the database is, its symlinks resolved.
+    /// The path of the database, symlinks resolved.
     pub fn path(&self) -> &Path {
         &self.access.path
     }
 
-    /// Whether what was read so far may be torn, because the file was written to while it was read without its WAL.
+    /// Whether reads so far may be torn, because the file was written to while it was read without its WAL.
     pub fn is_outdated(&self) -> bool {
         self.access.is_outdated()
     }
 
-    /// Whether an earlier build made the file, with other migrations under the same versions; and then, in words.
+    /// The mismatch, if an earlier build created the file with other migrations under the same versions.
     pub async fn other_build(&mut self) -> Option<MigrateError> {
         match migrate::check_applied(&mut self.conn, &migrations()).await {
             Err(error @ MigrateError::Divergent(_)) => Some(error),
@@ -131,8 +131,8 @@ impl Reading {
         Ok(sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut self.conn).await?)
     }
 
-    /// The tables, indexes, triggers and views that are not as the migrations of this build make them. What was added is
-    /// left alone.
+    /// The tables, indexes, triggers and views that differ from those that the migrations of this build create. Additional ones
+    /// are ignored.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -143,7 +143,7 @@ impl Reading {
         Ok(wanted.into_iter().filter(|(name, sql)| found.get(name) != Some(sql)).map(|(name, _)| name).collect())
     }
 
-    /// What the migrations of this build make: each thing by its kind and name, with its SQL.
+    /// The schema that the migrations of this build create: each object by kind and name, with its SQL.
     pub(super) async fn fresh_schema(&self) -> Result<Vec<(String, String)>, StoreError> {
         let mut fresh = SqliteConnectOptions::new().in_memory(true).pragma("temp_store", "MEMORY").connect().await?;
         let migrated = migrate::migrate(&mut fresh, &migrations()).await;
@@ -177,7 +177,7 @@ impl Reading {
         held.collect()
     }
 
-    /// The ready runs that could be claimed, in the order of claims; 1000 at most.
+    /// The ready runs that could be claimed, in claim order; 1000 at most.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -198,7 +198,8 @@ impl Reading {
         claimable.collect()
     }
 
-    /// Those of some runs that are in this file; warm backends have processes under their own ids in the same way.
+    /// The runs, among the given ids, that are in this file; also backends, which have processes under their own ids in the same
+    /// way.
     ///
     /// # Errors
     /// Any failure of the database.

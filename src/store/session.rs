@@ -1,4 +1,4 @@
-//! The table `sessions`: made, changed, closed. `session/load.rs` reads it.
+//! The table `sessions`: creating, changing and closing. `session/load.rs` reads it.
 
 mod close;
 mod load;
@@ -22,13 +22,13 @@ pub struct NewSession {
     pub workspace: WorkspaceName,
     /// The agent it talks to.
     pub agent: AgentName,
-    /// Its title; left to its first message and to its agent when none.
+    /// Its title; if none, its first message and its agent give it one.
     pub title: Option<String>,
-    /// How long it keeps its slot while nothing happens.
+    /// How long it keeps its slot while idle.
     pub idle_ttl_ms: i64,
     /// Whether its agent remembers it from turn to turn.
     pub mode: SessionMode,
-    /// What its agent is told beside the messages.
+    /// The options that its agent is given.
     pub options: SessionOptions,
     /// The session that it works for.
     pub spawned_by: Option<SessionId>,
@@ -37,14 +37,14 @@ pub struct NewSession {
 }
 
 impl NewSession {
-    /// A session of this workspace and agent, of which nothing more is said.
+    /// A session of this workspace and agent, with defaults for all else.
     pub fn of(workspace: WorkspaceName, agent: AgentName, idle_ttl_ms: i64) -> Self {
         let (mode, options) = (SessionMode::default(), SessionOptions::default());
         Self { workspace, agent, title: None, idle_ttl_ms, mode, options, spawned_by: None, label: None }
     }
 }
 
-/// What a caller said that a session is to have; the rest may be as it is.
+/// The values that a caller named for a session; the others may be anything.
 #[derive(Debug, Clone, Default)]
 pub struct NamedValues {
     /// Its workspace.
@@ -65,7 +65,7 @@ pub struct NamedValues {
     pub label: Option<String>,
 }
 
-/// What a write needs to know of a session.
+/// What a write needs to know about a session.
 pub struct Known {
     /// Its row.
     pub key: SessionKey,
@@ -75,7 +75,7 @@ pub struct Known {
     pub agent: String,
     /// Its idle TTL.
     pub idle_ttl_ms: i64,
-    /// Whether its agent is keyed by slot, as far as was known when its last message came.
+    /// Whether its agent was keyed by slot when its last message was enqueued.
     pub slot_bound: bool,
     /// Whether it has a live assignment.
     pub has_place: bool,
@@ -143,7 +143,7 @@ pub(super) fn read_options(json: &str) -> Result<SessionOptions, StoreError> {
     serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("options of a session ({error})")))
 }
 
-/// Names a session that has no title.
+/// Sets the title of a session that has none.
 pub async fn set_missing_title(tx: &mut Tx<'_>, session: SessionKey, title: &str) -> Result<(), StoreError> {
     let title = shown(title);
     let set = sqlx::query!("UPDATE sessions SET title = ?2 WHERE key = ?1 AND title IS NULL", session, title);
@@ -151,14 +151,14 @@ pub async fn set_missing_title(tx: &mut Tx<'_>, session: SessionKey, title: &str
     Ok(())
 }
 
-/// Stores whether the agent of a session is keyed by slot. That is a matter of the config, which may change.
+/// Stores whether the agent of a session is keyed by slot. This depends on the config, which may change.
 pub async fn set_slot_bound(tx: &mut Tx<'_>, session: SessionKey, slot_bound: bool) -> Result<(), StoreError> {
     let set = sqlx::query!("UPDATE sessions SET slot_bound = ?2 WHERE key = ?1", session, slot_bound);
     set.execute(&mut *tx.conn).await?;
     Ok(())
 }
 
-/// Puts a session in the line for a slot: for the next free one, or with `reclaims` also for that of an idle session.
+/// Puts a session in the queue for a slot: the next free one or, with `reclaims`, also that of an idle session.
 pub async fn wait_for_slot(tx: &mut Tx<'_>, session: SessionKey, reclaims: bool) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     let wait = sqlx::query!(
@@ -171,39 +171,39 @@ pub async fn wait_for_slot(tx: &mut Tx<'_>, session: SessionKey, reclaims: bool)
     Ok(())
 }
 
-/// Has a session give up its slot as soon as it has nothing left to do. Its next message takes that back.
+/// Marks a session to give up its slot as soon as it has nothing left to do. Its next message clears the mark.
 pub async fn close_when_idle(tx: &mut Tx<'_>, session: SessionKey) -> Result<(), StoreError> {
     let flag = sqlx::query!("UPDATE sessions SET close_when_idle = 1 WHERE key = ?1", session);
     flag.execute(&mut *tx.conn).await?;
     Ok(())
 }
 
-/// What creating a session came to.
+/// The result of creating a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
     /// It is new.
     New,
-    /// It was there with the same values.
+    /// It existed with the same values.
     Same,
-    /// It was there with others.
+    /// It existed with other values.
     Different,
-    /// There is no session that it could work for.
+    /// The parent session does not exist.
     NoParent,
 }
 
-/// What closing a session came to.
+/// The result of closing a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
     /// It has no slot any more.
     Closed,
-    /// Its runs were asked to stop; the slot is free when the last one has.
+    /// Cancels of its runs were requested; the slot is free once the last run has ended.
     Closing,
     /// It is busy with this run, and the caller did not want to cancel it.
     Busy(RunId),
 }
 
 impl Store {
-    /// Creates a session with `new`, or finds it: then it must have the values that were `named`.
+    /// Creates a session with `new`, or finds an existing one, which must have the values that were `named`.
     ///
     /// # Errors
     /// Why nothing was stored.
@@ -257,7 +257,7 @@ impl Store {
         .await
     }
 
-    /// Changes the title or the idle TTL of a session. A title of `Some(None)` is left to its agent and its next message.
+    /// Changes the title or the idle TTL of a session. With a title of `Some(None)`, its agent or its next message gives it one.
     /// False when there is no such session.
     ///
     /// # Errors

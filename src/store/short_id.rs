@@ -1,8 +1,8 @@
-//! Ids by their beginning, as people type them, over the four tables whose ids commands take.
+//! Ids by prefix, as people type them, in the four tables whose ids commands accept.
 
 use super::{Store, StoreError};
 
-/// Where an id is.
+/// What an id names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdKind {
     /// A run.
@@ -11,15 +11,15 @@ pub enum IdKind {
     Session,
     /// A permission.
     Permission,
-    /// A live agent that is kept warm.
+    /// A backend.
     Backend,
 }
 
-/// Sorts behind every character of an id.
+/// Sorts after every character of an id.
 const BEHIND: &str = "~";
 
 impl Store {
-    /// The first ids that begin so, in their order, at most `limit` of each kind.
+    /// The first ids with this prefix, in order, at most `limit` of each kind.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -42,7 +42,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| Some((kind(row.kind)?, row.id))).collect())
     }
 
-    /// Each of these ids with those right before and behind it in each table: what it has to be told apart from.
+    /// Each of these ids with its neighbours in each table: the ids that a short form has to be distinguished from.
     ///
     /// # Errors
     /// Any failure of the database.

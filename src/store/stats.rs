@@ -1,4 +1,4 @@
-//! Counts over the tables, each from an index made for it.
+//! Counts over the tables, each from its own index.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::run::Status;
 use crate::stats::{BackendStats, LatencyStats, SessionStats, Stats, TurnStats};
 
 impl Store {
-    /// How the whole is, and how it went since then.
+    /// Current totals, and what happened since `since`.
     ///
     /// # Errors
     /// Any failure of the database.

@@ -1,8 +1,8 @@
-//! An upgrade: the database of an older build is brought to the schema of this one.
+//! An upgrade: migrating the database of an older build to the schema of this one.
 //!
-//! Always: no other process has the file open meanwhile, so that no engine works on a schema that it does not know.
+//! Always: no other process has the file open meanwhile, so that no engine uses a schema that it does not know.
 //!
-//! Proof: the tests below, on a schema that has one migration more.
+//! Proof: the tests below, on a schema with one additional migration.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,18 +16,18 @@ use super::{IsAlive, StoreError, worker};
 
 /// How long an upgrade waits for other processes to close the file: as long as SQLite waits for a lock.
 const EXCLUSIVE_TIMEOUT: Duration = super::connect::BUSY_TIMEOUT;
-/// Between two attempts to lock it.
+/// Retry interval of the lock.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Upgrade {
-    /// What a migration is going to do to a database that has a schema already, if anything.
+    /// The upgrade that a database with a schema needs, if any.
     pub(super) async fn pending(conn: &mut SqliteConnection, runner: &Runner) -> sqlx::Result<Option<Self>> {
         let from = sqlx::query_scalar("SELECT user_version FROM pragma_user_version").fetch_one(conn).await?;
         let upgrade = Self { from, to: migrate::newest(runner) };
         Ok((0 < upgrade.from && upgrade.from < upgrade.to).then_some(upgrade))
     }
 
-    /// Waits until no other process has the file open, or a worker in it is proven to live.
+    /// Waits until no other process has the file open and no worker in it is proven alive.
     pub(super) async fn wait_alone(
         self,
         path: &Path,

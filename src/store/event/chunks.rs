@@ -1,30 +1,29 @@
-//! The chunks of a run, read back page by page to know its turn again after its worker died.
+//! The chunks of a run, read back in pages to rebuild the state of its turn after its worker died.
 
 use super::super::{Store, StoreError};
 use super::{PageEnd, Range};
 use crate::event::Seq;
 use crate::lease::{RunKey, SessionKey};
 
-/// Chunks that are read at once to know a turn again.
+/// Maximum number of chunks per page.
 const CHUNKS: i64 = 10_000;
-/// As many bytes of them, or one.
+/// Maximum bytes per page, unless it is a single chunk.
 const CHUNK_BYTES: i64 = 1024 * 1024;
 
-/// Chunks of a run that are read at once.
+/// A page of a run's chunks.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunks {
     run: RunKey,
     session: SessionKey,
     after: Seq,
-    /// The place of the last one.
+    /// The `seq` of the last one.
     pub last_seq: Seq,
-    /// How long they are together.
+    /// Their total length.
     pub bytes: usize,
 }
 
 impl Store {
-    /// The next committed chunks of a run behind a place: to know its turn again after its worker died. `None` behind the
-    /// last one.
+    /// The next page of a run's committed chunks after `after`. `None` after the last one.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -44,7 +43,7 @@ impl Store {
         }))
     }
 
-    /// The chunks, as JSON, in order.
+    /// Loads the chunks of a page, as JSON, in order.
     ///
     /// # Errors
     /// Any failure of the database.

@@ -1,31 +1,31 @@
 //! Pages of a conversation, from either end.
 //!
-//! Always: a page is bounded in messages and in bytes, and what does not go into it is not read.
+//! Always: a page is bounded in messages and in bytes; rows that do not fit are not read.
 
 use super::super::large::{LargeText, PAGE_BYTES};
 use super::super::{Store, StoreError, text};
 use crate::lease::SessionKey;
 use crate::message::{Message, Role};
 
-/// A page of messages and where its neighbours are.
+/// A page of messages, and the cursors of its neighbours.
 #[derive(Debug, Default)]
 pub struct MessagePage {
     /// The messages whose turn has begun, or was cancelled before it did, oldest first.
     pub messages: Vec<Message>,
-    /// What people sent and whose turn has not begun, the next first: it waits behind the answer that is under way.
+    /// Messages whose turn has not begun, the next first: they wait for the answer that is under way.
     pub queued: Vec<Message>,
-    /// Ends the page of older ones; none when these are the oldest.
+    /// The cursor of the page of older ones; none when these are the oldest.
     pub prev: Option<MessageCursor>,
-    /// Begins the page of newer ones; none when these are the newest.
+    /// The cursor of the page of newer ones; none when these are the newest.
     pub next: Option<MessageCursor>,
-    /// The parts of the only message, in whose place a null stands, when they are large and were not to be read whole.
+    /// The parts of the page's only message, which are null in `messages`, if they are large and were not to be read as a whole.
     pub large: Option<LargeText>,
 }
 
-/// A place in a conversation: at a message.
+/// A position in a conversation: a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageCursor {
-    /// Seq of the turn.
+    /// First `seq` of the turn.
     pub position: i64,
     /// Row of the message.
     pub key: i64,
@@ -34,7 +34,7 @@ pub struct MessageCursor {
 impl MessageCursor {
     /// Before the first message.
     pub const START: Self = Self { position: 0, key: 0 };
-    /// Behind the last message.
+    /// After the last message.
     pub const END: Self = Self { position: i64::MAX, key: i64::MAX };
 }
 

@@ -1,4 +1,4 @@
-//! What people sent and whose turn has not begun.
+//! Messages whose turn has not begun.
 
 use futures_util::TryStreamExt;
 
@@ -8,13 +8,13 @@ use super::page::Row;
 use crate::lease::SessionKey;
 use crate::message::Message;
 
-/// As many as a page has messages at most.
+/// Maximum number of messages, as of a page.
 const MAX_QUEUED: i64 = 500;
-/// As many bytes, too.
+/// Maximum bytes, as of a page.
 const MAX_QUEUED_BYTES: usize = PAGE_BYTES as usize;
 
 impl Store {
-    /// What waits in a session, the next first.
+    /// The queued messages of a session, the next first.
     pub(super) async fn queued_messages(&self, session: SessionKey) -> Result<Vec<Message>, StoreError> {
         let mut rows = sqlx::query_as!(
             Row,

@@ -1,4 +1,4 @@
-//! Closing a session: its slot is freed, and its runs are asked to stop if need be.
+//! Closing a session: its slot is freed, and its runs are cancelled if requested.
 
 use sqlx::SqliteConnection;
 
@@ -9,8 +9,8 @@ use crate::store::tx::Notice;
 use crate::store::{Store, StoreError, assignment, run};
 
 impl Store {
-    /// Frees the slot of a session; with `cancel`, asks its runs to stop first. Of a long queue only the beginning is cancelled
-    /// here, and the rest by [`Store::go_on_closing`]. `None` when there is no such session.
+    /// Frees the slot of a session; with `cancel`, requests a cancel of its runs first. Of a long queue only the beginning is
+    /// cancelled here; [`Store::go_on_closing`] cancels the rest. `None` when there is no such session.
     ///
     /// # Errors
     /// Why nothing was stored.

@@ -1,4 +1,4 @@
-//! Reading sessions: one, a page, or those that work for another.
+//! Reading sessions: one, a page, or the descendants of one.
 
 use super::read_options;
 use crate::assignment::{Assignment, AssignmentState};
@@ -20,7 +20,7 @@ impl Store {
         Ok(self.load_sessions(&format!("[{key}]")).await?.pop().map(|(_, session)| session))
     }
 
-    /// A page of sessions, the one with the latest news first, with the cursor of each.
+    /// A page of sessions, most recently updated first, each with its cursor.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -42,8 +42,8 @@ impl Store {
         self.load_sessions(&keys).await
     }
 
-    /// The sessions that work for a session, and those that work for them: older ones first, so that each comes behind the
-    /// one that it works for. The cursor is the row of the last one.
+    /// The descendants of a session, direct and indirect: older ones first, so that each follows its parent. The cursor is the
+    /// row of the last one.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -163,10 +163,10 @@ fn unknown_status(error: UnknownStatus) -> StoreError {
     StoreError::Invalid(error.to_string())
 }
 
-/// A place in the list of sessions.
+/// A position in the list of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionCursor {
-    /// When the session there had news.
+    /// When that session was last updated.
     pub updated_at: i64,
     /// Its row.
     pub key: SessionKey,
