@@ -1,5 +1,5 @@
-//! How SQLite answers the store's statements and triggers: by the index that was made for each, whatever the size of the
-//! history, and prepared once. Nothing in the file changes that: no statistics are kept.
+//! How SQLite executes the store's statements and triggers: by the index that was made for each, whatever the size of the
+//! history, and prepared once. Nothing in the file changes that, because it has no statistics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 use std::fs;
@@ -33,7 +33,7 @@ const SHORT_WALKS: [&str; 18] = [
     "CONSTANT ROW",
 ];
 
-/// What may read the history of one session, or all runs from the newest on, because it is asked for a page of that.
+/// What may read the history of one session, or all runs from the newest on, because it returns a page of that.
 const PAGES: [&str; 6] = [
     "SELECT json_group_array(key) AS \"keys!: String\" FROM (SELECT r.key FROM runs r",
     "WHERE (?1 IS NULL OR p.state = ?1)",
@@ -78,7 +78,7 @@ fn word(rest: &str) -> usize {
     rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len())
 }
 
-/// Replaces each `from` and as much behind it as `length` says.
+/// Replaces each `from` together with as much of the text after it as `length` says.
 fn replace_from(text: &str, from: &str, to: &str, length: fn(&str) -> usize) -> String {
     let mut pieces = text.split(from);
     let first = pieces.next().unwrap_or_default().to_owned();
@@ -111,7 +111,7 @@ async fn no_statement_reads_what_it_does_not_want() {
         for step in &plan {
             let walk = step.strip_prefix("SCAN ").is_some_and(|what| !is_subquery(what))
                 && !SHORT_WALKS.iter().any(|short| step.contains(short));
-            // From a key on, an index of the history is no walk through it.
+            // With a key as start, an index on the history does not walk through it.
             let history = step.contains("INDEX runs_by_session (session_key=?)")
                 || step.contains("INDEX assignments_by_session (session_key=?)");
             let last_place = sql.contains("AND slot_key IS NOT NULL");
@@ -165,8 +165,8 @@ async fn the_statements_that_run_all_the_time_use_the_indexes_made_for_them() {
     }
 }
 
-/// SQLite looks at some parameters to plan by their values, and then plans at every use: a bare `LIMIT ?1` is enough.
-/// That cost a claim more than everything else.
+/// SQLite plans by the values of some parameters, and then prepares the statement again at every use: a bare `LIMIT ?1` is
+/// enough. That cost a claim more than everything else.
 #[tokio::test]
 async fn no_statement_is_prepared_anew_for_other_values() {
     let dir = tempfile::tempdir().unwrap();
@@ -177,7 +177,7 @@ async fn no_statement_is_prepared_anew_for_other_values() {
         for value in 1..3 {
             (1..=statement.parameter_count()).for_each(|index| statement.raw_bind_parameter(index, value).unwrap());
             let mut rows = statement.raw_query();
-            // Some values are refused: that is not what is asked here.
+            // Some values are refused, which does not matter here.
             while let Ok(Some(_)) = rows.next() {}
         }
         assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");

@@ -46,7 +46,7 @@ async fn audit(path: &Path) -> Audit {
     audit
 }
 
-/// What the audit says once this was done to a copy of the file, where nothing stands in the way of it.
+/// The result of the audit after this damage to a copy of the file, whose constraints are removed first.
 async fn after(dir: &Path, damage: &str) -> Audit {
     let broken = dir.join("broken.db");
     for name in ["broken.db", "broken.db-wal", "broken.db-shm"] {
@@ -132,14 +132,14 @@ async fn whatever_breaks_a_promise_is_found() {
         assert!(names(&audit).contains(&check), "{damage}: {audit:#?}");
         assert_eq!(audit.verdict(), Verdict::Error);
     }
-    // SQLite says the same where it looks for itself: in the copy, which can be written.
+    // SQLite reports the same for the constraints that it checks itself: in the copy, which can be written.
     let audit = after(dir.path(), "UPDATE slots SET number = 0 WHERE number = 1").await;
     let (_, finding) = audit.findings().next().unwrap();
     assert_eq!((finding.subject.as_str(), finding.detail.contains("CHECK (number >= 1)")), ("row 1 of slots", true));
     let backup = mainstay::engine::back_up(&dir.path().join("broken.db"), &dir.path().join("of-broken.db")).await;
     assert!(backup.unwrap_err().to_string().contains("CHECK constraint failed in slots"));
     assert!(!dir.path().join("of-broken.db").exists());
-    // Every check was seen to fail (the first one below), and there are none that were not.
+    // Every check was seen to fail (the first one below), and there are no others.
     let sound = self::audit(&dir.path().join("copy.db")).await;
     assert_eq!(names(&sound), Vec::<&str>::new());
     assert_eq!(sound.checks.len(), 22);
@@ -156,7 +156,7 @@ async fn findings_are_bounded_and_damage_is_one() {
     let check = audit.checks.iter().find(|check| check.name == "events_are_json").unwrap();
     assert_eq!((check.findings.len(), check.more), (MOST_FINDINGS, true));
 
-    // A page of a table is torn: everything can still be asked, or is a finding.
+    // A torn page of a table: every query still succeeds, or is a finding.
     const PAGE: u64 = 4096;
     let db = Connection::open(dir.path().join("copy.db")).unwrap();
     let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'workers'";

@@ -1,4 +1,4 @@
-//! Backup: a copy of a file in use is whole, goes on where it was, and leaves the agents of the original alone.
+//! Backup: a copy of a file in use is complete, continues where it was, and leaves the agents of the original alone.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -32,12 +32,12 @@ async fn a_copy_has_all_that_was_said_and_goes_on() {
     );
     assert_eq!(names(copies.path()), ["copy.db"], "nothing else is left");
 
-    // What is there is never written over.
+    // An existing file is never overwritten.
     let before = std::fs::read(&copy).unwrap();
     let error = back_up(&scene.dir.path().join("m.db"), &copy).await.unwrap_err().to_string();
     assert!(error.contains("copy.db is there already"), "{error}");
     assert_eq!((std::fs::read(&copy).unwrap() == before, names(copies.path())), (true, vec!["copy.db".to_owned()]));
-    // And nothing is left of what could not be made.
+    // And nothing is left of a copy that failed.
     back_up(&scene.dir.path().join("m.db"), &copies.path().join("none/copy.db")).await.unwrap_err();
     back_up(&scene.dir.path().join("none.db"), &copies.path().join("other.db")).await.unwrap_err();
     assert_eq!(names(copies.path()), ["copy.db"]);
@@ -81,7 +81,7 @@ async fn a_copy_settles_what_was_running_and_leaves_the_agents_of_the_original_a
     let mut config = camp.watcher.config().clone();
     config.engine.shim_program = env!("CARGO_BIN_EXE_mainstay").into();
     let engine = Engine::open(&copy, config.clone()).await.unwrap();
-    // What the marker of the same run finds is nothing of this copy.
+    // Processes that carry the same run's marker do not belong to this copy.
     let examined = doctor::examine(&copy, &config, Depth::Quick).await.unwrap();
     let processes = examined.checks.iter().find(|check| check.name == "processes").unwrap();
     assert_eq!(processes.findings, []);

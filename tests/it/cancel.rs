@@ -1,4 +1,4 @@
-//! Cancel: in every state, also against agents that do not want to stop.
+//! Cancel: in every state, also with agents that do not stop.
 
 use mainstay::engine::{MessageCursor, SendMessage};
 use mainstay::id::MessageId;
@@ -80,7 +80,7 @@ async fn message_cancelled_behind_a_running_run_is_shown() {
     let (asked, waiting, answer) = (first.message_id, second.message_id, first.response_id);
     assert_eq!(shown(false).await, (vec![asked.clone()], 1));
     scene.engine.cancel_run(second.id).await.unwrap();
-    // What is being answered comes last, so that the stream goes on behind it.
+    // The run in progress comes last, so that the stream continues after it.
     assert_eq!(shown(false).await, (vec![waiting.clone(), asked.clone()], 0));
     assert_eq!(shown(true).await, (vec![asked.clone(), answer.clone(), waiting.clone()], 0));
     scene.engine.cancel_run(first.id).await.unwrap();
@@ -90,7 +90,7 @@ async fn message_cancelled_behind_a_running_run_is_shown() {
 
 #[tokio::test]
 async fn a_starting_run_is_cancelled() {
-    // Says nothing at all, so that nothing but the claim can be seen of it.
+    // Says nothing at all, so that only its claim is visible.
     let scene = Scene::new(&[("mute", "exec tail -f /dev/null")], "").await;
     let run = scene.send("mute", "s", "hi").await;
     scene.engine.cancel_run(run.id).await.unwrap();

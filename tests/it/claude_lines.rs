@@ -1,4 +1,4 @@
-//! Lines of Claude Code, as the shell commands of an agent that says them.
+//! Lines of Claude Code, as shell commands of an agent that prints them.
 
 use serde_json::{Value, json};
 

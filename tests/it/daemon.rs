@@ -1,4 +1,4 @@
-//! Daemons as processes: several on one file, and how they stop. What becomes of their agents: `adopt.rs`.
+//! Daemons as processes: several on one file, and how they stop. What happens to their agents: `adopt.rs`.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ async fn three_daemons_on_one_file_execute_each_run_once() {
     let begun = counts(lines.iter().filter(|line| line[0] == "begin").map(|line| line[1].to_owned()));
     assert_eq!(begun.len(), 1000);
     assert!(begun.values().all(|times| *times == 1), "a run was executed twice");
-    // The log is in the order of time, since each line is one append: nobody begins before the one before has ended.
+    // The log is in order of time, since each line is one append: no turn begins before the previous one has ended.
     let mut busy: BTreeMap<&str, &str> = BTreeMap::new();
     for line in &lines {
         for place in &line[2..4] {

@@ -1,4 +1,4 @@
-//! A message that is sent while an agent asks: open questions are declined once nothing else is waited for.
+//! A message that is sent while an agent asks: open questions are declined once the run waits for nothing else.
 
 use mainstay::engine::{PermissionFilter, SendMessage};
 use mainstay::id::{MessageId, RunId};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::claude_lines::{asks, done, says, tool};
 use crate::scene::{Scene, within};
 
-/// An agent that works with one tool until there is a file `go`, and asks for two others, one after the other.
+/// An agent that runs one tool until a file `go` exists, and asks for two others, one after the other.
 fn agent() -> String {
     [
         "read -r message\n",
@@ -39,7 +39,7 @@ impl Scene {
         self.engine.send(send).await.unwrap().run
     }
 
-    /// What a run has asked, oldest first.
+    /// The questions of a run, oldest first.
     async fn questions(&self, run: RunId) -> Vec<Permission> {
         let filter = PermissionFilter { run: Some(run), ..PermissionFilter::default() };
         let asked = self.engine.list_permissions(&filter, 100).await.unwrap();
@@ -67,7 +67,7 @@ async fn questions_are_declined_when_only_answers_are_waited_for() {
     let scene = Scene::new(&[], &more).await;
     let asking = scene.chat("ask").await;
     scene.until_told(asking.id, r#""type":"tool-approval-request""#).await;
-    // Another tool is at work: the run may still go on by itself.
+    // Another tool is running: the run may still continue by itself.
     let early = scene.chat("early").await;
     assert_eq!(scene.questions(asking.id).await[0].state, PermissionState::Pending);
     std::fs::write(scene.dir.path().join("go"), "").unwrap();
@@ -77,7 +77,7 @@ async fn questions_are_declined_when_only_answers_are_waited_for() {
         (scene.settled(asking.id).await, scene.settled(early.id).await, scene.settled(late.id).await);
     assert_eq!((asking.status, early.status, late.status), (Status::Completed, Status::Completed, Status::Completed));
     assert!(late.first_seq < early.first_seq, "what declines goes next");
-    // Also what it asked afterwards, which the sender of the new message would not have seen.
+    // Including later questions, which the sender of the new message had not seen.
     for question in scene.questions(asking.id).await {
         assert_eq!(question.state, PermissionState::Denied);
         assert_eq!(question.reason.as_deref(), Some("declined: a new message was sent"));

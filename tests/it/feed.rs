@@ -1,4 +1,4 @@
-//! Readers: whoever attaches, whenever and from wherever, gets the same stream.
+//! Readers: every reader gets the same stream, whenever and wherever it attaches.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn a_reader_that_lags_gets_everything_all_the_same() {
     let run = scene.send("count", "s", "hi").await;
     let mut slow = scene.engine.follow_run(run.id, 0).await.unwrap();
     let first = within(slow.next_events()).await.unwrap().unwrap();
-    // It reads nothing more until the run is over: far more commits than any ring holds.
+    // It reads nothing more until the run is over: far more commits than a ring holds.
     assert_eq!(scene.settled(run.id).await.status, Status::Completed);
     let mut all: Vec<_> = first.into_iter().map(|followed| (followed.seq, followed.event)).collect();
     all.extend(read_all(slow).await);
@@ -109,7 +109,7 @@ async fn a_thousand_readers_on_one_run_get_the_same() {
         let mut follower = scene.engine.follow_run(run.id, 0).await.unwrap();
         readers.push(tokio::spawn(async move {
             if number % 10 == 0 {
-                // One that goes away early is nobody's concern.
+                // A reader may disconnect early.
                 let _ = within(follower.next_frames()).await.unwrap();
                 return None;
             }
@@ -135,7 +135,7 @@ async fn a_thousand_readers_on_one_run_get_the_same() {
 async fn a_reader_in_another_process_follows_live() {
     let script = format!("{}; while [ ! -e go ]; do sleep 0.01; done; {}", says("first"), says("second"));
     let scene = Scene::new(&[("gated", &script)], "").await;
-    // An engine of its own on the same file shares nothing with the first but the file.
+    // A second engine shares nothing with the first but the file.
     let other = Engine::open(&scene.dir.path().join("m.db"), scene.engine.config().clone()).await.unwrap();
     let run = scene.send("gated", "s", "hi").await;
     let mut follower = other.follow_run(run.id, 0).await.unwrap();
@@ -178,7 +178,7 @@ async fn a_dropped_call_loses_nothing() {
     scene.said(first.id, "w").await;
     scene.engine.cancel_run(second.id).await.unwrap();
     for polls in 0..40 {
-        // The end of a run that never began, asked for by a caller that drops its call after so many polls.
+        // The end of a run that never began, requested by a caller that drops the call after this many polls.
         let mut follower = scene.engine.follow_run(second.id, 0).await.unwrap();
         let mut early = None;
         {

@@ -1,4 +1,4 @@
-//! Every input that is kept of the fuzzing goes through the same checks again: `fuzz/`, `docs/reliability.md`.
+//! Every stored input of the fuzzing goes through the same checks again: `fuzz/`, `docs/reliability.md`.
 
 #[path = "../../fuzz/src/lib.rs"]
 pub mod targets;

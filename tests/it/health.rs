@@ -1,4 +1,4 @@
-//! An engine whose task ends by a bug says so, takes nothing more, and can be closed.
+//! An engine with a task that ends by a bug reports it, accepts nothing more, and can be closed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use mainstay::message::UserMessage;
 
 use crate::scene::within;
 
-/// A clock with a bug, which shows when it is told to.
+/// A clock with a bug, which shows when the test says so.
 #[derive(Debug, Default)]
 struct BrokenClock(AtomicBool);
 

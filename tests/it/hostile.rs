@@ -1,4 +1,4 @@
-//! Agents that write what no agent should: reading goes on, memory stays bounded, the run ends as it should.
+//! Agents that write what no agent should: reading continues, memory stays bounded, the run ends as it should.
 
 use mainstay::run::Status;
 

@@ -1,4 +1,4 @@
-//! The limits of a turn, and of how many run at once.
+//! The limits of a turn, and of concurrent runs.
 
 use mainstay::run::Status;
 

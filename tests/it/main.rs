@@ -1,5 +1,5 @@
-//! The library: its pure parts, the store, the drivers with real processes, and the whole engine with agents that are small
-//! scripts and daemons that are killed. Waiting is done on the product's own stream of events.
+//! The library: its pure parts, the store, the drivers with real processes, and the whole engine with small scripts as agents
+//! and daemons that are killed. Tests wait on the product's own event stream.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod acp;

@@ -1,4 +1,4 @@
-//! What is in flight takes no more memory than `memory_limit` allows, whatever agents say.
+//! Data in flight takes no more memory than `memory_limit` allows, whatever agents say.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,10 +10,10 @@ use mainstay::run::{Run, Status};
 use crate::scene::{Camp, Daemon, TIMEOUT};
 
 const MIB: usize = 1024 * 1024;
-/// Beside 256 MiB a daemon takes what it is itself, and what SQLite and the allocator keep.
+/// Besides 256 MiB a daemon takes memory for itself, and for what SQLite and the allocator keep.
 const MOST_BYTES: usize = 400_000_000;
 
-/// Lines of an agent, written by a shell: `$1` bytes of `$2`, and of a tool with an id, a beginning and an end.
+/// Lines of an agent, written by a shell, with `$1` bytes of `$2`: a text, and the result of tool call `$3` between `$4` and `$5`.
 const LINE: &str = r#"fill() { yes "$2" | tr -d '\n' | head -c $1; }
 text() { printf '{"event":"agent","stream":"assistant","data":{"delta":"'; fill $1 "$2"; echo '"}}'; }
 tool() {
@@ -22,7 +22,7 @@ tool() {
 }
 "#;
 
-/// The most that a process has held so far.
+/// The peak memory of a process so far.
 fn peak_bytes(pid: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -45,7 +45,7 @@ fn health(address: &str) -> Duration {
     began.elapsed()
 }
 
-/// Bytes of the answer of a run, as JSON.
+/// Bytes of a run's answer, as JSON.
 fn said(camp: &Camp, run: &Run) -> i64 {
     let db = rusqlite::Connection::open(&camp.db).unwrap();
     let bytes = "SELECT octet_length(m.parts) FROM messages m JOIN runs r ON r.key = m.run_key WHERE r.id = ?1";
@@ -88,7 +88,7 @@ async fn large_turns_at_once_stay_within_the_memory_limit() {
     }
 }
 
-/// Opens as many file descriptors as the system lets this process have.
+/// Raises the limit of file descriptors as far as the system allows.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let most = getrlimit(Resource::Nofile).maximum;
@@ -124,7 +124,7 @@ async fn full_turns_stay_within_the_memory_limit() {
     raise_descriptors();
     let mut idle = Vec::new();
     while idle.len() < 4096 {
-        // Some of them may be refused: what they cost is what is looked at.
+        // Some may be refused: only their memory matters.
         idle.push(TcpStream::connect(&address));
     }
     let mut runs = Vec::new();
@@ -149,7 +149,7 @@ async fn full_turns_stay_within_the_memory_limit() {
     drop((idle, readers));
 }
 
-/// Ends when the daemon does not answer within a second; ten, for the machine may be busy.
+/// Panics once the daemon does not answer within ten seconds, which leave room for a busy machine.
 async fn stays_healthy(address: String) {
     loop {
         let address = address.clone();

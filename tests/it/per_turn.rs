@@ -1,11 +1,11 @@
-//! How turns of Claude Code and Codex end, and how they go on in their conversations: with scripts that say their lines.
+//! How turns of Claude Code and Codex end, and how they resume their conversations: with scripts that print their lines.
 
 use mainstay::run::{Run, Status};
 use serde_json::{Value, json};
 
 use crate::scene::{Camp, Scene, marked, settled, story, until};
 
-/// Two agents, each a shell script, in workspaces of their names.
+/// Two agents, each a shell script, in workspaces of the same names.
 fn config(claude: &str, codex: &str) -> String {
     let agent = |name: &str, script: &str| {
         // A JSON string is a TOML string.
@@ -26,7 +26,7 @@ async fn codex(script: &str) -> Scene {
     Scene::new(&[], &config("true", script)).await
 }
 
-/// A command that writes these lines.
+/// A command that prints these lines.
 fn lines(lines: &[Value]) -> String {
     let lines: Vec<_> = lines.iter().map(|line| format!("'{line}'")).collect();
     format!("printf '%s\\n' {}", lines.join(" "))
@@ -48,7 +48,7 @@ fn of_task(subtype: &str) -> Value {
     json!({"type": "system", "subtype": subtype, "task_id": "t", "task_type": "local_workflow"})
 }
 
-/// What a thread of Codex says in one turn.
+/// A turn's output in a thread of Codex.
 fn thread(id: &str, words: &str) -> String {
     let message = json!({"type": "item.completed", "item": {"type": "agent_message", "text": words}});
     lines(&[json!({"type": "thread.started", "thread_id": id}), message, json!({"type": "turn.completed"})])
@@ -58,7 +58,7 @@ fn end(run: &Run) -> (Status, &str, Option<i64>) {
     (run.status, run.cause.as_deref().unwrap_or_default(), run.exit_code)
 }
 
-/// The agent's own session that the next turn goes on in.
+/// The agent's own session that the next turn resumes.
 async fn kept(scene: &Scene) -> Option<String> {
     scene.engine.session(&"s".parse().unwrap()).await.unwrap().agent_session.map(|session| session.id)
 }
@@ -161,7 +161,7 @@ async fn running_tasks_hold_a_turn_open_and_stop_the_idle_clock() {
     let story = scene.story(run.id).await;
     assert!(story.contains("text-delta=begun") && story.contains("text-delta=found"), "{story}");
 
-    // The end of a task is never told: the agent says that it is idle, or ends.
+    // The end of a task is never reported: the agent reports that it is idle, or exits.
     let idle = json!({"type": "system", "subtype": "session_state_changed", "state": "idle"});
     let begun = [init("a"), of_task("task_started"), text("m", "begun"), success()];
     for script in [format!("{}; cat > /dev/null", lines(&[&begun[..], &[idle]].concat())), lines(&begun)] {

@@ -1,5 +1,5 @@
-//! What agents ask before they use a tool: decided by policy, by the first answer from wherever it comes, or by time; kept
-//! through a restart.
+//! Agents' questions before they use a tool: decided by policy, by the first answer from any process, or by timeout; kept
+//! across a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::claude_lines::{asks, done, says, tool};
 use crate::scene::{Camp, Scene, read_all, settled, story, within};
 
-/// An agent that speaks as Claude Code does: it asks before it uses a tool, writes down what it is told, and says so.
+/// An agent that speaks as Claude Code does: it asks before it uses a tool, records the answer, and reports it.
 fn asking() -> String {
     let says = |line: Value| format!("printf '%s\\n' '{line}'\n");
     let tool = json!({"type": "tool_use", "id": "t1", "name": "Bash", "input": {"command": "ls"}});
@@ -51,7 +51,7 @@ fn config(more: &str) -> String {
     )
 }
 
-/// The first thing that a run asks. What it stands in is said in the transaction that stores it.
+/// The first question of a run. The transaction that stores it also stores the chunk that shows it.
 async fn asked(engine: &Engine, run: RunId) -> Permission {
     let mut follower = engine.follow_run(run, 0).await.unwrap();
     loop {
@@ -76,7 +76,7 @@ fn answers(dir: &std::path::Path) -> String {
     std::fs::read_to_string(dir.join("answers")).unwrap_or_default()
 }
 
-/// The part of the tool in the answer of a session.
+/// The tool part in the answer of a session.
 async fn tool_part(scene: &Scene, session: &str) -> Value {
     let (_, parts) = scene.messages(session).await.remove(1);
     parts.as_array().unwrap().iter().find(|part| part["type"] == "dynamic-tool").unwrap().clone()
@@ -190,7 +190,7 @@ async fn whoever_answers_too_late_is_told_even_when_nobody_watched() {
     let run = scene.send("demo", "s", "/ask").await;
     let id = asked(&scene.engine, run.id).await.id;
     clock.advance(Duration::from_secs(3 * 24 * 3600));
-    // Before the run has looked at the time, or behind: it is the same.
+    // Whether or not the run has noticed the timeout: the result is the same.
     assert!(matches!(answer(&scene.engine, id, true).await, Err(EngineError::Decided(_))));
     scene.settled(run.id).await;
     assert!(scene.messages("s").await[1].1.to_string().contains("“Reject”"));
@@ -225,7 +225,7 @@ async fn the_idle_limit_waits_for_the_answer() {
     .await;
     let waiting = scene.send("quick", "asks", "/ask").await;
     let id = asked(&scene.engine, waiting.id).await.id;
-    // Its neighbour, which began later, is at its limit meanwhile.
+    // Meanwhile its neighbour, which began later, reaches its limit.
     let idle = scene.turn("quick", "hangs", "/hang").await;
     assert_eq!(idle.cause.as_deref(), Some(Cause::IdleTimeout.as_str()));
     answer(&scene.engine, id, true).await.unwrap();
@@ -257,7 +257,7 @@ async fn an_agent_that_goes_on_without_an_answer_takes_its_question_back() {
     });
     let permission = permission.await;
     assert_eq!((permission.state, permission.answered_by), (PermissionState::Cancelled, None));
-    // It is not the end of the run that closed it.
+    // It was not closed by the end of the run.
     assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running);
     std::fs::write(scene.dir.path().join("end"), "").unwrap();
     assert_eq!(scene.settled(run.id).await.status, Status::Completed);
@@ -318,7 +318,7 @@ async fn a_chat_ends_at_the_question_and_goes_on_behind_it() {
     assert_eq!(read_chat(&scene, run.id, 0).await, all);
 }
 
-/// What the chat of a run reads to where it ends.
+/// What a chat reads of a run up to the end of its stream.
 async fn read_chat(scene: &Scene, run: RunId, after: i64) -> String {
     let mut chat = scene.engine.follow_chat(run, after).await.unwrap();
     let mut seen = String::new();
@@ -355,7 +355,7 @@ async fn a_chat_waits_until_only_answers_are_waited_for() {
     let asked = of_run(&scene.engine, run).await;
     let find = |id: &str| asked.iter().find(|asked| asked.request.tool_call == id).unwrap().id;
     let session = "s".parse().unwrap();
-    // The newer one is answered first, and alone: what is left ends the stream again.
+    // The newer question is answered first: the open one still ends the stream.
     let paused = scene.engine.paused_at(&session, &[find("b")]).await.unwrap();
     answer(&scene.engine, find("b"), true).await.unwrap();
     let second = read_chat(&scene, run, paused.after).await;

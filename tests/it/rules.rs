@@ -1,10 +1,10 @@
-//! The rules that a client of the AI SDK v6 has for a stream, and ours beyond them: what follows `start`.
+//! The rules of an AI SDK v6 client for a stream, and Mainstay's own: what may follow `start`.
 
 use std::collections::{HashMap, HashSet};
 
 use mainstay::chunk::Chunk;
 
-/// What is known of a stream while it is read.
+/// The state of a stream while it is read.
 #[derive(Default)]
 struct Rules {
     in_step: bool,
@@ -13,11 +13,11 @@ struct Rules {
     /// How many parts the message has, and which of them are retracted.
     parts: usize,
     retracted: HashSet<usize>,
-    /// Each announced tool, and whether it gave its last result.
+    /// Each announced tool call, and whether it has its final result.
     tools: HashMap<String, bool>,
-    /// The tools that failed or were denied.
+    /// The tool calls that failed or were denied.
     failed: HashSet<String>,
-    /// The tools that wait for an answer.
+    /// The tool calls that wait for an answer.
     asking: HashSet<String>,
     over: bool,
     finished: bool,
@@ -26,7 +26,7 @@ struct Rules {
 /// Checks a whole stream.
 ///
 /// # Errors
-/// The first chunk that breaks a rule, and which.
+/// The first chunk that breaks a rule, and which rule.
 pub fn check(chunks: &[Chunk]) -> Result<(), String> {
     let mut rules = Rules::default();
     for (index, chunk) in chunks.iter().enumerate() {

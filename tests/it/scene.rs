@@ -1,4 +1,4 @@
-//! What the tests stand on: an engine with scripts for agents, and daemons as real processes.
+//! Shared by the tests: an engine with scripts as agents, and daemons as real processes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ impl Scene {
         self.engine.send(send).await.unwrap()
     }
 
-    /// Gives all leases back behind the backs of their holders: to others it looks as if these had gone.
+    /// Gives all leases back without their holders: to other workers these look gone.
     pub async fn give_leases_back(&self) {
         let db = self.dir.path().join("m.db");
         let give_back = move || {
@@ -91,7 +91,7 @@ impl Scene {
             other.busy_timeout(TIMEOUT).unwrap();
             other.execute("UPDATE runs SET lease_expires_at = 0 WHERE lease_expires_at IS NOT NULL", []).unwrap();
         };
-        // Not in the way of the engine, which may be in the midst of a write.
+        // Blocking, because the engine may be in the middle of a write.
         tokio::task::spawn_blocking(give_back).await.unwrap();
     }
 
@@ -100,13 +100,13 @@ impl Scene {
         settled(&self.engine, run).await
     }
 
-    /// Sends, and waits for the end.
+    /// Sends a message, and waits for the end of its run.
     pub async fn turn(&self, agent: &str, session: &str, text: &str) -> Run {
         let run = self.send(agent, session, text).await;
         self.settled(run.id).await
     }
 
-    /// The types of a run's chunks, deltas with their text, in a line.
+    /// The types of a run's chunks, deltas with their text, in one line.
     pub async fn story(&self, run: RunId) -> String {
         story(&self.engine, run).await
     }
@@ -162,7 +162,6 @@ pub async fn read_all(mut follower: Follower) -> Vec<(Option<i64>, String)> {
     all
 }
 
-/// No process is left.
 pub const NOTHING: [i32; 0] = [];
 
 /// The processes that carry the marker of a run.
@@ -190,7 +189,7 @@ impl Camp {
         Self { dir, db, config: path, watcher }
     }
 
-    /// Stops a daemon where it stands, but not in the midst of a write: then nobody could write until it goes on.
+    /// Pauses a daemon, but not in the middle of a write, which would block all writers until it continues.
     pub fn pause(&self, daemon: &Daemon) {
         let other = rusqlite::Connection::open(&self.db).unwrap();
         other.busy_timeout(Duration::from_millis(100)).unwrap();
@@ -206,7 +205,7 @@ impl Camp {
         }
     }
 
-    /// What the daemons have logged.
+    /// The log of the daemons.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.db.with_extension("log")).unwrap_or_default()
     }
@@ -225,7 +224,7 @@ impl Camp {
         self.watcher.send(send).await.unwrap().run
     }
 
-    /// Waits until the run has at least so many events.
+    /// Waits until the run has at least this many events.
     pub async fn grown(&self, run: RunId, events: usize) -> Vec<(Option<i64>, String)> {
         let mut follower = self.watcher.follow_run(run, 0).await.unwrap();
         let mut all = Vec::new();

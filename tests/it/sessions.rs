@@ -1,4 +1,4 @@
-//! What a session tells its agent, how it goes on in the agent's own session, and sessions that work for others.
+//! The options that a session passes to its agent, how it resumes the agent's own session, and sessions that work for others.
 
 use mainstay::engine::{CreateSession, EngineError};
 use mainstay::failure::ErrorClass;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::scene::{Scene, says};
 
-/// An agent that is told its own session as the second argument; the first is the message.
+/// An agent that gets its own session as the second argument; the first is the message.
 async fn scene(script: &str) -> Scene {
     // A JSON string is a TOML string.
     let script = Value::from(script);
@@ -29,7 +29,7 @@ fn map(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
 
-/// Makes it so that the agent told its own session in a run.
+/// Stores the agent's own session as if the agent had reported it in a run.
 async fn remember(scene: &Scene, run: &Run, agent_session: &str) {
     let run = run.id.to_string();
     let insert = "INSERT INTO agent_sessions (session_key, agent, id, origin, run_key, began_at, used_at)
@@ -189,7 +189,7 @@ async fn options_are_judged_again_when_a_turn_begins() {
     scene.engine.update_options(&id("s"), map(json!({"cwd": link}))).await.unwrap();
     let run = scene.turn("a", "s", "where").await;
     assert_eq!(run.progress.as_deref(), inside.canonicalize().unwrap().to_str());
-    // As a session could that shares the directory.
+    // As another session could that shares the directory.
     std::fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(outside.path(), &link).unwrap();
     let refused = async |list: &str| {
@@ -199,7 +199,7 @@ async fn options_are_judged_again_when_a_turn_begins() {
         assert!(error.contains(list), "{error}");
     };
     refused("`cwd_roots` of [workspaces.a]").await;
-    // As a config allowed it once.
+    // As an earlier config allowed it.
     for (options, list) in [
         (json!({"cwd": "/"}), "`cwd_roots`"),
         (json!({"mode": "bypassPermissions"}), "`allow_modes` of [agents.a]"),

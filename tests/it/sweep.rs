@@ -1,4 +1,4 @@
-//! The sweep: what a worker that is gone leaves behind, and what time makes stale.
+//! The sweep: what a dead worker leaves behind, and what expires.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ async fn second_engine(scene: &Scene, clock: Arc<ManualClock>) -> Engine {
     Engine::open_with_clock(&scene.dir.path().join("m.db"), config, clock).await.unwrap()
 }
 
-/// No other engine can adopt a run whose agent lives in its own one, as the demo agent does when it is embedded.
+/// No other engine can adopt a run whose agent lives in its own engine, as the demo agent does when it is embedded.
 #[tokio::test]
 async fn a_silent_workers_run_without_a_host_is_fenced_and_settled() {
     let clock = clock();
@@ -43,7 +43,7 @@ async fn a_silent_workers_run_without_a_host_is_fenced_and_settled() {
     assert_eq!(scene.settled(next.id).await.status, Status::Completed, "its worker learns of it, and goes on");
 }
 
-/// A clock that holds up whoever looks at it, once it is told to: for somebody who is stopped in the midst of a claim.
+/// A clock that blocks its caller once the test says so: for a worker that is paused during a claim.
 #[derive(Debug)]
 struct Holding(ManualClock, AtomicBool);
 
@@ -72,10 +72,10 @@ async fn a_worker_that_overslept_its_lease_starts_no_agent() {
     })
     .await;
     clock.1.store(false, Ordering::SeqCst);
-    // Waits for the worker to be through with what it claimed.
+    // Waits until the worker is done with what it claimed.
     scene.engine.drain(Duration::from_secs(3600)).await;
     assert!(!scene.dir.path().join("started").exists());
-    // It is left to a sweep, which puts it back; nothing is said of an agent that failed.
+    // It is left to a sweep, which queues it again; it does not count as a failure of the agent.
     assert_ne!(scene.engine.run(run.id).await.unwrap().status, Status::Failed);
 }
 

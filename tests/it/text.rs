@@ -1,4 +1,4 @@
-//! Commands whose standard output is the answer and whose exit code is its success.
+//! Commands whose stdout is the answer and whose exit code means success or failure.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{Camp, Scene, settled, until, within};
 
-/// A config with an agent of the driver `text` that runs a script, and is given its message where the script wants it.
+/// A config with an agent of the driver `text` that runs a script, with these arguments.
 fn config(script: &str, arguments: &[&str]) -> String {
     let command = [&["sh", "-c", script, "command"], arguments].concat();
     format!(
@@ -97,7 +97,7 @@ async fn cancel_ends_the_command() {
     assert_eq!(scene.settled(run.id).await.status, Status::Cancelled);
 }
 
-/// Neither a line nor a character has ended where the daemons are killed.
+/// The daemons are killed while neither a line nor a character is complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_daemons_cost_no_byte_and_double_none() {
     let script = "i=0; while [ ! -e stop ]; do i=$((i+1)); printf '%s\\303\\251 ' $i >> record; \

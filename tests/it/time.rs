@@ -1,5 +1,5 @@
-//! Time that can be trusted: wall clocks jump, processes stand still, and nobody loses a run that is his, nor keeps one
-//! that is not.
+//! Leases do not depend on wall clocks: clocks jump, processes are paused, and no worker loses a run that it holds, nor keeps
+//! one that it has lost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use mainstay::run::Status;
 
 use crate::scene::{Camp, Scene, says, settled, within};
 
-/// Numbers, one after the other, until there is a file `go`.
+/// Numbers, one after the other, until a file `go` exists.
 fn counting() -> String {
     "i=0; until [ -e go ]; do i=$((i+1)); \
      echo \"{\\\"event\\\":\\\"agent\\\",\\\"stream\\\":\\\"assistant\\\",\\\"data\\\":{\\\"delta\\\":\\\"$i \\\"}}\"; sleep 0.01; done"
@@ -49,13 +49,13 @@ async fn wall_clocks_that_jump_take_nobodys_run() {
     for session in sessions {
         runs.push(scene.send("agent", session, "count").await);
     }
-    // Forth, back behind the beginning, and apart from each other; in between they stand.
+    // Forward, back before the beginning, and apart from each other; in between they stand still.
     for to in [start + HOUR * 5, start - HOUR * 5, start] {
         for (clock, apart) in clocks.iter().zip(0..) {
             clock.set(to + HOUR * apart);
         }
         for run in &runs {
-            // A lease and more, by the pace of the agents.
+            // More than a lease, measured by the agents' output.
             let seen = scene.engine.run(run.id).await.unwrap().last_seq.unwrap_or(0);
             let mut follower = scene.engine.follow_run(run.id, seen).await.unwrap();
             let mut heard = 0;
@@ -88,7 +88,7 @@ async fn a_run_survives_that_all_its_daemons_stand_still_together() {
     camp.pause(&other);
     // Longer than the lease.
     tokio::time::sleep(Duration::from_millis(6500)).await;
-    // The other one goes on first, and gets something done before the holder can renew anything.
+    // The other daemon continues first, and makes progress before the holder can renew anything.
     other.signal("CONT");
     let quick = camp.send("agent", "t", "hi").await;
     settled(&camp.watcher, quick.id).await;

@@ -1,5 +1,5 @@
-//! Recorded conversations with real agents, and what the engine hears and readers get of them: `tests/transcripts/`, a
-//! directory for each driver. `UPDATE_CASES=1` writes what is expected anew.
+//! Recorded conversations with real agents, and what the engine and readers get from them: `tests/transcripts/`, a
+//! directory for each driver. `UPDATE_CASES=1` rewrites the expected results.
 
 mod made;
 
@@ -116,7 +116,7 @@ fn recorded_conversations_are_heard_as_written() {
     assert!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
 }
 
-/// Wherever an engine dies, the one that goes on with its turn says the rest as it would have.
+/// Wherever an engine dies, the one that adopts its turn says the rest as the first would have.
 #[test]
 fn whoever_goes_on_in_the_midst_says_the_rest() {
     for (parser, file) in transcripts() {
@@ -142,7 +142,7 @@ fn whoever_goes_on_in_the_midst_says_the_rest() {
     }
 }
 
-/// What readers get of everything that was recorded goes to the file that `MAINSTAY_STREAMS` names, a line each, for the
+/// Writes the readers' stream of everything that was recorded to the file that `MAINSTAY_STREAMS` names, one line each, for the
 /// checks with the real client: `tests/clients/`.
 #[test]
 fn a_client_can_be_given_what_was_recorded() {
@@ -231,7 +231,7 @@ fn words() -> impl Strategy<Value = Value> {
     prop::sample::select(word.to_vec()).prop_map(Value::from)
 }
 
-/// JSON made of the words that the agents use, in places where they do not belong.
+/// JSON made of words that the agents use, in places where they do not belong.
 fn line() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         words(),

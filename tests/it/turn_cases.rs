@@ -1,5 +1,5 @@
-//! Recorded output of agents, and what readers get of it: `tests/cases/`. `UPDATE_CASES=1` writes what is expected
-//! anew.
+//! Recorded output of agents, and what readers get from it: `tests/cases/`. `UPDATE_CASES=1` rewrites the expected
+//! results.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl End {
     }
 }
 
-/// The chunks after `start`, the outcome, and the turn after it.
+/// The chunks after `start`, the outcome, and the turn afterwards.
 fn run(case: &Path) -> (Vec<Chunk>, Outcome, Turn) {
     let output = fs::read(case).unwrap();
     let mut turn = Turn::default();

@@ -1,5 +1,5 @@
 //! Whatever an agent does and whenever the process dies: readers get one well-formed stream, and its message can be
-//! built again from what is stored.
+//! rebuilt from what is stored.
 
 use mainstay::agent_event::{Again, AgentEvent};
 use mainstay::chunk::Chunk;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::rules;
 
-/// Few ids and words, so that they meet.
+/// Few ids and words, so that they collide.
 fn event() -> impl Strategy<Value = AgentEvent> {
     let id = || prop::sample::select(vec!["", "a", "b", "tool-2", "tool-3", "text-1"]).prop_map(str::to_owned);
     let name = || prop::sample::select(vec!["", "x", "y"]).prop_map(str::to_owned);
@@ -49,7 +49,7 @@ fn event() -> impl Strategy<Value = AgentEvent> {
     ]
 }
 
-/// A question, the answer to one, or what an agent says.
+/// A question, an answer to one, or output.
 #[derive(Debug, Clone)]
 enum Step {
     Hear(AgentEvent),
@@ -103,7 +103,7 @@ proptest! {
         prop_assert_eq!(rules::check(&chunks), Ok(()), "{:#?}", chunks);
         prop_assert_eq!(turn.close(&Outcome::completed()), vec![]);
         prop_assert_eq!(hear(&mut turn, &events), vec![]);
-        // A reader who comes later sees in the message that the run failed.
+        // The message also shows a later reader that the run failed.
         let parts = turn.fold().parts_json();
         prop_assert!(outcome.status() != Status::Failed || parts.contains("[error] "));
     }
@@ -134,7 +134,7 @@ proptest! {
         prop_assert_eq!(&fold, turn.fold());
         let parts = fold.parts_json();
         prop_assert!(!parts.contains("approval-requested"));
-        // The AI SDK does not take a message that does not say how a question was answered.
+        // The AI SDK refuses a message with a question that has no answer.
         prop_assert_eq!(parts.matches(r#""approval":"#).count(), parts.matches(r#""approved":"#).count());
     }
 
@@ -159,7 +159,7 @@ proptest! {
         prop_assert_eq!(successor.agent_error(), whole.agent_error());
     }
 
-    /// Text that is said again in other pieces is not said twice, and what comes behind it goes on in the same parts.
+    /// Text that is repeated in other pieces is not emitted twice, and what follows it continues in the same parts.
     #[test]
     fn what_a_model_repeats_is_said_once(
         message in message(),
@@ -182,7 +182,7 @@ proptest! {
         }
     }
 
-    /// Whatever a model says when it is asked again, what counts in the end is what it said last.
+    /// Whatever a model says when it is asked again, only its last message counts in the end.
     #[test]
     fn what_counts_is_the_last_message(first in message(), last in message()) {
         let mut turn = Turn::default();
@@ -196,7 +196,7 @@ proptest! {
         prop_assert_eq!(counting(&turn), counting(&only));
     }
 
-    /// Without a sign of the protocol that a message is asked for again, every word of it is said.
+    /// Unless the protocol says that a message is requested again, every word of it is emitted.
     #[test]
     fn nothing_is_dropped_without_a_sign(first in message(), last in message(), is_other in any::<bool>()) {
         let mut turn = Turn::default();
@@ -233,7 +233,7 @@ proptest! {
     }
 }
 
-/// Each letter of a message, and whether it is for the person.
+/// Each letter of a message, and whether it is text.
 fn letters(message: &[AgentEvent]) -> Vec<(bool, char)> {
     let mut letters = Vec::new();
     for event in message {
@@ -244,7 +244,7 @@ fn letters(message: &[AgentEvent]) -> Vec<(bool, char)> {
     letters
 }
 
-/// A message of a model: thoughts and words. Few letters, so that two of them begin alike.
+/// A message of a model: reasoning and text. Few letters, so that two messages begin alike.
 fn message() -> impl Strategy<Value = Vec<AgentEvent>> {
     let words = "[ab\u{e9}]{1,6}";
     prop::collection::vec((any::<bool>(), words), 1..5).prop_map(|blocks| {
@@ -253,7 +253,7 @@ fn message() -> impl Strategy<Value = Vec<AgentEvent>> {
     })
 }
 
-/// The same words in other pieces.
+/// The same text in other pieces.
 fn cut(message: &[AgentEvent], pieces: &[usize]) -> Vec<AgentEvent> {
     let letters = letters(message);
     let mut sizes = pieces.iter().copied().cycle();
@@ -270,7 +270,7 @@ fn cut(message: &[AgentEvent], pieces: &[usize]) -> Vec<AgentEvent> {
     cut
 }
 
-/// What a reader takes for said: the texts of the message, those of a kind together.
+/// The text that counts for a reader: the parts of the message, joined by kind.
 fn counting(turn: &Turn) -> Vec<(String, String)> {
     let parts: Vec<Value> = serde_json::from_str(&turn.fold().parts_json()).expect("parts are JSON");
     let mut counting: Vec<(String, String)> = Vec::new();

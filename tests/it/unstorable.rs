@@ -1,15 +1,15 @@
-//! What an agent says and SQLite refuses, and runs that take each process down that goes on with them.
+//! Output that SQLite refuses, and runs that crash each process that adopts them.
 
 use mainstay::run::{Run, Status};
 
 use crate::scene::{Camp, NOTHING, Scene, TIMEOUT, marked, says, settled, until, within};
 
-/// Says `fine`, then what the database refuses, and stays.
+/// Says `fine`, then text that the database refuses, and keeps running.
 fn script() -> String {
     format!("{}; while [ ! -e go ]; do sleep 0.01; done; {}; exec tail -f /dev/null", says("fine"), says("poison"))
 }
 
-/// Refuses a row in the way of this statement.
+/// Adds a trigger that refuses a row.
 fn refuse(db: &std::path::Path, when: &str, statement: &str) -> rusqlite::Connection {
     let other = rusqlite::Connection::open(db).unwrap();
     other.busy_timeout(crate::scene::TIMEOUT).unwrap();
@@ -26,7 +26,7 @@ fn is_unstorable(run: &Run, words: &str) {
     assert!(run.error.as_ref().is_some_and(|error| error.contains(words)), "{run:?}");
 }
 
-/// The run ends with what was stored before, its agent too, and its session goes on.
+/// The run ends with what was stored before, its agent ends too, and its session can be used again.
 async fn is_settled_without(statement: &str, words: &str) {
     let scene = Scene::new(&[("agent", &script()), ("other", &says("hello"))], "").await;
     let other = refuse(&scene.dir.path().join("m.db"), POISON, statement);
@@ -116,7 +116,7 @@ async fn end_with_facts_that_are_refused_is_settled_without() {
     assert!(scene.story(run.id).await.contains("text-delta=hello text-end"));
 }
 
-/// An agent that is asked to stop because of what it said, and does not.
+/// An agent that is stopped because of its output, and ignores that.
 async fn deaf(more: &str) -> (Scene, Run, rusqlite::Connection) {
     let script = format!(
         "trap 'echo > asked' TERM; {}; until [ -e go ]; do sleep 0.01; done; {}; while :; do sleep 0.01; done",
@@ -153,17 +153,17 @@ async fn kill_reaches_an_agent_that_said_what_is_refused() {
 async fn lost_lease_ends_the_wait_for_an_agent_that_is_refused() {
     let (scene, run, other) = deaf("[engine]\nlease = \"1s\"\n").await;
     other.execute("UPDATE runs SET lease_token = lease_token + 1", []).unwrap();
-    // Comes back when nothing is executed here any more.
+    // Returns once nothing is executed here any more.
     within(scene.engine.drain(TIMEOUT * 2)).await;
     assert_eq!(scene.engine.run(run.id).await.unwrap().status, Status::Running, "another worker has it");
     for pid in marked(run.id) {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        // It may have ended with another of them.
+        // It may have ended together with another of the processes.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
-/// A daemon that goes on with a run whose shim stands still: it never catches up.
+/// A daemon that adopts a run whose shim is stopped: it never catches up.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_adoptions_that_fail_are_counted() {
     let camp = Camp::new(&[("agent", &script())], "[engine]\nlease = \"1s\"").await;
@@ -197,7 +197,7 @@ async fn only_adoptions_that_fail_are_counted() {
     first.stop();
 }
 
-/// A process that is killed while it goes on with a run stands for one that runs out of memory.
+/// A process that is killed while it adopts a run stands for one that runs out of memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn run_that_takes_its_workers_down_is_settled() {
     let camp = Camp::new(&[("agent", &script())], "").await;
@@ -257,7 +257,7 @@ async fn adoption_that_catches_up_counts_as_none() {
     daemon.stop();
 }
 
-/// What the limits of the config are measured by.
+/// The values that the limits of the config are derived from.
 #[test]
 fn sqlite_stores_as_much_as_the_limits_say() {
     use mainstay::config::limits::MAX_STORED_BYTES;

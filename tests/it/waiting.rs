@@ -1,4 +1,4 @@
-//! What runs wait for, and that it is said.
+//! The reasons why runs wait, and how they are reported.
 
 use mainstay::run::Status;
 use mainstay::waiting::WaitsFor;

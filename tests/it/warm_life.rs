@@ -1,5 +1,5 @@
-//! The life of a warm backend as a function: defined everywhere, deaf to what is stale, bounded in its restarts, and never
-//! with two processes at once.
+//! The life of a backend as a function: total, ignoring stale events, with bounded restarts, and never with two processes
+//! at once.
 
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ fn the_pause_doubles_and_then_it_is_given_up_for_a_while() {
         transition(BackendState::Running, 1, BackendEvent::Exited, &care, &about)
     };
     assert_eq!(crash(10), Transition::Move(BackendState::Stopped, Effect::GiveUp(at(310))));
-    // The oldest counts no more.
+    // The oldest crash no longer counts.
     assert_eq!(crash(300), Transition::Move(BackendState::Restarting, Effect::Pause(at(330))));
 
     let closed = TransitionContext { not_before: Some(at(310)), ..calm(1, 309) };
@@ -124,7 +124,7 @@ proptest! {
         prop_assert_eq!(said, Transition::Nothing(Why::Stale));
     }
 
-    /// A life of random events, with a process that is there from each start to its confirmed end.
+    /// A life of random events, with a process that exists from each start to its confirmed end.
     #[test]
     fn a_life_has_one_process_at_a_time_and_few_restarts(
         happenings in prop::collection::vec((events(), any::<bool>(), 0..40_i64, any::<bool>()), 0..300)
@@ -135,7 +135,7 @@ proptest! {
         let mut restarts: Vec<Timestamp> = Vec::new();
         for (event, is_busy, passed, is_stale) in happenings {
             now += passed;
-            // Nothing ends that is not there, and what did not start is not there.
+            // Only an existing process ends, and one that did not start does not exist.
             if matches!(event, BackendEvent::Exited | BackendEvent::NotStarted) && !is_stale && !has_process {
                 continue;
             }

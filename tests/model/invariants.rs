@@ -1,5 +1,5 @@
-//! What must be true of the file after every operation, whatever it was. Read through a connection of its own that may
-//! not write, so that nothing here leans on the store.
+//! What must be true of the file after every operation. Read through a separate read-only connection, so that nothing here
+//! depends on the store.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::ops::{AGENTS, SLOT_BOUND_AGENT, WORKSPACES};
 use crate::picture::{Message, Picture, Place, Run, Session};
 use crate::reference::{MessageName, Model, index, key};
 
-/// Remembers what may not change any more.
+/// Remembers what must not change any more.
 pub struct Observer {
     conn: Connection,
     pub seen: Picture,
@@ -45,7 +45,7 @@ impl Observer {
                 },
             ),
             runs: self.list(
-                // Keys of messages have gaps: an upsert that updates has used one, too.
+                // Message keys have gaps: an upsert that updates has used one, too.
                 "SELECT key, session_key, (SELECT count(*) FROM messages m WHERE m.key <= runs.message_key), workspace, agent,
                      slot_key, status, priority, not_before, ready, cancel_requested_at, settled_at, lease_worker, lease_token, lease_expires_at, first_seq, last_seq, said,
                      source_offset, front
@@ -134,7 +134,7 @@ impl Observer {
         }
     }
 
-    /// Looks at the file, and compares it with what was there, with what must be true of any file, and with the model.
+    /// Reads the file, and compares it with its earlier content, with the invariants of every file, and with the model.
     pub fn look(&mut self, model: &Model) {
         let new = self.read();
         self.nothing_settled_has_changed(&new);
@@ -157,7 +157,7 @@ impl Observer {
         self.list(&format!("SELECT id FROM permissions WHERE key = {key}"), |row| row.get(0)).pop()
     }
 
-    /// For the end of a case, as it reads every page.
+    /// Only at the end of a case, because it reads every page.
     pub fn is_undamaged(&self) {
         assert_eq!(self.list("PRAGMA integrity_check", |row| row.get::<_, String>(0)), ["ok"]);
     }
@@ -174,7 +174,7 @@ impl Observer {
         for (old, new) in self.seen.runs.iter().zip(&new.runs) {
             assert!(old.token <= new.token, "the lease token of run {} went back", old.key);
         }
-        // Events are only added: what was read before is still the beginning of each log.
+        // Events are only added: the earlier log is still a prefix of each log.
         let log = |picture: &Picture, session| {
             picture.events.iter().filter(|event| event.0 == session).cloned().collect::<Vec<_>>()
         };
@@ -215,7 +215,7 @@ fn spans_are_well_formed(picture: &Picture) {
     }
 }
 
-/// Whoever reads the agent, and wherever the one before was stopped: each line once, in its order, up to the offset.
+/// Whichever worker reads the agent, and wherever the previous one stopped: each line is there once, in order, up to the offset.
 fn what_an_agent_said_is_there_once(picture: &Picture) {
     for run in &picture.runs {
         let lines = picture.lines.get(&run.key).map_or(&[][..], |lines| lines);
@@ -227,7 +227,7 @@ fn what_an_agent_said_is_there_once(picture: &Picture) {
             let script: Vec<_> = (0..newest).map(|line| format!("{agent}:{line}")).collect();
             assert_eq!(said, script, "what agent {agent} of run {} said", run.key);
         }
-        // A new agent has said nothing yet, and neither has a run that was put back.
+        // A new agent has said nothing yet, and neither has the agent of a run that was put back.
         assert!(run.source_offset == newest || run.source_offset == 0, "the offset of run {}: {lines:?}", run.key);
     }
 }
@@ -246,7 +246,7 @@ fn one_at_a_time(picture: &Picture) {
     }
 }
 
-/// A queue that has a ready run too few is stuck for ever; one too many breaks the order.
+/// A queue with too few ready runs is stuck for ever; one with too many breaks the order.
 fn the_right_runs_are_ready(picture: &Picture) {
     for session in &picture.sessions {
         let mut queue: Vec<_> =
@@ -275,9 +275,9 @@ fn places_are_right(picture: &Picture) {
         let of_it = || picture.runs.iter().filter(|run| run.session == session.key);
         let (placed, queued) = (sessions.contains(&session.key), of_it().any(|run| run.status == "queued"));
         assert!(placed || !of_it().any(|run| run.status == "running"), "session {} runs nowhere", session.key);
-        // A queued run has a place or is in the line for one; nothing else is in the line.
+        // A session with a queued run has a place or waits in line for one; no other session waits in line.
         assert_eq!(session.waiting_since.is_some(), queued && !placed, "session {} in the line", session.key);
-        // While it waits no slot is free; and while it reclaims, none is idle but those that agents are keyed by.
+        // While it waits no slot is free; and while it reclaims, none is idle except those of agents that are keyed by slot.
         let may_go = |slot: i64| {
             let holder = live().find(|place| place.slot == Some(slot));
             holder
@@ -366,7 +366,7 @@ fn as_the_model_says(picture: &Picture, model: &Model) {
         session: key(message.session),
         id: match message.name {
             MessageName::Sent(number) => format!("m{number}"),
-            // Holds the run's id, which nobody can predict.
+            // Holds the run's id, which the model cannot predict.
             MessageName::AnswerOf(_) => stored.id.clone(),
         },
         run: match message.name {

@@ -1,10 +1,10 @@
 //! The real store against a model of it: random sequences of everything that the engine may ask of it, in any order, by
 //! two workers, with a clock that also runs backwards and with a file that is closed and opened again. Agents say the lines
-//! of a script; whoever claims or takes over a run reads on at the stored offset. After each operation its answer and every
-//! row are what the model says, and what must always be true of the file is: each line is there once.
+//! of a script; a worker that claims or takes over a run reads on at the stored offset. After each operation its answer and every
+//! row are those of the model, and the invariants of the file hold: each line is there once.
 //!
-//! `PROPTEST_CASES=20000 cargo test --release --test model` looks a million operations further. A failure is shrunk, and
-//! shown with the `PROPTEST_RNG_SEED` that brings it back.
+//! `PROPTEST_CASES=20000 cargo test --release --test model` tries a million operations more. A failure is shrunk, and
+//! printed with the `PROPTEST_RNG_SEED` that reproduces it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod invariants;
@@ -37,7 +37,7 @@ static CONFIG: LazyLock<ProptestConfig> = LazyLock::new(|| {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => RandomState::new().hash_one(cases),
     };
-    // Shown when the test fails.
+    // Printed if the test fails.
     println!("PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
     ProptestConfig { cases, rng_seed: RngSeed::Fixed(seed), ..given }
 });
@@ -61,8 +61,8 @@ impl StateMachineTest for System {
         system
     }
 
-    /// Nothing is stuck: whoever is left over is recovered, everybody who has a place gets their turn, and once the
-    /// idle make room everybody else too.
+    /// Nothing is stuck: the runs of lost workers are recovered, every session with a place gets its turn, and so do all others
+    /// once idle sessions make room.
     fn teardown(mut system: System, mut model: Model) {
         system.recover(&mut model);
         system.drain(&mut model);
@@ -70,7 +70,7 @@ impl StateMachineTest for System {
             let waits = model.live_place(session).is_none();
             assert!(waits || !model.is_busy(session), "session {} is stuck", key(session));
         }
-        // Each pool has a slot again, and idle places run out: the line moves up.
+        // Each pool has a slot again, and idle places expire: the line moves up.
         for _ in 0..=model.sessions.len() {
             system.go(&mut model, Op::Tick(10_000_000));
             system.go(&mut model, Op::SyncSlots { workspace: 0, slots: 1, when_full: WhenFull::Share });
@@ -91,12 +91,12 @@ impl System {
         model.answer.clone()
     }
 
-    /// What a sweep does with the runs of workers that are gone: whoever takes one over reads on to the end of its agent.
+    /// What a sweep does with the runs of dead workers: the worker that takes one over reads its agent's output to the end.
     fn recover(&mut self, model: &mut Model) {
         for worker in [0, 1] {
             self.go(model, Op::Register { worker });
         }
-        // Nothing is parked by then, whatever the clock did.
+        // No run is parked by then, whatever the clock did.
         self.go(model, Op::Tick(100_000_000));
         let seen = (1..)
             .zip(&model.runs)
@@ -127,7 +127,7 @@ impl System {
         }
     }
 
-    /// Reads an agent to its end, and settles: all of its script is there then.
+    /// Reads an agent's output to its end, and settles the run: then all of its script is stored.
     fn finish(&mut self, model: &mut Model, lease: Lease) -> Answer {
         let rest = ops::Append { lease, count: 100, bytes: 1, said: true, parts: None, asks: None, broken: false };
         self.go(model, Op::Append(rest));

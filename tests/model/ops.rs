@@ -1,4 +1,4 @@
-//! The operations, and what they are answered with. Every operation is legal in every state.
+//! The operations and their answers. Every operation is legal in every state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,14 @@ use mainstay::workspace::WhenFull;
 pub const WORKSPACES: [&str; 2] = ["red", "blue"];
 pub const AGENTS: [&str; 2] = ["one", "two"];
 
-/// The one that is keyed by slot.
+/// The agent that is keyed by slot.
 pub const SLOT_BOUND_AGENT: usize = 1;
 pub const SESSIONS: usize = 5;
 pub const TTL_MS: i64 = 60_000;
 pub const LEASE_MS: i64 = 30_000;
 pub const START_MS: i64 = 1_700_000_000_000;
 
-/// The lines that an agent says before it is through.
+/// The number of lines that an agent says.
 pub const SCRIPT_LINES: i64 = 12;
 
 #[derive(Debug, Clone)]
@@ -92,7 +92,7 @@ pub enum Op {
     RemoveWorkers {
         workers: Vec<usize>,
     },
-    /// Handed in at the same time, so that the writer commits them together.
+    /// Handed to the writer at the same time, so that it commits them together.
     Together(Vec<Op>),
 }
 
@@ -122,34 +122,33 @@ impl Enqueue {
 pub struct Claim {
     pub worker: usize,
     pub limit: i64,
-    /// The most runs of each agent; none for an agent that the worker does not know.
+    /// The limit of runs of each agent; none for an agent that the worker does not know.
     pub places: [Option<u32>; 2],
     pub session: Option<i64>,
 }
 
-/// A lease as a failure detector saw it, perhaps a while ago.
+/// A lease as a failure detector saw it, perhaps some time ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub lease: Lease,
     pub expires_at: i64,
 }
 
-/// The next lines of the agent's script, from where the holder of the lease has got to.
+/// The next lines of the agent's script, from where the holder of the lease is.
 #[derive(Debug, Clone)]
 pub struct Append {
     pub lease: Lease,
-    /// At most so many; as many as the script has left.
+    /// At most this many; no more than the script has left.
     pub count: usize,
     pub bytes: usize,
     pub said: bool,
     pub parts: Option<u8>,
-    /// What it asks, if it says anything.
+    /// Its question, if it says anything.
     pub asks: Option<Ask>,
-    /// Not JSON: it must fail, and alone.
+    /// Not JSON: this write must fail, and no other.
     pub broken: bool,
 }
 
-/// A question of an agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask {
     pub request: u8,
@@ -179,7 +178,7 @@ impl Settle {
         }
     }
 
-    /// What is stored of them: the outcome stands in front of an error.
+    /// The types of the stored events: the outcome comes before an error.
     pub fn kinds(&self) -> &'static [&'static str] {
         match self.cause.status() {
             Status::Completed => &["finish"],
@@ -196,11 +195,11 @@ pub struct Taken {
     pub worker_dead: bool,
     pub said: bool,
     pub cancel_requested: bool,
-    /// Where in the agent's script the new holder goes on.
+    /// Where in the agent's script the new holder continues.
     pub source_offset: i64,
 }
 
-/// What an operation is answered with, as far as it matters.
+/// The answer to an operation, as far as it matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Done,

@@ -1,4 +1,4 @@
-//! Everything in the file, as rows.
+//! The whole content of the file, as rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,7 +67,7 @@ pub struct Message {
 /// Run, request, state, when it expires, when it was decided.
 pub type Permission = (i64, String, String, Option<i64>, Option<i64>);
 
-/// Everything in the file, in the order of its keys.
+/// The whole content of the file, in the order of keys.
 #[derive(Debug, Default)]
 pub struct Picture {
     pub sessions: Vec<Session>,
@@ -80,9 +80,9 @@ pub struct Picture {
     pub workers: BTreeSet<i64>,
     /// Session, seq, run, type; by session and seq.
     pub events: Vec<(i64, i64, i64, String)>,
-    /// Lines of the agents' scripts by run, as they were stored: `agent:line`.
+    /// Stored lines of the agents' scripts, by run: `agent:line`.
     pub lines: BTreeMap<i64, Vec<String>>,
-    /// Settled runs whole, and their span.
+    /// Settled runs with all columns, and their span.
     pub settled: BTreeMap<i64, SettledRow>,
 }
 

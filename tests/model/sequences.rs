@@ -1,4 +1,4 @@
-//! How a sequence of operations is made up: mostly what a well-behaved engine would do next, often enough something stale,
+//! How a sequence of operations is generated: mostly what a well-behaved engine would do next, often enough something stale,
 //! repeated or unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,8 +71,8 @@ fn claim() -> BoxedStrategy<Op> {
         .boxed()
 }
 
-/// Who claims for one run knows that run: its claim is not handed in together with the send of it. Who has handed in what
-/// an agent said waits for that before handing in more.
+/// A worker that claims one particular run knows that run: its claim is not handed in together with the send. A worker that has
+/// handed in output of an agent waits for that write before it hands in more.
 fn together(mut ops: Vec<Op>) -> Op {
     let mut speaking = std::collections::HashSet::new();
     ops.retain(|op| match op {
@@ -87,7 +87,7 @@ fn together(mut ops: Vec<Op>) -> Op {
     Op::Together(ops)
 }
 
-/// Mostly the newest lease of a running run; now and then one that is lost, not granted yet, or of no run at all.
+/// Mostly the newest lease of a running run; sometimes one that is lost, not granted yet, or of no run at all.
 fn lease(model: &Model) -> BoxedStrategy<Lease> {
     let all = (1..).zip(&model.runs).map(|(run, row)| (Lease { run, token: row.token }, row.status));
     let (running, other): (Vec<_>, Vec<_>) = all.partition(|(_, status)| *status == Status::Running);
@@ -101,7 +101,7 @@ fn lease(model: &Model) -> BoxedStrategy<Lease> {
     prop_oneof![8 => any_of(running), 1 => any_of(other), 1 => moved].boxed()
 }
 
-/// Mostly a lease as it is now; now and then one that was renewed since it was seen, or lost.
+/// Mostly a lease as it is now; sometimes one that was renewed since it was seen, or lost.
 fn seen(model: &Model) -> BoxedStrategy<Seen> {
     let ends: BTreeMap<_, _> =
         (1..).zip(&model.runs).filter_map(|(run, row)| Some((run, row.lease.map(|(_, end)| end)?))).collect();
@@ -125,7 +125,7 @@ fn append(model: &Model) -> BoxedStrategy<Op> {
         .boxed()
 }
 
-/// Mostly to a question that is open; now and then to one that is decided, or that nobody asked.
+/// Mostly to an open question; sometimes to one that is decided, or that no agent asked.
 fn answer(model: &Model) -> BoxedStrategy<Op> {
     let open: Vec<_> =
         (1..).zip(&model.permissions).filter(|(_, asked)| asked.state == "pending").map(|(key, _)| key).collect();
@@ -135,7 +135,7 @@ fn answer(model: &Model) -> BoxedStrategy<Op> {
 }
 
 fn settle(model: &Model) -> BoxedStrategy<Op> {
-    // A worker mostly knows of the cancel, which then is the only outcome that is taken.
+    // A worker mostly knows of the cancel, which is then the only outcome that is accepted.
     let to_cancel: BTreeSet<_> =
         (1..).zip(&model.runs).filter(|(_, run)| run.cancel_requested_at.is_some()).map(|(key, _)| key).collect();
     (lease(model), select(Cause::ALL.to_vec()), parts(), prop::bool::weighted(0.8))
@@ -152,7 +152,7 @@ fn run(model: &Model) -> impl Strategy<Value = RunKey> + use<> {
     prop_oneof![4 => select(if unsettled.is_empty() { vec![1] } else { unsettled }), 1 => 1..=last]
 }
 
-/// What may be handed in together with others. What cannot do anything now is rare.
+/// What may be handed in together with other writes. What cannot have an effect now is rare.
 fn write(model: &Model) -> BoxedStrategy<Op> {
     let leases = || prop::collection::vec(lease(model), 0..3);
     let subset = || prop::sample::subsequence(vec![0_usize, 1], 0..=2);
@@ -222,7 +222,7 @@ impl ReferenceStateMachine for Model {
         .boxed()
     }
 
-    /// Nobody says anything under a lease whose grant is handed in at the same time: he cannot know of it.
+    /// No worker writes under a lease whose grant is handed in at the same time: it cannot know of it.
     fn preconditions(model: &Model, op: &Op) -> bool {
         let was_granted = |lease: Lease| model.runs.get(index(lease.run)).is_some_and(|run| lease.token <= run.token);
         match op {

@@ -1,4 +1,4 @@
-//! The store under test: does what an operation says, and answers as the model does.
+//! The store under test: executes an operation, and compares the answer with the model's.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -31,7 +31,7 @@ use crate::ops::{
 };
 use crate::reference::{Model, OPEN_MS};
 
-/// No operation takes this long, unless somebody waits for an answer that never comes.
+/// No operation takes this long, unless it waits for an answer that never comes.
 const STUCK: Duration = Duration::from_secs(20);
 
 /// The store under test, and what its users remember.
@@ -47,7 +47,7 @@ pub struct System {
     pub observer: Observer,
 }
 
-/// What the holder of a lease knows of the agent: which it is, and how far it has read.
+/// What the holder of a lease knows of the agent: which one it is, and how far it has read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Reading {
     agent: i64,
@@ -117,7 +117,7 @@ impl System {
         self.store.as_ref().unwrap()
     }
 
-    /// Does it, and compares. The model has done it already.
+    /// Executes an operation that the model has executed already, and compares.
     pub fn step(&mut self, op: &Op, model: &Model) {
         self.clock.set(Timestamp::from_millis(model.now));
         let answer = match op {
@@ -131,7 +131,7 @@ impl System {
         self.observer.look(model);
     }
 
-    /// Closed in order, or dropped as it is.
+    /// Closed in order, or dropped without that.
     fn reopen(&mut self, close: bool) -> Answer {
         let store = self.store.take().unwrap();
         let reopened = self.runtime.block_on(async {
@@ -145,7 +145,7 @@ impl System {
         Answer::Done
     }
 
-    /// Boxed, as operations that are handed in together are operations.
+    /// Boxed, because it recurses for operations that are handed in together.
     fn ask<'a>(&'a self, op: &'a Op) -> LocalBoxFuture<'a, Answer> {
         Box::pin(async move {
             match op {
@@ -163,7 +163,7 @@ impl System {
         })
     }
 
-    /// What is passed on as it is.
+    /// Operations that are passed on unchanged.
     async fn ask_briefly(&self, op: &Op) -> Answer {
         let (store, now) = (self.store(), self.store().clock().now());
         match op {
@@ -206,7 +206,7 @@ impl System {
                 Answer::Count(store.remove_workers(workers).await.unwrap())
             }
             Op::Park { run, until } => {
-                // As another process on the file would: nothing in the store parks a run yet.
+                // As another process on the file would: the store itself does not park runs yet.
                 let other = rusqlite::Connection::open(&self.path).unwrap();
                 other.busy_timeout(Duration::from_secs(5)).unwrap();
                 let park = "UPDATE runs SET not_before = ?2 WHERE key = ?1 AND status = 'queued'";
@@ -254,7 +254,7 @@ impl System {
         let agents = AGENTS.iter().zip(claim.places).filter_map(|(name, most)| Some((name.parse().unwrap(), most?)));
         let only = match claim.session {
             Some(session) => {
-                // Whoever waits for a run of the session; when none is left, nothing in it can be claimed anyway.
+                // A client that waits for a run of the session; if none is left, nothing in it can be claimed anyway.
                 let awaited = self.store().find_current_run(session).await.unwrap();
                 Some(SessionScope { session, until: awaited.map_or(0, |awaited| awaited.key) })
             }
@@ -274,7 +274,7 @@ impl System {
         Answer::Claimed(claimed.into_iter().map(|one| (one.lease.run, (one.lease.token, one.slot))).collect())
     }
 
-    /// The id that readers know; any other for a run that does not exist.
+    /// The public id; a new one for a run that does not exist.
     fn id_of(&self, run: RunKey) -> RunId {
         self.ids.borrow().get(&run).copied().unwrap_or_else(RunId::generate)
     }
@@ -314,7 +314,7 @@ impl System {
             parts: append.parts.map(|version| parts(version).into()),
         };
         match written(self.store().append(request).await) {
-            // Which of its two faults is met first is left open.
+            // Which of its two faults is found first is left open.
             Answer::LeaseLost if append.broken => Answer::Failed,
             Answer::LastSeq(seq) => {
                 self.readings.borrow_mut().insert(append.lease, Reading { agent, offset: to });
@@ -342,7 +342,7 @@ impl System {
     }
 
     async fn answer(&self, permission: i64, approved: bool) -> Answer {
-        // Whoever answers knows the question by its id, which nobody can predict.
+        // A person who answers has the question's id, which the model cannot predict.
         let id = self.observer.permission_id(permission).map_or_else(PermissionId::generate, |id| id.parse().unwrap());
         let answer = PermissionAnswer::Approved(approved);
         let given = GiveAnswer { id, answer, by: "test".into(), reason: None };
@@ -400,7 +400,7 @@ impl System {
             return Answer::Failed;
         };
         let taken = orphans.into_iter().map(|orphan| {
-            // The agent is the one that was claimed last; the offset is what the store says.
+            // The agent is that of the newest claim; the offset is the store's.
             let mut readings = self.readings.borrow_mut();
             let before = (1..orphan.lease.token).rev().map(|token| Lease { token, ..orphan.lease });
             let agent = before.filter_map(|lease| readings.get(&lease)).next().map_or(0, |reading| reading.agent);

@@ -1,4 +1,4 @@
-//! What another user put in a directory: a config that names programs, companions of a database, links.
+//! Files that another user put into a directory: a config that names programs, companion files of a database, links.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -12,7 +12,7 @@ use crate::user::{as_user, mainstay, said};
 
 const OTHER: u32 = 64_330;
 
-/// Gives a file to another user; false where only root could.
+/// Gives a file to another user; false if only root could.
 fn give_away(path: &Path) -> bool {
     chown(path, Some(OTHER), Some(OTHER)).is_ok()
 }
@@ -21,7 +21,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// A user of the system that is not root, with its own group.
+/// A system user that is not root, with a group of its own.
 fn some_user() -> Option<(u32, u32)> {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     users.lines().find_map(|line| {
@@ -47,7 +47,7 @@ fn with_config() -> (tempfile::TempDir, impl Fn() -> bool) {
 const STARTING: [&[&str]; 5] =
     [&["agents"], &["run", "hi"], &["doctor"], &["sweep"], &["serve", "--listen", "127.0.0.1:0"]];
 
-/// No command reads the config of this directory by itself; each says how it is named.
+/// No command reads the config of this directory unless it is named; each error says how to name it.
 fn refused_until_named(dir: &Path, why: &str, is_started: impl Fn() -> bool) {
     for command in STARTING {
         let (code, text) = said(&mainstay(dir).args(command).output().unwrap());
@@ -70,7 +70,7 @@ fn config_that_every_user_may_replace_is_refused() {
     let (dir, is_started) = with_config();
     set_mode(&dir.path().join("mainstay.toml"), 0o666);
     refused_until_named(dir.path(), "mainstay.toml (mode 666)", is_started);
-    // As in /tmp, where others put files beside it and replace none.
+    // As in /tmp, where other users can add files and replace none.
     let (dir, is_started) = with_config();
     set_mode(dir.path(), 0o1777);
     let (code, text) = said(&mainstay(dir.path()).arg("agents").output().unwrap());
@@ -146,7 +146,7 @@ fn database_is_made_only_where_it_is_used_again() {
         assert!(code == Some(2) && text.contains("would be made here"), "{command:?}: {text}");
     }
     assert!(!dir.join("mainstay.db").exists());
-    // Named as it would have been found.
+    // With the name by which it would have been found.
     for _ in 0..2 {
         let (code, text) = run(&["--db", "mainstay.db"]);
         assert_eq!(code, Some(0), "{text}");
@@ -166,7 +166,7 @@ fn companions_of_a_member_of_the_group_are_taken() {
     let send = || said(&mainstay(dir).args(["send", "s", "hi", "--db", "./mainstay.db"]).output().unwrap());
     assert_eq!(send().0, Some(0));
     let (database, wal) = (dir.join("mainstay.db"), dir.join("mainstay.db-wal"));
-    // As a member leaves it in a directory without the set-group-ID bit: in a group of its own.
+    // As a member leaves it in a directory without the set-group-ID bit: with another group.
     let left = |owner: u32| {
         fs::write(&wal, "").unwrap();
         chown(&wal, Some(owner), Some(OTHER)).is_ok()
@@ -192,14 +192,14 @@ fn directory_of_agents_is_closed_to_others_or_refused() {
     let dir = dir.path();
     let agents = dir.join("mainstay.db-agents");
     let send = || said(&mainstay(dir).args(["send", "s", "hi"]).output().unwrap());
-    // Also one that was there first.
+    // Also if the directory existed before.
     fs::create_dir(&agents).unwrap();
     for mode in [0o777, 0o755, 0o1777] {
         set_mode(&agents, mode);
         assert_eq!(send().0, Some(0));
         assert_eq!(fs::metadata(&agents).unwrap().mode() & 0o7777, 0o700);
     }
-    // A link would have us work in whatever directory it leads to.
+    // Through a link the daemon would work in whatever directory it leads to.
     fs::remove_dir(&agents).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     set_mode(elsewhere.path(), 0o755);

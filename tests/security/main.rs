@@ -1,4 +1,4 @@
-//! Attacks on a real daemon, and what `docs/security.md` promises of each: a row of its table names the test here.
+//! Attacks on a real daemon, and what `docs/security.md` promises about each: each row of its table names a test here.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod directories;

@@ -7,7 +7,7 @@ use crate::scene::{Scene, skipped};
 /// A user who owns no file here.
 const STRANGER: &str = "64322";
 
-/// What a shell script prints that another user runs; none where that cannot be tried.
+/// The output of a shell script that another user runs; none if that is not possible here.
 fn as_stranger(scene: &Scene, script: &str) -> Option<Output> {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", STRANGER, "--regid", STRANGER, "--clear-groups", "bash", "-c", script]);
@@ -65,7 +65,7 @@ async fn another_user_reads_nothing_and_sends_nothing() {
     assert_eq!(daemon.get(&format!("/v1/permissions/{id}")).await.text("state"), "pending");
     assert_eq!(daemon.get("/v1/sessions/x").await.status, 404);
 
-    // With a token it may, also where the daemon cannot look at its descriptors.
+    // With a token it may, even if the daemon cannot read its descriptors.
     let token = scene.token();
     let script = format!(
         r#"

@@ -1,17 +1,17 @@
-//! An agent that decides what it may do. It has the token, as an agent of the daemon's own user can.
+//! An agent that tries to decide what it may do. It has the token, as an agent with the daemon's own user can.
 
 use serde_json::json;
 
 use crate::scene::{Attack, Daemon, MAINSTAY, Scene, block_until, skipped};
 
-/// A scene whose demo agent asks a question, which the attacker is to answer.
+/// A daemon whose demo agent has asked a question, which the attacker will answer.
 async fn asking(scene: &Scene) -> (Daemon, String) {
     let daemon = scene.daemon();
     let id = daemon.question("victim").await;
     (daemon, id)
 }
 
-/// What was asked is open, and the log says who wanted to answer it.
+/// The question is still open, and the log says which process tried to answer it.
 async fn assert_open(scene: &Scene, daemon: &Daemon, id: &str) {
     assert_eq!(daemon.get(&format!("/v1/permissions/{id}")).await.text("state"), "pending", "{}", scene.seen());
 }
@@ -46,7 +46,7 @@ async fn agent_does_not_answer_itself_by_ipv6() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         return skipped("this machine has no ::1");
     }
-    // The kernel lists a connection by the addresses of each end's own socket, of which one may be IPv4 and the other IPv6.
+    // The kernel lists a connection by the addresses of each end's own socket: one may be IPv4 and the other IPv6.
     let mapped = "::ffff:127.0.0.1";
     for (listen, host) in
         [("[::1]:0", "::1"), ("[::]:0", "::1"), ("[::]:0", "127.0.0.1"), ("[::]:0", mapped), ("127.0.0.1:0", mapped)]
@@ -67,7 +67,7 @@ async fn agent_does_not_answer_itself_by_ipv6() {
 async fn orphan_without_environment_does_not_answer() {
     let scene = Scene::with_attacker();
     let (daemon, id) = asking(&scene).await;
-    // In a session of its own, its parents gone, with nothing of the run in its environment.
+    // In a session of its own, without its parents, and with nothing of the run in its environment.
     let orphan = r#"
         until grep -q agent-host "/proc/$(sed -n 's/^PPid:\t//p' /proc/$$/status)/comm"; do sleep 0.02; done
         eval "$1"
@@ -91,7 +91,7 @@ async fn agent_does_not_answer_itself_on_the_command_line() {
     let scene = Scene::with_attacker();
     let (daemon, id) = asking(&scene).await;
     let answer = format!("\"$PROGRAM\" --db \"$DB\" permissions --answer {id} allow; echo status=$?");
-    // The same without the mark of the run: what it descends from says enough.
+    // The same without the run's marker: its ancestors are enough.
     let bare = format!("env -i \"$PROGRAM\" --db \"$DB\" permissions --answer {id} allow; echo status=$?");
     daemon.attack(&format!("{answer}\n{bare}")).await;
     let seen = scene.seen();
@@ -146,7 +146,7 @@ async fn agent_neither_answers_nor_declines_in_a_chat() {
     assert_refused(&scene, 2);
     assert_open(&scene, &daemon, &id).await;
 
-    // The message alone is taken, and waits for the answer of a person.
+    // The message alone is accepted, and waits until a person has answered.
     let body = json!({"id": "victim", "messages": [message]}).to_string();
     let sent = format!(
         "http POST /api/chat '{body}' >\"$DB-sent\" &\nuntil grep -q 'HTTP/1.1 200 ' \"$DB-sent\"; do sleep 0.02; done; kill $!"
@@ -155,7 +155,7 @@ async fn agent_neither_answers_nor_declines_in_a_chat() {
     assert_open(&scene, &daemon, &id).await;
     let runs = daemon.get("/v1/sessions/victim/runs").await;
     assert_eq!(runs.body["items"][0]["status"], "queued", "{}", runs.body);
-    // The attack's own session goes on to send, too.
+    // The attacker's own session may still send, too.
     let other = "http POST /v1/sessions/other/runs '{\"message\": {\"text\": \"hello\"}}'";
     daemon.attack(other).await;
     assert!(scene.seen().contains("HTTP/1.1 202 "), "{}", scene.seen());
@@ -167,7 +167,7 @@ async fn command_that_cannot_tell_its_origin_decides_nothing() {
     let _daemon = scene.daemon();
     let token = scene.printed(&["token", "show"]);
     let mut unclear = 0;
-    // With too few descriptors it fails at one thing or another, the look at its ancestors among them.
+    // With too few descriptors it fails at some point, including the check of its ancestors.
     for descriptors in 3..32 {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "ulimit -n $0; exec \"$@\"", &descriptors.to_string(), MAINSTAY, "token", "rotate"]);
@@ -181,7 +181,7 @@ async fn command_that_cannot_tell_its_origin_decides_nothing() {
     assert_eq!(scene.printed(&["token", "show"]), token);
 }
 
-/// Sends an answer from a socket that the look at `/proc` is to miss. The daemon is held until the socket is hidden.
+/// Sends an answer from a socket that the scan of `/proc` is to miss. The daemon is stopped until the socket is hidden.
 const HIDING: &str = r#"
 import array, ctypes, os, select, signal, socket, sys, threading
 how, daemon, question = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -229,7 +229,7 @@ elif how == "thread":
     thread.join()
 "#;
 
-/// What hides its socket in this way.
+/// A script that hides its socket in this way.
 fn hiding(how: &str, daemon: &Daemon, id: &str) -> String {
     format!("python3 - {how} {} {id} <<'EOF'{HIDING}EOF\n", daemon.child.id())
 }
@@ -238,7 +238,7 @@ fn hiding(how: &str, daemon: &Daemon, id: &str) -> String {
 async fn descriptor_in_flight_does_not_answer() {
     let scene = Scene::with_attacker();
     let (daemon, id) = asking(&scene).await;
-    // A process of the same user that does not let itself be looked into; root may look all the same.
+    // A process of the same user that is not dumpable; root can inspect it nevertheless.
     let closed = scene.path("closed");
     std::fs::copy("/bin/sleep", &closed).unwrap();
     std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o111)).unwrap();
@@ -264,7 +264,7 @@ async fn descriptor_of_one_thread_does_not_answer() {
 async fn request_that_hung_up_does_not_answer() {
     let scene = Scene::with_attacker();
     let (daemon, id) = asking(&scene).await;
-    // The daemon may drop it without a look. The second one shows that it had its turn.
+    // The daemon may drop it without a check. The second request shows that the first one was handled.
     let second = format!("http POST /v1/permissions/{id} '{{\"approved\": true}}'");
     daemon.attack(&format!("{}{second}", hiding("hung-up", &daemon, &id))).await;
     assert_refused(&scene, 1);

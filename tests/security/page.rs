@@ -1,4 +1,4 @@
-//! A page in a browser on the daemon's machine.
+//! A web page in a browser on the daemon's machine.
 
 use std::os::unix::fs::PermissionsExt;
 

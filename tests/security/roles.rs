@@ -1,4 +1,4 @@
-//! Tokens and roles, over every route.
+//! Tokens and roles, on every route.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::scene::{Answer, Daemon, Scene, read};
 
 const DOCS: &str = include_str!("../../docs/http.md");
 
-/// The routes that are read.
+/// The routes that only read.
 const READ: [&str; 21] = [
     "/metrics",
     "/v1/sessions",
@@ -32,7 +32,7 @@ const READ: [&str; 21] = [
     "/",
 ];
 
-/// What a role may write, as `docs/http.md` has it (and a unit test holds that to the router).
+/// The routes that a role may write to, by `docs/http.md` (which a unit test compares with the router).
 fn written(role: &str) -> Vec<(Method, String)> {
     let row = DOCS.lines().find(|line| line.trim_start().starts_with(&format!("| `{role}` |"))).unwrap();
     let routes = row.split('`').filter_map(|word| word.split_once(" /"));
@@ -50,7 +50,7 @@ fn config() -> String {
 
 async fn ask(daemon: &Daemon, method: &Method, path: &str, token: &str) -> Answer {
     let request = daemon.request_without_token(method.clone(), path).bearer_auth(token);
-    // The one role that depends on the body.
+    // The only route whose role depends on the body.
     let body = if path == "/v1/sessions" && token == "operator-s3cret" {
         json!({})
     } else {

@@ -1,4 +1,4 @@
-//! What the tests stand on: a daemon as a process of its own, agents that are scripts, and a client.
+//! Shared by the tests: a daemon as a process, agents that are scripts, and a client.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ impl Scene {
     /// With this text in the config file.
     pub fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // A directory that others may enter: what protects the files is not the directory.
+        // Other users may enter the directory, so it is not what protects the files.
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::write(dir.path().join("mainstay.toml"), config).unwrap();
         Self { dir }
     }
 
-    /// With the demo agent, and `attacker`, an agent in a workspace of the same name that does what its message says, as a
-    /// script of bash. It has the database (`$DB`), this program (`$PROGRAM`), and `http METHOD PATH BODY`, which asks the
+    /// With the demo agent, and `attacker`, an agent in a workspace of the same name that executes its message as a script of
+    /// bash. It has the database (`$DB`), this program (`$PROGRAM`), and `http METHOD PATH BODY`, which sends a request to the
     /// daemon at `$PORT` (of `$HOST`, if that is set) with the token that it reads.
     pub fn with_attacker() -> Self {
         const SCRIPT: &str = r#"
@@ -72,12 +72,12 @@ impl Scene {
         token_file(&self.db())
     }
 
-    /// The token that the daemon has made.
+    /// The token that the daemon has created.
     pub fn token(&self) -> String {
         token(&self.db()).unwrap()
     }
 
-    /// What the daemons have logged.
+    /// The log of the daemons.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
@@ -93,14 +93,14 @@ impl Scene {
         self.command(args).output().unwrap()
     }
 
-    /// What a command printed that succeeded.
+    /// The output of a command, which must have succeeded.
     pub fn printed(&self, args: &[&str]) -> String {
         let output = self.mainstay(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What a daemon is started with.
+    /// The command that starts a daemon.
     pub fn serve(&self, args: &[&str]) -> Command {
         self.serve_at("127.0.0.1:0", args)
     }
@@ -111,26 +111,26 @@ impl Scene {
         command
     }
 
-    /// A daemon that serves at this address.
+    /// A daemon that listens at this address.
     pub fn daemon_at(&self, listen: &str) -> Daemon {
         self.ready(self.serve_at(listen, &[]).spawn().unwrap())
     }
 
-    /// A daemon that serves.
+    /// A daemon that is ready.
     pub fn daemon(&self) -> Daemon {
         self.ready(self.serve(&[]).spawn().unwrap())
     }
 
-    /// A process that was started, once it serves.
+    /// Waits until a started process is ready.
     pub fn ready(&self, child: Child) -> Daemon {
         let ready = Daemon::ready(child, &self.db());
         ready.unwrap_or_else(|status| panic!("it does not serve ({status}), and logged: {}", self.log()))
     }
 }
 
-/// What the attacker of [`Scene::with_attacker`] is told.
+/// Sends messages to the attacker of [`Scene::with_attacker`].
 pub trait Attack {
-    /// Has it do this, to its end.
+    /// Has it execute this script, and waits for the end.
     async fn attack(&self, script: &str);
 }
 

@@ -1,5 +1,5 @@
-//! What people say, and the keys to other services, are not to be seen by other users of the machine, who may read the arguments
-//! of every process; nor are they in the environment of any.
+//! Messages, and keys to other services, must not be visible to other users of the machine, who can read the arguments of every
+//! process; nor are they in the environment of any process.
 
 use std::fs;
 use std::io::Write;
@@ -17,7 +17,7 @@ fn serve(dir: &Path) -> Daemon {
     Daemon::ready(command.spawn().unwrap(), &dir.join("mainstay.db")).unwrap()
 }
 
-/// Sends a message without an argument that shows it.
+/// Sends a message without showing it in an argument.
 fn send(dir: &Path, session: &str, more: &[&str], message: &str) {
     let mut command = mainstay(dir);
     command.args(["send", session, "-", "-q"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -32,7 +32,7 @@ fn make_session(dir: &Path, session: &str, agent: &str) {
     assert!(made.status.success(), "{}", said(&made).1);
 }
 
-/// Where something stands in the arguments or the environment of a process.
+/// Where a text occurs in the arguments or the environment of a process.
 fn shown(secret: &str) -> Vec<String> {
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let files = processes.flat_map(|process| ["cmdline", "environ"].map(|file| process.join(file)));
@@ -44,7 +44,7 @@ fn shown(secret: &str) -> Vec<String> {
     files.filter_map(|file| shows(&file)).collect()
 }
 
-/// A text that is nowhere else on this machine.
+/// A text that occurs nowhere else on this machine.
 fn secret(what: &str) -> String {
     format!("{what}-{}-{}", std::process::id(), fastrand::u64(..))
 }
@@ -53,7 +53,7 @@ fn secret(what: &str) -> String {
 fn message_and_files_are_in_no_argument_or_environment() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    // Reads its stdin as far as it comes, says that it has, and waits to be ended.
+    // Reads the beginning of its stdin, reports that, and waits to be ended.
     let script = r#"head -c 1 > /dev/null; : > "ready-$MAINSTAY_SESSION"; exec tail -f /dev/null"#;
     let drivers = ["claude", "codex", "openclaw", "text"];
     let agents = drivers.map(|driver| {
@@ -73,7 +73,7 @@ fn message_and_files_are_in_no_argument_or_environment() {
     for driver in drivers {
         block_until(|| dir.join(format!("ready-{driver}")).exists());
     }
-    // What is looked for would be found.
+    // The search does find what is there.
     assert!(!shown("MAINSTAY_SESSION=codex").is_empty());
     let base64 = Command::new("base64").arg("-w0").arg(dir.join("file.txt")).output().unwrap().stdout;
     for secret in [message, file, String::from_utf8(base64).unwrap()] {
@@ -97,7 +97,7 @@ fn token_and_message_of_a_gateway_are_in_no_process_list() {
     let daemon = serve(dir);
     make_session(dir, "s", "g");
     send(dir, "s", &[], &message);
-    // The relay was told the turn, and waits for the gateway to say something.
+    // The relay was given the turn, and waits for the gateway.
     let _relay = gateway.accept().unwrap();
     assert!(!shown("relay openclaw-gateway").is_empty());
     for secret in [token, message] {

@@ -1,4 +1,4 @@
-//! The token that is made where none is named.
+//! The token that is created if none is configured.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -91,7 +91,7 @@ fn write(file: &std::path::Path, text: &str, mode: u32) {
 #[tokio::test]
 async fn daemons_that_start_at_once_share_one_token() {
     let scene = Scene::new("");
-    // What a daemon leaves that is killed before the token has its name.
+    // The leftover of a daemon that was killed before it renamed the token.
     let mut left = scene.token_file().into_os_string();
     left.push(".new");
     write(left.as_ref(), "half of a to", 0o600);
@@ -115,7 +115,7 @@ async fn rotated_token_takes_the_place_of_the_old_one() {
     assert_ne!(new, old);
     assert_eq!(fs::metadata(scene.token_file()).unwrap().permissions().mode() & 0o7777, 0o600);
     assert_eq!((status(&daemon, &old).await, status(&daemon, &new).await), (401, 200));
-    // What cannot be used takes nothing away.
+    // An unusable file does not invalidate the token.
     write(&scene.token_file(), "", 0o600);
     assert_eq!(status(&daemon, &new).await, 200);
     block_until(|| scene.log().contains("token file unusable"));
@@ -179,7 +179,7 @@ async fn token_is_in_no_log_argument_or_environment() {
     assert!(!scene.log().contains(&token), "{}", scene.log());
     drop(daemon);
 
-    // One of the environment is not handed on either.
+    // A token from the environment is not passed on either.
     let daemon = scene.ready(scene.serve(&["-vvv"]).env("MAINSTAY_TOKEN", named).spawn().unwrap());
     let api = daemon.with_token(named);
     api.attack("tr '\\0' '\\n' </proc/$$/environ; tr '\\0' '\\n' </proc/$PPID/environ; ps -ef").await;

@@ -1,8 +1,8 @@
-//! Which file of `src/` imports which, and where such imports go in a circle.
+//! Which file of `src/` imports which, and where such imports form a cycle.
 //!
-//! What counts is each path that begins with `crate`, `super`, `self`, a child module or an imported module, in `use` as in
-//! code. It is followed through re-exports to the file that has the item. A parent imports its children by `use` only: to
-//! declare them, to re-export what they have and to call them is what it is for. Tests are left out.
+//! Each path counts that begins with `crate`, `super`, `self`, a child module or an imported module, in `use` and elsewhere in
+//! code. It is followed through re-exports to the file that has the item. Of a parent's paths to its children only its `use`
+//! counts: declaring, re-exporting and calling them is its purpose. Tests are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +14,7 @@ struct Source {
     /// Below `src/`.
     file: String,
     code: String,
-    /// By their last name, what its `pub use` gives out.
+    /// What its `pub use` exports, by last name.
     reexports: BTreeMap<String, Module>,
 }
 
@@ -48,7 +48,7 @@ impl Crate {
         Self::new(files.iter().map(|(file, text)| (file.as_str(), *text)))
     }
 
-    /// The module whose file has what a path names, seen from `from`; none when it leads out of the crate.
+    /// The module whose file has what a path names, seen from `from`; none if the path leaves the crate.
     fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<Module> {
         let mut segments = path.iter().map(String::as_str).peekable();
         let mut at = match *segments.peek()? {
@@ -85,7 +85,7 @@ impl Crate {
         Some(at)
     }
 
-    /// What each file imports.
+    /// The imports of each file.
     fn imports(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut found = BTreeMap::new();
         for (module, source) in &self.0 {
@@ -111,8 +111,8 @@ impl Crate {
         found
     }
 
-    /// The groups of files each of which imports, in the end, itself, with the imports inside of each group; `known` imports
-    /// left out. Then the known ones that are none any more.
+    /// The groups of files each of which imports itself, directly or not, with the imports inside each group; `known` imports are
+    /// left out. Then the known imports that no longer exist.
     pub fn cycles(&self, known: &[(&str, &str)]) -> (Vec<Vec<String>>, Vec<String>) {
         let mut imports = self.imports();
         let is_known = |from: &str, to: &str| known.contains(&(from, to));
@@ -158,7 +158,7 @@ fn module_of(file: &str) -> Module {
     if path == "lib" { Module::new() } else { path.split('/').map(str::to_owned).collect() }
 }
 
-/// A source without comments, texts and tests.
+/// A source without comments, strings and tests.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let mut code = String::new();
@@ -222,7 +222,7 @@ fn expand(tree: &str, prefix: &[String], into: &mut Vec<Module>) {
     }
 }
 
-/// Paths in the midst of code, visibilities left out.
+/// Paths in code outside of `use`, without visibilities.
 fn inline(code: &str) -> Vec<Module> {
     let mut found = Vec::new();
     let mut in_use = false;

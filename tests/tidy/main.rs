@@ -1,4 +1,4 @@
-//! The shape of the code base: floors import only what is below them, every file says what it is for, SQL stays in the
+//! The structure of the code base: layers import only what is below them, every file says what it is for, SQL stays in the
 //! store, and no file grows into two.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
@@ -7,7 +7,7 @@ mod cycles;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file beyond this usually holds a second noun.
+/// A longer file usually holds a second noun.
 const MAX_LINES: usize = 450;
 
 /// The files of the library and its binary.
@@ -17,7 +17,7 @@ fn sources() -> Vec<(PathBuf, String)> {
     files
 }
 
-/// Those, and what is built beside them.
+/// Those, and the packages built with them.
 fn all_sources() -> Vec<(PathBuf, String)> {
     let beside = ["torture", "testkit"].into_iter().flat_map(|dir| {
         let files = files_in(dir);
@@ -48,7 +48,7 @@ fn files_in(dir: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// The floor of a top-level module. A file may import from its own floor's module and from floors below.
+/// The floor (layer) of a top-level module. A file may import from its own module and from floors below.
 fn floor(module: &str) -> (u8, &str) {
     match module {
         "process" => (1, "process"),
@@ -70,7 +70,7 @@ fn module_of(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// `use crate::a::…`, `use crate::{a, b::…}` and `crate::a::…` in the midst of code.
+/// `use crate::a::…`, `use crate::{a, b::…}` and `crate::a::…` anywhere in code.
 fn imports(source: &str) -> Vec<String> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = Vec::new();
@@ -126,7 +126,7 @@ fn floors_import_only_what_is_below_them() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Imports that still close a circle. May become fewer only.
+/// Imports that still close a cycle. The list may only shrink.
 const KNOWN_CYCLES: &[(&str, &str)] = &[
     // A parent has fields whose types are its children's, and they have methods on it.
     ("engine/drive.rs", "engine/drive/prompts.rs"),

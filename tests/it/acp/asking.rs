@@ -1,4 +1,4 @@
-//! What the agent asks, as a chat shows it.
+//! The agent's questions, as a chat shows them.
 
 use crate::acp::scene::{AGENT, within};
 use crate::acp::starting::{send, stub};

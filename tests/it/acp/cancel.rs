@@ -1,4 +1,4 @@
-//! How a turn is ended before its end.
+//! How a turn is cancelled.
 
 use serde_json::json;
 
@@ -35,7 +35,7 @@ async fn a_turn_whose_relay_is_killed_is_cancelled() {
     let session = relay.until("mainstay").await["id"].as_str().unwrap().to_owned();
     relay.until("waiting").await;
     relay.kill().await;
-    // The next one waits until the agent has confirmed it.
+    // The next turn waits until the agent has confirmed the cancel.
     let turn = scene.turn("history", Some(&session)).await;
     assert_eq!((turn.text().as_str(), turn.session().1.as_str()), ("wait", "reused"));
     assert_eq!(scene.sent("session/cancel").len(), 1);

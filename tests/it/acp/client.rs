@@ -1,4 +1,4 @@
-//! What the agent asks of its client: permissions, files, terminals, and what is not known.
+//! The agent's requests to its client: permissions, files, terminals, and unknown methods.
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ async fn a_permission_is_answered_whatever_its_id_and_only_once() {
     assert_eq!(relay.end().await.text(), r#"{"outcome":{"outcome":"cancelled"}}"#);
 }
 
-/// What the agent is told when it asks this.
+/// The response to a request of the agent.
 async fn told(scene: &Scene, method: &str, params: Value) -> Value {
     let turn = scene.turn(&format!("ask {}", json!([method, params])), None).await;
     serde_json::from_str(&turn.text()).unwrap()
@@ -78,7 +78,7 @@ async fn terminal_runs_in_the_session_directory_and_ends_with_turn() {
     assert!(turn.text().contains("work") && turn.text().contains("oops"), "{}", turn.text());
     let create = json!({"command": "sh", "args": ["-c", "echo $$ > pid; exec tail -f /dev/null"]});
     assert!(told(&scene, "terminal/create", create).await["terminalId"].is_string());
-    // It may have been ended before it said who it is.
+    // The tool may have been killed before it wrote its pid.
     let pid = std::fs::read_to_string(scene.work().join("pid")).unwrap_or_default();
     assert!(pid.is_empty() || !std::path::Path::new("/proc").join(pid.trim()).exists());
     let outside = json!({"command": "true", "cwd": "/"});

@@ -19,7 +19,7 @@ async fn long_and_foreign_lines_are_counted_and_end_no_turn() {
     let (unread, outcome) = turn.outcome();
     assert_eq!((unread.len(), outcome), (9, Outcome::completed()), "{unread:#?}");
     assert_eq!(unread[0], "no JSON…");
-    // Of one beyond the limit the beginning is shown.
+    // Of a line beyond the limit the beginning is shown.
     let turn = scene.turn("big 3000000", None).await;
     assert_eq!((turn.text().as_str(), turn.stop_reason()), ("", Some("end_turn")));
     let (unread, _) = turn.outcome();
@@ -157,7 +157,7 @@ async fn turn_tells_of_a_crash_only_when_it_saw_it() {
     scene.end("-KILL").await;
     let turn = relay.end().await;
     assert_eq!((turn.own("error")["class"].as_str(), turn.code), (Some("crashed"), Some(1)));
-    // Nothing is said, so that it can be tried again.
+    // The turn says nothing, so that it can be retried.
     let turn = scene.turn("say one", None).await;
     assert_eq!((turn.said.len(), turn.code), (0, Some(1)));
 }

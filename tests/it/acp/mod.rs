@@ -1,4 +1,4 @@
-//! The bridge to an ACP agent and the relays of turns to it, as processes, with an agent that does what it is told.
+//! The bridge to an ACP agent and the relays of turns to it, as processes, with an agent that follows its prompts.
 
 mod asking;
 mod cancel;

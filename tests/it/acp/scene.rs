@@ -1,4 +1,4 @@
-//! What the tests stand on: a bridge with an agent that does what it is told, and relays to it, as processes.
+//! Shared by the tests: a bridge with an agent that follows its prompts, and relays to it, as processes.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,7 +19,7 @@ pub use testkit::within;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// The agent that does what its prompts say: `testkit/src/fake/acp/script.rs`.
+/// The agent that follows its prompts: `testkit/src/fake/acp/script.rs`.
 pub const AGENT: [&str; 3] = [env!("CARGO_BIN_EXE_mainstay-torture"), "agent", "--scripted"];
 
 fn program() -> Command {
@@ -37,7 +37,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A bridge to an agent that can these things.
+    /// A bridge to an agent with these traits.
     pub async fn new(can: &str) -> Self {
         Self::with(can, json!({"read_files": false, "write_files": false, "terminals": false})).await
     }
@@ -45,7 +45,7 @@ impl Scene {
     /// The same, with what the agent may do through the bridge.
     pub async fn with(can: &str, access: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Longer than the address of a socket.
+        // Longer than the address of a Unix socket may be.
         std::fs::create_dir_all(dir.path().join("d".repeat(120))).unwrap();
         std::fs::create_dir(dir.path().join("work")).unwrap();
         let mut scene = Self { dir, can: can.to_owned(), access, bridge: None };
@@ -77,7 +77,7 @@ impl Scene {
         let setup = json!({"socket": self.socket(), "client": self.access, "max_line_bytes": 2_000_000});
         let mut stdin = bridge.stdin.take().unwrap();
         stdin.write_all(format!("{setup}\n").as_bytes()).await.unwrap();
-        // The socket is there a moment before somebody listens.
+        // The socket file exists a moment before the bridge listens.
         let (backend, socket) = (self.backend(), self.socket());
         within(async {
             while backend.probe(socket.to_str().unwrap()).await.is_err() {
@@ -88,7 +88,7 @@ impl Scene {
         self.bridge = Some(bridge);
     }
 
-    /// Kills the bridge, or asks it to end.
+    /// Sends a signal to the bridge, and waits until it has ended.
     pub async fn end(&mut self, signal: &str) {
         let bridge = self.bridge.as_ref().unwrap();
         let pid = bridge.id().unwrap().to_string();
@@ -96,7 +96,7 @@ impl Scene {
         self.ended().await;
     }
 
-    /// Waits until the bridge has ended: its exit code, and what it wrote to stderr.
+    /// Waits until the bridge has ended: its exit code, and its stderr.
     pub async fn ended(&mut self) -> (Option<i32>, String) {
         let mut bridge = self.bridge.take().unwrap();
         let status = within(bridge.wait()).await.unwrap();
@@ -106,14 +106,14 @@ impl Scene {
         (status.code(), stderr)
     }
 
-    /// What the agent was sent with this method.
+    /// The requests that the agent got with this method.
     pub fn sent(&self, method: &str) -> Vec<Value> {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
         let messages = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         messages.filter(|message| message["method"] == method).map(|message| message["params"].clone()).collect()
     }
 
-    /// Waits until the agent is sent this method.
+    /// Waits until the agent gets a request with this method.
     pub async fn is_sent(&self, method: &str) {
         within(async {
             while self.sent(method).is_empty() {
@@ -123,7 +123,7 @@ impl Scene {
         .await;
     }
 
-    /// A relay with a turn, of which `changes` are not as usual.
+    /// The relay of a turn, whose parameters differ from the defaults by `changes`.
     pub async fn relay(&self, message: &str, changes: Value) -> Relay {
         let mut turn = json!({
             "session": "ours", "run": "run", "attempt": 1, "slot": "slot", "dir": self.work(), "agent_session": null,
@@ -137,14 +137,14 @@ impl Scene {
         Relay { child, stdin, lines, said: Vec::new() }
     }
 
-    /// What an engine has of the agent.
+    /// The engine's handle of the agent.
     fn backend(&self) -> Acp {
         let process = ProcessSpec { command: Vec::new(), env: Default::default(), max_line_bytes: 1024 };
         let shims = Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), self.dir.path().join("agents"));
         Acp::new(&process, false, TIMEOUT, &shims)
     }
 
-    /// Asks for the end of the turn, as an engine does whose relay was killed.
+    /// Ends the turn as an engine does whose relay was killed.
     pub async fn end_turn(&self) -> Result<(), String> {
         let place = TurnPlace {
             attempt: Attempt { run: RunId::generate(), number: 1 },
@@ -158,13 +158,13 @@ impl Scene {
         within(self.backend().end_turn(&place)).await
     }
 
-    /// What is said of a turn in a session of the agent, from its beginning to its end.
+    /// A complete turn in a session of the agent.
     pub async fn turn(&self, message: &str, agent_session: Option<&str>) -> Turn {
         self.relay(message, json!({"agent_session": agent_session})).await.end().await
     }
 }
 
-/// A relay that runs.
+/// A running relay.
 pub struct Relay {
     child: Child,
     stdin: ChildStdin,
@@ -173,7 +173,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Reads until a line has this in it, which is given back.
+    /// Reads up to a line that contains this, and returns it.
     pub async fn until(&mut self, what: &str) -> Value {
         while let Some(line) = within(self.lines.next_line()).await.unwrap() {
             self.said.push(message(&line));
@@ -184,7 +184,7 @@ impl Relay {
         panic!("no {what} in {:#?}", self.said);
     }
 
-    /// Waits until it says more, which nobody reads.
+    /// Waits until more output is there, without reading it.
     pub async fn says_more(&mut self) {
         assert!(!within(self.lines.get_mut().fill_buf()).await.unwrap().is_empty());
     }
@@ -195,13 +195,12 @@ impl Relay {
         self.stdin.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
     }
 
-    /// Asks it to end its turn, as a host does.
+    /// Cancels its turn, as a shim does.
     pub async fn cancel(&self) {
         let pid = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").arg("-TERM").arg(pid).status().await.unwrap().success());
     }
 
-    /// Kills it.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
@@ -216,12 +215,12 @@ impl Relay {
     }
 }
 
-/// A line as JSON; one that is none as the text that it is.
+/// A line as JSON; if it is none, as a string.
 fn message(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|_| line.into())
 }
 
-/// A turn that is over.
+/// A turn that has ended.
 #[derive(Debug)]
 pub struct Turn {
     pub said: Vec<Value>,
@@ -229,31 +228,31 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// The line of our own that is called so.
+    /// Mainstay's own line of this kind.
     pub fn own(&self, what: &str) -> &Value {
         self.said.iter().find(|line| line["mainstay"] == what).unwrap_or_else(|| panic!("no {what} in {self:#?}"))
     }
 
-    /// The agent's session, and how the turn came by it.
+    /// The agent's session, and how the turn got it.
     pub fn session(&self) -> (String, String) {
         let session = self.own("session");
         let text = |key: &str| session[key].as_str().unwrap().to_owned();
         (text("id"), text("origin"))
     }
 
-    /// What the agent wrote.
+    /// The agent's text.
     pub fn text(&self) -> String {
         let updates = self.said.iter().map(|line| &line["params"]["update"]);
         let chunks = updates.filter(|update| update["sessionUpdate"] == "agent_message_chunk");
         chunks.map(|update| update["content"]["text"].as_str().unwrap()).collect()
     }
 
-    /// Why the agent says that it ended.
+    /// The stop reason that the agent gave.
     pub fn stop_reason(&self) -> Option<&str> {
         self.said.iter().find_map(|line| line["result"]["stopReason"].as_str())
     }
 
-    /// The lines that its parser makes nothing of, and how a run of it ends.
+    /// The lines that the parser ignores, and the outcome of a run with this output.
     pub fn outcome(&self) -> (Vec<String>, Outcome) {
         let (mut parser, mut turn, mut unread) = (parser(), engine::turn::Turn::default(), Vec::new());
         let mut class = None;

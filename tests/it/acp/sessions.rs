@@ -1,4 +1,4 @@
-//! How a turn comes by a session of the agent, and what the agent is told of it.
+//! How a turn gets a session of the agent, and what the agent is told about it.
 
 use mainstay::failure::ErrorClass;
 use serde_json::json;
@@ -80,7 +80,7 @@ async fn words_after_a_turn_are_not_in_the_next_one() {
     let early = |turn: &crate::acp::scene::Turn| turn.said.iter().any(|line| line.to_string().contains("early title"));
     assert_eq!((early(&first), early(&second)), (true, false));
     assert!(second.said.iter().any(|line| line["params"]["update"]["title"] == "A late title"));
-    // An agent that counts its messages anew in each turn loses no words.
+    // An agent that numbers its messages from the start in each turn loses no words.
     assert_eq!(scene.turn("again", Some(&id)).await.text(), "Hello world! ".repeat(3));
     assert_eq!(scene.turn("again", Some(&id)).await.text(), "Hello world! ".repeat(3));
 }
@@ -213,7 +213,7 @@ async fn a_mode_that_is_cleared_or_refused_is_left() {
 #[tokio::test]
 async fn a_session_is_not_taken_up_in_a_refused_mode() {
     let mut scene = Scene::new("load modes in-yolo").await;
-    // The operator's choice: the agent begins in it.
+    // The operator has chosen this mode: the agent's sessions begin in it.
     let (id, _) = scene.turn("say one", None).await.session();
     scene.end("-KILL").await;
     scene.start().await;
@@ -269,7 +269,7 @@ async fn a_session_takes_one_turn_at_a_time() {
     let mut first = scene.relay("wait", json!({})).await;
     first.until("waiting").await;
     let second = scene.relay("say two", json!({})).await;
-    // One that waits for its turn is cancelled as any other.
+    // A turn that waits for another one is cancelled like any other.
     let third = scene.relay("say never", json!({})).await;
     third.cancel().await;
     let third = third.end().await;

@@ -1,4 +1,4 @@
-//! What a person is told of an agent that cannot be started.
+//! What a person is told about an agent that cannot be started.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::acp::scene::{AGENT, within};
 
-/// An engine whose agent is started with this command, and a turn that was sent to it.
+/// An engine whose agent is started with this command, and a run that was sent to it.
 async fn sent_to(dir: &Path, command: &[&str], more: &str) -> (Engine, RunId) {
     send(dir, command, more, "say hello").await
 }
@@ -34,7 +34,7 @@ pub async fn send(dir: &Path, command: &[&str], more: &str, message: &str) -> (E
     (engine, run)
 }
 
-/// A turn on such an agent when it is over, and the backend that it was to be on.
+/// The settled run on such an agent, and its backend.
 async fn turn_on(dir: &Path, command: &[&str], more: &str) -> (Run, Backend) {
     let (engine, run) = sent_to(dir, command, more).await;
     let run = within(engine.wait_settled(run)).await.unwrap();
@@ -61,7 +61,7 @@ async fn missing_program_is_told_before_anything_is_started() {
     }
 }
 
-/// Agents that answer `initialize`, each in its way.
+/// Agents that answer `initialize`, each in a way of its own.
 pub fn stub(dir: &Path, can: &str) -> String {
     let [store, log] = ["store", "log"].map(|name| json!(dir.join(name)));
     format!("env = {{ STUB_CAN = \"{can}\", STUB_STORE = {store}, STUB_LOG = {log} }}")
@@ -102,7 +102,7 @@ async fn one_that_ends_is_told_with_how_it_ended_and_its_own_words() {
             "echo 'I am not set up: run `agent login`' >&2; exit 3",
             "(exit status: 3); it wrote last: I am not set up: run `agent login`",
         ),
-        // After it was asked, so that its pipes break first.
+        // After the request was read, so that the agent's pipes break first.
         ("read -r asked; exec >&- <&-; echo 'Error: no key' >&2; exit 4", "(exit status: 4); it wrote last: no key"),
         ("kill -KILL $$", "(signal: 9 (SIGKILL))"),
         ("exit 0", "(exit status: 0)"),

@@ -1,4 +1,4 @@
-//! Daemons that are killed, paused, stopped and started again.
+//! Daemons that are killed, paused, stopped and restarted.
 
 use std::process::Command;
 use std::time::Duration;
@@ -169,7 +169,7 @@ async fn a_database_that_hangs_is_no_silence_of_the_agent() {
     let other = rusqlite::Connection::open(&camp.db).unwrap();
     other.busy_timeout(Duration::from_secs(30)).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // It speaks for longer than it may be silent: 250 words of four bytes, 10 ms apart.
+    // It speaks for longer than its idle limit: 250 words of four bytes, 10 ms apart.
     let record = || std::fs::read(camp.dir.path().join("record")).unwrap().len();
     let before = record();
     until(|| record() > before + 1000).await;

@@ -1,4 +1,4 @@
-//! Agents outlive their engine: whatever happens to daemons, what a reader gets is what the agent said.
+//! Agents outlive their engine: whatever happens to daemons, a reader gets exactly the agent's output.
 
 mod daemons;
 mod outcomes;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::scene::{Camp, Daemon, NOTHING, marked, settled, until, within};
 
-/// Says numbers until the file `stop` is there, keeps its own record of them, and tells how often it was started.
+/// Says numbers until the file `stop` exists, keeps its own record of them, and counts its starts.
 fn counting() -> String {
     let delta = r#"{"event":"agent","stream":"assistant","data":{"delta":"$i "}}"#;
     format!(
@@ -25,7 +25,7 @@ fn counting() -> String {
 
 const QUICK: &str = "[engine]\nlease = \"1s\"\nsweep_interval = \"1s\"";
 
-/// A reader who keeps what it got, whatever it is connected to.
+/// A reader that keeps what it got, across all its connections.
 struct Reader {
     follower: Follower,
     seqs: Vec<i64>,
@@ -37,7 +37,7 @@ impl Reader {
         Self { follower: camp.watcher.follow_run(run, 0).await.unwrap(), seqs: Vec::new(), text: String::new() }
     }
 
-    /// Reads until there are so many more bytes of text.
+    /// Reads until this many more bytes of text have come.
     async fn grow(&mut self, bytes: usize) {
         let wanted = self.text.len() + bytes;
         while self.text.len() < wanted {
@@ -63,7 +63,7 @@ impl Reader {
     }
 }
 
-/// A daemon in the midst of a run that has said so much, with a reader of it.
+/// A daemon with a run that has said this much so far, and a reader of the run.
 async fn speaking(config: &str, bytes: usize) -> (Camp, Daemon, RunId, Reader) {
     let camp = Camp::new(&[("agent", &counting())], config).await;
     let daemon = camp.daemon();
@@ -73,7 +73,7 @@ async fn speaking(config: &str, bytes: usize) -> (Camp, Daemon, RunId, Reader) {
     (camp, daemon, run, reader)
 }
 
-/// Lets the agent end and checks that there was one, that it came to a good end, and that nothing is left.
+/// Lets the agent finish and checks that it was started once, that it ended well, and that nothing is left.
 async fn ends_well(camp: &Camp, run: RunId) -> Run {
     std::fs::write(camp.dir.path().join("stop"), "").unwrap();
     let run = settled(&camp.watcher, run).await;
@@ -95,7 +95,7 @@ fn homes(camp: &Camp) -> Vec<PathBuf> {
     std::fs::read_dir(name).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// The process that holds the agent of the only run.
+/// The shim of the only run's agent.
 fn host_of(run: RunId) -> i32 {
     let agent = marked(run)[0];
     let stat = std::fs::read_to_string(format!("/proc/{agent}/stat")).unwrap();

@@ -1,4 +1,4 @@
-//! How a run ends whose agent went on, ended or was cancelled while no daemon was there.
+//! The end of a run whose agent continued, ended or was cancelled while no daemon was running.
 
 use std::path::Path;
 
@@ -120,7 +120,7 @@ async fn unwatched_agent_that_ended_in_time_did_not_time_out() {
     daemon.kill();
     std::fs::write(camp.dir.path().join("stop"), "").unwrap();
     until(|| !Path::new(&format!("/proc/{host}")).exists()).await;
-    // By now the turn would be over its limit.
+    // By now the turn would have exceeded its limit.
     std::fs::write(&camp.config, config.replace("[agents.agent]", "[agents.agent]\nturn_timeout = \"100ms\"")).unwrap();
     let daemon = camp.daemon();
     ends_well(&camp, run).await;
@@ -160,7 +160,7 @@ async fn run_of_another_boot_is_settled_with_its_whole_output() {
     let record = || std::fs::read(camp.dir.path().join("record")).unwrap_or_default().len();
     let before = record();
     until(|| record() > before + 100).await;
-    // All power goes at once, and the machine comes up as another one.
+    // The machine loses power, and boots with another boot id.
     kill(host);
     kill(agent);
     let db = rusqlite::Connection::open(&camp.db).unwrap();

@@ -36,7 +36,7 @@ async fn manual_sweep_spares_live_agents_and_settles_ended_ones() {
 async fn sweep_ends_the_agent_of_a_run_settled_elsewhere() {
     let (camp, daemon, run, _) = speaking("", 50).await;
     daemon.kill();
-    // As in a copy of the database that knows nothing of this run.
+    // As in a copy of the database without this run's outcome.
     let db = rusqlite::Connection::open(&camp.db).unwrap();
     let settle = "UPDATE runs SET status = 'interrupted', cause = 'worker_lost', settled_at = 1, lease_worker = NULL, \
                   lease_expires_at = NULL";

@@ -1,4 +1,4 @@
-//! Gateways that are not there, refuse, break off, say nonsense, or never end.
+//! Gateways that are not there, refuse, disconnect, send nonsense, or never end.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -85,7 +85,7 @@ async fn a_gateway_that_ends_before_it_took_us_in_has_crashed() {
             drop(gateway.stranger().await);
         } else {
             let (mut socket, _) = within(gateway.listener.accept()).await.unwrap();
-            // What was not read would make the end a reset.
+            // Unread input would make the close a reset.
             let mut request = [0; 4096];
             assert!(within(socket.read(&mut request)).await.unwrap() > 0);
         }
@@ -156,7 +156,7 @@ async fn run_is_followed_over_a_broken_connection_once() {
     let mut peer = gateway.accept("b").await;
     assert_eq!(peer.asked("sessions.messages.subscribe").await, json!({"key": "agent:a:web:s-1"}));
     assert_eq!(peer.asked("agent.wait").await["runId"], turn.run);
-    // " two" was said while nobody listened; its tool is heard of by another name.
+    // " two" was said while no client was connected; its tool is reported under another name.
     peer.says(&turn.run, 3, "one", "one").await;
     let tool = json!({"phase": "start", "name": "exec", "toolCallId": "t", "args": {}});
     let payload = json!({"runId": turn.run, "stream": "tool", "data": tool, "seq": 5});
@@ -203,7 +203,7 @@ async fn unanswered_request_is_repeated_with_the_same_key() {
     let mut peer = gateway.accept("b").await;
     assert_eq!(peer.asked("agent").await, first);
     peer.answer("agent", json!({"runId": turn.run, "status": "in_flight"})).await;
-    // The answer to the first went to the first connection.
+    // The response to the first request went to the first connection.
     peer.asked("agent.wait").await;
     peer.event(&turn.run, 1, "lifecycle", json!({"phase": "end"})).await;
     peer.answer("wait-1", json!({"runId": turn.run, "status": "ok", "endedAt": 1})).await;
@@ -236,7 +236,7 @@ async fn garbage_is_counted_and_ends_nothing() {
     }
     within(futures_util::SinkExt::send(&mut peer.connection.socket, Message::binary(vec![0xff; 1000]))).await.unwrap();
     peer.send(json!({"type": "event", "event": "agent", "payload": {"runId": turn.run, "stream": 7}})).await;
-    // Half a character is no reason to take another run's words for ours.
+    // Half a surrogate pair must not make another run's words count as this run's.
     peer.send_text(
         r#"{"type":"event","event":"agent","payload":{"runId":"r","stream":"assistant","data":{"delta":"no \ud83d","text":"no \ud83d"}}}"#
             .to_owned(),
@@ -348,7 +348,7 @@ async fn a_run_whose_relay_was_killed_is_ended_when_an_engine_asks() {
     }
     let none = ended();
     let mut peer = gateway.accept("b").await;
-    // What was asked for last may be about to begin: it is looked for twice.
+    // The newest request may be about to begin: its run is looked up twice.
     for _ in 0..2 {
         peer.asked("chat.abort").await;
         peer.answer("abort", json!({"ok": true, "aborted": false, "runIds": []})).await;

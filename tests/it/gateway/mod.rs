@@ -1,4 +1,4 @@
-//! Turns that are taken to an OpenClaw gateway, by real relays under real hosts; the gateway is a stand-in that says what a
+//! Turns that go to an OpenClaw gateway, through real relays under real shims; the gateway is a fake that says what a
 //! real one was recorded to say.
 
 mod engine;

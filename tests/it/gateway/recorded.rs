@@ -1,4 +1,4 @@
-//! What a real gateway said, and what is understood of it.
+//! What a real gateway said, and how it is parsed.
 
 use std::fmt::Write;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use mainstay::driver::openclaw_gateway;
 use mainstay::process::decode;
 
-/// The events of each recorded conversation, one a line. `UPDATE_CASES=1` writes what is expected anew.
+/// The events of each recorded conversation, one per line. `UPDATE_CASES=1` rewrites the expected ones.
 #[test]
 fn recorded_conversations_are_understood() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/openclaw-gateway");
@@ -20,7 +20,7 @@ fn recorded_conversations_are_understood() {
         seen += 1;
         let output = fs::read(&path).unwrap();
         let mut events = String::new();
-        // Byte by byte what comes in pieces is understood the same.
+        // The size of the reads does not change the result.
         let whole = decode([&output[..]], 1024 * 1024, openclaw_gateway::parser());
         let pieces = decode(output.chunks(7), 1024 * 1024, openclaw_gateway::parser());
         assert_eq!(whole, pieces, "{}", path.display());

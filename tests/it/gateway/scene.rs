@@ -1,4 +1,4 @@
-//! A gateway that does what a test says, and a turn that is taken to it.
+//! A gateway that does what a test says, and a turn that goes to it.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 pub const TOKEN: &str = "a-token-{slot}";
 
-/// The stand-in.
+/// The gateway.
 pub struct FakeGateway {
     pub listener: TcpListener,
 }
@@ -36,13 +36,13 @@ impl FakeGateway {
         format!("ws://{}", self.listener.local_addr().unwrap())
     }
 
-    /// The next one who connects, before it introduced itself.
+    /// The next connection, before the client introduced itself.
     pub async fn stranger(&self) -> Peer {
         let (socket, _) = within(self.listener.accept()).await.unwrap();
         Peer { connection: within(Connection::accept(socket)).await.unwrap() }
     }
 
-    /// The next one who connects, taken in by the gateway's process `boot`.
+    /// The next connection, accepted by the gateway's process `boot`.
     pub async fn accept(&self, boot: &str) -> Peer {
         let mut peer = self.stranger().await;
         peer.send(challenge()).await;
@@ -68,7 +68,7 @@ impl Peer {
         within(self.connection.send_text(text)).await.unwrap();
     }
 
-    /// The parameters of the next request, which is for this method and has an id that begins with the last word of it.
+    /// The parameters of the next request, which must have this method and an id that begins with the method's last word.
     pub async fn asked(&mut self, method: &str) -> Value {
         let request = within(self.connection.next()).await.unwrap().expect("the relay went away");
         assert_eq!((&request["type"], &request["method"]), (&json!("req"), &json!(method)), "{request}");
@@ -79,7 +79,7 @@ impl Peer {
         self.send(answer(&id.into(), payload)).await;
     }
 
-    /// Takes the run on, and answers with what was asked for.
+    /// Accepts the run, and returns the parameters of its request.
     pub async fn accept_run(&mut self) -> Value {
         let params = self.asked("agent").await;
         let [run, key] = ["idempotencyKey", "sessionKey"].map(|key| params[key].as_str().unwrap());
@@ -96,12 +96,12 @@ impl Peer {
         self.send(event).await;
     }
 
-    /// A piece of the agent's message, with the whole of it so far.
+    /// A piece of the agent's message, with the whole message so far.
     pub async fn says(&mut self, run: &Value, seq: u64, so_far: &str, delta: &str) {
         self.event(run, seq, "assistant", json!({"text": so_far, "delta": delta, "itemId": "i:1"})).await;
     }
 
-    /// That the connection is closed from the other side.
+    /// Waits until the relay closes the connection.
     pub async fn hears_the_end(mut self) {
         while let Some(Ok(_)) = within(self.connection.socket.next()).await {}
     }
@@ -141,7 +141,7 @@ pub fn backend(url: String, grace: Duration) -> Gateway {
     Gateway::new(&spec, grace, &shims())
 }
 
-/// Where the shims of this test program live.
+/// The directory of this test program's shims.
 fn shims() -> Shims {
     static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
     Shims::new(PathBuf::from(env!("CARGO_BIN_EXE_mainstay")), DIR.path().join("agents"))
@@ -164,7 +164,7 @@ impl Turn {
         Self { run, attempt, reply, events: Vec::new() }
     }
 
-    /// The same turn in the hands of another engine, from its beginning.
+    /// The same turn adopted by another engine, from its beginning.
     pub async fn goes_on(mut self, url: String) -> Self {
         self.reply.control.leave();
         while within(self.reply.records.recv()).await.is_some() {}
@@ -199,7 +199,7 @@ impl Turn {
         self.events.iter().filter_map(error).collect()
     }
 
-    /// The one error.
+    /// The only error.
     pub fn error(&self) -> AgentError {
         let [error] = &self.errors()[..] else { panic!("{:?}", self.events) };
         error.clone()

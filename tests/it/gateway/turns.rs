@@ -1,4 +1,4 @@
-//! What is asked of a gateway, and how a turn ends.
+//! The requests to a gateway, and how a turn ends.
 
 use mainstay::agent_event::{AgentEvent, SessionOrigin};
 use mainstay::message::Attachment;
@@ -31,7 +31,7 @@ async fn a_turn_is_one_run_of_the_slots_agent() {
     );
     peer.event(&turn.run, 1, "lifecycle", json!({"phase": "start"})).await;
     peer.says(&turn.run, 3, "Hel", "Hel").await;
-    // Of another run, in another session: nothing of ours.
+    // An event of another run, in another session: ignored.
     peer.event(&json!("other"), 4, "assistant", json!({"text": "no", "delta": "no", "itemId": "x"})).await;
     peer.says(&turn.run, 12, "Hello world", "lo world").await;
     peer.event(&turn.run, 13, "lifecycle", json!({"phase": "end", "executionSettled": true})).await;
@@ -118,13 +118,13 @@ async fn cancel_is_sent_to_the_gateway_and_both_ends_awaited() {
     assert_eq!(abort, json!({"sessionKey": "agent:a:web:s-1", "runId": turn.run}));
     peer.event(&turn.run, 2, "lifecycle", json!({"phase": "end", "status": "cancelled", "aborted": true})).await;
     peer.answer("abort", json!({"ok": true, "aborted": true, "runIds": [turn.run]})).await;
-    // The numbers begin anew.
+    // The sequence numbers start again.
     peer.event(&turn.run, 1, "lifecycle", json!({"phase": "error", "error": "This operation was aborted"})).await;
     let ended = json!({"runId": turn.run, "status": "timeout", "summary": "aborted", "stopReason": "rpc"});
     peer.answer("agent", ended).await;
     let report = turn.ends().await;
     assert_eq!(report, ExitReport { stopped: Some(Cause::Cancelled), ..done() });
-    // Both ends say one thing.
+    // Both ends are reported as one error.
     assert_eq!(turn.error().message, "This operation was aborted");
     assert_eq!(turn.text(), "w0");
 }

@@ -54,7 +54,7 @@ async fn turn_of_a_killed_relay_is_ended_on_request() {
             let (backend, known) = (backend.clone(), known.clone());
             async move { backend.end_turn(&known).await }
         });
-        // First in any case, then because it is busy.
+        // The first abort is always sent, the second because the session is still busy.
         fake.asked("POST /session/ses_new/abort").await.unwrap();
         fake.asked("POST /session/ses_new/abort").await.unwrap();
         assert!((&mut ended).now_or_never().is_none());
@@ -84,7 +84,7 @@ async fn a_cancelled_turn_is_aborted_and_heard_to_its_end() {
         let aborted = json!({"error": {"name": "MessageAbortedError", "data": {"message": "Aborted"}}});
         follower.of_session("session.error", aborted).await;
         follower.of_session("session.idle", json!({})).await;
-        // What the server still has to say of the message comes behind its first idle.
+        // The server reports the end of the message after its first idle.
         ends(&follower, "one two").await;
         let rejected = fake.asked("POST /permission/per_1/reply").await.unwrap();
         assert_eq!(rejected.body, json!({"reply": "reject"}));
@@ -128,7 +128,7 @@ async fn a_relay_whose_host_is_gone_aborts_the_turn() {
         begins(&follower).await;
         relay.says("one ").await;
         drop(relay.lines);
-        // Another process that is about to begin may hold the pipe open for a moment, so that the first word is taken.
+        // A process between fork and exec may hold the pipe open for a moment, so that the first word is accepted.
         let talk = tokio::spawn(async move {
             loop {
                 follower.of_session("message.part.delta", delta("two ")).await;
@@ -154,7 +154,7 @@ async fn a_turn_that_is_cancelled_while_it_is_prompted_is_aborted() {
         relay.terminate();
         go.send(()).unwrap();
         fake.asked("POST /session/ses_new/abort").await.unwrap();
-        // The server begins only now: the abort was for nothing.
+        // The server begins only now: the abort had no effect.
         begins(&follower).await;
         fake.asked("POST /session/ses_new/abort").await.unwrap();
         ends(&follower, "one").await;

@@ -42,7 +42,7 @@ async fn garbage_and_endless_events_are_passed_over_and_counted() {
         for _ in 0..20 {
             follower.raw(&piece).await;
         }
-        // One of another session is not ours to count.
+        // An event of another session does not count.
         follower.raw("\n\ndata: {\"sessionID\":\"ses_other\",\n\n").await;
         follower.of_session("message.part.delta", delta("two ")).await;
         ends(&follower, "one two three").await;

@@ -1,6 +1,6 @@
-//! The relay of a turn against a server that behaves as real ones do on bad days.
+//! The relay of a turn against a fake server that misbehaves as real ones do.
 //!
-//! Always: waiting is done on what the server was asked, on what the relay says, or on its end.
+//! Always: tests wait for requests to the server, for the relay's output, or for its end.
 
 mod cancelling;
 mod connection;
@@ -24,7 +24,7 @@ use testkit::fake::opencode::{Follower, SESSION};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// A relay that was told a turn.
+/// A relay that was given a turn.
 struct Relay {
     child: Child,
     stdin: ChildStdin,
@@ -75,7 +75,7 @@ impl Relay {
         Self { child, stdin, lines, said: Vec::new() }
     }
 
-    /// Waits until it says a line with these words.
+    /// Waits for a line that contains these words.
     async fn says(&mut self, words: &str) {
         loop {
             let line = self.lines.next_line().await.unwrap().unwrap_or_else(|| panic!("it ended without {words}"));
@@ -86,7 +86,7 @@ impl Relay {
         }
     }
 
-    /// Waits until it says more, which nobody reads.
+    /// Waits until more output is there, without reading it.
     async fn says_more(&mut self) {
         assert!(!self.lines.get_mut().fill_buf().await.unwrap().is_empty());
     }
@@ -96,12 +96,12 @@ impl Relay {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
 
-    /// What it said, to its end, which is a good one.
+    /// Its output up to its end, which must be a success.
     async fn end(self) -> Vec<AgentEvent> {
         self.ends().await.0
     }
 
-    /// The same, and the lines that its parser makes nothing of.
+    /// The same, and the lines that the parser ignores.
     async fn ends(mut self) -> (Vec<AgentEvent>, Vec<String>) {
         let mut rest = Vec::new();
         let mut reader = self.lines.into_inner();
@@ -129,7 +129,7 @@ fn delta(text: &str) -> Value {
     json!({"messageID": "msg_2", "partID": "prt_1", "field": "text", "delta": text})
 }
 
-/// The prompt is taken, and the agent begins to write.
+/// The server accepts the prompt, and the agent begins to write.
 async fn begins(follower: &Follower) {
     follower.of_session("message.updated", json!({"info": message("msg_1", "user", false)})).await;
     follower.of_session("session.status", json!({"status": {"type": "busy"}})).await;

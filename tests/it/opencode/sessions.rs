@@ -1,4 +1,4 @@
-//! Which session of the server a turn goes to, and with what options.
+//! Which session of the server a turn uses, and with what options.
 
 use mainstay::agent_event::AgentEvent;
 use mainstay::driver::relay::RelayedTurn;
@@ -35,7 +35,7 @@ async fn a_turn_is_told_from_its_prompt_until_the_server_is_idle() {
         let prompt = json!({"parts": parts, "agent": "build", "model": {"providerID": "p", "modelID": "a/b"},
             "variant": "high"});
         assert_eq!(asked.body, prompt);
-        // An idle that belongs to what was before, and the text of somebody else's session.
+        // An idle event that belongs to what was before, and the text of another session.
         follower.of_session("session.idle", json!({})).await;
         follower.tell("message.part.delta", json!({"sessionID": "ses_other", "delta": "not ours"})).await;
         begins(&follower).await;

@@ -1,4 +1,4 @@
-//! How a process is ended, with all that it started.
+//! How a process is ended, with everything that it started.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ async fn leftovers_of_a_finished_agent_get_sigterm_before_sigkill() {
     assert_eq!(std::fs::read_to_string(dir.path().join("result")).unwrap(), "cleaned up\n");
 }
 
-/// A script that does not go on before the file `go` is there, so that its tool can be looked at.
+/// A script that waits for the file `go`, so that its tool can be inspected.
 async fn leaves_a_tool(script: &str) -> ProcessIdentity {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("{script}; until [ -e go ]; do sleep 0.01; done; echo last");
@@ -94,7 +94,7 @@ async fn a_grandchild_that_holds_stdout_does_not_hold_the_end() {
 async fn a_tool_that_starts_in_the_last_moment_is_found() {
     let mut runs = Vec::new();
     for _ in 0..20 {
-        // It may be on its way to another program, with no environment at all, while its parent is already gone.
+        // It may be in the middle of an exec, without an environment, when its parent has already exited.
         let mut turn = Turn::script("setsid sleep 1000 & exit 0").await;
         assert_eq!(turn.end().await.code, Some(0));
         runs.push(turn.attempt);
@@ -109,7 +109,7 @@ async fn a_process_that_hides_in_every_way_is_ended_too() {
     let script = "setsid env -i sleep 1000 & echo $!
         until [ \"$(tr '\\0' ' ' </proc/$!/cmdline)\" = 'sleep 1000 ' ]; do :; done";
     let hidden = leaves_a_tool(script).await;
-    // No group, no marker and no parent led to it: it fell to the host when its parent ended.
+    // No group, marker or parent led to it: the shim became its parent when its own ended.
     assert_eq!(reap::is_alive(&hidden), Liveness::Dead);
 }
 
@@ -120,7 +120,7 @@ async fn cancelled_agent_ends_while_its_output_is_unread() {
     turn.reply.control.stop(Cause::Cancelled);
     let host = turn.reply.host.clone().unwrap().process;
     until(|| reap::is_alive(&host) == Liveness::Dead).await;
-    // What it said before is there for whoever reads on.
+    // Its earlier output can still be read.
     assert_eq!(turn.end().await.signal, Some(15));
 }
 

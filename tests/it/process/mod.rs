@@ -1,7 +1,7 @@
-//! Agent processes with real children: what a process is given, what is read of it, and that nothing of it is left.
+//! Agent processes with real children: what a process gets, what is read from it, and that nothing of it is left.
 //!
-//! Always: waiting is done on what the agent says or on its end. Where `/proc` is the only witness, it is polled until the
-//! condition holds or a generous deadline has passed.
+//! Always: tests wait for the agent's output or its end. If only `/proc` shows a condition, it is polled until it holds or a
+//! generous deadline has passed.
 
 mod demo;
 mod ending;
@@ -25,12 +25,12 @@ use mainstay::run::{Attempt, ExitReport};
 use mainstay::worker::ProcessIdentity;
 use testkit::{until, within};
 
-/// Longer than any test may take: nothing waits for it to pass.
+/// Longer than any test may take: no test waits for it to pass.
 const NEVER: Duration = Duration::from_secs(3600);
 
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-/// A line is a text, one that begins with `?` means nothing.
+/// A line is a text; one that begins with `?` is ignored.
 fn lines() -> LineParser {
     Box::new(|line| (!line.starts_with('?')).then(|| vec![AgentEvent::Text(line.to_owned())]))
 }
@@ -70,7 +70,7 @@ fn at(dir: PathBuf, prompt: Prompt) -> Prompt {
     Prompt { place, ..prompt }
 }
 
-/// Where the shims of this test program live.
+/// The directory of this test program's shims.
 fn shims() -> Shims {
     static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
     Shims::new(env!("CARGO_BIN_EXE_mainstay").into(), DIR.path().join("agents"))
@@ -88,12 +88,12 @@ fn temp_dir(attempt: Attempt) -> PathBuf {
     std::env::temp_dir().join(format!("mainstay-{}-{}", attempt.run, attempt.number))
 }
 
-/// A turn of an agent, and what it said so far.
+/// A turn of an agent, and its output so far.
 struct Turn {
     attempt: Attempt,
     reply: Reply,
     records: Vec<Record>,
-    /// Up to here it was heard before.
+    /// Output up to this offset was read before.
     known: u64,
 }
 
@@ -105,7 +105,7 @@ impl Turn {
         Self { attempt, reply, records: Vec::new(), known: 0 }
     }
 
-    /// A shell script that is not patient when it is cancelled.
+    /// A shell script with a short grace when it is cancelled.
     async fn script(script: &str) -> Self {
         Self::script_with_grace(script, Duration::from_millis(200)).await
     }
@@ -162,7 +162,7 @@ impl Turn {
         assert!(self.records.is_sorted_by(|a, b| a.offset < b.offset), "offsets grow");
         assert!(!temp_dir(self.attempt).exists());
         if let Some(host) = &self.reply.host {
-            // It has said all, and goes.
+            // The shim has sent everything, and exits.
             until(|| reap::is_alive(&host.process) == Liveness::Dead).await;
         }
         assert_eq!(reap::survivors(self.attempt.into(), None), []);
@@ -170,7 +170,7 @@ impl Turn {
     }
 }
 
-/// Goes on with a turn that was left, under the next lease.
+/// Adopts a turn that was left, under the next lease.
 async fn adopt(backend: &PerTurn, left: &Turn, offset: u64) -> Turn {
     let attempt = Attempt { number: left.attempt.number + 1, ..left.attempt };
     let host = left.reply.host.clone().unwrap();

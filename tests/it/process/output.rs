@@ -1,4 +1,4 @@
-//! What is read of a process.
+//! What is read from a process.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{Turn, shims};
 async fn a_huge_line_is_counted_and_skipped_in_little_memory() {
     let most = || procfs::process::Process::myself().unwrap().status().unwrap().vmhwm.unwrap();
     let before = most();
-    // Other tests allocate in the same process meanwhile, but nothing like this line.
+    // Other tests allocate in the same process meanwhile, but nothing as long as this line.
     let mut turn = Turn::script("head -c 400000000 /dev/zero | tr '\\0' x; echo; echo after").await;
     let report = turn.end().await;
     assert_eq!((report.code, report.malformed_lines), (Some(0), 1));
@@ -30,7 +30,7 @@ async fn lines_that_mean_nothing_never_end_anything() {
     let report = turn.end().await;
     assert_eq!((report.malformed_lines, report.malformed_sample.as_deref()), (2, Some("?bad")));
     assert_eq!(turn.texts(), ["first", "in\u{fffd}valid"]);
-    // The last line meant nothing; that it was read is told all the same.
+    // The last line was ignored; its offset is reported nevertheless.
     assert_eq!(turn.records.last().unwrap().offset, 40);
 }
 
@@ -71,7 +71,7 @@ async fn unread_output_of_an_ended_agent_is_there_to_the_last_line() {
     let spool = shims().dir_of(turn.attempt).join("spool");
     until(|| std::fs::read(&spool).is_ok_and(|spool| spool.ends_with(b"\n50000\n"))).await;
     turn.reply.control.kill(Cause::IdleTimeout);
-    // Longer than a host may take to obey. This one does at once; it is us who do not listen.
+    // Longer than a shim may take to stop. This one stops at once; only its client does not read.
     tokio::time::sleep(Duration::from_secs(11)).await;
     let report = turn.end().await;
     assert_eq!((report.signal, report.stopped), (Some(9), Some(Cause::IdleTimeout)));

@@ -28,7 +28,7 @@ async fn adopted_agent_is_read_on_where_it_was_left() {
     assert_eq!(next.end().await.code, Some(4));
     assert_eq!(next.texts(), ["three"]);
 
-    // Its host has gone; what it said is still there, from any position on.
+    // Its shim has exited; its output is still there, from any offset on.
     for (offset, texts) in [(0, vec!["one", "two", "three"]), (4, vec!["two", "three"]), (14, vec![])] {
         let mut late = adopt(&backend, &left, offset).await;
         assert_eq!(late.end().await.code, Some(4));
@@ -131,7 +131,7 @@ async fn shim_that_reads_no_commands_is_ended_too() {
     rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid).unwrap(), rustix::process::Signal::STOP)
         .unwrap();
     turn.reply.control.begin();
-    // The launch is on its way, and does not get through.
+    // The launch was sent, and does not arrive.
     let _ = tokio::time::timeout(Duration::from_millis(100), turn.reply.records.recv()).await;
     turn.reply.control.kill(Cause::Cancelled);
     let end = turn.how_it_ended().await;

@@ -1,4 +1,4 @@
-//! What a process is given before it runs: stdin, arguments, environment, a directory.
+//! What a process gets before it runs: stdin, arguments, environment, a directory.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -83,7 +83,7 @@ async fn what_cannot_be_started_says_what_to_do_and_leaves_nothing() {
 
 #[tokio::test]
 async fn message_without_placeholder_goes_to_stdin_at_any_size() {
-    // More than two pipes hold: writing and reading have to go on side by side.
+    // More than two pipes hold: writing and reading have to overlap.
     let message = "a line of some length, with a nul \0 in it\n".repeat(100_000);
     let mut turn = Turn::start(&per_turn(spec(&["cat"]), NEVER), prompt(&message)).await;
     assert_eq!(turn.end().await.code, Some(0));
@@ -91,7 +91,7 @@ async fn message_without_placeholder_goes_to_stdin_at_any_size() {
     assert_eq!(turn.records.last().unwrap().offset, message.len() as u64);
 }
 
-/// Reads its stdin line by line and says each, until that is closed.
+/// Repeats each line of its stdin, until that is closed.
 fn echo(interrupt: Option<fn() -> String>) -> PerTurn {
     let stdin = |_: &Prompt| Stdin::Open("first\n".to_owned());
     let dialect = Dialect { stdin, interrupt, ..Dialect::of_lines(lines) };

@@ -113,7 +113,7 @@ async fn a_database_that_is_moved_away_takes_no_write() {
     }
     let error = opening(&scene.path).await;
     assert!(matches!(&error, StoreError::Damaged { .. }), "its WAL is still needed: {error:?}");
-    // Another file in its place, be it a copy, is not the same.
+    // Another file at its path, even a copy, is not the same.
     std::fs::copy(&away, &scene.path).unwrap();
     assert!(matches!(scene.store.check_writable().await.unwrap_err(), StoreError::Gone(_)));
     assert_eq!(scene.shown("s").await, ["m1"], "readers go on");

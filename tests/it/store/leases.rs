@@ -22,7 +22,7 @@ async fn an_old_lease_changes_nothing() {
     assert_eq!(scene.store.append(scene.text(&old, "late")).await.unwrap(), Err(LeaseLost));
     assert_eq!(scene.settle(&old, Outcome::completed()).await, Err(LeaseLost));
     assert!(!scene.store.put_back(old.lease).await.unwrap());
-    // Nor does it let anybody end what is in the place by now.
+    // Nor does the old lease locate a turn: its holder could otherwise end the one that runs by now.
     assert!(scene.store.turn_location(old.lease).await.unwrap().is_none());
     assert!(scene.store.turn_location(orphans[0].lease).await.unwrap().is_some());
     assert!(scene.store.put_back(orphans[0].lease).await.unwrap());
@@ -42,7 +42,7 @@ async fn lease_is_taken_over_as_seen_whatever_the_clock_says() {
     let take_over = |lost: Lost| scene.store.take_over(scene.worker, lost, vec![], LEASE, 10);
     scene.clock.advance(Duration::from_secs(1_000_000));
     assert!(take_over(Lost::default()).await.unwrap().is_empty(), "taken over by the wall clock");
-    // A renewal in between wins: also by a clock that stands, and by one that went back.
+    // A renewal in between wins: also by a clock that stands still, and by one that went back.
     for back in [0, 0, 2_000_000] {
         let seen = scene.store.held_leases().await.unwrap();
         scene.clock.set(scene.clock.now() - Duration::from_secs(back));

@@ -1,4 +1,4 @@
-//! Messages that are edited, replaced and answered again.
+//! Messages that are edited, replaced and regenerated.
 
 use std::time::Duration;
 

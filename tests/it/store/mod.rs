@@ -1,5 +1,5 @@
-//! The store by itself: what was acknowledged is there, what is illegal is refused, and each kind of unusable file is a
-//! clear error that leaves the file as it was.
+//! The store by itself: what was acknowledged is there, what is illegal is refused, and each kind of unusable file gives a
+//! clear error and stays as it was.
 
 mod file;
 mod leases;
@@ -110,7 +110,7 @@ impl Scene {
         self.store.claim(request).await.unwrap()
     }
 
-    /// Takes over whatever is under a lease, as if nobody had renewed it for too long.
+    /// Takes over all leases, as if they had not been renewed for too long.
     async fn take_over(&self) -> Vec<Orphan> {
         let lost = Lost { leases: self.store.held_leases().await.unwrap(), ..Lost::default() };
         self.store.take_over(self.worker, lost, vec![], LEASE, 10).await.unwrap()

@@ -31,14 +31,14 @@ async fn pages_of_large_events_end_by_their_bytes() {
     assert_eq!(page(6, 2).await, (vec![], false));
     assert_eq!(seqs(&scene.store.events(range(0, 500)).await.unwrap()), [1, 2, 3, 4, 5, 6]);
     assert_eq!(seqs(&scene.store.events(range(0, 3)).await.unwrap()), [1, 2, 3]);
-    // A stream gives a large event out in pieces.
+    // A stream returns a large event in pieces.
     let frames = async |after| scene.store.frames(range(after, 1000), 1_000_000).await.unwrap();
     assert!(matches!(frames(0).await, Some(Frames::Events { last_seq: 1, .. })));
     let Some(Frames::Large { seq: 2, text }) = frames(1).await else { panic!("it is large") };
     let event = scene.store.events(range(1, 1)).await.unwrap().remove(0);
     assert!(read_in_pieces(&text, 1_500_000).await == event.event.get().as_bytes());
     assert!(frames(6).await.is_none());
-    // So does a page, whose events are as they are but for that text; other pages have theirs whole.
+    // So does a page, whose event then lacks only that text; other pages have their events complete.
     let page = scene.store.event_page_without_large(range(1, 500)).await.unwrap();
     assert_eq!((seqs(&page.events), page.more, page.events[0].event.get()), (vec![2], true, "null"));
     assert!(read_in_pieces(&page.large.unwrap(), 70_000).await == event.event.get().as_bytes());

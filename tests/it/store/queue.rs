@@ -14,7 +14,7 @@ use mainstay::waiting::WaitsFor;
 
 use super::{Scene, open};
 
-/// So many queued runs of a session, as its messages would have made them.
+/// Inserts this many queued runs of a session, as its messages would have made them.
 fn fill_queue(path: &Path, session: &str, runs: i64) {
     let db = rusqlite::Connection::open(path).unwrap();
     db.execute_batch(&format!(
@@ -53,7 +53,7 @@ async fn a_long_queue_is_cancelled_in_short_transactions() {
     assert!(scene.claim(8).await.is_empty(), "what is to be cancelled is not claimed");
     let later = Enqueue { max_queued: 1, ..scene.enqueue_request("s", "later") };
     let later = scene.store.enqueue(later).await.unwrap().expect("what is to be cancelled takes no place in the queue");
-    // As another process, after this one has crashed.
+    // As another process does after this one has crashed.
     let other = open(&scene.path, scene.clock.clone(), Arc::default()).await.unwrap();
     assert!(other.go_on_closing().await.unwrap());
     assert_eq!((count(queued), count(unwritten)), (50 + 1, 0));

@@ -184,7 +184,7 @@ async fn what_a_turn_used_and_why_it_failed_is_kept_and_summed() {
     let crashed = Outcome::because(Cause::ExitCode, "code 3").with_class(ErrorClass::Crashed);
     let turns = [
         (vec![Fact::Usage(usage(10, 0.5)), limited.clone(), later], agent_error, Some(ErrorClass::RateLimit), Some(7)),
-        // What the agent got over, or what did not end the turn, is no class of its failure.
+        // An error that the agent recovered from, or that did not end the turn, is no class of its failure.
         (vec![Fact::Usage(usage(5, 0.25)), limited.clone()], Outcome::completed(), None, None),
         (vec![limited.clone()], limit, None, None),
         (vec![limited], crashed, Some(ErrorClass::Crashed), None),

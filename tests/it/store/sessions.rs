@@ -70,7 +70,7 @@ async fn run_gives_up_one_agent_session_that_was_there_before() {
     let session = scene.store.find_session(&"s".parse().unwrap()).await.unwrap().unwrap();
     assert_eq!(session.agent_session.unwrap().id, "second");
 
-    // A turn that has spoken is never run again, and one that is to stop neither.
+    // A turn that has spoken is never retried, and neither is one that is being cancelled.
     scene.send("s", "m3").await;
     let claimed = scene.claim(1).await.remove(0);
     scene.store.append(scene.text(&claimed, "a")).await.unwrap().unwrap();

@@ -146,7 +146,7 @@ async fn session_used_once_gives_slot_back() {
     once.close_when_idle = true;
     scene.store.enqueue(once).await.unwrap().unwrap();
     let claimed = scene.claim(1).await.remove(0);
-    // Its worker is lost, and so is the client: nothing but the row remembers.
+    // Its worker is lost, and so is the client: only the row is left.
     let orphan = scene.take_over().await.remove(0);
     assert_eq!(orphan.lease.run, claimed.lease.run);
     let interrupted = Outcome::because(Cause::WorkerLost, "lost");

@@ -1,4 +1,4 @@
-//! Turns that say what no recorded agent said: each part that a message can have, and what becomes of it.
+//! Turns with output that no recorded agent produced: each part that a message can have, and how it ends.
 
 use mainstay::agent_event::{Again, AgentEvent};
 use mainstay::chunk::{Chunk, Notice};
@@ -53,7 +53,7 @@ fn asks(tool_call: &str) -> AgentEvent {
     })
 }
 
-/// What is said of an event by an engine that asks whenever the agent does, and allows all but `denied`.
+/// The chunks for an event in an engine that passes each question on, and allows all but `denied`.
 pub fn hear(turn: &mut Turn, event: AgentEvent) -> Vec<Chunk> {
     let AgentEvent::Permission(request) = event else { return turn.hear(event) };
     let id = format!("approval of {}", request.tool_call);
@@ -62,7 +62,7 @@ pub fn hear(turn: &mut Turn, event: AgentEvent) -> Vec<Chunk> {
     said
 }
 
-/// Each with its name.
+/// The turns, each with its name.
 pub fn turns() -> Vec<(&'static str, Vec<AgentEvent>)> {
     let began = AgentEvent::MessageBegan;
     let file = || AgentEvent::File { media_type: "image/png".to_owned(), url: "data:image/png;base64,AA==".to_owned() };

@@ -1,4 +1,4 @@
-//! Live agents between engines, beyond the cap, and after a reboot.
+//! Backends across engines, beyond the limit, and after a reboot.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ async fn backend_that_died_unwatched_is_not_restarted() {
         turn(&engine, "live", workspace, "x").await;
         let backend = engine.list_backends().await.unwrap().remove(0);
         close(engine).await;
-        // As if the workspace was called otherwise in an older config.
+        // As if an older config had another name for the workspace.
         let db = rusqlite::Connection::open(dir.path().join("m.db")).unwrap();
         db.execute("UPDATE backends SET workspace = ?1", [workspace]).unwrap();
         drop(db);
@@ -73,7 +73,7 @@ async fn backend_that_died_unwatched_is_not_restarted() {
         let host = i32::try_from(backend.pid.unwrap()).unwrap();
         for pid in [vec![host], marked(RunId::from(backend.id))].concat() {
             let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            // Gone with its host, perhaps.
+            // It may have ended with its shim.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         until(|| left_of(&[backend.id]).is_empty()).await;
@@ -99,11 +99,11 @@ async fn turn_in_a_backend_of_another_boot_is_not_waited_for() {
     let marked = || [run, RunId::from(backend.id)].map(marked).concat();
     for pid in [shims, marked()].concat() {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        // Gone with its host, perhaps.
+        // It may have ended with its shim.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     until(|| marked().is_empty()).await;
-    // It comes up as another one.
+    // It boots with another boot id.
     for table in ["runs", "backends"] {
         db.execute(&format!("UPDATE {table} SET pid_scope = 'former'"), []).unwrap();
     }
@@ -145,7 +145,7 @@ async fn sessions_beyond_the_cap_replace_idle_ones() {
     };
     for (what, id) in &runs {
         let run = settled(&engine, *id).await;
-        // One that hung when the next turn came to it, or died with the turn before, is not this turn's doing.
+        // A backend that hung when the turn came, or died with the previous turn, is not this turn's fault.
         let expected: &[Status] = match *what {
             "crash-later" => &[Status::Failed],
             _ => &[Status::Completed, Status::Failed],
@@ -164,7 +164,7 @@ async fn sessions_beyond_the_cap_replace_idle_ones() {
     }
     assert!(!dir.path().join("doubled").exists(), "two turns at once in one session of an agent");
 
-    // Nobody uses them any more.
+    // No agent of the config uses them any more.
     within(async {
         while engine.list_backends().await.unwrap().iter().any(|backend| backend.state != BackendState::Stopped) {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,4 @@
-//! Warm backends: real live agents (small scripts) that crash, hang and idle, under the supervisor of a real engine.
+//! Backends: small scripts that crash, hang and idle, under the supervisor of a real engine.
 
 mod engines;
 mod turns;
@@ -26,12 +26,12 @@ use mainstay::run::Run;
 
 use crate::scene::{marked, settled, within};
 
-/// Answers each line on a pipe with a file, as long as it is well. Its endpoint is its directory.
+/// Answers each line on a pipe with a file, as long as it is healthy. Its endpoint is its directory.
 const LIVE: &str = r#"echo "$1" >> started; if [ -e broken ]; then echo 'Error: it is broken' >&2; exit 3; fi
 mkdir -p "$1" && mkfifo "$1/ping" && exec 3<>"$1/ping" && echo $$ > "$1/pid" || exit 4
 while read -r n <&3; do : > "$1/pong-$n"; done"#;
 
-/// One turn on it: what it is told to do, then a word. It notices a second one in the same session.
+/// One turn on the backend: what the message says, then a word. It detects a second turn in the same session.
 const TURN: &str = r#"live=$(cat "$2/pid") || exit 7
 mkdir "$2/busy-$MAINSTAY_SESSION" || { echo "$MAINSTAY_SESSION" >> doubled; exit 9; }
 trap 'rmdir "$2/busy-$MAINSTAY_SESSION"' EXIT
@@ -44,7 +44,7 @@ hold) echo $$ > turn-pid; say "held"; while [ ! -e release ]; do sleep 0.02; don
 esac
 say "on $live"; echo "$MAINSTAY_RUN" >> said"#;
 
-/// The backend of an agent whose live agents are scripts.
+/// The driver of an agent whose backends are scripts.
 struct Scripted {
     turns: PerTurn,
     live: BackendProcess,
@@ -87,7 +87,7 @@ impl Driver for Scripted {
         self.turns.adopt(adoption)
     }
 
-    /// A turn goes on as long as somebody wants that.
+    /// Fails while the file `goes-on` exists: the turn cannot be ended.
     fn end_turn<'a>(&'a self, place: &'a TurnPlace) -> BoxFuture<'a, Result<(), String>> {
         async move {
             let place = format!("{} {} {}", place.attempt.number, place.session, place.endpoint.is_some());
@@ -131,7 +131,7 @@ impl Warm for Scripted {
         async move {
             let ping = format!("{}-{}", std::process::id(), self.pings.fetch_add(1, Ordering::Relaxed));
             let failed = |error: std::io::Error| ProbeError::from(error.to_string());
-            // Both ways, so that it opens whether anybody listens or not.
+            // For reading and writing, so that the open does not wait for a reader.
             let mut pipe =
                 std::fs::File::options().read(true).write(true).open(format!("{endpoint}/ping")).map_err(failed)?;
             writeln!(pipe, "{ping}").map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Turns on a live agent, and what a crash of it does to them.
+//! Turns on a backend, and the effect of its crash on them.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn turn_whose_backend_dies_before_a_word_is_retried_once() {
     assert_eq!((run.status, run.attempts), (Status::Completed, 2), "{run:?}");
     let backends = engine.list_backends().await.unwrap();
     assert_eq!((backends.len(), backends[0].generation), (1, 2), "{backends:#?}");
-    // What it has said is not said again.
+    // A turn that has said something is not retried.
     let run = turn(&engine, "live", "a", "crash-later").await;
     assert_eq!((run.status, run.attempts), (Status::Failed, 1), "{run:?}");
     close(engine).await;
@@ -82,7 +82,7 @@ async fn backend_that_keeps_crashing_is_given_up_and_says_why() {
     assert_eq!(run.status, Status::Failed);
     assert_eq!(run.error.as_deref(), Some("Failed to start agent: it ended with code 3: it is broken"));
     assert_eq!(lines(&dir.path().join("started")).len(), 3, "once, and two restarts");
-    // It is told at once, and nothing is started.
+    // The failure is reported at once, and nothing is started.
     assert_eq!(turn(&engine, "live", "a", "x").await.status, Status::Failed);
     assert_eq!(lines(&dir.path().join("started")).len(), 3);
     let backends = engine.list_backends().await.unwrap();

@@ -1,5 +1,5 @@
-//! The reference: what the store must answer and hold, in plain Rust. It keeps what happened and derives the rest (which
-//! run is ready, who is busy, which place is idle), so that it says once and plainly what the schema says in triggers.
+//! The reference: what the store must answer and contain, in plain Rust. It keeps what happened and derives the rest (which
+//! run is ready, which session is busy, which place is idle), so that it states once and plainly what the triggers do.
 
 mod permissions;
 mod places;
@@ -26,7 +26,7 @@ pub struct Session {
     pub ttl: i64,
     pub log: Vec<(RunKey, &'static str)>,
     pub waiting_since: Option<i64>,
-    /// While it waits: the slot of an idle session will do.
+    /// While it waits: it may take the slot of an idle session.
     pub reclaims: bool,
     pub closing: bool,
 }
@@ -48,7 +48,7 @@ pub struct Run {
     /// The claim that started the agent, and how many of its lines are stored.
     pub agent: i64,
     pub source_offset: i64,
-    /// All lines that are stored, also those of agents that were given up.
+    /// All stored lines, also those of agents that were given up.
     pub lines: Vec<String>,
     pub cancel_requested_at: Option<i64>,
     pub settled_at: Option<i64>,
@@ -85,7 +85,7 @@ pub struct Slot {
     pub enabled: bool,
 }
 
-/// Rows are found by their keys: the place in its list, from 1. Places have no key here, as their rows may be purged.
+/// Rows are found by key, which is the position in the list, from 1. Places have no key here, as their rows may be purged.
 #[derive(Debug, Clone)]
 pub struct Model {
     pub now: i64,
@@ -97,11 +97,11 @@ pub struct Model {
     pub slots: Vec<Slot>,
     pub workers: BTreeSet<WorkerKey>,
     pub registered: WorkerKey,
-    /// How far the holder of each lease, good or lost, has got in the agent's script.
+    /// The position in the agent's script of each lease's holder, whether the lease is valid or lost.
     pub cursors: HashMap<Lease, i64>,
-    /// The rows that the two workers believe to be theirs; they may be gone.
+    /// The keys that the two workers take for their own; the rows may be gone.
     pub own_keys: [WorkerKey; 2],
-    /// What the newest operation must be answered with.
+    /// The answer that the newest operation must get.
     pub answer: Answer,
 }
 
@@ -150,7 +150,7 @@ impl Model {
         self.places.iter().position(|place| place.session == session && place.ended.is_none())
     }
 
-    /// The head of a session's queue: a run that has begun first, then what goes next, then by priority, then as they came.
+    /// The head of a session's queue: a run that has begun first, then what goes next, then by priority, then by arrival.
     fn head(&self, session: usize) -> Option<RunKey> {
         let queued = self.runs_of(session).filter(|(_, run)| run.status == Status::Queued);
         queued
@@ -208,7 +208,7 @@ impl Model {
         }
     }
 
-    /// What waits at the same time is committed together: appends first, then settles, then the rest. Two writes to the
+    /// Writes that wait at the same time are committed together: appends first, then settles, then the rest. Two writes to the
     /// same run are not, so that they keep their order.
     fn together(&mut self, ops: &[Op]) -> Answer {
         let (known, known_questions) = (key(self.runs.len()), key(self.permissions.len()));
@@ -226,7 +226,7 @@ impl Model {
             });
             for (i, op) in batch {
                 answers[i] = match op {
-                    // Its id was not known yet when the operation was handed in.
+                    // Its id did not exist yet when the operation was handed in.
                     Op::Cancel { run } if *run >= known => Answer::Unknown,
                     Op::Answer { permission, .. } if *permission >= known_questions => Answer::Unknown,
                     op => self.apply(op),

@@ -1,4 +1,4 @@
-//! What agents ask, and every way in which that is decided.
+//! Questions of agents, and every way in which they are decided.
 
 use mainstay::lease::RunKey;
 use mainstay::run::Status;
@@ -6,7 +6,7 @@ use mainstay::run::Status;
 use super::{Model, index, key};
 use crate::ops::{Answer, Ask};
 
-/// A question may be open for so long.
+/// How long a question may be open.
 pub const OPEN_MS: i64 = 20_000;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Permission {
 }
 
 impl Model {
-    /// A question that was asked before is the same one.
+    /// A repeated question is the same one.
     pub(super) fn ask(&mut self, run: RunKey, ask: Ask) {
         let Ask { request, by_policy } = ask;
         if self.permissions.iter().any(|asked| asked.run == run && asked.request == request) {

@@ -1,4 +1,4 @@
-//! Places: who gets which slot, who waits for one, and who has to go.
+//! Places: which session gets which slot, which ones wait for one, and which one has to leave.
 
 use std::cmp::Reverse;
 
@@ -50,7 +50,7 @@ impl Model {
         self.sessions[session].agent == SLOT_BOUND_AGENT
     }
 
-    /// Whether another session may have the slot of this place once its own is idle.
+    /// Whether another session may take the slot of this place once its own session is idle.
     fn is_reclaimable(&self, place: &Place) -> bool {
         place.ended.is_none()
             && place.slot.is_some_and(|slot| self.slots[index(slot)].enabled)
@@ -72,7 +72,7 @@ impl Model {
         true
     }
 
-    /// What a session that turned idle gives up when another one waits for it.
+    /// A session that becomes idle gives up its slot when another one waits for it.
     pub(super) fn give_up_if_wanted(&mut self, place: usize) {
         let workspace = self.sessions[self.places[place].session].workspace;
         if self.is_reclaimable(&self.places[place])
@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    /// The longest wait first.
+    /// The session that has waited longest comes first.
     pub fn waiting(&self, workspace: usize) -> Vec<usize> {
         let mut waiting: Vec<_> = (0..self.sessions.len())
             .filter(|s| self.sessions[*s].workspace == workspace && self.sessions[*s].waiting_since.is_some())

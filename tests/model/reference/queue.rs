@@ -126,8 +126,8 @@ impl Model {
         self.messages.iter().position(|message| message.session == session && message.name == name)
     }
 
-    /// What came behind a message is hidden: by its place in the log, or by its age while it waits. Behind a message that
-    /// is hidden itself there is nothing, and behind one that waits itself all goes on to wait.
+    /// What came after a message is hidden: by its place in the log, or by its age while it waits. After a message that is itself
+    /// hidden there is nothing, and after one that itself waits everything keeps waiting.
     pub(super) fn supersede(&mut self, session: usize, new: &Enqueue, purpose: Purpose) -> usize {
         let replaced = self.find_sent(session, new.message).unwrap();
         let Message { position, hidden, .. } = self.messages[replaced];
@@ -169,7 +169,7 @@ impl Model {
             .collect();
         candidates.sort_by_key(|(key, run, _)| (Reverse(run.priority), *key));
         candidates.truncate(usize::try_from(claim.limit).unwrap());
-        // The best of each place, and of each agent as many as it has room for.
+        // The best run of each place, and of each agent as many as it has room for.
         let (mut places, mut agents) = (BTreeSet::new(), BTreeMap::<usize, usize>::new());
         let mut claimed = Vec::new();
         for (run, row, slot) in candidates {
@@ -192,7 +192,7 @@ impl Model {
             let row = &mut self.runs[index(run)];
             row.status = Status::Running;
             row.token += 1;
-            // Its agent is a new one, that begins at the beginning.
+            // Its agent is a new one, which starts at the beginning of its script.
             (row.agent, row.source_offset) = (row.token, 0);
             self.cursors.insert(Lease { run, token: row.token }, 0);
             row.lease = Some((worker, self.now + LEASE_MS));

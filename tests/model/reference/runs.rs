@@ -1,4 +1,4 @@
-//! A run that is under a lease, what it says, and every way to its end.
+//! A run under a lease, its output, and every way to its end.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -65,7 +65,7 @@ impl Model {
             message.text = text;
             return;
         }
-        // The answer to what was replaced in the meantime is kept, not shown.
+        // The answer to a message that was replaced meanwhile is stored, not shown.
         let newer = self.runs_of(session).any(|(key, other)| key > run && other.message == answered);
         let hidden = newer || self.messages[answered].hidden;
         self.messages.push(Message { session, name, text, position: span.map(|(first, _)| first), hidden });
@@ -85,7 +85,7 @@ impl Model {
         Answer::LastSeq(last)
     }
 
-    /// What follows from the end of a run.
+    /// The consequences of a run's end.
     pub(super) fn end(&mut self, run: RunKey, status: Status) {
         let row = &mut self.runs[index(run)];
         (row.status, row.settled_at, row.lease) = (status, Some(self.now), None);
@@ -104,7 +104,7 @@ impl Model {
         }
     }
 
-    /// The spans of runs that were cancelled in the queue, in the order in which they were.
+    /// The spans of runs that were cancelled in the queue, in queue order.
     pub(super) fn write_spans(&mut self, session: usize) {
         let unwritten = self.runs_of(session).filter(|(_, run)| run.status.is_settled() && run.span.is_none());
         let mut unwritten: Vec<_> = unwritten.map(|(key, run)| (run.settled_at, key)).collect();
