@@ -188,7 +188,7 @@ pub struct TransitionContext<'a> {
     pub was_well: bool,
     /// Earliest time of the next start.
     pub not_before: Option<Timestamp>,
-    /// Whether a turn is on it: what the engine knows, not what the agent says.
+    /// Whether a turn is on it, according to the engine and not to the agent.
     pub is_busy: bool,
     /// For how long it has not answered.
     pub hung_for: Duration,

@@ -1,7 +1,7 @@
 //! Mainstay: a durable run engine for chat agents, on one SQLite file.
 //!
-//! A run is one turn of a session. Everything here exists to take it from queued to settled exactly once, to keep what it
-//! said, and to show it live.
+//! A run is one turn of a session. Everything here exists to take it from queued to settled exactly once, to keep its output,
+//! and to show it live.
 //!
 //! ```
 //! use mainstay::config::Config;
@@ -33,10 +33,10 @@
 //! # }
 //! ```
 //!
-//! Five sentences carry the design: the database is the truth; a session is a log and a run is a span of it; a write needs
-//! a lease; terminal is final and always written; invariants live in the schema. `docs/architecture.md` tells the story.
+//! Five sentences carry the design: the database is the truth; a session is a log and a run is a span of it; a write needs a
+//! lease; terminal is final and always written; invariants live in the schema. `docs/architecture.md` explains it.
 //!
-//! The modules below stand in reading order, floor by floor; imports go down only (`tests/tidy/`).
+//! The modules below are in reading order, layer by layer; imports go down only (`tests/tidy/`).
 
 // Nouns: values and pure functions.
 pub mod agent;
@@ -74,7 +74,7 @@ pub mod workspace;
 // Edges: each knows one outside thing, and not the other.
 pub mod process;
 pub mod store;
-// What each agent says.
+// Drivers: the protocol of each agent.
 pub mod driver;
 // Decisions.
 pub mod engine;

@@ -1,9 +1,9 @@
 //! The memory limit for data in flight in this process: `engine.memory_limit`, in three parts without circular waits between
 //! them.
 //!
-//! - messages: what a running turn keeps until its end, its message and the line that is being read. Three eighths.
-//! - output: what an agent said, from its line to its row. Three eighths.
-//! - readers: what waits for clients, and what they send. A quarter.
+//! - messages: what a running turn keeps until its end: its message, and the line that is being read. Three eighths.
+//! - output: the output of agents, from the line to the committed row. Three eighths.
+//! - readers: data that waits for clients, and what clients send. A quarter.
 //!
 //! Always: waiters are served in order, as memory is released. A request for more than a whole part is granted when nothing else
 //! is held, so that nothing is too large. Of the messages, enough stays free for the largest one to be completed, so two turns

@@ -1,4 +1,4 @@
-//! A message: what a person or an agent said, as an AI SDK `UIMessage` with ordered parts.
+//! A message of a person or an agent, as an AI SDK `UIMessage` with ordered parts.
 
 mod attachment;
 
@@ -11,7 +11,7 @@ use crate::text::heard_line;
 
 pub use attachment::Attachment;
 
-/// Who said it.
+/// Its author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the words say it")]
@@ -37,7 +37,7 @@ impl Role {
 pub struct Message {
     /// Unique in its session.
     pub id: MessageId,
-    /// Who said it.
+    /// Its author.
     pub role: Role,
     /// For an agent's message: the run and session that it comes from.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -152,7 +152,7 @@ impl SessionOptions {
         self.timeout_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
-    /// The effect of each option that is set, as far as it is known.
+    /// The effect of each option that is set, as far as known.
     pub fn effects(&self, takes: Takes, advertised: Option<&Value>) -> BTreeMap<String, Effect> {
         let mut effects = BTreeMap::new();
         let mut add = |key: String, effect| effects.insert(key, effect);

@@ -143,12 +143,12 @@ pub enum Answer {
     Approved(bool),
 }
 
-/// How a request was decided; what the agent is told.
+/// The decision on a request, which the agent is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// With one of its options.
     Selected(PermissionOption),
-    /// Denied although no option says so, or the turn is cancelled.
+    /// Denied without a rejecting option, or the turn was cancelled.
     Cancelled,
 }
 

@@ -1,4 +1,4 @@
-//! A run: queued ─claim→ running ─settle→ settled; a run that has said nothing may go back to queued.
+//! A run: queued ─claim→ running ─settle→ settled; a run without output may go back to queued.
 //!
 //! Always: a run is running exactly while one live lease names it, and settled is final. The schema says the same
 //! (`migrations/`: the CHECKs of `runs`, `settled_is_final`); `the_schema_knows_the_same_statuses` compares the lists.
@@ -245,7 +245,7 @@ pub struct Attempt {
     /// The run.
     pub run: RunId,
     /// The fencing token of the lease: a later attempt has a higher one. The lower half counts the leases; the upper half is the
-    /// generation: it tells the runs of a restored copy of the file from the very same runs of the original, so that neither
+    /// generation: it distinguishes the runs of a restored copy of the file from the same runs of the original, so that neither
     /// mistakes the other's processes for its own.
     pub number: i64,
 }
@@ -340,7 +340,7 @@ pub struct Run {
     pub retry_at: Option<Timestamp>,
     /// The tail of the agent's text, on one line.
     pub progress: Option<String>,
-    /// What it used, as far as its agent says so.
+    /// Its usage, as far as the agent reports it.
     pub usage: Usage,
     /// Higher goes first in the queue; −1000 to 1000.
     pub priority: i64,
@@ -376,7 +376,7 @@ pub struct Run {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenBusy {
-    /// Wait behind them.
+    /// Queue it behind them.
     #[default]
     Enqueue,
     /// Refuse the message.

@@ -72,7 +72,7 @@ pub struct AgentSession {
 /// The options of a session, and their effects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OptionsReport {
-    /// Those that are set.
+    /// The options that are set.
     pub options: SessionOptions,
     /// The effect of each: `applied`, `ignored`, or `unknown` until the agent has reported what it offers.
     pub effects: BTreeMap<String, Effect>,

@@ -1,4 +1,4 @@
-//! What a turn used, as far as its agent reports it.
+//! The usage of a turn, as far as its agent reports it.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The limits of configured values, each with its reason. `docs/config.md` tells them to users.
+//! The limits of configured values, each with its reason. `docs/config.md` lists them for users.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub const MAX_STORED_BYTES: usize = 1_000_000_000;
 /// A character of one byte takes at most this many bytes in JSON: `\u0001`.
 pub const JSON_GROWTH: usize = 6;
 
-/// Below a KiB not even a short message fits; a body is held in memory, and stored as JSON, which it is already.
+/// Below a KiB, not even a short message fits. A body is held in memory and stored as it is: it is JSON already.
 pub const MAX_BODY_BYTES: RangeInclusive<usize> = 1024..=256 * 1024 * 1024;
 const _: () = assert!(*MAX_BODY_BYTES.end() * 2 < MAX_STORED_BYTES);
 /// Common set-ups give a process no more file descriptors than this.
@@ -63,7 +63,7 @@ pub const KEEP_WARM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 pub const PERMISSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=YEAR;
 /// A message whose runs are interrupted more often needs an operator.
 pub const MAX_RESUMES: RangeInclusive<u32> = 1..=100;
-/// Below 4 KiB ordinary events are lost; a line is held in memory, and what it says must fit into a row.
+/// Below 4 KiB, ordinary events are lost; above, a line is held in memory, and its content must fit into a row.
 pub const MAX_LINE_BYTES: RangeInclusive<usize> = 4096..=64 * 1024 * 1024;
 const _: () = assert!(*MAX_LINE_BYTES.end() * JSON_GROWTH < MAX_STORED_BYTES);
 

@@ -1,8 +1,9 @@
 //! The configuration: the settings of `mainstay.toml` and the flags, as checked values.
 //!
 //! Always: a [`Config`] holds legal values only (`limits.rs`), its workspaces name agents that it has, and the agents that need
-//! no config and the workspace `default` are in it. Deliberately absent: the file system. The caller provides the text of the
-//! file, and whether a directory or a program exists is determined when it is needed.
+//! no config and the workspace `default` are in it.
+//! Deliberately absent: the file system. The caller provides the text of the file, and whether a directory or a program exists
+//! is determined when it is needed.
 
 mod access;
 mod allowed;

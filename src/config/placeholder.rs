@@ -11,7 +11,7 @@ pub(crate) const NAMES: [&str; 7] = ["message", "session", "run", "slot", "works
 /// Minimum length of a misspelt placeholder: a shorter word is close to too many others.
 const MIN_MISTYPED_CHARS: usize = 4;
 
-/// The text before the first `{name}`, the name, and the text behind it.
+/// The text before the first `{name}`, the name, and the text after it.
 pub(crate) fn next(text: &str) -> Option<(&str, &str, &str)> {
     text.match_indices('{').find_map(|(open, _)| {
         let inside = &text[open + 1..];

@@ -2,8 +2,8 @@
 //! damage, a write by another program, or a bug.
 //!
 //! Always: nothing is written; each check is one statement with its own snapshot, so that it can run while engines write; a
-//! check lists only the first few violations. It reads the whole file, so it may take a while. Deliberately absent: facts about
-//! the moment, such as whether the worker of a run is alive.
+//! check lists only the first few violations. It reads the whole file, so it may take a while.
+//! Deliberately absent: facts about the moment, such as whether the worker of a run is alive.
 //!
 //! Proof: `tests/it/audit.rs`, where each check finds a violation that was made for it.
 

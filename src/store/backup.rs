@@ -1,4 +1,4 @@
-//! Backup: a compact copy of the database, made while others write to it.
+//! Backup: a compact copy of the database, made while other processes write to it.
 //!
 //! Always: nothing is overwritten, and the target name holds either a complete, checked copy or nothing. A copy knows no
 //! processes: an engine that opens it, even on this machine and while the agents of the original are running, neither finds nor

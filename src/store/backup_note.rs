@@ -5,8 +5,9 @@
 //! under the name that its own note gives it, and only in the same directory (by device and inode) that was noted: a daemon may
 //! see another one at the same path (`PrivateTmp`), and leaves the note to a process that sees the right one. A note is not
 //! trusted, because other users may be able to write one: only a file that the note's owner made and that looks like a copy of a
-//! database is removed. Deliberately absent: notes of users who may not write beside the database. They have to remove what
-//! their killed backups leave.
+//! database is removed.
+//! Deliberately absent: notes of users who may not write beside the database. They have to remove what their killed backups
+//! leave.
 //!
 //! Proof: `tests/faults/backup.rs`.
 

@@ -18,13 +18,13 @@ pub enum StoreError {
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// What is there instead.
         kind: &'static str,
     },
     /// There is no database, or one in which nothing was stored yet.
     #[error("there is no database {0}: name one with --db")]
     Absent(PathBuf),
-    /// The directory of the database is not there.
+    /// The directory of the database does not exist.
     #[error("the directory {0} is not there: create it, or choose another path with --db")]
     NoDirectory(PathBuf),
     /// The file has several hard links. Each name has its own lock and WAL, so engines would overwrite each other's commits.
@@ -79,7 +79,7 @@ pub enum StoreError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error message.
         detail: String,
     },
     /// The schema does not fit this build.
@@ -110,7 +110,7 @@ pub enum StoreError {
     Hidden {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error message of the system.
         detail: String,
     },
     /// The file or its directory cannot be opened for writing.
@@ -118,7 +118,7 @@ pub enum StoreError {
     NotWritable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error message of the system.
         detail: String,
     },
     /// The file does not exist or cannot be opened.
@@ -126,7 +126,7 @@ pub enum StoreError {
     NotReadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error message of the system.
         detail: String,
     },
     /// The target of a copy exists; a copy never overwrites anything.

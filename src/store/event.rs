@@ -206,7 +206,7 @@ pub struct Range {
     pub session: SessionKey,
     /// Only events of this run.
     pub run: Option<RunKey>,
-    /// Only events behind this one.
+    /// Only events after this one.
     pub after: Seq,
     /// Maximum number of events.
     pub limit: i64,

@@ -170,7 +170,7 @@ impl Presence {
 
     /// Locks the directory shared: other processes may have the file open, too.
     pub fn share(&self) -> Result<(), StoreError> {
-        // Cannot be blocked by an exclusive lock: its holder would also hold the opening lock, which we hold.
+        // No process can hold it exclusively now: it would also hold the opening lock, which we hold.
         if self.took(self.handle.try_lock_shared())? { Ok(()) } else { Err(StoreError::Busy) }
     }
 

@@ -191,7 +191,7 @@ async fn remove(conn: &mut SqliteConnection, worker: WorkerKey) -> Result<u64, S
     Ok(removed.execute(conn).await?.rows_affected())
 }
 
-/// A sign of life; a worker that was removed is there again afterwards, under the key that its leases name.
+/// Stores a heartbeat. A worker whose row was removed is registered again, under the key that its leases name.
 pub async fn beat(tx: &mut Tx<'_>, worker: WorkerKey, registration: &Registration) -> Result<(), StoreError> {
     let now = tx.now.as_millis();
     let beat = sqlx::query!("UPDATE workers SET heartbeat_at = ?2 WHERE key = ?1", worker, now);

@@ -38,23 +38,23 @@ impl MessageCursor {
     pub const END: Self = Self { position: i64::MAX, key: i64::MAX };
 }
 
-/// Which messages are wanted.
+/// The range of messages to read.
 #[derive(Debug, Clone, Copy)]
 pub struct MessageRange {
-    /// From where on, and in which direction.
+    /// Where the page begins, and in which direction it extends.
     pub from: PageFrom,
-    /// At most so many.
+    /// Maximum number of messages.
     pub limit: i64,
-    /// Also the answer of an unfinished run, as far as it has got.
+    /// Whether to include the answer so far of an unfinished run.
     pub partial: bool,
 }
 
-/// From where on a page is read.
+/// Where a page begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageFrom {
-    /// Those behind this one, the oldest of them.
+    /// The oldest messages after this one.
     After(MessageCursor),
-    /// Those in front of this one, the newest of them.
+    /// The newest messages before this one.
     Before(MessageCursor),
 }
 
@@ -83,7 +83,7 @@ impl Size {
 }
 
 impl Store {
-    /// The messages of a session behind a cursor, in the order of the conversation. Without `partial`, the answer of an
+    /// The messages of a session after a cursor, in the order of the conversation. Without `partial`, the answer of an
     /// unfinished run is left out.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Store {
         self.page_of_messages(session, range, true).await
     }
 
-    /// The same without the parts of a message that is a page of its own.
+    /// The same, without the parts of a message that fills a page of its own.
     ///
     /// # Errors
     /// Any failure of the database.
@@ -124,7 +124,7 @@ impl Store {
         range: MessageRange,
         whole: bool,
     ) -> Result<MessagePage, StoreError> {
-        // Read first: a turn that begins in between is in the page as well, and taken out of the queue below.
+        // Read first: a message whose turn begins in between is then in both lists, and is removed from the queue below.
         let mut queued = self.queued_messages(session).await?;
         let (mut found, mut more) = self.message_sizes(session, range).await?;
         let sums = found.iter().scan(0, |sum, size| {
@@ -167,11 +167,11 @@ impl Store {
         row.fetch_one(&self.readers).await?.try_into()
     }
 
-    /// The messages of a range by their size, from its cursor on, and whether there are more. The sizes are in the heads of
-    /// the rows: no message is loaded for them.
+    /// The sizes of the messages of a range, starting at its cursor, and whether there are more. The sizes are in the row
+    /// headers: no message is loaded for them.
     async fn message_sizes(&self, session: SessionKey, range: MessageRange) -> Result<(Vec<Size>, bool), StoreError> {
         let (cursor, partial, limit) = (range.from.cursor(), range.partial, range.limit);
-        // Read first: one that gets its place in between is found there as well.
+        // Read first: a message that gets its position in between is then found by the other query, too.
         let cancelled = self.cancelled_messages(session, range).await?;
         let mut sizes = match range.from {
             PageFrom::After(_) => {
@@ -228,9 +228,9 @@ impl Store {
         Ok((sizes, more))
     }
 
-    /// The messages of a range whose run was cancelled in the queue behind one that has begun: they have no place before that
-    /// has ended. Until then they are in front of what is being answered, which an answer is to follow, or behind a partial
-    /// answer.
+    /// The messages of a range whose run was cancelled in the queue behind a run that has begun: they have no position until
+    /// that run has ended. Until then they are placed before the message that is being answered, which its answer must follow,
+    /// or after a partial answer.
     async fn cancelled_messages(&self, session: SessionKey, range: MessageRange) -> Result<Vec<Size>, StoreError> {
         let (cursor, is_forward) = (range.from.cursor(), matches!(range.from, PageFrom::After(_)));
         let rows = sqlx::query_as!(
@@ -262,14 +262,14 @@ impl Store {
         Ok(rows.fetch_all(&self.readers).await?)
     }
 
-    /// The cursor from which a page on the other side is read, if there is anything.
+    /// The cursor of the page on the other side, if there is one.
     async fn neighbour(
         &self,
         session: SessionKey,
         from: Option<PageFrom>,
         range: MessageRange,
     ) -> Result<Option<MessageCursor>, StoreError> {
-        // In front of the first message there is none.
+        // There is none beyond the first or last message.
         if range.from == PageFrom::After(MessageCursor::START) || range.from == PageFrom::Before(MessageCursor::END) {
             return Ok(None);
         }
@@ -292,7 +292,7 @@ impl Store {
     }
 }
 
-/// A message as it is stored.
+/// A message as stored.
 pub(super) struct Row {
     pub id: String,
     pub role: String,

@@ -35,7 +35,7 @@ pub struct Enqueue {
     pub workspace_named: bool,
     /// The same for the agent.
     pub agent_named: bool,
-    /// What the person said.
+    /// The message of the person.
     pub message: UserMessage,
     /// Why it is sent.
     pub purpose: Purpose,
