@@ -10,7 +10,7 @@ use crate::service::scene::{Daemon, MAINSTAY, Scene, block_until, ignores_hangup
 /// Killed together with the process that started it, if a test fails.
 const CONTAINER: [&str; 6] = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
 
-/// A daemon that is PID 1, and a process that it adopted as parent.
+/// A daemon that is PID 1, and a child of its process that it has not started.
 struct Container {
     scene: Scene,
     outside: Daemon,

@@ -164,7 +164,7 @@ async fn sessions_beyond_the_cap_replace_idle_ones() {
     }
     assert!(!dir.path().join("doubled").exists(), "two turns at once in one session of an agent");
 
-    // No agent of the config uses them any more.
+    // No turn uses them any more.
     within(async {
         while engine.list_backends().await.unwrap().iter().any(|backend| backend.state != BackendState::Stopped) {
             tokio::time::sleep(Duration::from_millis(20)).await;
