@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torture_ends_after_kills_or_after_a_time_or_after_what_comes_first() {
+    fn kills_and_time_end_a_torture_whichever_is_first() {
         let limits = |line: &str| plan(line).map(|plan| (plan.kills, plan.limit));
         assert_eq!(limits("mainstay-torture"), Some((DEFAULT_KILLS, LONGEST)));
         assert_eq!(limits("mainstay-torture --kills 7"), Some((7, LONGEST)));

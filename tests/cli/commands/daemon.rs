@@ -56,7 +56,7 @@ async fn a_daemon_serves_and_the_commands_work_with_it() {
     let cancelled = scene.mainstay(&["cancel", "s", "--wait"]).await.printed();
     assert_eq!(cancelled, format!("{} cancelled\n", hanging.trim_end()));
     until(&mut lines, r#""abort""#).await;
-    assert_eq!(ended(watching).await.code, Some(1), "whoever watched learns how it ended");
+    assert_eq!(ended(watching).await.code, Some(1), "the watching client learns how it ended");
     assert_eq!(scene.mainstay(&["cancel", hanging.trim_end()]).await.printed(), cancelled, "again changes nothing");
     assert_eq!(scene.mainstay(&["cancel", "s"]).await.printed(), "nothing to cancel\n");
     assert_eq!(scene.mainstay(&["close", "s"]).await.printed(), "s closed\n");

@@ -172,7 +172,7 @@ async fn run_of_another_boot_is_settled_with_its_whole_output() {
     assert_eq!((run.status, run.cause.as_deref()), (Status::Interrupted, Some("shim_lost")));
     while reader.read().await {}
     let record = std::fs::read_to_string(camp.dir.path().join("record")).unwrap();
-    assert!(reader.text.starts_with(&record[..before + 50]), "what was said while nobody was there is missing");
+    assert!(reader.text.starts_with(&record[..before + 50]), "what was said while no engine ran is missing");
     leaves_nothing(&camp, run.id).await;
     daemon.stop();
 }

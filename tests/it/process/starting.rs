@@ -51,7 +51,7 @@ async fn agent_starts_after_its_shim_is_known_and_was_told_to_begin() {
     drop(records);
     assert_eq!(within(end).await.unwrap(), End::Left);
     until(|| reap::is_alive(&host.as_ref().unwrap().process) == Liveness::Dead).await;
-    assert!(!dir.path().join("started").exists(), "nobody said that it may begin");
+    assert!(!dir.path().join("started").exists(), "it was not told to begin");
 }
 
 #[tokio::test]

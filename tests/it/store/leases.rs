@@ -94,7 +94,7 @@ async fn a_removed_worker_does_not_come_back_as_another_one() {
         only: None,
         lease: LEASE,
     };
-    assert!(scene.store.claim(request).await.is_err(), "it claims under nobody's name");
+    assert!(scene.store.claim(request).await.is_err(), "a removed worker claims nothing");
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ async fn backend_that_died_unwatched_is_not_restarted() {
             let engine = open(dir.path(), "", QUICK).await;
             engine.sweep().await.unwrap();
             let left = engine.list_backends().await.unwrap().remove(0);
-            assert_eq!((left.state, left.worker), (BackendState::Running, None), "nobody here can watch over it");
+            assert_eq!((left.state, left.worker), (BackendState::Running, None), "no engine here can supervise it");
             close(engine).await;
         }
         let host = i32::try_from(backend.pid.unwrap()).unwrap();
